@@ -1,0 +1,51 @@
+# Two commands for a stranger: `make demo` and `make test`. Both create .venv first, from exact versions.
+# Another interpreter: make PYTHON=python3.12 demo      Another build of torch: see the README.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# Nothing phones home, and LAPACK's threads sleep instead of spinning beside another busy process.
+export PREFECT_HOME := $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export DVC_NO_ANALYTICS := 1
+export OMP_WAIT_POLICY := PASSIVE
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: demo test check demo-backbone wheel wheel-test install clean
+demo: $(INSTALLED)
+	dvc repro --quiet
+	python -m flows.show
+
+test: $(INSTALLED)
+	python -m pytest
+
+check: $(INSTALLED)
+	ruff format --check .
+	ruff check .
+	mypy
+
+demo-backbone: $(INSTALLED)
+	python -m demo.train
+
+wheel: $(INSTALLED)
+	python -m build --wheel
+
+# The wheel alone, in an environment that has nothing else of this project: no orchestrator, no checkout on the path.
+wheel-test: wheel
+	rm -rf build/clean
+	$(PYTHON) -m venv build/clean
+	build/clean/bin/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt dist/mgaa-*.whl
+	cd build/clean && bin/python -P $(CURDIR)/benchmarks/wheel.py $(CURDIR)/models/demo
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 14) else \
+	  "error: $(PYTHON) is Python %d.%d, expected 3.11, 3.12 or 3.13: run make PYTHON=python3.11 $(MAKECMDGOALS)" % v)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[pipeline,dev]'
+	@touch $@
+
+clean:
+	rm -rf store .prefect mlflow.db mlruns models/compressed results data/prepared

@@ -1,0 +1,25 @@
+"""The wheel's smoke run: compress, save, load and fold back the model at argv[1] with nothing but the wheel installed."""
+
+import importlib.util
+import sys
+import tempfile
+
+import mgaa
+import torch
+from transformers import AutoModelForCausalLM
+
+for orchestrator in ("prefect", "mlflow", "dvc", "lm_eval", "tasks", "flows"):
+    assert importlib.util.find_spec(orchestrator) is None, f"{orchestrator} is importable: this environment is not clean"
+
+model, tokenizer = mgaa.load(sys.argv[1], device="cpu")
+text = "The wheel holds the library alone: torch, transformers and safetensors are all that it needs. " * 40
+ids = torch.tensor(tokenizer(text)["input_ids"])
+tokens = ids[: len(ids) // 64 * 64].reshape(-1, 64)
+report = mgaa.compress_(model, tokens, compression=0.2)
+with tempfile.TemporaryDirectory() as folder:
+    mgaa.save(model, tokenizer, folder)
+    loaded = AutoModelForCausalLM.from_pretrained(folder).eval()
+with torch.no_grad():
+    assert torch.equal(loaded(tokens[:2]).logits, model(tokens[:2]).logits), "the saved checkpoint is another model"
+    mgaa.densify(loaded)
+print(f"mgaa {mgaa.__version__} from {mgaa.__file__}: compression {report.compression:.4f}, reloaded bit for bit, folded back")

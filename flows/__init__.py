@@ -1,0 +1,23 @@
+"""What runs, in order: each module is a flow, and a command (`python -m flows.compress`).
+
+Importing the package sets defaults of the environment. It happens here and not in a command because Prefect, MLflow and OpenMP read them
+once, when they are imported, and workers import flows without passing through a command. A value that is set already is left alone.
+"""
+
+import os
+from pathlib import Path
+
+ENVIRONMENT = {
+    "PREFECT_HOME": str(Path(__file__).resolve().parents[1] / ".prefect"),
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 7 to 17 s on a quiet machine
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the interface shows everything, the terminal shows progress
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # nothing phones home
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SKIP_PIP_REQUIREMENTS_CHECK": "true",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow LAPACK up to 100 times beside another busy process
+}
+
+for _name, _value in ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

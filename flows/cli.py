@@ -1,0 +1,112 @@
+"""The command of a flow: overrides in, one message and an exit code out.
+
+    if __name__ == "__main__":
+        sys.exit(main(compress))
+
+Exit codes tell a scheduler what to do without reading text: 0 done, 2 usage or configuration, 3 bad input, 4 numerical, 5 resource,
+6 locked, 130 interrupted; 1 is a mistake of ours and shows its traceback.
+"""
+
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from mgaa.errors import MgaaError, UsageError
+from tasks import explain, options
+from tasks.parameters import Parameters, load
+
+FLAGS = """  --params=FILE  the parameters, by default params.yaml
+  --debug        show where an error was raised
+  --help         show this"""
+
+
+def main(flow: Callable[[Parameters], Any], argv: Sequence[str] | None = None) -> int:
+    """Run `flow` on `params.yaml` with the overrides of the command line; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if {"-h", "--help"} & set(arguments):
+        print(usage(flow))
+        return 0
+    debug = "--debug" in arguments
+    try:
+        with interruptible(), told_once():
+            flow(load(*parse([text for text in arguments if text != "--debug"])))
+    except MgaaError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; finished steps are kept, the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    """The file of parameters, and the overrides."""
+    path = Path("params.yaml")
+    overrides = []
+    for text in arguments:
+        if text.startswith("--params="):
+            path = Path(text.removeprefix("--params="))
+        elif text.startswith("-"):
+            raise UsageError(f"{text} is no option: expected --params=FILE, --debug, --help or section.key=value.")
+        else:
+            overrides.append(text)
+    return path, overrides
+
+
+def usage(flow: Callable[[Parameters], Any]) -> str:
+    """What `--help` shows: the flow, the keys, the methods."""
+    summary = (flow.__doc__ or "").strip().partition("\n")[0]
+    keys = "\n".join(explain.reference(Parameters))
+    methods = "\n".join(options.reference())
+    command = f"python -m flows.{flow.__name__} [section.key=value ...]"
+    return f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the run in order, the second one at once; the store is sound either way."""
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """The first signal."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
+    raise KeyboardInterrupt
+
+
+def stop(number: int, frame: FrameType | None) -> None:
+    """The second signal: bodies that run in threads are not waited for."""
+    os._exit(130)
+
+
+@contextmanager
+def told_once() -> Iterator[None]:
+    """The message of an `MgaaError` goes to the terminal at the end; Prefect's line about it goes to its interface only."""
+    handlers = logging.getLogger().handlers
+    for handler in handlers:
+        handler.addFilter(unexplained)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(unexplained)
+
+
+def unexplained(record: logging.LogRecord) -> bool:
+    """Whether a record is about something else than an error that explains itself."""
+    return not getattr(record, "explained", False)

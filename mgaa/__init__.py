@@ -1,0 +1,33 @@
+"""MGAA: low-rank compression of transformers language models by Multi-Granular Adaptive Allocation (arXiv 2507.03294).
+
+    report = mgaa.compress_(model, tokens, compression=0.2)   # in place
+    mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
+    model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
+
+Importing the package teaches transformers the checkpoint format (`mgaa.format`), and nothing else.
+"""
+
+from mgaa import format as _format  # noqa: F401 (registers the format)
+from mgaa.checkpoint import apply_factors, load, save
+from mgaa.compress import Report, compress_
+from mgaa.dense import densify
+from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
+from mgaa.lowrank import Factors, LowRankLinear
+
+__version__ = "0.1.0"
+__all__ = [
+    "Factors",
+    "InputError",
+    "LockedError",
+    "LowRankLinear",
+    "MgaaError",
+    "NumericalError",
+    "Report",
+    "ResourceError",
+    "UsageError",
+    "apply_factors",
+    "compress_",
+    "densify",
+    "load",
+    "save",
+]

@@ -1,0 +1,188 @@
+"""Every conversion between compression, parameters and rank, and all rounding.
+
+`compression` is the fraction of parameters removed from the linears of the decoder blocks; `keep = 1 - compression`. A matrix of
+`m x n` at rank `r` costs `r (m + n)` parameters, plus `m` where centring adds a bias that was not there. Low rank is legal only
+below the cost `m n` of the matrix itself, so the ranks of a matrix form a *ladder*: the multiples of a step up to break-even, and
+above them one last rung, *dense*, which is free of error. An allocation is a rung per matrix; the budget is never exceeded.
+
+Refilling always lifts the matrix with the least kept energy whose next rung still fits. From the lowest rungs this is at the same
+time the way to the largest common energy: after every lift, each matrix stands on the lowest rung that reaches the
+energy already common to all (methods: MGAA, level 2, arXiv 2507.03294; the ladder and the greedy form are our choice).
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mgaa.errors import UsageError
+
+AUTO_MULTIPLE = 8
+"""Rank step that GPU kernels like; taken by `multiple="auto"` where it rounds a full-size matrix by less than about 6 %."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix `W` (`m x n`, out x in) and where it stands in the model."""
+
+    name: str
+    local: str
+    block: int
+    sublayer: str
+    m: int
+    n: int
+    bias: bool
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the weight, the bias apart."""
+        return self.m * self.n
+
+    def cost(self, rank: int | None, *, centred: bool) -> int:
+        """Parameters at `rank`, an added bias included; `None` is dense."""
+        if rank is None:
+            return self.parameters
+        return rank * (self.m + self.n) + (self.m if centred and not self.bias else 0)
+
+    def largest_rank(self, *, centred: bool) -> int:
+        """The largest rank that costs less than the dense matrix (0 if none does)."""
+        return max(0, (self.parameters - 1 - self.cost(0, centred=centred)) // (self.m + self.n))
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The outcomes of one matrix, cheapest first; the last is dense.
+
+    Attributes:
+        matrix: the matrix.
+        spectrum: its energies, falling, float64.
+        ranks: ranks in rising order, then `None` for dense.
+        costs: parameters of each rung.
+        energies: kept share of the energy of each rung, in [0, 1]; 1 for dense.
+    """
+
+    matrix: Matrix
+    spectrum: Float[Tensor, " p"]
+    ranks: tuple[int | None, ...]
+    costs: tuple[int, ...]
+    energies: tuple[float, ...]
+
+    @staticmethod
+    def of(matrix: Matrix, spectrum: Float[Tensor, " p"], *, multiple: int, centred: bool) -> "Ladder":
+        """The ranks `multiple, 2 multiple, ...` below break-even, and dense."""
+        ranks = range(multiple, matrix.largest_rank(centred=centred) + 1, multiple)
+        costs = [matrix.cost(rank, centred=centred) for rank in ranks]
+        return Ladder(matrix, spectrum, (*ranks, None), (*costs, matrix.parameters), ()).weighed(1.0)
+
+    def weighed(self, power: float) -> "Ladder":
+        """The same ladder with `energies` from `spectrum ** power`."""
+        kept = kept_energy(self.spectrum, power)
+        energies = tuple(1.0 if rank is None else float(kept[rank]) for rank in self.ranks)
+        return replace(self, energies=energies)
+
+    def rung_within(self, cost: float) -> int:
+        """The highest rung that costs at most `cost`; the lowest if none does."""
+        return max(sum(c <= cost for c in self.costs) - 1, 0)
+
+
+def rank_multiple(matrices: Sequence[Matrix], multiple: int | str) -> int:
+    """The step between ranks: a number as it is; `auto` is 8, or 1 where a matrix has fewer than 16 such steps.
+
+    Raises:
+        UsageError: neither a positive whole number nor `auto`.
+    """
+    if isinstance(multiple, int) and not isinstance(multiple, bool) and multiple >= 1:
+        return multiple
+    if multiple != "auto":
+        raise UsageError(f"ranks.multiple is {multiple!r}, expected a positive whole number such as 8, or 'auto'")
+    smallest = min(matrix.parameters // (matrix.m + matrix.n) for matrix in matrices)
+    return AUTO_MULTIPLE if smallest >= 16 * AUTO_MULTIPLE else 1
+
+
+def kept_energy(energies: Float[Tensor, " p"], power: float = 1.0) -> Float[Tensor, " p+1"]:
+    """Kept share at ranks 0..p: cumulated `energies ** power` over their sum (1 everywhere if the sum is 0).
+
+    `power=1` weighs by squared error; `power=0.5` sums singular values instead of their squares.
+    """
+    weights = energies.double() ** power
+    total = weights.sum()
+    if total == 0:
+        return torch.ones(len(weights) + 1, dtype=torch.float64)
+    return torch.cat([torch.zeros(1, dtype=torch.float64), (weights.cumsum(0) / total).clamp(max=1.0)])
+
+
+def refill(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list[int]:
+    """Lift rungs, least energy first, while the next one fits into `budget` parameters in total.
+
+    What remains is smaller than the cheapest next step of any matrix that is not dense. Equal energies go by position.
+    """
+    rungs = list(rungs)
+    left = budget - sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
+    queue = [(ladders[i].energies[rung], i) for i, rung in enumerate(rungs)]
+    heapq.heapify(queue)
+    while queue:
+        _, i = heapq.heappop(queue)
+        above = rungs[i] + 1
+        if above == len(ladders[i].costs) or (step := ladders[i].costs[above] - ladders[i].costs[rungs[i]]) > left:
+            continue  # what is left only shrinks, so this step never fits again
+        left -= step
+        rungs[i] = above
+        heapq.heappush(queue, (ladders[i].energies[above], i))
+    return rungs
+
+
+def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
+    """Parameters that may remain: `floor((1 - compression) * sum of m n)`.
+
+    Raises:
+        UsageError: the compression is not inside (0, 1).
+    """
+    if not 0 < compression < 1:
+        raise UsageError(
+            f"compression is {compression}, expected a number between 0 and 1 (both excluded): "
+            "the fraction of linear parameters to remove, e.g. 0.2"
+        )
+    return int((1 - compression) * sum(matrix.parameters for matrix in matrices) + 1e-3)
+
+
+def check_reachable(ladders: Sequence[Ladder], compression: float) -> None:
+    """Refuse a compression that the lowest rungs cannot reach.
+
+    Raises:
+        UsageError: naming the largest compression that can be reached.
+    """
+    total = sum(ladder.matrix.parameters for ladder in ladders)
+    floor = sum(ladder.costs[0] for ladder in ladders)
+    if floor > parameter_budget([ladder.matrix for ladder in ladders], compression):
+        raise UsageError(
+            f"compression {compression} is out of reach: at the lowest ranks {floor:,} of {total:,} linear parameters remain; "
+            f"the largest reachable compression is {int(1e4 * (1 - floor / total)) / 1e4:.4f} (a smaller ranks.multiple reaches further)"
+        )
+
+
+def fit_ratios(
+    scores: Float[Tensor, " s"], parameters: Float[Tensor, " s"], compression: float, caps: Float[Tensor, " s"]
+) -> Float[Tensor, " s"]:
+    """Ratios proportional to `scores`, at most `caps`, that remove exactly `compression` of all `parameters`.
+
+    Solves `sum_s P_s min(cap_s, k * score_s) = compression * sum_s P_s` for `k`, exactly: sublayers reach their caps in falling
+    order of `score / cap`, so each number of capped ones is tried in turn. Where only zero scores are left, they share what remains.
+    Caps that cannot remove as much are a mistake of the caller (`mgaa.ratios` checks them).
+    """
+    target = compression * parameters.sum()
+    order = caps.argsort(stable=True)  # zero scores share equally, so that the smallest cap is reached first
+    order = order[(scores / caps)[order].argsort(descending=True, stable=True)]
+    ratios = caps.clone()
+    for capped in range(len(scores)):
+        rest = order[capped:]
+        top = scores[rest].max()
+        share = scores[rest] / top if top > 0 else torch.ones_like(scores[rest])
+        left = target - (caps * parameters)[order[:capped]].sum()
+        fitted = share * left / (share * parameters[rest]).sum()
+        if bool((fitted <= caps[rest] * (1 + 1e-12)).all()):
+            ratios[rest] = fitted
+            break
+    return torch.minimum(ratios, caps)

@@ -1,0 +1,119 @@
+"""Models out: factors into a model, the model into a folder.
+
+`save` writes the same bytes for the same model, so that its digest is an identity: no times, no paths, no traces of how
+the tokenizer was last called. The format is described in format.py; `load` reads it back (loading.py).
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from safetensors import SafetensorError
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from mgaa.errors import NumericalError, ResourceError, UsageError
+from mgaa.folder import CONFIG
+from mgaa.format import NOTICE, describe
+from mgaa.loading import load
+from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers, non_finite
+
+__all__ = ["apply_factors", "load", "save"]
+
+
+def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
+    """Replace linears by low-rank ones in place, by dotted name; factors take the dtype and the device of their linear.
+
+    The model's config then says so, and `save` writes it. May be called block by block.
+
+    Raises:
+        UsageError: a name is no linear of the model, or the factors have other shapes.
+        NumericalError: a factor is not finite in the dtype of its linear.
+    """
+    modules = dict(model.named_modules())
+    layers = {name: _replacement(name, modules.get(name), pair) for name, pair in factors.items()}
+    for name, layer in layers.items():
+        model.set_submodule(name, layer)
+    describe(cast(PreTrainedModel, model))
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Write a model, dense or compressed, and its tokenizer as a Hugging Face folder, in the dtype of the model.
+
+    Weights that the folder already holds under the same names are replaced; other files stay.
+
+    Raises:
+        ResourceError: the folder cannot be written.
+    """
+    describe(model)
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in folder.glob("model*.safetensors*"):
+            stale.unlink()
+        _save_model(model, folder, max_shard_size)
+        _save_tokenizer(tokenizer, folder)
+        if low_rank_layers(model):
+            _edit(folder / CONFIG, transformers_weights=NOTICE)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(
+            f"the model cannot be written to {folder} ({error}): make room or give a folder that can be written"
+        ) from error
+
+
+def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRankLinear:
+    if not isinstance(linear, nn.Linear):
+        found = "nothing" if linear is None else type(linear).__name__
+        raise UsageError(f"factors for {name!r}, where the model has {found}: expected an nn.Linear")
+    weight = linear.weight
+    parts = {"A": factors.A, "B": factors.B} | ({} if factors.bias is None else {"bias": factors.bias})
+    stored = {key: part.detach().to(weight.device, weight.dtype) for key, part in parts.items()}
+    for key, part in stored.items():
+        if bad := non_finite(part):
+            raise NumericalError(
+                f"factor {key} of {name} has {bad} non-finite entries in {weight.dtype}: "
+                "set backbone.dtype to bfloat16 or float32"
+            )
+    layer = LowRankLinear.from_factors(Factors(**stored)).train(linear.training)
+    if (layer.out_features, layer.in_features) != tuple(weight.shape):
+        raise UsageError(
+            f"factors for {name} make a {layer.out_features} x {layer.in_features} matrix, "
+            f"the layer has {weight.shape[0]} x {weight.shape[1]}: use the factors of this model"
+        )
+    return layer.requires_grad_(weight.requires_grad)
+
+
+def _save_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
+    """Generation settings pass as they came; `save_pretrained` would refuse those of some published models."""
+    generation = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+    finally:
+        model.generation_config = generation
+    if generation is not None:
+        generation.to_json_file(folder / "generation_config.json")
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Without the truncation and padding of its last call, which a fast tokenizer keeps, and without its origin."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    tokenizer.save_pretrained(folder)
+    _edit(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
+
+
+def _edit(path: Path, **entries: Any) -> None:
+    """Set entries of a JSON file in the layout of transformers; None removes."""
+    content = json.loads(path.read_text(encoding="utf-8")) | entries
+    kept = {key: value for key, value in content.items() if key not in entries or value is not None}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,104 @@
+"""A compressed model folded back to plain linears: `W' = B A`, for programs that know nothing of low rank.
+
+The speed and the size of the factors are lost, the function is kept. Only biases are an obstacle: a centred factorizer
+(`afm`) gives every linear one, and most architectures have linears without. Three ways out, tried in this order, each
+exact: the class has room for the bias as it is; it has with the flags `attention_bias` or `mlp_bias` of its config
+(Llama; Qwen3 for attention), and linears without a bias get zeros; or the model is a Llama in all but name (Mistral and
+Qwen2 without sliding windows), and becomes one. What remains is refused.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from mgaa.errors import UsageError
+from mgaa.format import describe
+from mgaa.lowrank import low_rank_layers
+
+# Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
+# modeling_qwen2.py with modeling_llama.py in
+# https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers/models
+LIKE_LLAMA = ("mistral", "qwen2")
+BIAS_FLAGS = ("attention_bias", "mlp_bias")
+
+
+def densify(model: PreTrainedModel) -> PreTrainedModel:
+    """Fold every low-rank layer into an `nn.Linear` and return a model whose `save_pretrained` loads without mgaa.
+
+    The weights are those of `model`, which is changed in place and should not be used again: where its class has no
+    room for the added biases, the returned model is a `LlamaForCausalLM` that owns them.
+
+    Raises:
+        UsageError: no class of transformers that is known here can hold the biases; the model is left as it was.
+    """
+    shell = _shell(model)
+    for name, layer in low_rank_layers(model).items():
+        model.set_submodule(name, layer.dense())
+    _fill_biases(model, set(shell.state_dict()))
+    if type(shell) is type(model):
+        for flag in BIAS_FLAGS:
+            if hasattr(shell.config, flag):
+                setattr(model.config, flag, getattr(shell.config, flag))
+        describe(model)
+        return model
+    return _moved(model, shell)
+
+
+def _shell(model: PreTrainedModel) -> PreTrainedModel:
+    """An empty model of the first class and config that has a place for every bias."""
+    folded = {f"{name}.B.bias": f"{name}.bias" for name in low_rank_layers(model)}
+    biases = {folded.get(name, name) for name in model.state_dict() if name.endswith(".bias")}
+    for kind, config in _candidates(model):
+        with torch.device("meta"):
+            shell = kind(config)
+        missing = sorted(biases - set(shell.state_dict()))
+        if not missing:
+            return shell
+    window = getattr(model.config, "sliding_window", None)
+    remedy = f", or set model.config.sliding_window = None if no context exceeds its {window} tokens" if window else ""
+    raise UsageError(
+        f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias')} ({len(missing)} such), so a plain "
+        "checkpoint cannot hold this model: compress with factors.method=whitened, which adds no bias, or keep "
+        f"the low-rank checkpoint{remedy}"
+    )
+
+
+def _candidates(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
+    config = model.config
+    for flags in ((), ("attention_bias",), ("mlp_bias",), BIAS_FLAGS):
+        if all(hasattr(config, flag) for flag in flags):
+            yield type(model), _with(config, flags)
+    if config.model_type in LIKE_LLAMA and getattr(config, "sliding_window", None) is None:
+        fields = {field.name for field in dataclasses.fields(LlamaConfig)}
+        twin = LlamaConfig(**{key: value for key, value in config.to_dict().items() if key in fields})
+        twin._attn_implementation = config._attn_implementation
+        yield LlamaForCausalLM, _with(twin, BIAS_FLAGS)
+
+
+def _with(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    for flag in flags:
+        setattr(config, flag, True)
+    return config
+
+
+def _fill_biases(model: PreTrainedModel, expected: set[str]) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in expected:
+            module.bias = nn.Parameter(module.weight.new_zeros(module.out_features))
+
+
+def _moved(model: PreTrainedModel, shell: PreTrainedModel) -> PreTrainedModel:
+    """The shell with the tensors of the model: parameters, and the buffers that are not saved (rotary frequencies)."""
+    shell.load_state_dict(model.state_dict(), assign=True)
+    for name, buffer in model.named_buffers():
+        owner, _, key = name.rpartition(".")
+        setattr(shell.get_submodule(owner), key, buffer)
+    shell.tie_weights()
+    shell.generation_config = model.generation_config
+    shell.requires_grad_(any(parameter.requires_grad for parameter in model.parameters()))
+    return shell.train(model.training)

@@ -1,0 +1,104 @@
+"""Factorizers: from a weight and the statistics of its input to an ordered basis, and from there to factors of any rank.
+
+Each file of this folder holds one `metric(statistics, *, options) -> Metric`; everything else is shared. `spectra` decomposes the
+matrices of a block once; `factorize` slices a rank out of a decomposition and rounds to the storage dtype. The factors are `B = U_r`
+and `A = U_r^T W`, where `A` is refitted by least squares to the `B` that is really stored, `A = (B^T B)^-1 B^T W`, so that
+the rounding of `B` costs no more than it must. Where the metric is centred, the mean of the input returns as a bias,
+`b' = c + (W - B A) mean`, which is right for any `B A` and therefore computed from the rounded ones.
+
+Legend: m outputs, n inputs, p = min(m, n), r rank.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mgaa.errors import NumericalError
+from mgaa.linalg import Spectrum, decompose, left_basis
+from mgaa.lowrank import Factors
+from mgaa.methods import method
+from mgaa.statistics import BlockStatistics
+
+
+def spectra(
+    weights: Mapping[str, Float[Tensor, "m n"]], statistics: BlockStatistics, name: str, **options: Any
+) -> dict[str, Spectrum]:
+    """Decompose the matrices of one block in the metric of factorizer `name`; bases reach up to break-even.
+
+    Args:
+        weights: by the linear's name inside the block, on the device to compute on.
+        statistics: of the same block.
+        name, options: the factorizer and its keyword arguments.
+    """
+    metric = method("factors", name, options)
+    return {
+        linear: decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
+        for linear, weight in weights.items()
+    }
+
+
+def _break_even(weight: Float[Tensor, "m n"]) -> int:
+    m, n = weight.shape
+    return max(1, (m * n - 1) // (m + n))
+
+
+def factorize(
+    weight: Float[Tensor, "m n"],
+    bias: Float[Tensor, " m"] | None,
+    spectrum: Spectrum,
+    rank: int,
+) -> Factors:
+    """Factors of `rank` in the dtype of `weight`; computed in float64, rounded once.
+
+    Raises:
+        NumericalError: an entry leaves the range of the dtype.
+    """
+    dense = weight.double()
+    stored = left_basis(weight, spectrum, rank).to(weight.dtype)
+    gram = stored.double().T @ stored.double()
+    refitted = torch.linalg.solve(gram, stored.double().T @ dense).to(weight.dtype)
+    if spectrum.mean is not None:
+        lost = (dense - stored.double() @ refitted.double()) @ spectrum.mean.to(dense)
+        bias = (lost if bias is None else bias.double() + lost).to(weight.dtype)
+    parts = (refitted, stored) if bias is None else (refitted, stored, bias)
+    if not all(bool(torch.isfinite(part).all()) for part in parts):
+        raise NumericalError(
+            f"factors of rank {rank} leave the range of {weight.dtype}: set backbone.dtype to bfloat16 or float32"
+        )
+    return Factors(A=refitted.contiguous(), B=stored.contiguous(), bias=bias)
+
+
+def save_spectra(spectra: Mapping[str, Spectrum], path: Path) -> None:
+    """Write the spectra of one block: energies in float64, bases in float32."""
+    tensors = {f"{name}/energies": spectrum.energies.cpu() for name, spectrum in spectra.items()}
+    tensors |= {f"{name}/basis": spectrum.basis.float().cpu().contiguous() for name, spectrum in spectra.items()}
+    tensors |= {
+        f"{name}/mean": spectrum.mean.clone().cpu() for name, spectrum in spectra.items() if spectrum.mean is not None
+    }
+    save_file(tensors, path)
+
+
+def load_energies(path: Path) -> tuple[dict[str, Float[Tensor, " p"]], bool]:
+    """The energies of a block without its bases, by linear, and whether the factors add biases."""
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        energies = {
+            name.removesuffix("/energies"): file.get_tensor(name) for name in names if name.endswith("/energies")
+        }
+    return energies, any(name.endswith("/mean") for name in names)
+
+
+def load_spectra(path: Path, device: str = "cpu") -> dict[str, Spectrum]:
+    """Read what `save_spectra` wrote."""
+    tensors = load_file(path, device)
+    names = [key.removesuffix("/energies") for key in tensors if key.endswith("/energies")]
+    return {
+        name: Spectrum(tensors[f"{name}/energies"], tensors[f"{name}/basis"], tensors.get(f"{name}/mean"))
+        for name in names
+    }

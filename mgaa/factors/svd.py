@@ -1,0 +1,11 @@
+"""Plain truncated SVD: the metric is the identity, the data plays no part (Eckart and Young, 1936)."""
+
+import torch
+
+from mgaa.linalg import Metric
+from mgaa.statistics import InputStatistics
+
+
+def metric(statistics: InputStatistics) -> Metric:
+    """`M = I`."""
+    return Metric(torch.ones_like(statistics.mean), side="input", scale=1.0)

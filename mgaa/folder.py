@@ -1,0 +1,206 @@
+"""A checkpoint folder, examined before anything in it is opened as a model.
+
+transformers is lenient where a compression run must not be: it falls back to pickles, fills what is missing with random
+numbers, follows an index wherever it points and attaches adapters that it finds. Here a folder is accepted only if it
+holds a readable config without code of its own, a tokenizer, and complete safetensors files inside the folder; every
+refusal names the file and the remedy. Only headers are read, so this costs milliseconds at any size.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+
+from mgaa.errors import InputError, UsageError
+from mgaa.format import METHOD, NOTICE
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+TOKENIZER_FILES = (
+    *VOCABULARIES,
+    *("tokenizer_config.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+)
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def locate(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: `source` itself, or the Hub's files of that id at that commit (fetched or cached).
+
+    Raises:
+        UsageError: a Hub id without a commit, or a local folder with one.
+        InputError: there is no such folder, or the Hub does not give it.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if revision is not None:
+            raise UsageError(
+                f"revision {revision!r} for the local folder {source}: only Hub models have revisions; set it to null"
+            )
+        return folder
+    if not _may_be_hub_id(source):
+        raise InputError(f"no model folder at {source}: expected a folder with {CONFIG}; check the path")
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise UsageError(
+            f"{source} is no local folder, and as a Hub model it has the revision {revision!r}: expected a commit "
+            "(40 hexadecimal digits, from the model's page, 'Files', 'History'), because branches move"
+        )
+    return _fetch(str(source), revision)
+
+
+def backbone_files(source: str | Path, revision: str | None = None) -> list[Path]:
+    """The files that make a checkpoint what it is, sorted: config, tokenizer and weights; examined, so complete."""
+    folder = locate(source, revision)
+    examine(folder)
+    small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES]
+    present = [folder / name for name in small if (folder / name).is_file()]
+    if (folder / WEIGHTS).is_file():
+        present = [path for path in present if path.name != INDEX]
+    return sorted({*present, *weight_files(folder)})
+
+
+def examine(folder: Path) -> None:
+    """Raise InputError, with the remedy, at the first thing that forbids to load a folder."""
+    _examine_config(folder)
+    _examine_tokenizer(folder)
+    for path in weight_files(folder):
+        _examine_header(path)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would read, checked to exist inside the folder."""
+    return [_inside(folder, name) for name in _weight_names(folder)]
+
+
+def _examine_config(folder: Path) -> None:
+    config = _json(folder, CONFIG)
+    if not isinstance(config.get("model_type"), str):
+        raise InputError(f"{folder / CONFIG} has no model_type: it is not the config of a transformers model")
+    if "auto_map" in config:
+        raise InputError(
+            f"{folder / CONFIG} asks for code of its own (auto_map), which is never run: "
+            "use a model whose class is part of transformers"
+        )
+    quantization = config.get("quantization_config") or {"quant_method": METHOD}
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+    if method != METHOD:
+        raise InputError(f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards")
+    if config.get("transformers_weights", NOTICE) != NOTICE:
+        raise InputError(
+            f"{folder / CONFIG} keeps its weights in {config['transformers_weights']}: rename them to {WEIGHTS} "
+            "and remove transformers_weights"
+        )
+    if (folder / GENERATION).exists():
+        _json(folder, GENERATION)
+    if (folder / "adapter_config.json").exists():
+        raise InputError(f"{folder} holds an adapter: merge it into the model first (peft: merge_and_unload)")
+
+
+def _examine_tokenizer(folder: Path) -> None:
+    if not any((folder / name).is_file() for name in VOCABULARIES):
+        raise InputError(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's own there")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if (folder / name).exists() and "auto_map" in _json(folder, name):
+            raise InputError(
+                f"{folder / name} asks for code of its own (auto_map), which is never run: "
+                "use a tokenizer whose class is part of transformers"
+            )
+
+
+def _examine_header(path: Path) -> None:
+    """Opening checks that the header is sound and that the file is as long as it says."""
+    try:
+        with safe_open(path, framework="pt") as tensors:
+            tensors.keys()
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path} is not a complete safetensors file ({error}): fetch it again "
+            "(a Git LFS pointer needs `git lfs pull`)"
+        ) from error
+
+
+def _weight_names(folder: Path) -> list[str]:
+    if (folder / WEIGHTS).exists():
+        return [WEIGHTS]
+    if not (folder / INDEX).exists():
+        raise InputError(f"{folder} has neither {WEIGHTS} nor {INDEX}: {_instead(folder)}")
+    index = _json(folder, INDEX)
+    names = index.get("weight_map")
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise InputError(f"{folder / INDEX} has no weight_map from tensors to files: fetch it again")
+    if not isinstance(index.get("metadata"), dict):
+        raise InputError(f"{folder / INDEX} has no metadata: fetch it again")
+    return sorted(set(names.values()))
+
+
+def _instead(folder: Path) -> str:
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLES)
+    if pickles:
+        return (
+            f"{pickles[0]} is a pickle, which can run code when it is opened; convert it to safetensors "
+            "where that does no harm (`save_pretrained` of transformers writes them)"
+        )
+    return "expected safetensors weights; fetch them"
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file of that name, which no link may take out of the folder (of a Hub snapshot: out of its cache entry)."""
+    root = folder.resolve()
+    root = root.parents[1] if root.parent.name == "snapshots" else root
+    path = folder / name
+    if not path.resolve().is_relative_to(root):
+        raise InputError(f"{folder} takes its weights from {name!r}, outside the folder: copy the file into it")
+    if not path.is_file():
+        raise InputError(f"{folder} lacks the file {name}: fetch it")
+    return path
+
+
+def _json(folder: Path, name: str) -> dict[str, Any]:
+    if not (folder / name).is_file():
+        raise InputError(f"{folder} has no {name}: expected the folder of a transformers model; check the path")
+    try:
+        value = json.loads(_inside(folder, name).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{folder / name} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{folder / name} holds a {type(value).__name__}, expected an object: fetch it again")
+    return value
+
+
+def _may_be_hub_id(source: str | Path) -> bool:
+    if isinstance(source, Path) or not _HUB_ID.fullmatch(source):
+        return False
+    return "/" not in source or not Path(source).parent.is_dir()
+
+
+def _fetch(name: str, revision: str) -> Path:
+    """Small files first, so that a model that will be refused costs no gigabytes."""
+    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES])
+    _examine_config(folder)
+    _examine_tokenizer(folder)
+    return _snapshot(name, revision, list(_wanted(folder)))
+
+
+def _wanted(folder: Path) -> Iterator[str]:
+    yield WEIGHTS
+    if (folder / INDEX).exists():
+        yield from _weight_names(folder)
+
+
+def _snapshot(name: str, revision: str, files: list[str]) -> Path:
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=files))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the Hub gives no {name} at {revision} ({reason}): check both, log in if it is gated, "
+            "unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
+        ) from error

@@ -1,0 +1,138 @@
+"""The checkpoint format, taught to transformers: importing this module is all it takes.
+
+A compressed checkpoint is an ordinary Hugging Face folder whose config.json says which linears are low-rank:
+
+    "quantization_config": {"quant_method": "mgaa", "version": 1,
+                            "modules": {"model.layers.0.self_attn.q_proj": {"rank": 40, "bias": true}, ...}}
+
+transformers builds the dense skeleton on the meta device, asks the quantizer registered here to put `LowRankLinear` in
+the places of `modules`, then fills in the tensors: no pickle, no remote code, bit-equal weights. After that nothing is
+special about the model: what transformers forbids for integer weights (`.float()`, training) is allowed.
+
+Without this module transformers would only warn about the unknown method, and put random matrices where it finds none.
+Two things prevent it. `mgaa.save` writes `NOTICE` into config.json as `transformers_weights`, the name of the file to
+load; transformers quotes it in the ValueError that it raises before it builds anything, and the quantizer removes it.
+And every low-rank layer carries a mark under the name of the dense weight (lowrank.py), so that whatever drops the
+notice (`save_pretrained`, an edited config) or never looks at it (`load_state_dict`, other loaders) meets a size
+mismatch.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from mgaa.errors import InputError
+from mgaa.lowrank import LowRankLinear, low_rank_layers
+
+METHOD = "mgaa"
+VERSION = 1
+NOTICE = "these weights are low-rank factors of the Python package mgaa; run `import mgaa` before you load them"
+
+
+class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """`quantization_config` of a compressed model: `modules` maps a linear's dotted name to its `rank` and `bias`."""
+
+    def __init__(
+        self,
+        modules: object = None,
+        version: int = VERSION,
+        quant_method: str = METHOD,
+        **unknown: object,
+    ) -> None:
+        if version != VERSION or unknown:
+            raise InputError(
+                f"quantization_config has version {version} and the further keys {sorted(unknown)}; this mgaa reads "
+                f"version {VERSION} without further keys: install the mgaa that wrote the checkpoint"
+            )
+        if not isinstance(modules, Mapping) or not all(isinstance(shape, Mapping) for shape in modules.values()):
+            raise InputError(
+                f"quantization_config has the modules {modules!r}, expected a rank and a bias for each name: "
+                "config.json was edited or is damaged; restore it from the compression run"
+            )
+        self.quant_method = quant_method
+        self.version = version
+        self.modules = {name: dict(shape) for name, shape in modules.items()}
+
+
+class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Swaps the linears for low-rank ones between the building of the model and the loading of its weights."""
+
+    requires_calibration = True
+    quantization_config: LowRankConfig
+
+    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """Called once the method is known and before files are looked for: here the notice has done its work."""
+        if getattr(config, "transformers_weights", None) == NOTICE:
+            del config.transformers_weights
+        return config
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        for name, shape in self.quantization_config.modules.items():
+            place = _place(name, linears, model)
+            model.set_submodule(place, _layer(name, shape, linears[place]))
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        del model.hf_quantizer, model.quantization_method, model.is_quantized
+        for module in model.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config.__dict__.pop("_is_quantized", None)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Whether `save_pretrained` may write it: yes, as it is."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters and factors may be trained: yes."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `torch.compile` takes it: yes."""
+        return True
+
+
+def describe(model: PreTrainedModel) -> None:
+    """Write the model's low-rank layers into its config, or remove that entry where there are none."""
+    modules = {
+        name: {"rank": layer.rank, "bias": layer.B.bias is not None} for name, layer in low_rank_layers(model).items()
+    }
+    if modules:
+        model.config.quantization_config = LowRankConfig(modules)
+    elif isinstance(getattr(model.config, "quantization_config", None), LowRankConfig):
+        del model.config.quantization_config
+
+
+def _place(name: str, linears: Mapping[str, nn.Linear], model: PreTrainedModel) -> str:
+    """Where the linear is in this class: `AutoModel` lacks the prefix under which a causal model holds its decoder."""
+    for candidate in (name, name.removeprefix(f"{model.base_model_prefix}.")):
+        if candidate in linears:
+            return candidate
+    raise InputError(
+        f"quantization_config names {name!r}, which is no linear of {type(model).__name__}: "
+        "config.json was edited or belongs to another model; restore it from the compression run"
+    )
+
+
+def _layer(name: str, shape: Mapping[str, int | bool], linear: nn.Linear) -> LowRankLinear:
+    m, n, rank = linear.out_features, linear.in_features, shape.get("rank")
+    if not isinstance(rank, int) or not 1 <= rank <= min(m, n):
+        raise InputError(
+            f"quantization_config gives {name} the rank {rank!r}, expected 1 to {min(m, n)}: "
+            "config.json was edited or is damaged; restore it from the compression run"
+        )
+    weight = linear.weight
+    return LowRankLinear(n, m, rank, bias=bool(shape.get("bias")), device=weight.device, dtype=weight.dtype)
+
+
+# Assigned rather than registered through the decorators, which refuse the second import of a reloaded module.
+AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowRankConfig
+AUTO_QUANTIZER_MAPPING[METHOD] = LowRankQuantizer

@@ -1,0 +1,162 @@
+"""Models in: a dense backbone or a compressed checkpoint, whole or not at all.
+
+Every tensor of the model comes from the files, every tensor of the files is used, all numbers are finite, and no token
+id exceeds the embedding. What a folder must look like before this is tried is said in folder.py.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
+
+from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.folder import CONFIG, examine, locate
+from mgaa.lowrank import non_finite
+
+# What transformers raises over files whose contents make no sense; its loaders hardly check what they read.
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError),
+    StrictDataclassError,
+)
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+def load(
+    source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model, dense or compressed, and its tokenizer; in evaluation mode, without gradients.
+
+    Args:
+        source: a local folder, or the id of a Hub model.
+        revision: the commit of a Hub model (40 hexadecimal digits); None for a folder.
+        dtype: `auto` is the dtype of the checkpoint; else one of `DTYPES`.
+        device: `auto` is CUDA where there is one, else the CPU; else what `torch.device` takes.
+
+    Raises:
+        UsageError: an argument is not among the values above.
+        InputError: the checkpoint is missing, damaged, incomplete or of a kind that is not loaded (folder.py).
+        NumericalError: a weight is not finite.
+    """
+    target = _device(device)
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+    folder = locate(source, revision)
+    examine(folder)
+    config = _config(folder)
+    tokenizer = _tokenizer(folder)
+    model = _model(folder, config, dtype)
+    _fit(tokenizer, model, folder)
+    model.to(target)
+    _finite(model, folder)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
+    return device
+
+
+def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise InputError(
+            f"the tokenizer in {folder} does not load ({_said(error)}): copy the model's own there"
+        ) from error
+
+
+def _config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise InputError(f"transformers cannot read {folder / CONFIG} ({_said(error)}): fetch it again") from error
+
+
+def _model(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
+    """Differing shapes are asked back with the other deviations instead of raising: one message names them all."""
+    try:
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+    except UNREADABLE as error:
+        raise InputError(
+            f"{folder} does not load as a causal language model ({_said(error)}): give one that is"
+        ) from error
+    deviations = {
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+    }
+    if any(deviations.values()):
+        raise InputError(
+            f"the weights in {folder} are not those of {type(model).__name__} with this config: "
+            f"{'; '.join(f'{what} {_few(names)}' for what, names in deviations.items() if names)}. "
+            "The checkpoint is incomplete or its config belongs to another model: fetch it again"
+        )
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings of transformers: its table of missing tensors ends with advice to train, ours ends the run."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _said(error: Exception) -> str:
+    """The kind and the first line: some of transformers' messages list every model it has."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def _few(names: set[str]) -> str:
+    first = ", ".join(sorted(names)[:3])
+    return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
+
+
+def _fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
+    highest = max(tokenizer.get_vocab().values(), default=-1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0 <= highest < rows:
+        raise InputError(
+            f"the tokenizer in {folder} has ids up to {highest}, the embedding has {rows} rows: "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+def _finite(model: PreTrainedModel, folder: Path) -> None:
+    for name, tensor in model.state_dict().items():
+        if bad := non_finite(tensor):
+            raise NumericalError(
+                f"{name} in {folder} has {bad} non-finite entries of {tensor.numel()} in {tensor.dtype}: "
+                "the checkpoint is damaged, or its numbers need a wider dtype (backbone.dtype: bfloat16 or float32)"
+            )

@@ -1,0 +1,114 @@
+"""A linear layer as two thin ones: `y = B (A x) + b` in place of `y = W x + b`.
+
+`A` and `B` are ordinary `nn.Linear` modules, so whatever works on linears (casting, moving, compiling, LoRA adapters)
+works on them; at rank r the layer costs `r (m + n)` parameters and as many multiplications per token, instead of `m n`.
+
+The layer also owns a mark: one zero under the name `weight`, where a dense layer keeps its matrix. It takes no part in
+the computation. Its shape, (1, 1, 1), fits no matrix and broadcasts to none, so a program that reads the tensors of a
+compressed model without knowing of the factors meets a size mismatch at once and cannot fill the layer with random
+numbers. It is no parameter, it moves and casts with the layer, and `layer.weight.dtype` and `.device` answer as
+callers expect.
+
+Legend: n inputs, m outputs, r rank.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mgaa.errors import UsageError
+
+MARK_SHAPE = (1, 1, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What replaces a weight matrix: `W` is about `B @ A`; `bias` is the whole bias, the dense layer's included."""
+
+    A: Float[Tensor, "r n"]
+    B: Float[Tensor, "m r"]
+    bias: Float[Tensor, " m"] | None = None
+
+
+class LowRankLinear(nn.Module):
+    """`B (A x)`: a linear map of rank at most `rank`.
+
+    Attributes:
+        A: `nn.Linear(in_features, rank)` without bias.
+        B: `nn.Linear(rank, out_features)`, with the bias of the layer if it has one.
+        weight: the mark of a low-rank layer (see the file's docstring), not a weight.
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= rank <= min(in_features, out_features):
+            raise UsageError(
+                f"rank {rank} of a {out_features} x {in_features} matrix: "
+                f"expected 1 to {min(in_features, out_features)}; keep the matrix dense instead"
+            )
+        self.in_features = in_features
+        self.out_features = out_features
+        self.rank = rank
+        self.A = nn.Linear(in_features, rank, bias=False, device=device, dtype=dtype)
+        self.B = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
+        self.register_buffer("weight", torch.zeros(MARK_SHAPE, device=device, dtype=dtype))
+
+    @classmethod
+    def from_factors(cls, factors: Factors) -> "LowRankLinear":
+        """The layer that computes with these very tensors, not copies of them."""
+        (rank, n), (m, inner) = factors.A.shape, factors.B.shape
+        if inner != rank or (factors.bias is not None and factors.bias.shape != (m,)):
+            bias = "none" if factors.bias is None else tuple(factors.bias.shape)
+            raise UsageError(
+                f"factors of shapes A {(rank, n)}, B {(m, inner)}, bias {bias} do not fit: "
+                "expected A (r, n), B (m, r), bias (m,) or none"
+            )
+        layer = cls(n, m, rank, bias=factors.bias is not None, device="meta")
+        layer.A.weight = nn.Parameter(factors.A)
+        layer.B.weight = nn.Parameter(factors.B)
+        if factors.bias is not None:
+            layer.B.bias = nn.Parameter(factors.bias)
+        layer.weight = factors.A.new_zeros(MARK_SHAPE)
+        return layer
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
+        """`B (A x) + b` over the last dimension."""
+        y: Tensor = self.B(self.A(x))
+        return y
+
+    @torch.no_grad()
+    def dense(self) -> nn.Linear:
+        """The equivalent `nn.Linear`; the product is computed in float64 and rounded once."""
+        weight, bias = self.B.weight, self.B.bias
+        dense = nn.Linear(self.in_features, self.out_features, bias=bias is not None, device="meta")
+        dense.weight = nn.Parameter((weight.double() @ self.A.weight.double()).to(weight.dtype))
+        if bias is not None:
+            dense.bias = nn.Parameter(bias.detach())
+        return dense.train(self.training)
+
+    def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer itself."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
+    """Every `LowRankLinear` of a model, by dotted name, in the order of its modules."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
+
+
+def non_finite(tensor: Tensor) -> int:
+    """How many entries are NaN or infinite."""
+    finite = torch.isfinite(tensor)
+    return 0 if bool(finite.all()) else int((~finite).sum())

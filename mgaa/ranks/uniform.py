@@ -1,0 +1,21 @@
+"""The baseline: every matrix of a sublayer keeps the same share of its parameters."""
+
+from collections.abc import Sequence
+
+from mgaa.budget import Ladder, refill
+
+
+def allocate(ladders: Sequence[Ladder], budget: int) -> list[int]:
+    """The highest rungs within a common share of the parameters, then a refill inside the sublayer.
+
+    The share is that of the budget, or less where a matrix costs more than this on its lowest rung and the others must make room.
+    """
+    share = budget / sum(ladder.matrix.parameters for ladder in ladders)
+    rungs = [ladder.rung_within(share * ladder.matrix.parameters) for ladder in ladders]
+    while any(rungs) and sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True)) > budget:
+        shares = [
+            ladder.costs[rung] / ladder.matrix.parameters if rung else 0.0
+            for ladder, rung in zip(ladders, rungs, strict=True)
+        ]
+        rungs[shares.index(max(shares))] -= 1
+    return refill(ladders, rungs, budget)

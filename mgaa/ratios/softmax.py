@@ -1,0 +1,28 @@
+"""Ratios that fall exponentially with importance: a temperature moves between the extremes.
+
+A low temperature empties the least important sublayers, a high one is uniform.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from mgaa.budget import fit_ratios
+from mgaa.errors import UsageError
+
+
+def allocate(
+    cosines: Float[Tensor, " s"],
+    parameters: Float[Tensor, " s"],
+    compression: float,
+    caps: Float[Tensor, " s"],
+    *,
+    temperature: float = 0.2,
+) -> Float[Tensor, " s"]:
+    """`ratio_s` proportional to `exp(-(1 - c_s) / temperature)` (our choice; the paper states no equation).
+
+    Raises:
+        UsageError: the temperature is not positive.
+    """
+    if not temperature > 0:
+        raise UsageError(f"ratios.temperature is {temperature}, expected a positive number such as 0.2")
+    return fit_ratios(((cosines - cosines.max()) / temperature).exp(), parameters, compression, caps)

@@ -1,0 +1,138 @@
+"""From documents to a stream of token ids, and from a stream to windows of equal length.
+
+Documents are tokenized apart and laid end to end ("packing"), so that no padding ever enters a statistic or a loss. Each document is
+preceded by the beginning-of-sequence token if the tokenizer has one, else followed by its end-of-sequence token; nothing else is
+added. This is how language models see documents in training. The published WikiText perplexities put one mark before the whole test
+set instead: read the file as a single document (`separator: none`) to repeat those. The rule in words travels with the numbers,
+because it moves them.
+
+Legend: t tokens of a stream, n windows, l tokens of a window.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from mgaa.errors import InputError, UsageError
+
+_BATCH = 512
+"""Documents handed to the tokenizer at once: enough to use its threads, few enough to show progress."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Packed documents, with what a record of them must say."""
+
+    ids: Int[Tensor, " t"]
+    documents: int
+    bytes: int
+    """UTF-8 bytes of the documents, without marks."""
+    unknown: int
+    """How many ids are the tokenizer's unknown token: text which the model cannot tell apart."""
+    rule: str
+    """Where the marks are, in words."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Stream:
+    """Tokenize `documents` and lay them end to end.
+
+    Raises:
+        InputError: no documents.
+    """
+    if not documents:
+        raise InputError(
+            "There are 0 documents to tokenize, expected at least 1: check the source, its split and its range."
+        )
+    before, after, rule = _marks(tokenizer)
+    parts: list[int] = []
+    for start in tqdm(range(0, len(documents), _BATCH), desc="tokenizing documents", disable=None):
+        for encoded in _encode(documents[start : start + _BATCH], tokenizer):
+            parts += before + encoded + after
+    ids = torch.tensor(parts, dtype=torch.int64)
+    unknown = tokenizer.unk_token_id
+    return Stream(
+        ids=ids,
+        documents=len(documents),
+        bytes=sum(len(each.encode()) for each in documents),
+        unknown=0 if unknown is None or unknown in before + after else int((ids == unknown).sum()),
+        rule=rule,
+    )
+
+
+def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = None, seed: int = 0) -> Int[Tensor, "n l"]:
+    """Non-overlapping windows of `length` tokens; the tail that fills none is left out.
+
+    `samples` of them are drawn without replacement by `seed` and kept in file order; None takes all.
+
+    Raises:
+        UsageError: a length or a number of samples below one.
+        InputError: fewer whole windows than samples, or none.
+    """
+    if length < 1 or (samples is not None and samples < 1):
+        raise UsageError(f"{samples} samples of {length} tokens were asked for, expected at least one of at least one.")
+    whole = stream[: len(stream) // length * length].reshape(-1, length)
+    needed = 1 if samples is None else samples
+    if len(whole) < needed:
+        raise InputError(
+            f"The text has {len(stream)} tokens, which fill {len(whole)} windows of {length} tokens, but {needed} are needed "
+            f"({needed * length} tokens): give more text, or lower `samples` or `length`."
+        )
+    if samples is None:
+        return whole
+    generator = torch.Generator().manual_seed(seed)
+    return whole[torch.randperm(len(whole), generator=generator)[:samples].sort().values]
+
+
+def check_vocabulary(ids: Int[Tensor, "*shape"], vocabulary: int) -> None:
+    """Refuse ids which a model with `vocabulary` embeddings does not have.
+
+    Raises:
+        InputError: an id is outside `[0, vocabulary)`.
+    """
+    if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= vocabulary):
+        raise InputError(
+            f"Token ids run from {int(ids.min())} to {int(ids.max())}, but the model has {vocabulary} embeddings: "
+            "use the tokenizer that belongs to the model."
+        )
+
+
+def digest(ids: Int[Tensor, "*shape"]) -> str:
+    """The identity of tokens: sha256 over shape and values, the same for every integer type and machine."""
+    values = ids.cpu().contiguous().to(torch.int64).numpy().astype("<i8")
+    return hashlib.sha256(f"{tuple(ids.shape)}".encode() + values.tobytes()).hexdigest()
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], str]:
+    """The ids before and after each document, and the rule in words."""
+    if tokenizer.bos_token_id is not None:
+        return [tokenizer.bos_token_id], [], f"{tokenizer.bos_token} before each document"
+    if tokenizer.eos_token_id is not None:
+        return (
+            [],
+            [tokenizer.eos_token_id],
+            f"{tokenizer.eos_token} after each document (the tokenizer has no beginning mark)",
+        )
+    return [], [], "no mark between documents (the tokenizer has neither a beginning nor an end mark)"
+
+
+def _encode(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Ids without any special token; truncation and padding that the tokenizer's file may ask for are off."""
+    encoded = tokenizer(
+        list(documents),
+        add_special_tokens=False,
+        truncation=False,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return [list(ids) for ids in encoded["input_ids"]]

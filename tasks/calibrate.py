@@ -1,0 +1,37 @@
+"""Step 3, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`)."""
+
+from pathlib import Path
+
+from tasks.artifact import Artifact, Store
+from tasks.load_backbone import backbone_model
+from tasks.prepare_data import token_windows
+from tasks.step import step
+
+
+@step(kind="statistics")
+def calibrate(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    *,
+    inputs: str,
+    groups: int,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""
+    from mgaa.errors import UsageError
+    from mgaa.streaming import stream_statistics
+
+    if inputs != "dense":
+        raise UsageError(f"statistics.inputs is {inputs!r}, expected 'dense' (the inputs of the uncompressed model)")
+    model, _ = backbone_model(store, backbone, device)
+    windows = token_windows(store, tokens)
+    for index, block in enumerate(stream_statistics(model, windows, groups=groups, batch_size=batch_size)):
+        block.save(out / block_file(index))
+
+
+def block_file(index: int) -> str:
+    """The name of a block's file in the artifacts `statistics`, `spectra` and `factors`."""
+    return f"block-{index:04d}.safetensors"

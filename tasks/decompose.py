@@ -1,0 +1,38 @@
+"""Step 4, decompose: energies and ordered bases of the matrices of one block (`mgaa.factors`).
+
+Mapped over the blocks: each is an artifact of its own, so that a killed run goes on at the block where it stopped.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.calibrate import block_file
+from tasks.load_backbone import backbone_matrices, backbone_model
+from tasks.step import step
+
+
+@step(kind="spectra", methods="mgaa.factors", task_run_name="decompose-{block}")
+def decompose(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    statistics: Artifact,
+    *,
+    block: int,
+    method: str,
+    options: dict[str, Any],
+    device: str,
+) -> None:
+    """Decompose every matrix of `block` in the metric of the factorizer `method`; serves every rank."""
+    from mgaa.factors import save_spectra, spectra
+    from mgaa.statistics import BlockStatistics
+
+    model, _ = backbone_model(store, backbone, device)
+    weights = {
+        m.local: model.get_submodule(m.name).weight.detach()
+        for m in backbone_matrices(store, backbone)
+        if m.block == block
+    }
+    found = BlockStatistics.load(store.folder(statistics) / block_file(block), device)
+    save_spectra(spectra(weights, found, method, **options), out / block_file(block))

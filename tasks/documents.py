@@ -1,0 +1,271 @@
+"""Any text source as a list of documents in file order, and what identifies it.
+
+A source is a text file, a jsonl file, a folder of such files, a folder of `datasets` (saved, or data files such as parquet), or a data
+set on the Hugging Face Hub at a pinned commit: a branch may change between two runs, a commit cannot. A file is read whole whatever
+`split` says, because it has no splits; `from` and `to` divide it.
+
+Everything that decides the documents is in `identity`: files by sha256, revision, split, field and the rule that cut the text.
+"""
+
+import hashlib
+import json
+import re
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import InputError, UsageError
+from tasks.cutting import cut, cut_rows
+
+_FILES = (".txt", ".jsonl")
+"""What a folder of text files may hold; a file named by itself may have any ending."""
+
+_DATA = (".parquet", ".arrow", ".csv", ".json")
+_UNREADABLE = (*_DATA, ".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".pdf", ".docx", ".html")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WAYS = (
+    "expected a text file, a .jsonl file, a folder of them, a folder of `datasets`, a Hub id (namespace/name) or demo"
+)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Texts in file order; `identity` can be written as JSON and names no folder, so it is the same on every machine."""
+
+    texts: list[str]
+    identity: dict[str, Any]
+
+
+def read(
+    source: str | Path,
+    *,
+    split: str | None = None,
+    revision: str | None = None,
+    subset: str | None = None,
+    field: str = "text",
+    separator: str = "auto",
+) -> Documents:
+    """Read `source`.
+
+    Args:
+        source: a path, or a Hub id.
+        split: of a folder or a data set; None takes all files of a folder.
+        revision: commit of a Hub id, 40 hexadecimal digits.
+        subset: configuration of a Hub id, such as `wikitext-2-raw-v1`.
+        field: which field of a jsonl line or data set row is the text.
+        separator: where documents end, see `tasks.cutting`.
+
+    Raises:
+        UsageError: a revision that is missing, not a commit, or given for a file.
+        InputError: anything missing, empty, unreadable, or not UTF-8.
+    """
+    path = Path(source).expanduser()
+    if not path.exists():
+        found = _hub(str(source), split, revision, subset, field, separator)
+    elif revision is not None or subset is not None:
+        raise UsageError(
+            f"{source} is on this machine, so it has no revision or subset ({revision}, {subset}): leave them null."
+        )
+    elif path.is_file():
+        found = _files([path], field, separator)
+    else:
+        found = _folder(path, split, field, separator)
+    if not found.texts:
+        raise InputError(
+            f"{source} holds 0 documents, expected at least 1 with text: check the file, its split and its field."
+        )
+    return found
+
+
+def portion(texts: Sequence[str], start: float, end: float) -> list[str]:
+    """The documents from fraction `start` to fraction `end` of the list; consecutive ranges neither share nor lose a document.
+
+    Raises:
+        UsageError: not 0 <= start < end <= 1.
+        InputError: no document lies in the range.
+    """
+    if not 0 <= start < end <= 1:
+        raise UsageError(f"The range of documents is from {start} to {end}, expected 0 <= from < to <= 1.")
+    chosen = list(texts[round(start * len(texts)) : round(end * len(texts))])
+    if not chosen:
+        raise InputError(
+            f"No document of {len(texts)} lies between the fractions {start} and {end}: widen the range or give more documents."
+        )
+    return chosen
+
+
+def digest(texts: Iterable[str]) -> str:
+    """The identity of documents: sha256 over their lengths and contents, in order."""
+    total = hashlib.sha256()
+    for content in (text.encode() for text in texts):
+        total.update(f"{len(content)}\n".encode() + content)
+    return total.hexdigest()
+
+
+def _files(paths: Sequence[Path], field: str, separator: str, split: str | None = None) -> Documents:
+    texts: list[str] = []
+    rules: dict[str, None] = {}
+    records = []
+    for path in paths:
+        content = _bytes(path)
+        documents, rule = _cut_file(path, _decode(content, path), field, separator)
+        texts += documents
+        rules[rule] = None
+        records.append(_record(path.name, content))
+    identity = {"kind": "file", "split": split, "field": field, "separator": ", ".join(rules), "files": records}
+    return Documents(texts, identity)
+
+
+def _cut_file(path: Path, text: str, field: str, separator: str) -> tuple[list[str], str]:
+    if path.suffix == ".jsonl":
+        return cut_rows(
+            [_row(line, number, path, field) for number, line in enumerate(text.split("\n"), 1) if line.strip()],
+            separator,
+        )
+    return cut(text, separator)
+
+
+def _bytes(path: Path) -> bytes:
+    if path.suffix in _UNREADABLE:
+        raise InputError(
+            f"{path} ends in {path.suffix}; {_WAYS}: unpack or convert it ({', '.join(_DATA)} are read from a folder)."
+        )
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), expected a readable file: check its permissions."
+        ) from error
+
+
+def _decode(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not UTF-8: byte {content[error.start]:#04x} at offset {error.start} ({error.reason}): "
+            "convert it, for example with `iconv -t utf-8`."
+        ) from error
+
+
+def _row(line: str, number: int, path: Path, field: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"Line {number} of {path} is not JSON ({error}), expected one object per line.") from error
+    if not isinstance(row, dict) or not isinstance(row.get(field), str):
+        there = (
+            ", ".join(name for name, value in row.items() if isinstance(value, str))
+            if isinstance(row, dict)
+            else "no object"
+        )
+        raise InputError(f"Line {number} of {path} has no text in field {field!r}; there is: {there}: set `field`.")
+    return str(row[field])
+
+
+def _record(name: str, content: bytes) -> dict[str, Any]:
+    return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _folder(folder: Path, split: str | None, field: str, separator: str) -> Documents:
+    files = sorted(path for path in folder.iterdir() if path.suffix in _FILES)
+    if split is not None and (folder / split).is_dir() and not files:
+        files = sorted(path for path in (folder / split).iterdir() if path.suffix in _FILES)
+    elif split is not None and files:
+        there = sorted({path.stem for path in files})
+        files = [path for path in files if path.stem == split]
+        if not files:
+            raise InputError(
+                f"{folder} has no split {split!r}; there are: {', '.join(there)}: set `split` to one, or to null for all."
+            )
+    if files:
+        return _files(files, field, separator, split)
+    return _datasets_folder(folder, split, field, separator)
+
+
+def _datasets_folder(folder: Path, split: str | None, field: str, separator: str) -> Documents:
+    files = sorted(path for path in folder.rglob("*") if path.suffix in _DATA)
+    if not any(path.suffix in (".parquet", ".arrow", ".csv") for path in files):
+        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+        raise InputError(
+            f"{folder} holds {there}; {_WAYS}: a folder needs {', '.join(_FILES)} files or data files of `datasets`."
+        )
+    datasets = _library()
+    saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            data = (
+                datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
+            )
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            raise InputError(
+                f"{folder} cannot be read by `datasets`: {error}: check its files, or convert it to .jsonl."
+            ) from error
+        texts, rule = cut_rows(_column(_choose(data, split, str(folder)), field, str(folder)), separator)
+    records = [_record(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
+    return Documents(texts, {"kind": "datasets", "split": split, "field": field, "separator": rule, "files": records})
+
+
+def _hub(
+    source: str, split: str | None, revision: str | None, subset: str | None, field: str, separator: str
+) -> Documents:
+    if not _HUB_ID.fullmatch(source) or Path(source).suffix in (*_FILES, *_UNREADABLE):
+        raise InputError(f"There is no file or folder {source!r}; {_WAYS}: check the path.")
+    if revision is None or not _COMMIT.fullmatch(revision):
+        raise UsageError(
+            f"{source!r} is no file or folder here, so it is read from the Hub, at revision {revision!r}: "
+            "expected a commit of 40 hexadecimal digits, because a branch may change: "
+            "set `revision` (the page 'Files and versions' lists commits), or correct the path."
+        )
+    datasets = _library()
+    try:
+        data = datasets.load_dataset(source, subset, revision=revision)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"{source} at {revision[:12]} cannot be loaded from the Hub ({error}), expected a public data set and a network, or a copy in "
+            "the local cache: check the id and `subset`, or download it once and give the folder."
+        ) from error
+    texts, rule = cut_rows(_column(_choose(data, split, source), field, source), separator)
+    identity = {
+        "kind": "hub",
+        "id": source,
+        "revision": revision,
+        "subset": subset,
+        "split": split,
+        "field": field,
+        "separator": rule,
+    }
+    return Documents(texts, identity)
+
+
+def _library() -> Any:
+    """`datasets`, which takes a second to import, without progress bars where nobody sees them."""
+    import datasets
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    return datasets
+
+
+def _choose(data: Any, split: str | None, source: str) -> Any:
+    """One split; a data set saved without splits is taken whole, like a file."""
+    if not isinstance(data, dict):
+        return data
+    if split not in data:
+        raise InputError(
+            f"{source} has no split {split!r}; there are: {', '.join(map(str, data))}: set `split` to one."
+        )
+    return data[split]
+
+
+def _column(data: Any, field: str, source: str) -> list[str]:
+    if field not in data.column_names:
+        raise InputError(f"{source} has no field {field!r}; there are: {', '.join(data.column_names)}: set `field`.")
+    rows = list(data[field])
+    if not all(isinstance(row, str) for row in rows):
+        raise InputError(f"The field {field!r} of {source} is not text in every row: set `field` to one that is.")
+    return rows

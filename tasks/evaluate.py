@@ -1,0 +1,139 @@
+"""Step 9, evaluate: perplexity, bits per byte and zero-shot tasks of one model, with the evaluation card.
+
+The model is read back from the files that a user would load, never taken from memory, so what is measured is what is shipped.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import UsageError
+from tasks import zero_shot
+from tasks.artifact import Artifact, Store
+from tasks.load_backbone import backbone_record
+from tasks.prepare_data import token_stream
+from tasks.sealing import file_digest
+from tasks.step import step
+
+RECORD = "metrics.json"
+
+
+@step(kind="metrics")
+def evaluate(
+    out: Path,
+    store: Store,
+    model: Artifact,
+    evaluation: Artifact,
+    validation: Artifact,
+    items: Artifact | None,
+    *,
+    length: int,
+    stride: int | None,
+    batch_size: int,
+    tasks: list[str],
+    limit: int | None,
+    tasks_folder: str | None,
+    tasks_content: dict[str, str],
+    device: str,
+) -> None:
+    """Measure a backbone or a checkpoint.
+
+    Args:
+        model: artifact `backbone` or `checkpoint`.
+        evaluation, validation: artifact `tokens`; the second is for choices, and reported apart.
+        items: artifact `items`, where a task is made from the evaluation texts.
+        tasks_folder, tasks_content: where the items of the other tasks lie, and the sha256 of each file.
+    """
+    from mgaa.perplexity import perplexity
+
+    loaded, tokenizer = load_artifact(store, model, device)
+    ids, card = token_stream(store, evaluation)
+    result = perplexity(loaded, ids, length=length, stride=stride, batch_size=batch_size)
+    choosing, choosing_card = token_stream(store, validation)
+    chosen = perplexity(loaded, choosing, length=choosing_card["length"], batch_size=batch_size)
+    options = {"limit": limit, "batch_size": batch_size, "max_length": None}
+    scores: dict[str, Any] = {}
+    if items is not None:
+        own = [task for task in tasks if not is_standard(task)]
+        scores |= zero_shot.run(loaded, tokenizer, own, folder=store.folder(items), **options)
+    if tasks_folder is not None:
+        standard = [task for task in tasks if is_standard(task)]
+        scores |= zero_shot.run(loaded, tokenizer, standard, folder=Path(tasks_folder), **options)
+    record = {
+        "perplexity": result.perplexity,
+        "perplexity_stderr": None if result.standard_error is None else result.perplexity * result.standard_error,
+        "nll": result.nll,
+        "nll_stderr": result.standard_error,
+        "bits_per_byte": result.bits_per_byte(card["stream_tokens"], card["bytes"]),
+        "validation_perplexity": chosen.perplexity,
+        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
+        "bytes": weight_bytes(store, model),
+        "tasks": {task: scores[task] for task in tasks},
+        "card": {
+            "context_length": result.length,
+            "stride": result.stride,
+            "tokens": result.tokens,
+            "windows": result.windows,
+            "data_digest": card["data_digest"],
+            "token_digest": card["token_digest"],
+            "validation_token_digest": choosing_card["token_digest"],
+            "documents": card["documents"],
+            "unknown_tokens": card["unknown"],
+            "bos_rule": card["bos_rule"],
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+            "harness": f"lm-eval {zero_shot.harness_version()}",
+            "limit": limit,
+            "non_finite": result.non_finite + chosen.non_finite,
+        },
+    }
+    (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def is_standard(task: str) -> bool:
+    """Whether the items of a task come from a file; the others are made from the evaluation texts."""
+    return task in zero_shot.OFFICIAL
+
+
+def standard_items(tasks: list[str], folder: str | None) -> dict[str, str]:
+    """sha256 of the items of every standard task.
+
+    Raises:
+        UsageError: an unknown task, or a standard one without a folder.
+        InputError: a file is missing.
+    """
+    if unknown := sorted(set(tasks) - set(zero_shot.known())):
+        raise UsageError(f"evaluation.tasks has {unknown[0]!r}, expected some of {', '.join(zero_shot.known())}")
+    standard = [task for task in tasks if is_standard(task)]
+    if standard and folder is None:
+        raise UsageError(
+            f"evaluation.tasks has {standard[0]!r}, whose items are not part of the project: set evaluation.tasks_folder to a "
+            f"folder with {standard[0]}.jsonl, or take {' and '.join(sorted(set(zero_shot.known()) - set(zero_shot.OFFICIAL)))}"
+        )
+    paths = zero_shot.items(standard, Path(folder)) if standard and folder else {}
+    return {task: file_digest(path, path.stat()) for task, path in paths.items()}
+
+
+def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
+    """Model and tokenizer of an artifact `backbone` or `checkpoint`, read from its files."""
+    from mgaa.checkpoint import load
+
+    if model.kind == "backbone":
+        record = backbone_record(store, model)
+        return load(record["source"], revision=record["revision"], dtype=record["dtype"], device=device)
+    return load(store.folder(model), device=device)
+
+
+def weight_bytes(store: Store, model: Artifact) -> int:
+    """Bytes of the weight files on disk."""
+    if model.kind == "backbone":
+        from mgaa.folder import locate, weight_files
+
+        record = backbone_record(store, model)
+        return sum(path.stat().st_size for path in weight_files(locate(record["source"], record["revision"])))
+    return sum(path.stat().st_size for path in store.folder(model).glob("*.safetensors"))
+
+
+def metrics_of(store: Store, metrics: Artifact) -> dict[str, Any]:
+    """What `evaluate` wrote."""
+    record: dict[str, Any] = json.loads((store.folder(metrics) / RECORD).read_text())
+    return record

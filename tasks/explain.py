@@ -1,0 +1,117 @@
+"""What a parameter error says, and what `--help` says: both are written from the model of the parameters.
+
+A message names the key as it is written in `params.yaml`, its value, what was expected, and the valid keys where the key
+itself is wrong, with the nearest one. All problems of a configuration are reported at once, one per line.
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+Model = type[BaseModel]
+
+
+def explain(error: ValidationError, model: Model) -> str:
+    """Every problem that pydantic found, one per line."""
+    problems: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for problem in error.errors():
+        problems.setdefault(written(problem["loc"], model), []).append(problem)
+    return "\n".join(sentence(path, found, model) for path, found in problems.items())
+
+
+def sentence(path: tuple[str, ...], problems: Sequence[Mapping[str, Any]], model: Model) -> str:
+    """One line for all problems of one key (a union has one per alternative)."""
+    key, kind, value = ".".join(path), problems[0]["type"], problems[0]["input"]
+    if kind == "extra_forbidden":
+        valid = keys_of(path[:-1], model)
+        return f"{key} is unknown: expected one of {', '.join(valid)}{suggest(path[-1], valid)}"
+    if kind == "missing":
+        return f"{key} is missing: expected {meaning(path, model)}."
+    if kind == "value_error":
+        return f"{key}: {problems[0]['msg'].removeprefix('Value error, ')}."
+    if kind in ("model_type", "model_attributes_type"):
+        return f"{key} is {value!r}: expected a section with the keys {', '.join(keys_of(path, model))}."
+    if kind == "string_pattern_mismatch":
+        return f"{key} is {value!r}: expected {meaning(path, model)}."
+    expected = " or ".join(dict.fromkeys(expectation(problem) for problem in problems))
+    quoted = f"; in quotes, {key}='\"{value}\"'" if kind == "string_type" and isinstance(value, int | float) else ""
+    return f"{key} is {value!r}: expected {expected} ({meaning(path, model)}{quoted})."
+
+
+def expectation(problem: Mapping[str, Any]) -> str:
+    """What pydantic expected, without its opening words."""
+    text = (
+        str(problem["msg"])
+        .removeprefix("Input should be ")
+        .replace("a valid integer", "an integer")
+        .replace("a valid ", "a ")
+    )
+    return f"a number {text}" if text.startswith(("greater", "less")) else text
+
+
+def written(location: Sequence[int | str], model: Model) -> tuple[str, ...]:
+    """The keys of a location as they are written, without the names pydantic gives to the branches of a union."""
+    path: list[str] = []
+    for part in location:
+        if model_at(path, model) is None and not isinstance(part, int):
+            break
+        path.append(str(part))
+    return tuple(path)
+
+
+def model_at(path: Iterable[str], model: Model) -> Model | None:
+    """The model that a path of keys leads to; None where it leads to a value."""
+    inner: Model | None = model
+    for name in path:
+        field = fields(inner).get(name) if inner is not None else None
+        found = field.annotation if field is not None else None
+        inner = found if isinstance(found, type) and issubclass(found, BaseModel) else None
+    return inner
+
+
+def fields(model: Model) -> dict[str, FieldInfo]:
+    """The fields of a model by the name that is written in `params.yaml`."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
+
+
+def keys_of(path: Sequence[str], model: Model) -> list[str]:
+    """The valid keys of a section."""
+    inner = model_at(path, model)
+    return [name for name in fields(inner) if name != "options"] if inner is not None else []
+
+
+def meaning(path: Sequence[str], model: Model) -> str:
+    """What a key means."""
+    named = [part for part in path if not part.isdigit()]
+    inner = model_at(named[:-1], model)
+    field = fields(inner).get(named[-1]) if inner is not None else None
+    keys = keys_of(named, model)
+    return (field.description if field else None) or f"a section with the keys {', '.join(keys)}"
+
+
+def suggest(name: Any, valid: Iterable[str]) -> str:
+    """The end of a list of valid names: the nearest one as a question, or a full stop."""
+    near = difflib.get_close_matches(str(name), list(valid), n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
+
+
+def reference(model: Model, above: str = "") -> Iterator[str]:
+    """The lines of `--help`: every key with its meaning and choices."""
+    for name, field in fields(model).items():
+        key = f"{above}{name}"
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            title = field.description or " ".join((field.annotation.__doc__ or "").split())
+            yield f"{'' if above else chr(10)}{key}: {title}"
+            yield from (f"  {line}" for line in reference(field.annotation, f"{key}."))
+        elif name != "options":
+            yield f"{key}  {field.description}{choices(field.annotation)}"
+
+
+def choices(annotation: Any) -> str:
+    """The values of a choice, in brackets."""
+    branches = [annotation, *get_args(annotation)]
+    values = [str(value) for branch in branches if get_origin(branch) is Literal for value in get_args(branch)]
+    return f" ({', '.join(values)})" if values else ""

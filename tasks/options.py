@@ -1,0 +1,103 @@
+"""The options of a method: the keyword-only arguments of its function, read from its file.
+
+A section that selects a method (`factors`, `ratios`, `ranks`) holds the method's options beside its own keys. They are
+read from the syntax tree of `mgaa/<section>/<method>.py`, which is not imported: checking a parameter costs no library.
+An option that is written in the file but belongs to a sibling of the selected method is left aside, so that
+`ratios.method=uniform` needs no second edit; the same option given by hand is an error, for it would have no effect.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mgaa.errors import UsageError
+from mgaa.methods import FUNCTIONS
+from tasks.code import ROOT, methods
+from tasks.explain import expectation, suggest
+
+SECTIONS = {"factors": {"method"}, "ratios": {"method", "compression", "cap"}, "ranks": {"method", "multiple"}}
+"""The sections that select a method, with the keys that belong to every method."""
+TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "Literal": Literal, "None": None}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only argument of a method; `default` is `...` where the method has none."""
+
+    type: Any
+    default: Any
+
+
+def select(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
+    """A section as its own keys and the selected method's `options`, defaults filled in; raises `UsageError`."""
+    shared = SECTIONS[section]
+    known = {method: options(section, method) for method in methods(f"mgaa.{section}")}
+    chosen = values.get("method")
+    if not isinstance(chosen, str) or chosen not in known:
+        raise UsageError(f"{section}.method is {chosen!r}: expected one of {', '.join(known)}{suggest(chosen, known)}")
+    own = known[chosen]
+    for name in sorted(values.keys() - shared - own.keys()):
+        takers = [method for method, theirs in known.items() if name in theirs]
+        if name in by_hand or not takers:
+            valid = sorted(shared | own.keys())
+            whose = f" (it belongs to {', '.join(takers)})" if takers else ""
+            raise UsageError(
+                f"{section}.{name} is unknown to the method {chosen!r}{whose}: expected one of {', '.join(valid)}{suggest(name, valid)}"
+            )
+    filled = {name: value(section, name, option, values) for name, option in own.items()}
+    return {**{name: values[name] for name in values.keys() & shared}, "options": filled}
+
+
+def value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
+    """The value of an option: as given, if its type fits, else the method's default."""
+    if name in values:
+        adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False))
+        try:
+            return adapter.validate_python(values[name])
+        except ValidationError as error:
+            expected = " or ".join(dict.fromkeys(expectation(problem) for problem in error.errors()))
+            message = f"{section}.{name} is {values[name]!r}: expected {expected} (option of {values['method']})."
+            raise UsageError(message) from None
+    if option.default is ...:
+        raise UsageError(f"{section}.{name} is missing: the method {values['method']!r} needs it.")
+    return option.default
+
+
+@cache
+def options(section: str, method: str) -> dict[str, Option]:
+    """The options of a method, in the order of its signature."""
+    for node in ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == FUNCTIONS[section]:
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return {
+                argument.arg: Option(
+                    plain_type(argument.annotation), ... if default is None else ast.literal_eval(default)
+                )
+                for argument, default in pairs
+            }
+    raise UsageError(f"mgaa/{section}/{method}.py is no method: expected a function {FUNCTIONS[section]!r} in it.")
+
+
+def plain_type(annotation: ast.expr | None) -> Any:
+    """The type of an option, for the types that YAML can write; anything else is left to the method to check."""
+    if (
+        annotation is None
+        or not {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} <= TYPES.keys()
+    ):
+        return Any
+    return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, TYPES)
+
+
+def reference() -> Iterator[str]:
+    """The lines of `--help` on methods and their options."""
+    for section in SECTIONS:
+        for method in methods(f"mgaa.{section}"):
+            tree = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes())
+            yield f"{section}.method={method}  {(ast.get_docstring(tree) or '').partition(chr(10))[0]}"
+            yield from (
+                f"  {section}.{name}, by default {option.default}" for name, option in options(section, method).items()
+            )

@@ -1,0 +1,182 @@
+"""A step without its engine: what its result depends on, and how it is computed once.
+
+The stage key is the sha256 of everything the result depends on: task, kind, inputs by content, parameters, code (tasks/code.py),
+versions and flags (tasks/provenance.py). Never the store: the same key finds the same result in any store, and in a copy of one.
+
+Two runs that want the same step: the second waits on a lock of the operating system, which dies with its holder, then takes the result.
+A damaged artifact or record is quarantined under that lock, reported, and rebuilt. The record of a key is written last, whole, and
+under the lock; so whoever sees it sees a finished result, with or without the lock.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from mgaa.errors import LockedError
+from tasks import code, provenance
+from tasks.artifact import Artifact, DamagedError, Store
+from tasks.recording import Execution, note, peak_rss
+from tasks.sealing import digest
+from tasks.writing import disk_errors
+
+Facts = dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step's body, with what its key is made of."""
+
+    body: Callable[..., Facts]
+    kind: str
+    methods: str | None
+
+    @property
+    def name(self) -> str:
+        """The name of the task."""
+        return self.body.__name__
+
+    def modules(self, arguments: Mapping[str, Any]) -> list[str]:
+        """The modules the step's code begins at: its own, and the selected method's."""
+        own = code.module_of(self.body)
+        return [own] if self.methods is None else [own, code.method_module(self.methods, arguments["method"])]
+
+    def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Everything the result depends on; the stage key is the sha256 of it."""
+        modules = self.modules(arguments)
+        inputs, parameters = split(self.name, arguments)
+        return {
+            "task": self.name,
+            "kind": self.kind,
+            "inputs": inputs,
+            "parameters": parameters,
+            "code": digest(code.sources(*modules)),
+            **provenance.environment(code.packages(*modules)),
+        }
+
+    def recall(self, arguments: Mapping[str, Any]) -> tuple[str, Artifact | None]:
+        """The stage key, and the sound artifact it gave, if any; raises `DamagedError`."""
+        key = digest(self.identity(arguments))
+        artifact = store_of(arguments).recall(key)
+        if artifact is not None:
+            now = time.perf_counter()
+            note(Execution(self.name, key, artifact, reused=True, start=now, end=now, peak_rss=peak_rss()))
+        return key, artifact
+
+    def result(self, arguments: Mapping[str, Any]) -> Artifact:
+        """The artifact of these arguments: reused where it is there and sound, else computed."""
+        store, stage = store_of(arguments), self.identity(arguments)
+        key = digest(stage)
+        try:
+            if (artifact := self.recall(arguments)[1]) is not None:
+                return artifact
+        except DamagedError:
+            pass  # looked at again, and repaired, under the lock
+        sweep(store)
+        with locked(store, key, self.name):
+            try:
+                if (artifact := self.recall(arguments)[1]) is not None:
+                    return artifact
+            except DamagedError as damage:
+                store.forget(key, damage)
+            return self.execute(store, key, stage, arguments)
+
+    def execute(self, store: Store, key: str, stage: Mapping[str, Any], arguments: Mapping[str, Any]) -> Artifact:
+        """Run the body into a temporary folder, seal it, and record its key."""
+        with disk_errors(store.path), store.writing(self.kind) as out:
+            began, start = datetime.now(UTC), time.perf_counter()
+            facts = self.body(out, **arguments)
+            end, ended = time.perf_counter(), datetime.now(UTC)
+            record = {
+                **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},
+                "key": key,
+                "sources": code.sources(*self.modules(arguments)),
+                **provenance.origin(),
+                **{"start": began.isoformat(), "end": ended.isoformat(), "seconds": end - start},
+                "peak_rss": peak_rss(),
+                "facts": facts or {},
+            }
+            artifact = store.seal(out, self.kind, record)
+            store.remember(key, artifact, stage)
+        note(Execution(self.name, key, artifact, reused=False, start=start, end=end, peak_rss=peak_rss()))
+        return artifact
+
+
+def split(task: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arguments of a step as inputs (artifacts, by content) and parameters (plain values); the store is neither."""
+    given = {name: value for name, value in arguments.items() if not isinstance(value, Store)}
+    inputs = {name: named(value) for name, value in given.items() if holds_artifacts(value)}
+    parameters = {name: plain(value, f"{task}({name}=...)") for name, value in given.items() if name not in inputs}
+    return inputs, parameters
+
+
+def holds_artifacts(value: Any) -> bool:
+    """Whether an argument is an artifact or a list of them."""
+    many = isinstance(value, list | tuple) and bool(value)
+    return isinstance(value, Artifact) or (many and all(isinstance(item, Artifact) for item in value))
+
+
+def named(value: Any) -> Any:
+    """An input as manifests name it: `{kind, digest}`, or a list of those."""
+    if isinstance(value, Artifact):
+        return {"kind": value.kind, "digest": value.digest}
+    return [named(item) for item in value]
+
+
+def plain(value: Any, where: str) -> Any:
+    """A parameter as JSON; what has no canonical form is a mistake in the flow, not in the configuration."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [plain(item, where) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return {name: plain(item, where) for name, item in value.items()}
+    raise TypeError(f"{where} is a {type(value).__name__}: a step takes artifacts and plain values (JSON) only.")
+
+
+def store_of(arguments: Mapping[str, Any]) -> Store:
+    """The one store among the arguments."""
+    found = [value for value in arguments.values() if isinstance(value, Store)]
+    if len(found) != 1:
+        raise TypeError(f"A step takes exactly one Store, not {len(found)}.")
+    return found[0]
+
+
+@cache
+def sweep(store: Store) -> None:
+    """Clear, once per process, what killed runs left in the store."""
+    store.sweep()
+
+
+@contextmanager
+def locked(store: Store, key: str, task: str) -> Iterator[None]:
+    """Hold a stage key; the lock is the operating system's and ends with the process, however that ends."""
+    path = store.path / "locks" / f"{key}.lock"
+    with disk_errors(store.path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path, fallback_to_soft=False)
+        try:
+            lock.acquire(timeout=store.lock_timeout)
+        except Timeout as error:
+            raise LockedError(
+                f"Step {task!r} (key {key[:12]}) is being computed by {path.read_text() or 'another process'}; waited "
+                f"{store.lock_timeout:g} s. Wait for it or stop it, or raise store.lock_timeout, and start again."
+            ) from error
+    try:
+        with disk_errors(store.path):
+            path.write_text(
+                f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+            )
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,218 @@
+"""Zero-shot tasks through the lm-evaluation-harness, on a model in memory and on local files.
+
+The harness decides what a task is: prompts, choices, metrics. Ours are defined in `definitions/`, the standard ones by the harness's
+own task files, which a generated file includes and points to `<folder>/<task>.jsonl` instead of the Hub. So the numbers are those of
+the official task, and nothing is fetched.
+
+What differs from the harness's command line, each because the record must be exact:
+- contexts start with the tokenizer's beginning mark if it has one, the rule of `mgaa.tokens`; the harness asks the tokenizer's file,
+  which for some models leaves the mark out;
+- log-softmax in float32, whatever the model's dtype;
+- standard errors are analytic: `s / sqrt(n)` for a mean, and by the delta method for `perplexity = exp(-mean)`;
+- contexts that were cut to fit the model are counted, and a log-likelihood which is not finite is an error.
+
+The harness is imported on first use (about 2 s), never when this module is.
+"""
+
+import importlib.metadata
+import importlib.resources
+import math
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from jinja2 import UndefinedError
+
+from mgaa.errors import InputError, NumericalError, UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_MISFITS = (UndefinedError, LookupError, TypeError, ValueError, OSError)
+"""What templates and preprocessing raise at items of another form; `datasets` adds its own."""
+
+DEFINITIONS = Path(__file__).parent / "definitions"
+
+OFFICIAL = {
+    "arc_challenge": "arc/arc_challenge.yaml",
+    "arc_easy": "arc/arc_easy.yaml",
+    "boolq": "super_glue/boolq/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "lambada_openai": "lambada/lambada_openai.yaml",
+    "mathqa": "mathqa/mathqa.yaml",
+    "openbookqa": "openbookqa/openbookqa.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "sciq": "sciq/sciq.yaml",
+    "winogrande": "winogrande/default.yaml",
+}
+"""Task -> file of the harness, under `lm_eval/tasks`."""
+
+
+def known() -> list[str]:
+    """The tasks that can be run: ours and the standard ones."""
+    return sorted({path.stem for path in DEFINITIONS.glob("*.yaml")} | OFFICIAL.keys())
+
+
+def items(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
+    """The item file of every task.
+
+    Raises:
+        UsageError: an unknown task, or one that is named twice.
+        InputError: a file that is not there.
+    """
+    unknown = [task for task in tasks if task not in known()]
+    if unknown or len(set(tasks)) < len(tasks):
+        raise UsageError(f"The tasks are {', '.join(tasks)}; expected each once, out of: {', '.join(known())}.")
+    found = {task: folder / f"{task}.jsonl" for task in tasks}
+    missing = [path.name for path in found.values() if not path.is_file()]
+    if missing:
+        there = ", ".join(sorted(path.name for path in folder.glob("*.jsonl"))) or "nothing"
+        raise InputError(
+            f"The items {', '.join(missing)} are not in {folder}; there is: {there}: add the files or drop the tasks."
+        )
+    return found
+
+
+def harness_version() -> str:
+    """The version of lm-eval, for the evaluation card."""
+    return importlib.metadata.version("lm-eval")
+
+
+def run(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    tasks: Sequence[str],
+    *,
+    folder: Path,
+    limit: int | None = None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Run `tasks` on `model`.
+
+    Args:
+        model: a causal language model of transformers, on its device.
+        tokenizer: its tokenizer.
+        tasks: names out of `known()`.
+        folder: holds `<task>.jsonl` for every task, in the field names of the task's data set on the Hub.
+        limit: the first so many items of each task; None takes all.
+        batch_size: requests per forward pass.
+        max_length: tokens of context; None asks the model. Longer contexts lose their beginning, which is counted.
+
+    Returns:
+        Task -> each metric with its standard error (`stderr` that of `acc`, else `<metric>_stderr`; None for a single item), `n` items, the
+        `version` of the task, `truncated` requests and `non_finite` log-likelihoods (always 0, because one of them is an error).
+
+    Raises:
+        UsageError: an unknown task or a limit below one.
+        InputError: items that are missing or do not fit their task.
+        NumericalError: a log-likelihood is not finite.
+    """
+    files = items(tasks, folder)
+    if not tasks:
+        return {}
+    if limit is not None and limit < 1:
+        raise UsageError(f"The limit is {limit} items per task, expected at least 1, or null for all.")
+    from tasks.harness import InMemory
+
+    harness = InMemory(model, tokenizer, batch_size=batch_size, max_length=max_length)
+    with tempfile.TemporaryDirectory() as scratch:
+        loaded = _load(files, Path(scratch))
+        return {name: _run(harness, name, task, limit) for name, task in loaded.items()}
+
+
+def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
+    """The harness's task objects; data set caches go to `scratch`."""
+    from datasets.exceptions import DatasetsError
+    from lm_eval.tasks import TaskManager
+
+    for name, path in files.items():
+        (scratch / f"{name}.yaml").write_text(yaml.safe_dump(_definition(name, path.resolve(), scratch)))
+    manager = TaskManager(include_path=str(scratch), include_defaults=False)
+    loaded = {}
+    for name, path in files.items():
+        try:
+            task = manager.load([name])["tasks"][name]
+            _try_first(task)
+        except (*_MISFITS, DatasetsError) as error:
+            raise InputError(
+                f"The items in {path} do not fit the task {name} ({error!r}): use its data set's fields."
+            ) from error
+        if task.config.num_fewshot is None:
+            task.set_config(key="num_fewshot", value=0)
+        loaded[name] = task
+    return loaded
+
+
+def _try_first(task: Any) -> None:
+    """Make the first request, so that items which do not fit fail here and not among the errors of the model."""
+    document = task.eval_docs[0]
+    task.doc_to_text(document)
+    task.doc_to_target(document)
+    if task.config.doc_to_choice is not None:
+        task.doc_to_choice(document)
+
+
+def _definition(name: str, path: Path, scratch: Path) -> dict[str, Any]:
+    """A task file that includes the original and replaces where its items come from."""
+    own = DEFINITIONS / f"{name}.yaml"
+    original = own if own.exists() else importlib.resources.files("lm_eval") / "tasks" / OFFICIAL[name]
+    return {
+        "include": str(original),
+        "task": name,
+        "tag": None,
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(scratch / "cache")},
+        "training_split": None,
+        "validation_split": None,
+        "fewshot_split": None,
+        "test_split": "test",
+    }
+
+
+def _run(harness: Any, name: str, task: Any, limit: int | None) -> dict[str, Any]:
+    from lm_eval.evaluator import evaluate
+
+    harness.doing, harness.truncated = f"zero-shot {name}", 0
+    outcome = evaluate(lm=harness, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=0, log_samples=True)
+    samples = outcome["samples"][name]
+    _check_finite(name, samples)
+    found: dict[str, Any] = {}
+    for metric, aggregation in task.aggregation().items():
+        values = [float(sample[metric]) for sample in samples]
+        found[metric] = float(outcome["results"][name][f"{metric},none"])
+        found["stderr" if metric == "acc" else f"{metric}_stderr"] = _standard_error(aggregation.__name__, values)
+    return found | {
+        "n": len(samples),
+        "version": outcome["versions"][name],
+        "truncated": harness.truncated,
+        "non_finite": 0,
+    }
+
+
+def _check_finite(name: str, samples: Sequence[Mapping[str, Any]]) -> None:
+    likelihoods = [answer[0] for sample in samples for answers in sample["resps"] for answer in answers]
+    wrong = sum(not math.isfinite(each) for each in likelihoods)
+    if wrong:
+        raise NumericalError(
+            f"{wrong} of {len(likelihoods)} log-likelihoods of {name} are not finite, expected 0: check the weights, or load the model in "
+            "bfloat16 or float32 (`backbone.dtype`)."
+        )
+
+
+def _standard_error(aggregation: str, values: Sequence[float]) -> float | None:
+    """Of a mean, or of `exp(-mean)`; the harness's own are bootstrapped for the latter."""
+    if len(values) < 2:
+        return None
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    if aggregation == "perplexity":
+        return math.exp(-statistics.fmean(values)) * error
+    if aggregation == "mean":
+        return error
+    raise UsageError(
+        f"No standard error is known for the aggregation {aggregation}; expected mean or perplexity: change the task's file."
+    )

@@ -1,0 +1,37 @@
+"""What tests share: an environment that neither reads nor writes the user's, one Prefect server, and a small project to run and break.
+
+The environment is set before anything imports Prefect, which reads it once.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
+os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
+
+import flows  # noqa: E402, F401  (its defaults of the environment)
+from tests.processes import Project, copy_project  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """One temporary Prefect server and database for the session (about 15 s); ask for it where a flow runs."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """A fresh project."""
+    return copy_project(tmp_path / "projet d'essai")  # spaces and quotes are legal in paths

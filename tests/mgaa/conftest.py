@@ -1,0 +1,86 @@
+"""Tiny random models of every family, their tokenizer, and low-rank factors of all their linears: no network, no training."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from mgaa.checkpoint import apply_factors
+from mgaa.lowrank import Factors
+
+SHAPE: dict[str, object] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.2,
+    "bos_token_id": 61,
+    "eos_token_id": 62,
+}
+OF_FAMILY: dict[str, dict[str, object]] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 16}}
+
+
+@pytest.fixture
+def tiny() -> Callable[..., PreTrainedModel]:
+    """`tiny("llama", tie_word_embeddings=True)`: two random blocks with grouped-query attention, biases included, float32."""
+
+    def build(family: str = "llama", **settings: object) -> PreTrainedModel:
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, **SHAPE | OF_FAMILY.get(family, {}) | settings)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                nn.init.normal_(parameter)
+        return model
+
+    return build
+
+
+@pytest.fixture
+def words() -> PreTrainedTokenizerFast:
+    """A tokenizer of 63 words, `w0` to `w59` and three special ones."""
+    vocabulary = {f"w{i}": i for i in range(60)} | {"<unk>": 60, "<s>": 61, "</s>": 62}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def svd_factors(linear: nn.Linear, keep: float, bias: bool) -> Factors:
+    """The best factors of that share of the full rank; an added bias is random, for it must not matter what it is."""
+    u, s, v = torch.linalg.svd(linear.weight.detach().double(), full_matrices=False)
+    rank = max(1, round(keep * len(s)))
+    own = None if linear.bias is None else linear.bias.detach()
+    added = torch.randn(linear.out_features, dtype=linear.weight.dtype) if bias and own is None else own
+    root = s[:rank].sqrt()
+    return Factors(root[:, None] * v[:rank], u[:, :rank] * root, added)
+
+
+@pytest.fixture
+def compress() -> Callable[..., PreTrainedModel]:
+    """`compress(model, keep=0.5, bias=True)`: put the SVD of every linear of the blocks in its place, at a share of full rank."""
+
+    def shrink(model: PreTrainedModel, keep: float = 0.5, bias: bool = True) -> PreTrainedModel:
+        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
+        apply_factors(model, {name: svd_factors(linear, keep, bias) for name, linear in linears.items()})
+        return model
+
+    return shrink
+
+
+@pytest.fixture
+def logits() -> Callable[[PreTrainedModel], Tensor]:
+    """The model's logits on two fixed sequences."""
+    tokens = torch.arange(40).reshape(2, 20) * 7 % 60
+
+    def forward(model: PreTrainedModel) -> Tensor:
+        with torch.no_grad():
+            found: Tensor = model(tokens.to(model.device)).logits.cpu()
+        return found
+
+    return forward

@@ -1,0 +1,171 @@
+"""Parameters are checked before anything runs, and every mistake names the value, what was expected, and the way out."""
+
+from pathlib import Path
+
+import pytest
+
+from mgaa.errors import UsageError
+from tasks import explain, options
+from tasks.parameters import Parameters, load
+from tests.processes import ROOT
+
+FILE = ROOT / "params.yaml"
+
+
+def test_the_file_of_the_repository_is_valid_and_complete() -> None:
+    parameters = load(FILE)
+    assert parameters.method == "mgaa"
+    assert parameters.data.calibration.from_ == 0.0
+    assert parameters.ratios.options.keys() == options.options("ratios", parameters.ratios.method).keys()
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("ratios.compression=0.3", "ratios.compression", 0.3),
+        ("data.calibration.samples=64", "data.calibration.samples", 64),
+        ("data.evaluation.from=0.6", "data.evaluation.from", 0.6),
+        ("data.evaluation.stride=128", "data.evaluation.stride", 128),
+        ("evaluation.tasks=[a,b]", "evaluation.tasks", ["a", "b"]),
+        ("evaluation.baselines=[]", "evaluation.baselines", []),
+        ("ranks.multiple=8", "ranks.multiple", 8),
+        ("ratios.cap=0.9", "ratios.cap", 0.9),
+        ("backbone.device=cuda:1", "backbone.device", "cuda:1"),
+        ("backbone.revision=main", "backbone.revision", "main"),
+        ("backbone.revision='\"1234567\"'", "backbone.revision", "1234567"),
+        ("evaluation.limit=null", "evaluation.limit", None),
+    ],
+)
+def test_every_value_can_be_overridden(override: str, key: str, value: object) -> None:
+    assert load(FILE, [override]).flat()[key] == value
+
+
+MISTAKES = {
+    "ratios.compression=1.5": r"ratios.compression is 1.5: expected a number less than 1 \(.*between 0 and 1\)",
+    "ratios.compression=0": "ratios.compression is 0: expected a number greater than 0",
+    "ratios.compression=.nan": "ratios.compression is nan: expected a finite number",
+    "ratios.compression=true": "ratios.compression is True: expected a number",
+    "ratios.compression=null": "ratios.compression is None: expected a number",
+    "ratios.compresion=0.3": "ratios.compresion is unknown to the method .*compression.*did you mean 'compression'",
+    "ratio.compression=0.3": "ratio is unknown: expected one of method, backbone, .*did you mean 'ratios'",
+    "data.calibration.smaples=3": "data.calibration.smaples is unknown: .*did you mean 'samples'",
+    "data.calibration.samples=0": "data.calibration.samples is 0: expected a number greater than or equal to 1",
+    "data.calibration.samples=many": "data.calibration.samples is 'many': expected an integer",
+    "data.evaluation.from=1.0": "data.evaluation: expected from < to, got from 1.0 to 1.0",
+    "data.evaluation.stride=100000": "data.evaluation: expected stride <= length, got stride 100000",
+    "data=[1]": r"data is \[1\]: expected a section with the keys calibration, validation, evaluation",
+    "evaluation=null": "evaluation is None: expected a section with the keys baselines, tasks",
+    "evaluation.tasks=[1]": r"evaluation.tasks.0 is 1: expected a string",
+    "evaluation.baselines=[unifrm]": "evaluation.baselines.0 is 'unifrm': expected 'uniform', 'level1' or 'level2'",
+    "backbone.revision=1234567": "backbone.revision is 1234567: expected a string .*in quotes",
+    "backbone.dtype=int8": "backbone.dtype is 'int8': expected 'auto', 'float32', 'bfloat16' or 'float16'",
+    "backbone.device=gpu": "backbone.device is 'gpu': expected auto .*cpu, cuda or cuda:<number>",
+    "ratios.method=softmix": "ratios.method is 'softmix': expected one of linear, .*did you mean 'softmax'",
+    "ratios.method=null": "ratios.method is None: expected one of",
+    "ranks.multiple=x": "ranks.multiple is 'x': expected 'auto' or an integer",
+    "ranks.power=high": "ranks.power is 'high': expected a number .*option of energy",
+    "method=lorap": "method is 'lorap': expected 'mgaa'",
+    "ratios.compression": "'ratios.compression' is no override: expected section.key=value",
+    "ratios..compression=1": "is no override: expected section.key=value",
+    "evaluation.tasks=[a": "cannot be read: while parsing a flow sequence",
+    "store.path=${nowhere}": "cannot be read: Interpolation key 'nowhere' not found",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), MISTAKES.items())
+def test_a_mistake_is_explained(override: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(FILE, [override])
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    with pytest.raises(UsageError) as caught:
+        load(FILE, ["ratios.compression=2", "backbone.dtyp=auto", "statistics.groups=0"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_another_method_leaves_the_options_of_the_last_one_aside() -> None:
+    assert load(FILE, ["ratios.method=softmax", "ratios.temperature=0.5"]).ratios.options == {"temperature": 0.5}
+    assert load(FILE, ["ratios.method=uniform"]).ratios.options == {}
+
+
+def test_an_option_without_effect_is_refused_when_it_is_given_by_hand() -> None:
+    with pytest.raises(
+        UsageError, match=r"ratios.temperature is unknown to the method 'uniform' \(it belongs to softmax\)"
+    ):
+        load(FILE, ["ratios.method=uniform", "ratios.temperature=0.5"])
+
+
+def written(folder: Path, old: str, new: str) -> Path:
+    text = FILE.read_text()
+    assert old in text
+    path = folder / "params.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def test_an_option_that_no_method_knows_is_a_mistake_in_the_file_too(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ratios.temprature is unknown to the method .*did you mean 'temperature'"):
+        load(written(tmp_path, "  temperature:", "  temprature:"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("method: mgaa", "method: [mgaa", "cannot be read: while parsing"),
+        ("method: mgaa", "method: mgaa\nmethod: mgaa", "cannot be read: .*duplicate key"),
+        (
+            "statistics:\n  inputs: dense\n  groups: 32\n",
+            "",
+            "statistics is missing: expected a section with the keys inputs, groups",
+        ),
+        ("  groups: 32\n", "", "statistics.groups is missing: expected groups of sequences"),
+    ],
+)
+def test_a_broken_file_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load(written(tmp_path, old, new))
+
+
+@pytest.mark.parametrize(("content", "message"), [("- a\n- b\n", "is a list"), ("\xff\xfe", "cannot be read")])
+def test_a_file_of_another_kind_is_explained(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(UsageError, match=message):
+        load(path)
+
+
+def test_a_missing_file_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"There is no .*params.yaml: expected the parameters; run in the project's folder"
+    ):
+        load(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("inside", ["", ".dvc/tmp/exps/tmpa1b2", ".dvc/tmp/exps/standalone/tmpa1b2"])
+def test_store_and_tracking_lie_with_the_checkout_even_in_an_experiment_of_dvc(tmp_path: Path, inside: str) -> None:
+    parameters = load(written(tmp_path / inside, "method: mgaa", "method: mgaa"))
+    assert parameters.store_path == tmp_path / "store"
+    assert parameters.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
+    assert parameters.folder == tmp_path / inside
+
+
+def test_absolute_places_and_servers_stay_as_they_are(tmp_path: Path) -> None:
+    parameters = load(FILE, [f"store.path={tmp_path}", "tracking.uri=https://mlflow.example.org"])
+    assert parameters.store_path == tmp_path
+    assert parameters.tracking_uri == "https://mlflow.example.org"
+    assert load(FILE, ["tracking.uri=sqlite:////data/mlflow.db"]).tracking_uri == "sqlite:////data/mlflow.db"
+
+
+def test_the_help_tells_every_key_and_every_method() -> None:
+    text = "\n".join([*explain.reference(Parameters), *options.reference()])
+    for key in load(FILE).flat():
+        assert key in text
+    for method in (
+        "factors.method=afm",
+        "ratios.method=softmax",
+        "ratios.temperature, by default",
+        "ranks.method=energy",
+    ):
+        assert method in text
