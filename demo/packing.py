@@ -32,4 +32,4 @@ def batches(encoded: Sequence[Tensor], *, batch: int, length: int, seed: int) ->
         order = torch.randperm(len(encoded), generator=generator).tolist()
         epoch = rows([encoded[each] for each in order], length)
         shuffled = torch.randperm(len(epoch), generator=generator)
-        yield from (epoch[chosen] for chosen in shuffled.split(batch) if len(chosen) == batch)
+        yield from (epoch[chosen] for chosen in torch.split(shuffled, batch) if len(chosen) == batch)

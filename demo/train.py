@@ -1,6 +1,6 @@
 """Trains the embedded backbone: a small, real Llama on the docstrings of the pinned dependencies. `make demo-backbone` calls it.
 
-    python -m demo.train                              # the committed backbone: 2 to 3 epochs, an hour on 2 cores, minutes on a GPU
+    python -m demo.train                              # the committed backbone: 1.4 epochs, an hour on 2 cores, minutes on a GPU
     python -m demo.train --minutes 3 --output /tmp/b  # a quick one
 
 The output folder gets a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`, its tokenizer, and `training.json`: what it was
@@ -14,6 +14,7 @@ trained. With `--steps` the result repeats on one machine; with `--minutes` the 
 """
 
 import argparse
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from demo import corpus, packing, record
 from demo import tokenizer as vocabulary
-from mgaa.errors import NumericalError
+from mgaa.errors import MgaaError, NumericalError, UsageError
 
 FINAL = Path(__file__).parents[1] / "models" / "demo"
 POINTS = 30
@@ -72,7 +73,9 @@ class Progress:
     @property
     def rate(self) -> float:
         """The learning rate here: linear warm-up, then linear decay to zero."""
-        return self.plan.rate * max(0.0, min(self.share / self.plan.warmup, (1 - self.share) / (1 - self.plan.warmup), 1.0))
+        return self.plan.rate * max(
+            0.0, min(self.share / self.plan.warmup, (1 - self.share) / (1 - self.plan.warmup), 1.0)
+        )
 
 
 def configuration() -> LlamaConfig:
@@ -103,26 +106,38 @@ def loss(model: LlamaForCausalLM, rows: Tensor, *, autocast: bool = True) -> Ten
 def evaluate(model: LlamaForCausalLM, rows: Tensor, *, what: str, autocast: bool = False) -> float:
     """Mean loss over rows, 16 at a time."""
     model.eval()
-    parts = tqdm(rows.split(16), desc=what, leave=False, disable=None)
+    parts = tqdm(torch.split(rows, 16), desc=what, leave=False, disable=None)
     total = sum(float(loss(model, part, autocast=autocast)) * len(part) for part in parts)
     model.train()
     return total / len(rows)
 
 
-def fit(model: LlamaForCausalLM, encoded: Sequence[Tensor], validation: Tensor, plan: Plan) -> tuple[list[list[float]], int]:
+def fit(
+    model: LlamaForCausalLM, encoded: Sequence[Tensor], validation: Tensor, plan: Plan
+) -> tuple[list[list[float]], int]:
     """Trains in place; returns the curve (step, train loss since the last point, validation loss) and the number of steps."""
     optimizer = _optimizer(model, plan)
     compute = torch.compile(loss, dynamic=False) if plan.compile else loss
     progress, curve, recent = Progress(plan), list[list[float]](), list[float]()
-    with tqdm(total=plan.steps if plan.minutes is None else None, desc="training the demo backbone", disable=None) as bar:
+    with tqdm(
+        total=plan.steps if plan.minutes is None else None, desc="training the demo backbone", disable=None
+    ) as bar:
         for rows in _rows(encoded, progress):
             recent.append(_step(model, optimizer, compute(model, rows), progress))
             bar.update()
             bar.set_postfix(loss=f"{recent[-1]:.3f}")
             if progress.share * POINTS >= len(curve) + 1 or progress.share >= 1:
                 average = sum(recent) / len(recent)
-                curve.append([progress.step, round(average, 4), round(evaluate(model, validation, what="validating", autocast=True), 4)])
-                tqdm.write(f"step {progress.step}, {progress.seconds:.0f} s: train {curve[-1][1]:.4f}, validation {curve[-1][2]:.4f}")
+                curve.append(
+                    [
+                        progress.step,
+                        round(average, 4),
+                        round(evaluate(model, validation, what="validating", autocast=True), 4),
+                    ]
+                )
+                tqdm.write(
+                    f"step {progress.step}, {progress.seconds:.0f} s: train {curve[-1][1]:.4f}, validation {curve[-1][2]:.4f}"
+                )
                 recent.clear()
     return curve, progress.step
 
@@ -138,14 +153,16 @@ def _rows(encoded: Sequence[Tensor], progress: Progress) -> Iterator[Tensor]:
 def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, value: Tensor, progress: Progress) -> float:
     for group in optimizer.param_groups:
         group["lr"] = progress.rate
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     progress.step += 1
     if not torch.isfinite(value):
-        raise NumericalError(f"The training loss is {float(value)} at step {progress.step}, expected a finite number: lower --rate.")
-    return float(value)
+        raise NumericalError(
+            f"The training loss is {float(value.detach())} at step {progress.step}, expected a finite number: lower --rate."
+        )
+    return float(value.detach())
 
 
 def _optimizer(model: LlamaForCausalLM, plan: Plan) -> torch.optim.AdamW:
@@ -156,21 +173,42 @@ def _optimizer(model: LlamaForCausalLM, plan: Plan) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95), fused=True)
 
 
+def check(plan: Plan) -> None:
+    """Refuses a plan that cannot run.
+
+    Raises:
+        UsageError: no steps, no time, a rate that is not positive, or no compiler.
+    """
+    if plan.steps < 1 or (plan.minutes is not None and plan.minutes <= 0) or plan.rate <= 0:
+        raise UsageError(
+            f"Got {plan.steps} steps, {plan.minutes} minutes, rate {plan.rate}; each given must be above 0."
+        )
+    if plan.compile and not torch.cuda.is_available() and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UsageError("No C++ compiler on the path, but torch.compile needs one: install g++, or pass --no-compile.")
+
+
 def train(plan: Plan, output: Path) -> None:
     """Reads the text, learns the tokenizer, trains, saves, measures what was saved, and writes the record."""
+    check(plan)
     start = time.monotonic()
     documents = corpus.splits()
     tokenizer = vocabulary.train((each.text for each in documents["train"]), context=CONTEXT)
     encoded = {name: packing.encode(tokenizer, each) for name, each in documents.items()}
     torch.manual_seed(plan.seed)
-    model = LlamaForCausalLM._from_config(configuration(), attn_implementation="eager").to("cuda" if torch.cuda.is_available() else "cpu")
+    model = AutoModelForCausalLM.from_config(configuration(), attn_implementation="eager").to(
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
     rows = packing.rows(encoded["validation"], plan.length)
     curve, steps = fit(model, encoded["train"], rows[:: max(1, len(rows) // 64)], plan)
     model.to(torch.bfloat16).save_pretrained(output)
     tokenizer.save_pretrained(output)
     saved = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32).to(model.device)
-    losses = {name: evaluate(saved, packing.rows(each, plan.length), what=f"{name} loss") for name, each in record.measured(encoded).items()}
-    record.write(output, plan, documents, encoded, curve=curve, steps=steps, losses=losses, seconds=time.monotonic() - start, device=model.device)
+    rows_of = {name: packing.rows(each, plan.length) for name, each in record.measured(encoded).items()}
+    losses = {name: evaluate(saved, each, what=f"{name} loss") for name, each in rows_of.items()}
+    seconds = time.monotonic() - start
+    record.write(
+        output, plan, documents, encoded, curve=curve, steps=steps, losses=losses, seconds=seconds, device=model.device
+    )
 
 
 def main() -> None:
@@ -181,10 +219,16 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="train for this long instead")
     parser.add_argument("--rate", type=float, default=plan.rate, help="highest learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and order (default: %(default)s)")
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler, 1.4 times faster")
+    parser.add_argument(
+        "--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler, 1.4 times faster"
+    )
     parser.add_argument("--output", type=Path, default=FINAL, help="folder of the result (default: models/demo)")
     given = parser.parse_args()
-    train(Plan(steps=given.steps, minutes=given.minutes, rate=given.rate, seed=given.seed, compile=given.compile), given.output)
+    plan = Plan(steps=given.steps, minutes=given.minutes, rate=given.rate, seed=given.seed, compile=given.compile)
+    try:
+        train(plan, given.output)
+    except MgaaError as error:
+        parser.exit(error.exit_code, f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+
 from mgaa.errors import MgaaError, UsageError
 from tasks import explain, options
 from tasks.parameters import Parameters, load
@@ -90,7 +92,9 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """The second signal: bodies that run in threads are not waited for."""
+    """The second signal: bodies that run in threads are not waited for, and Prefect's own server goes with the run."""
+    for child in psutil.Process().children(recursive=True):
+        child.terminate()
     os._exit(130)
 
 

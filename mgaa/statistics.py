@@ -198,9 +198,8 @@ class BlockStatistics:
             tensors[f"{_COSINE}{sublayer}"] = torch.tensor(
                 [self.cosines[sublayer], self.branch_cosines[sublayer]], dtype=torch.float64
             )
-        save_file(
-            tensors, path, metadata={"shared": json.dumps(self.shared)}
-        )  # one entry: safetensors shuffles several
+        # one entry of metadata, because safetensors writes several in random order
+        save_file(tensors, path, metadata={"shared": json.dumps(self.shared)})
 
     @staticmethod
     def load(path: Path, device: str = "cpu") -> "BlockStatistics":

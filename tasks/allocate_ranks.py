@@ -1,16 +1,13 @@
-"""Step 6, allocate ranks: level 2 of MGAA, inside a sublayer (`mgaa.ranks`)."""
+"""Step 7, allocate ranks: level 2 of MGAA, inside a sublayer (`mgaa.ranks`)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.allocate_ratios import TABLE as RATIOS
-from tasks.allocate_ratios import model_ladders
 from tasks.artifact import Artifact, Store
+from tasks.ladders import model_ladders
+from tasks.records import RANKS, RATIOS, table, write_table
 from tasks.step import step
-
-TABLE = "ranks.json"
 
 
 @step(kind="ranks", methods="mgaa.ranks")
@@ -31,9 +28,8 @@ def allocate_ranks(
     from mgaa.ranks import allocate_ranks as allocate
 
     ladders = model_ladders(store, backbone, spectra, multiple)
-    given = json.loads((store.folder(ratios) / RATIOS).read_text())
-    ranks = allocate(method, ladders, given, compression=compression, **options)
-    table = {
+    ranks = allocate(method, ladders, table(store, ratios, RATIOS), compression=compression, **options)
+    outcome = {
         "budget": parameter_budget([ladder.matrix for ladder in ladders], compression),
         "linear_parameters": sum(rank.parameters for rank in ranks),
         "matrices": {
@@ -41,10 +37,4 @@ def allocate_ranks(
             for rank in ranks
         },
     }
-    (out / TABLE).write_text(json.dumps(table, indent=1) + "\n")
-
-
-def rank_table(store: Store, ranks: Artifact) -> dict[str, Any]:
-    """What `allocate_ranks` wrote."""
-    table: dict[str, Any] = json.loads((store.folder(ranks) / TABLE).read_text())
-    return table
+    write_table(out / RANKS, outcome)

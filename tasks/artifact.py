@@ -76,11 +76,16 @@ class Store:
 
     def manifest(self, artifact: Artifact) -> dict[str, Any]:
         """The artifact's manifest, after the files were checked against it; raises `DamagedError`."""
-        return check_folder(self.place(artifact), artifact.kind, artifact.digest)
+        try:
+            return self.verify(artifact)
+        except DamagedError as damage:
+            raise DamagedError(
+                f"{damage} Start again: it is quarantined and the step that made it runs again."
+            ) from damage
 
-    def verify(self, artifact: Artifact) -> None:
-        """Check manifest, names, sizes and sha256; raises `DamagedError`."""
-        self.manifest(artifact)
+    def verify(self, artifact: Artifact) -> dict[str, Any]:
+        """`manifest`, with what is wrong and no advice: for those who repair it."""
+        return check_folder(self.place(artifact), artifact.kind, artifact.digest)
 
     @contextmanager
     def writing(self, kind: str) -> Iterator[Path]:
@@ -92,7 +97,9 @@ class Store:
         """Turn a filled folder of `writing` into an artifact; `record` joins its manifest. Equal content is stored once."""
         files = {name: describe(folder / name) for name in sorted(regular_files(folder))}
         if not files:
-            raise RuntimeError(f"The step that makes {kind!r} wrote no file: expected its result in the folder it was given.")
+            raise RuntimeError(
+                f"The step that makes {kind!r} wrote no file: expected its result in the folder it was given."
+            )
         artifact = Artifact(kind, content_digest(kind, {name: file["sha256"] for name, file in files.items()}))
         manifest = {"kind": kind, "digest": artifact.digest, **record, "files": files}
         (folder / MANIFEST).write_bytes(readable({**manifest, "seal": digest(manifest)}))

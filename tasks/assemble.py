@@ -1,11 +1,10 @@
-"""Step 8, assemble: the compressed checkpoint, a Hugging Face folder that loads with ordinary tools (`mgaa.checkpoint`)."""
+"""Step 9, assemble: the compressed checkpoint, a Hugging Face folder that loads with ordinary tools (`mgaa.checkpoint`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.artifact import Artifact, Store
-from tasks.calibrate import block_file
-from tasks.load_backbone import backbone_record
+from tasks.records import backbone_record, block_file
 from tasks.step import step
 
 

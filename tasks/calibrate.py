@@ -1,10 +1,10 @@
-"""Step 3, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`)."""
+"""Step 4, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`)."""
 
 from pathlib import Path
 
 from tasks.artifact import Artifact, Store
 from tasks.load_backbone import backbone_model
-from tasks.prepare_data import token_windows
+from tasks.records import block_file, token_windows
 from tasks.step import step
 
 
@@ -30,8 +30,3 @@ def calibrate(
     windows = token_windows(store, tokens)
     for index, block in enumerate(stream_statistics(model, windows, groups=groups, batch_size=batch_size)):
         block.save(out / block_file(index))
-
-
-def block_file(index: int) -> str:
-    """The name of a block's file in the artifacts `statistics`, `spectra` and `factors`."""
-    return f"block-{index:04d}.safetensors"

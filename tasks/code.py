@@ -22,7 +22,7 @@ ORCHESTRATION = {
     f"tasks.{name}"
     for name in (
         *("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"),
-        *("parameters", "options", "explain", "tracking", "lineage"),
+        *("parameters", "options", "overrides", "explain", "tracking", "lineage"),
     )
 }
 
@@ -98,4 +98,9 @@ def name_of(path: Path) -> str:
 
 def module_of(function: Callable[..., object]) -> str:
     """The module that defines a function, by its file (a script's `__name__` does not tell)."""
-    return name_of(Path(inspect.getfile(function)).resolve())
+    path = Path(inspect.getfile(function)).resolve()
+    if not path.is_relative_to(ROOT):
+        raise ValueError(
+            f"{path} is outside {ROOT}: expected the steps in the project, where their code can be followed."
+        )
+    return name_of(path)

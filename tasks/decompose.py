@@ -1,4 +1,4 @@
-"""Step 4, decompose: energies and ordered bases of the matrices of one block (`mgaa.factors`).
+"""Step 5, decompose: energies and ordered bases of the matrices of one block (`mgaa.factors`).
 
 Mapped over the blocks: each is an artifact of its own, so that a killed run goes on at the block where it stopped.
 """
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.calibrate import block_file
-from tasks.load_backbone import backbone_matrices, backbone_model
+from tasks.load_backbone import backbone_model
+from tasks.records import backbone_matrices, block_file
 from tasks.step import step
 
 

@@ -1,21 +1,17 @@
-"""Step 9, evaluate: perplexity, bits per byte and zero-shot tasks of one model, with the evaluation card.
+"""Step 10, evaluate: perplexity, bits per byte and zero-shot tasks of one model, with the evaluation card.
 
 The model is read back from the files that a user would load, never taken from memory, so what is measured is what is shipped.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from mgaa.errors import UsageError
 from tasks import zero_shot
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_record
-from tasks.prepare_data import token_stream
+from tasks.records import METRICS, backbone_record, token_stream, write_table
 from tasks.sealing import file_digest
 from tasks.step import step
-
-RECORD = "metrics.json"
 
 
 @step(kind="metrics")
@@ -39,7 +35,7 @@ def evaluate(
     """Measure a backbone or a checkpoint.
 
     Args:
-        model: artifact `backbone` or `checkpoint`.
+        model: artifact `backbone`, `model` or `checkpoint`.
         evaluation, validation: artifact `tokens`; the second is for choices, and reported apart.
         items: artifact `items`, where a task is made from the evaluation texts.
         tasks_folder, tasks_content: where the items of the other tasks lie, and the sha256 of each file.
@@ -86,7 +82,7 @@ def evaluate(
             "non_finite": result.non_finite + chosen.non_finite,
         },
     }
-    (out / RECORD).write_text(json.dumps(record, indent=1) + "\n")
+    write_table(out / METRICS, record)
 
 
 def is_standard(task: str) -> bool:
@@ -114,26 +110,20 @@ def standard_items(tasks: list[str], folder: str | None) -> dict[str, str]:
 
 
 def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
-    """Model and tokenizer of an artifact `backbone` or `checkpoint`, read from its files."""
+    """Model and tokenizer of an artifact `backbone`, `model` or `checkpoint`, read from its files."""
     from mgaa.checkpoint import load
 
-    if model.kind == "backbone":
-        record = backbone_record(store, model)
-        return load(record["source"], revision=record["revision"], dtype=record["dtype"], device=device)
-    return load(store.folder(model), device=device)
+    if model.kind == "checkpoint":
+        return load(store.folder(model), device=device)
+    record = backbone_record(store, model)
+    return load(record["source"], revision=record["revision"], dtype=record["dtype"], device=device)
 
 
 def weight_bytes(store: Store, model: Artifact) -> int:
     """Bytes of the weight files on disk."""
-    if model.kind == "backbone":
-        from mgaa.folder import locate, weight_files
+    from mgaa.folder import locate, weight_files
 
-        record = backbone_record(store, model)
-        return sum(path.stat().st_size for path in weight_files(locate(record["source"], record["revision"])))
-    return sum(path.stat().st_size for path in store.folder(model).glob("*.safetensors"))
-
-
-def metrics_of(store: Store, metrics: Artifact) -> dict[str, Any]:
-    """What `evaluate` wrote."""
-    record: dict[str, Any] = json.loads((store.folder(metrics) / RECORD).read_text())
-    return record
+    if model.kind == "checkpoint":
+        return sum(path.stat().st_size for path in store.folder(model).glob("*.safetensors"))
+    record = backbone_record(store, model)
+    return sum(path.stat().st_size for path in weight_files(locate(record["source"], record["revision"])))

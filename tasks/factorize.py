@@ -1,11 +1,10 @@
-"""Step 7, factorize: the factors of one block at its ranks, in the dtype of the backbone (`mgaa.factors`)."""
+"""Step 8, factorize: the factors of one block at its ranks, in the dtype of the backbone (`mgaa.factors`)."""
 
 from pathlib import Path
 
-from tasks.allocate_ranks import rank_table
 from tasks.artifact import Artifact, Store
-from tasks.calibrate import block_file
-from tasks.load_backbone import backbone_matrices, backbone_model
+from tasks.load_backbone import backbone_model
+from tasks.records import RANKS, backbone_matrices, block_file, table
 from tasks.step import step
 
 
@@ -20,11 +19,11 @@ def factorize(
     from mgaa.factors import load_spectra
 
     model, _ = backbone_model(store, backbone, device)
-    table = rank_table(store, ranks)["matrices"]
+    outcome = table(store, ranks, RANKS)["matrices"]
     found = load_spectra(store.folder(spectra) / block_file(block), device)
     tensors = {}
     for matrix in backbone_matrices(store, backbone):
-        if matrix.block == block and (rank := table[matrix.name]["rank"]) is not None:
+        if matrix.block == block and (rank := outcome[matrix.name]["rank"]) is not None:
             linear = model.get_submodule(matrix.name)
             bias = None if linear.bias is None else linear.bias.detach()
             factors = slice_rank(linear.weight.detach(), bias, found[matrix.local], rank)

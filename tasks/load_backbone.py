@@ -4,7 +4,6 @@ The artifact is a reference, not a copy: the source, its revision, the sha256 of
 model without loading it. `backbone_model` gives the loaded model to the steps that need it; a process loads it once.
 """
 
-import json
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -12,10 +11,9 @@ from threading import Lock
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.records import BACKBONE, backbone_record, write_table
 from tasks.sealing import file_digest
 from tasks.step import step
-
-RECORD = "backbone.json"
 
 
 def identify(source: str, revision: str | None) -> dict[str, str]:
@@ -29,38 +27,38 @@ def identify(source: str, revision: str | None) -> dict[str, str]:
 def load_backbone(
     out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
 ) -> None:
-    """Load the model, refuse what cannot be compressed, and write the reference."""
+    """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices."""
     from mgaa.architectures import matrices_of
 
     model, _ = _load(source, revision, dtype, "cpu")
     matrices = matrices_of(model)
-    record = {
+    shapes = {
+        "blocks": 1 + max(matrix.block for matrix in matrices),
+        "linear_parameters": sum(matrix.parameters for matrix in matrices),
+        "matrices": [asdict(matrix) for matrix in matrices],
+    }
+    write_table(out / BACKBONE, _reference(model, source, revision, files) | shapes)
+
+
+@step(kind="model")
+def load_model(
+    out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
+) -> None:
+    """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
+    model, _ = _load(source, revision, dtype, "cpu")
+    write_table(out / BACKBONE, _reference(model, source, revision, files))
+
+
+def _reference(model: Any, source: str, revision: str | None, files: dict[str, str]) -> dict[str, Any]:
+    return {
         "source": source,
         "revision": revision,
         "files": files,
         "dtype": str(model.dtype).removeprefix("torch."),
         "model_type": model.config.model_type,
-        "blocks": 1 + max(matrix.block for matrix in matrices),
         "vocabulary": model.get_input_embeddings().num_embeddings,
-        "context": model.config.max_position_embeddings,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "linear_parameters": sum(matrix.parameters for matrix in matrices),
-        "matrices": [asdict(matrix) for matrix in matrices],
     }
-    (out / RECORD).write_text(json.dumps(record, indent=1, sort_keys=True) + "\n")
-
-
-def backbone_record(store: Store, backbone: Artifact) -> dict[str, Any]:
-    """What `load_backbone` wrote."""
-    record: dict[str, Any] = json.loads((store.folder(backbone) / RECORD).read_text())
-    return record
-
-
-def backbone_matrices(store: Store, backbone: Artifact) -> list[Any]:
-    """Every `mgaa.budget.Matrix` of the model, in order, without loading it."""
-    from mgaa.budget import Matrix
-
-    return [Matrix(**fields) for fields in backbone_record(store, backbone)["matrices"]]
 
 
 def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
-"""Step 2b, make items: the two zero-shot tasks that any evaluation text can give (`demo.tasks`)."""
+"""Step 3b, make items: the two zero-shot tasks that any evaluation text can give (`demo.tasks`)."""
 
 from pathlib import Path
 
 from demo import tasks as made
 from tasks.artifact import Artifact, Store
-from tasks.prepare_data import texts_of
+from tasks.records import texts_of
 from tasks.step import step
 
 

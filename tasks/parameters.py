@@ -12,14 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
-from yaml import YAMLError
 
 from mgaa.errors import UsageError
 from tasks.explain import explain
 from tasks.options import SECTIONS, select
+from tasks.overrides import merge, parse, read
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -90,6 +88,7 @@ class Statistics(Section):
 
     inputs: Literal["dense"] = Field(description="whose activations are measured: those of the dense model")
     groups: Positive = Field(description="groups of sequences whose means are kept apart")
+    batch_size: Positive = Field(default=8, description="sequences per forward pass of the calibration")
 
 
 class Method(Section):
@@ -109,7 +108,9 @@ class Ratios(Method):
     compression: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="fraction of the linear parameters to remove, between 0 and 1"
     )
-    cap: Annotated[float, Field(gt=0, le=1)] = Field(default=1.0, description="highest compression of one sublayer")
+    cap: Annotated[float, Field(ge=1)] | None = Field(
+        default=None, description="highest ratio of one sublayer, as a multiple of the compression; null: none"
+    )
 
 
 class Ranks(Method):
@@ -201,46 +202,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
         raise UsageError(explain(error, Parameters)) from None
     parameters._folder = path.absolute().parent
     return parameters
-
-
-def read(path: Path) -> dict[str, Any]:
-    """The content of `params.yaml` as plain values."""
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"There is no {path}: expected the parameters; run in the project's folder.") from error
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(f"{path} cannot be read: {reason}. Expected YAML with a section per stage.") from error
-    if not isinstance(values, dict):
-        raise UsageError(f"{path} is a list: expected sections ({', '.join(Parameters.model_fields)}).")
-    return {str(name): value for name, value in values.items()}
-
-
-def parse(overrides: Sequence[str]) -> dict[str, Any]:
-    """Overrides `section.key=value` as nested plain values."""
-    for text in overrides:
-        key, equals, _ = text.partition("=")
-        if not equals or not all(key.split(".")):
-            raise UsageError(f"{text!r} is no override: expected section.key=value, such as ratios.compression=0.3.")
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True, throw_on_missing=True)
-    except (YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"The overrides {' '.join(overrides)!r} cannot be read: {reason}. Expected YAML values."
-        ) from error
-    assert isinstance(values, dict)
-    return {str(name): value for name, value in values.items()}
-
-
-def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the values of `above` in place of its own, section by section."""
-    merged = dict(below)
-    for name, value in above.items():
-        nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)
-        merged[name] = merge(merged[name], value) if nested else value
-    return merged
 
 
 def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

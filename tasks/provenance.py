@@ -67,12 +67,15 @@ def flags() -> dict[str, Any]:
     """torch's global determinism and precision flags; before torch is imported they are what it starts with."""
     torch = sys.modules.get("torch")
     if torch is None:
-        return {"deterministic": False, "matmul_precision": "highest", "cudnn_tf32": True}
-    return {
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-        "matmul_precision": torch.get_float32_matmul_precision(),
-        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        return {"deterministic": False, "cuda_matmul": "ieee", "cuda_convolution": "tf32", "cpu_matmul": "ieee"}
+    backends = torch.backends
+    precisions = {
+        "cuda_matmul": backends.cuda.matmul.fp32_precision,
+        "cuda_convolution": backends.cudnn.conv.fp32_precision,
+        "cpu_matmul": backends.mkldnn.matmul.fp32_precision,
     }
+    plain = {name: "ieee" if value == "none" else value for name, value in precisions.items()}
+    return {"deterministic": torch.are_deterministic_algorithms_enabled(), **plain}
 
 
 def device() -> str:

@@ -3,18 +3,15 @@
 Artifacts are sealed and know nothing of each other's times; here they are joined. Everything is written at the end of a run, in whole files.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.allocate_ranks import rank_table
 from tasks.artifact import Artifact, Store
-from tasks.evaluate import metrics_of
-from tasks.load_backbone import backbone_record
-from tasks.parameters import Parameters
-from tasks.sealing import readable
-from tasks.writing import write_file
+from tasks.recording import Execution, busy, peak_rss
+from tasks.records import METRICS, RANKS, backbone_record, table
 
 DENSE = "dense"
 
@@ -57,23 +54,45 @@ class Results:
         return shared
 
 
-def metrics(store: Store, results: Results, method: str, checkpoint: Path) -> dict[str, Any]:
-    """The content of `results/metrics.json`: every model with the same keys, and the evaluation card that they share."""
+@dataclass(frozen=True)
+class Effort:
+    """What a run cost: steps, seconds from the start of the flow, seconds in which a step was at work, memory."""
+
+    executed: int
+    reused: int
+    wall_seconds: float
+    work_seconds: float
+    peak_memory_bytes: int
+
+    @staticmethod
+    def since(began: float, executions: Sequence[Execution]) -> "Effort":
+        """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
+        reused = sum(execution.reused for execution in executions)
+        wall = time.perf_counter() - began
+        return Effort(len(executions) - reused, reused, wall, busy(list(executions)), peak_rss())
+
+
+def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> dict[str, Any]:
+    """The content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
+
+    Args:
+        place: where the checkpoint of the run's method (the last model) goes; those of the baselines stay in the store.
+    """
     backbone = backbone_record(store, results.backbone)
     common = [results.backbone, results.texts, results.tokens["calibration"], results.statistics, *results.spectra]
     models = {DENSE: _model(store, results.dense, backbone["linear_parameters"], backbone, [])}
     for name, model in results.models.items():
-        kept = rank_table(store, model.ranks)["linear_parameters"]
+        kept = table(store, model.ranks, RANKS)["linear_parameters"]
         made = [*common, model.ratios, model.ranks, *model.factors, model.checkpoint]
-        place = checkpoint if name == method else store.place(model.checkpoint)
-        models[name] = {**_model(store, model.metrics, kept, backbone, made), "checkpoint": str(place)}
-    return {"models": models, "card": metrics_of(store, results.dense)["card"]}
+        checkpoint = place if name == [*results.models][-1] else store.place(model.checkpoint)
+        models[name] = {**_model(store, model.metrics, kept, backbone, made), "checkpoint": str(checkpoint)}
+    return {"models": models, "card": table(store, results.dense, METRICS)["card"], "run": asdict(effort)}
 
 
 def _model(
     store: Store, evaluated: Artifact, kept: int, backbone: Mapping[str, Any], made: list[Artifact]
 ) -> dict[str, Any]:
-    measured = {key: value for key, value in metrics_of(store, evaluated).items() if key != "card"}
+    measured = {key: value for key, value in table(store, evaluated, METRICS).items() if key != "card"}
     return {
         **measured,
         "linear_parameters": kept,
@@ -84,8 +103,3 @@ def _model(
             "evaluate": store.manifest(evaluated)["seconds"],
         },
     }
-
-
-def publish(parameters: Parameters, store: Store, results: Results) -> dict[str, Any]:
-    """Export the checkpoint of the run's method with its record, and write `results/*.json`."""
-    ...

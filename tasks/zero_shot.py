@@ -31,8 +31,8 @@ from mgaa.errors import InputError, NumericalError, UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_MISFITS = (UndefinedError, LookupError, TypeError, ValueError, OSError)
-"""What templates and preprocessing raise at items of another form; `datasets` adds its own."""
+_MISFITS = (UndefinedError, LookupError, TypeError, ValueError, StopIteration)
+"""What templates and preprocessing raise at items of another form, and at none; `datasets` adds its own."""
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 

@@ -23,12 +23,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
-    """One temporary Prefect server and database for the session (about 15 s); ask for it where a flow runs."""
+def prefect_server() -> Iterator[str]:
+    """The URL of one temporary Prefect server and database for the session (about 15 s); ask for it where a flow runs."""
+    from prefect.settings import get_current_settings
     from prefect.testing.utilities import prefect_test_harness
 
     with prefect_test_harness(server_startup_timeout=180):
-        yield
+        yield str(get_current_settings().api.url)
 
 
 @pytest.fixture

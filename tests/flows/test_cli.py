@@ -84,8 +84,10 @@ def test_the_help_needs_no_parameters(
     assert "ratios.compression" in shown
 
 
-def test_a_command_reuses_in_a_new_process_with_a_new_prefect_and_reports_one_error_once(project: Project) -> None:
-    first = project.run("-m", "flows.toy")
+def test_a_command_reuses_in_a_new_process_with_a_new_prefect_and_reports_one_error_once(
+    project: Project, prefect_server: str
+) -> None:
+    first = project.run("-m", "flows.toy", PREFECT_API_URL=prefect_server)
     assert first.returncode == 0, first.stderr
     assert project.executed() == ["count", "combine"]
     failed = project.run("-m", "flows.toy", "tracking.experiment=fail", PREFECT_HOME=str(project.root / "new home"))
@@ -95,8 +97,8 @@ def test_a_command_reuses_in_a_new_process_with_a_new_prefect_and_reports_one_er
     assert failed.stdout == first.stdout.splitlines(keepends=True)[0]
 
 
-def test_a_terminated_command_keeps_what_was_finished(project: Project) -> None:
-    process = project.start("-m", "flows.toy", "tracking.experiment=long", WAIT="1")
+def test_a_terminated_command_keeps_what_was_finished(project: Project, prefect_server: str) -> None:
+    process = project.start("-m", "flows.toy", "tracking.experiment=long", WAIT="1", PREFECT_API_URL=prefect_server)
     assert process.stdout is not None
     shown = [process.stdout.readline() for _ in range(2)]
     assert re.fullmatch(r"[0-9a-f]{64}\nhalf\n", "".join(shown))

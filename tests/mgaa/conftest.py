@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
@@ -84,3 +85,8 @@ def logits() -> Callable[[PreTrainedModel], Tensor]:
         return found
 
     return forward
+
+
+# The same examples in every run, on every machine, however slow.
+settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=40)
+settings.load_profile("deterministic")

@@ -82,7 +82,9 @@ def test_the_seed_alone_decides_which_windows_are_drawn():
 
 
 def test_too_few_tokens_are_refused_with_the_counts():
-    with pytest.raises(InputError, match=r"23 tokens, which fill 4 windows of 5 tokens, but 6 are needed \(30 tokens\)"):
+    with pytest.raises(
+        InputError, match=r"23 tokens, which fill 4 windows of 5 tokens, but 6 are needed \(30 tokens\)"
+    ):
         windows(torch.arange(23), 5, samples=6)
 
 

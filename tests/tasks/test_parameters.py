@@ -29,10 +29,10 @@ def test_the_file_of_the_repository_is_valid_and_complete() -> None:
         ("evaluation.tasks=[a,b]", "evaluation.tasks", ["a", "b"]),
         ("evaluation.baselines=[]", "evaluation.baselines", []),
         ("ranks.multiple=8", "ranks.multiple", 8),
-        ("ratios.cap=0.9", "ratios.cap", 0.9),
+        ("ratios.cap=1.5", "ratios.cap", 1.5),
         ("backbone.device=cuda:1", "backbone.device", "cuda:1"),
         ("backbone.revision=main", "backbone.revision", "main"),
-        ("backbone.revision='\"1234567\"'", "backbone.revision", "1234567"),
+        ('backbone.revision="1234567"', "backbone.revision", "1234567"),
         ("evaluation.limit=null", "evaluation.limit", None),
     ],
 )
@@ -106,7 +106,7 @@ def written(folder: Path, old: str, new: str) -> Path:
 
 
 def test_an_option_that_no_method_knows_is_a_mistake_in_the_file_too(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="ratios.temprature is unknown to the method .*did you mean 'temperature'"):
+    with pytest.raises(UsageError, match=r"ratios.temprature is unknown to the method .*did you mean 'temperature'"):
         load(written(tmp_path, "  temperature:", "  temprature:"))
 
 

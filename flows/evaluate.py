@@ -1,0 +1,73 @@
+"""Evaluate any model by itself: a folder or a Hub id, dense or compressed, of any architecture.
+
+    python -m flows.evaluate backbone.source=models/compressed [section.key=value ...]
+
+The same texts, windows, tasks and card as in `flows.compress`; the metrics go to `results/evaluation.json`.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from prefect import flow
+
+from flows.prepare_data import prepared_texts, prepared_tokens
+from tasks.artifact import Artifact, Store
+from tasks.evaluate import evaluate as measure
+from tasks.evaluate import is_standard, standard_items
+from tasks.load_backbone import identify, load_model
+from tasks.make_items import make_items
+from tasks.parameters import Parameters
+from tasks.records import METRICS, table
+from tasks.sealing import readable
+from tasks.writing import write_file
+
+RESULT = "results/evaluation.json"
+
+
+@flow(name="evaluate", validate_parameters=False)
+def evaluate(parameters: Parameters) -> dict[str, Any]:
+    """Measure `backbone.source` on the evaluation and validation texts and on `evaluation.tasks`."""
+    p = parameters
+    store = Store(p.store_path, p.store.lock_timeout)
+    source, revision = p.backbone.source, p.backbone.revision
+    model = load_model(
+        store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
+    )
+    texts = prepared_texts(p, store)
+    metrics = measure(store, model, **measurement(p, store, texts, prepared_tokens(p, store, model, texts)))
+    record = {"source": source, "revision": revision, **table(store, metrics, METRICS)}
+    write_file(p.folder / RESULT, readable(record))
+    return record
+
+
+def measurement(p: Parameters, store: Store, texts: Artifact, tokens: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The arguments of the step `evaluate` that are the same for every model of a run."""
+    return {
+        "evaluation": tokens["evaluation"],
+        "validation": tokens["validation"],
+        "items": make_items(store, texts) if any(not is_standard(task) for task in p.evaluation.tasks) else None,
+        "length": p.data.evaluation.length,
+        "stride": p.data.evaluation.stride,
+        "batch_size": p.evaluation.batch_size,
+        "tasks": p.evaluation.tasks,
+        "limit": p.evaluation.limit,
+        "tasks_folder": p.evaluation.tasks_folder,
+        "tasks_content": standard_items(p.evaluation.tasks, p.evaluation.tasks_folder),
+        "device": device(p),
+    }
+
+
+def device(p: Parameters) -> str:
+    """Where to compute: `auto` is CUDA where there is one."""
+    import torch
+
+    if p.backbone.device != "auto":
+        return p.backbone.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(evaluate))

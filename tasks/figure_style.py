@@ -1,0 +1,121 @@
+"""One look for all figures: what every drawing shares, and how it is saved.
+
+Colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color), which stay apart for colour-blind readers; depth runs through
+one sequential map whose lightness rises monotonically. The font is the one that matplotlib ships, so that a figure is the same on every
+machine, and files carry neither date nor version: equal data gives equal bytes. Figures are objects: nothing touches pyplot, whose
+current figure is shared by all threads.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DPI = 150
+INK = "#222222"
+GREY = "#8a8a8a"
+PALE = "#d9d9d9"
+COLOURS = {"dense": INK, "mgaa": "#0072b2", "uniform": "#d55e00", "level1": "#009e73", "level2": "#cc79a7"}
+SPARE = ("#7f7f7f", "#aa4499", "#117733", "#882255")
+SUBLAYERS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7")
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "svg.hashsalt": "mgaa",
+}
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save inside this block."""
+    import matplotlib
+
+    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
+        yield
+
+
+def sheet(width: float, height: float, title: str, subtitle: str) -> Any:
+    """An empty figure of so many inches with a title and one line that says how to read it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.5 / height))  # type: ignore[union-attr, call-arg]
+    figure.text(0.08 / width, 1 - 0.07 / height, title, fontsize=11, fontweight="bold", va="top")
+    figure.text(0.08 / width, 1 - 0.28 / height, subtitle, fontsize=8.5, color="#555555", va="top")
+    return figure
+
+
+def panels(figure: Any, count: int, columns: int) -> list[Any]:
+    """`count` axes in rows of `columns` that share both scales."""
+    rows = -(-count // columns)
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    axes = list(grid.flat)
+    for empty in axes[count:]:
+        empty.remove()
+    for above in axes[count - columns : count]:  # the lowest of each column carries the labels of the shared scale
+        above.tick_params(labelbottom=True)
+    return axes[:count]
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write `path.png` and `path.svg`, equal bytes for equal drawings."""
+    figure.savefig(path.with_suffix(".png"), dpi=DPI, metadata={"Software": None})
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
+
+
+def colour_of(model: str, others: Sequence[str]) -> str:
+    """The colour of a model: always the same for the known ones."""
+    unknown = [name for name in others if name not in COLOURS]
+    return COLOURS[model] if model in COLOURS else SPARE[unknown.index(model) % len(SPARE)]
+
+
+def label_of(model: str) -> str:
+    """How a model is written in figures and tables."""
+    return {"mgaa": "MGAA", "level1": "level 1 only", "level2": "level 2 only"}.get(model, model)
+
+
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """`self_attn.q_proj` as `q`, where that is unambiguous."""
+    short = {name: name.rpartition(".")[2].removesuffix("_proj") for name in names}
+    return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def spread(positions: Sequence[float], gap: float) -> list[float]:
+    """Positions moved apart to at least `gap`, as little as neighbours allow; for labels beside points."""
+    order = sorted(range(len(positions)), key=lambda index: positions[index])
+    groups: list[tuple[list[int], float]] = []
+    for index in order:
+        members, centre = [index], positions[index]
+        while groups and groups[-1][1] + gap * (len(groups[-1][0]) + len(members)) / 2 > centre:
+            above = groups.pop()[0]
+            members = above + members
+            centre = sum(positions[member] for member in members) / len(members)
+        groups.append((members, centre))
+    placed = list(positions)
+    for members, centre in groups:
+        for rank, member in enumerate(members):
+            placed[member] = centre + gap * (rank - (len(members) - 1) / 2)
+    return placed

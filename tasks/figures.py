@@ -1,0 +1,244 @@
+"""The figures of a run, from plain tables to `matplotlib` figures; one function each.
+
+They answer, in order: where did the parameters go (`ranks`), why there (`sublayers`), what did a parameter buy (`energies`), what did it
+cost each layer (`errors`), and what did it cost the model (`sizes`). `allocations` are those of tasks/summarize.py by model, the
+run's method last; everything is drawn for 2 to 80 blocks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.figure_style import (
+    GREY,
+    INK,
+    PALE,
+    SUBLAYERS,
+    colour_of,
+    label_of,
+    panels,
+    sheet,
+    short_names,
+    spread,
+)
+
+Allocation = Mapping[str, Any]
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Kept share of parameters and kept energy at every rank, by matrix."""
+
+WIDE = 24
+"""Blocks from which the numbers in a heat map stand upright."""
+
+
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+"""Behind a label that may lie on a line."""
+
+
+def pair(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
+    """What the method is shown beside: uniform if it was run, else the first baseline, else nothing; the method first."""
+    *baselines, method = allocations
+    beside = ["uniform"] if "uniform" in baselines else baselines[:1]
+    return {name: allocations[name] for name in (method, *beside)}
+
+
+def rows(allocation: Allocation) -> tuple[list[str], int]:
+    """The matrices of a block in model order, and the number of blocks."""
+    matrices = allocation["matrices"].values()
+    return list(dict.fromkeys(matrix["matrix"] for matrix in matrices)), 1 + max(m["block"] for m in matrices)
+
+
+def ranks(allocations: Mapping[str, Allocation]) -> Any:
+    """Rank per matrix and block as a heat map of the share of parameters that is kept."""
+    shown = pair(allocations)
+    names, blocks = rows(next(iter(shown.values())))
+    beside = len(shown) if blocks <= 12 else 1
+    cell = 0.5 if blocks <= WIDE else 0.2
+    height = 0.26 if blocks <= WIDE else 0.42
+    width = max(5.5, (0.8 + cell * blocks) * beside + 0.9)
+    figure = sheet(
+        width,
+        1.0 + (0.55 + height * len(names)) * -(-len(shown) // beside),
+        "Where the parameters went",
+        "Rank of every matrix; the colour is the share of its parameters that it keeps. Black: left dense.",
+    )
+    axes = figure.subplots(-(-len(shown) // beside), beside, sharex=True, sharey=True, squeeze=False)
+    for axis, (model, allocation) in zip(axes.flat, shown.items(), strict=True):
+        image = heat_map(axis, allocation, names, blocks)
+        axis.set_title(f"{label_of(model)}: {allocation['linear_parameters']:,} linear parameters")
+    for axis in axes[-1]:
+        axis.set_xlabel("block")
+    bar = figure.colorbar(image, ax=axes, aspect=25, pad=0.01, shrink=0.9, label="kept share of parameters")
+    bar.outline.set_visible(False)
+    return figure
+
+
+def heat_map(axis: Any, allocation: Allocation, names: Sequence[str], blocks: int) -> Any:
+    """One panel of `ranks`."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("kept", ["#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"])
+    colours.set_over("#111111")
+    kept = [[float("nan")] * blocks for _ in names]
+    for matrix in allocation["matrices"].values():
+        row, column = names.index(matrix["matrix"]), matrix["block"]
+        share = matrix["parameters"] / (matrix["m"] * matrix["n"])
+        kept[row][column] = 2.0 if matrix["rank"] is None else share
+        axis.text(
+            column,
+            row,
+            "dense" if matrix["rank"] is None else str(matrix["rank"]),
+            ha="center",
+            va="center",
+            color="white" if matrix["rank"] is None or share > 0.6 else INK,
+            fontsize=7 if blocks <= WIDE else 6,
+            rotation=0 if blocks <= WIDE else 90,
+        )
+    image = axis.imshow(kept, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    axis.set_yticks(range(len(names)), short_names(names).values())
+    axis.set_xticks(range(0, blocks, 1 if blocks <= WIDE else 5))
+    axis.set_xticks([x - 0.5 for x in range(1, blocks)], minor=True)
+    axis.set_yticks([y - 0.5 for y in range(1, len(names))], minor=True)
+    axis.grid(False)
+    axis.grid(which="minor", color="white", linewidth=1.2, axis="both")
+    axis.tick_params(which="both", length=0)
+    axis.spines[:].set_visible(False)
+    return image
+
+
+def sublayers(allocations: Mapping[str, Allocation]) -> Any:
+    """Cosine of every sublayer, and the ratio that level 1 made of it."""
+    allocation = allocations[list(allocations)[-1]]
+    _, blocks = rows(allocation)
+    figure = sheet(
+        max(8.0, min(14.0, 2 + 0.25 * blocks)),
+        5.0,
+        "How far a sublayer turns the residual stream, and what it loses",
+        "Above: mean cosine before and after it (logarithm of 1 - cosine). Below: its compression ratio; ring: as its ranks reach it.",
+    )
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    kinds = list(dict.fromkeys(name.partition(".")[2] for name in allocation["sublayers"]))
+    for kind, colour, marker in zip(kinds, SUBLAYERS, "osD^", strict=False):
+        found = {int(n.partition(".")[0]): s for n, s in allocation["sublayers"].items() if n.partition(".")[2] == kind}
+        line = {"color": colour, "marker": marker, "markersize": 4, "label": kind}
+        ring = {"color": colour, "marker": marker, "markersize": 7.5, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        top.plot(list(found), [s["cosine"] for s in found.values()], **line)
+        bottom.plot(list(found), [s["ratio"] for s in found.values()], **line)
+        bottom.plot(list(found), [s["reached"] for s in found.values()], **ring, linestyle="none", clip_on=False)
+    distance_scale(top, [s["cosine"] for s in allocation["sublayers"].values()])
+    target = allocation["compression"]
+    bottom.axhline(target, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    bottom.text(1.01, target, f"model {target:.3f}", transform=bottom.get_yaxis_transform(), va="center", color="#555555")
+    bottom.set_ylim(bottom=0)
+    bottom.set(ylabel="compression ratio", xlabel="block")
+    bottom.xaxis.get_major_locator().set_params(integer=True)
+    top.set_ylabel("cosine")
+    top.legend(loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
+
+
+def distance_scale(axis: Any, values: Sequence[float]) -> None:
+    """A scale on which 0.98 and 0.99 are as far apart as 0 and 0.5: the logarithm of the distance to 1, over `values` below 1."""
+    import numpy
+
+    marks = (-0.9, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 0.99999)
+    axis.set_yscale(
+        "function",
+        functions=(
+            lambda value: -numpy.log(numpy.maximum(1 - numpy.asarray(value), 1e-7)),
+            lambda place: 1 - numpy.exp(-numpy.asarray(place)),
+        ),
+    )
+    low, high = (1 - min(values)) * 1.25, max(1 - max(values), 1e-5) / 1.25
+    axis.set_ylim(1 - low, 1 - high)
+    axis.set_yticks([mark for mark in marks if 1 - low <= mark <= 1 - high])
+    axis.set_yticks([], minor=True)
+    axis.yaxis.set_major_formatter(lambda mark, _: f"{mark:g}")
+
+
+def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
+    """Kept energy against kept share of parameters, a panel per matrix type and a line per block."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    allocation = allocations[list(allocations)[-1]]
+    names, blocks = rows(allocation)
+    figure = sheet(
+        9.5,
+        1.0 + 2.1 * -(-len(names) // 4),
+        "What a parameter buys",
+        "Kept energy of the layer's output (logarithm of 1 - energy), against what it costs. A line per block, a dot at the chosen rank.",
+    )
+    axes = panels(figure, len(names), 4)
+    depth = ScalarMappable(Normalize(0, max(1, blocks - 1)), colormaps["viridis_r"])
+    for axis, name in zip(axes, names, strict=True):
+        for key, matrix in allocation["matrices"].items():
+            if matrix["matrix"] == name:
+                colour = depth.to_rgba(matrix["block"])
+                axis.plot(*curves[key], color=colour, linewidth=0.9)
+                if matrix["rank"] is not None:
+                    share = matrix["parameters"] / (matrix["m"] * matrix["n"])
+                    axis.plot(share, matrix["energy"], "o", color=colour, markeredgecolor="white", markeredgewidth=0.6, zorder=3)
+        axis.set_title(short_names(names)[name])
+    distance_scale(axes[0], [0.0, *(matrix["energy"] for matrix in allocation["matrices"].values() if matrix["rank"])])
+    axes[0].set_xlim(0, 1)
+    figure.supxlabel("kept share of parameters", fontsize=8.5)
+    figure.supylabel("kept energy", fontsize=8.5)
+    bar = figure.colorbar(depth, ax=axes, aspect=30, pad=0.01, label="block")
+    bar.outline.set_visible(False)
+    bar.locator.set_params(integer=True)
+    return figure
+
+
+def errors(allocations: Mapping[str, Allocation]) -> Any:
+    """Relative output error of every layer, the method against uniform."""
+    shown = pair(allocations)
+    names, blocks = rows(next(iter(shown.values())))
+    figure = sheet(
+        9.5,
+        1.0 + 1.9 * -(-len(names) // 4),
+        "What compression costs each layer",
+        "Relative error of the layer's output on the calibration tokens, at equal parameters. 0: left dense.",
+    )
+    axes = panels(figure, len(names), 4)
+    for axis, name in zip(axes, names, strict=True):
+        for model, allocation in reversed(shown.items()):
+            values = {m["block"]: m["error"] for m in allocation["matrices"].values() if m["matrix"] == name}
+            axis.plot(
+                list(values), list(values.values()), color=colour_of(model, list(allocations)), label=label_of(model),
+                marker="o", markersize=3.5 if blocks <= WIDE else 0,
+            )
+        axis.set_title(short_names(names)[name])
+    axes[0].set_ylim(0, 1.08 * max(m["error"] for a in shown.values() for m in a["matrices"].values()))
+    axes[0].xaxis.get_major_locator().set_params(integer=True)
+    figure.supxlabel("block", fontsize=8.5)
+    figure.supylabel("relative error", fontsize=8.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], loc="upper right", ncols=2)
+    return figure
+
+
+def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
+    """Perplexity against size, every model with its standard error."""
+    figure = sheet(
+        6.5,
+        4.2,
+        "What compression costs the model",
+        "Perplexity on the evaluation text (lower is better) and MB of weights on disk. Bars: one standard error.",
+    )
+    axis = figure.subplots()
+    names = list(models)
+    megabytes = [models[name]["bytes"] / 1e6 for name in names]
+    perplexities = [models[name]["perplexity"] for name in names]
+    for name, x, y in zip(names, megabytes, perplexities, strict=True):
+        colour = colour_of(name, names)
+        axis.errorbar(x, y, yerr=models[name].get("perplexity_stderr"), fmt="o", color=colour, markersize=6, capsize=2.5, elinewidth=1)
+    axis.axhline(perplexities[0], color=PALE, linewidth=1, zorder=0)
+    axis.margins(x=0.35, y=0.15)
+    low, high = axis.get_ylim()
+    for name, x, y, place in zip(names, megabytes, perplexities, spread(perplexities, (high - low) * 0.055), strict=True):
+        axis.annotate(
+            f"{label_of(name)}  {y:.2f}", (x, place), (12, 0), textcoords="offset points", va="center", bbox=BLANK, color=colour_of(name, names)
+        )
+    axis.set_ylabel("perplexity")
+    axis.set_xlabel("MB on disk")
+    return figure

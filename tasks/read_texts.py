@@ -1,0 +1,74 @@
+"""Step 2, read texts: the documents that calibrate, that choose, and that are reported on.
+
+Sets that overlap are refused. The documents are kept as they are, so that every later number can be traced to text that is still there, and
+apart from their tokens: texts belong to the data, tokens to a model.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from demo import corpus
+from tasks import documents
+from tasks.artifact import Artifact, Store
+from tasks.overlap import require_disjoint, require_ranges_apart
+from tasks.records import CARD, write_table
+from tasks.sealing import file_digest
+from tasks.step import step
+
+DEMO = "demo"
+SECTIONS = ("calibration", "validation", "evaluation")
+READING = ("source", "split", "revision", "field", "separator", "from", "to")
+"""The parameters of a data section that choose documents; the others cut them into tokens."""
+
+
+def source_content(source: str) -> dict[str, str]:
+    """What a source's content depends on: package versions for the demo, sha256 of files; a Hub data set has its revision."""
+    if source == DEMO:
+        return corpus.versions()
+    path = Path(source)
+    files = (
+        sorted(each for each in path.rglob("*") if each.is_file())
+        if path.is_dir()
+        else [path]
+        if path.is_file()
+        else []
+    )
+    return {each.relative_to(path.parent).as_posix(): file_digest(each, each.stat()) for each in files}
+
+
+@step(kind="texts")
+def read_texts(
+    out: Path, store: Store, *, sections: dict[str, dict[str, Any]], content: dict[str, dict[str, str]]
+) -> None:
+    """Read the documents of every section, as one JSON string per line, after the check that no two sections overlap.
+
+    Args:
+        sections: `READING` of each section, by name.
+        content: `source_content` of each section's source; not read, only part of the stage key.
+    """
+    require_ranges_apart({name: (_place(given), given["from"], given["to"]) for name, given in sections.items()})
+    read = {name: _read(given) for name, given in sections.items()}
+    portions = {
+        name: documents.portion(read[name].texts, given["from"], given["to"]) for name, given in sections.items()
+    }
+    shared = require_disjoint(portions)
+    for name, texts in portions.items():
+        lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
+        (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    card = {name: {"data_digest": documents.digest(texts), **read[name].identity} for name, texts in portions.items()}
+    write_table(out / CARD, {"sections": card, "shared": shared})
+
+
+def _place(given: Mapping[str, Any]) -> str:
+    return f"{given['source']} (split {given['split']})"
+
+
+def _read(given: Mapping[str, Any]) -> documents.Documents:
+    if given["source"] != DEMO:
+        options = {name: given[name] for name in ("split", "revision", "field", "separator")}
+        return documents.read(given["source"], **options)
+    held_out = corpus.held_out()
+    texts = [document.text for document in held_out[given["split"]]]
+    return documents.Documents(texts, {"kind": DEMO, "split": given["split"], "versions": corpus.versions()})

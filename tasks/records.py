@@ -1,0 +1,65 @@
+"""What the steps leave for each other: the names of the files inside artifacts, and how they are read.
+
+Kept apart from the steps that write them, so that the code of one step is no part of another's stage key.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+
+BACKBONE = "backbone.json"
+CARD = "card.json"
+TOKENS = "tokens.safetensors"
+RATIOS = "ratios.json"
+RANKS = "ranks.json"
+METRICS = "metrics.json"
+
+
+def block_file(index: int) -> str:
+    """The name of a block's file in the artifacts `statistics`, `spectra` and `factors`."""
+    return f"block-{index:04d}.safetensors"
+
+
+def write_table(path: Path, table: Any) -> None:
+    """Write a JSON file as people read it."""
+    path.write_text(json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def table(store: Store, artifact: Artifact, name: str) -> dict[str, Any]:
+    """A JSON file of an artifact."""
+    content: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
+    return content
+
+
+def backbone_record(store: Store, backbone: Artifact) -> dict[str, Any]:
+    """Source, revision, files, dtype, shape and matrices of the backbone."""
+    return table(store, backbone, BACKBONE)
+
+
+def backbone_matrices(store: Store, backbone: Artifact) -> list[Any]:
+    """Every `mgaa.budget.Matrix` of the model, in order, without loading it."""
+    from mgaa.budget import Matrix
+
+    return [Matrix(**fields) for fields in backbone_record(store, backbone)["matrices"]]
+
+
+def texts_of(store: Store, texts: Artifact, section: str) -> list[str]:
+    """The documents of a section of the artifact `texts`, one JSON string per line."""
+    lines = (store.folder(texts) / f"{section}.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def token_stream(store: Store, tokens: Artifact) -> tuple[Any, dict[str, Any]]:
+    """The ids of a section in one row, and its card."""
+    from safetensors.torch import load_file
+
+    return load_file(store.folder(tokens) / TOKENS)["ids"], table(store, tokens, CARD)
+
+
+def token_windows(store: Store, tokens: Artifact) -> Any:
+    """The ids of a section as windows (sequences, length), without the tail that fills none."""
+    ids, card = token_stream(store, tokens)
+    length = card["length"]
+    return ids[: len(ids) // length * length].reshape(-1, length)

@@ -1,0 +1,102 @@
+"""What was done to every sublayer and matrix of a model, in one table that reads from the artifacts alone.
+
+`allocation` joins level 1 (cosines, ratios) and level 2 (ranks, kept energies) of one compressed model; the run writes those of all
+models to `results/allocation.json`, and MLflow and the figures read nothing else. `plots` is the part of it that `dvc plots` compares
+between revisions, as CSV.
+
+The error of a matrix is `||(W - W') X|| / ||W X||` over the calibration tokens in the factorizer's metric, which is `sqrt(1 - energy)`: the
+squared error is the sum of the dropped energies.
+"""
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.records import RANKS, RATIOS, backbone_matrices, block_file, table
+
+
+def allocation(store: Store, backbone: Artifact, statistics: Artifact, ratios: Artifact, ranks: Artifact) -> dict[str, Any]:
+    """Compression, budget and slack of a model, its sublayers by `<block>.<sublayer>` and its matrices by name.
+
+    Returns:
+        `{compression, budget, linear_parameters, slack, sublayers: {cosine, branch_cosine, ratio, reached}, matrices: {block,
+        sublayer, matrix, m, n, rank, parameters, energy, error}}`; `ratio` is what level 1 asked for, `reached` what the ranks
+        gave, a `rank` of null is a matrix that stays dense.
+    """
+    outcome = table(store, ranks, RANKS)
+    matrices = {
+        matrix.name: {
+            "block": matrix.block,
+            "sublayer": matrix.sublayer,
+            "matrix": matrix.local,
+            "m": matrix.m,
+            "n": matrix.n,
+            **outcome["matrices"][matrix.name],
+            "error": math.sqrt(max(0.0, 1.0 - outcome["matrices"][matrix.name]["energy"])),
+        }
+        for matrix in backbone_matrices(store, backbone)
+    }
+    dense = sum(matrix["m"] * matrix["n"] for matrix in matrices.values())
+    return {
+        "compression": 1 - outcome["linear_parameters"] / dense,
+        "budget": outcome["budget"],
+        "linear_parameters": outcome["linear_parameters"],
+        "slack": outcome["budget"] - outcome["linear_parameters"],
+        "sublayers": _sublayers(store, statistics, table(store, ratios, RATIOS), list(matrices.values())),
+        "matrices": matrices,
+    }
+
+
+def _sublayers(
+    store: Store, statistics: Artifact, ratios: Mapping[str, float], matrices: Sequence[Mapping[str, Any]]
+) -> dict[str, dict[str, float]]:
+    from mgaa.statistics import load_cosines
+
+    folder = store.folder(statistics)
+    blocks = {block: load_cosines(folder / block_file(block)) for block in {matrix["block"] for matrix in matrices}}
+    found = {}
+    for sublayer, ratio in ratios.items():
+        inside = [matrix for matrix in matrices if matrix["sublayer"] == sublayer]
+        kept = sum(matrix["parameters"] for matrix in inside) / sum(matrix["m"] * matrix["n"] for matrix in inside)
+        cosine, branch = blocks[inside[0]["block"]][sublayer.partition(".")[2]]
+        found[sublayer] = {"cosine": cosine, "branch_cosine": branch, "ratio": ratio, "reached": 1 - kept}
+    return found
+
+
+def plots(allocations: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """CSV files for `dvc plots`, by name: ranks and sublayers of the run's method (the last of `allocations`), and every model's size.
+
+    Args:
+        allocations: `allocation` of every compressed model.
+        models: the entries of `results/metrics.json`.
+    """
+    method = allocations[list(allocations)[-1]]
+    ranks = (
+        (matrix["block"], matrix["matrix"], matrix["rank"], _kept(matrix), matrix["energy"], matrix["error"])
+        for matrix in method["matrices"].values()
+    )
+    sublayers = ((*name.split(".", 1), *values.values()) for name, values in method["sublayers"].items())
+    sizes = (
+        (name, model["bytes"] / 1e6, model["parameters"], model["perplexity"], model["bits_per_byte"])
+        for name, model in models.items()
+    )
+    return {
+        "ranks.csv": _csv(("block", "matrix", "rank", "kept", "energy", "error"), ranks),
+        "sublayers.csv": _csv(("block", "sublayer", "cosine", "branch_cosine", "ratio", "reached"), sublayers),
+        "sizes.csv": _csv(("model", "megabytes", "parameters", "perplexity", "bits_per_byte"), sizes),
+    }
+
+
+def _kept(matrix: Mapping[str, Any]) -> float:
+    return float(matrix["parameters"] / (matrix["m"] * matrix["n"]))
+
+
+def _csv(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
+    return text.getvalue()

@@ -1,0 +1,47 @@
+"""Step 3, tokenize: the documents of a section as one row of token ids, packed with the backbone's tokenizer (`mgaa.tokens`)."""
+
+from pathlib import Path
+
+from tasks.artifact import Artifact, Store
+from tasks.documents import digest
+from tasks.load_backbone import backbone_model
+from tasks.records import CARD, TOKENS, texts_of, write_table
+from tasks.step import step
+
+
+@step(kind="tokens", task_run_name="tokenize-{section}")
+def tokenize(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    texts: Artifact,
+    *,
+    section: str,
+    length: int,
+    samples: int | None,
+    seed: int,
+) -> None:
+    """Token ids of a section in one row: the whole stream, or `samples` windows of `length` tokens end to end."""
+    from safetensors.torch import save_file
+
+    from mgaa import tokens
+
+    model, tokenizer = backbone_model(store, backbone, "cpu")
+    contents = texts_of(store, texts, section)
+    stream = tokens.pack(contents, tokenizer)
+    tokens.check_vocabulary(stream.ids, model.get_input_embeddings().num_embeddings)
+    windows = tokens.windows(stream.ids, length, samples=samples, seed=seed)
+    ids = stream.ids if samples is None else windows.flatten()
+    card = {
+        "length": length,
+        "tokens": len(ids),
+        "documents": stream.documents,
+        "bytes": stream.bytes,
+        "stream_tokens": len(stream),
+        "unknown": stream.unknown,
+        "bos_rule": stream.rule,
+        "data_digest": digest(contents),
+        "token_digest": tokens.digest(ids),
+    }
+    save_file({"ids": ids}, out / TOKENS)
+    write_table(out / CARD, card)

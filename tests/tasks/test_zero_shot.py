@@ -1,0 +1,254 @@
+"""The harness runs our tasks and the standard ones on a model in memory and local files, and its numbers are the model's."""
+
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from mgaa.errors import InputError, NumericalError, UsageError
+from tasks import zero_shot
+
+WORDS = ["the", "array", "matrix", "holds", "value", "and", "copies", "kernel", "sample", "axis"]
+OFFICIAL_ITEMS = {
+    "arc_challenge": {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
+    "arc_easy": {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "A"},
+    "boolq": {"question": "is it so", "passage": "It is so.", "label": 1},
+    "hellaswag": {
+        "activity_label": "Baking",
+        "ctx_a": "Take a bowl.",
+        "ctx_b": "then",
+        "ctx": "Take a bowl. then",
+        "endings": ["mix it.", "[step] sleep.", "run.", "fly."],
+        "label": "0",
+    },
+    "lambada_openai": {"text": "the array holds the array"},
+    "mathqa": {"Problem": "1 + 1 ?", "options": "a ) 1 , b ) 2 , c ) 3 , d ) 4 , e ) 5", "correct": "b"},
+    "openbookqa": {
+        "question_stem": "Fog is",
+        "choices": {"text": ["wet", "dry"], "label": ["A", "B"]},
+        "answerKey": "A",
+    },
+    "piqa": {"goal": "Boil water", "sol1": "heat it", "sol2": "freeze it", "label": 0},
+    "sciq": {
+        "question": "Who?",
+        "distractor1": "a",
+        "distractor2": "b",
+        "distractor3": "c",
+        "correct_answer": "d",
+        "support": "",
+    },
+    "winogrande": {"sentence": "Ann beat Bea because _ was fast.", "option1": "Ann", "option2": "Bea", "answer": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0, "</s>": 1} | {letter: 2 + i for i, letter in enumerate(alphabet)}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve items of each of our tasks, of different lengths."""
+    path = tmp_path_factory.mktemp("items")
+    last, following = [], []
+    for i in range(12):
+        words = [WORDS[(i * j + j) % 10] for j in range(1, 6 + i % 4)]
+        last.append({"context": " ".join(words), "target": words[i % 3]})
+        choices = [" ".join(WORDS[(i + j + k) % 10] for k in range(2)) for j in range(4)]
+        following.append({"context": " ".join(words), "choices": choices, "label": i % 4})
+    for name, items in (("last_word", last), ("continuation", following)):
+        (path / f"{name}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return path
+
+
+def items(folder, task):
+    return [json.loads(line) for line in (folder / f"{task}.jsonl").read_text().splitlines()]
+
+
+def likelihood(model, tokenizer, context, text):
+    """Log-probability of `text` after `<s>` and `context`, and whether it is greedy, one forward pass, float64."""
+    before = [0, *tokenizer.encode(context, add_special_tokens=False)]
+    after = tokenizer.encode(text, add_special_tokens=False)
+    with torch.no_grad():
+        logits = model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1].double()
+    return logits.log_softmax(-1)[range(len(after)), after].sum().item(), logits.argmax(-1).tolist() == after
+
+
+def test_last_word_is_the_models_probability_of_the_word(model, tokenizer, folder):
+    found = zero_shot.run(model, tokenizer, ["last_word"], folder=folder)["last_word"]
+    likelihoods = [
+        likelihood(model, tokenizer, each["context"], " " + each["target"]) for each in items(folder, "last_word")
+    ]
+    values = [value for value, _ in likelihoods]
+    assert found["perplexity"] == pytest.approx(math.exp(-statistics.fmean(values)), rel=1e-5)
+    assert found["acc"] == statistics.fmean(greedy for _, greedy in likelihoods)
+    deviation = statistics.stdev(values) / math.sqrt(12)
+    assert found["perplexity_stderr"] == pytest.approx(found["perplexity"] * deviation, rel=1e-4)
+
+
+def test_continuation_is_the_most_probable_choice(model, tokenizer, folder):
+    found = zero_shot.run(model, tokenizer, ["continuation"], folder=folder)["continuation"]
+    hits, hits_per_character = [], []
+    for item in items(folder, "continuation"):
+        values = [likelihood(model, tokenizer, item["context"], " " + choice)[0] for choice in item["choices"]]
+        normed = [value / len(choice) for value, choice in zip(values, item["choices"], strict=True)]
+        hits.append(values.index(max(values)) == item["label"])
+        hits_per_character.append(normed.index(max(normed)) == item["label"])
+    assert (found["acc"], found["acc_norm"]) == (statistics.fmean(hits), statistics.fmean(hits_per_character))
+    assert found["stderr"] == pytest.approx(math.sqrt(found["acc"] * (1 - found["acc"]) / 11))
+    assert (found["n"], found["version"], found["truncated"], found["non_finite"]) == (12, 1.0, 0, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 64])
+def test_answers_are_those_of_the_harness(model, tokenizer, folder, batch_size):
+    from lm_eval.models.huggingface import HFLM
+
+    from tasks.harness import InMemory
+
+    ours = InMemory(model, tokenizer, batch_size=batch_size, max_length=29)
+    texts = [(item["context"], " " + choice) for item in items(folder, "continuation") for choice in item["choices"]]
+    texts += [("is it so?", " y"), ("is it so?", " n"), ("array", " and the array and the array")]
+    requests = [(pair, *ours._encode_pair(*pair)) for pair in texts]
+    found = ours._loglikelihood_tokens(requests)
+    expected = HFLM._loglikelihood_tokens(ours, requests, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert ours.truncated > 0
+
+
+@pytest.mark.parametrize("task", sorted(zero_shot.OFFICIAL))
+def test_every_standard_task_runs_on_a_local_file(model, tokenizer, tmp_path, task):
+    lines = [json.dumps(OFFICIAL_ITEMS[task])] * 3
+    (tmp_path / f"{task}.jsonl").write_text("\n".join(lines))
+    found = zero_shot.run(model, tokenizer, [task], folder=tmp_path)[task]
+    assert found["acc"] in (0.0, 1.0)
+    assert (found["n"], found["stderr"]) == (3, 0.0)
+
+
+def test_a_limit_takes_the_first_items_and_one_item_has_no_standard_error(model, tokenizer, folder):
+    found = zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=1)["last_word"]
+    assert (found["n"], found["stderr"], found["perplexity_stderr"]) == (1, None, None)
+
+
+def test_contexts_that_were_cut_are_counted(model, tokenizer, folder):
+    found = zero_shot.run(model, tokenizer, ["last_word", "continuation"], folder=folder, max_length=20)
+    assert 0 < found["last_word"]["truncated"] <= 12
+    assert 12 < found["continuation"]["truncated"] <= 48
+
+
+def test_a_continuation_longer_than_the_context_is_refused(model, tokenizer, folder):
+    with pytest.raises(InputError, match="continuation has 14 tokens, expected at most 13"):
+        zero_shot.run(model, tokenizer, ["continuation"], folder=folder, max_length=13)
+
+
+def test_model_and_tokenizer_are_left_as_they_are(model, tokenizer, folder):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=2)
+    assert tokenizer.pad_token is None
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_weights_that_are_not_finite_are_an_error(model, tokenizer, folder):
+    broken = LlamaForCausalLM(model.config)
+    torch.nn.init.constant_(broken.lm_head.weight, math.nan)
+    with pytest.raises(NumericalError, match="12 of 12 log-likelihoods of last_word are not finite"):
+        zero_shot.run(broken, tokenizer, ["last_word"], folder=folder)
+
+
+@pytest.mark.parametrize("tasks", [["last_wrod"], ["last_word", "last_word"]])
+def test_an_unknown_or_doubled_task_is_refused_with_the_known_ones(model, tokenizer, folder, tasks):
+    with pytest.raises(UsageError, match=f"{tasks[0]}.* out of: arc_challenge, .*last_word.*winogrande"):
+        zero_shot.run(model, tokenizer, tasks, folder=folder)
+
+
+def test_a_missing_file_is_refused_with_those_there(model, tokenizer, folder):
+    with pytest.raises(
+        InputError, match=r"arc_easy.jsonl, piqa.jsonl are not in .* there is: continuation.jsonl, last_word.jsonl"
+    ):
+        zero_shot.run(model, tokenizer, ["arc_easy", "last_word", "piqa"], folder=folder)
+
+
+@pytest.mark.parametrize(
+    ("task", "line"), [("last_word", '{"text": "a"}'), ("mathqa", '{"Problem": "?"}'), ("piqa", "{"), ("sciq", "")]
+)
+def test_items_of_another_form_are_refused(model, tokenizer, tmp_path, task, line):
+    (tmp_path / f"{task}.jsonl").write_text(line)
+    with pytest.raises(InputError, match=f"{task}.jsonl do not fit the task {task}"):
+        zero_shot.run(model, tokenizer, [task], folder=tmp_path)
+
+
+def test_a_limit_below_one_is_refused(model, tokenizer, folder):
+    with pytest.raises(UsageError, match="limit is 0"):
+        zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=0)
+
+
+def test_no_tasks_are_no_work(model, tokenizer, folder):
+    assert zero_shot.run(model, tokenizer, [], folder=folder) == {}
+
+
+def test_nothing_is_fetched_printed_or_written_outside_and_the_harness_comes_late(model, tokenizer, folder, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "home").mkdir()
+    program = f"""
+import socket, sys
+from pathlib import Path
+import tasks.zero_shot as zero_shot
+assert not {{"lm_eval", "datasets"}} & sys.modules.keys()
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r})
+tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
+def refuse(*words):
+    raise AssertionError(f"network: {{words}}")
+socket.getaddrinfo = socket.socket.connect = refuse
+print("START", file=sys.stderr, flush=True)
+zero_shot.run(model, tokenizer, ["last_word", "continuation"], folder=Path({str(folder)!r}))
+"""
+    home = {name: str(tmp_path / "home") for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "PYTHONDONTWRITEBYTECODE")}
+    environment = {**os.environ, **home, "PYTHONPATH": str(Path(zero_shot.__file__).parents[1])}
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd=tmp_path / "home"
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout + ran.stderr.split("START\n")[1] == ""
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.skipif("MGAA_EXTERNAL_DATA" not in os.environ, reason="needs the published tasks (MGAA_EXTERNAL_DATA)")
+@pytest.mark.parametrize("task", sorted(zero_shot.OFFICIAL))
+def test_the_published_items_run_on_a_real_checkpoint(task):
+    data = Path(os.environ["MGAA_EXTERNAL_DATA"])
+    checkpoint = data / "backbones" / "wiki4m"
+    real, its_tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
+    found = zero_shot.run(real, its_tokenizer, [task], folder=data / "tasks", limit=4)[task]
+    assert 0 <= found["acc"] <= 1
+    assert found["n"] == 4
