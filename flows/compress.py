@@ -24,21 +24,22 @@ from tasks.artifact import Store
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate
 from tasks.decompose import decompose
+from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters
 from tasks.recording import recording
 from tasks.records import backbone_record
-from tasks.results import Compressed, Effort, Results
+from tasks.results import Compressed, Effort, Results, publish
 
 
-@flow(name="compress", task_runner=ThreadPoolTaskRunner(max_workers=2), validate_parameters=False)
+@flow(name="compress", task_runner=ThreadPoolTaskRunner[Any](max_workers=2), validate_parameters=False)
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began = parameters, time.perf_counter()
     store = Store(p.store_path, p.store.lock_timeout)
-    source, revision, where = p.backbone.source, p.backbone.revision, {"device": device(p)}
+    source, revision, where = p.backbone.source, p.backbone.revision, device(p)
     with tracked(p) as run, recording() as executions:
         backbone = load_backbone(
             store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
@@ -46,8 +47,9 @@ def compress(parameters: Parameters) -> Results:
         blocks = list(range(backbone_record(store, backbone)["blocks"]))
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts)
-        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), **where)
-        shared = {"store": unmapped(store), "backbone": unmapped(backbone), "block": blocks, **where}
+        measure: dict[str, Any] = p.statistics.model_dump()
+        statistics = calibrate(store, backbone, tokens["calibration"], **measure, device=where)
+        shared: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "block": blocks, "device": where}
         spectra = decompose.map(
             statistics=unmapped(statistics), method=p.factors.method, options=unmapped(p.factors.options), **shared
         ).result()
@@ -64,15 +66,30 @@ def compress(parameters: Parameters) -> Results:
             models[name] = Compressed(ratios, ranks, factors, checkpoint, metrics)
 
         results = Results(backbone, texts, tokens, statistics, spectra, dense, models)
-        publish(p, store, results, Effort.since(began, executions))
-        run.log(results)
+        figures = draw_figures(store, **drawn(results))
+        published = publish(p.folder, store, results, figures, Effort.since(began, executions))
+        run.log(results, published)
     return results
+
+
+def drawn(results: Results) -> dict[str, Any]:
+    """The artifacts that the figures are drawn from."""
+    models = results.models.values()
+    return {
+        "backbone": results.backbone,
+        "statistics": results.statistics,
+        "spectra": results.spectra,
+        "ratios": [model.ratios for model in models],
+        "ranks": [model.ranks for model in models],
+        "metrics": [results.dense, *(model.metrics for model in models)],
+        "models": list(results.models),
+    }
 
 
 def variants(p: Parameters) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Arguments of level 1 and level 2, for every baseline and, last, for the run's method."""
     target = {"compression": p.ratios.compression, "multiple": p.ranks.multiple}
-    even = {"method": "uniform", "options": {}, **target}
+    even: dict[str, Any] = {"method": "uniform", "options": {}, **target}
     ratios = {**target, "method": p.ratios.method, "options": p.ratios.options, "cap": p.ratios.cap}
     ranks = {**target, "method": p.ranks.method, "options": p.ranks.options}
     known = {

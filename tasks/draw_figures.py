@@ -1,8 +1,7 @@
 """Step 11, draw figures: the run in five pictures (tasks/figures.py), each as PNG and as SVG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.records import METRICS, backbone_matrices, block_file, table
@@ -46,7 +45,9 @@ def draw_figures(
         save(figures.sizes(measured), out / "sizes")
 
 
-def energy_curves(store: Store, backbone: Artifact, spectra: Sequence[Artifact]) -> dict[str, tuple[list[float], list[float]]]:
+def energy_curves(
+    store: Store, backbone: Artifact, spectra: Sequence[Artifact]
+) -> dict[str, tuple[list[float], list[float]]]:
     """Kept share of parameters and kept energy at every rank up to break-even, by matrix."""
     from mgaa.budget import kept_energy
     from mgaa.factors import load_energies

@@ -47,7 +47,7 @@ def evaluate(
     result = perplexity(loaded, ids, length=length, stride=stride, batch_size=batch_size)
     choosing, choosing_card = token_stream(store, validation)
     chosen = perplexity(loaded, choosing, length=choosing_card["length"], batch_size=batch_size)
-    options = {"limit": limit, "batch_size": batch_size, "max_length": None}
+    options: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "max_length": None}
     scores: dict[str, Any] = {}
     if items is not None:
         own = [task for task in tasks if not is_standard(task)]

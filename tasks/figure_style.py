@@ -15,6 +15,8 @@ DPI = 150
 INK = "#222222"
 GREY = "#8a8a8a"
 PALE = "#d9d9d9"
+BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+"""Behind a label that may lie on a line."""
 COLOURS = {"dense": INK, "mgaa": "#0072b2", "uniform": "#d55e00", "level1": "#009e73", "level2": "#cc79a7"}
 SPARE = ("#7f7f7f", "#aa4499", "#117733", "#882255")
 SUBLAYERS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7")
@@ -101,6 +103,25 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
     """`self_attn.q_proj` as `q`, where that is unambiguous."""
     short = {name: name.rpartition(".")[2].removesuffix("_proj") for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in names}
+
+
+def distance_scale(axis: Any, values: Sequence[float]) -> None:
+    """A scale on which 0.98 and 0.99 are as far apart as 0 and 0.5: the logarithm of the distance to 1, over `values` below 1."""
+    import numpy
+
+    marks = (-0.9, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 0.99999)
+    axis.set_yscale(
+        "function",
+        functions=(
+            lambda value: -numpy.log(numpy.maximum(1 - numpy.asarray(value), 1e-7)),
+            lambda place: 1 - numpy.exp(-numpy.asarray(place)),
+        ),
+    )
+    low, high = (1 - min(values)) * 1.25, max(1 - max(values), 1e-5) / 1.5
+    axis.set_ylim(1 - low, 1 - high)
+    axis.set_yticks([mark for mark in marks if 1 - low <= mark <= 1 - high])
+    axis.set_yticks([], minor=True)
+    axis.yaxis.set_major_formatter(lambda mark, _: f"{mark:g}")
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

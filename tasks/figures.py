@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.figure_style import (
+    BLANK,
     GREY,
     INK,
     PALE,
     SUBLAYERS,
     colour_of,
+    distance_scale,
     label_of,
     panels,
     sheet,
@@ -27,10 +29,6 @@ Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
 WIDE = 24
 """Blocks from which the numbers in a heat map stand upright."""
-
-
-BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-"""Behind a label that may lie on a line."""
 
 
 def pair(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
@@ -53,7 +51,7 @@ def ranks(allocations: Mapping[str, Allocation]) -> Any:
     beside = len(shown) if blocks <= 12 else 1
     cell = 0.5 if blocks <= WIDE else 0.2
     height = 0.26 if blocks <= WIDE else 0.42
-    width = max(5.5, (0.8 + cell * blocks) * beside + 0.9)
+    width = max(7.5, (0.8 + cell * blocks) * beside + 0.9)
     figure = sheet(
         width,
         1.0 + (0.55 + height * len(names)) * -(-len(shown) // beside),
@@ -118,40 +116,32 @@ def sublayers(allocations: Mapping[str, Allocation]) -> Any:
     kinds = list(dict.fromkeys(name.partition(".")[2] for name in allocation["sublayers"]))
     for kind, colour, marker in zip(kinds, SUBLAYERS, "osD^", strict=False):
         found = {int(n.partition(".")[0]): s for n, s in allocation["sublayers"].items() if n.partition(".")[2] == kind}
-        line = {"color": colour, "marker": marker, "markersize": 4, "label": kind}
-        ring = {"color": colour, "marker": marker, "markersize": 7.5, "markerfacecolor": "none", "markeredgewidth": 0.8}
+        size = 4 if blocks <= WIDE else 2.5
+        line = {"color": colour, "marker": marker, "markersize": size, "label": kind}
+        ring = {
+            "color": colour,
+            "marker": marker,
+            "markersize": size + 3.5,
+            "fillstyle": "none",
+            "markeredgewidth": 0.8,
+        }
         top.plot(list(found), [s["cosine"] for s in found.values()], **line)
         bottom.plot(list(found), [s["ratio"] for s in found.values()], **line)
         bottom.plot(list(found), [s["reached"] for s in found.values()], **ring, linestyle="none", clip_on=False)
     distance_scale(top, [s["cosine"] for s in allocation["sublayers"].values()])
     target = allocation["compression"]
     bottom.axhline(target, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-    bottom.text(1.01, target, f"model {target:.3f}", transform=bottom.get_yaxis_transform(), va="center", color="#555555")
+    bottom.text(
+        1.01, target, f"model {target:.3f}", transform=bottom.get_yaxis_transform(), va="center", color="#555555"
+    )
     bottom.set_ylim(bottom=0)
     bottom.set(ylabel="compression ratio", xlabel="block")
+    bottom.set_xlim(-0.5, blocks - 0.5)
     bottom.xaxis.get_major_locator().set_params(integer=True)
     top.set_ylabel("cosine")
+    figure.align_ylabels()
     top.legend(loc="upper left", bbox_to_anchor=(1, 1))
     return figure
-
-
-def distance_scale(axis: Any, values: Sequence[float]) -> None:
-    """A scale on which 0.98 and 0.99 are as far apart as 0 and 0.5: the logarithm of the distance to 1, over `values` below 1."""
-    import numpy
-
-    marks = (-0.9, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 0.99999)
-    axis.set_yscale(
-        "function",
-        functions=(
-            lambda value: -numpy.log(numpy.maximum(1 - numpy.asarray(value), 1e-7)),
-            lambda place: 1 - numpy.exp(-numpy.asarray(place)),
-        ),
-    )
-    low, high = (1 - min(values)) * 1.25, max(1 - max(values), 1e-5) / 1.25
-    axis.set_ylim(1 - low, 1 - high)
-    axis.set_yticks([mark for mark in marks if 1 - low <= mark <= 1 - high])
-    axis.set_yticks([], minor=True)
-    axis.yaxis.set_major_formatter(lambda mark, _: f"{mark:g}")
 
 
 def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
@@ -166,7 +156,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
         9.5,
         1.0 + 2.1 * -(-len(names) // 4),
         "What a parameter buys",
-        "Kept energy of the layer's output (logarithm of 1 - energy), against what it costs. A line per block, a dot at the chosen rank.",
+        "Kept energy of the output (logarithm of 1 - energy) against its cost. Lines: blocks. Dots: ranks chosen (none: left dense).",
     )
     axes = panels(figure, len(names), 4)
     depth = ScalarMappable(Normalize(0, max(1, blocks - 1)), colormaps["viridis_r"])
@@ -177,7 +167,15 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
                 axis.plot(*curves[key], color=colour, linewidth=0.9)
                 if matrix["rank"] is not None:
                     share = matrix["parameters"] / (matrix["m"] * matrix["n"])
-                    axis.plot(share, matrix["energy"], "o", color=colour, markeredgecolor="white", markeredgewidth=0.6, zorder=3)
+                    axis.plot(
+                        share,
+                        matrix["energy"],
+                        "o",
+                        color=colour,
+                        markeredgecolor="white",
+                        markeredgewidth=0.6,
+                        zorder=3,
+                    )
         axis.set_title(short_names(names)[name])
     distance_scale(axes[0], [0.0, *(matrix["energy"] for matrix in allocation["matrices"].values() if matrix["rank"])])
     axes[0].set_xlim(0, 1)
@@ -204,11 +202,16 @@ def errors(allocations: Mapping[str, Allocation]) -> Any:
         for model, allocation in reversed(shown.items()):
             values = {m["block"]: m["error"] for m in allocation["matrices"].values() if m["matrix"] == name}
             axis.plot(
-                list(values), list(values.values()), color=colour_of(model, list(allocations)), label=label_of(model),
-                marker="o", markersize=3.5 if blocks <= WIDE else 0,
+                list(values),
+                list(values.values()),
+                color=colour_of(model, list(allocations)),
+                label=label_of(model),
+                marker="o",
+                markersize=3.5 if blocks <= WIDE else 0,
             )
         axis.set_title(short_names(names)[name])
     axes[0].set_ylim(0, 1.08 * max(m["error"] for a in shown.values() for m in a["matrices"].values()))
+    axes[0].set_xlim(-0.5, blocks - 0.5)
     axes[0].xaxis.get_major_locator().set_params(integer=True)
     figure.supxlabel("block", fontsize=8.5)
     figure.supylabel("relative error", fontsize=8.5)
@@ -231,13 +234,30 @@ def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
     perplexities = [models[name]["perplexity"] for name in names]
     for name, x, y in zip(names, megabytes, perplexities, strict=True):
         colour = colour_of(name, names)
-        axis.errorbar(x, y, yerr=models[name].get("perplexity_stderr"), fmt="o", color=colour, markersize=6, capsize=2.5, elinewidth=1)
+        axis.errorbar(
+            x,
+            y,
+            yerr=models[name].get("perplexity_stderr"),
+            fmt="o",
+            color=colour,
+            markersize=6,
+            capsize=2.5,
+            elinewidth=1,
+        )
     axis.axhline(perplexities[0], color=PALE, linewidth=1, zorder=0)
     axis.margins(x=0.35, y=0.15)
     low, high = axis.get_ylim()
-    for name, x, y, place in zip(names, megabytes, perplexities, spread(perplexities, (high - low) * 0.055), strict=True):
+    for name, x, y, place in zip(
+        names, megabytes, perplexities, spread(perplexities, (high - low) * 0.055), strict=True
+    ):
         axis.annotate(
-            f"{label_of(name)}  {y:.2f}", (x, place), (12, 0), textcoords="offset points", va="center", bbox=BLANK, color=colour_of(name, names)
+            f"{label_of(name)}  {y:.2f}",
+            (x, place),
+            (12, 0),
+            textcoords="offset points",
+            va="center",
+            bbox=BLANK,
+            color=colour_of(name, names),
         )
     axis.set_ylabel("perplexity")
     axis.set_xlabel("MB on disk")

@@ -1,6 +1,6 @@
-"""What a run leaves for people: `results/`, `models/compressed/`, and the one dictionary they are written from.
+"""What a run leaves for people: `results/` and `models/compressed/`, written at its end, each file or folder as a whole.
 
-Artifacts are sealed and know nothing of each other's times; here they are joined. Everything is written at the end of a run, in whole files.
+Artifacts are sealed and know nothing of each other's times; here they are joined.
 """
 
 import time
@@ -12,8 +12,12 @@ from typing import Any
 from tasks.artifact import Artifact, Store
 from tasks.recording import Execution, busy, peak_rss
 from tasks.records import METRICS, RANKS, backbone_record, table
+from tasks.sealing import readable
+from tasks.summarize import allocation, plots
+from tasks.writing import replacing, write_file
 
 DENSE = "dense"
+CHECKPOINT = "models/compressed"
 
 
 @dataclass(frozen=True)
@@ -103,3 +107,26 @@ def _model(
             "evaluate": store.manifest(evaluated)["seconds"],
         },
     }
+
+
+def publish(folder: Path, store: Store, results: Results, figures: Artifact, effort: Effort) -> dict[str, Any]:
+    """Write the results below `folder`, and export the checkpoint of the run's method with its manifest and evaluation.
+
+    Returns:
+        The content of `metrics.json` and `allocation.json` by name.
+    """
+    method = [*results.models][-1]
+    found = metrics(store, results, place=Path(CHECKPOINT), effort=effort)
+    allocations = {
+        name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
+        for name, model in results.models.items()
+    }
+    evaluation = readable({"model": found["models"][method], "card": found["card"]})
+    store.export(results.models[method].checkpoint, folder / CHECKPOINT, {"evaluation.json": evaluation})
+    store.export(figures, folder / "results" / "figures")
+    with replacing(folder / "results" / "plots") as out:
+        for name, text in plots(allocations, found["models"]).items():
+            (out / name).write_text(text, encoding="utf-8")
+    write_file(folder / "results" / "allocation.json", readable(allocations))
+    write_file(folder / "results" / "metrics.json", readable(found))
+    return {"metrics": found, "allocation": allocations}

@@ -18,7 +18,9 @@ from tasks.artifact import Artifact, Store
 from tasks.records import RANKS, RATIOS, backbone_matrices, block_file, table
 
 
-def allocation(store: Store, backbone: Artifact, statistics: Artifact, ratios: Artifact, ranks: Artifact) -> dict[str, Any]:
+def allocation(
+    store: Store, backbone: Artifact, statistics: Artifact, ratios: Artifact, ranks: Artifact
+) -> dict[str, Any]:
     """Compression, budget and slack of a model, its sublayers by `<block>.<sublayer>` and its matrices by name.
 
     Returns:

@@ -81,6 +81,7 @@ def allocate_ranks(
     """
     rule = method("ranks", name, options)
     check_reachable(ladders, compression)
+    budget = parameter_budget([ladder.matrix for ladder in ladders], compression)
     rungs: list[int] = []
     for sublayer, group in by_sublayer(ladders).items():
         kept = int((1 - ratios[sublayer]) * sum(ladder.matrix.parameters for ladder in group) + 1e-6)
@@ -90,7 +91,12 @@ def allocate_ranks(
                 "compute the ratios with the same ranks.multiple and factors.method"
             )
         rungs += rule(group, kept, **options)
-    rungs = refill(ladders, rungs, parameter_budget([ladder.matrix for ladder in ladders], compression))
+    if (kept := sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))) > budget:
+        raise UsageError(
+            f"the ratios keep {kept:,} parameters, more than the {budget:,} that compression {compression} allows: "
+            "compute the ratios for this compression"
+        )
+    rungs = refill(ladders, rungs, budget)
     return [
         Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], ladder.energies[rung])
         for ladder, rung in zip(ladders, rungs, strict=True)

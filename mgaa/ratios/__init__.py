@@ -63,8 +63,8 @@ def _check_caps(
     wanted, total = compression * sum(parameters), sum(parameters)
     if free < wanted * (1 - 1e-9):
         raise UsageError(
-            f"compression {compression} is out of reach: the lowest ranks of all matrices remove at most "
-            f"{int(1e4 * free / total) / 1e4:.4f}; ask for no more (a smaller ranks.multiple reaches further)"
+            f"compression {compression} is out of reach: with all matrices at their lowest ranks the largest reachable compression is "
+            f"{int(1e4 * free / total) / 1e4:.4f} (a smaller ranks.multiple reaches further)"
         )
     if capped < wanted * (1 - 1e-9):
         raise UsageError(

@@ -11,11 +11,27 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from tasks import zero_shot
 
+SHAPE = {
+    "vocab_size": 258,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.3,
+}
 WORDS = ["the", "array", "matrix", "holds", "value", "and", "copies", "kernel", "sample", "axis"]
 OFFICIAL_ITEMS = {
     "arc_challenge": {"question": "Which?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"},
@@ -63,16 +79,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=258,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=128,
-        initializer_range=0.3,
-    )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(LlamaConfig(**SHAPE)).eval()
 
 
 @pytest.fixture(scope="module")
@@ -128,13 +135,19 @@ def test_continuation_is_the_most_probable_choice(model, tokenizer, folder):
     assert (found["n"], found["version"], found["truncated"], found["non_finite"]) == (12, 1.0, 0, 0)
 
 
+FAMILIES = [("llama", {}), ("mistral", {"sliding_window": 12}), ("qwen2", {}), ("qwen3", {"head_dim": 8}), ("gpt2", {})]
+
+
+@pytest.mark.parametrize(("family", "settings"), FAMILIES)
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_answers_are_those_of_the_harness(model, tokenizer, folder, batch_size):
+def test_answers_are_those_of_the_harness(tokenizer, folder, family, settings, batch_size):
     from lm_eval.models.huggingface import HFLM
 
     from tasks.harness import InMemory
 
-    ours = InMemory(model, tokenizer, batch_size=batch_size, max_length=29)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SHAPE | {"num_key_value_heads": 2} | settings)
+    ours = InMemory(AutoModelForCausalLM.from_config(config).eval(), tokenizer, batch_size=batch_size, max_length=29)
     texts = [(item["context"], " " + choice) for item in items(folder, "continuation") for choice in item["choices"]]
     texts += [("is it so?", " y"), ("is it so?", " n"), ("array", " and the array and the array")]
     requests = [(pair, *ours._encode_pair(*pair)) for pair in texts]
@@ -224,7 +237,7 @@ import socket, sys
 from pathlib import Path
 import tasks.zero_shot as zero_shot
 assert not {{"lm_eval", "datasets"}} & sys.modules.keys()
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "model")!r})
 tokenizer = AutoTokenizer.from_pretrained({str(tmp_path / "model")!r})
 def refuse(*words):

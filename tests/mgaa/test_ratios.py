@@ -1,0 +1,210 @@
+"""The contract of every map in `mgaa/ratios` (a new file is tested without a new line), and golden values of each."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mgaa.errors import UsageError
+from mgaa.methods import available
+from mgaa.ratios import allocate_ratios
+
+METHODS = available("ratios")
+
+
+def allocate(
+    name: str,
+    cosines: Sequence[float],
+    compression: float,
+    *,
+    parameters: Sequence[int] | None = None,
+    reach: Sequence[float] | None = None,
+    cap: float | None = None,
+    **options: float,
+) -> list[float]:
+    names = [f"{i}.ffn" for i in range(len(cosines))]
+    ratios = allocate_ratios(
+        name,
+        dict(zip(names, cosines, strict=True)),
+        dict(zip(names, parameters or [100] * len(names), strict=True)),
+        dict(zip(names, reach or [1.0] * len(names), strict=True)),
+        compression=compression,
+        cap=cap,
+        **options,
+    )
+    assert list(ratios) == names
+    return list(ratios.values())
+
+
+@st.composite
+def sublayers(draw: st.DrawFn) -> tuple[list[float], list[int], list[float]]:
+    """Cosines of any sign, sizes, and what the ranks of each sublayer allow."""
+    count = draw(st.integers(1, 8))
+    lists = (st.floats(-1, 1), st.integers(1, 10**8), st.floats(0.05, 0.999))
+    cosines, parameters, reach = (draw(st.lists(each, min_size=count, max_size=count)) for each in lists)
+    return cosines, parameters, reach
+
+
+def within_reach(parameters: Sequence[int], bounds: Sequence[float], share: float) -> float:
+    """A compression at `share` of the largest that the bounds allow."""
+    return share * sum(b * p for b, p in zip(bounds, parameters, strict=True)) / sum(parameters)
+
+
+# --- the contract of every map
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(case=sublayers(), share=st.floats(0.01, 1.0))
+def test_the_budget_is_met_exactly_within_reach(
+    name: str, case: tuple[list[float], list[int], list[float]], share: float
+) -> None:
+    cosines, parameters, reach = case
+    compression = within_reach(parameters, reach, share)
+    ratios = allocate(name, cosines, compression, parameters=parameters, reach=reach)
+    removed = sum(r * p for r, p in zip(ratios, parameters, strict=True))
+    assert removed == pytest.approx(compression * sum(parameters), rel=1e-9)
+    assert all(0 <= r <= bound for r, bound in zip(ratios, reach, strict=True))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(case=sublayers(), compression=st.floats(0.01, 0.9), cap=st.floats(1.0, 3.0))
+def test_no_sublayer_loses_more_than_the_cap_times_the_compression(
+    name: str, case: tuple[list[float], list[int], list[float]], compression: float, cap: float
+) -> None:
+    cosines, parameters, _ = case
+    ratios = allocate(name, cosines, compression, parameters=parameters, cap=cap)
+    removed = sum(r * p for r, p in zip(ratios, parameters, strict=True))
+    assert removed == pytest.approx(compression * sum(parameters), rel=1e-9)
+    assert max(ratios) <= cap * compression
+    assert max(ratios) <= 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(cosine=st.floats(-1, 1), parameters=st.lists(st.integers(1, 10**8), min_size=1, max_size=8))
+def test_equal_cosines_give_equal_ratios(name: str, cosine: float, parameters: list[int]) -> None:
+    ratios = allocate(name, [cosine] * len(parameters), 0.3, parameters=parameters)
+    assert ratios == pytest.approx([0.3] * len(parameters), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(case=sublayers(), share=st.floats(0.01, 1.0), order=st.randoms(use_true_random=False))
+def test_the_order_of_the_sublayers_does_not_matter(
+    name: str, case: tuple[list[float], list[int], list[float]], share: float, order: object
+) -> None:
+    cosines, parameters, reach = case
+    compression = within_reach(parameters, reach, share)
+    places = list(range(len(cosines)))
+    order.shuffle(places)  # type: ignore[attr-defined]
+    ratios = allocate(name, cosines, compression, parameters=parameters, reach=reach)
+    shuffled = allocate(
+        name,
+        [cosines[i] for i in places],
+        compression,
+        parameters=[parameters[i] for i in places],
+        reach=[reach[i] for i in places],
+    )
+    assert shuffled == pytest.approx([ratios[i] for i in places], rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(case=sublayers(), cap=st.floats(1.0, 3.0))
+def test_a_sublayer_that_turns_the_stream_less_never_loses_less(
+    name: str, case: tuple[list[float], list[int], list[float]], cap: float
+) -> None:
+    cosines, parameters, _ = case
+    ratios = allocate(name, cosines, 0.3, parameters=parameters, cap=cap)
+    by_cosine = [ratio for _, ratio in sorted(zip(cosines, ratios, strict=True))]
+    assert all(a <= b + 1e-12 for a, b in pairwise(by_cosine))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_cap_of_one_is_uniform(name: str) -> None:
+    assert allocate(name, [0.9, 0.2, 0.5], 0.3, cap=1.0) == pytest.approx([0.3] * 3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("cap", [0.99, 0.0, -1.0, math.nan])
+def test_a_cap_below_the_compression_is_refused(name: str, cap: float) -> None:
+    with pytest.raises(UsageError, match=r"ratios\.cap is .*expected at least 1"):
+        allocate(name, [0.9, 0.2], 0.3, cap=cap)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_compression_out_of_reach_names_the_largest_which_then_works(name: str) -> None:
+    sizes, reach = [100, 300], [0.9, 0.4]
+    with pytest.raises(UsageError, match=r"compression 0\.6 is out of reach: .* reachable compression is 0\.5250"):
+        allocate(name, [0.9, 0.2], 0.6, parameters=sizes, reach=reach)
+    assert allocate(name, [0.9, 0.2], 0.525, parameters=sizes, reach=reach) == pytest.approx(reach)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_cap_that_the_reach_of_the_ranks_makes_too_tight_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"ratios\.cap is 1\.2, which .* at most 0\.4500, expected 0\.5: raise"):
+        allocate(name, [0.9, 0.2], 0.5, reach=[0.9, 0.3], cap=1.2)
+    assert allocate(name, [0.9, 0.2], 0.5, reach=[0.9, 0.3], cap=1.5)[1] <= 0.3
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_misspelt_option_is_refused_with_the_valid_ones(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"ratios\.temprature is not an option of the method '{name}'; it takes "):
+        allocate(name, [0.9, 0.2], 0.5, temprature=1.0)
+
+
+def test_an_unknown_map_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UsageError, match=rf"ratios\.method is 'sofmax', expected one of {', '.join(METHODS)}"):
+        allocate("sofmax", [0.9, 0.2], 0.5)
+
+
+# --- golden values
+
+
+def test_linear_ratios_are_proportional_to_the_cosines() -> None:
+    assert allocate("linear", [1.0, 0.5], 0.3) == pytest.approx([0.4, 0.2])
+    assert allocate("linear", [1.0, 0.5], 0.3, parameters=[100, 300]) == pytest.approx([0.48, 0.24])
+
+
+def test_linear_spares_sublayers_that_turn_the_stream_around() -> None:
+    assert allocate("linear", [0.8, -0.5], 0.3) == pytest.approx([0.6, 0.0])
+
+
+def test_softmax_ratios_fall_exponentially_with_importance() -> None:
+    cosines, temperature = [0.9, 0.7, 0.4], 0.3
+    weights = [math.exp(-(1 - c) / temperature) for c in cosines]
+    expected = [0.3 * 3 * w / sum(weights) for w in weights]
+    assert allocate("softmax", cosines, 0.3, temperature=temperature) == pytest.approx(expected)
+
+
+def test_a_hot_softmax_is_uniform_and_a_cold_one_takes_all_from_the_least_important() -> None:
+    assert allocate("softmax", [0.9, 0.2, 0.5], 0.3, temperature=1e6) == pytest.approx([0.3] * 3, rel=1e-5)
+    assert allocate("softmax", [0.9, 0.2, 0.5], 0.3, temperature=1e-3) == pytest.approx([0.9, 0.0, 0.0])
+    assert allocate("softmax", [0.9, 0.2, 0.5], 0.5, temperature=1e-3) == pytest.approx([1.0, 0.0, 0.5])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -0.1, math.nan])
+def test_a_temperature_that_is_not_positive_is_refused(temperature: float) -> None:
+    with pytest.raises(UsageError, match=r"ratios\.temperature is .*expected a positive number"):
+        allocate("softmax", [0.9, 0.2], 0.3, temperature=temperature)
+
+
+def test_proportional_shares_kept_rise_with_importance_and_stop_at_the_whole() -> None:
+    kept = [1 - ratio for ratio in allocate("proportional", [0.9, 0.8, 0.7], 0.5)]
+    assert kept == pytest.approx([0.25, 0.5, 0.75])
+    kept = [
+        1 - ratio for ratio in allocate("proportional", [0.95, 0.9, 0.2], 0.5)
+    ]  # what the third cannot take goes on
+    assert kept == pytest.approx([0.5 / 3, 1.0 / 3, 1.0])
+
+
+def test_uniform_asks_the_same_of_every_sublayer_that_can_give_it() -> None:
+    assert allocate("uniform", [0.9, 0.1], 0.3, parameters=[1, 9]) == pytest.approx([0.3, 0.3])
+    assert allocate("uniform", [0.9, 0.1], 0.5, reach=[0.9, 0.3]) == pytest.approx([0.7, 0.3])
+
+
+def test_sublayers_are_told_apart_to_the_last_digit_of_a_real_model() -> None:
+    """Cosines of trained models lie close together: a difference of 1e-6 is still one in the ratios."""
+    ratios = allocate("softmax", [0.99, 0.990001], 0.2)
+    assert torch.tensor(ratios).diff().item() > 0
