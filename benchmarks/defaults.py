@@ -54,6 +54,7 @@ class Bench:
 
     @cached_property
     def parameters(self) -> dict[str, int]:
+        """Linear parameters by sublayer."""
         groups = ranks.by_sublayer(self.ladders).items()
         return {name: sum(ladder.matrix.parameters for ladder in group) for name, group in groups}
 
@@ -88,9 +89,14 @@ def settings() -> Iterator[tuple[str, Callable[[Bench, float], float]]]:
     yield "level 2 only", lambda bench, target: bench.increase("uniform", "energy", target)
     for level1 in ("linear", "proportional"):
         yield level1, lambda bench, target, level1=level1: bench.increase(level1, "energy", target)
-    for temperature, cap in product((0.05, 0.1, 0.15, 0.2, 0.3), (None, 1.25, 1.5, 2.0)):
+    for temperature, cap in product((0.05, 0.1, 0.15, 0.2, 0.3), (None, 1.5, 2.0)):
         name = f"softmax T={temperature} cap={cap}"
-        yield name, lambda bench, target, t=temperature, cap=cap: bench.increase("softmax", "energy", target, cap=cap, temperature=t)
+        yield (
+            name,
+            lambda bench, target, t=temperature, cap=cap: bench.increase(
+                "softmax", "energy", target, cap=cap, temperature=t
+            ),
+        )
 
 
 def choose(grid: dict[str, dict[str, list[float]]], names: list[str]) -> str:
@@ -99,6 +105,7 @@ def choose(grid: dict[str, dict[str, list[float]]], names: list[str]) -> str:
 
 
 def main() -> None:
+    """Read the command line, run, print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("backbones", nargs="+", metavar="NAME=MODEL:TEXT")
     parser.add_argument("--output", type=Path, default=Path("results/defaults.json"))

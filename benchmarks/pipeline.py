@@ -24,14 +24,19 @@ def run(folder: Path, *overrides: str) -> dict[str, float]:
     began = time.perf_counter()
     command = [sys.executable, "-m", "flows.compress", *overrides]
     environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect")}
-    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     effort = json.loads((folder / "results" / "metrics.json").read_text())["run"]
     return {"command": time.perf_counter() - began, **effort}
 
 
 def main() -> None:
+    """Read the command line, run, print."""
     given = sys.argv[1:]
-    print("| run | command s | flow s | work s | overhead | executed | reused | peak GB |\n|---|---|---|---|---|---|---|---|")
+    print(
+        "| run | command s | flow s | work s | overhead | executed | reused | peak GB |\n|---|---|---|---|---|---|---|---|"
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for part in ("flows", "tasks", "mgaa", "demo", "models"):

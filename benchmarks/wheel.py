@@ -4,12 +4,15 @@ import importlib.util
 import sys
 import tempfile
 
-import mgaa
 import torch
 from transformers import AutoModelForCausalLM
 
+import mgaa
+
 for orchestrator in ("prefect", "mlflow", "dvc", "lm_eval", "tasks", "flows"):
-    assert importlib.util.find_spec(orchestrator) is None, f"{orchestrator} is importable: this environment is not clean"
+    assert importlib.util.find_spec(orchestrator) is None, (
+        f"{orchestrator} is importable: this environment is not clean"
+    )
 
 model, tokenizer = mgaa.load(sys.argv[1], device="cpu")
 text = "The wheel holds the library alone: torch, transformers and safetensors are all that it needs. " * 40
@@ -22,4 +25,6 @@ with tempfile.TemporaryDirectory() as folder:
 with torch.no_grad():
     assert torch.equal(loaded(tokens[:2]).logits, model(tokens[:2]).logits), "the saved checkpoint is another model"
     mgaa.densify(loaded)
-print(f"mgaa {mgaa.__version__} from {mgaa.__file__}: compression {report.compression:.4f}, reloaded bit for bit, folded back")
+print(
+    f"mgaa {mgaa.__version__} from {mgaa.__file__}: compression {report.compression:.4f}, reloaded bit for bit, folded back"
+)

@@ -36,6 +36,8 @@ def main(flow: Callable[[Parameters], Any], argv: Sequence[str] | None = None) -
         print(usage(flow))
         return 0
     debug = "--debug" in arguments
+    if not sys.stderr.isatty():
+        hide_bars()
     try:
         with interruptible(), told_once():
             flow(load(*parse([text for text in arguments if text != "--debug"])))
@@ -48,6 +50,13 @@ def main(flow: Callable[[Parameters], Any], argv: Sequence[str] | None = None) -
         print("interrupted; finished steps are kept, the same command goes on", file=sys.stderr)
         return 130
     return 0
+
+
+def hide_bars() -> None:
+    """Our own progress bars are off where nobody watches; those of transformers have to be told."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:

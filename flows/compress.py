@@ -14,7 +14,6 @@ from typing import Any
 
 from prefect import flow, unmapped
 from prefect.task_runners import ThreadPoolTaskRunner
-from tasks.tracking import tracked
 
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
@@ -32,6 +31,7 @@ from tasks.parameters import Parameters
 from tasks.recording import recording
 from tasks.records import backbone_record
 from tasks.results import Compressed, Effort, Results, publish
+from tasks.tracking import tracked
 
 
 @flow(name="compress", task_runner=ThreadPoolTaskRunner[Any](max_workers=2), validate_parameters=False)

@@ -78,7 +78,7 @@ def decompose(
         warnings.warn(
             f"the input of {name} is zero (for centred metrics: constant) on all calibration tokens: "
             "it gets the plain SVD; calibrate with more text if that is not the model's nature",
-            stacklevel=2,
+            stacklevel=1,
         )
     scale = DAMPING * metric.scale if metric.scale > 0 else 1.0
     gram = _gram(factor, metric) + scale * factor @ factor.T

@@ -10,21 +10,19 @@ Everything that decides the documents is in `identity`: files by sha256, revisio
 import hashlib
 import json
 import re
-import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError, UsageError
+from tasks import data_sets
 from tasks.cutting import cut, cut_rows
 
 _FILES = (".txt", ".jsonl")
 """What a folder of text files may hold; a file named by itself may have any ending."""
 
-_DATA = (".parquet", ".arrow", ".csv", ".json")
-_UNREADABLE = (*_DATA, ".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".pdf", ".docx", ".html")
+_UNREADABLE = (*data_sets.DATA, ".json", ".gz", ".zip", ".bz2", ".xz", ".zst", ".tar", ".pdf", ".docx", ".html")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WAYS = (
@@ -65,7 +63,7 @@ def read(
     """
     path = Path(source).expanduser()
     if not path.exists():
-        found = _hub(str(source), split, revision, subset, field, separator)
+        found = Documents(*_hub(str(source), split, revision, subset, field, separator))
     elif revision is not None or subset is not None:
         raise UsageError(
             f"{source} is on this machine, so it has no revision or subset ({revision}, {subset}): leave them null."
@@ -115,7 +113,7 @@ def _files(paths: Sequence[Path], field: str, separator: str, split: str | None 
         documents, rule = _cut_file(path, _decode(content, path), field, separator)
         texts += documents
         rules[rule] = None
-        records.append(_record(path.name, content))
+        records.append(data_sets.record(path.name, content))
     identity = {"kind": "file", "split": split, "field": field, "separator": ", ".join(rules), "files": records}
     return Documents(texts, identity)
 
@@ -132,7 +130,7 @@ def _cut_file(path: Path, text: str, field: str, separator: str) -> tuple[list[s
 def _bytes(path: Path) -> bytes:
     if path.suffix in _UNREADABLE:
         raise InputError(
-            f"{path} ends in {path.suffix}; {_WAYS}: unpack or convert it ({', '.join(_DATA)} are read from a folder)."
+            f"{path} ends in {path.suffix}; {_WAYS}: unpack or convert it ({', '.join(data_sets.DATA)} are read from a folder)."
         )
     try:
         return path.read_bytes()
@@ -167,10 +165,6 @@ def _row(line: str, number: int, path: Path, field: str) -> str:
     return str(row[field])
 
 
-def _record(name: str, content: bytes) -> dict[str, Any]:
-    return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-
-
 def _folder(folder: Path, split: str | None, field: str, separator: str) -> Documents:
     files = sorted(path for path in folder.iterdir() if path.suffix in _FILES)
     if split is not None and (folder / split).is_dir() and not files:
@@ -184,35 +178,17 @@ def _folder(folder: Path, split: str | None, field: str, separator: str) -> Docu
             )
     if files:
         return _files(files, field, separator, split)
-    return _datasets_folder(folder, split, field, separator)
-
-
-def _datasets_folder(folder: Path, split: str | None, field: str, separator: str) -> Documents:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in _DATA)
-    if not any(path.suffix in (".parquet", ".arrow", ".csv") for path in files):
-        there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    if not data_sets.has_data(folder):
+        names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise InputError(
-            f"{folder} holds {there}; {_WAYS}: a folder needs {', '.join(_FILES)} files or data files of `datasets`."
+            f"{folder} holds {names}; {_WAYS}: a folder needs {', '.join(_FILES)} files or data files of `datasets`."
         )
-    datasets = _library()
-    saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            data = (
-                datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
-            )
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(
-                f"{folder} cannot be read by `datasets`: {error}: check its files, or convert it to .jsonl."
-            ) from error
-        texts, rule = cut_rows(_column(_choose(data, split, str(folder)), field, str(folder)), separator)
-    records = [_record(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
-    return Documents(texts, {"kind": "datasets", "split": split, "field": field, "separator": rule, "files": records})
+    return Documents(*data_sets.read_folder(folder, split, field, separator))
 
 
 def _hub(
     source: str, split: str | None, revision: str | None, subset: str | None, field: str, separator: str
-) -> Documents:
+) -> tuple[list[str], dict[str, Any]]:
     if not _HUB_ID.fullmatch(source) or Path(source).suffix in (*_FILES, *_UNREADABLE):
         raise InputError(f"There is no file or folder {source!r}; {_WAYS}: check the path.")
     if revision is None or not _COMMIT.fullmatch(revision):
@@ -221,51 +197,4 @@ def _hub(
             "expected a commit of 40 hexadecimal digits, because a branch may change: "
             "set `revision` (the page 'Files and versions' lists commits), or correct the path."
         )
-    datasets = _library()
-    try:
-        data = datasets.load_dataset(source, subset, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"{source} at {revision[:12]} cannot be loaded from the Hub ({error}), expected a public data set and a network, or a copy in "
-            "the local cache: check the id and `subset`, or download it once and give the folder."
-        ) from error
-    texts, rule = cut_rows(_column(_choose(data, split, source), field, source), separator)
-    identity = {
-        "kind": "hub",
-        "id": source,
-        "revision": revision,
-        "subset": subset,
-        "split": split,
-        "field": field,
-        "separator": rule,
-    }
-    return Documents(texts, identity)
-
-
-def _library() -> Any:
-    """`datasets`, which takes a second to import, without progress bars where nobody sees them."""
-    import datasets
-
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-    return datasets
-
-
-def _choose(data: Any, split: str | None, source: str) -> Any:
-    """One split; a data set saved without splits is taken whole, like a file."""
-    if not isinstance(data, dict):
-        return data
-    if split not in data:
-        raise InputError(
-            f"{source} has no split {split!r}; there are: {', '.join(map(str, data))}: set `split` to one."
-        )
-    return data[split]
-
-
-def _column(data: Any, field: str, source: str) -> list[str]:
-    if field not in data.column_names:
-        raise InputError(f"{source} has no field {field!r}; there are: {', '.join(data.column_names)}: set `field`.")
-    rows = list(data[field])
-    if not all(isinstance(row, str) for row in rows):
-        raise InputError(f"The field {field!r} of {source} is not text in every row: set `field` to one that is.")
-    return rows
+    return data_sets.read_hub(source, split, revision, subset, field, separator)

@@ -11,7 +11,7 @@ from typing import Any
 
 from demo import corpus
 from tasks import documents
-from tasks.artifact import Artifact, Store
+from tasks.artifact import Store
 from tasks.overlap import require_disjoint, require_ranges_apart
 from tasks.records import CARD, write_table
 from tasks.sealing import file_digest
@@ -19,7 +19,7 @@ from tasks.step import step
 
 DEMO = "demo"
 SECTIONS = ("calibration", "validation", "evaluation")
-READING = ("source", "split", "revision", "field", "separator", "from", "to")
+READING = ("source", "split", "revision", "subset", "field", "separator", "from", "to")
 """The parameters of a data section that choose documents; the others cut them into tokens."""
 
 
@@ -67,7 +67,7 @@ def _place(given: Mapping[str, Any]) -> str:
 
 def _read(given: Mapping[str, Any]) -> documents.Documents:
     if given["source"] != DEMO:
-        options = {name: given[name] for name in ("split", "revision", "field", "separator")}
+        options = {name: given[name] for name in ("split", "revision", "subset", "field", "separator")}
         return documents.read(given["source"], **options)
     held_out = corpus.held_out()
     texts = [document.text for document in held_out[given["split"]]]

@@ -1,0 +1,193 @@
+"""What came out of the last run, on one screen: the models side by side, and where everything is.
+
+    python -m flows.show [section.key=value ...]
+
+Reads `results/metrics.json` and `results/allocation.json` and computes nothing, so it shows the same after `dvc pull` as after a run. In a
+terminal the table has the terminal's width; into a file or a pipe it is written plain and whole.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import InputError
+from tasks.figure_style import label_of
+from tasks.parameters import Parameters, checkout
+from tasks.tracking_store import masked
+
+DENSE, UNIFORM = "dense", "uniform"
+PLAIN = 10_000
+"""Columns of a table that goes nowhere near a terminal."""
+
+
+def show(parameters: Parameters) -> None:
+    """Print the table of the last run and where its checkpoint, figures and records are.
+
+    Raises:
+        InputError: `results/` is missing or is not what a run writes.
+    """
+    from rich.console import Console
+
+    folder = parameters.folder / "results"
+    metrics, allocations = read(folder / "metrics.json"), read(folder / "allocation.json")
+    console = Console(highlight=False, soft_wrap=True)
+    width = console.width if console.is_terminal else PLAIN
+    try:
+        shown = [*tables(metrics["models"], width), *statements(metrics, allocations), *places(parameters, metrics)]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{folder} is not what a run writes ({error!r}): expected metrics.json and allocation.json of one run; "
+            "write them again with `python -m flows.compress`, finished steps are kept."
+        ) from error
+    for each in shown:
+        console.print(each, width=None if isinstance(each, str) else width, soft_wrap=isinstance(each, str))
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A file of results."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is no {path}: expected the results of a run; make them with `make demo` or `python -m flows.compress`, "
+            "or fetch them with `dvc pull`."
+        ) from error
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read ({error}): expected the JSON of a run; write it again with `python -m flows.compress`."
+        ) from error
+    return content
+
+
+def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
+    """One table of all models; where that is too wide, the tasks follow in tables of their own."""
+    tasks = [*models[DENSE]["tasks"]]
+    whole = table(models, sizes(models), scores(models, tasks), seconds(models))
+    if fits(whole, width):
+        yield whole
+        return
+    yield table(models, sizes(models), seconds(models))
+    while tasks:
+        count = max(
+            (n for n in range(1, len(tasks) + 1) if fits(table(models, scores(models, tasks[:n])), width)), default=1
+        )
+        yield table(models, scores(models, tasks[:count]))
+        tasks = tasks[count:]
+
+
+def table(models: Mapping[str, Any], *columns: Mapping[str, Sequence[str]]) -> Any:
+    """A row per model."""
+    from rich import box
+    from rich.table import Table
+
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    found.add_column("model", no_wrap=True)
+    cells = {header: values for group in columns for header, values in group.items()}
+    for header in cells:
+        found.add_column(header, justify="right", no_wrap=True)
+    for index, name in enumerate(models):
+        last = index == len(models) - 1
+        found.add_row(label_of(name), *(values[index] for values in cells.values()), style="bold" if last else "")
+    return found
+
+
+def fits(found: Any, width: int) -> bool:
+    """Whether a table can be shown without breaking its cells."""
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    console = Console(width=PLAIN)
+    return Measurement.get(console, console.options, found).maximum <= width
+
+
+def sizes(models: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Columns of what is left and of how well it predicts."""
+    return {
+        "linears\nremoved": [f"{100 * m['compression']:.1f} %" for m in models.values()],
+        "model\nremoved": [f"{100 * m['model_compression']:.1f} %" for m in models.values()],
+        "parameters": [f"{m['parameters']:,}" for m in models.values()],
+        "MB on\ndisk": [f"{m['bytes'] / 1e6:.2f}" for m in models.values()],
+        "perplexity": [measured(m["perplexity"], m["perplexity_stderr"]) for m in models.values()],
+    }
+
+
+def scores(models: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """A column per task: the accuracy."""
+    found = {}
+    for task in tasks:
+        results = [m["tasks"][task] for m in models.values()]
+        found[task] = [measured(each["acc"], each["stderr"], 3) for each in results]
+    return found
+
+
+def seconds(models: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Columns of what it took: of the steps that made a model, whether they ran in this run or in an earlier one."""
+    return {
+        f"seconds\n{part}": [f"{m['seconds'][part]:.1f}" for m in models.values()] for part in ("compress", "evaluate")
+    }
+
+
+def measured(value: float, error: float | None, digits: int = 2) -> str:
+    """A value with its standard error."""
+    return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> Iterator[str]:
+    """What the table does not say: that the budgets are equal, what the method loses of what uniform loses, what the run cost."""
+    models, method = metrics["models"], [*metrics["models"]][-1]
+    kept = [
+        f"{label_of(name)} {each['linear_parameters']:,} ({each['slack']:,} unused)"
+        for name, each in allocations.items()
+    ]
+    yield f"Equal budget of {allocations[method]['budget']:,} linear parameters: {', '.join(kept)}."
+    if UNIFORM in models and method != UNIFORM:
+        ours, theirs = (
+            math.log(models[name]["perplexity"] / models[DENSE]["perplexity"]) for name in (method, UNIFORM)
+        )
+        share = f", {100 * ours / theirs:.0f} % of" if theirs > 0 else "; of"
+        yield f"{label_of(method)} adds {ours:.4f} to the log-perplexity of the dense model{share} the {theirs:.4f} of uniform."
+    if run := metrics.get("run"):
+        yield (
+            f"The run: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "
+            f"({run['work_seconds']:.1f} s of work), {run['peak_memory_bytes'] / 1e9:.2f} GB of memory at most."
+        )
+
+
+def places(parameters: Parameters, metrics: Mapping[str, Any]) -> Iterator[str]:
+    """Where the checkpoint, the figures and the records are, and the commands that open them."""
+    method = [*metrics["models"]][-1]
+    checkpoint = metrics["models"][method]["checkpoint"]
+    folder = programs(parameters.folder)
+    yield f"""
+Checkpoint  {checkpoint} ({label_of(method)}); load it with
+              import mgaa
+              from transformers import AutoModelForCausalLM
+              model = AutoModelForCausalLM.from_pretrained("{checkpoint}")
+Figures     results/figures/*.png, and as vectors *.svg
+MLflow      {mlflow(parameters, folder)}
+Prefect     PREFECT_HOME={os.environ.get("PREFECT_HOME", "~/.prefect")} {folder}prefect server start"""
+
+
+def mlflow(parameters: Parameters, folder: str) -> str:
+    """How to open the record of the run."""
+    if parameters.tracking_uri.startswith("http"):
+        return masked(parameters.tracking_uri)
+    own = checkout(parameters.folder) == parameters.folder.absolute()
+    uri = masked(parameters.tracking.uri if own else parameters.tracking_uri)
+    return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {folder}mlflow ui --backend-store-uri {uri} --workers 1"
+
+
+def programs(folder: Path) -> str:
+    """The path to this environment's programs, as typed in `folder`."""
+    place = Path(sys.prefix) / "bin"
+    return f"{place.relative_to(folder)}/" if place.is_relative_to(folder) else f"{place}/"
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(show))

@@ -1,0 +1,194 @@
+"""One MLflow run per run of the flow, started before anything is computed and ended whatever happens.
+
+    with tracked(parameters) as run:      # refuses a store that cannot be written, in seconds
+        ...hours...
+        run.log(results, published)       # metrics in one batch, lineage, data sets, files
+
+An exception, Ctrl-C and SIGTERM (which Prefect and the command turn into exceptions) end the run as failed, with the one-line message
+in the tag `error`. Only `MlflowClient` is used, never the fluent interface, whose active run all threads share.
+"""
+
+import json
+import logging
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mgaa.errors import MgaaError
+from tasks.artifact import Artifact, Store
+from tasks.lineage import lineage, run_facts
+from tasks.parameters import Parameters
+from tasks.records import CARD, table
+from tasks.results import Results
+from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+METRICS, PAIRS = 1000, 100
+"""Metrics, and parameters or tags, that MLflow takes at once."""
+VALUE = 5000
+"""Characters of a value; MLflow takes 6000 of a parameter and 8000 of a tag."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run in MLflow."""
+
+    client: "MlflowClient"
+    id: str
+    parameters: Parameters
+
+    def log(self, results: Results, published: Mapping[str, Any]) -> None:
+        """Record the artifacts of a finished run, and `published`, the content of `results/{metrics,allocation}.json` by name."""
+        store, folder = Store(self.parameters.store_path), self.parameters.folder / "results"
+        with recorded(self.parameters.tracking_uri):
+            self.log_metrics(measurements(published["metrics"], published["allocation"]))
+            self.log_lineage(store, results.artifacts())
+            self.log_texts(store, results.tokens)
+            self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
+            for path in sorted(folder.glob("*.json")):
+                self.client.log_artifact(self.id, str(path), "results")
+            for path in sorted((folder / "figures").glob("*.png")) + sorted((folder / "figures").glob("*.svg")):
+                self.client.log_artifact(self.id, str(path), "figures")
+
+    def log_metrics(self, values: Mapping[str, float]) -> None:
+        """All values in as few calls as MLflow allows."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [Metric(legal(name), value, now, 0) for name, value in values.items()]
+        for first in range(0, len(metrics), METRICS):
+            self.client.log_batch(self.id, metrics=metrics[first : first + METRICS])
+
+    def log_lineage(self, store: Store, artifacts: Mapping[str, Artifact | list[Artifact]]) -> None:
+        """Digests by stage as tags, and everything behind them as `lineage.json`."""
+        given = {stage: [each] if isinstance(each, Artifact) else each for stage, each in artifacts.items()}
+        short = {f"artifact.{stage}": " ".join(each.digest[:12] for each in those) for stage, those in given.items()}
+        self.set_tags(short | run_facts())
+        behind = lineage(store, [each for those in given.values() for each in those])
+        self.client.log_dict(self.id, behind, "lineage.json")
+
+    def log_texts(self, store: Store, tokens: Mapping[str, Artifact]) -> None:
+        """The sets of text as data set inputs, with their source, digest and size."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        inputs = []
+        for section, artifact in tokens.items():
+            given = getattr(self.parameters.data, section).model_dump(by_alias=True)
+            card = table(store, artifact, CARD)
+            source = json.dumps({"tags": {key: written(value) for key, value in given.items()}})
+            name = f"{Path(given['source']).name}/{given['split']}"
+            data = Dataset(name, card["data_digest"][:32], "code", source, profile=json.dumps(card))
+            inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", section)]))
+        self.client.log_inputs(self.id, inputs)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags in as few calls as MLflow allows."""
+        from mlflow.entities import RunTag
+
+        pairs = [RunTag(legal(key), cut(value)) for key, value in tags.items()]
+        for first in range(0, len(pairs), PAIRS):
+            self.client.log_batch(self.id, tags=pairs[first : first + PAIRS])
+
+    def fail(self, error: BaseException) -> None:
+        """Record why the run ended; that the store is gone by now must not hide the error itself."""
+        name = "" if isinstance(error, MgaaError) else type(error).__name__
+        message = ": ".join(part for part in (name, one_line(error)) if part)
+        try:
+            with recorded(self.parameters.tracking_uri):
+                self.client.set_tag(self.id, "error", cut(message))
+                self.client.set_terminated(self.id, "FAILED")
+        except MgaaError as unrecorded:
+            logger.warning("The run %s stays open in MLflow: %s", self.id, unrecorded)
+
+
+@contextmanager
+def tracked(parameters: Parameters) -> Iterator[Run]:
+    """A run that is open inside the block.
+
+    Raises:
+        UsageError: `tracking.uri` is of no known form, or the experiment was deleted.
+        ResourceError: the tracking store cannot be reached or written.
+    """
+    with recorded(parameters.tracking_uri):
+        run = start(parameters)
+    try:
+        yield run
+    except BaseException as error:  # raised again: Ctrl-C and SIGTERM are recorded as well
+        run.fail(error)
+        raise
+    with recorded(parameters.tracking_uri):
+        run.client.set_terminated(run.id)
+
+
+def start(parameters: Parameters) -> Run:
+    """Open the run, with its parameters and what is known of its origin."""
+    from mlflow.entities import Param
+
+    client, experiment = connect(parameters)
+    close_vanished(client, experiment)
+    facts = run_facts()
+    standard = {
+        "source.name": "python -m flows.compress",
+        "source.type": "LOCAL",
+        "source.git.commit": facts.get("git.commit", ""),
+    }
+    tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
+    name = f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
+    run = Run(client, client.create_run(experiment, run_name=name, tags=tags).info.run_id, parameters)
+    flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
+    values = [Param(legal(key), cut(value)) for key, value in flat.items()]
+    for first in range(0, len(values), PAIRS):
+        client.log_batch(run.id, params=values[first : first + PAIRS])
+    client.log_dict(run.id, flat, "parameters.json")
+    return run
+
+
+def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of a run by name: `perplexity/<model>`, `tasks/<model>/<task>/acc`, `ratio/<model>/<sublayer>` and so on.
+
+    A matrix that stays dense has the rank `min(m, n)`.
+    """
+    found = {f"cosine/{name}": each["cosine"] for a in allocations.values() for name, each in a["sublayers"].items()}
+    for model, allocation in allocations.items():
+        for name, each in allocation["sublayers"].items():
+            found[f"ratio/{model}/{name}"] = each["ratio"]
+        for each in allocation["matrices"].values():
+            name = f"{model}/{each['block']}.{each['matrix']}"
+            found[f"rank/{name}"] = min(each["m"], each["n"]) if each["rank"] is None else each["rank"]
+            found[f"energy/{name}"] = each["energy"]
+        found[f"slack/{model}"] = allocation["slack"]
+    for model, entry in metrics["models"].items():
+        found |= {f"{key}/{model}{rest}": value for key, given in entry.items() for rest, value in numbers(given)}
+    found |= {f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in numbers(given)}
+    return {name: float(value) for name, value in found.items()}
+
+
+def numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a nested table with their path."""
+    if isinstance(given, Mapping):
+        for key, value in given.items():
+            yield from numbers(value, f"{above}/{key}")
+    elif isinstance(given, int | float) and not isinstance(given, bool):
+        yield above, given
+
+
+def legal(name: str) -> str:
+    """A name with the characters and of the length that MLflow takes."""
+    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
+
+
+def written(value: Any) -> str:
+    """A parameter as text, as in `params.yaml`."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def cut(value: str) -> str:
+    """A value that MLflow takes; what is cut off is in `parameters.json` or in the message on the terminal."""
+    return value if len(value) <= VALUE else f"{value[: VALUE - 3]}..."

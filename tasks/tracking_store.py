@@ -1,0 +1,141 @@
+"""The store that MLflow writes to: SQLite by default, a server or another database by one setting.
+
+Whatever is wrong with it must be said before hours of computation, so a connection is tried at once, and not with MLflow's own
+patience (minutes of repeated requests). MLflow creates the tables of a new SQLite file in several steps, which kills one of
+two processes that do it at once: a lock of the operating system stands before it. Files of a run lie in `mlruns` beside the database.
+
+A process that was killed outright cannot close its run. The next one on the same machine finds the record still running, sees by number and
+time of birth that the process is gone, and closes it.
+"""
+
+import os
+import re
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mgaa.errors import ResourceError, UsageError
+from tasks.parameters import Parameters, checkout
+from tasks.writing import alive
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+for _name, _value in {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}.items():
+    os.environ.setdefault(_name, _value)  # MLflow reads them once, when it is imported
+
+SQLITE = "sqlite:///"
+FORMS = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
+PATIENCE = 60.0
+"""Seconds to wait for another process that writes to the same SQLite file."""
+
+
+def connect(parameters: Parameters) -> tuple["MlflowClient", str]:
+    """A client and the id of the experiment, which is created where it is missing.
+
+    Raises:
+        UsageError: `tracking.uri` is of no known form, or the experiment was deleted.
+    """
+    uri = parameters.tracking_uri
+    if not uri.startswith(FORMS):
+        raise UsageError(
+            f"tracking.uri is {masked(uri)!r}: expected sqlite:///<file>, http(s)://<server> or the URI of another "
+            "database, such as tracking.uri=sqlite:///mlflow.db."
+        )
+    from mlflow import MlflowClient
+
+    if uri.startswith("http"):
+        reach(uri)
+    database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    files = (database.parent if database else checkout(parameters.folder)) / "mlruns"
+    with try_writing(database, files) if database else nullcontext():
+        client = MlflowClient(f"{uri}?timeout={PATIENCE:g}" if database else uri)
+        found = client.get_experiment_by_name(parameters.tracking.experiment)
+        if found is None:
+            place = None if uri.startswith("http") else files.as_uri()
+            return client, client.create_experiment(parameters.tracking.experiment, artifact_location=place)
+    if found.lifecycle_stage != "active":
+        raise UsageError(
+            f"tracking.experiment is {found.name!r}, which was deleted: expected another name, or "
+            f"`mlflow experiments restore --experiment-id {found.experiment_id}`."
+        )
+    return client, str(found.experiment_id)
+
+
+@contextmanager
+def try_writing(database: Path, files: Path) -> Iterator[None]:
+    """Hold the lock of a SQLite file that can be written; it is made where it is missing."""
+    from filelock import FileLock
+
+    files.mkdir(parents=True, exist_ok=True)
+    with FileLock(files / ".lock", timeout=PATIENCE):
+        with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.rollback()
+        yield
+
+
+def reach(uri: str) -> None:
+    """One request to a server, of any answer."""
+    import requests
+
+    requests.get(uri, timeout=10)
+
+
+@contextmanager
+def recorded(uri: str) -> Iterator[None]:
+    """Turn whatever a store answers with into one `ResourceError`."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+        raise ResourceError(
+            f"MLflow cannot record in {masked(uri)} ({one_line(error)}). Expected a store that can be reached and written: start "
+            "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
+        ) from error
+
+
+def close_vanished(client: "MlflowClient", experiment: str) -> None:
+    """Mark as failed what processes of this machine left running when they were killed."""
+    own = process()
+    host = own["process.host"].replace("'", "")
+    for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
+        tags = run.data.tags
+        number = int(tags.get("process.id", 0))
+        if not alive(number) or tags.get("process.birth") != birth(number):
+            client.set_tag(run.info.run_id, "error", f"The process {number} of {host} was killed.")
+            client.set_terminated(run.info.run_id, "FAILED")
+
+
+def process() -> dict[str, str]:
+    """Tags by which a later run sees whether this process still lives."""
+    return {
+        "process.host": socket.gethostname(),
+        "process.id": str(os.getpid()),
+        "process.birth": birth(os.getpid()),
+    }
+
+
+def birth(number: int) -> str:
+    """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
+    path = Path(f"/proc/{number}/stat")
+    return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""
+
+
+def masked(uri: str) -> str:
+    """A URI without the password that may be in it."""
+    return re.sub(r"//[^/@]*@", "//***@", uri)
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error without line breaks."""
+    return " ".join(str(error).split())

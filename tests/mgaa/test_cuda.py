@@ -1,0 +1,63 @@
+"""On CUDA the same as on the CPU: the numbers agree closely, and nothing needs to be on both."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import mgaa
+from mgaa.architectures import decoder_blocks, matrices_of
+from mgaa.factors import factorize, load_spectra, save_spectra, spectra
+from mgaa.statistics import BlockStatistics
+from mgaa.streaming import stream_statistics
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+Tiny = Callable[..., PreTrainedModel]
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+def test_statistics_agree(tiny: Tiny, tokens: Tensor, family: str) -> None:
+    model = tiny(family).double()
+    here = list(stream_statistics(model, tokens))
+    there = list(stream_statistics(copy.deepcopy(model).cuda(), tokens))
+    for one, two in zip(here, there, strict=True):
+        assert one.cosines == pytest.approx(two.cosines, abs=1e-6)
+        for linear in one.shared:
+            assert two.of(linear).covariance.device.type == "cuda"
+            torch.testing.assert_close(two.of(linear).covariance.cpu(), one.of(linear).covariance, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(two.of(linear).mean.cpu(), one.of(linear).mean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("factorizer", ["svd", "whitened", "afm"])
+def test_the_compressed_model_agrees(tiny: Tiny, tokens: Tensor, factorizer: str) -> None:
+    here = tiny().double()
+    there = copy.deepcopy(here).cuda()
+    reports = [mgaa.compress_(model, tokens, compression=0.3, factors=factorizer) for model in (here, there)]
+    assert [x.rank for x in reports[0].matrices] == [x.rank for x in reports[1].matrices]
+    assert {parameter.device.type for parameter in there.parameters()} == {"cuda"}
+    with torch.no_grad():
+        torch.testing.assert_close(there(tokens.cuda()).logits.cpu(), here(tokens).logits, rtol=1e-7, atol=1e-7)
+
+
+def test_spectra_of_one_device_serve_factors_on_the_other(tiny: Tiny, tokens: Tensor, tmp_path: Path) -> None:
+    model = tiny().double()
+    moved = copy.deepcopy(model).cuda()
+    path = tmp_path / "block.safetensors"
+    next(iter(stream_statistics(moved, tokens))).save(path)
+    locals_ = [matrix.local for matrix in matrices_of(model) if matrix.block == 0]
+    weights = {name: decoder_blocks(moved)[0].get_submodule(name).weight.detach() for name in locals_}
+    save_spectra(spectra(weights, BlockStatistics.load(path, "cuda"), "afm"), path)
+    for name, weight in weights.items():
+        one = factorize(weight.cpu(), None, load_spectra(path)[name], 5)
+        two = factorize(weight, None, load_spectra(path, "cuda")[name], 5)
+        torch.testing.assert_close((two.B @ two.A).cpu(), one.B @ one.A, rtol=1e-9, atol=1e-9)

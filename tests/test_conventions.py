@@ -1,0 +1,78 @@
+"""What the documents and the configuration promise is what the code has."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mgaa.methods import available
+from tasks.parameters import load
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_parameters_in_the_repository_are_valid() -> None:
+    assert load(ROOT / "params.yaml").method == "mgaa"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_flow_that_a_document_runs_exists(document: Path) -> None:
+    for module in re.findall(r"python -m ([\w.]+)", document.read_text()):
+        path = ROOT / Path(*module.split("."))
+        assert path.with_suffix(".py").exists() or path.is_dir() or module in ("pytest", "pip", "build"), module
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
+    keys = set(load(ROOT / "params.yaml").flat())
+    for key in re.findall(r"\b((?:backbone|data|statistics|ratios|ranks|evaluation|store|tracking)(?:\.\w+)+)=", document.read_text()):
+        assert key in keys, f"{document.name} overrides {key}"
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) <= targets
+
+
+def test_every_link_of_a_document_leads_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_tree_of_the_readme_names_every_step_and_method() -> None:
+    steps = {path.stem for path in (ROOT / "tasks").glob("*.py") if "@step(" in path.read_text()} - {"step"}
+    methods = {name for section in ("factors", "ratios", "ranks") for name in available(section)}
+    flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text()}
+    tree = README.partition("## The tree")[2]
+    assert {name for name in steps | methods | flows if name not in tree} == set()
+
+
+def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters() -> None:
+    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compress"]
+    assert {"flows", "tasks", "mgaa", "demo", "models/demo"} <= set(stage["deps"])
+    runtime = {"store", "tracking"}  # where results are kept is no part of them
+    assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) - runtime <= set(stage["params"])
+
+
+def test_the_constraints_pin_exact_versions_and_no_build_of_torch() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+", line) for line in lines)
+    assert "torch==2.13.0" in lines
+
+
+def test_another_python_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9)\n$2"\n')
+    old.chmod(0o755)
+    for python, complaint in ((str(old), "is Python 3.9"), ("no-such-python", "there is no no-such-python")):
+        command = ["make", "-C", str(ROOT), f"PYTHON={python}", f"INSTALLED={tmp_path}/never", "install"]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert made.returncode != 0
+        assert complaint in made.stderr
+        assert "make PYTHON=" in made.stderr
