@@ -26,11 +26,17 @@ from tasks.parameters import Parameters, load
 
 FLAGS = """  --params=FILE  the parameters, by default params.yaml
   --debug        show where an error was raised
+  --quiet        do not print the result
   --help         show this"""
 
 
-def main(flow: Callable[[Parameters], Any], argv: Sequence[str] | None = None) -> int:
-    """Run `flow` on `params.yaml` with the overrides of the command line; returns the exit code."""
+def main(
+    flow: Callable[[Parameters], Any],
+    argv: Sequence[str] | None = None,
+    *,
+    show: Callable[[Parameters], None] | None = None,
+) -> int:
+    """Run `flow` on `params.yaml` with the overrides of the command line, then `show` its result; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         print(usage(flow))
@@ -40,7 +46,10 @@ def main(flow: Callable[[Parameters], Any], argv: Sequence[str] | None = None) -
         hide_bars()
     try:
         with interruptible(), told_once():
-            flow(load(*parse([text for text in arguments if text != "--debug"])))
+            parameters = load(*parse([text for text in arguments if text not in ("--debug", "--quiet")]))
+            flow(parameters)
+            if show is not None and "--quiet" not in arguments:
+                show(parameters)
     except MgaaError as error:
         if debug:
             traceback.print_exc()
@@ -67,7 +76,9 @@ def parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
         if text.startswith("--params="):
             path = Path(text.removeprefix("--params="))
         elif text.startswith("-"):
-            raise UsageError(f"{text} is no option: expected --params=FILE, --debug, --help or section.key=value.")
+            raise UsageError(
+                f"{text} is no option: expected --params=FILE, --debug, --quiet, --help or section.key=value."
+            )
         else:
             overrides.append(text)
     return path, overrides

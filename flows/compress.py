@@ -49,7 +49,12 @@ def compress(parameters: Parameters) -> Results:
         tokens = prepared_tokens(p, store, backbone, texts)
         measure: dict[str, Any] = p.statistics.model_dump()
         statistics = calibrate(store, backbone, tokens["calibration"], **measure, device=where)
-        shared: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "block": blocks, "device": where}
+        shared: dict[str, Any] = {
+            "store": unmapped(store),
+            "backbone": unmapped(backbone),
+            "block": blocks,
+            "device": where,
+        }
         spectra = decompose.map(
             statistics=unmapped(statistics), method=p.factors.method, options=unmapped(p.factors.options), **shared
         ).result()
@@ -102,5 +107,6 @@ def variants(p: Parameters) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 if __name__ == "__main__":
     from flows.cli import main
+    from flows.show import show
 
-    sys.exit(main(compress))
+    sys.exit(main(compress, show=show))

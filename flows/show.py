@@ -34,17 +34,21 @@ def show(parameters: Parameters) -> None:
 
     folder = parameters.folder / "results"
     metrics, allocations = read(folder / "metrics.json"), read(folder / "allocation.json")
-    console = Console(highlight=False, soft_wrap=True)
-    width = console.width if console.is_terminal else PLAIN
+    terminal = sys.stdout.isatty()
+    console = Console(highlight=False, width=None if terminal else PLAIN)
     try:
-        shown = [*tables(metrics["models"], width), *statements(metrics, allocations), *places(parameters, metrics)]
+        shown = [
+            *tables(metrics["models"], console.width),
+            *statements(metrics, allocations),
+            *places(parameters, metrics),
+        ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
             f"{folder} is not what a run writes ({error!r}): expected metrics.json and allocation.json of one run; "
             "write them again with `python -m flows.compress`, finished steps are kept."
         ) from error
     for each in shown:
-        console.print(each, width=None if isinstance(each, str) else width, soft_wrap=isinstance(each, str))
+        console.print(each, soft_wrap=isinstance(each, str))
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -64,34 +68,27 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
-    """One table of all models; where that is too wide, the tasks follow in tables of their own."""
-    tasks = [*models[DENSE]["tasks"]]
-    whole = table(models, sizes(models), scores(models, tasks), seconds(models))
-    if fits(whole, width):
-        yield whole
-        return
-    yield table(models, sizes(models), seconds(models))
-    while tasks:
-        count = max(
-            (n for n in range(1, len(tasks) + 1) if fits(table(models, scores(models, tasks[:n])), width)), default=1
-        )
-        yield table(models, scores(models, tasks[:count]))
-        tasks = tasks[count:]
+    """One table of all models; where that is too wide, it goes on in further tables."""
+    columns = [*{**sizes(models), **scores(models), **seconds(models)}.items()]
+    while columns:
+        fitting = (n for n in range(len(columns), 0, -1) if fits(table(models, columns[:n]), width))
+        count = next(fitting, 1)
+        yield table(models, columns[:count])
+        columns = columns[count:]
 
 
-def table(models: Mapping[str, Any], *columns: Mapping[str, Sequence[str]]) -> Any:
-    """A row per model."""
+def table(models: Mapping[str, Any], columns: Sequence[tuple[str, Sequence[str]]]) -> Any:
+    """A row per model, the run's method in bold."""
     from rich import box
     from rich.table import Table
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     found.add_column("model", no_wrap=True)
-    cells = {header: values for group in columns for header, values in group.items()}
-    for header in cells:
+    for header, _ in columns:
         found.add_column(header, justify="right", no_wrap=True)
     for index, name in enumerate(models):
-        last = index == len(models) - 1
-        found.add_row(label_of(name), *(values[index] for values in cells.values()), style="bold" if last else "")
+        style = "bold" if index == len(models) - 1 else ""
+        found.add_row(label_of(name), *(cells[index] for _, cells in columns), style=style)
     return found
 
 
@@ -115,10 +112,10 @@ def sizes(models: Mapping[str, Any]) -> dict[str, list[str]]:
     }
 
 
-def scores(models: Mapping[str, Any], tasks: Sequence[str]) -> dict[str, list[str]]:
+def scores(models: Mapping[str, Any]) -> dict[str, list[str]]:
     """A column per task: the accuracy."""
     found = {}
-    for task in tasks:
+    for task in models[DENSE]["tasks"]:
         results = [m["tasks"][task] for m in models.values()]
         found[task] = [measured(each["acc"], each["stderr"], 3) for each in results]
     return found
@@ -148,8 +145,8 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
         ours, theirs = (
             math.log(models[name]["perplexity"] / models[DENSE]["perplexity"]) for name in (method, UNIFORM)
         )
-        share = f", {100 * ours / theirs:.0f} % of" if theirs > 0 else "; of"
-        yield f"{label_of(method)} adds {ours:.4f} to the log-perplexity of the dense model{share} the {theirs:.4f} of uniform."
+        share = f": {100 * ours / theirs:.0f} % of uniform's loss" if theirs > 0 else ""
+        yield f"Log-perplexity above dense: {label_of(method)} {ours:+.4f}, uniform {theirs:+.4f}{share}."
     if run := metrics.get("run"):
         yield (
             f"The run: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "

@@ -73,8 +73,8 @@ def heat_map(axis: Any, allocation: Allocation, names: Sequence[str], blocks: in
     """One panel of `ranks`."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("kept", ["#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"])
-    colours.set_over("#111111")
+    blues = ["#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
+    colours = LinearSegmentedColormap.from_list("kept", blues).with_extremes(over="#111111")
     kept = [[float("nan")] * blocks for _ in names]
     for matrix in allocation["matrices"].values():
         row, column = names.index(matrix["matrix"]), matrix["block"]

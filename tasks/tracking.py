@@ -98,11 +98,9 @@ class Run:
 
     def fail(self, error: BaseException) -> None:
         """Record why the run ended; that the store is gone by now must not hide the error itself."""
-        name = "" if isinstance(error, MgaaError) else type(error).__name__
-        message = ": ".join(part for part in (name, one_line(error)) if part)
         try:
             with recorded(self.parameters.tracking_uri):
-                self.client.set_tag(self.id, "error", cut(message))
+                self.client.set_tag(self.id, "error", cut(explained(error)))
                 self.client.set_terminated(self.id, "FAILED")
         except MgaaError as unrecorded:
             logger.warning("The run %s stays open in MLflow: %s", self.id, unrecorded)
@@ -177,6 +175,13 @@ def numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
             yield from numbers(value, f"{above}/{key}")
     elif isinstance(given, int | float) and not isinstance(given, bool):
         yield above, given
+
+
+def explained(error: BaseException) -> str:
+    """Why a run ended, in one line."""
+    if not isinstance(error, Exception):
+        return f"interrupted ({type(error).__name__})"
+    return one_line(error) if isinstance(error, MgaaError) else f"{type(error).__name__}: {one_line(error)}"
 
 
 def legal(name: str) -> str:

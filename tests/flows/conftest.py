@@ -1,5 +1,7 @@
 """One laboratory and one finished run for the session; a test that changes anything works on a copy."""
 
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,11 @@ from tests.flows.laboratory import Laboratory, Outcome, build
 
 
 @pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+def empty() -> Iterator[Laboratory]:
     """A laboratory where nothing has run yet; look, and copy it."""
-    folder = tmp_path_factory.mktemp("laboratory")
-    return build(folder / "essai d'été", folder / "model")  # spaces, quotes and accents are legal in paths
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users, as one test becomes
+        Path(folder).chmod(0o755)
+        yield build(Path(folder) / "essai d'été", Path(folder) / "model")  # spaces, quotes, accents are legal in paths
 
 
 @pytest.fixture(scope="session")

@@ -51,10 +51,11 @@ class Laboratory:
         return Outcome(code, said.getvalue(), self.executed(before))
 
     def process(self, *overrides: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
-        """The same in a process of its own; `before` is Python that runs first, with everything imported."""
-        program = "import sys\nfrom flows.cli import main\nfrom flows.compress import compress\n"
+        """The command itself; `before` is Python that its process runs first."""
+        module = f"{before}\nimport runpy\nrunpy.run_module('flows.compress', run_name='__main__', alter_sys=True)"
+        command = ["-c", module] if before else ["-m", "flows.compress"]
         return subprocess.Popen(
-            [sys.executable, "-c", f"{program}{before}\nsys.exit(main(compress))", f"--params={self.root / 'params.yaml'}", *overrides],
+            [sys.executable, *command, f"--params={self.root / 'params.yaml'}", *overrides],
             cwd=ROOT,
             env={**os.environ, **environment},
             text=True,
@@ -98,7 +99,7 @@ class Laboratory:
 def striking(signal: str, kind: str, number: int) -> str:
     """Python that sends its own process a signal just before the artifact `number` of `kind`, written in full, gets its name."""
     return f"""
-import os, signal
+import os, signal, sys
 places = []
 def strike(event, arguments):
     if event == "os.rename" and "/store/{kind}/" in str(arguments[1]):
@@ -155,14 +156,14 @@ def write_tokenizer(folder: Path, texts: list[str], size: int = 300) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
-def write_model(folder: Path, texts: list[str]) -> None:
-    """A random Llama with grouped-query attention and tied embeddings; more rows than ids make its file the largest of a run."""
+def write_model(folder: Path, texts: list[str], rows: int = 320) -> None:
+    """A random Llama with grouped-query attention and tied embeddings of so many rows."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=4096,
+        vocab_size=rows,
         hidden_size=48,
         intermediate_size=96,
         num_hidden_layers=BLOCKS,

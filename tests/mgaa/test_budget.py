@@ -279,3 +279,5 @@ def test_sublayers_without_a_score_share_what_is_left_equally(caps: tuple[float,
 def test_scores_far_below_one_are_as_good_as_any() -> None:
     ratios = fit_ratios(vector(1.0, 3e-310, 1e-310), vector(1, 1, 1), 0.6, vector(0.8, 0.8, 0.8))
     torch.testing.assert_close(ratios, vector(0.8, 0.75, 0.25))
+    denormal = fit_ratios(vector(1.0, 3e-322, 1e-322), vector(1, 1, 1), 0.5, vector(0.8, 0.8, 0.8))
+    assert float(denormal.sum()) == pytest.approx(1.5, rel=1e-12)

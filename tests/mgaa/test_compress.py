@@ -16,6 +16,7 @@ from mgaa.architectures import ARCHITECTURES, decoder_blocks, matrices_of
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.methods import available
+from mgaa.streaming import stream_statistics
 
 Tiny = Callable[..., PreTrainedModel]
 
@@ -110,9 +111,11 @@ def test_sublayers_report_the_ratio_asked_for_and_the_ratio_reached(tiny: Tiny, 
     assert [x.name for x in report.sublayers] == list(sizes)
     asked = sum(x.ratio * sizes[x.name] for x in report.sublayers)
     assert asked == pytest.approx(0.3 * sum(sizes.values()))
+    blocks = list(stream_statistics(dense, tokens))
     for x in report.sublayers:
+        block, _, name = x.name.partition(".")
         assert x.reached == pytest.approx(1 - kept[x.name] / sizes[x.name])
-        assert -1 <= x.cosine <= 1
+        assert x.cosine == blocks[int(block)].cosines[name]
 
 
 def test_the_report_is_plain_data(tiny: Tiny, tokens: Tensor) -> None:

@@ -204,6 +204,16 @@ def test_a_weight_with_equal_columns_is_exact_at_its_own_rank(shape: tuple[int, 
     torch.testing.assert_close(found, weight, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rounding_makes_no_energy_negative(shape: tuple[int, int]) -> None:
+    weight = random(*shape)[:, :1].expand(shape) * torch.arange(
+        1, shape[1] + 1
+    )  # one direction, so the other energies are zero
+    energies = decompose(weight, metric(root(shape[1], 1e10, "log"))).energies
+    assert bool((energies >= 0).all())
+    assert float(energies[1:].sum()) <= 1e-12 * float(energies[0])
+
+
 @pytest.mark.parametrize("shape", [WIDE, TALL])
 def test_a_weight_of_zeros_stays_zero(shape: tuple[int, int]) -> None:
     spectrum = decompose(torch.zeros(shape), metric(root(shape[1], 1e2, "log")))

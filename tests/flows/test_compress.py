@@ -1,0 +1,361 @@
+"""The main flow does what it promises: every step once, nothing twice, and a record that tells the truth about what it left."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from mgaa.budget import Matrix, parameter_budget, rank_multiple
+from mgaa.methods import available
+from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
+from tasks.artifact import MANIFEST, Artifact, Store
+from tasks.sealing import digest
+from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tests.processes import ROOT
+
+Lab = tuple[Laboratory, Outcome]
+
+EVERYTHING = {
+    "load_backbone": 1,
+    "read_texts": 1,
+    "tokenize": 3,
+    "calibrate": 1,
+    "decompose": BLOCKS,
+    "make_items": 1,
+    "allocate_ratios": 2,
+    "allocate_ranks": 2,
+    "factorize": 2 * BLOCKS,
+    "assemble": 2,
+    "evaluate": 3,
+    "draw_figures": 1,
+}
+"""Executions of a first run with one baseline."""
+
+
+def result(lab: Laboratory, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((lab.root / "results" / name).read_text())
+    return found
+
+
+# What is executed, and what is not
+
+
+def test_the_first_run_executes_every_step_and_counts_them(first: Lab) -> None:
+    lab, outcome = first
+    assert (outcome.code, outcome.message, outcome.executed) == (0, "", EVERYTHING)
+    effort = result(lab, "metrics.json")["run"]
+    assert (effort["executed"], effort["reused"]) == (sum(EVERYTHING.values()), 0)
+    assert 0 < effort["work_seconds"] <= effort["wall_seconds"]
+
+
+def test_the_same_run_again_executes_nothing_and_tells_the_same(done: Laboratory, first: Lab) -> None:
+    assert done.run() == Outcome(0, "", {})
+    assert done.records() == first[0].records()
+    told, before = (result(lab, "metrics.json") for lab in (done, first[0]))
+    assert (told["run"]["executed"], told["run"]["reused"]) == (0, sum(EVERYTHING.values()))
+    for models in (told["models"], before["models"]):
+        del models["uniform"]["checkpoint"]  # it lies in the store, and each laboratory has its own
+    assert (told["models"], told["card"]) == (before["models"], before["card"])
+
+
+def test_a_new_process_with_a_new_prefect_executes_nothing_and_writes_nothing_to_stderr(
+    done: Laboratory, prefect_server: str
+) -> None:
+    home = str(done.root / "home")
+    assert done.finish(PREFECT_HOME=home, PREFECT_API_URL=prefect_server) == Outcome(0, "", {})
+
+
+def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted_one_gives(
+    fresh: Laboratory, first: Lab, prefect_server: str
+) -> None:
+    killed = fresh.finish(before=striking("SIGKILL", "checkpoint", 2), PREFECT_API_URL=prefect_server)
+    assert killed.code == -9
+    rest = {"assemble": 1, "evaluate": 1, "draw_figures": 1}
+    assert killed.executed == {name: number - rest.get(name, 0) for name, number in EVERYTHING.items() if name != "draw_figures"}
+    assert [path.name for path in (fresh.root / "store" / "checkpoint").glob(".tmp-*")] != []
+    assert fresh.run() == Outcome(0, "", rest)
+    assert fresh.records() == first[0].records()
+    assert list(fresh.root.rglob(".tmp-*")) == []
+
+
+def test_another_target_executes_what_depends_on_it_and_every_baseline_has_its_parameters(
+    done: Laboratory, first: Lab
+) -> None:
+    outcome = done.run("ratios.compression=0.3", "evaluation.baselines=[uniform,level1,level2]")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {
+        "allocate_ratios": 2,  # level 1 takes the method's, level 2 the uniform ones
+        "allocate_ranks": 4,
+        "factorize": 4 * BLOCKS,
+        "assemble": 4,
+        "evaluate": 4,
+        "draw_figures": 1,
+    }
+    models = result(done, "metrics.json")["models"]
+    assert list(models) == ["dense", "uniform", "level1", "level2", "mgaa"]
+    check_budgets(done, 0.3)
+    allocations = result(done, "allocation.json")
+    for level, ours in (("level1", "mgaa"), ("level2", "uniform")):
+        mine, theirs = (
+            {name: each["ratio"] for name, each in allocations[model]["sublayers"].items()} for model in (level, ours)
+        )
+        assert mine == theirs
+    assert len({json.dumps(each["matrices"]) for each in allocations.values()}) == 4
+
+
+def test_another_factorizer_keeps_the_statistics(done: Laboratory) -> None:
+    outcome = done.run("factors.method=svd", "evaluation.baselines=[]")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {
+        "decompose": BLOCKS,
+        "allocate_ratios": 1,
+        "allocate_ranks": 1,
+        "factorize": BLOCKS,
+        "assemble": 1,
+        "evaluate": 1,
+        "draw_figures": 1,
+    }
+    assert list(result(done, "metrics.json")["models"]) == ["dense", "mgaa"]
+
+
+def test_other_evaluation_texts_keep_everything_before_the_metrics(done: Laboratory) -> None:
+    outcome = done.run("data.evaluation.from=0.75", "evaluation.baselines=[]")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {"read_texts": 1, "tokenize": 3, "make_items": 1, "evaluate": 2, "draw_figures": 1}
+
+
+STEPS = {
+    **{name: [f"tasks.{name}"] for name in ("load_backbone", "read_texts", "tokenize", "make_items", "calibrate")},
+    **{name: [f"tasks.{name}"] for name in ("factorize", "assemble", "evaluate", "draw_figures")},
+    **{f"decompose {name}": ["tasks.decompose", f"mgaa.factors.{name}"] for name in ("afm", "svd")},
+    **{f"allocate_ratios {name}": ["tasks.allocate_ratios", f"mgaa.ratios.{name}"] for name in ("softmax", "uniform")},
+    **{f"allocate_ranks {name}": ["tasks.allocate_ranks", f"mgaa.ranks.{name}"] for name in ("energy", "uniform")},
+}
+"""The modules at which the code of each step begins."""
+
+EDITS = {
+    "mgaa/ranks/energy.py": {"allocate_ranks energy"},
+    "mgaa/ratios/softmax.py": {"allocate_ratios softmax"},
+    "mgaa/factors/svd.py": {"decompose svd"},
+    "mgaa/factors/whitened.py": set(),
+    "mgaa/perplexity.py": {"evaluate"},
+    "tasks/harness.py": {"evaluate"},
+    "tasks/figures.py": {"draw_figures"},
+    "tasks/overlap.py": {"read_texts"},
+    "demo/tasks.py": {"make_items"},
+    "mgaa/streaming.py": {"calibrate"},
+    "mgaa/ratios/__init__.py": {"allocate_ratios softmax", "allocate_ratios uniform"},
+    "mgaa/compress.py": set(),
+    "mgaa/__init__.py": set(),
+    "mgaa/errors.py": STEPS.keys(),
+    "tasks/step.py": set(),
+    "tasks/results.py": set(),
+    "flows/compress.py": set(),
+}
+
+
+def test_an_edit_voids_the_steps_whose_code_imports_it_and_no_other() -> None:
+    files = {name: code.sources(*modules).keys() for name, modules in STEPS.items()}
+    for edited, expected in EDITS.items():
+        assert (ROOT / edited).is_file()
+        assert {name for name in STEPS if edited in files[name]} == set(expected), edited
+
+
+def test_an_edit_of_a_file_changes_the_code_of_those_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("mgaa", "tasks", "demo"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(code, "ROOT", tmp_path)
+
+    def codes() -> list[str]:
+        code.sources.cache_clear()
+        return [digest(code.sources(*STEPS[name])) for name in ("allocate_ranks energy", "allocate_ranks uniform")]
+
+    energy, uniform = codes()
+    with (tmp_path / "mgaa" / "ranks" / "energy.py").open("a") as file:
+        file.write("# edited\n")
+    edited, same = codes()
+    code.sources.cache_clear()
+    assert (edited != energy, same == uniform) == (True, True)
+
+
+def test_the_code_of_a_step_in_its_manifest_is_that_of_its_modules(first: Lab) -> None:
+    (path,) = first[0].artifacts("statistics")
+    manifest = json.loads((path / MANIFEST).read_text())
+    assert manifest["sources"] == code.sources("tasks.calibrate")
+    assert manifest["code"] == digest(manifest["sources"])
+
+
+# What is left behind
+
+
+MODEL = {
+    *("perplexity", "bits_per_byte", "parameters", "linear_parameters", "compression", "bytes", "tasks", "seconds"),
+    *("perplexity_stderr", "nll", "nll_stderr", "validation_perplexity", "model_compression"),
+}
+CARD = {"context_length", "tokens", "data_digest", "token_digest", "dtype", "non_finite", "stride", "bos_rule", "harness"}
+
+
+def test_the_metrics_have_the_published_shape(first: Lab) -> None:
+    found = result(first[0], "metrics.json")
+    assert found.keys() == {"models", "card", "run"}
+    assert list(found["models"]) == ["dense", "uniform", "mgaa"]
+    for name, model in found["models"].items():
+        assert model.keys() == MODEL | (set() if name == "dense" else {"checkpoint"})
+        assert model["tasks"].keys() == {"last_word", "continuation"}
+        assert all({"acc", "stderr", "n"} <= task.keys() for task in model["tasks"].values())
+        assert model["seconds"].keys() == {"compress", "evaluate"}
+        assert (model["seconds"]["compress"] > 0) == (name != "dense")
+    assert found["card"].keys() >= CARD
+    assert (found["card"]["context_length"], found["card"]["non_finite"]) == (32, 0)
+    assert found["models"]["mgaa"]["checkpoint"] == "models/compressed"
+    assert Path(found["models"]["uniform"]["checkpoint"], "config.json").is_file()
+
+
+def check_budgets(lab: Laboratory, compression: float) -> None:
+    """Every compressed model is within the budget, and what it leaves over buys no further step of any matrix."""
+    backbone = json.loads((lab.artifacts("backbone")[0] / "backbone.json").read_text())
+    matrices = [Matrix(**fields) for fields in backbone["matrices"]]
+    total, budget = sum(m.parameters for m in matrices), parameter_budget(matrices, compression)
+    models, step = result(lab, "metrics.json")["models"], rank_multiple(matrices, "auto")
+    assert (models["dense"]["linear_parameters"], models["dense"]["compression"]) == (total, 0)
+    for name, allocation in result(lab, "allocation.json").items():
+        kept = sum(each["parameters"] for each in allocation["matrices"].values())
+        assert kept == models[name]["linear_parameters"] == budget - allocation["slack"]
+        assert models[name]["compression"] == 1 - kept / total >= compression
+        left = {m: allocation["matrices"][m.name]["rank"] for m in matrices}
+        dearer = [next_cost(m, rank, step) - m.cost(rank, centred=True) for m, rank in left.items() if rank is not None]
+        assert 0 <= allocation["slack"] < min(dearer)
+        biases = sum(m.m for m, rank in left.items() if rank is not None)  # afm's, counted in the budget
+        assert models["dense"]["parameters"] - models[name]["parameters"] == total - kept
+        assert biases > 0
+
+
+def next_cost(matrix: Matrix, rank: int, step: int) -> int:
+    above = rank + step
+    return matrix.cost(above if above <= matrix.largest_rank(centred=True) else None, centred=True)
+
+
+def test_every_model_is_within_the_budget_and_spends_it(first: Lab) -> None:
+    check_budgets(first[0], 0.2)
+
+
+FORWARD = """if True:
+    import sys, torch, mgaa
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    folder, out = sys.argv[1:]
+    ids = AutoTokenizer.from_pretrained(folder)("bade fugi kodu. larimo", return_tensors="pt").input_ids
+    with torch.no_grad():
+        save_file({"ids": ids, "logits": AutoModelForCausalLM.from_pretrained(folder)(ids).logits}, out)
+"""
+
+
+def test_the_exported_checkpoint_in_a_new_process_is_the_evaluated_one_to_the_bit(first: Lab, tmp_path: Path) -> None:
+    import torch
+
+    from mgaa.checkpoint import load
+
+    lab, _ = first
+    command = [sys.executable, "-c", FORWARD, lab.root / "models" / "compressed", tmp_path / "found"]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    found = load_file(tmp_path / "found")
+    manifest = json.loads((lab.root / "models" / "compressed" / MANIFEST).read_text())
+    evaluated = Store(lab.root / "store").folder(Artifact("checkpoint", manifest["digest"]))
+    with torch.no_grad():
+        assert torch.equal(load(evaluated, device="cpu")[0](found["ids"]).logits, found["logits"])
+
+
+def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: Lab) -> None:
+    lab, _ = first
+    folder, metrics = lab.root / "models" / "compressed", result(lab, "metrics.json")
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (metered,) = [
+        each
+        for each in (json.loads((path / MANIFEST).read_text()) for path in lab.artifacts("metrics"))
+        if each["inputs"]["model"] == {"kind": "checkpoint", "digest": manifest["digest"]}
+        and metrics["models"]["mgaa"]["seconds"]["evaluate"] == each["seconds"]
+    ]
+    assert metered["parameters"]["length"] == 32
+    assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {MANIFEST, "evaluation.json"}
+    assert json.loads((folder / "evaluation.json").read_text()) == {
+        "model": metrics["models"]["mgaa"],
+        "card": metrics["card"],
+    }
+
+
+def test_the_lineage_of_the_checkpoint_reaches_the_files_it_came_from(first: Lab) -> None:
+    lab, _ = first
+    store, seen = Store(lab.root / "store"), {}
+    manifest = json.loads((lab.root / "models" / "compressed" / MANIFEST).read_text())
+    waiting = [Artifact("checkpoint", manifest["digest"])]
+    while waiting:
+        artifact = waiting.pop()
+        seen[artifact] = store.manifest(artifact)
+        for inputs in seen[artifact]["inputs"].values():
+            waiting += [Artifact(**each) for each in (inputs if isinstance(inputs, list) else [inputs])]
+    kinds = {artifact.kind for artifact in seen}
+    assert kinds == {"checkpoint", "factors", "ranks", "ratios", "spectra", "statistics", "tokens", "texts", "backbone"}
+    (texts,) = [each for artifact, each in seen.items() if artifact.kind == "texts"]
+    assert texts["parameters"]["content"]["calibration"].keys() == {"texts.txt"}
+    (backbone,) = [each for artifact, each in seen.items() if artifact.kind == "backbone"]
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= backbone["parameters"]["files"].keys()
+
+
+def test_figures_and_plots_are_there(first: Lab) -> None:
+    results = first[0].root / "results"
+    assert {path.name for path in (results / "figures").glob("*.png")} == {
+        f"{name}.png" for name in ("ranks", "sublayers", "energies", "errors", "sizes")
+    }
+    assert {path.name for path in (results / "plots").iterdir()} == {"ranks.csv", "sublayers.csv", "sizes.csv"}
+
+
+# Every method, by its name in `params.yaml`
+
+Measured = tuple[Store, Artifact, Artifact, Callable[[str], list[Artifact]]]
+
+
+@pytest.fixture(scope="module")
+def measured(first: Lab) -> Measured:
+    """The store of the first run with its backbone and statistics, and the spectra by factorizer."""
+    lab, _ = first
+    store = Store(lab.root / "store")
+    backbone, statistics = (Artifact(kind, lab.artifacts(kind)[0].name) for kind in ("backbone", "statistics"))
+
+    def spectra(method: str) -> list[Artifact]:
+        shared: dict[str, Any] = {"method": method, "options": {}, "device": "cpu"}
+        return [decompose.decompose.fn(store, backbone, statistics, block=b, **shared) for b in range(BLOCKS)]
+
+    return store, backbone, statistics, spectra
+
+
+@pytest.mark.parametrize("method", available("factors"))
+def test_every_factorizer_gives_spectra_and_factors(
+    method: str, measured: Measured
+) -> None:
+    store, backbone, statistics, spectra = measured
+    target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}, "method": "uniform"}
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, spectra(method), cap=None, **target)
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), ratios, **target)
+    factors = factorize.factorize.fn(store, backbone, spectra(method)[0], ranks, block=0, device="cpu")
+    names = load_file(store.folder(factors) / "block-0000.safetensors").keys()
+    assert {name.rpartition("/")[2] for name in names} == {"A", "B", "bias"} - (set() if method == "afm" else {"bias"})
+
+
+@pytest.mark.parametrize("level1", available("ratios"))
+@pytest.mark.parametrize("level2", available("ranks"))
+def test_every_pair_of_levels_meets_the_budget(
+    level1: str, level2: str, measured: Measured
+) -> None:
+    store, backbone, statistics, spectra = measured
+    target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}}
+    blocks = spectra("afm")
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, blocks, method=level1, cap=None, **target)
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, blocks, ratios, method=level2, **target)
+    outcome = json.loads((store.folder(ranks) / "ranks.json").read_text())
+    assert 0.98 * outcome["budget"] < outcome["linear_parameters"] <= outcome["budget"]
