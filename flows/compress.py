@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from prefect import flow, unmapped
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
@@ -34,7 +34,11 @@ from tasks.results import Compressed, Effort, Results, publish
 from tasks.tracking import tracked
 
 
-@flow(name="compress", task_runner=ThreadPoolTaskRunner[Any](max_workers=2), validate_parameters=False)
+RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
+"""Blocks are decomposed and factorized side by side; their linear algebra releases the interpreter."""
+
+
+@flow(name="compress", task_runner=RUNNER, validate_parameters=False)
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began = parameters, time.perf_counter()

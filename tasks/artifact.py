@@ -103,6 +103,8 @@ class Store:
         artifact = Artifact(kind, content_digest(kind, {name: file["sha256"] for name, file in files.items()}))
         manifest = {"kind": kind, "digest": artifact.digest, **record, "files": files}
         (folder / MANIFEST).write_bytes(readable({**manifest, "seal": digest(manifest)}))
+        for name in files:  # safetensors writes files that nobody else may read, and a store may be shared
+            (folder / name).chmod((folder / MANIFEST).stat().st_mode)
         flush(folder)
         self.install(folder, artifact)
         return artifact
@@ -202,9 +204,11 @@ class Store:
 
     def export(self, artifact: Artifact, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
         """Copy an artifact with its manifest, and `extra` files by name, to `target`, which is replaced as a whole."""
-        source = self.folder(artifact)
+        source, files = self.place(artifact), self.manifest(artifact)["files"]
         with replacing(target) as folder:
-            shutil.copytree(source, folder, dirs_exist_ok=True)
+            for name in (*files, MANIFEST):  # contents alone: the modes of a read-only store are not those of a copy
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source / name, folder / name)
             for name, content in (extra or {}).items():
                 refuse_escape(folder, name)
                 (folder / name).write_bytes(content)

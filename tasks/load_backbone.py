@@ -12,7 +12,7 @@ from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.records import BACKBONE, backbone_record, write_table
-from tasks.sealing import file_digest
+from tasks.sealing import digest, file_digest
 from tasks.step import step
 
 
@@ -30,7 +30,7 @@ def load_backbone(
     """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices."""
     from mgaa.architectures import matrices_of
 
-    model, _ = _load(source, revision, dtype, "cpu")
+    model, _ = _load(source, revision, dtype, "cpu", content=digest(files))
     matrices = matrices_of(model)
     shapes = {
         "blocks": 1 + max(matrix.block for matrix in matrices),
@@ -45,7 +45,7 @@ def load_model(
     out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
 ) -> None:
     """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
-    model, _ = _load(source, revision, dtype, "cpu")
+    model, _ = _load(source, revision, dtype, "cpu", content=digest(files))
     write_table(out / BACKBONE, _reference(model, source, revision, files))
 
 
@@ -65,7 +65,7 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
     """The model in eval mode on `device`, and its tokenizer; shared by the steps of a process, so never changed in place."""
     record = backbone_record(store, backbone)
     with _one_at_a_time:
-        return _load(record["source"], record["revision"], record["dtype"], device)
+        return _load(record["source"], record["revision"], record["dtype"], device, content=digest(record["files"]))
 
 
 _one_at_a_time = Lock()
@@ -73,7 +73,8 @@ _one_at_a_time = Lock()
 
 
 @lru_cache(maxsize=1)
-def _load(source: str, revision: str | None, dtype: str, device: str) -> tuple[Any, Any]:
+def _load(source: str, revision: str | None, dtype: str, device: str, *, content: str) -> tuple[Any, Any]:
+    """`content` makes it another model when the files in the same place are others."""
     from mgaa.checkpoint import load
 
     return load(source, revision=revision, dtype=dtype, device=device)

@@ -27,7 +27,7 @@ def source_content(source: str) -> dict[str, str]:
     """What a source's content depends on: package versions for the demo, sha256 of files; a Hub data set has its revision."""
     if source == DEMO:
         return corpus.versions()
-    path = Path(source)
+    path = Path(source).expanduser()
     files = (
         sorted(each for each in path.rglob("*") if each.is_file())
         if path.is_dir()
@@ -62,7 +62,9 @@ def read_texts(
 
 
 def _place(given: Mapping[str, Any]) -> str:
-    return f"{given['source']} (split {given['split']})"
+    """What a range is a part of: a file has no splits, so that `split` does not tell two sections of it apart."""
+    path = Path(given["source"]).expanduser()
+    return str(path) if path.is_file() else f"{path} (split {given['split']})"
 
 
 def _read(given: Mapping[str, Any]) -> documents.Documents:

@@ -40,6 +40,20 @@ class Laboratory:
 
     root: Path
 
+    @property
+    def model(self) -> Path:
+        """The backbone that `params.yaml` names."""
+        return Path(yaml.safe_load((self.root / "params.yaml").read_text())["backbone"]["source"])
+
+    @property
+    def texts(self) -> Path:
+        """The file with all documents."""
+        return Path(yaml.safe_load((self.root / "params.yaml").read_text())["data"]["calibration"]["source"])
+
+    def copy_model(self, folder: Path) -> Path:
+        """A copy of the backbone to break."""
+        return Path(shutil.copytree(self.model, folder))
+
     def run(self, *overrides: str, flow: Callable[..., Any] | None = None) -> Outcome:
         """`python -m flows.compress` (or of another flow) with these overrides, in this process."""
         from flows.cli import main
@@ -119,7 +133,7 @@ def build(root: Path, model: Path) -> Laboratory:
     parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
     parameters["backbone"]["source"] = str(model)
     for name, (start, end) in {"calibration": (0.0, 0.5), "validation": (0.5, 0.7), "evaluation": (0.7, 1.0)}.items():
-        parameters["data"][name] |= {"source": str(root / "texts.txt"), "from": start, "to": end, "length": 32}
+        parameters["data"][name] |= {"source": str(root / "texts.txt"), "from": start, "to": end, "length": 32, "samples": None}
     parameters["data"]["calibration"]["samples"] = 24
     parameters["statistics"]["groups"] = 4
     parameters["evaluation"] |= {"tasks": ["last_word", "continuation"], "limit": 6}
@@ -176,4 +190,26 @@ def write_model(folder: Path, texts: list[str], rows: int = 320) -> None:
         eos_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     write_tokenizer(folder, texts)
+
+
+def write_other_model(folder: Path, model: Path) -> None:
+    """A random GPT-2, which has no entry among the architectures, with the tokenizer of `model`."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    for path in model.glob("tokenizer*"):
+        shutil.copy(path, folder)
+
+
+def change(model: Path, name: str, alter: Callable[[Any], object]) -> None:
+    """Alter one tensor of a checkpoint in its file."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(model / "model.safetensors")
+    alter(tensors[name])
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
