@@ -7,8 +7,10 @@ once, when they are imported, and workers import flows without passing through a
 import os
 from pathlib import Path
 
+from tasks.parameters import checkout
+
 ENVIRONMENT = {
-    "PREFECT_HOME": str(Path(__file__).resolve().parents[1] / ".prefect"),
+    "PREFECT_HOME": str(checkout(Path(__file__).resolve().parents[1]) / ".prefect"),  # not in a DVC experiment's copy
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 7 to 17 s on a quiet machine
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the interface shows everything, the terminal shows progress
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # nothing phones home

@@ -35,7 +35,8 @@ def evaluate(parameters: Parameters) -> dict[str, Any]:
         store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
     )
     texts = prepared_texts(p, store)
-    metrics = measure(store, model, **measurement(p, store, texts, prepared_tokens(p, store, model, texts)))
+    tokens = prepared_tokens(p, store, model, texts, ("validation", "evaluation"))
+    metrics = measure(store, model, **measurement(p, store, texts, tokens))
     record = {"source": source, "revision": revision, **table(store, metrics, METRICS)}
     write_file(p.folder / RESULT, readable(record))
     return record

@@ -7,6 +7,7 @@ Writes `data/prepared/{calibration,validation,evaluation}.jsonl`, one JSON strin
 """
 
 import sys
+from collections.abc import Sequence
 
 from prefect import flow
 
@@ -37,9 +38,11 @@ def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
     )
 
 
-def prepared_tokens(parameters: Parameters, store: Store, model: Artifact, texts: Artifact) -> dict[str, Artifact]:
-    """The artifact `tokens` of every section, by the tokenizer of `model`."""
-    sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in SECTIONS}
+def prepared_tokens(
+    parameters: Parameters, store: Store, model: Artifact, texts: Artifact, names: Sequence[str] = SECTIONS
+) -> dict[str, Artifact]:
+    """The artifact `tokens` of the sections `names`, by the tokenizer of `model`."""
+    sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in names}
     return {
         name: tokenize(store, model, texts, section=name, length=given.length, samples=given.samples, seed=given.seed)
         for name, given in sections.items()

@@ -15,6 +15,9 @@ DPI = 150
 INK = "#222222"
 GREY = "#8a8a8a"
 PALE = "#d9d9d9"
+MANY = (-0.9, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+FEW = (0, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
+"""Marks of a logarithmic distance to 1, over less and over more than three decades."""
 BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 """Behind a label that may lie on a line."""
 COLOURS = {"dense": INK, "mgaa": "#0072b2", "uniform": "#d55e00", "level1": "#009e73", "level2": "#cc79a7"}
@@ -109,7 +112,6 @@ def distance_scale(axis: Any, values: Sequence[float]) -> None:
     """A scale on which 0.98 and 0.99 are as far apart as 0 and 0.5: the logarithm of the distance to 1, over `values` below 1."""
     import numpy
 
-    marks = (-0.9, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999, 0.99999)
     axis.set_yscale(
         "function",
         functions=(
@@ -119,6 +121,7 @@ def distance_scale(axis: Any, values: Sequence[float]) -> None:
     )
     low, high = (1 - min(values)) * 1.25, max(1 - max(values), 1e-5) / 1.5
     axis.set_ylim(1 - low, 1 - high)
+    marks = FEW if low / high > 1000 else MANY
     axis.set_yticks([mark for mark in marks if 1 - low <= mark <= 1 - high])
     axis.set_yticks([], minor=True)
     axis.yaxis.set_major_formatter(lambda mark, _: f"{mark:g}")

@@ -233,32 +233,15 @@ def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
     megabytes = [models[name]["bytes"] / 1e6 for name in names]
     perplexities = [models[name]["perplexity"] for name in names]
     for name, x, y in zip(names, megabytes, perplexities, strict=True):
-        colour = colour_of(name, names)
-        axis.errorbar(
-            x,
-            y,
-            yerr=models[name].get("perplexity_stderr"),
-            fmt="o",
-            color=colour,
-            markersize=6,
-            capsize=2.5,
-            elinewidth=1,
-        )
+        bars = {"color": colour_of(name, names), "capsize": 2.5, "elinewidth": 1}
+        axis.errorbar(x, y, yerr=models[name].get("perplexity_stderr"), fmt="o", markersize=6, **bars)
     axis.axhline(perplexities[0], color=PALE, linewidth=1, zorder=0)
     axis.margins(x=0.35, y=0.15)
     low, high = axis.get_ylim()
-    for name, x, y, place in zip(
-        names, megabytes, perplexities, spread(perplexities, (high - low) * 0.055), strict=True
-    ):
-        axis.annotate(
-            f"{label_of(name)}  {y:.2f}",
-            (x, place),
-            (12, 0),
-            textcoords="offset points",
-            va="center",
-            bbox=BLANK,
-            color=colour_of(name, names),
-        )
+    places = [perplexities[0], *spread(perplexities[1:], (high - low) * 0.055)]  # the compressed ones are of one size
+    for name, x, y, place in zip(names, megabytes, perplexities, places, strict=True):
+        look = {"va": "center", "bbox": BLANK, "color": colour_of(name, names)}
+        axis.annotate(f"{label_of(name)}  {y:.2f}", (x, place), (12, 0), textcoords="offset points", **look)
     axis.set_ylabel("perplexity")
     axis.set_xlabel("MB on disk")
     return figure

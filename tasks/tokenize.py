@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
 from tasks.documents import digest
 from tasks.load_backbone import backbone_model
@@ -27,6 +28,9 @@ def tokenize(
     from mgaa import tokens
 
     model, tokenizer = backbone_model(store, backbone, "cpu")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UsageError(f"data.{section}.length is {length}, expected at most {positions} (the model's positions).")
     contents = texts_of(store, texts, section)
     stream = tokens.pack(contents, tokenizer)
     tokens.check_vocabulary(stream.ids, model.get_input_embeddings().num_embeddings)

@@ -133,7 +133,13 @@ def build(root: Path, model: Path) -> Laboratory:
     parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
     parameters["backbone"]["source"] = str(model)
     for name, (start, end) in {"calibration": (0.0, 0.5), "validation": (0.5, 0.7), "evaluation": (0.7, 1.0)}.items():
-        parameters["data"][name] |= {"source": str(root / "texts.txt"), "from": start, "to": end, "length": 32, "samples": None}
+        parameters["data"][name] |= {
+            "source": str(root / "texts.txt"),
+            "from": start,
+            "to": end,
+            "length": 32,
+            "samples": None,
+        }
     parameters["data"]["calibration"]["samples"] = 24
     parameters["statistics"]["groups"] = 4
     parameters["evaluation"] |= {"tasks": ["last_word", "continuation"], "limit": 6}

@@ -77,7 +77,9 @@ def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted
     killed = fresh.finish(before=striking("SIGKILL", "checkpoint", 2), PREFECT_API_URL=prefect_server)
     assert killed.code == -9
     rest = {"assemble": 1, "evaluate": 1, "draw_figures": 1}
-    assert killed.executed == {name: number - rest.get(name, 0) for name, number in EVERYTHING.items() if name != "draw_figures"}
+    assert killed.executed == {
+        name: number - rest.get(name, 0) for name, number in EVERYTHING.items() if name != "draw_figures"
+    }
     assert [path.name for path in (fresh.root / "store" / "checkpoint").glob(".tmp-*")] != []
     assert fresh.run() == Outcome(0, "", rest)
     assert fresh.records() == first[0].records()
@@ -167,7 +169,9 @@ def test_an_edit_voids_the_steps_whose_code_imports_it_and_no_other() -> None:
         assert {name for name in STEPS if edited in files[name]} == set(expected), edited
 
 
-def test_an_edit_of_a_file_changes_the_code_of_those_steps_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_of_a_file_changes_the_code_of_those_steps_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for folder in ("mgaa", "tasks", "demo"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(code, "ROOT", tmp_path)
@@ -198,7 +202,17 @@ MODEL = {
     *("perplexity", "bits_per_byte", "parameters", "linear_parameters", "compression", "bytes", "tasks", "seconds"),
     *("perplexity_stderr", "nll", "nll_stderr", "validation_perplexity", "model_compression"),
 }
-CARD = {"context_length", "tokens", "data_digest", "token_digest", "dtype", "non_finite", "stride", "bos_rule", "harness"}
+CARD = {
+    "context_length",
+    "tokens",
+    "data_digest",
+    "token_digest",
+    "dtype",
+    "non_finite",
+    "stride",
+    "bos_rule",
+    "harness",
+}
 
 
 def test_the_metrics_have_the_published_shape(first: Lab) -> None:
@@ -335,9 +349,7 @@ def measured(first: Lab) -> Measured:
 
 
 @pytest.mark.parametrize("method", available("factors"))
-def test_every_factorizer_gives_spectra_and_factors(
-    method: str, measured: Measured
-) -> None:
+def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
     target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}, "method": "uniform"}
     ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, spectra(method), cap=None, **target)
@@ -349,9 +361,7 @@ def test_every_factorizer_gives_spectra_and_factors(
 
 @pytest.mark.parametrize("level1", available("ratios"))
 @pytest.mark.parametrize("level2", available("ranks"))
-def test_every_pair_of_levels_meets_the_budget(
-    level1: str, level2: str, measured: Measured
-) -> None:
+def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
     target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}}
     blocks = spectra("afm")

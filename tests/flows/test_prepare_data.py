@@ -24,7 +24,9 @@ def test_text_jsonl_and_folders_become_documents(fresh: Laboratory) -> None:
     ]
     assert fresh.run(*sources, flow=prepare_data) == Outcome(0, "", {"read_texts": 1})
     prepared = fresh.root / "data" / "prepared"
-    found = {path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in prepared.glob("*.jsonl")}
+    found = {
+        path.stem: [json.loads(line) for line in path.read_text().splitlines()] for path in prepared.glob("*.jsonl")
+    }
     assert found == {"calibration": texts[:20], "validation": texts[20:30], "evaluation": texts[60:]}
     card = json.loads((prepared / "card.json").read_text())["sections"]
     assert [card[name]["files"][0]["name"] for name in found] == [

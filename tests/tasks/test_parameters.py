@@ -116,11 +116,11 @@ def test_an_option_that_no_method_knows_is_a_mistake_in_the_file_too(tmp_path: P
         ("method: mgaa", "method: [mgaa", "cannot be read: while parsing"),
         ("method: mgaa", "method: mgaa\nmethod: mgaa", "cannot be read: .*duplicate key"),
         (
-            "statistics:\n  inputs: dense\n  groups: 32\n",
+            "recovery:\n  method: none\n",
             "",
-            "statistics is missing: expected a section with the keys inputs, groups",
+            "recovery is missing: expected a section with the keys method",
         ),
-        ("  groups: 32\n", "", "statistics.groups is missing: expected groups of sequences"),
+        ("  inputs: dense\n", "", "statistics.inputs is missing: expected whose activations are measured"),
     ],
 )
 def test_a_broken_file_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
