@@ -58,11 +58,13 @@ class Bench:
         groups = ranks.by_sublayer(self.ladders).items()
         return {name: sum(ladder.matrix.parameters for ladder in group) for name, group in groups}
 
-    def increase(self, level1: str, level2: str, target: float, *, cap: float | None = None, **options: float) -> float:
+    def increase(
+        self, level1: str, level2: str, target: float, *, band: float | None = None, **options: float
+    ) -> float:
         """Increase of the validation NLL over dense."""
         reach = ranks.reach_of(self.ladders)
         given = ratios.allocate_ratios(
-            level1, self.cosines, self.parameters, reach, compression=target, cap=cap, **options
+            level1, self.cosines, self.parameters, reach, compression=target, band=band, **options
         )
         for outcome in ranks.allocate_ranks(level2, self.ladders, given, compression=target):
             name, linear = outcome.matrix.name, self.model.get_submodule(outcome.matrix.name)
@@ -89,12 +91,12 @@ def settings() -> Iterator[tuple[str, Callable[[Bench, float], float]]]:
     yield "level 2 only", lambda bench, target: bench.increase("uniform", "energy", target)
     for level1 in ("linear", "proportional"):
         yield level1, lambda bench, target, level1=level1: bench.increase(level1, "energy", target)
-    for temperature, cap in product((0.05, 0.1, 0.15, 0.2, 0.3), (None, 1.5, 2.0)):
-        name = f"softmax T={temperature} cap={cap}"
+    for temperature, band in product((0.05, 0.1, 0.2), (None, 0.05, 0.1, 0.15)):
+        name = f"softmax T={temperature} band={band}"
         yield (
             name,
-            lambda bench, target, t=temperature, cap=cap: bench.increase(
-                "softmax", "energy", target, cap=cap, temperature=t
+            lambda bench, target, t=temperature, band=band: bench.increase(
+                "softmax", "energy", target, band=band, temperature=t
             ),
         )
 

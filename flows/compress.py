@@ -33,7 +33,6 @@ from tasks.records import backbone_record
 from tasks.results import Compressed, Effort, Results, publish
 from tasks.tracking import tracked
 
-
 RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
 """Blocks are decomposed and factorized side by side; their linear algebra releases the interpreter."""
 
@@ -99,12 +98,12 @@ def variants(p: Parameters) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """Arguments of level 1 and level 2, for every baseline and, last, for the run's method."""
     target = {"compression": p.ratios.compression, "multiple": p.ranks.multiple}
     even: dict[str, Any] = {"method": "uniform", "options": {}, **target}
-    ratios = {**target, "method": p.ratios.method, "options": p.ratios.options, "cap": p.ratios.cap}
+    ratios = {**target, "method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
     ranks = {**target, "method": p.ranks.method, "options": p.ranks.options}
     known = {
-        "uniform": ({**even, "cap": None}, even),
+        "uniform": ({**even, "band": None}, even),
         "level1": (ratios, even),
-        "level2": ({**even, "cap": None}, ranks),
+        "level2": ({**even, "band": None}, ranks),
     }
     return {**{name: known[name] for name in p.evaluation.baselines}, p.method: (ratios, ranks)}
 

@@ -186,3 +186,32 @@ def fit_ratios(
             ratios[rest] = fitted
             break
     return torch.minimum(ratios, caps)
+
+
+def bound_ratios(
+    ratios: Float[Tensor, " s"],
+    parameters: Float[Tensor, " s"],
+    compression: float,
+    floors: Float[Tensor, " s"],
+    caps: Float[Tensor, " s"],
+) -> Float[Tensor, " s"]:
+    """The ratios scaled by one factor and clamped to `[floors, caps]`, so that they still remove exactly `compression`.
+
+    Solves `sum_s P_s clamp(k * ratio_s, floor_s, cap_s) = compression * sum_s P_s` for `k`: the left side is linear between the values of
+    `k` at which a sublayer reaches a bound, so those are searched and the last piece is interpolated. Needs floors that remove at
+    most, and caps that remove at least, `compression`.
+    """
+    ratios = ratios.clamp(min=1e-9 * compression)  # a zero would stay at its floor whatever the factor
+    target = compression * parameters.sum()
+
+    def removed(factor: Tensor) -> Tensor:
+        return (parameters * torch.clamp(factor * ratios, floors, caps)).sum()
+
+    factors = torch.cat([floors / ratios, caps / ratios]).sort().values
+    totals = torch.stack([removed(factor) for factor in factors])
+    above = int((totals < target).sum().clamp(max=len(factors) - 1))
+    below = max(above - 1, 0)
+    rise = totals[above] - totals[below]
+    part = (target - totals[below]) / rise if rise > 0 else torch.ones_like(rise)
+    factor = factors[below] + part.clamp(0.0, 1.0) * (factors[above] - factors[below])
+    return torch.clamp(factor * ratios, floors, caps)

@@ -29,6 +29,10 @@ Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
 
 
+RATIOS: Method = {"method": "softmax", "temperature": 0.1, "band": 0.1}
+"""Defaults of level 1, chosen on validation text of four backbones (docs/log.md)."""
+
+
 @dataclass(frozen=True)
 class SublayerReport:
     """Level 1 of one sublayer: mean cosine, ratio asked for, ratio reached."""
@@ -101,7 +105,7 @@ def compress_(
     *,
     compression: float = 0.2,
     factors: Method = "afm",
-    ratios: Method = "softmax",
+    ratios: Method = RATIOS,
     ranks: Method = "energy",
     groups: int = 32,
     batch_size: int = 8,
@@ -113,7 +117,7 @@ def compress_(
         tokens: calibration token ids, (sequences, length), without padding.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `multiple` is an option of
-            every rule, `cap` of every map.
+            every rule, `band` of every map.
         groups: groups of sequences whose means are kept (for pooled covariances).
         batch_size: sequences per forward pass of the calibration.
 
@@ -126,7 +130,7 @@ def compress_(
         NumericalError: a weight, an activation or a factor is not finite.
     """
     factorizer, factor_options, _ = _parsed("factors", factors)
-    level1, ratio_options, cap = _parsed("ratios", ratios, shared="cap")
+    level1, ratio_options, band = _parsed("ratios", ratios, shared="band")
     level2, rank_options, multiple = _parsed("ranks", ranks, shared="multiple")
     matrices = matrices_of(model)
     budget = parameter_budget(matrices, compression)
@@ -144,7 +148,7 @@ def compress_(
     ladders = ladders_of(matrices, energies, centred=centred, multiple="auto" if multiple is None else multiple)
     reach = reach_of(ladders)
     parameters = {name: sum(x.matrix.parameters for x in group) for name, group in by_sublayer(ladders).items()}
-    given = allocate_ratios(level1, cosines, parameters, reach, compression=compression, cap=cap, **ratio_options)
+    given = allocate_ratios(level1, cosines, parameters, reach, compression=compression, band=band, **ratio_options)
     outcome = allocate_ranks(level2, ladders, given, compression=compression, **rank_options)
     apply_factors(model, {r.matrix.name: _factors(model, r, decomposed) for r in outcome if r.rank is not None})
     return report(outcome, given, cosines, budget)

@@ -20,7 +20,7 @@ def allocate_ratios(
     *,
     method: str,
     compression: float,
-    cap: float | None,
+    band: float | None,
     multiple: int | str,
     options: dict[str, Any],
 ) -> None:
@@ -33,7 +33,7 @@ def allocate_ratios(
         name: sum(ladder.matrix.parameters for ladder in group) for name, group in by_sublayer(ladders).items()
     }
     cosines = sublayer_cosines(store, backbone, statistics)
-    ratios = allocate(method, cosines, parameters, reach_of(ladders), compression=compression, cap=cap, **options)
+    ratios = allocate(method, cosines, parameters, reach_of(ladders), compression=compression, band=band, **options)
     write_table(out / RATIOS, ratios)
 
 

@@ -19,7 +19,7 @@ from mgaa.methods import FUNCTIONS
 from tasks.code import ROOT, methods
 from tasks.explain import expectation, suggest
 
-SECTIONS = {"factors": {"method"}, "ratios": {"method", "compression", "cap"}, "ranks": {"method", "multiple"}}
+SECTIONS = {"factors": {"method"}, "ratios": {"method", "compression", "band"}, "ranks": {"method", "multiple"}}
 """The sections that select a method, with the keys that belong to every method."""
 TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "Literal": Literal, "None": None}
 

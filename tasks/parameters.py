@@ -50,7 +50,9 @@ class Texts(Section):
     revision: str | None = Field(default=None, description="commit, tag or branch of a data set on the Hub")
     subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
     field: str = Field(default="text", description="the field that holds the text, in jsonl and data sets")
-    separator: str = Field(default="auto", description="where documents end: auto, none, markers, headings, paragraphs, lines, or a text")
+    separator: str = Field(
+        default="auto", description="where documents end: auto, none, markers, headings, paragraphs, lines, or a text"
+    )
     from_: Fraction = Field(default=0.0, alias="from", description="first document, as a fraction of all in file order")
     to: Fraction = Field(default=1.0, description="end of the documents, as a fraction of all in file order")
     samples: Positive | None = Field(default=None, description="number of sequences drawn; null: all, in order")
@@ -109,8 +111,8 @@ class Ratios(Method):
     compression: Annotated[float, Field(gt=0, lt=1)] = Field(
         description="fraction of the linear parameters to remove, between 0 and 1"
     )
-    cap: Annotated[float, Field(ge=1)] | None = Field(
-        default=None, description="highest ratio of one sublayer, as a multiple of the compression; null: none"
+    band: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="no sublayer's ratio departs from the compression by more; null: no bound"
     )
 
 

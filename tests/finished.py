@@ -120,8 +120,8 @@ def run(p: Parameters, store: Store) -> Results:
     even = {"method": "uniform", "options": {}}
     ours = {"method": "softmax", "options": {"temperature": 0.2}}, {"method": "energy", "options": {"power": 1.0}}
     models = {
-        "uniform": compressed({**even, "cap": None}, even),
-        "mgaa": compressed({**ours[0], "cap": None}, ours[1]),
+        "uniform": compressed({**even, "band": None}, even),
+        "mgaa": compressed({**ours[0], "band": None}, ours[1]),
     }
     return Results(backbone, texts, tokens, statistics, spectra, measure(backbone), models)
 

@@ -30,7 +30,9 @@ def test_every_flow_that_a_document_runs_exists(document: Path) -> None:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     keys = set(load(ROOT / "params.yaml").flat())
-    for key in re.findall(r"\b((?:backbone|data|statistics|ratios|ranks|evaluation|store|tracking)(?:\.\w+)+)=", document.read_text()):
+    for key in re.findall(
+        r"\b((?:backbone|data|statistics|ratios|ranks|evaluation|store|tracking)(?:\.\w+)+)=", document.read_text()
+    ):
         assert key in keys, f"{document.name} overrides {key}"
 
 

@@ -8,11 +8,14 @@ and each meets the parameter-weighted budget `sum_s P_s ratio_s = compression su
 Legend: s sublayers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
+from mgaa.budget import bound_ratios
 from mgaa.errors import UsageError
 from mgaa.methods import method
 
@@ -24,7 +27,7 @@ def allocate_ratios(
     reach: Mapping[str, float],
     *,
     compression: float,
-    cap: float | None = None,
+    band: float | None = None,
     **options: Any,
 ) -> dict[str, float]:
     """The ratio of every sublayer.
@@ -35,39 +38,38 @@ def allocate_ratios(
         parameters: linear parameters by sublayer.
         reach: largest ratio that the ranks of each sublayer allow.
         compression: fraction of all linear parameters to remove.
-        cap: largest ratio of any sublayer, as a multiple of `compression`; `None` for no other bound than `reach`.
+        band: no ratio departs from `compression` by more than this; `None` for no other bound than `reach`. The cosines say which
+            sublayer matters more, not how much its parameters are worth: without a bound, one outlier (often the first block, whose
+            input is the small embedding) is spared entirely at the expense of all others.
 
     Raises:
-        UsageError: unknown method or option, or a cap that leaves the budget out of reach.
+        UsageError: unknown method or option, a band that is not positive, or a budget out of reach.
     """
     function = method("ratios", name, options)
-    if cap is not None and not cap >= 1:
-        raise UsageError(f"ratios.cap is {cap}, expected at least 1 (a multiple of ratios.compression) or null")
-    caps = [reach[s] if cap is None else min(cap * compression, reach[s]) for s in cosines]
-    _check_caps(caps, [reach[s] for s in cosines], [parameters[s] for s in cosines], compression, cap)
+    if band is not None and not band > 0:
+        raise UsageError(
+            f"ratios.band is {band}, expected a positive number such as 0.1 (a difference of ratios) or null"
+        )
+    weights = torch.tensor([parameters[s] for s in cosines], dtype=torch.float64)
+    limits = torch.tensor([reach[s] for s in cosines], dtype=torch.float64)
+    _check_reach(limits, weights, compression, "", "a smaller ranks.multiple reaches further")
     ratios = function(
-        torch.tensor(list(cosines.values()), dtype=torch.float64),
-        torch.tensor([parameters[s] for s in cosines], dtype=torch.float64),
-        compression,
-        torch.tensor(caps, dtype=torch.float64),
-        **options,
+        torch.tensor(list(cosines.values()), dtype=torch.float64), weights, compression, limits, **options
     )
+    if band is not None:
+        caps = limits.clamp(max=compression + band)
+        _check_reach(caps, weights, compression, f"ratios.band is {band}: ", "widen it or leave it out")
+        ratios = bound_ratios(ratios, weights, compression, caps.clamp(max=max(0.0, compression - band)), caps)
     return dict(zip(cosines, ratios.tolist(), strict=True))
 
 
-def _check_caps(
-    caps: Sequence[float], reach: Sequence[float], parameters: Sequence[int], compression: float, cap: float | None
+def _check_reach(
+    caps: Float[Tensor, " s"], weights: Float[Tensor, " s"], compression: float, cause: str, remedy: str
 ) -> None:
     """Refuse bounds under which the sublayers together cannot lose as much as `compression`."""
-    capped, free = (sum(b * p for b, p in zip(bounds, parameters, strict=True)) for bounds in (caps, reach))
-    wanted, total = compression * sum(parameters), sum(parameters)
-    if free < wanted * (1 - 1e-9):
+    largest = float((caps * weights).sum() / weights.sum())
+    if largest < compression * (1 - 1e-9):
         raise UsageError(
-            f"compression {compression} is out of reach: with all matrices at their lowest ranks the largest reachable compression is "
-            f"{int(1e4 * free / total) / 1e4:.4f} (a smaller ranks.multiple reaches further)"
-        )
-    if capped < wanted * (1 - 1e-9):
-        raise UsageError(
-            f"ratios.cap is {cap}, which together with the lowest ranks allows a compression of at most "
-            f"{int(1e4 * capped / total) / 1e4:.4f}, expected {compression}: raise ratios.cap or leave it out"
+            f"{cause}compression {compression} is out of reach: with all matrices at their lowest ranks the largest reachable "
+            f"compression is {int(1e4 * largest) / 1e4:.4f} ({remedy})"
         )

@@ -16,7 +16,7 @@ def allocate(
     compression: float,
     caps: Float[Tensor, " s"],
     *,
-    temperature: float = 0.2,
+    temperature: float = 0.1,
 ) -> Float[Tensor, " s"]:
     """`ratio_s` proportional to `exp(-(1 - c_s) / temperature)` (our choice; the paper states no equation).
 
@@ -24,5 +24,5 @@ def allocate(
         UsageError: the temperature is not positive.
     """
     if not temperature > 0:
-        raise UsageError(f"ratios.temperature is {temperature}, expected a positive number such as 0.2")
+        raise UsageError(f"ratios.temperature is {temperature}, expected a positive number such as 0.1")
     return fit_ratios(((cosines - cosines.max()) / temperature).exp(), parameters, compression, caps)

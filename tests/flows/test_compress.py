@@ -303,6 +303,13 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
     }
 
 
+def test_what_is_left_can_be_read_by_whoever_may_read_the_folder(first: Lab) -> None:
+    lab, _ = first
+    for path in (*(lab.root / "models").rglob("*"), *(lab.root / "results").rglob("*"), *lab.root.glob("store/*/*/*")):
+        usual = lab.root / "params.yaml"
+        assert path.is_dir() or path.stat().st_mode == usual.stat().st_mode, path
+
+
 def test_the_lineage_of_the_checkpoint_reaches_the_files_it_came_from(first: Lab) -> None:
     lab, _ = first
     store, seen = Store(lab.root / "store"), {}
@@ -335,9 +342,9 @@ Measured = tuple[Store, Artifact, Artifact, Callable[[str], list[Artifact]]]
 
 
 @pytest.fixture(scope="module")
-def measured(first: Lab) -> Measured:
-    """The store of the first run with its backbone and statistics, and the spectra by factorizer."""
-    lab, _ = first
+def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """A store after the first run with its backbone and statistics, and the spectra by factorizer."""
+    lab = first[0].copy(tmp_path_factory.mktemp("methods") / "measured")
     store = Store(lab.root / "store")
     backbone, statistics = (Artifact(kind, lab.artifacts(kind)[0].name) for kind in ("backbone", "statistics"))
 
@@ -352,7 +359,7 @@ def measured(first: Lab) -> Measured:
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
     target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}, "method": "uniform"}
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, spectra(method), cap=None, **target)
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, spectra(method), band=None, **target)
     ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), ratios, **target)
     factors = factorize.factorize.fn(store, backbone, spectra(method)[0], ranks, block=0, device="cpu")
     names = load_file(store.folder(factors) / "block-0000.safetensors").keys()
@@ -365,7 +372,7 @@ def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measure
     store, backbone, statistics, spectra = measured
     target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}}
     blocks = spectra("afm")
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, blocks, method=level1, cap=None, **target)
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, blocks, method=level1, band=None, **target)
     ranks = allocate_ranks.allocate_ranks.fn(store, backbone, blocks, ratios, method=level2, **target)
     outcome = json.loads((store.folder(ranks) / "ranks.json").read_text())
     assert 0.98 * outcome["budget"] < outcome["linear_parameters"] <= outcome["budget"]

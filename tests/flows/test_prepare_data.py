@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
+
 from flows.prepare_data import prepare_data
+from tasks.read_texts import source_content
 from tests.flows.laboratory import Laboratory, Outcome
 
 
@@ -35,12 +38,17 @@ def test_text_jsonl_and_folders_become_documents(fresh: Laboratory) -> None:
     assert fresh.run(*sources, flow=prepare_data) == Outcome(0, "", {})
 
 
+def test_a_path_below_the_home_folder_is_identified_by_its_content(
+    empty: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(empty.root))
+    assert source_content("~/texts.txt") == source_content(str(empty.texts)) != {}
+
+
 def test_an_edited_text_is_read_again(fresh: Laboratory) -> None:
     texts = fresh.root / "texts.txt"
     sources = [f"data.{name}.source={texts}" for name in ("calibration", "validation", "evaluation")]
     texts.write_text(fresh.texts.read_text(encoding="utf-8"))
     assert fresh.run(*sources, flow=prepare_data).executed == {"read_texts": 1}
-    texts.touch()
-    assert fresh.run(*sources, flow=prepare_data).executed == {}
     texts.write_text(texts.read_text().replace("a", "o", 1))
     assert fresh.run(*sources, flow=prepare_data).executed == {"read_texts": 1}

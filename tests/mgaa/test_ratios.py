@@ -23,7 +23,7 @@ def allocate(
     *,
     parameters: Sequence[int] | None = None,
     reach: Sequence[float] | None = None,
-    cap: float | None = None,
+    band: float | None = None,
     **options: float,
 ) -> list[float]:
     names = [f"{i}.ffn" for i in range(len(cosines))]
@@ -33,7 +33,7 @@ def allocate(
         dict(zip(names, parameters or [100] * len(names), strict=True)),
         dict(zip(names, reach or [1.0] * len(names), strict=True)),
         compression=compression,
-        cap=cap,
+        band=band,
         **options,
     )
     assert list(ratios) == names
@@ -71,16 +71,17 @@ def test_the_budget_is_met_exactly_within_reach(
 
 
 @pytest.mark.parametrize("name", METHODS)
-@given(case=sublayers(), compression=st.floats(0.01, 0.9), cap=st.floats(1.0, 3.0))
-def test_no_sublayer_loses_more_than_the_cap_times_the_compression(
-    name: str, case: tuple[list[float], list[int], list[float]], compression: float, cap: float
+@given(case=sublayers(), share=st.floats(0.01, 1.0), band=st.floats(0.001, 1.0))
+def test_no_ratio_departs_from_the_compression_by_more_than_the_band(
+    name: str, case: tuple[list[float], list[int], list[float]], share: float, band: float
 ) -> None:
-    cosines, parameters, _ = case
-    ratios = allocate(name, cosines, compression, parameters=parameters, cap=cap)
+    cosines, parameters, reach = case
+    compression = min(within_reach(parameters, reach, share), *reach)
+    ratios = allocate(name, cosines, compression, parameters=parameters, reach=reach, band=band)
     removed = sum(r * p for r, p in zip(ratios, parameters, strict=True))
     assert removed == pytest.approx(compression * sum(parameters), rel=1e-9)
-    assert max(ratios) <= cap * compression
-    assert max(ratios) <= 1
+    assert all(abs(ratio - compression) <= band + 1e-12 for ratio in ratios)
+    assert all(0 <= ratio <= bound for ratio, bound in zip(ratios, reach, strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -111,26 +112,32 @@ def test_the_order_of_the_sublayers_does_not_matter(
 
 
 @pytest.mark.parametrize("name", METHODS)
-@given(case=sublayers(), cap=st.floats(1.0, 3.0))
+@given(case=sublayers(), band=st.floats(0.001, 1.0))
 def test_a_sublayer_that_turns_the_stream_less_never_loses_less(
-    name: str, case: tuple[list[float], list[int], list[float]], cap: float
+    name: str, case: tuple[list[float], list[int], list[float]], band: float
 ) -> None:
     cosines, parameters, _ = case
-    ratios = allocate(name, cosines, 0.3, parameters=parameters, cap=cap)
+    ratios = allocate(name, cosines, 0.3, parameters=parameters, band=band)
     by_cosine = [ratio for _, ratio in sorted(zip(cosines, ratios, strict=True))]
     assert all(a <= b + 1e-12 for a, b in pairwise(by_cosine))
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_cap_of_one_is_uniform(name: str) -> None:
-    assert allocate(name, [0.9, 0.2, 0.5], 0.3, cap=1.0) == pytest.approx([0.3] * 3)
+def test_a_band_that_binds_nobody_changes_nothing(name: str) -> None:
+    free = allocate(name, [0.9, 0.8, 0.85], 0.3)
+    assert allocate(name, [0.9, 0.8, 0.85], 0.3, band=0.69) == pytest.approx(free)
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("cap", [0.99, 0.0, -1.0, math.nan])
-def test_a_cap_below_the_compression_is_refused(name: str, cap: float) -> None:
-    with pytest.raises(UsageError, match=r"ratios\.cap is .*expected at least 1"):
-        allocate(name, [0.9, 0.2], 0.3, cap=cap)
+def test_a_vanishing_band_is_uniform(name: str) -> None:
+    assert allocate(name, [0.9, 0.2, 0.5], 0.3, band=1e-9) == pytest.approx([0.3] * 3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("band", [0.0, -1.0, math.nan])
+def test_a_band_without_room_is_refused(name: str, band: float) -> None:
+    with pytest.raises(UsageError, match=r"ratios\.band is .*expected a positive number"):
+        allocate(name, [0.9, 0.2], 0.3, band=band)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -142,10 +149,10 @@ def test_a_compression_out_of_reach_names_the_largest_which_then_works(name: str
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_cap_that_the_reach_of_the_ranks_makes_too_tight_is_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=r"ratios\.cap is 1\.2, which .* at most 0\.4500, expected 0\.5: raise"):
-        allocate(name, [0.9, 0.2], 0.5, reach=[0.9, 0.3], cap=1.2)
-    assert allocate(name, [0.9, 0.2], 0.5, reach=[0.9, 0.3], cap=1.5)[1] <= 0.3
+def test_a_band_that_the_reach_of_the_ranks_makes_too_tight_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match=r"ratios\.band is 0\.1: compression 0\.5 is .* is 0\.4500 \(widen it"):
+        allocate(name, [0.9, 0.2], 0.5, reach=[0.9, 0.3], band=0.1)
+    assert allocate(name, [0.9, 0.2], 0.5, reach=[0.9, 0.3], band=0.25)[1] <= 0.3
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -29,7 +29,7 @@ def test_the_file_of_the_repository_is_valid_and_complete() -> None:
         ("evaluation.tasks=[a,b]", "evaluation.tasks", ["a", "b"]),
         ("evaluation.baselines=[]", "evaluation.baselines", []),
         ("ranks.multiple=8", "ranks.multiple", 8),
-        ("ratios.cap=1.5", "ratios.cap", 1.5),
+        ("ratios.band=0.2", "ratios.band", 0.2),
         ("backbone.device=cuda:1", "backbone.device", "cuda:1"),
         ("backbone.revision=main", "backbone.revision", "main"),
         ('backbone.revision="1234567"', "backbone.revision", "1234567"),
