@@ -33,16 +33,16 @@ LENGTH = 256
 class Bench:
     """One backbone with its spectra: measures any allocation on the validation text."""
 
-    def __init__(self, model: str, text: str) -> None:
+    def __init__(self, model: str, text: str, *, windows: int = 120) -> None:
         self.model, tokenizer = mgaa.load(model, dtype="float32")
         calibration, validation = _texts(text)
-        windows = tokens.windows(tokens.pack(calibration, tokenizer).ids, LENGTH, samples=128)
-        self.validation = tokens.windows(tokens.pack(validation, tokenizer).ids, LENGTH)[:120].flatten()
+        measured = tokens.windows(tokens.pack(calibration, tokenizer).ids, LENGTH, samples=128)
+        self.validation = tokens.windows(tokens.pack(validation, tokenizer).ids, LENGTH)[:windows].flatten()
         self.matrices = matrices_of(self.model)
         self.dense = {m.name: self.model.get_submodule(m.name).weight.detach().clone() for m in self.matrices}
         self.cosines: dict[str, float] = {}
         self.spectra: dict[str, mgaa.linalg.Spectrum] = {}
-        for index, block in enumerate(stream_statistics(self.model, windows)):
+        for index, block in enumerate(stream_statistics(self.model, measured)):
             names = {m.local: m.name for m in self.matrices if m.block == index}
             found = factors.spectra({local: self.dense[name] for local, name in names.items()}, block, "afm")
             self.spectra |= {names[local]: spectrum for local, spectrum in found.items()}

@@ -2,8 +2,8 @@
 
     python benchmarks/pipeline.py [section.key=value ...]
 
-Prints, for each: seconds of the whole command, seconds of the flow (after Prefect's server has started), seconds in which a step was at work,
-the orchestration overhead (flow - work) / work, steps executed and reused, and peak memory. Everything goes to a temporary
+Prints, for each: seconds of the whole command, seconds of the flow (after Prefect's server has started), seconds in which a step was at work (and of these
+the evaluation of models), the orchestration overhead (flow - work) / work, steps executed and reused, and peak memory. Everything goes to a temporary
 folder; the runs use the checkout's `models/demo` and packages.
 """
 
@@ -35,7 +35,7 @@ def main() -> None:
     """Read the command line, run, print."""
     given = sys.argv[1:]
     print(
-        "| run | command s | flow s | work s | overhead | executed | reused | peak GB |\n|---|---|---|---|---|---|---|---|"
+        "| run | command s | flow s | work s | of it evaluation s | overhead | executed | reused | peak GB |\n|---|---|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -47,7 +47,7 @@ def main() -> None:
             work = cost["work_seconds"]
             overhead = f"{(cost['wall_seconds'] - work) / work:.0%}" if cost["executed"] else "-"
             print(
-                f"| {label} | {cost['command']:.1f} | {cost['wall_seconds']:.1f} | {work:.1f} | {overhead} | "
+                f"| {label} | {cost['command']:.1f} | {cost['wall_seconds']:.1f} | {work:.1f} | {cost['evaluate_seconds']:.1f} | {overhead} | "
                 f"{cost['executed']} | {cost['reused']} | {cost['peak_memory_bytes'] / 1e9:.2f} |",
                 flush=True,
             )

@@ -75,6 +75,11 @@ class EvaluationTexts(Texts):
     def _covered(self) -> Self:
         if self.stride is not None and self.stride > self.length:
             raise ValueError(f"expected stride <= length, got stride {self.stride} and length {self.length}")
+        if self.stride not in (None, self.length) and self.samples is not None:
+            raise ValueError(
+                f"expected samples: null with stride {self.stride}, got samples {self.samples}: windows that overlap need the whole "
+                "text, not sequences drawn from it"
+            )
         return self
 
 

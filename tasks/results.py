@@ -60,12 +60,13 @@ class Results:
 
 @dataclass(frozen=True)
 class Effort:
-    """What a run cost: steps, seconds from the start of the flow, seconds in which a step was at work, memory."""
+    """What a run cost: steps, seconds of the flow, seconds in which a step was at work, those in which one evaluated, memory."""
 
     executed: int
     reused: int
     wall_seconds: float
     work_seconds: float
+    evaluate_seconds: float
     peak_memory_bytes: int
 
     @staticmethod
@@ -73,7 +74,15 @@ class Effort:
         """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
-        return Effort(len(executions) - reused, reused, wall, busy(list(executions)), peak_rss())
+        evaluating = [execution for execution in executions if execution.task == "evaluate"]
+        return Effort(
+            executed=len(executions) - reused,
+            reused=reused,
+            wall_seconds=wall,
+            work_seconds=busy(list(executions)),
+            evaluate_seconds=busy(evaluating),
+            peak_memory_bytes=peak_rss(),
+        )
 
 
 def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> dict[str, Any]:

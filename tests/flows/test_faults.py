@@ -184,7 +184,7 @@ FAULTS = {
     "a model that is compressed already": Fault(
         lambda lab, folder: [f"backbone.source={lab.artifacts('checkpoint')[0]}"],
         3,
-        "o_proj is a LowRankLinear, expected nn.Linear: start from the dense backbone",
+        "_proj is a LowRankLinear, expected nn.Linear: start from the dense backbone",
     ),
     "truncated weights": Fault(with_model(truncated), 3, "model.safetensors is not a complete safetensors file"),
     "a pickle": Fault(with_model(pickled), 3, "pytorch_model.bin is a pickle, which can run code .*convert it"),
