@@ -13,6 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from threading import Lock
 
 from mgaa.errors import UsageError
 
@@ -63,10 +64,16 @@ def methods(folder: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / folder.replace(".", "/")).glob("*.py") if not path.stem.startswith("_"))
 
 
+_one_parser = Lock()
+"""CPython 3.11 counts the depth of the syntax tree per interpreter, not per thread, and two that parse at once end in a SystemError."""
+
+
 def imports(module: str, path: Path) -> Iterator[str]:
     """The modules a file imports anywhere in it, relative ones made absolute."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes())):
+    with _one_parser:
+        tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):

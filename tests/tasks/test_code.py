@@ -1,5 +1,7 @@
 """The code of a step is its module and what that imports, however it imports it, and nothing more."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from mgaa.errors import UsageError
@@ -30,3 +32,13 @@ def test_the_packages_of_others_that_the_code_imports_are_found() -> None:
 def test_an_unknown_method_lists_the_files_of_its_folder() -> None:
     with pytest.raises(UsageError, match=r"no method 'softmix' in mgaa.ratios: expected one of linear, .*softmax"):
         code.method_module("mgaa.ratios", "softmix")
+
+
+def test_many_threads_may_ask_for_the_code_at_once() -> None:
+    def digest(_: int) -> dict[str, str]:
+        code.sources.cache_clear()
+        return code.sources("tasks.evaluate")
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(digest, range(24)))
+    assert all(each == found[0] for each in found)
