@@ -1,6 +1,6 @@
 """The table of docs/results.md: every backbone at every compression, by the flow that users run.
 
-    python benchmarks/results.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...]
+    python benchmarks/results.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
 For each backbone and compression it runs `python -m flows.compress` (in this process) with the baselines uniform, level1 and level2, on the last
 40 % of the documents of `TEXT` (a file, or `demo`: the test split), after calibration on the first 40 %. Prints one Markdown table per
@@ -32,11 +32,11 @@ def overrides(model: str, text: str) -> list[str]:
     return given
 
 
-def rows(model: str, text: str) -> list[str]:
+def rows(given: list[str]) -> list[str]:
     """One row per compression."""
     found = []
     for target in TARGETS:
-        parameters = load(Path("params.yaml"), [*overrides(model, text), f"ratios.compression={target}"])
+        parameters = load(Path("params.yaml"), [*given, f"ratios.compression={target}"])
         compress(parameters)
         models = json.loads((parameters.folder / "results" / "metrics.json").read_text())["models"]
         dense = models["dense"]["nll"]
@@ -54,14 +54,13 @@ def rows(model: str, text: str) -> list[str]:
 def main() -> None:
     """Read the command line, run, print."""
     head = "| compression | dense ± s.e. | uniform | level 1 only | level 2 only | MGAA | level 1 / uniform | level 2 / uniform | MGAA / uniform "
-    for given in sys.argv[1:]:
+    extra = [given for given in sys.argv[1:] if "." in given.split("=", 1)[0]]
+    for given in (each for each in sys.argv[1:] if each not in extra):
         name, place = given.split("=", 1)
-        model, text = place.rsplit(":", 1)
-        print(
-            f"\n### {name}\n\n```\npython -m flows.compress {' '.join(overrides(model, text))} ratios.compression=...\n```\n"
-        )
+        changed = [*overrides(*place.rsplit(":", 1)), *extra]
+        print(f"\n### {name}\n\n```\npython -m flows.compress {' '.join(changed)} ratios.compression=...\n```\n")
         print(f"{head}| removed: uniform / MGAA |\n|{'---|' * 10}", flush=True)
-        for row in rows(model, text):
+        for row in rows(changed):
             print(row, flush=True)
 
 

@@ -33,7 +33,7 @@ class Backbone(Section):
     """The language model that is compressed."""
 
     source: str = Field(description="folder of a Hugging Face model, or its id on the Hub")
-    revision: str | None = Field(description="commit, tag or branch on the Hub; null for a folder")
+    revision: str | None = Field(description="commit on the Hub, 40 hexadecimal digits; null for a folder")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="dtype of the weights; auto: as stored"
     )
@@ -47,7 +47,7 @@ class Texts(Section):
 
     source: str = Field(description="demo, a file (text or jsonl), a folder, or an id of Hugging Face datasets")
     split: str = Field(description="name of the split")
-    revision: str | None = Field(default=None, description="commit, tag or branch of a data set on the Hub")
+    revision: str | None = Field(default=None, description="commit of a data set on the Hub, 40 hexadecimal digits")
     subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
     field: str = Field(default="text", description="the field that holds the text, in jsonl and data sets")
     separator: str = Field(
