@@ -58,7 +58,9 @@ def main() -> None:
     for given in (each for each in sys.argv[1:] if each not in extra):
         name, place = given.split("=", 1)
         changed = [*overrides(*place.rsplit(":", 1)), *extra]
-        print(f"\n### {name}\n\n```\npython -m flows.compress {' '.join(changed)} ratios.compression=...\n```\n")
+        print(
+            f"\n### {name}\n\n```\npython -m flows.compress {' '.join(changed)} ratios.compression=0.2   # or another value of the first column\n```\n"
+        )
         print(f"{head}| removed: uniform / MGAA |\n|{'---|' * 10}", flush=True)
         for row in rows(changed):
             print(row, flush=True)

@@ -208,7 +208,7 @@ def _folder(package: str, site: Path | None) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise InputError(
-            f"Package {package} is not installed, but the demo text is made from its docstrings: run `make .venv`."
+            f"Package {package} is not installed, but the demo text is made from its docstrings: run `make install`."
         )
     return Path(next(iter(spec.submodule_search_locations)))
 

@@ -1,7 +1,7 @@
 """The vocabulary of the embedded backbone: byte-level BPE (Sennrich 2016; bytes as in GPT-2), 4,096 tokens, learned on the train split.
 
 Byte level, so that every text has an encoding and decoding restores it exactly, which bits per byte rely on. Small, because a tied
-embedding of 4,096 rows is already a seventh of the backbone. No special token is added automatically: whoever packs documents puts
+embedding of 4,096 rows is already a fifth of the backbone. No special token is added automatically: whoever packs documents puts
 `<s>` before each of them, and says so, instead of hoping that a post-processor did.
 """
 

@@ -13,8 +13,8 @@ from prefect import flow
 
 from flows.prepare_data import prepared_texts, prepared_tokens
 from tasks.artifact import Artifact, Store
+from tasks.evaluate import content_of, is_standard
 from tasks.evaluate import evaluate as measure
-from tasks.evaluate import is_standard, standard_items
 from tasks.load_backbone import identify, load_model
 from tasks.make_items import make_items
 from tasks.parameters import Parameters
@@ -54,7 +54,7 @@ def measurement(p: Parameters, store: Store, texts: Artifact, tokens: Mapping[st
         "tasks": p.evaluation.tasks,
         "limit": p.evaluation.limit,
         "tasks_folder": p.evaluation.tasks_folder,
-        "tasks_content": standard_items(p.evaluation.tasks, p.evaluation.tasks_folder),
+        "tasks_content": content_of(p.evaluation.tasks, p.evaluation.tasks_folder),
         "device": device(p),
     }
 
@@ -71,4 +71,4 @@ def device(p: Parameters) -> str:
 if __name__ == "__main__":
     from flows.cli import main
 
-    sys.exit(main(evaluate))
+    sys.exit(main(evaluate, show=lambda p: print((p.folder / RESULT).read_text(encoding="utf-8"))))

@@ -57,4 +57,4 @@ def _reading(given: Texts) -> dict[str, object]:
 if __name__ == "__main__":
     from flows.cli import main
 
-    sys.exit(main(prepare_data))
+    sys.exit(main(prepare_data, show=lambda p: print(f"The texts are in {p.folder / PREPARED}")))

@@ -143,7 +143,7 @@ def compress_(
         decomposed |= {inside[local].name: spectrum for local, spectrum in found.items()}
         cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
 
-    energies = {name: spectrum.energies for name, spectrum in decomposed.items()}
+    energies = {name: spectrum.energies.cpu() for name, spectrum in decomposed.items()}
     centred = any(spectrum.mean is not None for spectrum in decomposed.values())
     ladders = ladders_of(matrices, energies, centred=centred, multiple="auto" if multiple is None else multiple)
     reach = reach_of(ladders)

@@ -168,8 +168,8 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
         raise InputError(f"{folder} has no {name}: expected the folder of a transformers model; check the path")
     try:
         value = json.loads(_inside(folder, name).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{folder / name} is not valid JSON ({error}): fetch it again") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / name} is not readable JSON ({error}): fetch it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{folder / name} holds a {type(value).__name__}, expected an object: fetch it again")
     return value

@@ -43,7 +43,7 @@ def read_folder(folder: Path, split: str | None, field: str, separator: str) -> 
             data = (
                 datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
             )
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
             raise InputError(
                 f"{folder} cannot be read by `datasets`: {error}: check its files, or convert it to .jsonl."
             ) from error
@@ -62,7 +62,7 @@ def read_hub(source: str, split: str | None, revision: str, subset: str | None, 
     datasets = _library()
     try:
         data = datasets.load_dataset(source, subset, revision=revision)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"{source} at {revision[:12]} cannot be loaded from the Hub ({error}), expected a public data set and a network, or a copy in "
             "the local cache: check the id and `subset`, or download it once and give the folder."

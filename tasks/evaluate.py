@@ -90,8 +90,8 @@ def is_standard(task: str) -> bool:
     return task in zero_shot.OFFICIAL
 
 
-def standard_items(tasks: list[str], folder: str | None) -> dict[str, str]:
-    """sha256 of the items of every standard task.
+def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
+    """What the tasks depend on beside code: sha256 of the items of every standard task, and of the definition of every other.
 
     Raises:
         UsageError: an unknown task, or a standard one without a folder.
@@ -106,7 +106,8 @@ def standard_items(tasks: list[str], folder: str | None) -> dict[str, str]:
             f"folder with {standard[0]}.jsonl, or take {' and '.join(sorted(set(zero_shot.known()) - set(zero_shot.OFFICIAL)))}"
         )
     paths = zero_shot.items(standard, Path(folder)) if standard and folder else {}
-    return {task: file_digest(path, path.stat()) for task, path in paths.items()}
+    paths |= {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks if not is_standard(task)}
+    return {name: file_digest(path, path.stat()) for name, path in paths.items()}
 
 
 def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:

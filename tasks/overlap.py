@@ -8,7 +8,7 @@ Two signs are looked for in every pair of portions:
    side's distinct sequences refuse the run. This finds the same text read through another separator, field, file type or tokenisation.
 
 What remains is common language: headings, stock phrases, repeated one-line sentences. It is not dropped, because that would change the
-published sets, but counted for the evaluation card. The two cases are far apart: unrelated portions of WikiText-2, PTB, C4,
+published sets, but counted for the card of the texts. The two cases are far apart: unrelated portions of WikiText-2, PTB, C4,
 TinyStories and the demo's docstrings share 0.00 to 0.9 % and no long document (PTB repeats up to 23 short lines); the two published
 forms of the WikiText-2 test set share 44 %.
 
@@ -63,7 +63,7 @@ def overlap(first: Sequence[str], second: Sequence[str]) -> Overlap:
 
 
 def require_disjoint(portions: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Compare every pair of named portions; what they share, for the evaluation card, by `first-second`.
+    """Compare every pair of named portions; what they share, for the card of the texts, by `first-second`.
 
     Raises:
         InputError: two portions share more than common language.

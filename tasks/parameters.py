@@ -46,7 +46,7 @@ class Texts(Section):
     """Documents, and how they are cut into sequences of tokens."""
 
     source: str = Field(description="demo, a file (text or jsonl), a folder, or an id of Hugging Face datasets")
-    split: str = Field(description="name of the split")
+    split: str | None = Field(description="name of the split; null: every file of a folder")
     revision: str | None = Field(default=None, description="commit of a data set on the Hub, 40 hexadecimal digits")
     subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
     field: str = Field(default="text", description="the field that holds the text, in jsonl and data sets")
@@ -175,7 +175,7 @@ class Parameters(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder of `params.yaml`, which relative models and data are below."""
+        """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
         return self._folder
 
     @property

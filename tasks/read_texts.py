@@ -5,11 +5,14 @@ apart from their tokens: texts belong to the data, tokens to a model.
 """
 
 import json
+import logging
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from demo import corpus
+from mgaa.errors import InputError, UsageError
 from tasks import documents
 from tasks.artifact import Store
 from tasks.overlap import require_disjoint, require_ranges_apart
@@ -18,6 +21,7 @@ from tasks.sealing import file_digest
 from tasks.step import step
 
 DEMO = "demo"
+logger = logging.getLogger(__name__)
 SECTIONS = ("calibration", "validation", "evaluation")
 READING = ("source", "split", "revision", "subset", "field", "separator", "from", "to")
 """The parameters of a data section that choose documents; the others cut them into tokens."""
@@ -35,7 +39,10 @@ def source_content(source: str) -> dict[str, str]:
         if path.is_file()
         else []
     )
-    return {each.relative_to(path.parent).as_posix(): file_digest(each, each.stat()) for each in files}
+    try:
+        return {each.relative_to(path.parent).as_posix(): file_digest(each, each.stat()) for each in files}
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}): check its permissions") from error
 
 
 @step(kind="texts")
@@ -64,13 +71,30 @@ def read_texts(
 def _place(given: Mapping[str, Any]) -> str:
     """What a range is a part of: a file has no splits, so that `split` does not tell two sections of it apart."""
     path = Path(given["source"]).expanduser()
-    return str(path) if path.is_file() else f"{path} (split {given['split']})"
+    if path.is_file():
+        return str(path)
+    return f"{path} (subset {given['subset']}, split {given['split']}, revision {given['revision']})"
 
 
 def _read(given: Mapping[str, Any]) -> documents.Documents:
     if given["source"] != DEMO:
         options = {name: given[name] for name in ("split", "revision", "subset", "field", "separator")}
         return documents.read(given["source"], **options)
-    held_out = corpus.held_out()
+    held_out, differences = _demo()
+    if given["split"] not in held_out:
+        raise UsageError(
+            f"The demo has no split {given['split']!r}, expected one of {', '.join(held_out)}: set `split`."
+        )
     texts = [document.text for document in held_out[given["split"]]]
-    return documents.Documents(texts, {"kind": DEMO, "split": given["split"], "versions": corpus.versions()})
+    identity = {"kind": DEMO, "split": given["split"], "versions": corpus.versions(), "differences": differences}
+    return documents.Documents(texts, identity)
+
+
+@cache
+def _demo() -> tuple[dict[str, list[corpus.Document]], list[str]]:
+    """The held-out docstrings, parsed once per process, and what differs from those the backbone was trained beside."""
+    held_out = corpus.held_out()
+    differences = corpus.check(held_out)
+    for difference in differences:
+        logger.warning(difference)
+    return held_out, differences

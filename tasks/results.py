@@ -97,7 +97,8 @@ def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> d
     for name, model in results.models.items():
         kept = table(store, model.ranks, RANKS)["linear_parameters"]
         made = [*common, model.ratios, model.ranks, *model.factors, model.checkpoint]
-        checkpoint = place if name == [*results.models][-1] else store.place(model.checkpoint)
+        kept_in = Path(store.path.name, model.checkpoint.kind, model.checkpoint.digest)
+        checkpoint = place if name == [*results.models][-1] else kept_in
         models[name] = {**_model(store, model.metrics, kept, backbone, made), "checkpoint": str(checkpoint)}
     return {"models": models, "card": table(store, results.dense, METRICS)["card"], "run": asdict(effort)}
 

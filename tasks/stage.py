@@ -9,6 +9,7 @@ under the lock; so whoever sees it sees a finished result, with or without the l
 """
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mgaa.errors import LockedError
+from mgaa.errors import LockedError, ResourceError
 from tasks import code, provenance
 from tasks.artifact import Artifact, DamagedError, Store
 from tasks.recording import Execution, note, peak_rss
@@ -93,7 +94,8 @@ class Stage:
         """Run the body into a temporary folder, seal it, and record its key."""
         with disk_errors(store.path), store.writing(self.kind) as out:
             began, start = datetime.now(UTC), time.perf_counter()
-            facts = self.body(out, **arguments)
+            with memory_errors(self.name):
+                facts = self.body(out, **arguments)
             end, ended = time.perf_counter(), datetime.now(UTC)
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},
@@ -108,6 +110,20 @@ class Stage:
             store.remember(key, artifact, stage)
         note(Execution(self.name, key, artifact, reused=False, start=start, end=end, peak_rss=peak_rss()))
         return artifact
+
+
+@contextmanager
+def memory_errors(task: str) -> Iterator[None]:
+    """Turn a device or a process that has run out of memory into a `ResourceError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+            raise
+        raise ResourceError(
+            f"Step {task!r} ran out of memory ({str(error).splitlines()[0] if str(error) else 'no more given'}): lower "
+            "statistics.batch_size and evaluation.batch_size, or compute on the CPU with backbone.device=cpu. Finished steps are kept."
+        ) from error
 
 
 def split(task: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -100,7 +100,7 @@ class Run:
         """Record why the run ended; that the store is gone by now must not hide the error itself."""
         try:
             with recorded(self.parameters.tracking_uri):
-                self.client.set_tag(self.id, "error", cut(explained(error)))
+                self.client.set_tag(self.id, "error", cut(masked(explained(error))))
                 self.client.set_terminated(self.id, "FAILED")
         except MgaaError as unrecorded:
             logger.warning("The run %s stays open in MLflow: %s", self.id, unrecorded)

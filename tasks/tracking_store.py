@@ -99,7 +99,7 @@ def recorded(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         raise ResourceError(
-            f"MLflow cannot record in {masked(uri)} ({one_line(error)}). Expected a store that can be reached and written: start "
+            f"MLflow cannot record in {masked(uri)} ({masked(one_line(error))}). Expected a store that can be reached and written: start "
             "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
         ) from error
 
@@ -133,7 +133,7 @@ def birth(number: int) -> str:
 
 def masked(uri: str) -> str:
     """A URI without the password that may be in it."""
-    return re.sub(r"//[^/@]*@", "//***@", uri)
+    return re.sub(r"//[^\s/]*@", "//***@", uri)
 
 
 def one_line(error: BaseException) -> str:

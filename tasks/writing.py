@@ -52,7 +52,12 @@ def replacing(target: Path) -> Iterator[Path]:
         with temporary(target.parent) as discarded:
             if target.exists():
                 os.rename(target, discarded / target.name)
-            os.rename(folder, target)
+            try:
+                os.rename(folder, target)
+            except OSError:
+                if (discarded / target.name).exists():
+                    os.rename(discarded / target.name, target)
+                raise
             flush_folder(target.parent)
 
 

@@ -1,7 +1,8 @@
 """What MGAA is for: less loss than uniform at the same budget, with the defaults of `params.yaml`, on trained backbones.
 
-The bound at 0.2 (at most 90 % of uniform's increase of log-perplexity) is the project's promise for every backbone. The demo backbone is always
-tested, on its validation text; the others where `MGAA_EXTERNAL_DATA` names the folder that holds them (docs/results.md says which and from where).
+The bound at 0.2 (at most 90 % of uniform's increase of log-perplexity) is the project's promise for every backbone. The demo backbone is
+always tested, on its validation text; the others where `MGAA_EXTERNAL_DATA` names the folder that holds them (docs/results.md says which
+they are and where they come from).
 """
 
 import os
