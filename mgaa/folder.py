@@ -169,7 +169,7 @@ def _json(folder: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(_inside(folder, name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{folder / name} is not readable JSON ({error}): fetch it again") from error
+        raise InputError(f"{folder / name} is not valid JSON ({error}): fetch it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{folder / name} holds a {type(value).__name__}, expected an object: fetch it again")
     return value

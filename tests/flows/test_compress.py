@@ -228,7 +228,7 @@ def test_the_metrics_have_the_published_shape(first: Lab) -> None:
     assert found["card"].keys() >= CARD
     assert (found["card"]["context_length"], found["card"]["non_finite"]) == (32, 0)
     assert found["models"]["mgaa"]["checkpoint"] == "models/compressed"
-    assert Path(found["models"]["uniform"]["checkpoint"], "config.json").is_file()
+    assert (first[0].root / found["models"]["uniform"]["checkpoint"] / "config.json").is_file()
 
 
 def check_budgets(lab: Laboratory, compression: float) -> None:
