@@ -1,9 +1,9 @@
 """Where the compressible linears of a decoder are, as data.
 
-One frozen entry per `model_type` of transformers. An entry names the list of decoder blocks, the residual branches
-(*sublayers*) of one block, and inside a sublayer the linears, grouped by the input that they share: `q,k,v` read one tensor,
-so one second moment serves all three. `enters` and `leaves` are modules of the block whose *input* is the residual stream
-before and after the sublayer; an empty `leaves` means the output of the block. Nothing else of the library knows a model by name.
+One frozen entry per `model_type` of transformers. An entry names the list of decoder blocks, the residual branches (*sublayers*) of one
+block, and inside a sublayer the linears, grouped by the input that they share: `q,k,v` read one tensor, so one second moment serves
+all three. It also says what is unusual: layers that hold several matrices in one tensor (`mgaa.fused` takes them apart), stacked experts,
+branches that are scaled or computed in parallel. Nothing else of the library knows a model by name.
 
 To support another architecture, add an entry here (about ten lines, with the URL of its modelling file); the contract tests
 find it by themselves.
@@ -11,55 +11,134 @@ find it by themselves.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from mgaa.budget import Matrix
 from mgaa.errors import InputError
 
 
 @dataclass(frozen=True)
+class Group:
+    """Linears of a block that read the same tensor; `expert` is the index where the router chooses their tokens."""
+
+    linears: tuple[str, ...]
+    expert: int | None = None
+
+
+@dataclass(frozen=True)
 class Sublayer:
-    """One residual branch of a decoder block."""
+    """One residual branch of a decoder block.
+
+    Attributes:
+        name: `attention` or `ffn`.
+        module: the module of the block that holds the linears; empty for the block itself.
+        inputs: one text per distinct input: the linears that read it, below `module`. `*` stands for every expert. What a block does not
+            have is passed over (a dense FFN between mixtures of experts), but no linear of a block may be left unnamed.
+        output: the module of the block whose output joins the residual stream; empty for `module`.
+    """
 
     name: str
-    enters: str
-    leaves: str
-    inputs: tuple[tuple[str, ...], ...]
+    module: str
+    inputs: tuple[str, ...]
+    output: str = ""
 
-    @property
-    def linears(self) -> tuple[str, ...]:
-        """Names of the linears inside the block, in the order of the entry."""
-        return tuple(name for group in self.inputs for name in group)
+    def groups(self, block: nn.Module) -> list[Group]:
+        """The linears that `block` has, by the input that they share."""
+        prefix = f"{self.module}." if self.module else ""
+        patterns = [[prefix + name for name in names.split()] for names in self.inputs]
+        found = (group for pattern in patterns for group in _expanded(pattern, block))
+        return [group for group in found if group.linears]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A layer whose weight holds the rows of several matrices; each becomes a linear `<layer>.<part>`.
+
+    Attributes:
+        layer: the module of the block.
+        parts: the names of the matrices, in the order of their rows.
+        heads: how the rows lie. `none`: one equal part after the other; `stacked`: all heads of q, then those of k, then those of v;
+            `grouped`: for each head of k its heads of q, itself, and its head of v.
+    """
+
+    layer: str
+    parts: tuple[str, ...]
+    heads: Literal["none", "stacked", "grouped"] = "none"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """A family of decoders: the path of its block list and the sublayers of one block."""
+    """A family of decoders.
+
+    Attributes:
+        blocks: path of the list of decoder blocks.
+        sublayers: of one block, in the order of computation.
+        fused: layers to take apart.
+        experts: module of the block that holds stacked experts.
+        untouched: linears of the block that stay as they are.
+        parallel: whether all sublayers read the input of the block; or the fields of the config of which any one says so.
+        scale: field of the config by which the output of a sublayer is multiplied.
+        returns: what a block returns.
+    """
 
     blocks: str
     sublayers: tuple[Sublayer, ...]
+    fused: tuple[Fused, ...] = ()
+    experts: str = ""
+    untouched: tuple[str, ...] = ()
+    parallel: bool | tuple[str, ...] = False
+    scale: str = ""
+    returns: Literal["tensor", "tuple"] = "tensor"
 
+    def is_parallel(self, config: PreTrainedConfig) -> bool:
+        """Whether all sublayers of a block read its input."""
+        if isinstance(self.parallel, bool):
+            return self.parallel
+        return any(bool(getattr(config, field)) for field in self.parallel)
+
+    def branch_scale(self, config: PreTrainedConfig) -> float:
+        """The factor on the output of a sublayer, before it joins the residual stream."""
+        return float(getattr(config, self.scale)) if self.scale else 1.0
+
+
+_SEPARATE = ("q_proj k_proj v_proj", "o_proj")
+_GATED = ("gate_proj up_proj", "down_proj")
+_EXPERTS = ("experts.*.gate_proj experts.*.up_proj", "experts.*.down_proj")
 
 # Pre-norm blocks with separate q, k, v, o and a gated FFN.
 # https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/llama/modeling_llama.py
 _GATED_PRE_NORM = Architecture(
     blocks="model.layers",
+    sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", _GATED)),
+)
+
+# A norm on the output of each branch, before it joins the stream.
+# https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/gemma2/modeling_gemma2.py
+_GATED_POST_NORM = Architecture(
+    blocks="model.layers",
     sublayers=(
+        Sublayer("attention", "self_attn", _SEPARATE, output="post_attention_layernorm"),
+        Sublayer("ffn", "mlp", _GATED, output="post_feedforward_layernorm"),
+    ),
+)
+
+# Experts, shared experts and, in some blocks, a dense FFN; the router and the gate of the shared expert (one row) are left alone.
+# https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/qwen2_moe/modeling_qwen2_moe.py
+_MIXTURE = Architecture(
+    blocks="model.layers",
+    sublayers=(
+        Sublayer("attention", "self_attn", _SEPARATE),
         Sublayer(
-            name="attention",
-            enters="input_layernorm",
-            leaves="post_attention_layernorm",
-            inputs=(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), ("self_attn.o_proj",)),
-        ),
-        Sublayer(
-            name="ffn",
-            enters="post_attention_layernorm",
-            leaves="",
-            inputs=(("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",)),
+            "ffn",
+            "mlp",
+            (*_GATED, *_EXPERTS, "shared_expert.gate_proj shared_expert.up_proj", "shared_expert.down_proj"),
         ),
     ),
+    experts="mlp.experts",
+    untouched=("mlp.gate", "mlp.shared_expert_gate"),
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -70,6 +149,85 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _GATED_PRE_NORM,
     # .../models/qwen3/modeling_qwen3.py (norms on the heads of q and k, inside the sublayer)
     "qwen3": _GATED_PRE_NORM,
+    # .../models/gemma2/modeling_gemma2.py (soft-capped logits, inside the attention and behind the head)
+    "gemma2": _GATED_POST_NORM,
+    # .../models/gemma3/modeling_gemma3.py (the text model)
+    "gemma3_text": _GATED_POST_NORM,
+    # .../models/olmo2/modeling_olmo2.py (norms behind the branches only)
+    "olmo2": _GATED_POST_NORM,
+    # .../models/granite/modeling_granite.py
+    "granite": Architecture(_GATED_PRE_NORM.blocks, _GATED_PRE_NORM.sublayers, scale="residual_multiplier"),
+    # .../models/starcoder2/modeling_starcoder2.py
+    "starcoder2": Architecture(
+        blocks="model.layers",
+        sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", ("c_fc", "c_proj"))),
+    ),
+    # .../models/phi/modeling_phi.py (attention and FFN read the same norm)
+    "phi": Architecture(
+        blocks="model.layers",
+        sublayers=(
+            Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "dense")),
+            Sublayer("ffn", "mlp", ("fc1", "fc2")),
+        ),
+        parallel=True,
+    ),
+    # .../models/phi3/modeling_phi3.py
+    "phi3": Architecture(
+        blocks="model.layers",
+        sublayers=(
+            Sublayer("attention", "self_attn", ("qkv_proj.q qkv_proj.k qkv_proj.v", "o_proj")),
+            Sublayer("ffn", "mlp", ("gate_up_proj.gate gate_up_proj.up", "down_proj")),
+        ),
+        fused=(
+            Fused("self_attn.qkv_proj", ("q", "k", "v"), heads="stacked"),
+            Fused("mlp.gate_up_proj", ("gate", "up")),
+        ),
+    ),
+    # .../models/opt/modeling_opt.py (the FFN has no module of its own)
+    "opt": Architecture(
+        blocks="model.decoder.layers",
+        sublayers=(
+            Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
+            Sublayer("ffn", "", ("fc1", "fc2"), output="fc2"),
+        ),
+    ),
+    # .../models/gpt2/modeling_gpt2.py (Conv1D: the weights are transposed)
+    "gpt2": Architecture(
+        blocks="transformer.h",
+        sublayers=(
+            Sublayer("attention", "attn", ("c_attn.q c_attn.k c_attn.v", "c_proj")),
+            Sublayer("ffn", "mlp", ("c_fc", "c_proj")),
+        ),
+        fused=(Fused("attn.c_attn", ("q", "k", "v"), heads="stacked"),),
+    ),
+    # .../models/gpt_neox/modeling_gpt_neox.py
+    "gpt_neox": Architecture(
+        blocks="gpt_neox.layers",
+        sublayers=(
+            Sublayer("attention", "attention", ("query_key_value.q query_key_value.k query_key_value.v", "dense")),
+            Sublayer("ffn", "mlp", ("dense_h_to_4h", "dense_4h_to_h")),
+        ),
+        fused=(Fused("attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
+        parallel=("use_parallel_residual",),
+    ),
+    # .../models/falcon/modeling_falcon.py (one head of k and v, some, or as many as of q)
+    "falcon": Architecture(
+        blocks="transformer.h",
+        sublayers=(
+            Sublayer("attention", "self_attention", ("query_key_value.q query_key_value.k query_key_value.v", "dense")),
+            Sublayer("ffn", "mlp", ("dense_h_to_4h", "dense_4h_to_h")),
+        ),
+        fused=(Fused("self_attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
+        parallel=("parallel_attn", "new_decoder_architecture"),
+        returns="tuple",
+    ),
+    # .../models/mixtral/modeling_mixtral.py
+    "mixtral": _MIXTURE,
+    "qwen2_moe": _MIXTURE,
+    # .../models/qwen3_moe/modeling_qwen3_moe.py
+    "qwen3_moe": _MIXTURE,
+    # .../models/olmoe/modeling_olmoe.py
+    "olmoe": _MIXTURE,
 }
 
 
@@ -89,35 +247,78 @@ def architecture_of(model_type: str) -> Architecture:
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of a transformers model, in order."""
-    blocks = model.get_submodule(architecture_of(model.config.model_type).blocks)
+    """The decoder blocks of a transformers model, with or without a head, in order."""
+    path = architecture_of(model.config.model_type).blocks
+    below = path.removeprefix(f"{model.base_model_prefix}.")
+    blocks = model.get_submodule(path if has(model, path) else below)
     assert isinstance(blocks, nn.ModuleList)
     return blocks
 
 
 def matrices_of(model: PreTrainedModel) -> list[Matrix]:
-    """Every compressible weight matrix of the model: block by block, in the order of the entry."""
-    return list(_matrices(model))
+    """Every compressible weight matrix of a model that was taken apart (`mgaa.fused.unfuse_`): block by block, in the order of the entry.
 
-
-def _matrices(model: PreTrainedModel) -> Iterator[Matrix]:
+    Raises:
+        InputError: the architecture has no entry, or a block has a linear that the entry does not name.
+    """
     entry = architecture_of(model.config.model_type)
-    for index, block in enumerate(decoder_blocks(model)):
-        for sublayer in entry.sublayers:
-            for local in sublayer.linears:
-                linear = block.get_submodule(local)
-                name = f"{entry.blocks}.{index}.{local}"
-                if not isinstance(linear, nn.Linear):
-                    raise InputError(
-                        f"{name} is a {type(linear).__name__}, expected nn.Linear: "
-                        "start from the dense backbone, not from a compressed or quantised one"
-                    )
-                yield Matrix(
-                    name=name,
-                    local=local,
-                    block=index,
-                    sublayer=f"{index}.{sublayer.name}",
-                    m=linear.out_features,
-                    n=linear.in_features,
-                    bias=linear.bias is not None,
+    return [
+        matrix
+        for index, block in enumerate(decoder_blocks(model))
+        for matrix in _matrices(entry, index, block, model.config.model_type)
+    ]
+
+
+def _matrices(entry: Architecture, index: int, block: nn.Module, model_type: str) -> Iterator[Matrix]:
+    path = f"{entry.blocks}.{index}"
+    if (
+        entry.experts
+        and has(block, entry.experts)
+        and not isinstance(block.get_submodule(entry.experts), nn.ModuleList)
+    ):
+        raise InputError(f"{path}.{entry.experts} is stacked: take the model apart first (mgaa.fused.unfuse_)")
+    named = set(entry.untouched)
+    for sublayer in entry.sublayers:
+        for local in (local for group in sublayer.groups(block) for local in group.linears):
+            named.add(local)
+            linear = block.get_submodule(local)
+            if not isinstance(linear, nn.Linear):
+                raise InputError(
+                    f"{path}.{local} is a {type(linear).__name__}, expected nn.Linear: "
+                    "start from the dense backbone, not from a compressed or quantised one"
                 )
+            yield Matrix(
+                name=f"{path}.{local}",
+                local=local,
+                block=index,
+                sublayer=f"{index}.{sublayer.name}",
+                m=linear.out_features,
+                n=linear.in_features,
+                bias=linear.bias is not None,
+            )
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear) and name not in named:
+            raise InputError(
+                f"{path}.{name} is a linear that the entry of {model_type!r} does not name: take the model apart first "
+                "(mgaa.fused.unfuse_), or add the linear to the entry in mgaa/architectures.py"
+            )
+
+
+def _expanded(pattern: list[str], block: nn.Module) -> Iterator[Group]:
+    """The groups of a pattern, one per expert where it has a `*`; without the linears that the block does not have."""
+    path, star, _ = pattern[0].partition(".*")
+    if not star:
+        yield Group(tuple(name for name in pattern if has(block, name)))
+    elif has(block, path):
+        for expert in range(len(list(block.get_submodule(path).children()))):
+            names = [name.replace("*", str(expert)) for name in pattern]
+            yield Group(tuple(name for name in names if has(block, name)), expert)
+
+
+def has(module: nn.Module, path: str) -> bool:
+    """Whether there is a module at a dotted path below `module`."""
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True

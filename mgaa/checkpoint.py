@@ -13,9 +13,11 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from mgaa.architectures import ARCHITECTURES
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG
 from mgaa.format import NOTICE, describe
+from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers, non_finite
 
@@ -47,12 +49,15 @@ def save(
 ) -> None:
     """Write a model, dense or compressed, and its tokenizer as a Hugging Face folder, in the dtype of the model.
 
-    Weights that the folder already holds under the same names are replaced; other files stay.
+    Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
+    (`mgaa.fused`) and has no low-rank layer is put together again, so that any program reads it.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
     describe(model)
+    if not low_rank_layers(model) and model.config.model_type in ARCHITECTURES:
+        fuse_(model)
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

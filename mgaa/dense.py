@@ -1,10 +1,10 @@
 """A compressed model folded back to plain linears: `W' = B A`, for programs that know nothing of low rank.
 
-The speed and the size of the factors are lost, the function is kept. Only biases are an obstacle: a centred factorizer
-(`afm`) gives every linear one, and most architectures have linears without. Three ways out, tried in this order, each
-exact: the class has room for the bias as it is; it has with the flags `attention_bias` or `mlp_bias` of its config
-(Llama; Qwen3 for attention), and linears without a bias get zeros; or the model is a Llama in all but name (Mistral and
-Qwen2 without sliding windows), and becomes one. What remains is refused.
+Layers that were taken apart (fused.py) are put together again, because a plain checkpoint is one of transformers' own classes. The speed
+and the size of the factors are lost, the function is kept. Only biases are an obstacle: a centred factorizer (`afm`) gives every linear
+one, and most architectures have linears without. Three ways out, tried in this order, each exact: the class has room for the bias as it
+is; it has with a flag of its config (`attention_bias` or `mlp_bias` of Llama, `bias` of Falcon...), and linears without a bias get zeros;
+or the model is a Llama in all but name (Mistral and Qwen2 without sliding windows), and becomes one. What remains is refused.
 """
 
 import copy
@@ -15,15 +15,17 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from mgaa.architectures import ARCHITECTURES
 from mgaa.errors import UsageError
 from mgaa.format import describe
+from mgaa.fused import fuse_, fused_name
 from mgaa.lowrank import low_rank_layers
 
 # Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
 # modeling_qwen2.py with modeling_llama.py in
 # https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers/models
 LIKE_LLAMA = ("mistral", "qwen2")
-BIAS_FLAGS = ("attention_bias", "mlp_bias")
+BIAS_FLAGS = ("attention_bias", "mlp_bias", "bias", "use_bias")
 
 
 def densify(model: PreTrainedModel) -> PreTrainedModel:
@@ -38,6 +40,8 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     shell = _shell(model)
     for name, layer in low_rank_layers(model).items():
         model.set_submodule(name, layer.dense())
+    if model.config.model_type in ARCHITECTURES and type(shell) is type(model):
+        fuse_(model, shell)
     _fill_biases(model, set(shell.state_dict()))
     if type(shell) is type(model):
         for flag in BIAS_FLAGS:
@@ -50,8 +54,10 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
 
 def _shell(model: PreTrainedModel) -> PreTrainedModel:
     """An empty model of the first class and config that has a place for every bias."""
-    folded = {f"{name}.B.bias": f"{name}.bias" for name in low_rank_layers(model)}
-    biases = {folded.get(name, name) for name in model.state_dict() if name.endswith(".bias")}
+    linears = {
+        name.removesuffix(".B.bias").removesuffix(".bias") for name in model.state_dict() if name.endswith(".bias")
+    }
+    biases = {f"{fused_name(model, name)}.bias" for name in linears}
     for kind, config in _candidates(model):
         with torch.device("meta"):
             shell = kind(config)
@@ -69,14 +75,14 @@ def _shell(model: PreTrainedModel) -> PreTrainedModel:
 
 def _candidates(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
     config = model.config
-    for flags in ((), ("attention_bias",), ("mlp_bias",), BIAS_FLAGS):
+    for flags in ((), *((flag,) for flag in BIAS_FLAGS), BIAS_FLAGS[:2]):
         if all(hasattr(config, flag) for flag in flags):
             yield type(model), _with(config, flags)
     if config.model_type in LIKE_LLAMA and getattr(config, "sliding_window", None) is None:
         fields = {field.name for field in dataclasses.fields(LlamaConfig)}
         twin = LlamaConfig(**{key: value for key, value in config.to_dict().items() if key in fields})
         twin._attn_implementation = config._attn_implementation
-        yield LlamaForCausalLM, _with(twin, BIAS_FLAGS)
+        yield LlamaForCausalLM, _with(twin, BIAS_FLAGS[:2])
 
 
 def _with(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreTrainedConfig:

@@ -5,9 +5,10 @@ A compressed checkpoint is an ordinary Hugging Face folder whose config.json say
     "quantization_config": {"quant_method": "mgaa", "version": 1,
                             "modules": {"model.layers.0.self_attn.q_proj": {"rank": 40, "bias": true}, ...}}
 
-transformers builds the dense skeleton on the meta device, asks the quantizer registered here to put `LowRankLinear` in
-the places of `modules`, then fills in the tensors: no pickle, no remote code, bit-equal weights. After that nothing is
-special about the model: what transformers forbids for integer weights (`.float()`, training) is allowed.
+transformers builds the dense skeleton on the meta device, asks the quantizer registered here to take fused layers apart
+(fused.py) and to put `LowRankLinear` in the places of `modules`, then fills in the tensors: no pickle, no remote code,
+bit-equal weights. After that nothing is special about the model: what transformers forbids for integer weights
+(`.float()`, training) is allowed.
 
 Without this module transformers would only warn about the unknown method, and put random matrices where it finds none.
 Two things prevent it. `mgaa.save` writes `NOTICE` into config.json as `transformers_weights`, the name of the file to
@@ -22,11 +23,14 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.core_model_loading import WeightConverter
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from mgaa.architectures import ARCHITECTURES
 from mgaa.errors import InputError
+from mgaa.fused import unfuse_
 from mgaa.lowrank import LowRankLinear, low_rank_layers
 
 METHOD = "mgaa"
@@ -72,6 +76,8 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         return config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        if model.config.model_type in ARCHITECTURES:
+            unfuse_(model)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for name, shape in self.quantization_config.modules.items():
             place = _place(name, linears, model)
@@ -84,6 +90,10 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
             if isinstance(module, PreTrainedModel):
                 module.config.__dict__.pop("_is_quantized", None)
         return model
+
+    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+        """The files hold every expert by itself, as the model now does: nothing is stacked on the way in."""
+        return [conversion for conversion in weight_conversions if not isinstance(conversion, WeightConverter)]
 
     def is_serializable(self) -> bool:
         """Whether `save_pretrained` may write it: yes, as it is."""

@@ -5,6 +5,11 @@ value per channel of a linear's input (methods: MGAA and its plug-ins). Linears 
 is taken on the *narrower side*: where the outputs of an input's linears are together smaller than the input (`down_proj`), the
 covariance of the bias-free output `z = W x` stands in for that of the wide input, because `W Cov(x) W^T = Cov(z)`.
 
+An expert of a mixture sees only the tokens that the router sends it. Below a stated minimum of tokens its covariance is shrunk towards the
+diagonal one, `(1 - w) Cov + w diag(Cov)` with `w = 1 - tokens / minimum`: target D of Schaefer and Strimmer (2005), which keeps the scales
+of the channels and drops the correlations that a handful of tokens only pretends. (The weight is our choice; their estimate of it needs
+fourth moments.) An expert without tokens is an error.
+
 Sums run in float64, one sequence at a time in a fixed order, by the pairwise update of Chan, Golub and LeVeque (1979), which centres every
 sequence before it squares: no cancellation, and the micro-batch of the forward pass does not enter the order of summation.
 
@@ -12,7 +17,8 @@ Legend: t tokens of one sequence, n channels of the input, d = n or m (channels 
 """
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +28,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mgaa.errors import NumericalError
+from mgaa.errors import InputError, NumericalError
 
 
 @dataclass(frozen=True)
@@ -71,10 +77,18 @@ class Accumulator:
         groups: number of groups of consecutive sequences (at most one group per sequence is used).
         sequences: number of calibration sequences in all.
         weight: given where the output side is measured; `None` for the input side.
+        minimum: tokens below which the covariance is shrunk towards its diagonal.
     """
 
-    def __init__(self, name: str, groups: int, sequences: int, weight: Float[Tensor, "m n"] | None = None) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        groups: int,
+        sequences: int,
+        weight: Float[Tensor, "m n"] | None = None,
+        minimum: int = 0,
+    ) -> None:
+        self._name, self._minimum = name, minimum
         self._weight = None if weight is None else weight.double()
         self._groups, self._sequences = min(groups, sequences), sequences
         self._count = 0
@@ -82,11 +96,13 @@ class Accumulator:
         self._mean = self._scatter = self._group_sums = self._group_counts = torch.empty(0)
 
     def update(self, sequence: int, x: Float[Tensor, "t n"]) -> None:
-        """Add the tokens of one sequence.
+        """Add the tokens of one sequence; an expert may have none of it.
 
         Raises:
             NumericalError: an entry is NaN or infinite.
         """
+        if len(x) == 0:
+            return
         x = x.double()
         sums = torch.stack([x.sum(0), x.square().sum(0), x.abs().sum(0)])
         if not bool(torch.isfinite(sums[0]).all()):
@@ -123,10 +139,18 @@ class Accumulator:
         self._count = total
 
     def finish(self) -> InputStatistics:
-        """The statistics of everything added so far."""
-        assert self._sums is not None, "no sequence was added"
+        """The statistics of everything added so far.
+
+        Raises:
+            InputError: not a single token was added.
+        """
+        if self._sums is None:
+            raise InputError(
+                f"{self._name} received none of the calibration tokens, expected at least one: the router never chose this expert; "
+                "calibrate on more or other text (data.calibration.samples)"
+            )
         mean, mean_square, mean_abs = self._sums / self._count
-        return InputStatistics(
+        found = InputStatistics(
             side="input" if self._weight is None else "output",
             count=self._count,
             mean=mean,
@@ -135,6 +159,18 @@ class Accumulator:
             covariance=(self._scatter + self._scatter.T) / (2 * self._count),
             group_means=self._group_sums / self._group_counts.clamp(min=1).to(mean.device).unsqueeze(1),
             group_counts=self._group_counts,
+        )
+        return found if self._count >= self._minimum else self._shrunk(found, 1 - self._count / self._minimum)
+
+    def _shrunk(self, found: InputStatistics, share: float) -> InputStatistics:
+        """Correlations less by `share`, inside groups and between them alike, so that what is pooled stays a covariance."""
+        variance = (found.mean_square - found.mean.square()).clamp(min=0.0)
+        diagonal = variance.diag() if self._weight is None else (self._weight * variance) @ self._weight.T
+        present = (found.group_counts > 0).to(found.mean).unsqueeze(1)
+        return replace(
+            found,
+            covariance=(1 - share) * found.covariance + share * diagonal,
+            group_means=present * (found.side_mean + math.sqrt(1 - share) * (found.group_means - found.side_mean)),
         )
 
 

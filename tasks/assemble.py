@@ -14,10 +14,12 @@ def assemble(out: Path, store: Store, backbone: Artifact, factors: Sequence[Arti
     from safetensors.torch import load_file
 
     from mgaa.checkpoint import apply_factors, load, save
+    from mgaa.fused import unfuse_
     from mgaa.lowrank import Factors
 
     record = backbone_record(store, backbone)
     model, tokenizer = load(record["source"], revision=record["revision"], dtype=record["dtype"], device="cpu")
+    unfuse_(model)
     for block, artifact in enumerate(factors):
         tensors = load_file(store.folder(artifact) / block_file(block))
         names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)

@@ -18,6 +18,7 @@ def calibrate(
     inputs: str,
     groups: int,
     batch_size: int,
+    expert_tokens: int,
     device: str,
 ) -> None:
     """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""
@@ -28,5 +29,6 @@ def calibrate(
         raise UsageError(f"statistics.inputs is {inputs!r}, expected 'dense' (the inputs of the uncompressed model)")
     model, _ = backbone_model(store, backbone, device)
     windows = token_windows(store, tokens)
-    for index, block in enumerate(stream_statistics(model, windows, groups=groups, batch_size=batch_size)):
+    measuring = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
+    for index, block in enumerate(stream_statistics(model, windows, **measuring)):
         block.save(out / block_file(index))

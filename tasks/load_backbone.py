@@ -29,9 +29,10 @@ def load_backbone(
 ) -> None:
     """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices."""
     from mgaa.architectures import matrices_of
+    from mgaa.fused import unfuse_
 
     model, _ = _load(source, revision, dtype, "cpu", content=digest(files))
-    matrices = matrices_of(model)
+    matrices = matrices_of(unfuse_(model))
     shapes = {
         "blocks": 1 + max(matrix.block for matrix in matrices),
         "linear_parameters": sum(matrix.parameters for matrix in matrices),
@@ -62,10 +63,18 @@ def _reference(model: Any, source: str, revision: str | None, files: dict[str, s
 
 
 def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, Any]:
-    """The model in eval mode on `device`, and its tokenizer; shared by the steps of a process, so never changed in place."""
+    """The model in eval mode on `device`, taken apart into linears (`mgaa.fused`), and its tokenizer.
+
+    Both are shared by the steps of a process, so never changed in place.
+    """
+    from mgaa.fused import unfuse_
+
     record = backbone_record(store, backbone)
     with _one_at_a_time:
-        return _load(record["source"], record["revision"], record["dtype"], device, content=digest(record["files"]))
+        model, tokenizer = _load(
+            record["source"], record["revision"], record["dtype"], device, content=digest(record["files"])
+        )
+        return unfuse_(model), tokenizer
 
 
 _one_at_a_time = Lock()

@@ -9,7 +9,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from mgaa.architectures import ARCHITECTURES, matrices_of
 from mgaa.checkpoint import apply_factors
+from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors
 
 SHAPE: dict[str, object] = {
@@ -24,7 +26,49 @@ SHAPE: dict[str, object] = {
     "bos_token_id": 61,
     "eos_token_id": 62,
 }
-OF_FAMILY: dict[str, dict[str, object]] = {"mistral": {"sliding_window": None}, "qwen3": {"head_dim": 16}}
+MIXTURE: dict[str, object] = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
+OF_FAMILY: dict[str, dict[str, object]] = {
+    "mistral": {"sliding_window": None},
+    "qwen3": {"head_dim": 16},
+    "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "granite": {"residual_multiplier": 0.3, "attention_multiplier": 0.4},
+    "phi3": {"pad_token_id": 60},
+    "falcon": {"ffn_hidden_size": 48},
+    "gpt2": {"n_inner": 48},
+    "qwen2_moe": {"mlp_only_layers": [0]},  # a dense FFN in the first block, experts in the second
+}
+"""What tiny models of a family need beside SHAPE; most families need nothing."""
+
+VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
+    "falcon, grouped heads": ("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon, one norm": (
+        "falcon",
+        {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon, sequential": (
+        "falcon",
+        {"multi_query": False, "parallel_attn": False, "alibi": True, "bias": True},
+    ),
+    "gpt_neox, sequential": ("gpt_neox", {"use_parallel_residual": False}),
+    "llama, biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "qwen3_moe, mixed": ("qwen3_moe", {"decoder_sparse_step": 2}),
+}
+"""What the fields of a config change inside a family."""
+
+FAMILIES = [*sorted(ARCHITECTURES), *VARIANTS]
+"""Every entry, and the variants; `tiny` takes both."""
+
+
+def is_mixture(family: str) -> bool:
+    return family in ARCHITECTURES and bool(ARCHITECTURES[family].experts)
 
 
 @pytest.fixture
@@ -33,8 +77,12 @@ def tiny() -> Callable[..., PreTrainedModel]:
 
     def build(family: str = "llama", **settings: object) -> PreTrainedModel:
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **SHAPE | OF_FAMILY.get(family, {}) | settings)
-        model = AutoModelForCausalLM.from_config(config).eval()
+        family, varied = VARIANTS.get(family, (family, {}))
+        given = SHAPE | MIXTURE | OF_FAMILY.get(family, {}) | varied | settings
+        config = AutoConfig.for_model(
+            family, **{key: value for key, value in given.items() if key not in MIXTURE or is_mixture(family)}
+        )
+        model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
         for name, parameter in model.named_parameters():
             if name.endswith(".bias"):
                 nn.init.normal_(parameter)
@@ -67,7 +115,7 @@ def compress() -> Callable[..., PreTrainedModel]:
     """`compress(model, keep=0.5, bias=True)`: put the SVD of every linear of the blocks in its place, at a share of full rank."""
 
     def shrink(model: PreTrainedModel, keep: float = 0.5, bias: bool = True) -> PreTrainedModel:
-        linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
+        linears = {matrix.name: model.get_submodule(matrix.name) for matrix in matrices_of(unfuse_(model))}
         apply_factors(model, {name: svd_factors(linear, keep, bias) for name, linear in linears.items()})
         return model
 

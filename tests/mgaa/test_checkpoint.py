@@ -15,19 +15,25 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
+from mgaa.architectures import matrices_of
 from mgaa.checkpoint import apply_factors, load, save
 from mgaa.errors import InputError, NumericalError, ResourceError, UsageError
+from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers
+from tests.mgaa.conftest import FAMILIES
 
 Build = Callable[..., PreTrainedModel]
 Forward = Callable[[PreTrainedModel], Tensor]
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ROOT = Path(mgaa.__file__).parents[1]
 QUERY = "model.layers.0.self_attn.q_proj"
 
 
 def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def weights(model: PreTrainedModel) -> list[Tensor]:
+    return [tensor for _, tensor in sorted(model.state_dict().items())]
 
 
 @pytest.fixture
@@ -45,7 +51,7 @@ def test_full_rank_factors_leave_the_logits_unchanged(
     model = tiny(family, tie_word_embeddings=tied).double()
     before = logits(model)
     compress(model, keep=1.0, bias=False)
-    assert len(low_rank_layers(model)) == 2 * 7
+    assert len(low_rank_layers(model)) == len(matrices_of(unfuse_(tiny(family))))
     torch.testing.assert_close(logits(model), before, rtol=1e-10, atol=1e-10)
 
 
@@ -69,7 +75,13 @@ def test_a_loaded_model_is_the_saved_one_to_the_bit(
     loaded, again = load(tmp_path / "saved", device="cpu")
     assert (tmp_path / "saved/model.safetensors.index.json").exists() == (shards != "5GB")
     assert loaded.dtype == dtype
-    assert torch.equal(logits(loaded), logits(backbone))
+    assert all(torch.equal(a, b) for a, b in zip(weights(loaded), weights(backbone), strict=True))
+    if hasattr(
+        backbone.config, "num_experts_per_tok"
+    ):  # few tokens per expert: kernels round by where weights lie in memory
+        torch.testing.assert_close(logits(loaded), logits(backbone))
+    else:
+        assert torch.equal(logits(loaded), logits(backbone))
     save(loaded, again, tmp_path / "again", max_shard_size=shards)
     assert digests(tmp_path / "again") == digests(tmp_path / "saved")
 

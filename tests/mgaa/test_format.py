@@ -97,6 +97,32 @@ def test_a_checkpoint_that_lost_its_notice_still_fails_in_every_way(
     assert "LOADED" not in outcome.values(), outcome
 
 
+def test_a_process_without_mgaa_cannot_load_a_model_that_was_taken_apart(
+    tiny: Callable[..., PreTrainedModel],
+    compress: Callable[..., PreTrainedModel],
+    words: PreTrainedTokenizerFast,
+    tmp_path: Path,
+) -> None:
+    """Fused, transposed and stacked layers too, with the notice and without."""
+    script = """if True:
+        import pathlib, sys
+        from transformers import AutoModel, AutoModelForCausalLM
+        for folder in sorted(pathlib.Path(sys.argv[1]).iterdir()):
+            for kind in (AutoModel, AutoModelForCausalLM):
+                try:
+                    kind.from_pretrained(folder)
+                    print(folder.name, "LOADED")
+                except Exception:
+                    print(folder.name, "failed")
+    """
+    for family in ("phi3", "gpt2", "gpt_neox", "falcon", "mixtral", "qwen2_moe"):
+        model = compress(tiny(family), bias=False)
+        save(model, words, tmp_path / f"{family} noticed")
+        model.save_pretrained(tmp_path / f"{family} lost")
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert run.stdout.count("failed") == 2 * 2 * 6, run.stdout
+
+
 def test_importing_the_format_again_does_no_harm(
     model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

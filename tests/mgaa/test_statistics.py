@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
 
-from mgaa.errors import NumericalError
+from mgaa.errors import InputError, NumericalError
 from mgaa.statistics import Accumulator, BlockStatistics, CosineAccumulator, InputStatistics, load_cosines
 
 
@@ -19,8 +19,10 @@ def data(tokens: int, channels: int, *, mean: float = 0.0, seed: int = 0) -> Ten
     return torch.randn(tokens, channels, dtype=torch.float64, generator=generator) * scales + mean
 
 
-def accumulate(sequences: list[Tensor], groups: int = 4, weight: Tensor | None = None) -> InputStatistics:
-    accumulator = Accumulator("layers.0.q", groups, len(sequences), weight)
+def accumulate(
+    sequences: list[Tensor], groups: int = 4, weight: Tensor | None = None, minimum: int = 0
+) -> InputStatistics:
+    accumulator = Accumulator("layers.0.q", groups, len(sequences), weight, minimum)
     for index, sequence in enumerate(sequences):
         accumulator.update(index, sequence)
     return accumulator.finish()
@@ -198,3 +200,46 @@ def test_the_same_statistics_make_the_same_bytes(tmp_path: Path) -> None:
 def test_cosines_are_read_without_the_rest(tmp_path: Path) -> None:
     block().save(tmp_path / "block.safetensors")
     assert load_cosines(tmp_path / "block.safetensors") == {"attention": (0.9, 0.1), "ffn": (1 / 3, -0.2)}
+
+
+# --- experts: fewer tokens than the minimum, sequences without any
+
+
+def test_sequences_without_a_token_change_nothing() -> None:
+    x = data(30, 6)
+    found = accumulate([x[:0], x[:10], x[10:10], x[10:]], groups=4)
+    close(found.covariance, covariance(x))
+    close(found.mean, x.mean(0))
+    assert found.group_counts.tolist() == [0, 10, 0, 20]
+
+
+def test_no_token_at_all_is_an_error_with_the_remedy() -> None:
+    with pytest.raises(InputError, match=r"layers\.0\.q received none of .* tokens.*data\.calibration\.samples"):
+        accumulate([data(0, 6)])
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("tokens", [1, 5, 15, 20])
+def test_below_the_minimum_correlations_shrink_in_proportion_and_scales_stay(tokens: int, wide: bool) -> None:
+    """`(1 - w) Cov + w diag(Cov)` with w = 1 - tokens / 20, on the input; what that is on the output is the same matrix seen through W."""
+    x = data(tokens, 6, mean=2.0)
+    weight = data(3, 6, seed=1) if wide else None
+    found, whole = (accumulate([x[:2], x[2:]], weight=weight, minimum=minimum) for minimum in (20, 0))
+    kept = tokens / 20
+    on_input = kept * covariance(x) + (1 - kept) * covariance(x).diag().diag()
+    expected = on_input if weight is None else weight @ on_input @ weight.T
+    torch.testing.assert_close(found.covariance, expected, rtol=1e-9, atol=1e-11)
+    for field in ("mean", "mean_square", "mean_abs", "group_counts", "count"):
+        assert torch.equal(torch.as_tensor(getattr(found, field)), torch.as_tensor(getattr(whole, field)))
+    torch.testing.assert_close(found.side_mean, whole.side_mean, rtol=1e-9, atol=1e-11)
+
+
+@given(st.integers(2, 40), st.integers(1, 8))
+def test_what_is_pooled_over_groups_stays_a_covariance(tokens: int, groups: int) -> None:
+    """The covariance less the scatter between the groups has no negative eigenvalue, however much it was shrunk."""
+    x = data(tokens, 5)
+    found = accumulate(list(x.tensor_split(8)), groups=groups, minimum=40)
+    between = found.group_means - found.side_mean
+    shares = found.group_counts / found.count
+    within = found.covariance - (between.T * shares) @ between
+    assert float(torch.linalg.eigvalsh(within).min()) >= -1e-12 * float(found.covariance.diagonal().max())

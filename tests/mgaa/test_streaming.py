@@ -6,12 +6,14 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
-from mgaa.architectures import ARCHITECTURES, decoder_blocks
+from mgaa.architectures import decoder_blocks
 from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.fused import unfuse_
 from mgaa.statistics import BlockStatistics
 from mgaa.streaming import check_tokens, stream_statistics
+from tests.mgaa.conftest import FAMILIES
 
 Tiny = Callable[..., PreTrainedModel]
 FIELDS = ("mean", "mean_square", "mean_abs", "covariance", "group_means", "group_counts")
@@ -28,7 +30,7 @@ def recorded_inputs(model: PreTrainedModel) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
     handles = [
         module.register_forward_pre_hook(
-            lambda _, arguments, name=name: seen.update({name: arguments[0].detach().flatten(0, 1).double()})
+            lambda _, arguments, name=name: seen.update({name: arguments[0].detach().flatten(0, -2).double()})
         )
         for name, module in decoder_blocks(model).named_modules()
         if isinstance(module, nn.Linear)
@@ -53,15 +55,15 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 4, "layer_types": ["ful
 
 @pytest.mark.parametrize(
     ("family", "settings"),
-    [*((family, {}) for family in ARCHITECTURES), ("mistral", {"sliding_window": 4}), ("qwen2", SLIDING)],
+    [*((family, {}) for family in FAMILIES), ("mistral", {"sliding_window": 4}), ("qwen2", SLIDING)],
 )
 def test_statistics_are_those_of_the_inputs_that_the_whole_model_computes(
     tiny: Tiny, tokens: Tensor, family: str, settings: dict[str, object]
 ) -> None:
-    model = tiny(family, **settings).double()
+    model = unfuse_(tiny(family, **settings).double())
     with recorded_inputs(model) as seen, torch.no_grad():
         model(tokens)
-    for index, statistics in enumerate(stream_statistics(model, tokens, groups=3, batch_size=4)):
+    for index, statistics in enumerate(stream_statistics(model, tokens, groups=3, batch_size=4, expert_tokens=0)):
         for linear in statistics.shared:
             x, found = seen[f"{index}.{linear}"], statistics.of(linear)
             weight = decoder_blocks(model)[index].get_submodule(linear).weight.detach()
@@ -71,9 +73,9 @@ def test_statistics_are_those_of_the_inputs_that_the_whole_model_computes(
             torch.testing.assert_close(found.mean_square, x.square().mean(0), rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(found.mean_abs, x.abs().mean(0), rtol=1e-9, atol=1e-11)
             torch.testing.assert_close(found.covariance, centred.T @ centred / len(x), rtol=1e-9, atol=1e-11)
-            torch.testing.assert_close(
-                found.group_means, torch.stack([part.mean(0) for part in side.chunk(3)]), rtol=1e-9, atol=1e-11
-            )
+            groups = torch.stack([part.sum(0) / max(len(part), 1) for part in side.split(found.group_counts.tolist())])
+            torch.testing.assert_close(found.group_means, groups, rtol=1e-9, atol=1e-11)
+            assert "experts" in linear or found.group_counts.tolist() == [24, 24, 24]
 
 
 def test_the_moment_is_taken_on_the_narrower_side(tiny: Tiny, tokens: Tensor) -> None:
@@ -204,6 +206,63 @@ def test_less_than_one_group_or_sequence_is_refused(tiny: Tiny, tokens: Tensor, 
 
 
 def test_an_architecture_without_an_entry_is_refused_with_the_way_to_add_it(tokens: Tensor) -> None:
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=16, n_layer=1, n_head=2)).eval()
-    with pytest.raises(InputError, match=r"'gpt2' has no entry; known are llama, .*mgaa/architectures\.py"):
+    model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)).eval()
+    with pytest.raises(InputError, match=r"'bloom' has no entry; known are falcon, .*mgaa/architectures\.py"):
         list(stream_statistics(model, tokens))
+
+
+# --- mixtures of experts
+
+
+def test_an_expert_is_measured_on_the_tokens_that_the_router_sends_it(tiny: Tiny, tokens: Tensor) -> None:
+    model = unfuse_(tiny("mixtral").double())
+    block = decoder_blocks(model)[0]
+    routed: list[tuple[Tensor, Tensor]] = []
+    handle = block.mlp.experts.register_forward_pre_hook(lambda _, arguments: routed.append(arguments[:2]))
+    with torch.no_grad():
+        model(tokens)
+    handle.remove()
+    hidden, chosen = routed[0]
+    found = next(iter(stream_statistics(model, tokens, groups=2, batch_size=4, expert_tokens=0)))
+    for expert in range(4):
+        taken = (chosen == expert).any(1)
+        statistics = found.of(f"mlp.experts.{expert}.gate_proj")
+        assert statistics.count == int(taken.sum())
+        assert statistics.group_counts.tolist() == [int(half.sum()) for half in taken.chunk(2)]
+        torch.testing.assert_close(statistics.mean, hidden[taken].mean(0), rtol=1e-9, atol=1e-11)
+    counts = [found.of(f"mlp.experts.{expert}.down_proj").count for expert in range(4)]
+    assert sum(counts) == tokens.numel() * model.config.num_experts_per_tok
+
+
+def test_experts_are_measured_alike_in_any_micro_batch(tiny: Tiny, tokens: Tensor) -> None:
+    model = unfuse_(tiny("qwen2_moe").double())
+    whole, split = (list(stream_statistics(model, tokens, groups=3, batch_size=size)) for size in (6, 1))
+    for one, two in zip(whole, split, strict=True):
+        assert one.shared == two.shared
+        for key in one.inputs:
+            assert one.inputs[key].count == two.inputs[key].count
+            torch.testing.assert_close(one.inputs[key].covariance, two.inputs[key].covariance, rtol=1e-9, atol=1e-11)
+
+
+def test_experts_with_few_tokens_are_shrunk_and_shared_experts_are_not(tiny: Tiny, tokens: Tensor) -> None:
+    model = unfuse_(tiny("qwen2_moe").double())
+    few, all_ = (list(stream_statistics(model, tokens, expert_tokens=minimum))[1] for minimum in (10_000, 0))
+    for key in all_.inputs:
+        same_ = torch.equal(few.inputs[key].covariance, all_.inputs[key].covariance)
+        assert same_ == ("mlp.experts" not in key)
+
+
+def test_an_expert_without_tokens_is_named_with_the_remedy(tiny: Tiny, tokens: Tensor) -> None:
+    model = unfuse_(tiny("olmoe"))
+    router = decoder_blocks(model)[1].mlp.gate
+    router.register_forward_hook(lambda _, __, output: (*output[:2], output[2].clamp(max=2)))
+    with pytest.raises(
+        InputError, match=r"layers\.1\.mlp\.experts\.3\.gate_proj received none of the calibration tokens"
+    ):
+        list(stream_statistics(model, tokens))
+
+
+def test_linears_that_read_one_input_share_its_statistics(tiny: Tiny, tokens: Tensor) -> None:
+    shared = next(iter(stream_statistics(unfuse_(tiny("phi3")), tokens))).shared
+    assert shared["self_attn.qkv_proj.v"] == shared["self_attn.qkv_proj.q"] == "self_attn.qkv_proj.q"
+    assert shared["mlp.gate_up_proj.up"] == "mlp.gate_up_proj.gate"

@@ -1,0 +1,158 @@
+"""Watching one decoder block at work: the inputs of its linears, and the residual stream around its sublayers.
+
+The stream is rebuilt from the input of the block and from what each sublayer adds to it, so that it is the true one also where norms follow
+the branches, where branches are scaled, and where attention and FFN are computed side by side. That the branches add up to the output
+of the block is checked at every step: a model whose blocks do more than its entry says is refused instead of measured wrongly.
+
+Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size, n channels of an input, E experts, k experts of a token.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from mgaa.architectures import Architecture, Group, Sublayer, has
+from mgaa.errors import InputError
+from mgaa.statistics import Accumulator, BlockStatistics, CosineAccumulator
+
+RESIDUE = 0.02
+"""Largest relative difference between the output of a block and the sum of its branches; bfloat16 rounds by a tenth of it."""
+
+
+@dataclass
+class Observer:
+    """Collects the statistics of one block.
+
+    Attributes:
+        entry, config: of the model.
+        block, path: the block, and its name for messages.
+        groups, sequences, expert_tokens: as in `mgaa.streaming.stream_statistics`.
+    """
+
+    entry: Architecture
+    config: PreTrainedConfig
+    block: nn.Module
+    path: str
+    groups: int
+    sequences: int
+    expert_tokens: int
+    _first: int = 0
+    _stream: Tensor = field(default_factory=lambda: torch.empty(0))
+    _entered: Tensor = field(default_factory=lambda: torch.empty(0))
+    _routed: Tensor = field(default_factory=lambda: torch.empty(0))
+    _accumulators: dict[str, Accumulator] = field(default_factory=dict)
+    _shared: dict[str, str] = field(default_factory=dict)
+    _cosines: dict[str, tuple[CosineAccumulator, CosineAccumulator]] = field(default_factory=dict)
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks live inside this context only."""
+        with ExitStack() as stack:
+            if self.entry.experts and has(self.block, self.entry.experts):
+                experts = self.block.get_submodule(self.entry.experts)
+                stack.enter_context(_hook(experts.register_forward_pre_hook(self._watch_router)))
+            for sublayer in self.entry.sublayers:
+                self._watch_branch(stack, sublayer)
+                for group in sublayer.groups(self.block):
+                    self._watch_input(stack, group)
+            yield
+
+    def enter(self, first: int, hidden: Float[Tensor, "s t h"]) -> None:
+        """A micro-batch enters the block; `first` is the index of its first sequence."""
+        self._first, self._entered, self._stream = first, hidden, hidden
+
+    def leave(self, hidden: Float[Tensor, "s t h"]) -> None:
+        """The micro-batch has left the block.
+
+        Raises:
+            InputError: the block adds something else to the stream than the branches of the entry.
+        """
+        difference = float((hidden - self._stream).norm() / hidden.norm().clamp(min=torch.finfo(hidden.dtype).tiny))
+        if difference > RESIDUE:
+            raise InputError(
+                f"the output of {self.path} differs by {difference:.2g} of its norm from the sum of its sublayers, expected at most "
+                f"{RESIDUE}: this {self.config.model_type} computes its blocks in another way than its entry in "
+                "mgaa/architectures.py says (a norm behind the sum, say); take another variant, or add an entry"
+            )
+
+    def finish(self) -> BlockStatistics:
+        """Everything collected.
+
+        Raises:
+            InputError: an expert that no token reached.
+        """
+        return BlockStatistics(
+            cosines={name: stream.finish() for name, (stream, _) in self._cosines.items()},
+            branch_cosines={name: branch.finish() for name, (_, branch) in self._cosines.items()},
+            inputs={key: accumulator.finish() for key, accumulator in self._accumulators.items()},
+            shared=self._shared,
+        )
+
+    def _watch_input(self, stack: ExitStack, group: Group) -> None:
+        linears = group.linears
+        modules = {name: self.block.get_submodule(name) for name in linears}
+        weights: dict[str, Tensor] = {name: module.weight.detach() for name, module in modules.items()}  # type: ignore[union-attr, operator]
+        narrow = sum(weight.shape[0] ** 2 for weight in weights.values()) < weights[linears[0]].shape[1] ** 2
+        keys = linears if narrow else linears[:1]
+        minimum = 0 if group.expert is None else self.expert_tokens
+        for key in keys:
+            own = weights[key] if narrow else None
+            self._accumulators[key] = Accumulator(f"{self.path}.{key}", self.groups, self.sequences, own, minimum)
+        self._shared |= {name: name if narrow else keys[0] for name in linears}
+
+        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            for offset, sequence in enumerate(self._by_sequence(arguments[0], group.expert)):
+                for key in keys:
+                    self._accumulators[key].update(self._first + offset, sequence)
+
+        stack.enter_context(_hook(modules[linears[0]].register_forward_pre_hook(hook)))
+
+    def _watch_router(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """How many tokens of each sequence every expert is sent."""
+        experts = len(list(self.block.get_submodule(self.entry.experts).children()))
+        chosen: Int[Tensor, "s tk"] = arguments[1].reshape(len(self._entered), -1)
+        self._routed = torch.stack([(chosen == expert).sum(1) for expert in range(experts)]).cpu()
+
+    def _by_sequence(self, x: Float[Tensor, "*batch n"], expert: int | None) -> Sequence[Float[Tensor, "t n"]]:
+        """The rows of every sequence; those of an expert are fewer, and in the order of the tokens."""
+        if expert is None:
+            return list(x.reshape(len(self._entered), -1, x.shape[-1]))
+        return torch.split(x, self._routed[expert].tolist())
+
+    def _watch_branch(self, stack: ExitStack, sublayer: Sublayer) -> None:
+        stream, branch = (CosineAccumulator(f"{self.path}.{sublayer.name}") for _ in range(2))
+        self._cosines[sublayer.name] = (stream, branch)
+        parallel, scale = self.entry.is_parallel(self.config), self.entry.branch_scale(self.config)
+
+        def leave(_: nn.Module, __: Any, output: Any) -> None:
+            added = first_of(output).reshape(self._entered.shape)
+            added = added if scale == 1.0 else added * scale
+            before = self._entered if parallel else self._stream
+            after = before + added
+            for offset, (a, b) in enumerate(zip(before, after, strict=True)):
+                stream.update(self._first + offset, a, b)
+                branch.update(self._first + offset, a, b - a)
+            self._stream = self._stream + added if parallel else after
+
+        module = self.block.get_submodule(sublayer.output or sublayer.module)
+        stack.enter_context(_hook(module.register_forward_hook(leave)))
+
+
+def first_of(output: Any) -> Tensor:
+    """The hidden states among what a module returns."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+@contextmanager
+def _hook(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
