@@ -2,12 +2,13 @@
 
 They answer, in order: where did the parameters go (`ranks`), why there (`sublayers`), what did a parameter buy (`energies`), what did it
 cost each layer (`errors`), and what did it cost the model (`sizes`). `allocations` are those of tasks/summarize.py by model, the
-run's method last; everything is drawn for 2 to 80 blocks.
+run's method last; everything is drawn for 2 to 80 blocks. The experts of a mixture share a row.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tasks.figure_rows import Allocation, kind_of, pair, rows
 from tasks.figure_style import (
     BLANK,
     GREY,
@@ -23,25 +24,11 @@ from tasks.figure_style import (
     spread,
 )
 
-Allocation = Mapping[str, Any]
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Kept share of parameters and kept energy at every rank, by matrix."""
 
 WIDE = 24
 """Blocks from which the numbers in a heat map stand upright."""
-
-
-def pair(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
-    """What the method is shown beside: uniform if it was run, else the first baseline, else nothing; the method first."""
-    *baselines, method = allocations
-    beside = ["uniform"] if "uniform" in baselines else baselines[:1]
-    return {name: allocations[name] for name in (method, *beside)}
-
-
-def rows(allocation: Allocation) -> tuple[list[str], int]:
-    """The matrices of a block in model order, and the number of blocks."""
-    matrices = allocation["matrices"].values()
-    return list(dict.fromkeys(matrix["matrix"] for matrix in matrices)), 1 + max(m["block"] for m in matrices)
 
 
 def ranks(allocations: Mapping[str, Allocation]) -> Any:
@@ -162,7 +149,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
     depth = ScalarMappable(Normalize(0, max(1, blocks - 1)), colormaps["viridis_r"])
     for axis, name in zip(axes, names, strict=True):
         for key, matrix in allocation["matrices"].items():
-            if matrix["matrix"] == name:
+            if kind_of(matrix["matrix"]) == name:
                 colour = depth.to_rgba(matrix["block"])
                 axis.plot(*curves[key], color=colour, linewidth=0.9)
                 if matrix["rank"] is not None:

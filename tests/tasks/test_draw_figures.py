@@ -1,6 +1,7 @@
 """Figures say what the tables say, are the same bytes every time, and can be drawn for two blocks and for eighty."""
 
 import copy
+import math
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 from tasks import figures
 from tasks.draw_figures import energy_curves
+from tasks.figure_rows import merged, rows
 from tasks.figure_style import save, short_names, spread, style
 from tests.finished import Finished, finished_run
 
@@ -76,6 +78,29 @@ def test_the_figures_can_be_drawn_for_any_depth(run: Finished, blocks: int) -> N
             width, height = figure.get_size_inches()
             assert width < 20
             assert height < 12
+
+
+def test_the_experts_of_a_block_are_one_row(run: Finished) -> None:
+    """As many parameters as all of them, the mean of their ranks and energies, the mean of their squared errors."""
+    allocation = copy.deepcopy(dict(run.published["allocation"]["mgaa"]))
+    down = {name: matrix for name, matrix in allocation["matrices"].items() if matrix["matrix"] == "mlp.down_proj"}
+    for name, matrix in down.items():
+        del allocation["matrices"][name]
+        for expert in range(60):
+            rank, energy = (None, 1.0) if expert % 3 == 0 else (10 + expert, 0.5)
+            local = f"mlp.experts.{expert}.down_proj"
+            cell = {**matrix, "matrix": local, "rank": rank, "energy": energy, "error": math.sqrt(1 - energy)}
+            allocation["matrices"][name.replace("mlp.down_proj", local)] = cell
+    with style():
+        figure = figures.ranks({"mgaa": allocation})
+    assert figure.get_size_inches()[1] < 12
+    names, _ = rows(allocation)
+    assert [name for name in names if "experts" in name] == ["mlp.experts.*.down_proj"]
+    whole = merged(allocation)["matrices"]["0.mlp.experts.*.down_proj"]
+    low = [10 + expert for expert in range(60) if expert % 3]
+    assert (whole["rank"], whole["m"]) == (round(sum(low) / 40), 60 * next(iter(down.values()))["m"])
+    assert whole["energy"] == pytest.approx((20 + 40 * 0.5) / 60)
+    assert whole["error"] ** 2 == pytest.approx(1 - whole["energy"])
 
 
 def test_the_curves_pass_through_the_chosen_ranks(run: Finished) -> None:
