@@ -5,103 +5,18 @@ block, and inside a sublayer the linears, grouped by the input that they share: 
 all three. It also says what is unusual: layers that hold several matrices in one tensor (`mgaa.fused` takes them apart), stacked experts,
 branches that are scaled or computed in parallel. Nothing else of the library knows a model by name.
 
-To support another architecture, add an entry here (about ten lines, with the URL of its modelling file); the contract tests
-find it by themselves.
+To support another architecture, add an entry here (about ten lines, with the path of its modelling file below
+https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers); the contract tests find it by themselves.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
+from mgaa.anatomy import Architecture, Fused, Sublayer, has
 from mgaa.budget import Matrix
 from mgaa.errors import InputError
-
-
-@dataclass(frozen=True)
-class Group:
-    """Linears of a block that read the same tensor; `expert` is the index where the router chooses their tokens."""
-
-    linears: tuple[str, ...]
-    expert: int | None = None
-
-
-@dataclass(frozen=True)
-class Sublayer:
-    """One residual branch of a decoder block.
-
-    Attributes:
-        name: `attention` or `ffn`.
-        module: the module of the block that holds the linears; empty for the block itself.
-        inputs: one text per distinct input: the linears that read it, below `module`. `*` stands for every expert. What a block does not
-            have is passed over (a dense FFN between mixtures of experts), but no linear of a block may be left unnamed.
-        output: the module of the block whose output joins the residual stream; empty for `module`.
-    """
-
-    name: str
-    module: str
-    inputs: tuple[str, ...]
-    output: str = ""
-
-    def groups(self, block: nn.Module) -> list[Group]:
-        """The linears that `block` has, by the input that they share."""
-        prefix = f"{self.module}." if self.module else ""
-        patterns = [[prefix + name for name in names.split()] for names in self.inputs]
-        found = (group for pattern in patterns for group in _expanded(pattern, block))
-        return [group for group in found if group.linears]
-
-
-@dataclass(frozen=True)
-class Fused:
-    """A layer whose weight holds the rows of several matrices; each becomes a linear `<layer>.<part>`.
-
-    Attributes:
-        layer: the module of the block.
-        parts: the names of the matrices, in the order of their rows.
-        heads: how the rows lie. `none`: one equal part after the other; `stacked`: all heads of q, then those of k, then those of v;
-            `grouped`: for each head of k its heads of q, itself, and its head of v.
-    """
-
-    layer: str
-    parts: tuple[str, ...]
-    heads: Literal["none", "stacked", "grouped"] = "none"
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A family of decoders.
-
-    Attributes:
-        blocks: path of the list of decoder blocks.
-        sublayers: of one block, in the order of computation.
-        fused: layers to take apart.
-        experts: module of the block that holds stacked experts.
-        untouched: linears of the block that stay as they are.
-        parallel: whether all sublayers read the input of the block; or the fields of the config of which any one says so.
-        scale: field of the config by which the output of a sublayer is multiplied.
-        returns: what a block returns.
-    """
-
-    blocks: str
-    sublayers: tuple[Sublayer, ...]
-    fused: tuple[Fused, ...] = ()
-    experts: str = ""
-    untouched: tuple[str, ...] = ()
-    parallel: bool | tuple[str, ...] = False
-    scale: str = ""
-    returns: Literal["tensor", "tuple"] = "tensor"
-
-    def is_parallel(self, config: PreTrainedConfig) -> bool:
-        """Whether all sublayers of a block read its input."""
-        if isinstance(self.parallel, bool):
-            return self.parallel
-        return any(bool(getattr(config, field)) for field in self.parallel)
-
-    def branch_scale(self, config: PreTrainedConfig) -> float:
-        """The factor on the output of a sublayer, before it joins the residual stream."""
-        return float(getattr(config, self.scale)) if self.scale else 1.0
 
 
 _SEPARATE = ("q_proj k_proj v_proj", "o_proj")
@@ -109,14 +24,12 @@ _GATED = ("gate_proj up_proj", "down_proj")
 _EXPERTS = ("experts.*.gate_proj experts.*.up_proj", "experts.*.down_proj")
 
 # Pre-norm blocks with separate q, k, v, o and a gated FFN.
-# https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/llama/modeling_llama.py
 _GATED_PRE_NORM = Architecture(
     blocks="model.layers",
     sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", _GATED)),
 )
 
 # A norm on the output of each branch, before it joins the stream.
-# https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/gemma2/modeling_gemma2.py
 _GATED_POST_NORM = Architecture(
     blocks="model.layers",
     sublayers=(
@@ -126,7 +39,6 @@ _GATED_POST_NORM = Architecture(
 )
 
 # Experts, shared experts and, in some blocks, a dense FFN; the router and the gate of the shared expert (one row) are left alone.
-# https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/models/qwen2_moe/modeling_qwen2_moe.py
 _MIXTURE = Architecture(
     blocks="model.layers",
     sublayers=(
@@ -142,27 +54,28 @@ _MIXTURE = Architecture(
 )
 
 ARCHITECTURES: dict[str, Architecture] = {
+    # models/llama/modeling_llama.py
     "llama": _GATED_PRE_NORM,
-    # .../models/mistral/modeling_mistral.py (sliding-window attention, same modules)
+    # models/mistral/modeling_mistral.py (sliding-window attention, same modules)
     "mistral": _GATED_PRE_NORM,
-    # .../models/qwen2/modeling_qwen2.py (biases on q, k, v)
+    # models/qwen2/modeling_qwen2.py (biases on q, k, v)
     "qwen2": _GATED_PRE_NORM,
-    # .../models/qwen3/modeling_qwen3.py (norms on the heads of q and k, inside the sublayer)
+    # models/qwen3/modeling_qwen3.py (norms on the heads of q and k, inside the sublayer)
     "qwen3": _GATED_PRE_NORM,
-    # .../models/gemma2/modeling_gemma2.py (soft-capped logits, inside the attention and behind the head)
+    # models/gemma2/modeling_gemma2.py (soft-capped logits, inside the attention and behind the head)
     "gemma2": _GATED_POST_NORM,
-    # .../models/gemma3/modeling_gemma3.py (the text model)
+    # models/gemma3/modeling_gemma3.py (the text model)
     "gemma3_text": _GATED_POST_NORM,
-    # .../models/olmo2/modeling_olmo2.py (norms behind the branches only)
+    # models/olmo2/modeling_olmo2.py (norms behind the branches only)
     "olmo2": _GATED_POST_NORM,
-    # .../models/granite/modeling_granite.py
+    # models/granite/modeling_granite.py
     "granite": Architecture(_GATED_PRE_NORM.blocks, _GATED_PRE_NORM.sublayers, scale="residual_multiplier"),
-    # .../models/starcoder2/modeling_starcoder2.py
+    # models/starcoder2/modeling_starcoder2.py
     "starcoder2": Architecture(
         blocks="model.layers",
         sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", ("c_fc", "c_proj"))),
     ),
-    # .../models/phi/modeling_phi.py (attention and FFN read the same norm)
+    # models/phi/modeling_phi.py (attention and FFN read the same norm)
     "phi": Architecture(
         blocks="model.layers",
         sublayers=(
@@ -171,7 +84,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         parallel=True,
     ),
-    # .../models/phi3/modeling_phi3.py
+    # models/phi3/modeling_phi3.py
     "phi3": Architecture(
         blocks="model.layers",
         sublayers=(
@@ -183,7 +96,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Fused("mlp.gate_up_proj", ("gate", "up")),
         ),
     ),
-    # .../models/opt/modeling_opt.py (the FFN has no module of its own)
+    # models/opt/modeling_opt.py (the FFN has no module of its own)
     "opt": Architecture(
         blocks="model.decoder.layers",
         sublayers=(
@@ -191,7 +104,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Sublayer("ffn", "", ("fc1", "fc2"), output="fc2"),
         ),
     ),
-    # .../models/gpt2/modeling_gpt2.py (Conv1D: the weights are transposed)
+    # models/gpt2/modeling_gpt2.py (Conv1D: the weights are transposed)
     "gpt2": Architecture(
         blocks="transformer.h",
         sublayers=(
@@ -200,7 +113,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         fused=(Fused("attn.c_attn", ("q", "k", "v"), heads="stacked"),),
     ),
-    # .../models/gpt_neox/modeling_gpt_neox.py
+    # models/gpt_neox/modeling_gpt_neox.py
     "gpt_neox": Architecture(
         blocks="gpt_neox.layers",
         sublayers=(
@@ -210,7 +123,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         fused=(Fused("attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
         parallel=("use_parallel_residual",),
     ),
-    # .../models/falcon/modeling_falcon.py (one head of k and v, some, or as many as of q)
+    # models/falcon/modeling_falcon.py (one head of k and v, some, or as many as of q)
     "falcon": Architecture(
         blocks="transformer.h",
         sublayers=(
@@ -221,12 +134,13 @@ ARCHITECTURES: dict[str, Architecture] = {
         parallel=("parallel_attn", "new_decoder_architecture"),
         returns="tuple",
     ),
-    # .../models/mixtral/modeling_mixtral.py
+    # models/mixtral/modeling_mixtral.py
     "mixtral": _MIXTURE,
+    # models/qwen2_moe/modeling_qwen2_moe.py (a shared expert with a gate of its own)
     "qwen2_moe": _MIXTURE,
-    # .../models/qwen3_moe/modeling_qwen3_moe.py
+    # models/qwen3_moe/modeling_qwen3_moe.py
     "qwen3_moe": _MIXTURE,
-    # .../models/olmoe/modeling_olmoe.py
+    # models/olmoe/modeling_olmoe.py
     "olmoe": _MIXTURE,
 }
 
@@ -302,23 +216,3 @@ def _matrices(entry: Architecture, index: int, block: nn.Module, model_type: str
                 f"{path}.{name} is a linear that the entry of {model_type!r} does not name: take the model apart first "
                 "(mgaa.fused.unfuse_), or add the linear to the entry in mgaa/architectures.py"
             )
-
-
-def _expanded(pattern: list[str], block: nn.Module) -> Iterator[Group]:
-    """The groups of a pattern, one per expert where it has a `*`; without the linears that the block does not have."""
-    path, star, _ = pattern[0].partition(".*")
-    if not star:
-        yield Group(tuple(name for name in pattern if has(block, name)))
-    elif has(block, path):
-        for expert in range(len(list(block.get_submodule(path).children()))):
-            names = [name.replace("*", str(expert)) for name in pattern]
-            yield Group(tuple(name for name in names if has(block, name)), expert)
-
-
-def has(module: nn.Module, path: str) -> bool:
-    """Whether there is a module at a dotted path below `module`."""
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

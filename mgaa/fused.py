@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from mgaa.architectures import Architecture, Fused, architecture_of, decoder_blocks, has
+from mgaa.anatomy import Architecture, Fused, has
+from mgaa.architectures import architecture_of, decoder_blocks
 from mgaa.errors import InputError
 from mgaa.lowrank import MARK_SHAPE
 

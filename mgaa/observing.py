@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mgaa.architectures import Architecture, Group, Sublayer, has
+from mgaa.anatomy import Architecture, Group, Sublayer, has
 from mgaa.errors import InputError
 from mgaa.statistics import Accumulator, BlockStatistics, CosineAccumulator
 

@@ -1,0 +1,112 @@
+"""What can be said of a decoder: its blocks, their residual branches, and the linears in them. The entries are in `mgaa.architectures`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Group:
+    """Linears of a block that read the same tensor; `expert` is the index where the router chooses their tokens."""
+
+    linears: tuple[str, ...]
+    expert: int | None = None
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual branch of a decoder block.
+
+    Attributes:
+        name: `attention` or `ffn`.
+        module: the module of the block that holds the linears; empty for the block itself.
+        inputs: one text per distinct input: the linears that read it, below `module`. `*` stands for every expert. What a block does not
+            have is passed over (a dense FFN between mixtures of experts), but no linear of a block may be left unnamed.
+        output: the module of the block whose output joins the residual stream; empty for `module`.
+    """
+
+    name: str
+    module: str
+    inputs: tuple[str, ...]
+    output: str = ""
+
+    def groups(self, block: nn.Module) -> list[Group]:
+        """The linears that `block` has, by the input that they share."""
+        prefix = f"{self.module}." if self.module else ""
+        patterns = [[prefix + name for name in names.split()] for names in self.inputs]
+        found = (group for pattern in patterns for group in _expanded(pattern, block))
+        return [group for group in found if group.linears]
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A layer whose weight holds the rows of several matrices; each becomes a linear `<layer>.<part>`.
+
+    Attributes:
+        layer: the module of the block.
+        parts: the names of the matrices, in the order of their rows.
+        heads: how the rows lie. `none`: one equal part after the other; `stacked`: all heads of q, then those of k, then those of v;
+            `grouped`: for each head of k its heads of q, itself, and its head of v.
+    """
+
+    layer: str
+    parts: tuple[str, ...]
+    heads: Literal["none", "stacked", "grouped"] = "none"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A family of decoders.
+
+    Attributes:
+        blocks: path of the list of decoder blocks.
+        sublayers: of one block, in the order of computation.
+        fused: layers to take apart.
+        experts: module of the block that holds stacked experts.
+        untouched: linears of the block that stay as they are.
+        parallel: whether all sublayers read the input of the block; or the fields of the config of which any one says so.
+        scale: field of the config by which the output of a sublayer is multiplied.
+        returns: what a block returns.
+    """
+
+    blocks: str
+    sublayers: tuple[Sublayer, ...]
+    fused: tuple[Fused, ...] = ()
+    experts: str = ""
+    untouched: tuple[str, ...] = ()
+    parallel: bool | tuple[str, ...] = False
+    scale: str = ""
+    returns: Literal["tensor", "tuple"] = "tensor"
+
+    def is_parallel(self, config: PreTrainedConfig) -> bool:
+        """Whether all sublayers of a block read its input."""
+        if isinstance(self.parallel, bool):
+            return self.parallel
+        return any(bool(getattr(config, field)) for field in self.parallel)
+
+    def branch_scale(self, config: PreTrainedConfig) -> float:
+        """The factor on the output of a sublayer, before it joins the residual stream."""
+        return float(getattr(config, self.scale)) if self.scale else 1.0
+
+
+def _expanded(pattern: list[str], block: nn.Module) -> Iterator[Group]:
+    """The groups of a pattern, one per expert where it has a `*`; without the linears that the block does not have."""
+    path, star, _ = pattern[0].partition(".*")
+    if not star:
+        yield Group(tuple(name for name in pattern if has(block, name)))
+    elif has(block, path):
+        for expert in range(len(list(block.get_submodule(path).children()))):
+            names = [name.replace("*", str(expert)) for name in pattern]
+            yield Group(tuple(name for name in names if has(block, name)), expert)
+
+
+def has(module: nn.Module, path: str) -> bool:
+    """Whether there is a module at a dotted path below `module`."""
+    try:
+        module.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
