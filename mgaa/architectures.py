@@ -18,7 +18,6 @@ from mgaa.anatomy import Architecture, Fused, Sublayer, has
 from mgaa.budget import Matrix
 from mgaa.errors import InputError
 
-
 _SEPARATE = ("q_proj k_proj v_proj", "o_proj")
 _GATED = ("gate_proj up_proj", "down_proj")
 _EXPERTS = ("experts.*.gate_proj experts.*.up_proj", "experts.*.down_proj")
