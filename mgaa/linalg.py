@@ -74,23 +74,22 @@ def decompose(
     """
     weight = weight.double()
     factor = weight if weight.shape[0] <= weight.shape[1] else _thin_qr(weight)[1]
-    if metric.scale <= 0:
+    silent = metric.scale <= 0  # not so where it is NaN, which shall reach the check below
+    if silent:
         warnings.warn(
             f"the input of {name} is zero (for centred metrics: constant) on all calibration tokens: "
             "it gets the plain SVD; calibrate with more text if that is not the model's nature",
             stacklevel=1,
         )
-    scale = DAMPING * metric.scale if metric.scale > 0 else 1.0
-    gram = _gram(factor, metric) + scale * factor @ factor.T
-    if not bool(torch.isfinite(gram).all()):
+    gram = _gram(factor, metric) + (1.0 if silent else DAMPING * metric.scale) * factor @ factor.T
+    if not all(bool(torch.isfinite(part).all()) for part in (gram, metric.mean) if part is not None):
         raise NumericalError(
-            f"W M W^T of {name} has non-finite entries: its weight or its input statistics are damaged; "
-            "check the weights and calibrate again"
+            f"W M W^T of {name}, or the mean of its input, has non-finite entries: its weight or its input statistics "
+            "are damaged; check the weights and calibrate again"
         )
     values, vectors = torch.linalg.eigh(gram)
-    basis = fix_signs(vectors.flip(1))
-    energies = values.flip(0) if metric.scale > 0 else torch.zeros_like(values)
-    return Spectrum(energies.clamp(min=0.0), basis[:, :rank], metric.mean)
+    energies = torch.zeros_like(values) if silent else values.flip(0).clamp(min=0.0)
+    return Spectrum(energies, fix_signs(vectors.flip(1))[:, :rank], metric.mean)
 
 
 def _gram(factor: Float[Tensor, "p n"], metric: Metric) -> Float[Tensor, "p p"]:

@@ -31,6 +31,10 @@ from torch import Tensor
 from mgaa.errors import InputError, NumericalError
 
 
+ROUNDING = 1e-12
+"""Share of the mean square below which the difference to the squared mean is rounding and no variance."""
+
+
 @dataclass(frozen=True)
 class InputStatistics:
     """Statistics of one input over all calibration tokens, float64.
@@ -65,8 +69,9 @@ class InputStatistics:
 
     @property
     def centred_scale(self) -> float:
-        """Mean variance of a channel of the input, `tr(Cov) / n`."""
-        return float((self.mean_square - self.mean.square()).clamp(min=0.0).mean())
+        """Mean variance of a channel of the input, `tr(Cov) / n`; what rounding leaves of a constant channel is 0."""
+        variance = self.mean_square - self.mean.square()
+        return float(variance.where(~(variance / self.mean_square <= ROUNDING), 0.0).mean())
 
 
 class Accumulator:

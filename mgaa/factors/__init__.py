@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mgaa.errors import NumericalError
+from mgaa.errors import NumericalError, UsageError
 from mgaa.linalg import Spectrum, decompose, left_basis
 from mgaa.lowrank import Factors
 from mgaa.methods import method
@@ -57,8 +57,14 @@ def factorize(
     """Factors of `rank` in the dtype of `weight`; computed in float64, rounded once.
 
     Raises:
+        UsageError: the spectrum holds no basis of that rank.
         NumericalError: an entry leaves the range of the dtype.
     """
+    (m, n), largest = weight.shape, spectrum.basis.shape[1]
+    if not 1 <= rank <= largest:
+        raise UsageError(
+            f"rank {rank} of a {m} x {n} matrix: expected 1 to {largest}, the basis that was kept; keep the matrix dense instead"
+        )
     dense = weight.double()
     stored = left_basis(weight, spectrum, rank).to(weight.dtype)
     gram = stored.double().T @ stored.double()

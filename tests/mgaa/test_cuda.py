@@ -12,8 +12,11 @@ from transformers import PreTrainedModel
 import mgaa
 from mgaa.architectures import decoder_blocks, matrices_of
 from mgaa.factors import factorize, load_spectra, save_spectra, spectra
+from mgaa.fused import unfuse_
+from mgaa.methods import available
 from mgaa.statistics import BlockStatistics
 from mgaa.streaming import stream_statistics
+from tests.mgaa.conftest import FAMILIES
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -25,9 +28,9 @@ def tokens() -> Tensor:
     return torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_statistics_agree(tiny: Tiny, tokens: Tensor, family: str) -> None:
-    model = tiny(family).double()
+    model = unfuse_(tiny(family).double())
     here = list(stream_statistics(model, tokens))
     there = list(stream_statistics(copy.deepcopy(model).cuda(), tokens))
     for one, two in zip(here, there, strict=True):
@@ -38,7 +41,7 @@ def test_statistics_agree(tiny: Tiny, tokens: Tensor, family: str) -> None:
             torch.testing.assert_close(two.of(linear).mean.cpu(), one.of(linear).mean, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("factorizer", ["svd", "whitened", "afm"])
+@pytest.mark.parametrize("factorizer", available("factors"))
 def test_the_compressed_model_agrees(tiny: Tiny, tokens: Tensor, factorizer: str) -> None:
     here = tiny().double()
     there = copy.deepcopy(here).cuda()

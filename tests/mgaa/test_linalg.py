@@ -5,6 +5,7 @@ squares serve as a reference down to energies 1e-20 times the first.
 """
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -291,5 +292,19 @@ def test_an_entry_that_is_not_finite_is_an_error_with_the_name(
     weight, S = random(*shape), root(shape[1], 1e2, "log")
     given = metric(S, weight if side == "output" else None)
     (weight if where == "weight" else given.moment)[3, 2] = value
-    with pytest.raises(NumericalError, match=r"W M W\^T of mlp\.up has non-finite entries: .* check the weights"):
+    with pytest.raises(
+        NumericalError, match=r"W M W\^T of mlp\.up, or .* has non-finite entries: .* check the weights"
+    ):
         decompose(weight, given, name="mlp.up")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("field", ["scale", "mean"])
+@pytest.mark.parametrize("shape", [WIDE, TALL])
+def test_a_scale_or_a_mean_that_is_not_finite_is_no_zero_input(
+    shape: tuple[int, int], field: str, value: float
+) -> None:
+    given = metric(root(shape[1], 1e2, "log"))
+    damaged = replace(given, scale=value) if field == "scale" else replace(given, mean=torch.full((shape[1],), value))
+    with pytest.raises(NumericalError, match=r"W M W\^T of mlp\.up, or the mean of its input, has non-finite entries"):
+        decompose(random(*shape), damaged, name="mlp.up")

@@ -202,6 +202,13 @@ def test_cosines_are_read_without_the_rest(tmp_path: Path) -> None:
     assert load_cosines(tmp_path / "block.safetensors") == {"attention": (0.9, 0.1), "ffn": (1 / 3, -0.2)}
 
 
+@pytest.mark.parametrize("value", [0.1, 1 / 3, 7e5, -3e-7])
+def test_a_constant_input_has_no_variance_at_all(value: float) -> None:
+    found = accumulate([torch.full((77, 3), value)] * 13)
+    assert found.centred_scale == 0
+    assert found.scale == pytest.approx(value**2, rel=1e-6)
+
+
 # --- experts: fewer tokens than the minimum, sequences without any
 
 
