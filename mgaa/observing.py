@@ -41,7 +41,7 @@ class Observer:
     path: str
     groups: int
     sequences: int
-    expert_tokens: int
+    expert_tokens: float
     _first: int = 0
     _stream: Tensor = field(default_factory=lambda: torch.empty(0))
     _entered: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -100,7 +100,7 @@ class Observer:
         weights: dict[str, Tensor] = {name: module.weight.detach() for name, module in modules.items()}  # type: ignore[union-attr, operator]
         narrow = sum(weight.shape[0] ** 2 for weight in weights.values()) < weights[linears[0]].shape[1] ** 2
         keys = linears if narrow else linears[:1]
-        minimum = 0 if group.expert is None else self.expert_tokens
+        minimum = 0.0 if group.expert is None else self.expert_tokens
         for key in keys:
             own = weights[key] if narrow else None
             self._accumulators[key] = Accumulator(f"{self.path}.{key}", self.groups, self.sequences, own, minimum)

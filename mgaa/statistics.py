@@ -5,10 +5,9 @@ value per channel of a linear's input (methods: MGAA and its plug-ins). Linears 
 is taken on the *narrower side*: where the outputs of an input's linears are together smaller than the input (`down_proj`), the
 covariance of the bias-free output `z = W x` stands in for that of the wide input, because `W Cov(x) W^T = Cov(z)`.
 
-An expert of a mixture sees only the tokens that the router sends it. Below a stated minimum of tokens its covariance is shrunk towards the
-diagonal one, `(1 - w) Cov + w diag(Cov)` with `w = 1 - tokens / minimum`: target D of Schaefer and Strimmer (2005), which keeps the scales
-of the channels and drops the correlations that a handful of tokens only pretends. (The weight is our choice; their estimate of it needs
-fourth moments.) An expert without tokens is an error.
+An expert of a mixture sees only the tokens that the router sends it. Below a stated number of tokens per channel its covariance is shrunk
+towards an isotropic one of equal trace, the target of Ledoit and Wolf (2004): `(1 - w) Cov + w tr(Cov)/n I` with `w = 1 - tokens / minimum`. The
+weight is our choice (theirs needs fourth moments), measured by `benchmarks/experts.py`. An expert without tokens is an error.
 
 Sums run in float64, one sequence at a time in a fixed order, by the pairwise update of Chan, Golub and LeVeque (1979), which centres every
 sequence before it squares: no cancellation, and the micro-batch of the forward pass does not enter the order of summation.
@@ -82,7 +81,7 @@ class Accumulator:
         groups: number of groups of consecutive sequences (at most one group per sequence is used).
         sequences: number of calibration sequences in all.
         weight: given where the output side is measured; `None` for the input side.
-        minimum: tokens below which the covariance is shrunk towards its diagonal.
+        minimum: tokens per channel of the side measured, below which the covariance is shrunk.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Accumulator:
         groups: int,
         sequences: int,
         weight: Float[Tensor, "m n"] | None = None,
-        minimum: int = 0,
+        minimum: float = 0.0,
     ) -> None:
         self._name, self._minimum = name, minimum
         self._weight = None if weight is None else weight.double()
@@ -165,16 +164,17 @@ class Accumulator:
             group_means=self._group_sums / self._group_counts.clamp(min=1).to(mean.device).unsqueeze(1),
             group_counts=self._group_counts,
         )
-        return found if self._count >= self._minimum else self._shrunk(found, 1 - self._count / self._minimum)
+        needed = self._minimum * len(found.covariance)
+        return found if self._count >= needed else self._shrunk(found, 1 - self._count / needed)
 
     def _shrunk(self, found: InputStatistics, share: float) -> InputStatistics:
-        """Correlations less by `share`, inside groups and between them alike, so that what is pooled stays a covariance."""
-        variance = (found.mean_square - found.mean.square()).clamp(min=0.0)
-        diagonal = variance.diag() if self._weight is None else (self._weight * variance) @ self._weight.T
+        """Less of the covariance by `share`, inside groups and between them alike, so that what is pooled stays a covariance."""
+        width = len(found.covariance)
+        round_ = torch.eye(width).to(found.mean) if self._weight is None else self._weight @ self._weight.T
         present = (found.group_counts > 0).to(found.mean).unsqueeze(1)
         return replace(
             found,
-            covariance=(1 - share) * found.covariance + share * diagonal,
+            covariance=(1 - share) * found.covariance + share * found.centred_scale * round_,
             group_means=present * (found.side_mean + math.sqrt(1 - share) * (found.group_means - found.side_mean)),
         )
 

@@ -26,8 +26,8 @@ from mgaa.observing import Observer, first_of
 from mgaa.statistics import BlockStatistics
 from mgaa.tokens import check_vocabulary
 
-EXPERT_TOKENS = 256
-"""Tokens below which the covariance of an expert is shrunk towards its diagonal (`mgaa.statistics`)."""
+EXPERT_TOKENS = 4.0
+"""Tokens per channel, below which the covariance of an expert is shrunk (`mgaa.statistics`)."""
 
 
 def stream_statistics(
@@ -36,7 +36,7 @@ def stream_statistics(
     *,
     groups: int = 32,
     batch_size: int = 8,
-    expert_tokens: int = EXPERT_TOKENS,
+    expert_tokens: float = EXPERT_TOKENS,
 ) -> Iterator[BlockStatistics]:
     """Statistics of every decoder block in order, with dense inputs, in one pass over the tokens.
 
@@ -45,7 +45,7 @@ def stream_statistics(
         tokens: calibration sequences without padding.
         groups: groups of consecutive sequences whose means are kept.
         batch_size: sequences per forward pass.
-        expert_tokens: tokens below which the covariance of an expert is shrunk.
+        expert_tokens: tokens per channel, below which the covariance of an expert is shrunk.
 
     Raises:
         UsageError: fewer than one group, or than one sequence per forward pass.

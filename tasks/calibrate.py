@@ -18,7 +18,7 @@ def calibrate(
     inputs: str,
     groups: int,
     batch_size: int,
-    expert_tokens: int,
+    expert_tokens: float,
     device: str,
 ) -> None:
     """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""

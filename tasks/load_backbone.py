@@ -63,9 +63,9 @@ def _reference(model: Any, source: str, revision: str | None, files: dict[str, s
 
 
 def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, Any]:
-    """The model in eval mode on `device`, taken apart into linears (`mgaa.fused`), and its tokenizer.
+    """The model in eval mode on `device`, and its tokenizer; shared by the steps of a process, so never changed in place.
 
-    Both are shared by the steps of a process, so never changed in place.
+    A `backbone` comes taken apart into linears (`mgaa.fused`), a `model` that is only evaluated as it is.
     """
     from mgaa.fused import unfuse_
 
@@ -74,7 +74,7 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
         model, tokenizer = _load(
             record["source"], record["revision"], record["dtype"], device, content=digest(record["files"])
         )
-        return unfuse_(model), tokenizer
+        return unfuse_(model) if backbone.kind == "backbone" else model, tokenizer
 
 
 _one_at_a_time = Lock()

@@ -176,12 +176,12 @@ def write_tokenizer(folder: Path, texts: list[str], size: int = 300) -> None:
     PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>").save_pretrained(folder)
 
 
-def write_model(folder: Path, texts: list[str], rows: int = 320) -> None:
+def write_model(folder: Path, texts: list[str], rows: int = 320, seed: int = 0) -> None:
     """A random Llama with grouped-query attention and tied embeddings of so many rows."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=rows,
         hidden_size=48,
@@ -201,13 +201,13 @@ def write_model(folder: Path, texts: list[str], rows: int = 320) -> None:
 
 
 def write_other_model(folder: Path, model: Path) -> None:
-    """A random GPT-2, which has no entry among the architectures, with the tokenizer of `model`."""
+    """A random Bloom, which has no entry among the architectures, with the tokenizer of `model`."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import BloomConfig, BloomForCausalLM
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=320, n_positions=128, n_embd=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
-    GPT2LMHeadModel(config).save_pretrained(folder)
+    config = BloomConfig(vocab_size=320, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1)
+    BloomForCausalLM(config).save_pretrained(folder)
     for path in model.glob("tokenizer*"):
         shutil.copy(path, folder)
 

@@ -35,8 +35,8 @@ def test_a_model_of_a_run_gives_the_numbers_of_that_run(name: str, done: Laborat
 
 
 def test_an_architecture_that_cannot_be_compressed_is_evaluated(done: Laboratory, tmp_path: Path) -> None:
-    write_other_model(tmp_path / "gpt2", done.model)
-    outcome = done.run(f"backbone.source={tmp_path / 'gpt2'}", "evaluation.tasks=[]", flow=evaluate)
+    write_other_model(tmp_path / "bloom", done.model)
+    outcome = done.run(f"backbone.source={tmp_path / 'bloom'}", "evaluation.tasks=[]", flow=evaluate)
     assert (outcome.code, outcome.message) == (0, "")
     found = evaluation(done)
     assert (found["tasks"], found["card"]["context_length"]) == ({}, 32)

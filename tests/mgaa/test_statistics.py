@@ -20,7 +20,7 @@ def data(tokens: int, channels: int, *, mean: float = 0.0, seed: int = 0) -> Ten
 
 
 def accumulate(
-    sequences: list[Tensor], groups: int = 4, weight: Tensor | None = None, minimum: int = 0
+    sequences: list[Tensor], groups: int = 4, weight: Tensor | None = None, minimum: float = 0.0
 ) -> InputStatistics:
     accumulator = Accumulator("layers.0.q", groups, len(sequences), weight, minimum)
     for index, sequence in enumerate(sequences):
@@ -227,13 +227,14 @@ def test_no_token_at_all_is_an_error_with_the_remedy() -> None:
 
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("tokens", [1, 5, 15, 20])
-def test_below_the_minimum_correlations_shrink_in_proportion_and_scales_stay(tokens: int, wide: bool) -> None:
-    """`(1 - w) Cov + w diag(Cov)` with w = 1 - tokens / 20, on the input; what that is on the output is the same matrix seen through W."""
+def test_below_the_minimum_the_covariance_is_shrunk_towards_an_isotropic_one(tokens: int, wide: bool) -> None:
+    """`(1 - w) Cov + w tr(Cov)/n I` with w = 1 - tokens / 24, on the input; on the output it is the same matrix seen through W."""
     x = data(tokens, 6, mean=2.0)
     weight = data(3, 6, seed=1) if wide else None
-    found, whole = (accumulate([x[:2], x[2:]], weight=weight, minimum=minimum) for minimum in (20, 0))
-    kept = tokens / 20
-    on_input = kept * covariance(x) + (1 - kept) * covariance(x).diag().diag()
+    per_channel = 24 / (3 if wide else 6)
+    found, whole = (accumulate([x[:2], x[2:]], weight=weight, minimum=minimum) for minimum in (per_channel, 0.0))
+    kept = tokens / 24
+    on_input = kept * covariance(x) + (1 - kept) * covariance(x).trace() / 6 * torch.eye(6, dtype=torch.float64)
     expected = on_input if weight is None else weight @ on_input @ weight.T
     torch.testing.assert_close(found.covariance, expected, rtol=1e-9, atol=1e-11)
     for field in ("mean", "mean_square", "mean_abs", "group_counts", "count"):
@@ -245,7 +246,7 @@ def test_below_the_minimum_correlations_shrink_in_proportion_and_scales_stay(tok
 def test_what_is_pooled_over_groups_stays_a_covariance(tokens: int, groups: int) -> None:
     """The covariance less the scatter between the groups has no negative eigenvalue, however much it was shrunk."""
     x = data(tokens, 5)
-    found = accumulate(list(x.tensor_split(8)), groups=groups, minimum=40)
+    found = accumulate(list(x.tensor_split(8)), groups=groups, minimum=8.0)
     between = found.group_means - found.side_mean
     shares = found.group_counts / found.count
     within = found.covariance - (between.T * shares) @ between

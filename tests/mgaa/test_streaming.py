@@ -63,7 +63,7 @@ def test_statistics_are_those_of_the_inputs_that_the_whole_model_computes(
     model = unfuse_(tiny(family, **settings).double())
     with recorded_inputs(model) as seen, torch.no_grad():
         model(tokens)
-    for index, statistics in enumerate(stream_statistics(model, tokens, groups=3, batch_size=4, expert_tokens=0)):
+    for index, statistics in enumerate(stream_statistics(model, tokens, groups=3, batch_size=4, expert_tokens=0.0)):
         for linear in statistics.shared:
             x, found = seen[f"{index}.{linear}"], statistics.of(linear)
             weight = decoder_blocks(model)[index].get_submodule(linear).weight.detach()
@@ -223,7 +223,7 @@ def test_an_expert_is_measured_on_the_tokens_that_the_router_sends_it(tiny: Tiny
         model(tokens)
     handle.remove()
     hidden, chosen = routed[0]
-    found = next(iter(stream_statistics(model, tokens, groups=2, batch_size=4, expert_tokens=0)))
+    found = next(iter(stream_statistics(model, tokens, groups=2, batch_size=4, expert_tokens=0.0)))
     for expert in range(4):
         taken = (chosen == expert).any(1)
         statistics = found.of(f"mlp.experts.{expert}.gate_proj")
