@@ -17,6 +17,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
+from mgaa.errors import UsageError
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Store
@@ -30,6 +31,7 @@ from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters
 from tasks.recording import recording
 from tasks.records import backbone_record
+from tasks.rehearse import rehearse
 from tasks.results import Compressed, Effort, Results, publish
 from tasks.tracking import tracked
 
@@ -44,12 +46,15 @@ def compress(parameters: Parameters) -> Results:
     store = Store(p.store_path, p.store.lock_timeout)
     source, revision, where = p.backbone.source, p.backbone.revision, device(p)
     with tracked(p) as run, recording() as executions:
+        pairs = variants(p)
         backbone = load_backbone(
             store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
         )
+        rehearse(store, backbone, (p.factors.method, p.factors.options), pairs.values())
         blocks = list(range(backbone_record(store, backbone)["blocks"]))
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts)
+        measured = measurement(p, store, texts, tokens)
         measure: dict[str, Any] = p.statistics.model_dump()
         statistics = calibrate(store, backbone, tokens["calibration"], **measure, device=where)
         shared: dict[str, Any] = {
@@ -62,10 +67,9 @@ def compress(parameters: Parameters) -> Results:
             statistics=unmapped(statistics), method=p.factors.method, options=unmapped(p.factors.options), **shared
         ).result()
 
-        measured = measurement(p, store, texts, tokens)
         dense = evaluate(store, backbone, **measured)
         models: dict[str, Compressed] = {}
-        for name, (level1, level2) in variants(p).items():
+        for name, (level1, level2) in pairs.items():
             ratios = allocate_ratios(store, backbone, statistics, spectra, **level1)
             ranks = allocate_ranks(store, backbone, spectra, ratios, **level2)
             factors = factorize.map(spectra=spectra, ranks=unmapped(ranks), **shared).result()
@@ -95,7 +99,15 @@ def drawn(results: Results) -> dict[str, Any]:
 
 
 def variants(p: Parameters) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Arguments of level 1 and level 2, for every baseline and, last, for the run's method."""
+    """Arguments of level 1 and level 2, for every baseline and, last, for the run's method.
+
+    Raises:
+        UsageError: a baseline that would be the method itself.
+    """
+    if p.ranks.method == "file" and "level2" in p.evaluation.baselines:
+        raise UsageError(
+            "evaluation.baselines has level2, which with ranks.method=file is the method itself: leave it out"
+        )
     target = {"compression": p.ratios.compression, "multiple": p.ranks.multiple}
     even: dict[str, Any] = {"method": "uniform", "options": {}, **target}
     ratios = {**target, "method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}

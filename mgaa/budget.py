@@ -79,13 +79,33 @@ class Ladder:
 
     def weighed(self, power: float) -> "Ladder":
         """The same ladder with `energies` from `spectrum ** power`."""
-        kept = kept_energy(self.spectrum, power)
-        energies = tuple(1.0 if rank is None else float(kept[rank]) for rank in self.ranks)
+        kept = kept_energy(self.spectrum, power).tolist()
+        energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
 
     def rung_within(self, cost: float) -> int:
         """The highest rung that costs at most `cost`; the lowest if none does."""
         return max(sum(c <= cost for c in self.costs) - 1, 0)
+
+
+@dataclass(frozen=True)
+class Sublayers:
+    """The sublayers of a model as a map of level 1 sees them, in model order.
+
+    Attributes:
+        names: `<block>.<sublayer>`.
+        cosines: mean cosine of the residual stream before and after each.
+        parameters: linear parameters.
+        reach: largest ratio that the ranks allow.
+        floors, caps: the bounds that ratios are held to in the end (`mgaa.ratios`): the band around the compression, within reach.
+    """
+
+    names: tuple[str, ...]
+    cosines: Float[Tensor, " s"]
+    parameters: Float[Tensor, " s"]
+    reach: Float[Tensor, " s"]
+    floors: Float[Tensor, " s"]
+    caps: Float[Tensor, " s"]
 
 
 def rank_multiple(matrices: Sequence[Matrix], multiple: int | str) -> int:
@@ -199,8 +219,10 @@ def bound_ratios(
 
     Solves `sum_s P_s clamp(k * ratio_s, floor_s, cap_s) = compression * sum_s P_s` for `k`: the left side is linear between the values of
     `k` at which a sublayer reaches a bound, so those are searched and the last piece is interpolated. Needs floors that remove at
-    most, and caps that remove at least, `compression`.
+    most, and caps that remove at least, `compression`. Ratios within their bounds stay as they are, to the bit.
     """
+    if bool(((ratios >= floors) & (ratios <= caps)).all()):
+        return ratios
     ratios = ratios.clamp(min=1e-9 * compression)  # a zero would stay at its floor whatever the factor
     target = compression * parameters.sum()
 

@@ -7,23 +7,26 @@ ranks are known.
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mgaa import allocation
 from mgaa.architectures import matrices_of
 from mgaa.budget import parameter_budget
 from mgaa.checkpoint import apply_factors
 from mgaa.errors import UsageError
 from mgaa.factors import factorize, spectra
+from mgaa.fused import unfuse_
+from mgaa.levels import allocate, rehearse
 from mgaa.linalg import Spectrum
 from mgaa.lowrank import Factors
 from mgaa.methods import available, method
-from mgaa.ranks import Rank, allocate_ranks, by_sublayer, ladders_of, reach_of
-from mgaa.ratios import allocate_ratios
-from mgaa.streaming import stream_statistics
+from mgaa.ranks import Rank, ladders_of
+from mgaa.streaming import EXPERT_TOKENS, stream_statistics
 
 Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
@@ -77,6 +80,23 @@ class Report:
         """Plain lists and dictionaries, for JSON."""
         return asdict(self)
 
+    def save(self, path: str | Path) -> None:
+        """Write the allocation to a file, from which the methods `file` of `ratios` and `ranks` take it again (`mgaa.allocation`).
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        sublayers, matrices = ([asdict(each) for each in given] for given in (self.sublayers, self.matrices))
+        entry = {
+            "compression": self.compression,
+            "budget": self.linear_parameters + self.budget_left,
+            "linear_parameters": self.linear_parameters,
+            "slack": self.budget_left,
+            "sublayers": {each.pop("name"): each for each in sublayers},
+            "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | x for x in matrices},
+        }
+        allocation.save(entry, path)
+
 
 def report(ranks: list[Rank], ratios: Mapping[str, float], cosines: Mapping[str, float], budget: int) -> Report:
     """Collect ratios, ranks and energies; `ratios` and `cosines` by sublayer."""
@@ -105,38 +125,45 @@ def compress_(
     *,
     compression: float = 0.2,
     factors: Method = "afm",
-    ratios: Method = RATIOS,
+    ratios: Method | None = None,
     ranks: Method = "energy",
     groups: int = 32,
     batch_size: int = 8,
+    expert_tokens: float = EXPERT_TOKENS,
 ) -> Report:
     """Compress a transformers causal language model in place by MGAA.
 
     Args:
-        model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`.
+        model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
+            matrices by one linear for each (`mgaa.fused`).
         tokens: calibration token ids, (sequences, length), without padding.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `multiple` is an option of
-            every rule, `band` of every map.
+            every rule, `band` of every map. `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
         groups: groups of sequences whose means are kept (for pooled covariances).
         batch_size: sequences per forward pass of the calibration.
+        expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
 
     Returns:
         What was done; the model then saves with `mgaa.save` and loads with `from_pretrained` once `mgaa` is imported.
 
     Raises:
-        UsageError: a parameter is out of reach or unknown.
-        InputError: the model or the tokens cannot be used.
+        UsageError: a parameter is out of reach or unknown; this is found before anything is measured.
+        InputError: the model, the tokens or an allocation file cannot be used.
         NumericalError: a weight, an activation or a factor is not finite.
     """
     factorizer, factor_options, _ = _parsed("factors", factors)
-    level1, ratio_options, band = _parsed("ratios", ratios, shared="band")
     level2, rank_options, multiple = _parsed("ranks", ranks, shared="multiple")
-    matrices = matrices_of(model)
+    level1, ratio_options, band = _parsed("ratios", _ratios(ratios, level2, rank_options), shared="band")
+    levels = {"ratios": (level1, {**ratio_options, "band": band}), "ranks": (level2, rank_options)}
+    step = "auto" if multiple is None else multiple
+    matrices = matrices_of(unfuse_(model))
     budget = parameter_budget(matrices, compression)
+    rehearse(matrices, compression, factors=(factorizer, factor_options), multiple=step, **levels)
     cosines: dict[str, float] = {}
     decomposed: dict[str, Spectrum] = {}
-    for index, block in enumerate(stream_statistics(model, tokens, groups=groups, batch_size=batch_size)):
+    measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
+    for index, block in enumerate(stream_statistics(model, tokens, **measuring)):
         inside = {m.local: m for m in matrices if m.block == index}
         weights = {local: model.get_submodule(m.name).weight.detach() for local, m in inside.items()}
         found = spectra(weights, block, factorizer, **factor_options)
@@ -145,11 +172,8 @@ def compress_(
 
     energies = {name: spectrum.energies.cpu() for name, spectrum in decomposed.items()}
     centred = any(spectrum.mean is not None for spectrum in decomposed.values())
-    ladders = ladders_of(matrices, energies, centred=centred, multiple="auto" if multiple is None else multiple)
-    reach = reach_of(ladders)
-    parameters = {name: sum(x.matrix.parameters for x in group) for name, group in by_sublayer(ladders).items()}
-    given = allocate_ratios(level1, cosines, parameters, reach, compression=compression, band=band, **ratio_options)
-    outcome = allocate_ranks(level2, ladders, given, compression=compression, **rank_options)
+    ladders = ladders_of(matrices, energies, centred=centred, multiple=step)
+    given, outcome = allocate(ladders, cosines, compression, **levels)
     apply_factors(model, {r.matrix.name: _factors(model, r, decomposed) for r in outcome if r.rank is not None})
     return report(outcome, given, cosines, budget)
 
@@ -160,6 +184,17 @@ def _factors(model: PreTrainedModel, outcome: Rank, spectra: Mapping[str, Spectr
     assert outcome.rank is not None
     bias = None if linear.bias is None else linear.bias.detach()
     return factorize(linear.weight.detach(), bias, spectra[outcome.matrix.name], outcome.rank)
+
+
+def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
+    """Level 1 as it is given, or its default; ranks that are read from a file leave no other ratios than those of the file."""
+    if level2 != "file":
+        return RATIOS if given is None else given
+    if given is not None and (given if isinstance(given, str) else given.get("method")) != "file":
+        raise UsageError(
+            f"ratios is {given!r}, which has no effect on ranks that are read from a file: leave it out, or take another ranks.method"
+        )
+    return {"method": "file", **options} if given is None else given
 
 
 def _parsed(section: str, given: Method, shared: str = "") -> tuple[str, dict[str, Any], Any]:

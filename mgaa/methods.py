@@ -1,13 +1,15 @@
 """A method is a function in a file of its own: the key in the configuration is the file name.
 
 `factors/`, `ratios/` and `ranks/` are folders of methods. The keyword-only arguments of a method's function are its configuration, so
-a new method is a new file and nothing else: no registry, no edit elsewhere.
+a new method is a new file and nothing else: no registry, no edit elsewhere. A file of `ranks/` may also have a function
+`check(ladders, compression, *, options)`, which sees the whole model and refuses what the rule cannot do for it.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from mgaa.errors import UsageError
@@ -25,14 +27,29 @@ def method(section: str, name: str, options: Mapping[str, Any]) -> Callable[...,
     """The function of method `name` after a check of its options.
 
     Raises:
-        UsageError: there is no such method, or it does not take an option (the valid ones are listed).
+        UsageError: there is no such method, it does not take an option (the valid ones are listed), or it needs one more.
     """
-    if name not in available(section):
-        raise UsageError(f"{section}.method is {name!r}, expected one of {', '.join(available(section))}")
-    function: Callable[..., Any] = getattr(import_module(f"mgaa.{section}.{name}"), FUNCTIONS[section])
-    valid = [key for key, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY]
-    if unknown := sorted(set(options) - set(valid)):
+    function: Callable[..., Any] = getattr(_module(section, name), FUNCTIONS[section])
+    taken = {key: p for key, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    if unknown := sorted(set(options) - set(taken)):
         raise UsageError(
-            f"{section}.{unknown[0]} is not an option of the method {name!r}; it takes {', '.join(valid) or 'none'}"
+            f"{section}.{unknown[0]} is not an option of the method {name!r}; it takes {', '.join(taken) or 'none'}"
+        )
+    if missing := [key for key, p in taken.items() if p.default is p.empty and key not in options]:
+        raise UsageError(
+            f"{section}.{missing[0]} is missing: the method {name!r} needs it; it takes {', '.join(taken)}"
         )
     return function
+
+
+def check(section: str, name: str, *arguments: Any, **options: Any) -> None:
+    """Let method `name` itself refuse what it cannot do, if its file has a function `check`."""
+    own: Callable[..., None] | None = getattr(_module(section, name), "check", None)
+    if own is not None:
+        own(*arguments, **options)
+
+
+def _module(section: str, name: str) -> ModuleType:
+    if name not in available(section):
+        raise UsageError(f"{section}.method is {name!r}, expected one of {', '.join(available(section))}")
+    return import_module(f"mgaa.{section}.{name}")

@@ -1,6 +1,7 @@
 """Step 4, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`)."""
 
 from pathlib import Path
+from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.load_backbone import backbone_model
@@ -29,6 +30,6 @@ def calibrate(
         raise UsageError(f"statistics.inputs is {inputs!r}, expected 'dense' (the inputs of the uncompressed model)")
     model, _ = backbone_model(store, backbone, device)
     windows = token_windows(store, tokens)
-    measuring = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
+    measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
     for index, block in enumerate(stream_statistics(model, windows, **measuring)):
         block.save(out / block_file(index))

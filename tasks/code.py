@@ -23,7 +23,7 @@ ORCHESTRATION = {
     f"tasks.{name}"
     for name in (
         *("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"),
-        *("parameters", "options", "overrides", "explain", "tracking", "lineage"),
+        *("parameters", "sections", "choices", "options", "overrides", "explain", "tracking", "lineage"),
     )
 }
 

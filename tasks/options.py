@@ -4,6 +4,7 @@ A section that selects a method (`factors`, `ratios`, `ranks`) holds the method'
 read from the syntax tree of `mgaa/<section>/<method>.py`, which is not imported: checking a parameter costs no library.
 An option that is written in the file but belongs to a sibling of the selected method is left aside, so that
 `ratios.method=uniform` needs no second edit; the same option given by hand is an error, for it would have no effect.
+An option that may be a `Path` is a file, which steps know by its content (`tasks.stage.File`).
 """
 
 import ast
@@ -18,18 +19,29 @@ from mgaa.errors import UsageError
 from mgaa.methods import FUNCTIONS
 from tasks.code import ROOT, methods
 from tasks.explain import expectation, suggest
+from tasks.stage import File
 
 SECTIONS = {"factors": {"method"}, "ratios": {"method", "compression", "band"}, "ranks": {"method", "multiple"}}
 """The sections that select a method, with the keys that belong to every method."""
-TYPES = {"int": int, "float": float, "bool": bool, "str": str, "list": list, "Literal": Literal, "None": None}
+TYPES = {
+    "Path": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "list": list,
+    "Literal": Literal,
+    "None": None,
+}
 
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword-only argument of a method; `default` is `...` where the method has none."""
+    """One keyword-only argument of a method; `default` is `...` where the method has none, `file` says that it is the path of a file."""
 
     type: Any
     default: Any
+    file: bool
 
 
 def select(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
@@ -57,7 +69,8 @@ def value(section: str, name: str, option: Option, values: Mapping[str, Any]) ->
     if name in values:
         adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False))
         try:
-            return adapter.validate_python(values[name])
+            found = adapter.validate_python(values[name])
+            return File(found) if option.file else found
         except ValidationError as error:
             expected = " or ".join(dict.fromkeys(expectation(problem) for problem in error.errors()))
             message = f"{section}.{name} is {values[name]!r}: expected {expected} (option of {values['method']})."
@@ -75,7 +88,9 @@ def options(section: str, method: str) -> dict[str, Option]:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             return {
                 argument.arg: Option(
-                    plain_type(argument.annotation), ... if default is None else ast.literal_eval(default)
+                    plain_type(argument.annotation),
+                    ... if default is None else ast.literal_eval(default),
+                    file="Path" in names_in(argument.annotation),
                 )
                 for argument, default in pairs
             }
@@ -84,12 +99,40 @@ def options(section: str, method: str) -> dict[str, Option]:
 
 def plain_type(annotation: ast.expr | None) -> Any:
     """The type of an option, for the types that YAML can write; anything else is left to the method to check."""
-    if (
-        annotation is None
-        or not {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} <= TYPES.keys()
-    ):
+    if annotation is None or not names_in(annotation) <= TYPES.keys():
         return Any
     return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, TYPES)
+
+
+def names_in(annotation: ast.expr | None) -> set[str]:
+    """The names that a type is written with."""
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
+
+
+def together(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections as they belong together: ranks that are read from a file leave no other ratios than those of the file.
+
+    Args:
+        values: all sections.
+        given: what of them was given by hand.
+
+    Raises:
+        UsageError: an option of level 1 was given by hand and would have no effect.
+    """
+    ratios, ranks, by_hand = (
+        each if isinstance(each, dict) else {}
+        for each in (values.get("ratios"), values.get("ranks"), given.get("ratios"))
+    )
+    if ranks.get("method") != "file" or "path" not in ranks or ratios.get("method") == "file":
+        return dict(values)
+    if idle := sorted(by_hand.keys() - {"compression", "band"}):
+        raise UsageError(
+            f"ratios.{idle[0]} has no effect with ranks.method=file, whose ranks are those of the file: leave it out, "
+            "or take another ranks.method."
+        )
+    kept = {name: ratios[name] for name in ratios.keys() & {"compression"}} | {"band": by_hand.get("band")}
+    same = {name: ranks[name] for name in ranks.keys() & {"path", "model"}}
+    return {**values, "ratios": {"method": "file", **kept, **same}}
 
 
 def reference() -> Iterator[str]:
@@ -98,6 +141,5 @@ def reference() -> Iterator[str]:
         for method in methods(f"mgaa.{section}"):
             tree = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes())
             yield f"{section}.method={method}  {(ast.get_docstring(tree) or '').partition(chr(10))[0]}"
-            yield from (
-                f"  {section}.{name}, by default {option.default}" for name, option in options(section, method).items()
-            )
+            for name, option in options(section, method).items():
+                yield f"  {section}.{name}, {'needed' if option.default is ... else f'by default {option.default}'}"

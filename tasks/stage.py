@@ -2,12 +2,14 @@
 
 The stage key is the sha256 of everything the result depends on: task, kind, inputs by content, parameters, code (tasks/code.py),
 versions and flags (tasks/provenance.py). Never the store: the same key finds the same result in any store, and in a copy of one.
+Never the place of a file either: a parameter that is a `File` enters by its content.
 
 Two runs that want the same step: the second waits on a lock of the operating system, which dies with its holder, then takes the result.
 A damaged artifact or record is quarantined under that lock, reported, and rebuilt. The record of a key is written last, whole, and
 under the lock; so whoever sees it sees a finished result, with or without the lock.
 """
 
+import hashlib
 import os
 import re
 import socket
@@ -22,7 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mgaa.errors import LockedError, ResourceError
+from mgaa.errors import InputError, LockedError, ResourceError
 from tasks import code, provenance
 from tasks.artifact import Artifact, DamagedError, Store
 from tasks.recording import Execution, note, peak_rss
@@ -30,6 +32,21 @@ from tasks.sealing import digest
 from tasks.writing import disk_errors
 
 Facts = dict[str, Any] | None
+
+
+class File(str):
+    """The path of a file, as a parameter of a step: the body reads the file, the stage key holds its sha256."""
+
+    def content(self) -> str:
+        """What the key holds, computed whenever a key is.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        try:
+            return f"sha256:{hashlib.sha256(Path(self).read_bytes()).hexdigest()}"
+        except OSError as error:
+            raise InputError(f"The file {str(self)!r} cannot be read ({error.strerror}): check the path.") from error
 
 
 @dataclass(frozen=True)
@@ -149,6 +166,8 @@ def named(value: Any) -> Any:
 
 def plain(value: Any, where: str) -> Any:
     """A parameter as JSON; what has no canonical form is a mistake in the flow, not in the configuration."""
+    if isinstance(value, File):
+        return value.content()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):

@@ -49,7 +49,7 @@ def copy_project(root: Path) -> Project:
     shutil.copytree(ROOT / "tests" / "project", root)
     for name in ("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
-    for name in ("parameters", "options", "overrides", "explain"):
+    for name in ("parameters", "sections", "choices", "options", "overrides", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("__init__", "cli"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")

@@ -2,7 +2,8 @@
 
 Each file holds one rule `allocate(ladders, budget, *, options)` that puts every matrix of one sublayer on a rung of its ladder. The
 parameters that the rules leave over are then spent on the whole model by the same refill for every rule, so that methods are
-compared at equal parameters: what is left is smaller than the cheapest next step of any matrix.
+compared at equal parameters: what is left is smaller than the cheapest next step of any matrix. A rule that has to see the whole
+model before (`file`) has a second function, `check(ladders, compression, *, options)`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill
 from mgaa.errors import UsageError
-from mgaa.methods import method
+from mgaa.methods import check, method
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,11 @@ def allocate_ranks(
         compression: fraction of all linear parameters to remove.
 
     Raises:
-        UsageError: unknown rule or option, or a compression or ratio that is out of reach.
+        UsageError: unknown rule or option, a compression or ratio that is out of reach, or what the rule itself refuses.
     """
     rule = method("ranks", name, options)
     check_reachable(ladders, compression)
+    check("ranks", name, ladders, compression, **options)
     budget = parameter_budget([ladder.matrix for ladder in ladders], compression)
     rungs: list[int] = []
     for sublayer, group in by_sublayer(ladders).items():

@@ -2,8 +2,9 @@
 
 The paper assigns ratios "based on their cosine similarity between inputs and outputs"; no equation is stated, so every map here is
 our decision. With `c_s` the mean cosine of the residual stream before and after sublayer s, its importance is `1 - c_s`: a sublayer
-that hardly turns the stream may lose more. Each file holds one map `allocate(cosines, parameters, compression, caps, *, options)`,
-and each meets the parameter-weighted budget `sum_s P_s ratio_s = compression sum_s P_s` exactly.
+that hardly turns the stream may lose more. Each file holds one map `allocate(sublayers, compression, *, options)` from what is known of
+the sublayers (`mgaa.budget.Sublayers`) to their ratios, and each meets the parameter-weighted budget
+`sum_s P_s ratio_s = compression sum_s P_s` exactly.
 
 Legend: s sublayers.
 """
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import bound_ratios
+from mgaa.budget import Sublayers, bound_ratios
 from mgaa.errors import UsageError
 from mgaa.methods import method
 
@@ -50,17 +51,32 @@ def allocate_ratios(
         raise UsageError(
             f"ratios.band is {band}, expected a positive number such as 0.1 (a difference of ratios) or null"
         )
-    weights = torch.tensor([parameters[s] for s in cosines], dtype=torch.float64)
-    limits = torch.tensor([reach[s] for s in cosines], dtype=torch.float64)
-    _check_reach(limits, weights, compression, "", "a smaller ranks.multiple reaches further")
-    ratios = function(
-        torch.tensor(list(cosines.values()), dtype=torch.float64), weights, compression, limits, **options
-    )
-    if band is not None:
-        caps = limits.clamp(max=compression + band)
-        _check_reach(caps, weights, compression, f"ratios.band is {band}: ", "widen it or leave it out")
-        ratios = bound_ratios(ratios, weights, compression, caps.clamp(max=max(0.0, compression - band)), caps)
-    return dict(zip(cosines, ratios.tolist(), strict=True))
+    sublayers = _sublayers(cosines, parameters, reach, compression, band)
+    remedy = "a smaller ranks.multiple reaches further"
+    _check_reach(sublayers.reach, sublayers.parameters, compression, "", remedy)
+    cause = f"ratios.band is {band}: "
+    _check_reach(sublayers.caps, sublayers.parameters, compression, cause, "widen it or leave it out")
+    ratios = function(sublayers, compression, **options)
+    bounded = bound_ratios(ratios, sublayers.parameters, compression, sublayers.floors, sublayers.caps)
+    return dict(zip(sublayers.names, bounded.tolist(), strict=True))
+
+
+def _sublayers(
+    cosines: Mapping[str, float],
+    parameters: Mapping[str, int],
+    reach: Mapping[str, float],
+    compression: float,
+    band: float | None,
+) -> Sublayers:
+    """The sublayers in the order of `cosines`; without a band they are bounded by their reach alone."""
+
+    def vector(values: Mapping[str, float | int]) -> Float[Tensor, " s"]:
+        return torch.tensor([values[name] for name in cosines], dtype=torch.float64)
+
+    limits, width = vector(reach), 1.0 if band is None else band
+    caps = limits.clamp(max=compression + width)
+    floors = caps.clamp(max=max(0.0, compression - width))
+    return Sublayers(tuple(cosines), vector(cosines), vector(parameters), limits, floors, caps)
 
 
 def _check_reach(

@@ -3,11 +3,9 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import fit_ratios
+from mgaa.budget import Sublayers, fit_ratios
 
 
-def allocate(
-    cosines: Float[Tensor, " s"], parameters: Float[Tensor, " s"], compression: float, caps: Float[Tensor, " s"]
-) -> Float[Tensor, " s"]:
+def allocate(sublayers: Sublayers, compression: float) -> Float[Tensor, " s"]:
     """`ratio_s` proportional to `max(c_s, 0)` (our choice; the paper states no equation)."""
-    return fit_ratios(cosines.clamp(min=0.0), parameters, compression, caps)
+    return fit_ratios(sublayers.cosines.clamp(min=0.0), sublayers.parameters, compression, sublayers.reach)

@@ -6,18 +6,11 @@ A low temperature empties the least important sublayers, a high one is uniform.
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import fit_ratios
+from mgaa.budget import Sublayers, fit_ratios
 from mgaa.errors import UsageError
 
 
-def allocate(
-    cosines: Float[Tensor, " s"],
-    parameters: Float[Tensor, " s"],
-    compression: float,
-    caps: Float[Tensor, " s"],
-    *,
-    temperature: float = 0.1,
-) -> Float[Tensor, " s"]:
+def allocate(sublayers: Sublayers, compression: float, *, temperature: float = 0.1) -> Float[Tensor, " s"]:
     """`ratio_s` proportional to `exp(-(1 - c_s) / temperature)` (our choice; the paper states no equation).
 
     Raises:
@@ -25,4 +18,5 @@ def allocate(
     """
     if not temperature > 0:
         raise UsageError(f"ratios.temperature is {temperature}, expected a positive number such as 0.1")
-    return fit_ratios(((cosines - cosines.max()) / temperature).exp(), parameters, compression, caps)
+    scores = ((sublayers.cosines - sublayers.cosines.max()) / temperature).exp()
+    return fit_ratios(scores, sublayers.parameters, compression, sublayers.reach)

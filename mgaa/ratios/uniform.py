@@ -4,11 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import fit_ratios
+from mgaa.budget import Sublayers, fit_ratios
 
 
-def allocate(
-    cosines: Float[Tensor, " s"], parameters: Float[Tensor, " s"], compression: float, caps: Float[Tensor, " s"]
-) -> Float[Tensor, " s"]:
+def allocate(sublayers: Sublayers, compression: float) -> Float[Tensor, " s"]:
     """`ratio_s = compression`."""
-    return fit_ratios(torch.ones_like(cosines), parameters, compression, caps)
+    return fit_ratios(torch.ones_like(sublayers.cosines), sublayers.parameters, compression, sublayers.reach)

@@ -1,6 +1,8 @@
 """The main flow does what it promises: every step once, nothing twice, and a record that tells the truth about what it left."""
 
+import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +14,14 @@ import pytest
 from safetensors.torch import load_file
 
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
+from mgaa.levels import adds_biases
 from mgaa.methods import available
 from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
 from tasks.artifact import MANIFEST, Artifact, Store
 from tasks.sealing import digest
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tasks.stage import File
+from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
+from tests.mgaa.allocations import reads_file
 from tests.processes import ROOT
 
 Lab = tuple[Laboratory, Outcome]
@@ -136,8 +141,14 @@ STEPS = {
     **{name: [f"tasks.{name}"] for name in ("load_backbone", "read_texts", "tokenize", "make_items", "calibrate")},
     **{name: [f"tasks.{name}"] for name in ("factorize", "assemble", "evaluate", "draw_figures")},
     **{f"decompose {name}": ["tasks.decompose", f"mgaa.factors.{name}"] for name in ("afm", "svd")},
-    **{f"allocate_ratios {name}": ["tasks.allocate_ratios", f"mgaa.ratios.{name}"] for name in ("softmax", "uniform")},
-    **{f"allocate_ranks {name}": ["tasks.allocate_ranks", f"mgaa.ranks.{name}"] for name in ("energy", "uniform")},
+    **{
+        f"allocate_ratios {name}": ["tasks.allocate_ratios", f"mgaa.ratios.{name}"]
+        for name in ("softmax", "uniform", "file")
+    },
+    **{
+        f"allocate_ranks {name}": ["tasks.allocate_ranks", f"mgaa.ranks.{name}"]
+        for name in ("energy", "uniform", "file")
+    },
 }
 """The modules at which the code of each step begins."""
 
@@ -152,8 +163,10 @@ EDITS = {
     "tasks/overlap.py": {"read_texts"},
     "demo/tasks.py": {"make_items"},
     "mgaa/streaming.py": {"calibrate"},
-    "mgaa/ratios/__init__.py": {"allocate_ratios softmax", "allocate_ratios uniform"},
+    "mgaa/ratios/__init__.py": {"allocate_ratios softmax", "allocate_ratios uniform", "allocate_ratios file"},
     "mgaa/compress.py": set(),
+    "mgaa/levels.py": set(),
+    "mgaa/allocation.py": {"allocate_ratios file", "allocate_ranks file"},
     "mgaa/__init__.py": set(),
     "mgaa/errors.py": STEPS.keys(),
     "tasks/step.py": set(),
@@ -336,6 +349,107 @@ def test_figures_and_plots_are_there(first: Lab) -> None:
     assert {path.name for path in (results / "plots").iterdir()} == {"ranks.csv", "sublayers.csv", "sizes.csv"}
 
 
+# Allocations from a file
+
+
+@pytest.fixture
+def saved(first: Lab, tmp_path: Path) -> Path:
+    """The allocation of the first run, where no later run overwrites it."""
+    return Path(shutil.copy(first[0].root / "results" / "allocation.json", tmp_path / "saved allocation.json"))
+
+
+def from_file(path: Path, *others: str) -> tuple[str, ...]:
+    return "ranks.method=file", f"ranks.path={path}", *others
+
+
+ALLOCATED = {"allocate_ratios": 1, "allocate_ranks": 1}
+
+
+def test_an_allocation_from_a_file_gives_the_artifacts_it_came_from(
+    done: Laboratory, first: Lab, saved: Path, tmp_path: Path
+) -> None:
+    """So nothing behind them is executed; and its content is what counts, not its place or its time."""
+    assert done.run(*from_file(saved)) == Outcome(0, "", ALLOCATED)
+    assert result(done, "allocation.json") == result(first[0], "allocation.json")
+    saved.touch()
+    moved = shutil.move(saved, tmp_path / "moved.json")
+    assert done.run(*from_file(moved)) == Outcome(0, "", {})
+    moved.write_text(moved.read_text() + "\n")
+    assert done.run(*from_file(moved)) == Outcome(0, "", ALLOCATED)
+
+
+def test_the_stage_key_holds_the_content_of_the_file(done: Laboratory, saved: Path) -> None:
+    outcome = done.run(*from_file(saved, "ranks.model=uniform", "evaluation.baselines=[]"))
+    assert (outcome.code, outcome.message) == (0, "")
+    stages = [json.loads(path.read_bytes())["stage"] for path in done.root.glob("store/keys/*.json")]
+    expected = {"path": f"sha256:{hashlib.sha256(saved.read_bytes()).hexdigest()}", "model": "uniform"}
+    assert {each["task"] for each in stages if each["parameters"].get("options") == expected} == ALLOCATED.keys()
+
+
+def test_an_allocation_of_a_base_model_is_that_of_its_chat_model(
+    fresh: Laboratory, saved: Path, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "chat", documents(seed=1), seed=1)
+    source = f"backbone.source={tmp_path / 'chat'}"
+    outcome = fresh.run(source, *from_file(saved, "evaluation.tasks=[]"))
+    assert (outcome.code, outcome.message) == (0, "")
+    base, chat = json.loads(saved.read_text())["mgaa"], result(fresh, "allocation.json")["mgaa"]
+    for level, keys in {"sublayers": ("ratio", "reached"), "matrices": ("m", "n", "rank", "parameters")}.items():
+        for name, each in base[level].items():
+            assert [chat[level][name][key] for key in keys] == [each[key] for key in keys]
+    assert chat["sublayers"]["0.ffn"]["cosine"] != base["sublayers"]["0.ffn"]["cosine"]
+    even = fresh.run(
+        source, "ratios.method=file", f"ratios.path={saved}", "ratios.model=uniform", "evaluation.tasks=[]"
+    )
+    assert (even.code, even.message) == (0, "")
+    uniform = json.loads(saved.read_text())["uniform"]["sublayers"]
+    found = result(fresh, "allocation.json")["mgaa"]["sublayers"]
+    assert {name: each["ratio"] for name, each in found.items()} == {name: x["ratio"] for name, x in uniform.items()}
+
+
+def without_a_block(entry: dict[str, Any]) -> None:
+    entry["matrices"] = {name: each for name, each in entry["matrices"].items() if ".layers.2." not in name}
+
+
+UNFIT: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...], int, str]] = {
+    "another model": (without_a_block, (), 2, "allocation file for another model: .*layers.2.* missing in the file"),
+    "another compression": (lambda entry: None, ("ratios.compression=0.3",), 2, "are for compression 0.2, but ratios"),
+    "a damaged file": (lambda entry: entry.pop("budget"), (), 3, "budget of mgaa in .* is null, expected a whole"),
+    "ratios by hand": (lambda entry: None, ("ratios.temperature=1.0",), 2, "ratios.temperature has no effect with"),
+    "a baseline that is no other": (lambda entry: None, ("evaluation.baselines=[level2]",), 2, "is the method itself"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_an_allocation_that_does_not_fit_costs_no_calibration(fresh: Laboratory, saved: Path, case: str) -> None:
+    change, overrides, code, message = UNFIT[case]
+    content = json.loads(saved.read_text())
+    change(content["mgaa"])
+    saved.write_text(json.dumps(content))
+    outcome = fresh.run(*from_file(saved, *overrides))
+    assert outcome.code == code
+    assert re.search(message, outcome.message)
+    assert outcome.executed in ({}, {"load_backbone": 1})
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ratios.compression=0.995", "compression 0.995 is out of reach"),
+        ("ratios.temperature=0.0", "ratios.temperature is 0.0, expected a positive number"),
+        ("ranks.multiple=500", "ranks.multiple is 500, but .* breaks even above rank"),
+        ("evaluation.tasks=[last_wrd]", "evaluation.tasks has 'last_wrd', expected some of"),
+    ],
+)
+def test_what_the_data_cannot_change_is_refused_before_the_calibration(
+    fresh: Laboratory, override: str, message: str
+) -> None:
+    outcome = fresh.run(override)
+    assert outcome.code == 2
+    assert re.search(message, outcome.message)
+    assert not outcome.executed.keys() & {"calibrate", "decompose"}
+
+
 # Every method, by its name in `params.yaml`
 
 Measured = tuple[Store, Artifact, Artifact, Callable[[str], list[Artifact]]]
@@ -363,16 +477,23 @@ def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measu
     ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), ratios, **target)
     factors = factorize.factorize.fn(store, backbone, spectra(method)[0], ranks, block=0, device="cpu")
     names = load_file(store.folder(factors) / "block-0000.safetensors").keys()
-    assert {name.rpartition("/")[2] for name in names} == {"A", "B", "bias"} - (set() if method == "afm" else {"bias"})
+    assert {name.rpartition("/")[2] for name in names} == {"A", "B"} | (
+        {"bias"} if adds_biases((method, {})) else set()
+    )
 
 
 @pytest.mark.parametrize("level1", available("ratios"))
 @pytest.mark.parametrize("level2", available("ranks"))
-def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured) -> None:
+def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured, first: Lab) -> None:
     store, backbone, statistics, spectra = measured
-    target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}}
+    target: dict[str, Any] = {"compression": 0.2, "multiple": "auto"}
+    file = {"path": File(first[0].root / "results" / "allocation.json")}
+    above, below = (
+        {"method": name, "options": file if reads_file(section, name) else {}, **target}
+        for section, name in (("ratios", level1), ("ranks", level2))
+    )
     blocks = spectra("afm")
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, blocks, method=level1, band=None, **target)
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, blocks, ratios, method=level2, **target)
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, blocks, band=None, **above)
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, blocks, ratios, **below)
     outcome = json.loads((store.folder(ranks) / "ranks.json").read_text())
     assert 0.98 * outcome["budget"] < outcome["linear_parameters"] <= outcome["budget"]

@@ -1,6 +1,11 @@
-"""The contract of every rule in `mgaa/ranks` (a new file is tested without a new line), and the optimality of the common energy."""
+"""The contract of every rule in `mgaa/ranks` (a new file is tested without a new line), and the optimality of the common energy.
+
+The rule `file` is given what the common energy has found.
+"""
 
 import math
+from collections.abc import Mapping
+from contextlib import suppress
 from itertools import product
 from typing import Any
 
@@ -15,8 +20,11 @@ from mgaa.errors import UsageError
 from mgaa.methods import available, method
 from mgaa.ranks import Rank, allocate_ranks, by_sublayer, ladders_of, reach_of
 from mgaa.ratios import allocate_ratios
+from tests.mgaa.allocations import reads_file, written
 
 METHODS = available("ranks")
+FINDERS = [name for name in METHODS if not reads_file("ranks", name)]
+"""The rules that make something of the ratios."""
 Shapes = list[tuple[int, int, bool]]
 
 shapes = st.lists(st.tuples(st.integers(12, 40), st.integers(12, 40), st.booleans()), min_size=2, max_size=6)
@@ -49,7 +57,30 @@ def reachable(ladders: list[Ladder], share: float) -> float:
 def run(name: str, ladders: list[Ladder], compression: float, **options: Any) -> list[Rank]:
     sizes = {s: sum(x.matrix.parameters for x in group) for s, group in by_sublayer(ladders).items()}
     ratios = allocate_ratios("uniform", dict.fromkeys(sizes, 0.5), sizes, reach_of(ladders), compression=compression)
+    return ranked(name, ladders, ratios, compression, **options)
+
+
+def ranked(
+    name: str, ladders: list[Ladder], ratios: Mapping[str, float], compression: float, **options: Any
+) -> list[Rank]:
+    """`allocate_ranks`, with a file for the rule that needs one."""
+    if name in METHODS and name not in FINDERS and "path" not in options:
+        found: list[Rank] = []
+        with suppress(UsageError):  # shall be told by the rule itself
+            found = allocate_ranks("energy", ladders, ratios, compression=compression)
+        options["path"] = written(parameter_budget([x.matrix for x in ladders], compression), ratios, found)
     return allocate_ranks(name, ladders, ratios, compression=compression, **options)
+
+
+def climb(name: str, group: list[Ladder], budget: int) -> list[int]:
+    """The rule itself, on one sublayer."""
+    options = {} if name in FINDERS else {"path": written(ranks=at(group, climb("energy", group, budget)))}
+    rungs: list[int] = method("ranks", name, options)(group, budget, **options)
+    return rungs
+
+
+def at(ladders: list[Ladder], rungs: list[int]) -> list[Rank]:
+    return [Rank(x.matrix, x.ranks[k], x.costs[k], x.energies[k]) for x, k in zip(ladders, rungs, strict=True)]
 
 
 def cost(ladders: list[Ladder], rungs: list[int]) -> int:
@@ -65,7 +96,7 @@ def test_a_rule_stays_within_the_budget_of_its_sublayer(name: str, setting: Any,
     for group in by_sublayer(model(*setting)).values():
         floor, dense = cost(group, [0] * len(group)), sum(x.matrix.parameters for x in group)
         budget = floor + int((1 - share) * (dense - floor))
-        rungs = method("ranks", name, {})(group, budget)
+        rungs = climb(name, group, budget)
         left = budget - cost(group, rungs)
         assert left >= 0
         steps = [x.costs[k + 1] - x.costs[k] for x, k in zip(group, rungs, strict=True) if k + 1 < len(x.costs)]
@@ -81,7 +112,7 @@ def test_the_budget_is_spent_to_less_than_any_next_step_and_never_exceeded(
     compression = reachable(ladders, share)
     budget, reach = parameter_budget([x.matrix for x in ladders], compression), reach_of(ladders)
     sizes = {s: sum(x.matrix.parameters for x in group) for s, group in by_sublayer(ladders).items()}
-    ranks = allocate_ranks(name, ladders, tilted(sizes, reach, compression, tilt), compression=compression)
+    ranks = ranked(name, ladders, tilted(sizes, reach, compression, tilt), compression)
     left = budget - sum(rank.parameters for rank in ranks)
     assert left >= 0
     for ladder, rank in zip(ladders, ranks, strict=True):
@@ -133,7 +164,7 @@ def test_ratios_at_the_reach_of_the_ranks_leave_the_lowest_rungs(name: str, sett
     ladders = model(*setting)
     compression = 1 - sum(x.costs[0] for x in ladders) / sum(x.matrix.parameters for x in ladders)
     if 0 < compression < 1:
-        ranks = allocate_ranks(name, ladders, reach_of(ladders), compression=compression)
+        ranks = ranked(name, ladders, reach_of(ladders), compression)
         assert [rank.rank for rank in ranks] == [x.ranks[0] for x in ladders]
 
 
@@ -143,19 +174,19 @@ def test_a_compression_out_of_reach_names_the_largest_which_then_works(name: str
     with pytest.raises(
         UsageError, match=r"compression 0\.97 is out of reach: .*largest reachable compression is"
     ) as no:
-        allocate_ranks(name, ladders, reach_of(ladders), compression=0.97)
+        ranked(name, ladders, reach_of(ladders), 0.97)
     named = float(str(no.value).split("compression is ")[1].split()[0])
     assert sum(x.parameters for x in run(name, ladders, named)) <= parameter_budget([x.matrix for x in ladders], named)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FINDERS)
 def test_a_ratio_out_of_reach_of_its_sublayer_is_refused(name: str) -> None:
     ladders = model([(64, 64, False), (64, 64, False), (64, 96, False)], 3, multiple=8)
     with pytest.raises(UsageError, match=r"ratio 0\.9 of sublayer 0\.attention leaves 819 parameters, .* take 2,048"):
         allocate_ranks(name, ladders, {"0.attention": 0.9, "0.ffn": 0.0}, compression=0.4)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", FINDERS)
 def test_ratios_that_remove_too_little_are_refused(name: str) -> None:
     ladders = model([(64, 64, False), (64, 64, False), (64, 96, False)], 3, multiple=8)
     with pytest.raises(UsageError, match=r"ratios keep .* parameters, .* compression 0\.4 allows"):
@@ -283,3 +314,78 @@ def test_uniform_takes_from_the_largest_share_what_the_lowest_rank_of_a_small_ma
     compression = 0.63
     ranks = run("uniform", ladders, compression)
     assert sum(x.parameters for x in ranks) <= parameter_budget([x.matrix for x in ladders], compression)
+
+
+# --- the rule that reads a file
+
+
+LAYER: Shapes = [(64, 64, False), (16, 64, False), (96, 64, False), (64, 96, True)]
+
+
+def reread(ladders: list[Ladder], found: list[Rank], compression: float = 0.4, **others: Any) -> list[Rank]:
+    """The ranks as `file` gives them back, under ratios that are not theirs."""
+    path = written(parameter_budget([x.matrix for x in ladders], 0.4), {}, found, **others)
+    return run("file", ladders, compression, path=path)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(setting=settings, share=st.floats(0.01, 1.0), tilt=st.floats(-1, 1))
+def test_ranks_are_read_back_whatever_the_rule_and_the_ratios_and_there_is_nothing_left_to_refill(
+    name: str, setting: Any, share: float, tilt: float
+) -> None:
+    ladders = model(*setting)
+    compression = reachable(ladders, share)
+    sizes = {s: sum(x.matrix.parameters for x in group) for s, group in by_sublayer(ladders).items()}
+    ratios = tilted(sizes, reach_of(ladders), compression, tilt)
+    found = ranked(name, ladders, ratios, compression)
+    path = written(parameter_budget([x.matrix for x in ladders], compression), ratios, found)
+    even = allocate_ratios("uniform", dict.fromkeys(sizes, 0.5), sizes, reach_of(ladders), compression=compression)
+    assert allocate_ranks("file", ladders, even, compression=compression, path=path) == found
+
+
+def test_where_the_ranks_cost_less_the_refill_spends_what_is_saved() -> None:
+    with_biases, without = (model(LAYER, 3, centred=centred) for centred in (True, False))
+    found = run("energy", with_biases, 0.4)
+    lifted = reread(without, found)
+    assert all(b.rank is None or a.rank is None or a.rank <= b.rank for a, b in zip(found, lifted, strict=True))
+    assert [x.rank for x in lifted] != [x.rank for x in found]
+
+
+def test_ranks_that_cost_more_than_the_budget_are_refused() -> None:
+    with_biases, without = (model(LAYER, 3, centred=centred) for centred in (True, False))
+    with pytest.raises(
+        UsageError, match=r"cost [\d,]+ linear parameters here, more than the [\d,]+ .* centred one adds"
+    ):
+        reread(with_biases, run("energy", without, 0.4))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        (
+            [(64, 64, False), (16, 64, False), (96, 64, False), (64, 80, True)],
+            r": 3 is 64 x 96 here and 64 x 80 in the",
+        ),
+        (LAYER[:3], r": 3 is 64 x 96 here and missing in the file"),
+        ([*LAYER, (64, 64, False)], r": 4 is in the file alone"),
+    ],
+)
+def test_a_file_for_another_model_is_refused_with_the_first_difference(shapes: Shapes, message: str) -> None:
+    with pytest.raises(UsageError, match="is an allocation file for another model" + message):
+        reread(model(LAYER, 3), run("energy", model(shapes, 3), 0.4))
+
+
+def test_a_file_for_another_compression_is_refused() -> None:
+    ladders = model(LAYER, 3)
+    with pytest.raises(
+        UsageError, match=r"a budget of 10,444 .* \(compression 0\.4\), but compression 0\.5 allows 8,704"
+    ):
+        reread(ladders, run("energy", ladders, 0.4), compression=0.5)
+
+
+@pytest.mark.parametrize("rank", [7, 32, 0])  # no multiple, break-even, nothing
+def test_a_rank_that_is_not_on_its_ladder_is_refused(rank: int) -> None:
+    ladders = model(LAYER, 3, multiple=2)
+    first, *others = run("energy", ladders, 0.4)
+    with pytest.raises(UsageError, match=rf"rank {rank} of 0 in .* expected a multiple of 2 from 2 to 30, or null"):
+        reread(ladders, [Rank(first.matrix, rank, 0, 0.0), *others])

@@ -1,7 +1,12 @@
-"""The contract of every map in `mgaa/ratios` (a new file is tested without a new line), and golden values of each."""
+"""The contract of every map in `mgaa/ratios` (a new file is tested without a new line), and golden values of each.
+
+The map `file` is given what softmax has found.
+"""
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -12,6 +17,7 @@ from hypothesis import strategies as st
 from mgaa.errors import UsageError
 from mgaa.methods import available
 from mgaa.ratios import allocate_ratios
+from tests.mgaa.allocations import reads_file, written
 
 METHODS = available("ratios")
 
@@ -24,18 +30,23 @@ def allocate(
     parameters: Sequence[int] | None = None,
     reach: Sequence[float] | None = None,
     band: float | None = None,
-    **options: float,
+    **options: float | str | None,
 ) -> list[float]:
     names = [f"{i}.ffn" for i in range(len(cosines))]
-    ratios = allocate_ratios(
-        name,
-        dict(zip(names, cosines, strict=True)),
-        dict(zip(names, parameters or [100] * len(names), strict=True)),
-        dict(zip(names, reach or [1.0] * len(names), strict=True)),
+    run = partial(
+        allocate_ratios,
+        cosines=dict(zip(names, cosines, strict=True)),
+        parameters=dict(zip(names, parameters or [100] * len(names), strict=True)),
+        reach=dict(zip(names, reach or [1.0] * len(names), strict=True)),
         compression=compression,
         band=band,
-        **options,
     )
+    if name in METHODS and reads_file("ratios", name):
+        saved = dict.fromkeys(names, compression)
+        with suppress(UsageError):  # shall be told by the map itself
+            saved = run("softmax")
+        options["path"] = written(ratios=saved)
+    ratios = run(name, **options)
     assert list(ratios) == names
     return list(ratios.values())
 
@@ -125,7 +136,7 @@ def test_a_sublayer_that_turns_the_stream_less_never_loses_less(
 @pytest.mark.parametrize("name", METHODS)
 def test_a_band_that_binds_nobody_changes_nothing(name: str) -> None:
     free = allocate(name, [0.9, 0.8, 0.85], 0.3)
-    assert allocate(name, [0.9, 0.8, 0.85], 0.3, band=0.69) == pytest.approx(free)
+    assert allocate(name, [0.9, 0.8, 0.85], 0.3, band=0.69) == free
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -215,3 +226,72 @@ def test_sublayers_are_told_apart_to_the_last_digit_of_a_real_model() -> None:
     """Cosines of trained models lie close together: a difference of 1e-6 is still one in the ratios."""
     ratios = allocate("softmax", [0.99, 0.990001], 0.2)
     assert torch.tensor(ratios).diff().item() > 0
+
+
+# --- the map that reads a file
+
+
+def ratios_of(path: str, compression: float = 0.3, **settings: object) -> dict[str, float]:
+    """The map `file` on two sublayers of 100 and 300 parameters."""
+    names = ("0.attention", "0.ffn")
+    shared = {"cosines": dict.fromkeys(names, 0.9), "parameters": dict(zip(names, (100, 300), strict=True))}
+    given = {"reach": dict.fromkeys(names, 0.9), "compression": compression} | shared | settings
+    return allocate_ratios("file", path=path, **given)  # type: ignore[arg-type]
+
+
+SAVED = {"0.attention": 0.6, "0.ffn": 0.2}
+
+
+@given(case=sublayers(), share=st.floats(0.01, 1.0), band=st.floats(0.001, 1.0))
+def test_ratios_are_read_back_to_the_bit_whatever_map_has_found_them(
+    case: tuple[list[float], list[int], list[float]], share: float, band: float
+) -> None:
+    cosines, parameters, reach = case
+    compression = min(within_reach(parameters, reach, share), *reach)
+    settings = {"parameters": parameters, "reach": reach}
+    for name in METHODS:
+        found = allocate(name, cosines, compression, band=band, **settings)  # type: ignore[arg-type]
+        names = (f"{i}.ffn" for i in range(len(found)))
+        path = written(ratios=dict(zip(names, found, strict=True)))
+        read = allocate_ratios(
+            "file",
+            *({f"{i}.ffn": x for i, x in enumerate(values)} for values in (cosines, parameters, reach)),
+            compression=compression,
+            band=band,
+            path=path,
+        )
+        assert list(read.values()) == found
+
+
+def test_the_order_of_the_file_does_not_matter_and_the_cosines_play_no_part() -> None:
+    backwards = dict(reversed(SAVED.items()))
+    assert ratios_of(written(ratios=backwards), cosines={"0.attention": -1.0, "0.ffn": 1.0}) == SAVED
+
+
+@pytest.mark.parametrize(
+    ("ratios", "message"),
+    [
+        ({"0.attention": 0.6}, r"allocation file for another model: the sublayer 0\.ffn is in the model alone"),
+        (SAVED | {"1.ffn": 0.1}, r"allocation file for another model: the sublayer 1\.ffn is in the file alone"),
+        ({"0.attention": 0.3, "0.ffn": 0.2}, r"are for compression 0\.225, but ratios\.compression is 0\.3: set it"),
+        (
+            {"0.attention": 0.95, "0.ffn": 0.25 / 3},
+            r"ratio 0\.95 of sublayer 0\.attention .* is outside 0 to 0\.9, which",
+        ),
+        ({"0.attention": -0.3, "0.ffn": 0.5}, r"ratio -0\.3 of sublayer 0\.attention .* is outside 0 to 0\.9, which"),
+    ],
+)
+def test_ratios_that_do_not_fit_are_refused(ratios: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        ratios_of(written(ratios=ratios))
+
+
+def test_ratios_outside_the_band_are_refused_and_never_changed() -> None:
+    with pytest.raises(UsageError, match=r"ratio 0\.6 of sublayer 0\.attention .* is outside 0\.05 to 0\.55.* widen"):
+        ratios_of(written(ratios=SAVED), band=0.25)
+    assert ratios_of(written(ratios=SAVED), band=0.3) == SAVED
+
+
+def test_the_file_has_to_be_named() -> None:
+    with pytest.raises(UsageError, match=r"ratios\.path is missing: the method 'file' needs it; it takes path, model"):
+        allocate_ratios("file", {"0.ffn": 0.5}, {"0.ffn": 100}, {"0.ffn": 0.9}, compression=0.3)

@@ -30,7 +30,9 @@ def test_the_packages_of_others_that_the_code_imports_are_found() -> None:
 
 
 def test_an_unknown_method_lists_the_files_of_its_folder() -> None:
-    with pytest.raises(UsageError, match=r"no method 'softmix' in mgaa.ratios: expected one of linear, .*softmax"):
+    with pytest.raises(
+        UsageError, match=r"no method 'softmix' in mgaa.ratios: expected one of file, linear, .*softmax"
+    ):
         code.method_module("mgaa.ratios", "softmix")
 
 

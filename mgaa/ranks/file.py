@@ -1,0 +1,71 @@
+"""Ranks as a file has them, whatever the ratios: those that were found on a base model, for its chat model (`mgaa.allocation`).
+
+The budget of the file is that of the compression, and what it left over was smaller than any next step; so where the same ranks cost the
+same (the same factorizer or another that adds biases or not as it does, and the same `ranks.multiple`), the refill behind
+every rule has nothing to lift, and the ranks are those of the file. Where they cost less, the refill spends what is saved.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from mgaa.allocation import Saved, load
+from mgaa.budget import Ladder, parameter_budget
+from mgaa.errors import UsageError
+
+
+def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model: str | None = None) -> list[int]:
+    """The rungs of the ranks in the file; `budget` is that of the whole file (`check`), not of a sublayer.
+
+    Args:
+        path: the file.
+        model: which model of a run's file; by default the last.
+
+    Raises:
+        InputError: the file is missing or damaged.
+        UsageError: a matrix has another shape in it or is not there, or its rank is not on the ladder.
+    """
+    saved = load(path, model).matrices
+    return [_rung(ladder, saved, path) for ladder in ladders]
+
+
+def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, model: str | None = None) -> None:
+    """Compare the file with the whole model.
+
+    Raises:
+        InputError: the file is missing or damaged.
+        UsageError: it is for another model or another compression, a rank is not on its ladder, or together they cost too much.
+    """
+    saved = load(path, model)
+    rungs = [_rung(ladder, saved.matrices, path) for ladder in ladders]
+    if other := [name for name in saved.matrices if name not in {ladder.matrix.name for ladder in ladders}]:
+        raise UsageError(f"{path} is an allocation file for another model: {other[0]} is in the file alone")
+    total = sum(ladder.matrix.parameters for ladder in ladders)
+    budget = parameter_budget([ladder.matrix for ladder in ladders], compression)
+    if saved.budget != budget:
+        raise UsageError(
+            f"the ranks in {path} are for a budget of {saved.budget:,} linear parameters (compression {1 - saved.budget / total:.4g}), "
+            f"but compression {compression} allows {budget:,}: set ratios.compression to that of the file, or take another file"
+        )
+    if (cost := sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))) > budget:
+        raise UsageError(
+            f"the ranks in {path} cost {cost:,} linear parameters here, more than the {budget:,} that compression {compression} allows: "
+            "take the factors.method that they were found with (a centred one adds biases)"
+        )
+
+
+def _rung(ladder: Ladder, matrices: Mapping[str, Saved], path: str | Path) -> int:
+    """Where the rank of one matrix stands on its ladder."""
+    matrix, saved = ladder.matrix, matrices.get(ladder.matrix.name)
+    if saved is None or (saved.m, saved.n) != (matrix.m, matrix.n):
+        found = "missing" if saved is None else f"{saved.m} x {saved.n}"
+        raise UsageError(
+            f"{path} is an allocation file for another model: {matrix.name} is {matrix.m} x {matrix.n} here and {found} in the file"
+        )
+    if saved.rank not in ladder.ranks:
+        low = [rank for rank in ladder.ranks if rank is not None]
+        legal = f"a multiple of {low[0]} from {low[0]} to {low[-1]}, or null (dense)" if low else "null (dense)"
+        raise UsageError(
+            f"rank {saved.rank} of {matrix.name} in {path} is not on its ladder: expected {legal}; a larger one costs as much as the "
+            "dense matrix, other steps need another ranks.multiple"
+        )
+    return ladder.ranks.index(saved.rank)
