@@ -1,4 +1,5 @@
-# Two commands for a stranger: `make demo` and `make test`. Both create .venv first, from exact versions.
+# Two commands for a stranger: `make demo` and `make test`; `make ablation` compares what the method is made of, at equal parameters.
+# Each creates .venv first, from exact versions.
 # Another interpreter: make PYTHON=python3.12 demo      Another build of torch: see the README.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -12,10 +13,14 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test check demo-backbone wheel wheel-test install clean
+.PHONY: demo ablation test check demo-backbone wheel wheel-test install clean
 demo: $(INSTALLED)
 	dvc repro --quiet
 	python -m flows.show
+
+# Uniform, level 1, level 2 and both, for every factorizer. All compressions of params.yaml: python -m flows.sweep
+ablation: $(INSTALLED)
+	python -m flows.sweep 'sweep.compression=[0.2]'
 
 test: $(INSTALLED)
 	python -m pytest

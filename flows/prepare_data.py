@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from prefect import flow
 
 from tasks.artifact import Artifact, Store
-from tasks.parameters import Parameters, Texts
+from tasks.parameters import Parameters
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
+from tasks.sections import Texts
 from tasks.tokenize import tokenize
 
 PREPARED = "data/prepared"

@@ -4,6 +4,7 @@
 the tokenizer was last called. The format is described in format.py; `load` reads it back (loading.py).
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers, non_finite
 
-__all__ = ["apply_factors", "load", "save"]
+__all__ = ["apply_factors", "load", "save", "with_factors"]
 
 
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -38,6 +39,20 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     describe(cast(PreTrainedModel, model))
+
+
+def with_factors(model: PreTrainedModel, factors: Mapping[str, Factors]) -> PreTrainedModel:
+    """A second model with the factors in their places, which shares every other tensor with the first; that one stays as it is.
+
+    Many compressed models of one backbone so take the memory of their factors alone.
+
+    Raises:
+        UsageError, NumericalError: as `apply_factors`.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin: PreTrainedModel = copy.deepcopy(model, shared)
+    apply_factors(twin, factors)
+    return twin
 
 
 def save(

@@ -9,6 +9,7 @@ from typing import Any
 from mgaa.errors import UsageError
 from tasks import zero_shot
 from tasks.artifact import Artifact, Store
+from tasks.protocol import protocol
 from tasks.records import METRICS, backbone_record, token_stream, write_table
 from tasks.sealing import file_digest
 from tasks.step import step
@@ -66,17 +67,8 @@ def evaluate(
         "bytes": weight_bytes(store, model),
         "tasks": {task: scores[task] for task in tasks},
         "card": {
-            "context_length": result.length,
-            "stride": result.stride,
-            "tokens": result.tokens,
-            "windows": result.windows,
-            "data_digest": card["data_digest"],
-            "token_digest": card["token_digest"],
+            **protocol(result, card, loaded.dtype),
             "validation_token_digest": choosing_card["token_digest"],
-            "documents": card["documents"],
-            "unknown_tokens": card["unknown"],
-            "bos_rule": card["bos_rule"],
-            "dtype": str(loaded.dtype).removeprefix("torch."),
             "harness": f"lm-eval {zero_shot.harness_version()}",
             "limit": limit,
             "non_finite": result.non_finite + chosen.non_finite,

@@ -6,7 +6,7 @@ itself is wrong, with the nearest one. All problems of a configuration are repor
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -14,10 +14,10 @@ from pydantic.fields import FieldInfo
 Model = type[BaseModel]
 
 
-def explain(error: ValidationError, model: Model) -> str:
-    """Every problem that pydantic found, one per line."""
+def explain(error: ValidationError, model: Model, copies: str = "") -> str:
+    """Every problem that pydantic found, one per line; those of the section `copies`, which repeats others, where the others are sound."""
     problems: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for problem in error.errors():
+    for problem in [each for each in error.errors() if each["loc"][:1] != (copies,)] or error.errors():
         problems.setdefault(written(problem["loc"], model), []).append(problem)
     return "\n".join(sentence(path, found, model) for path, found in problems.items())
 
@@ -32,6 +32,8 @@ def sentence(path: tuple[str, ...], problems: Sequence[Mapping[str, Any]], model
         return f"{key} is missing: expected {meaning(path, model)}."
     if kind == "value_error":
         return f"{key}: {problems[0]['msg'].removeprefix('Value error, ')}."
+    if kind == "too_short":
+        return f"{key} is {value!r}: expected at least one entry ({meaning(path, model)})."
     if kind in ("model_type", "model_attributes_type"):
         return f"{key} is {value!r}: expected a section with the keys {', '.join(keys_of(path, model))}."
     if kind == "string_pattern_mismatch":
@@ -63,13 +65,20 @@ def written(location: Sequence[int | str], model: Model) -> tuple[str, ...]:
 
 
 def model_at(path: Iterable[str], model: Model) -> Model | None:
-    """The model that a path of keys leads to; None where it leads to a value."""
-    inner: Model | None = model
+    """The model that a path of keys leads to, an entry of a list by its number; None where it leads to a value."""
+    found: Any = model
     for name in path:
-        field = fields(inner).get(name) if inner is not None else None
-        found = field.annotation if field is not None else None
-        inner = found if isinstance(found, type) and issubclass(found, BaseModel) else None
-    return inner
+        if name.isdigit():
+            found = next(iter(get_args(found)), None)
+        else:
+            field = fields(found).get(name) if is_model(found) else None
+            found = field.annotation if field is not None else None
+    return found if is_model(found) else None
+
+
+def is_model(annotation: Any) -> TypeGuard[Model]:
+    """Whether a type is a section."""
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def fields(model: Model) -> dict[str, FieldInfo]:
@@ -85,7 +94,9 @@ def keys_of(path: Sequence[str], model: Model) -> list[str]:
 
 def meaning(path: Sequence[str], model: Model) -> str:
     """What a key means."""
-    named = [part for part in path if not part.isdigit()]
+    named = [*path]
+    while named[-1].isdigit():  # an entry of a list means what the list means
+        named.pop()
     inner = model_at(named[:-1], model)
     field = fields(inner).get(named[-1]) if inner is not None else None
     keys = keys_of(named, model)
@@ -102,7 +113,7 @@ def reference(model: Model, above: str = "") -> Iterator[str]:
     """The lines of `--help`: every key with its meaning and choices."""
     for name, field in fields(model).items():
         key = f"{above}{name}"
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if is_model(field.annotation):
             title = field.description or " ".join((field.annotation.__doc__ or "").split())
             yield f"{'' if above else chr(10)}{key}: {title}"
             yield from (f"  {line}" for line in reference(field.annotation, f"{key}."))

@@ -1,8 +1,4 @@
-"""`params.yaml` and the overrides of the command line, checked against one model before anything runs.
-
-One section per stage, in the order of the run; every field says what it means, so that `--help` and the error messages
-are written from the model alone (tasks/explain.py). A section that selects a method also holds that method's options
-(tasks/options.py).
+"""`params.yaml` and the overrides of the command line, checked against one model before anything runs (tasks/sections.py).
 
 Relative paths of the store and of the tracking database stay with the checkout: a DVC experiment runs in a throw-away
 copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs to.
@@ -10,151 +6,29 @@ copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
+from tasks.choices import resolve
 from tasks.explain import explain
-from tasks.options import SECTIONS, select
+from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of `params.yaml`: unknown keys, wrong types and non-finite numbers are refused."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
-
-
-class Backbone(Section):
-    """The language model that is compressed."""
-
-    source: str = Field(description="folder of a Hugging Face model, or its id on the Hub")
-    revision: str | None = Field(description="commit on the Hub, 40 hexadecimal digits; null for a folder")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        description="dtype of the weights; auto: as stored"
-    )
-    device: str = Field(
-        description="auto (a GPU if there is one), cpu, cuda or cuda:<number>", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
-    )
-
-
-class Texts(Section):
-    """Documents, and how they are cut into sequences of tokens."""
-
-    source: str = Field(description="demo, a file (text or jsonl), a folder, or an id of Hugging Face datasets")
-    split: str | None = Field(description="name of the split; null: every file of a folder")
-    revision: str | None = Field(default=None, description="commit of a data set on the Hub, 40 hexadecimal digits")
-    subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
-    field: str = Field(default="text", description="the field that holds the text, in jsonl and data sets")
-    separator: str = Field(
-        default="auto", description="where documents end: auto, none, markers, headings, paragraphs, lines, or a text"
-    )
-    from_: Fraction = Field(default=0.0, alias="from", description="first document, as a fraction of all in file order")
-    to: Fraction = Field(default=1.0, description="end of the documents, as a fraction of all in file order")
-    samples: Positive | None = Field(default=None, description="number of sequences drawn; null: all, in order")
-    length: Annotated[int, Field(ge=2)] = Field(description="tokens per sequence")
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the draw")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.from_ >= self.to:
-            raise ValueError(f"expected from < to, got from {self.from_} to {self.to}")
-        return self
-
-
-class EvaluationTexts(Texts):
-    """The documents that are read for the final numbers only."""
-
-    stride: Positive | None = Field(default=None, description="tokens between windows; null: windows do not overlap")
-
-    @model_validator(mode="after")
-    def _covered(self) -> Self:
-        if self.stride is not None and self.stride > self.length:
-            raise ValueError(f"expected stride <= length, got stride {self.stride} and length {self.length}")
-        if self.stride not in (None, self.length) and self.samples is not None:
-            raise ValueError(
-                f"expected samples: null with stride {self.stride}, got samples {self.samples}: windows that overlap need the whole "
-                "text, not sequences drawn from it"
-            )
-        return self
-
-
-class Data(Section):
-    """Three disjoint sets of text: to measure on, to choose on, and to report."""
-
-    calibration: Texts = Field(description="what the statistics are measured on")
-    validation: Texts = Field(description="what choices are made on")
-    evaluation: EvaluationTexts = Field(description="what the reported perplexity is measured on")
-
-
-class Statistics(Section):
-    """What is measured on the calibration data."""
-
-    inputs: Literal["dense"] = Field(description="whose activations are measured: those of the dense model")
-    groups: Positive = Field(description="groups of sequences whose means are kept apart")
-    batch_size: Positive = Field(default=8, description="sequences per forward pass of the calibration")
-
-
-class Method(Section):
-    """A section that selects a method, with the options of that method."""
-
-    method: str = Field(description="one of the files in the section's folder")
-    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the method")
-
-
-class Factors(Method):
-    """The factorizer: in which metric a matrix is cut to a rank."""
-
-
-class Ratios(Method):
-    """Level 1: how the compression is spread between sublayers."""
-
-    compression: Annotated[float, Field(gt=0, lt=1)] = Field(
-        description="fraction of the linear parameters to remove, between 0 and 1"
-    )
-    band: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="no sublayer's ratio departs from the compression by more; null: no bound"
-    )
-
-
-class Ranks(Method):
-    """Level 2: how the ranks are chosen inside a sublayer."""
-
-    multiple: Literal["auto"] | Positive = Field(default="auto", description="ranks are multiples of this number")
-
-
-class Recovery(Section):
-    """What is done after compression to win back quality."""
-
-    method: Literal["none"] = Field(description="none: the compressed model is final")
-
-
-class Evaluation(Section):
-    """What the models are compared by."""
-
-    baselines: list[Literal["uniform", "level1", "level2"]] = Field(description="compared at the same parameter count")
-    tasks: list[str] = Field(description="zero-shot tasks, by lm-eval name")
-    tasks_folder: str | None = Field(default=None, description="folder with local data of the standard tasks")
-    limit: Positive | None = Field(default=None, description="examples per task; null: all")
-    batch_size: Positive = Field(description="sequences per forward pass")
-
-
-class StoreSection(Section):
-    """Where results are kept between runs."""
-
-    path: str = Field(description="folder of the artifact store")
-    lock_timeout: Annotated[float, Field(gt=0)] = Field(default=3600.0, description="seconds to wait for another run")
-
-
-class Tracking(Section):
-    """Where MLflow records the run."""
-
-    uri: str = Field(description="MLflow's tracking URI")
-    experiment: str = Field(description="MLflow's experiment")
+from tasks.sections import (
+    Backbone,
+    Data,
+    Evaluation,
+    Factors,
+    Ranks,
+    Ratios,
+    Recovery,
+    Section,
+    Statistics,
+    StoreSection,
+    Sweep,
+    Tracking,
+)
 
 
 class Parameters(Section):
@@ -169,6 +43,7 @@ class Parameters(Section):
     ranks: Ranks
     recovery: Recovery
     evaluation: Evaluation
+    sweep: Sweep
     store: StoreSection
     tracking: Tracking
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
@@ -199,26 +74,29 @@ class Parameters(Section):
 def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
     given = parse(overrides)
-    values = merge(read(path), given)
+    values = together(merge(read(path), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
             by_hand = given.get(section)
             values[section] = select(section, values[section], set(by_hand) if isinstance(by_hand, dict) else set())
+    values["sweep"] = resolve(values)
     try:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
-        raise UsageError(explain(error, Parameters)) from None
+        raise UsageError(explain(error, Parameters, copies="sweep")) from None
     parameters._folder = path.absolute().parent
     return parameters
 
 
 def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a method's options stand beside its own keys."""
+    """Dotted keys and values; a method's options stand beside its own keys, in the entries of lists as well."""
     for name, value in values.items():
         if name == "options":
             yield from flatten(value, above)
         elif isinstance(value, Mapping):
             yield from flatten(value, f"{above}{name}.")
+        elif isinstance(value, list):
+            yield f"{above}{name}", [dict(flatten(each)) if isinstance(each, Mapping) else each for each in value]
         else:
             yield f"{above}{name}", value
 

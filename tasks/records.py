@@ -15,6 +15,7 @@ TOKENS = "tokens.safetensors"
 RATIOS = "ratios.json"
 RANKS = "ranks.json"
 METRICS = "metrics.json"
+MEASUREMENT = "measurement.json"
 
 
 def block_file(index: int) -> str:

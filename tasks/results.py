@@ -74,7 +74,7 @@ class Effort:
         """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
-        evaluating = [execution for execution in executions if execution.task == "evaluate"]
+        evaluating = [execution for execution in executions if execution.task in ("evaluate", "measure")]
         return Effort(
             executed=len(executions) - reused,
             reused=reused,

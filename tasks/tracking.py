@@ -12,7 +12,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from tasks.lineage import lineage, run_facts
 from tasks.parameters import Parameters
 from tasks.records import CARD, table
 from tasks.results import Results
-from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded
+from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,30 +41,64 @@ class Run:
     """An open run in MLflow."""
 
     client: "MlflowClient"
+    experiment: str
     id: str
     parameters: Parameters
 
     def log(self, results: Results, published: Mapping[str, Any]) -> None:
         """Record the artifacts of a finished run, and `published`, the content of `results/{metrics,allocation}.json` by name."""
         store, folder = Store(self.parameters.store_path), self.parameters.folder / "results"
-        with recorded(self.parameters.tracking_uri):
+
+        def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))
             self.log_lineage(store, results.artifacts())
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
-            for path in sorted(folder.glob("*.json")):
-                self.client.log_artifact(self.id, str(path), "results")
-            for path in sorted((folder / "figures").glob("*.png")) + sorted((folder / "figures").glob("*.svg")):
-                self.client.log_artifact(self.id, str(path), "figures")
+            self.log_files("results", sorted(folder.glob("*.json")))
+            self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
+
+        with recorded(self.parameters.tracking_uri):
+            undisturbed(write)
+
+    def log_files(self, folder: str, paths: Iterable[Path]) -> None:
+        """Keep files with the run, in a folder of its artifacts."""
+        for path in paths:
+            self.client.log_artifact(self.id, str(path), folder)
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """All values in as few calls as MLflow allows."""
-        from mlflow.entities import Metric
-
-        now = int(1000 * time.time())
-        metrics = [Metric(legal(name), value, now, 0) for name, value in values.items()]
+        metrics = metrics_of(values)
         for first in range(0, len(metrics), METRICS):
             self.client.log_batch(self.id, metrics=metrics[first : first + METRICS])
+
+    def log_child(
+        self,
+        name: str,
+        given: Mapping[str, Any],
+        measured: Mapping[str, float],
+        *,
+        seconds: float,
+        error: BaseException | None,
+    ) -> None:
+        """Record a part of this run that has ended, such as a point of a sweep, as a run below it.
+
+        Args:
+            given, measured: its parameters and metrics, at most as many as MLflow takes at once.
+            seconds: how long it took.
+            error: why it failed, if it did.
+        """
+        ended = int(1000 * time.time())
+        tags = {"mlflow.parentRunId": self.id, **process()}
+        if error is not None:
+            tags["error"] = cut(masked(explained(error)))
+
+        def write() -> None:
+            child = self.client.create_run(self.experiment, ended - int(1000 * seconds), tags, name).info.run_id
+            self.client.log_batch(child, metrics_of(measured), params_of(given))
+            self.client.set_terminated(child, "FINISHED" if error is None else "FAILED", ended)
+
+        with recorded(self.parameters.tracking_uri):
+            undisturbed(write)
 
     def log_lineage(self, store: Store, artifacts: Mapping[str, Artifact | list[Artifact]]) -> None:
         """Digests by stage as tags, and everything behind them as `lineage.json`."""
@@ -107,15 +141,19 @@ class Run:
 
 
 @contextmanager
-def tracked(parameters: Parameters) -> Iterator[Run]:
+def tracked(parameters: Parameters, command: str = "compress", title: str | None = None) -> Iterator[Run]:
     """A run that is open inside the block.
+
+    Args:
+        command: the flow.
+        title: the name of the run; by default backbone, method and compression.
 
     Raises:
         UsageError: `tracking.uri` is of no known form, or the experiment was deleted.
         ResourceError: the tracking store cannot be reached or written.
     """
     with recorded(parameters.tracking_uri):
-        run = start(parameters)
+        run = start(parameters, command, title)
     try:
         yield run
     except BaseException as error:  # raised again: Ctrl-C and SIGTERM are recorded as well
@@ -125,23 +163,21 @@ def tracked(parameters: Parameters) -> Iterator[Run]:
         run.client.set_terminated(run.id)
 
 
-def start(parameters: Parameters) -> Run:
+def start(parameters: Parameters, command: str, title: str | None) -> Run:
     """Open the run, with its parameters and what is known of its origin."""
-    from mlflow.entities import Param
-
     client, experiment = connect(parameters)
     close_vanished(client, experiment)
     facts = run_facts()
     standard = {
-        "source.name": "python -m flows.compress",
+        "source.name": f"python -m flows.{command}",
         "source.type": "LOCAL",
         "source.git.commit": facts.get("git.commit", ""),
     }
     tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
-    name = f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
-    run = Run(client, client.create_run(experiment, run_name=name, tags=tags).info.run_id, parameters)
+    name = title or f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
+    run = Run(client, experiment, client.create_run(experiment, run_name=name, tags=tags).info.run_id, parameters)
     flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
-    values = [Param(legal(key), cut(value)) for key, value in flat.items()]
+    values = params_of(flat)
     for first in range(0, len(values), PAIRS):
         client.log_batch(run.id, params=values[first : first + PAIRS])
     client.log_dict(run.id, flat, "parameters.json")
@@ -166,6 +202,21 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
         found |= {f"{key}/{model}{rest}": value for key, given in entry.items() for rest, value in numbers(given)}
     found |= {f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in numbers(given)}
     return {name: float(value) for name, value in found.items()}
+
+
+def metrics_of(values: Mapping[str, float]) -> list[Any]:
+    """Numbers as MLflow takes them, all of this moment."""
+    from mlflow.entities import Metric
+
+    now = int(1000 * time.time())
+    return [Metric(legal(name), value, now, 0) for name, value in values.items()]
+
+
+def params_of(values: Mapping[str, Any]) -> list[Any]:
+    """Parameters as MLflow takes them, as text."""
+    from mlflow.entities import Param
+
+    return [Param(legal(key), cut(masked(written(value)))) for key, value in values.items()]
 
 
 def numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:

@@ -12,8 +12,10 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
+from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,6 +104,15 @@ def recorded(uri: str) -> Iterator[None]:
             f"MLflow cannot record in {masked(uri)} ({masked(one_line(error))}). Expected a store that can be reached and written: start "
             "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
         ) from error
+
+
+def undisturbed(write: Callable[[], None]) -> None:
+    """Run `write` to its end in a thread of its own, where Ctrl-C and SIGTERM do not arrive.
+
+    An interrupt in the middle of a transaction would leave SQLite locked by this very process, and its end unrecorded.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(copy_context().run, write).result()
 
 
 def close_vanished(client: "MlflowClient", experiment: str) -> None:

@@ -1,6 +1,7 @@
 """What the documents and the configuration promise is what the code has."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from mgaa.methods import available
+from tasks.options import SECTIONS, options
 from tasks.parameters import load
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,9 +31,16 @@ def test_every_flow_that_a_document_runs_exists(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
-    keys = set(load(ROOT / "params.yaml").flat())
+    own = {
+        f"{section}.{name}"
+        for section in SECTIONS
+        for method in available(section)
+        for name in options(section, method)
+    }
+    keys = own | set(load(ROOT / "params.yaml").flat())
     for key in re.findall(
-        r"\b((?:backbone|data|statistics|ratios|ranks|evaluation|store|tracking)(?:\.\w+)+)=", document.read_text()
+        r"\b((?:backbone|data|statistics|ratios|ranks|evaluation|sweep|store|tracking)(?:\.\w+)+)=",
+        document.read_text(),
     ):
         assert key in keys, f"{document.name} overrides {key}"
 
@@ -39,6 +48,14 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
 def test_every_make_target_of_the_readme_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) <= targets
+
+
+def test_every_flow_that_make_runs_exists_and_takes_its_overrides() -> None:
+    commands = re.findall(r"^\tpython -m (flows\.\w+)(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert [module for module, _ in commands] == ["flows.show", "flows.sweep"]
+    for module, words in commands:
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
+        load(ROOT / "params.yaml", shlex.split(words))
 
 
 def test_every_link_of_a_document_leads_somewhere() -> None:
@@ -58,7 +75,7 @@ def test_the_tree_of_the_readme_names_every_step_and_method() -> None:
 def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters() -> None:
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compress"]
     assert {"flows", "tasks", "mgaa", "demo", "models/demo"} <= set(stage["deps"])
-    runtime = {"store", "tracking"}  # where results are kept is no part of them
+    runtime = {"store", "tracking", "sweep"}  # where results are kept is no part of them; a sweep is no stage
     assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) - runtime <= set(stage["params"])
 
 

@@ -1,5 +1,6 @@
 """A model that is saved and loaded is the same model: to the bit, in any process that knows the format, and in no other."""
 
+import copy
 import hashlib
 import json
 import resource
@@ -16,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreT
 
 import mgaa
 from mgaa.architectures import matrices_of
-from mgaa.checkpoint import apply_factors, load, save
+from mgaa.checkpoint import apply_factors, load, save, with_factors
 from mgaa.errors import InputError, NumericalError, ResourceError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers
@@ -175,6 +176,31 @@ def test_a_loaded_model_evaluates_and_asks_for_no_gradient(saved: Path) -> None:
     model, _ = load(saved, device="cpu")
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox", "qwen3_moe"])
+def test_a_second_model_with_factors_shares_the_rest_and_leaves_the_first_as_it_is(
+    family: str, tiny: Build, compress: Build, logits: Forward
+) -> None:
+    model = unfuse_(tiny(family, tie_word_embeddings=True))
+    before, state, config = logits(model), dict(model.state_dict()), model.config.to_dict()
+    layers = low_rank_layers(compress(copy.deepcopy(model)))
+    factors = {name: Factors(layer.A.weight, layer.B.weight, layer.B.bias) for name, layer in layers.items()}
+    twin = with_factors(model, factors)
+    assert low_rank_layers(twin).keys() == factors.keys()
+    places = {name: tensor.data_ptr() for name, tensor in twin.state_dict().items()}
+    own = {name for name, place in places.items() if name not in state or place != state[name].data_ptr()}
+    assert own == {f"{name}.{part}" for name in factors for part in ("A.weight", "B.weight", "B.bias", "weight")}
+    assert torch.equal(logits(twin), logits(apply_in_place(copy.deepcopy(model), factors)))
+    assert not torch.equal(logits(twin), before)
+    assert torch.equal(logits(model), before)
+    assert low_rank_layers(model) == {}
+    assert model.config.to_dict() == config
+
+
+def apply_in_place(model: PreTrainedModel, factors: dict[str, Factors]) -> PreTrainedModel:
+    apply_factors(model, factors)
+    return model
 
 
 def test_factors_that_overflow_the_dtype_are_refused(tiny: Build) -> None:

@@ -73,6 +73,19 @@ def test_a_large_vocabulary_is_taken_in_smaller_batches(tiny, monkeypatch):
     assert max(sizes) == 2
 
 
+@pytest.mark.parametrize("stride", [16, 4])
+def test_the_losses_of_the_windows_are_those_of_each_window_alone_and_add_up(tiny, stride):
+    model = tiny().double()
+    found = perplexity(model, TOKENS, length=16, stride=stride)
+    assert (len(found.losses), len(found.counts)) == (found.windows, found.windows)
+    assert sum(found.counts) == found.tokens
+    assert found.nll == math.fsum(found.losses) / found.tokens
+    for window, (loss, count) in enumerate(zip(found.losses, found.counts, strict=True)):
+        ids = TOKENS[window * stride : window * stride + 16][None]
+        every = -model(input_ids=ids).logits[0, :-1].log_softmax(1).gather(1, ids[0, 1:, None])
+        assert loss == pytest.approx(every[-count:].sum().item(), rel=1e-12)
+
+
 def test_windows_without_overlap_score_all_but_their_first_token(tiny):
     found = perplexity(tiny(), TOKENS, length=16)
     assert (found.windows, found.tokens, found.length, found.stride) == (10, 157 - 10, 16, 16)

@@ -7,6 +7,7 @@ import pytest
 from mgaa.errors import UsageError
 from tasks import explain, options
 from tasks.parameters import Parameters, load
+from tasks.stage import File
 from tests.processes import ROOT
 
 FILE = ROOT / "params.yaml"
@@ -61,7 +62,7 @@ MISTAKES = {
     "backbone.revision=1234567": "backbone.revision is 1234567: expected a string .*in quotes",
     "backbone.dtype=int8": "backbone.dtype is 'int8': expected 'auto', 'float32', 'bfloat16' or 'float16'",
     "backbone.device=gpu": "backbone.device is 'gpu': expected auto .*cpu, cuda or cuda:<number>",
-    "ratios.method=softmix": "ratios.method is 'softmix': expected one of linear, .*did you mean 'softmax'",
+    "ratios.method=softmix": "ratios.method is 'softmix': expected one of file, linear, .*did you mean 'softmax'",
     "ratios.method=null": "ratios.method is None: expected one of",
     "ranks.multiple=x": "ranks.multiple is 'x': expected 'auto' or an integer",
     "ranks.power=high": "ranks.power is 'high': expected a number .*option of energy",
@@ -95,6 +96,37 @@ def test_an_option_without_effect_is_refused_when_it_is_given_by_hand() -> None:
         UsageError, match=r"ratios.temperature is unknown to the method 'uniform' \(it belongs to softmax\)"
     ):
         load(FILE, ["ratios.method=uniform", "ratios.temperature=0.5"])
+
+
+def test_an_option_without_a_default_has_to_be_given() -> None:
+    with pytest.raises(UsageError, match=r"ranks.path is missing: the method 'file' needs it"):
+        load(FILE, ["ranks.method=file"])
+    with pytest.raises(UsageError, match=r"ratios.path is 1: expected a string \(option of file\)"):
+        load(FILE, ["ratios.method=file", "ratios.path=1"])
+
+
+def test_an_option_that_is_a_path_is_a_file() -> None:
+    ratios = load(FILE, ["ratios.method=file", "ratios.path=a/b.json"]).ratios
+    assert ratios.options == {"path": "a/b.json", "model": None}
+    assert isinstance(ratios.options["path"], File)
+
+
+def test_ranks_from_a_file_bring_their_ratios() -> None:
+    file = ["ranks.method=file", "ranks.path=x.json", "ranks.model=mgaa"]
+    parameters = load(FILE, file)
+    assert (parameters.ratios.method, parameters.ratios.band) == ("file", None)
+    assert parameters.ratios.options == parameters.ranks.options == {"path": "x.json", "model": "mgaa"}
+    assert load(FILE, [*file, "ratios.band=0.2", "ratios.compression=0.3"]).ratios.band == 0.2
+    assert load(FILE, [*file, "ratios.method=file", "ratios.path=y.json"]).ratios.options["path"] == "y.json"
+
+
+@pytest.mark.parametrize("override", ["ratios.method=softmax", "ratios.temperature=0.2", "ratios.path=y.json"])
+def test_ratios_by_hand_have_no_effect_on_ranks_from_a_file(override: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(
+        UsageError, match=f"{key} has no effect with ranks.method=file, .* leave it out, or take another"
+    ):
+        load(FILE, ["ranks.method=file", "ranks.path=x.json", override])
 
 
 def written(folder: Path, old: str, new: str) -> Path:
@@ -168,5 +200,9 @@ def test_the_help_tells_every_key_and_every_method() -> None:
         "ratios.method=softmax",
         "ratios.temperature, by default",
         "ranks.method=energy",
+        "ranks.power, by default 1.0",
+        "ranks.method=file  Ranks as a file has them",
+        "ranks.path, needed",
+        "ranks.model, by default None",
     ):
         assert method in text

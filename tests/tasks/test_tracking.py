@@ -124,6 +124,24 @@ def test_a_run_that_raises_is_recorded_as_failed_with_its_error(
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", message)
 
 
+def test_parts_of_a_run_that_ended_are_runs_below_it(database: Path, client: MlflowClient) -> None:
+    with tracked(parameters(database), "sweep", "two points") as record:
+        record.log_child("good", {"factors": "afm", "compression": 0.2}, {"nll": 3.5}, seconds=2.0, error=None)
+        assert client.get_run(record.id).info.status == "RUNNING"
+        error = InputError("The server http://user:secret@there\nis gone.")
+        record.log_child("bad", {"factors": "svd"}, {}, seconds=0.0, error=error)
+    parent = client.get_run(record.id)
+    assert (parent.info.run_name, parent.info.status) == ("two points", "FINISHED")
+    assert parent.data.tags["mlflow.source.name"] == "python -m flows.sweep"
+    below = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{record.id}'")
+    found = {run.info.run_name: run for run in below}
+    assert found.keys() == {"good", "bad"}
+    good, bad = found["good"], found["bad"]
+    assert (good.info.status, good.info.end_time - good.info.start_time) == ("FINISHED", 2000)
+    assert (good.data.params, good.data.metrics) == ({"factors": "afm", "compression": "0.2"}, {"nll": 3.5})
+    assert (bad.info.status, bad.data.tags["error"]) == ("FAILED", "The server http://***@there is gone.")
+
+
 WAITING = """
 import sys, time
 from flows.cli import main

@@ -1,0 +1,108 @@
+"""What came out of the last sweep, on one screen: factorizers beside allocations, at equal parameters.
+
+    python -m flows.show_sweep [section.key=value ...]
+
+Reads `results/sweep.parquet` and computes nothing. A cell holds the perplexity and, beside the point that is uniform on both levels, the
+difference in log-perplexity with half of its 95 % interval.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.show import PLAIN
+from mgaa.errors import InputError
+from tasks.figure_style import label_of
+from tasks.parameters import Parameters
+from tasks.sweep_figure import in_order
+from tasks.sweep_results import NAME
+from tasks.sweep_table import COLUMNS
+
+MARKS = {"better": "▼", "worse": "▲", "undecided": "≈"}
+LEGEND = f"""▼ better, ▲ worse than uniform beyond noise, ≈ undecided: log-perplexity, paired bootstrap over windows, 95 %.
+Table   {NAME}.csv, {NAME}.parquet
+Figure  {NAME}.png, {NAME}.svg"""
+
+
+def show(parameters: Parameters) -> None:
+    """Print a table for every backbone and compression, and where the files are.
+
+    Raises:
+        InputError: the table is missing or is not what a sweep writes.
+    """
+    from rich.console import Console
+
+    table = read(parameters.folder / f"{NAME}.parquet")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN)
+    for (backbone, compression), points in table.groupby(["backbone", "compression"], sort=False):
+        console.print(f"{backbone} at compression {compression:g}: {shared(points)}", soft_wrap=True)
+        console.print(grid(points))
+    console.print(LEGEND, soft_wrap=True)
+
+
+def read(path: Path) -> Any:
+    """The table of a sweep."""
+    from pandas import read_parquet
+
+    try:
+        table = read_parquet(path)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"There is no {path}: expected the table of a sweep; make it with `make ablation` or `python -m flows.sweep`."
+        ) from error
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(
+            f"{path} cannot be read ({told}): expected the table of a sweep; make it again with `python -m flows.sweep`."
+        ) from error
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise InputError(
+            f"{path} has no column {missing[0]!r}: expected the table of a sweep; make it again with `python -m flows.sweep`."
+        )
+    return table
+
+
+def shared(points: Any) -> str:
+    """What the points of one backbone and compression have in common."""
+    measured = points[points.status == "measured"]
+    if measured.empty:
+        return "no point was measured."
+    first, least, most = measured.iloc[0], measured.linear_parameters.min(), measured.linear_parameters.max()
+    kept = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    return f"{kept} of {first.budget:,} linear parameters; dense has perplexity {math.exp(first.nll - first.above_dense):.2f}"
+
+
+def grid(points: Any) -> Any:
+    """Factorizers as rows, allocations as columns."""
+    from rich import box
+    from rich.table import Table
+
+    allocations = in_order(points.allocation)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    found.add_column("factors", no_wrap=True)
+    for name in allocations:
+        found.add_column(label_of(name), justify="right")
+    for (factors, options), row in points.groupby(["factors", "factors_options"], sort=False):
+        cells = {point.allocation: cell(point) for point in row.itertuples()}
+        found.add_row(f"{factors} {options}".strip(), *(cells.get(name, "") for name in allocations))
+    return found
+
+
+def cell(point: Any) -> str:
+    """One point: its perplexity, and how it compares with the reference."""
+    from pandas import isna
+
+    if point.status != "measured":
+        return "failed"
+    if isna(point.reference) or point.reference == point.point:
+        return f"{point.perplexity:.2f}"
+    half = (point.difference_high - point.difference_low) / 2
+    width = "" if isna(half) else f" ± {half:.4f}"
+    return f"{point.perplexity:.2f} {point.difference:+.4f}{width} {MARKS[point.verdict]}"
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(show))

@@ -1,0 +1,202 @@
+"""Many compressed models from one calibration per backbone and one decomposition per factorizer, in one table with intervals.
+
+    python -m flows.sweep [section.key=value ...]
+
+Every combination of the lists in the section `sweep` is a point; every point is one task on the task runner and one child run in
+MLflow. Spectra are those of `flows.compress`, so the two share them; of a point nothing is written but its ratios, its ranks and the
+losses of its windows. A point that fails is a row with its error, and ends the flow with an error after everything else was written.
+"""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
+
+from prefect import flow, unmapped
+from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.evaluate import device
+from flows.prepare_data import prepared_texts, prepared_tokens
+from mgaa.errors import MgaaError
+from tasks.artifact import Artifact, Store
+from tasks.calibrate import calibrate
+from tasks.decompose import decompose
+from tasks.load_backbone import identify, load_backbone
+from tasks.measure import measure
+from tasks.parameters import Parameters
+from tasks.points import Measured, Outcome, Point, place, points
+from tasks.recording import recording
+from tasks.records import MEASUREMENT, backbone_record, table
+from tasks.rehearse import rehearse
+from tasks.results import Effort
+from tasks.run_point import run_point
+from tasks.sections import Factors, Source
+from tasks.sweep_results import NAME, SUFFIXES, publish
+from tasks.sweep_table import comparisons, numbers, row
+from tasks.tracking import Run, tracked
+from tasks.tracking_store import recorded, undisturbed
+
+WORKERS = 2
+RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=WORKERS)
+"""Two points at a time, each on half of the cores: a small model gains more from that than from all cores for one."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One backbone with what all its points share; `windows` are the plain arguments of `measure`."""
+
+    source: Source
+    backbone: Artifact
+    tokens: dict[str, Artifact]
+    windows: dict[str, Any]
+    dense: Artifact
+    statistics: Artifact
+
+
+@flow(name="sweep", task_runner=RUNNER, validate_parameters=False)
+def sweep(parameters: Parameters) -> list[Outcome]:
+    """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
+    p, began = parameters, time.perf_counter()
+    store = Store(p.store_path, p.store.lock_timeout)
+    wanted = points(p.sweep)
+    with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording() as executions:
+        benches = prepared(p, store, wanted)
+        rows: dict[str, dict[str, Any]] = {}
+        found: dict[str, Outcome] = {}
+        for bench in benches:
+            own = [point for point in wanted if point.backbone == bench.source]
+            for outcome in ended(p, store, bench, own):
+                name, seconds = outcome.point.name, outcome.measured.seconds if outcome.measured else 0.0
+                found[name], rows[name] = outcome, row(store, bench.backbone, outcome, executions)
+                given = outcome.point.coordinates()
+                run.log_child(name, given, numbers(rows[name]), seconds=seconds, error=outcome.error)
+            for name, compared in comparisons(store, bench.dense, [found[point.name] for point in own]).items():
+                rows[name] |= compared
+        outcomes = [found[point.name] for point in wanted]
+        publish(p.folder, [rows[point.name] for point in wanted])
+        log(run, store, benches, outcomes, Effort.since(began, executions))
+        refuse(outcomes)
+    return outcomes
+
+
+def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench]:
+    """Every backbone up to its statistics; whatever is wrong with the parameters or the inputs is said before a point is measured."""
+    backbones: dict[Source, Artifact] = {}
+    for source in p.sweep.backbone:
+        files = identify(source.source, source.revision)
+        given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": p.backbone.dtype}
+        backbones[source] = load_backbone(store, **given, files=files)
+    for point in wanted:
+        rehearse(store, backbones[point.backbone], (point.factors.method, point.factors.options), [point.levels])
+    texts, split = prepared_texts(p, store), p.sweep.split
+    tokens = {
+        source: prepared_tokens(p, store, backbone, texts, ("calibration", split))
+        for source, backbone in backbones.items()
+    }
+    measured_on, where = getattr(p.data, split), device(p)
+    windows = {
+        "length": measured_on.length,
+        "stride": getattr(measured_on, "stride", None),
+        "batch_size": p.evaluation.batch_size,
+        "device": where,
+    }
+    measured = p.statistics.model_dump()
+    return [
+        Bench(
+            source,
+            backbone,
+            tokens[source],
+            windows,
+            dense=measure(store, backbone, tokens[source][split], [], None, **windows),
+            statistics=calibrate(store, backbone, tokens[source]["calibration"], **measured, device=where),
+        )
+        for source, backbone in backbones.items()
+    ]
+
+
+def ended(p: Parameters, store: Store, bench: Bench, wanted: Sequence[Point]) -> Iterator[Outcome]:
+    """The points of one backbone as they end; those of a factorizer whose decomposition failed end with its error."""
+    groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
+    with share_of_cores():
+        decomposing = [decomposition(store, bench, factors) for factors, _ in groups]
+        running: dict[PrefectFuture[Measured], Point] = {}
+        for futures, (_, group) in zip(decomposing, groups, strict=True):
+            spectra: list[Any] = futures.result(raise_on_failure=False)
+            if errors := [each for each in spectra if isinstance(each, BaseException)]:
+                yield from (Outcome(point, None, errors[0]) for point in group)
+                continue
+            shared = bench.backbone, bench.statistics, spectra, bench.tokens[p.sweep.split], bench.windows
+            running |= {run_point.submit(store, point, *shared): point for point in group}
+        for future in as_completed([*running]):
+            result: Any = future.result(raise_on_failure=False)
+            failed = isinstance(result, BaseException)
+            yield Outcome(running[future], None, result) if failed else Outcome(running[future], result, None)
+
+
+def decomposition(store: Store, bench: Bench, factors: Factors) -> PrefectFutureList[Artifact]:
+    """The spectra of all blocks, on their way."""
+    return decompose.map(
+        store=unmapped(store),
+        backbone=unmapped(bench.backbone),
+        statistics=unmapped(bench.statistics),
+        block=[*range(backbone_record(store, bench.backbone)["blocks"])],
+        method=factors.method,
+        options=unmapped(factors.options),
+        device=bench.windows["device"],
+    )
+
+
+@contextmanager
+def share_of_cores() -> Iterator[None]:
+    """Every worker computes on its part of the cores; a thread takes over the number when it first computes."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // WORKERS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def log(run: Run, store: Store, benches: Sequence[Bench], outcomes: Sequence[Outcome], effort: Effort) -> None:
+    """Record what all points have in common, and the files."""
+    measurements = [each.measured.measurement for each in outcomes if each.measured is not None]
+    values = {"points": len(outcomes), "points/failed": len(outcomes) - len(measurements)}
+    for bench in benches:
+        name = place(bench.source).replace("/", "_")
+        values[f"perplexity/dense/{name}"] = table(store, bench.dense, MEASUREMENT)["perplexity"]
+
+    def write() -> None:
+        run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
+        run.log_lineage(store, {"dense": [bench.dense for bench in benches], "measurement": measurements})
+        run.log_texts(store, benches[0].tokens)
+        run.log_files("results", [run.parameters.folder / f"{NAME}{suffix}" for suffix in SUFFIXES])
+
+    with recorded(run.parameters.tracking_uri):
+        undisturbed(write)
+
+
+def refuse(outcomes: Sequence[Outcome]) -> None:
+    """Raise one error that names the points that failed, by their errors."""
+    failed = [(outcome.point.name, outcome.error) for outcome in outcomes if outcome.error is not None]
+    if failed:
+        messages = dict.fromkeys(str(error) for _, error in failed)
+        told = {message: ", ".join(name for name, error in failed if str(error) == message) for message in messages}
+        _, first = failed[0]
+        kind = type(first) if isinstance(first, MgaaError) else RuntimeError
+        raise kind(
+            f"{len(failed)} of {len(outcomes)} points failed, the others are in {NAME}.csv. "
+            + "; ".join(f"{names}: {message}" for message, names in told.items())
+        ) from first
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+    from flows.show_sweep import show
+
+    sys.exit(main(sweep, show=show))

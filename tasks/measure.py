@@ -1,0 +1,76 @@
+"""The step of a sweep, measure: perplexity of one compressed model that is never written, window by window.
+
+The factors are sliced out of the spectra in memory and put beside the tensors of the backbone, which all models of a process
+share; they are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would
+leave, to the bit. The losses of all windows are kept, because models are compared on the same windows (tasks/bootstrap.py).
+"""
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.factorize import sliced
+from tasks.load_backbone import backbone_model
+from tasks.protocol import protocol
+from tasks.records import MEASUREMENT, RANKS, backbone_matrices, block_file, table, token_stream, write_table
+from tasks.step import step
+
+
+@step(kind="measurement")
+def measure(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    spectra: Sequence[Artifact],
+    ranks: Artifact | None,
+    *,
+    length: int,
+    stride: int | None,
+    batch_size: int,
+    device: str,
+) -> dict[str, Any]:
+    """Measure the backbone at `ranks`, or dense where there are none; the manifest tells the seconds of the evaluation alone.
+
+    Args:
+        spectra: of all blocks; empty for the dense model.
+        length, stride: of the windows, in tokens (`mgaa.perplexity`).
+    """
+    from mgaa.perplexity import perplexity
+
+    model, _ = backbone_model(store, backbone, device)
+    if ranks is not None:
+        model = compressed(store, model, backbone, spectra, ranks, device)
+    ids, card = token_stream(store, tokens)
+    began = time.perf_counter()
+    result = perplexity(model, ids, length=length, stride=stride, batch_size=batch_size)
+    seconds = time.perf_counter() - began
+    record = {
+        "perplexity": result.perplexity,
+        "nll": result.nll,
+        "nll_stderr": result.standard_error,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "card": protocol(result, card, model.dtype),
+        "losses": result.losses,
+        "counts": result.counts,
+    }
+    write_table(out / MEASUREMENT, record)
+    return {"evaluation_seconds": seconds}
+
+
+def compressed(
+    store: Store, model: Any, backbone: Artifact, spectra: Sequence[Artifact], ranks: Artifact, device: str
+) -> Any:
+    """The backbone with the factors of all blocks; `model` stays as it is."""
+    from mgaa.checkpoint import with_factors
+
+    outcome = table(store, ranks, RANKS)["matrices"]
+    factors: dict[str, Any] = {}
+    for block, inside in groupby(backbone_matrices(store, backbone), key=lambda matrix: matrix.block):
+        chosen = {matrix: outcome[matrix.name]["rank"] for matrix in inside}
+        factors |= sliced(model, chosen, store.folder(spectra[block]) / block_file(block), device)
+    return with_factors(model, factors)

@@ -1,0 +1,36 @@
+"""A point of a sweep as one task: ratios, ranks and a measurement, from the spectra that all points of a factorizer share.
+
+The three are cached steps that run without the engine, so a point costs the engine once, and a second sweep executes nothing.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.allocate_ranks import allocate_ranks
+from tasks.allocate_ratios import allocate_ratios
+from tasks.artifact import Artifact, Store
+from tasks.measure import measure
+from tasks.points import Measured, Point
+
+
+@task(name="run_point", task_run_name="{point.name}", cache_policy=NO_CACHE)
+def run_point(
+    store: Store,
+    point: Point,
+    backbone: Artifact,
+    statistics: Artifact,
+    spectra: Sequence[Artifact],
+    tokens: Artifact,
+    windows: dict[str, Any],
+) -> Measured:
+    """Compress by the point's two levels, in memory, and measure on `tokens`; `windows` are the other arguments of `measure`."""
+    began = time.perf_counter()
+    level1, level2 = point.levels
+    ratios = allocate_ratios.fn(store, backbone, statistics, spectra, **level1)
+    ranks = allocate_ranks.fn(store, backbone, spectra, ratios, **level2)
+    measurement = measure.fn(store, backbone, tokens, spectra, ranks, **windows)
+    return Measured(ratios, ranks, measurement, time.perf_counter() - began)

@@ -1,0 +1,185 @@
+"""The sections of `params.yaml`, one per stage, in the order of the run.
+
+Every field says what it means, so that `--help` and the error messages are written from the model alone (tasks/explain.py). A section
+that selects a method also holds that method's options (tasks/options.py); the lists of a sweep hold many such sections (tasks/choices.py).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Compression = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: unknown keys, wrong types and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Backbone(Section):
+    """The language model that is compressed."""
+
+    source: str = Field(description="folder of a Hugging Face model, or its id on the Hub")
+    revision: str | None = Field(description="commit on the Hub, 40 hexadecimal digits; null for a folder")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        description="dtype of the weights; auto: as stored"
+    )
+    device: str = Field(
+        description="auto (a GPU if there is one), cpu, cuda or cuda:<number>", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
+    )
+
+
+class Texts(Section):
+    """Documents, and how they are cut into sequences of tokens."""
+
+    source: str = Field(description="demo, a file (text or jsonl), a folder, or an id of Hugging Face datasets")
+    split: str | None = Field(description="name of the split; null: every file of a folder")
+    revision: str | None = Field(default=None, description="commit of a data set on the Hub, 40 hexadecimal digits")
+    subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
+    field: str = Field(default="text", description="the field that holds the text, in jsonl and data sets")
+    separator: str = Field(
+        default="auto", description="where documents end: auto, none, markers, headings, paragraphs, lines, or a text"
+    )
+    from_: Fraction = Field(default=0.0, alias="from", description="first document, as a fraction of all in file order")
+    to: Fraction = Field(default=1.0, description="end of the documents, as a fraction of all in file order")
+    samples: Positive | None = Field(default=None, description="number of sequences drawn; null: all, in order")
+    length: Annotated[int, Field(ge=2)] = Field(description="tokens per sequence")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the draw")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.from_ >= self.to:
+            raise ValueError(f"expected from < to, got from {self.from_} to {self.to}")
+        return self
+
+
+class EvaluationTexts(Texts):
+    """The documents that are read for the final numbers only."""
+
+    stride: Positive | None = Field(default=None, description="tokens between windows; null: windows do not overlap")
+
+    @model_validator(mode="after")
+    def _covered(self) -> Self:
+        if self.stride is not None and self.stride > self.length:
+            raise ValueError(f"expected stride <= length, got stride {self.stride} and length {self.length}")
+        if self.stride not in (None, self.length) and self.samples is not None:
+            raise ValueError(
+                f"expected samples: null with stride {self.stride}, got samples {self.samples}: windows that overlap need the whole "
+                "text, not sequences drawn from it"
+            )
+        return self
+
+
+class Data(Section):
+    """Three disjoint sets of text: to measure on, to choose on, and to report."""
+
+    calibration: Texts = Field(description="what the statistics are measured on")
+    validation: Texts = Field(description="what choices are made on")
+    evaluation: EvaluationTexts = Field(description="what the reported perplexity is measured on")
+
+
+class Statistics(Section):
+    """What is measured on the calibration data."""
+
+    inputs: Literal["dense"] = Field(description="whose activations are measured: those of the dense model")
+    groups: Positive = Field(description="groups of sequences whose means are kept apart")
+    batch_size: Positive = Field(default=8, description="sequences per forward pass of the calibration")
+    expert_tokens: Annotated[float, Field(ge=0)] = Field(
+        default=4.0, description="tokens per channel, below which the covariance of an expert is shrunk"
+    )
+
+
+class Method(Section):
+    """A section that selects a method, with the options of that method."""
+
+    method: str = Field(description="one of the files in the section's folder")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the method")
+
+
+class Factors(Method):
+    """The factorizer: in which metric a matrix is cut to a rank."""
+
+
+class Map(Method):
+    """A map of level 1 without its target."""
+
+    band: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="no sublayer's ratio departs from the compression by more; null: no bound"
+    )
+
+
+class Ratios(Map):
+    """Level 1: how the compression is spread between sublayers."""
+
+    compression: Compression = Field(description="fraction of the linear parameters to remove, between 0 and 1")
+
+
+class Ranks(Method):
+    """Level 2: how the ranks are chosen inside a sublayer."""
+
+    multiple: Literal["auto"] | Positive = Field(default="auto", description="ranks are multiples of this number")
+
+
+class Recovery(Section):
+    """What is done after compression to win back quality."""
+
+    method: Literal["none"] = Field(description="none: the compressed model is final")
+
+
+class Evaluation(Section):
+    """What the models are compared by."""
+
+    baselines: list[Literal["uniform", "level1", "level2"]] = Field(description="compared at the same parameter count")
+    tasks: list[str] = Field(description="zero-shot tasks, by lm-eval name")
+    tasks_folder: str | None = Field(default=None, description="folder with local data of the standard tasks")
+    limit: Positive | None = Field(default=None, description="examples per task; null: all")
+    batch_size: Positive = Field(description="sequences per forward pass")
+
+
+class Source(Section):
+    """One backbone of a sweep."""
+
+    source: str = Field(description="folder of a Hugging Face model, or its id on the Hub")
+    revision: str | None = Field(default=None, description="commit on the Hub, 40 hexadecimal digits")
+
+
+class Sweep(Section):
+    """Every combination of these lists; null: the section of that name alone (flows.sweep)."""
+
+    backbone: list[Source] = Field(min_length=1, description="models: folders, or {source: id, revision: commit}")
+    factors: list[Factors] = Field(min_length=1, description="factorizers: names, or mappings with options")
+    ratios: list[Map] = Field(min_length=1, description="maps of level 1: names, or mappings with options and band")
+    ranks: list[Ranks] = Field(
+        min_length=1, description="rules of level 2: names, or mappings with options and multiple"
+    )
+    compression: list[Compression] = Field(min_length=1, description="fractions of the linear parameters to remove")
+    split: Literal["evaluation", "validation"] = Field(
+        default="evaluation", description="texts to measure on; validation where the numbers serve to choose"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for name, entries in self:
+            for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+                if (first := entries.index(entry)) < index:
+                    raise ValueError(
+                        f"{name}.{index} is {name}.{first} again, expected entries that differ: leave one out"
+                    )
+        return self
+
+
+class StoreSection(Section):
+    """Where results are kept between runs."""
+
+    path: str = Field(description="folder of the artifact store")
+    lock_timeout: Annotated[float, Field(gt=0)] = Field(default=3600.0, description="seconds to wait for another run")
+
+
+class Tracking(Section):
+    """Where MLflow records the run."""
+
+    uri: str = Field(description="MLflow's tracking URI")
+    experiment: str = Field(description="MLflow's experiment")
