@@ -57,9 +57,8 @@ def draw_front(axis: Any, points: Any) -> None:
     """The points that no other of the backbone beats in both, loss and parameters removed."""
     best = points.loc[points.groupby("compression").above_dense.idxmin()].sort_values("compression", ascending=False)
     kept = best[best.above_dense <= best.above_dense.cummin()].sort_values("compression")
-    axis.plot(
-        kept.compression, kept.above_dense, color=PALE, linewidth=6, solid_capstyle="round", label="Pareto front of all"
-    )
+    look = {"color": PALE, "linewidth": 6, "marker": "o", "markersize": 6, "solid_capstyle": "round"}
+    axis.plot(kept.compression, kept.above_dense, label="Pareto front of all", **look)
 
 
 def draw_curves(axis: Any, points: Any, allocations: Sequence[str]) -> None:

@@ -308,14 +308,14 @@ def limited(size: int) -> Iterator[None]:
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: Laboratory, tmp_path: Path) -> None:
-    write_model(tmp_path / "large", documents(seed=1), rows=20_000)  # so that the checkpoint is the largest file
+    write_model(tmp_path / "large", documents(seed=1), rows=50_000)  # so that the checkpoint is the largest file
     options = [
         f"backbone.source={tmp_path / 'large'}",
         "evaluation.tasks=[]",
         "evaluation.baselines=[]",
         "data.evaluation.to=0.75",
     ]
-    with limited(3_000_000):
+    with limited(8_000_000):
         full = done.run(*options)
     assert (full.code, full.message.count("\n")) == (5, 1)
     assert re.search(r"(File too large|os error 27).*: make room", full.message)

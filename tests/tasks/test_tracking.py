@@ -142,6 +142,23 @@ def test_parts_of_a_run_that_ended_are_runs_below_it(database: Path, client: Mlf
     assert (bad.info.status, bad.data.tags["error"]) == ("FAILED", "The server http://***@there is gone.")
 
 
+class Interrupting(dict[str, float]):
+    """Metrics; whoever reads them is interrupted."""
+
+    def items(self) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return super().items()
+
+
+def test_an_interrupt_cuts_no_record_in_two(database: Path, client: MlflowClient) -> None:
+    with pytest.raises(KeyboardInterrupt), tracked(parameters(database)) as record:
+        record.log_child("part", {}, Interrupting(nll=3.5), seconds=0.0, error=None)
+    parent = client.get_run(record.id)
+    assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", "interrupted (KeyboardInterrupt)")
+    (child,) = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{record.id}'")
+    assert (child.info.status, child.data.metrics) == ("FINISHED", {"nll": 3.5})
+
+
 WAITING = """
 import sys, time
 from flows.cli import main
