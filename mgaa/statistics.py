@@ -5,9 +5,10 @@ value per channel of a linear's input (methods: MGAA and its plug-ins). Linears 
 is taken on the *narrower side*: where the outputs of an input's linears are together smaller than the input (`down_proj`), the
 covariance of the bias-free output `z = W x` stands in for that of the wide input, because `W Cov(x) W^T = Cov(z)`.
 
-An expert of a mixture sees only the tokens that the router sends it. Below a stated number of tokens per channel its covariance is shrunk
-towards an isotropic one of equal trace, the target of Ledoit and Wolf (2004): `(1 - w) Cov + w tr(Cov)/n I` with `w = 1 - tokens / minimum`. The
-weight is our choice (theirs needs fourth moments), measured by `benchmarks/experts.py`. An expert without tokens is an error.
+An expert of a mixture sees only the tokens that the router sends it. Below a stated number of tokens per channel its covariance is
+shrunk towards an isotropic one of equal trace, the target of Ledoit and Wolf (2004): `(1 - w) Cov + w tr(Cov)/n I` with
+`w = 1 - tokens / minimum`. The weight is our choice (theirs needs fourth moments), measured by `benchmarks/experts.py`. An expert without
+tokens is an error.
 
 Sums run in float64, one sequence at a time in a fixed order, by the pairwise update of Chan, Golub and LeVeque (1979), which centres every
 sequence before it squares: no cancellation, and the micro-batch of the forward pass does not enter the order of summation.
@@ -28,7 +29,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mgaa.errors import InputError, NumericalError
-
 
 ROUNDING = 1e-12
 """Share of the mean square below which the difference to the squared mean is rounding and no variance."""

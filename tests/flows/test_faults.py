@@ -166,7 +166,9 @@ FAULTS = {
     "a missing model": Fault(given("backbone.source=/no/such"), 3, "no model folder at /no/such: expected a folder"),
     "a Hub model without a commit": Fault(given("backbone.source=some/model"), 2, "some/model .* expected a commit"),
     "an architecture without an entry": Fault(
-        other_architecture, 3, "the architecture 'bloom' has no entry; known are falcon, .* To add it, .*architectures.py"
+        other_architecture,
+        3,
+        "the architecture 'bloom' has no entry; known are falcon, .* To add it, .*architectures.py",
     ),
     "a weight that is NaN": Fault(with_model(nan), 4, r"model.layers.1.mlp.up_proj.weight in .* has 1 non-finite"),
     "an activation that overflows": Fault(

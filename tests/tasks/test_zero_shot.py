@@ -143,7 +143,9 @@ SETTINGS = {
     "gemma3_text": {"head_dim": 8, "sliding_window": 12},
     "phi3": {"pad_token_id": 0},
     "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24},
-    **dict.fromkeys(("qwen2_moe", "qwen3_moe", "olmoe"), {"num_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
 }
 
 
