@@ -1,4 +1,4 @@
-"""How an expert with few tokens is best measured: a dense backbone whose FFN inputs are thinned out as a router would thin them.
+"""How an expert with few tokens is best measured: a dense backbone whose FFN inputs are thinned out, at random (a router is not random).
 
     python benchmarks/experts.py path/to/backbone text.txt
 

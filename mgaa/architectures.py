@@ -130,7 +130,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Sublayer("ffn", "mlp", ("dense_h_to_4h", "dense_4h_to_h")),
         ),
         fused=(Fused("self_attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
-        parallel=("parallel_attn", "new_decoder_architecture"),
+        parallel=("parallel_attn",),
         returns="tuple",
     ),
     # models/mixtral/modeling_mixtral.py

@@ -65,7 +65,7 @@ def save(
     """Write a model, dense or compressed, and its tokenizer as a Hugging Face folder, in the dtype of the model.
 
     Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
-    (`mgaa.fused`) and has no low-rank layer is put together again, so that any program reads it.
+    (`mgaa.fused`) and has no low-rank layer is put together again, in place, so that any program reads it.
 
     Raises:
         ResourceError: the folder cannot be written.

@@ -38,11 +38,15 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
         UsageError: no class of transformers that is known here can hold the biases; the model is left as it was.
     """
     shell = _shell(model)
+    expected = set(shell.state_dict())
     for name, layer in low_rank_layers(model).items():
         model.set_submodule(name, layer.dense())
     if model.config.model_type in ARCHITECTURES and type(shell) is type(model):
         fuse_(model, shell)
-    _fill_biases(model, set(shell.state_dict()))
+    _fill_biases(model, expected)
+    model.__dict__.pop(
+        "_weight_conversions", None
+    )  # those of the compressed files; transformers finds the model's own again
     if type(shell) is type(model):
         for flag in BIAS_FLAGS:
             if hasattr(shell.config, flag):

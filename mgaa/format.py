@@ -13,7 +13,8 @@ bit-equal weights. After that nothing is special about the model: what transform
 Without this module transformers would only warn about the unknown method, and put random matrices where it finds none.
 Two things prevent it. `mgaa.save` writes `NOTICE` into config.json as `transformers_weights`, the name of the file to
 load; transformers quotes it in the ValueError that it raises before it builds anything, and the quantizer removes it.
-And every low-rank layer carries a mark under the name of the dense weight (lowrank.py), so that whatever drops the
+And every low-rank layer carries a mark under the name of the dense weight (lowrank.py; the experts of Mixtral, whose
+files name them otherwise, are the exception), so that whatever drops the
 notice (`save_pretrained`, an edited config) or never looks at it (`load_state_dict`, other loaders) meets a size
 mismatch.
 """

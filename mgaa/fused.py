@@ -19,8 +19,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mgaa.anatomy import Architecture, Fused, has
 from mgaa.architectures import architecture_of, decoder_blocks
-from mgaa.errors import InputError
-from mgaa.lowrank import MARK_SHAPE
+from mgaa.errors import InputError, UsageError
+from mgaa.lowrank import MARK_SHAPE, low_rank_layers
 
 
 class FusedLinear(nn.Module):
@@ -69,11 +69,10 @@ class Experts(nn.ModuleList):
     ) -> Float[Tensor, "t h"]:
         """The weighted sum of what each token's experts make of it; an expert sees its tokens in their order."""
         mixed = torch.zeros_like(hidden_states)
-        for index, expert in enumerate(self):
+        for index in torch.unique(top_k_index).tolist():
             token, rank = torch.where(top_k_index == index)
-            if len(token):
-                output = expert(hidden_states[token]) * top_k_weights[token, rank, None]
-                mixed.index_add_(0, token, output.to(mixed.dtype))
+            output = self[index](hidden_states[token]) * top_k_weights[token, rank, None]
+            mixed.index_add_(0, token, output.to(mixed.dtype))
         return mixed
 
 
@@ -102,7 +101,13 @@ def unfuse_(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTrainedModel:
-    """Undo `unfuse_`, in place; every part must be a dense linear. `shell` is an empty model of the same class, if there is one already."""
+    """Undo `unfuse_`, in place; `shell` is an empty model of the same class, if there is one already.
+
+    Raises:
+        UsageError: the model has low-rank layers, which have no place in a fused one.
+    """
+    if low := low_rank_layers(model):
+        raise UsageError(f"the model has {len(low)} low-rank layers, expected dense ones: fold them by mgaa.densify")
     entry = architecture_of(model.config.model_type)
     if shell is None:
         with torch.device("meta"):
@@ -115,8 +120,9 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
             block.set_submodule(entry.experts, _stacked(experts, empty.get_submodule(entry.experts)))
         for path, module in list(empty.named_modules()):
             if isinstance(module, Conv1D) and isinstance(linear := block.get_submodule(path), nn.Linear):
-                bias = None if linear.bias is None else linear.bias.detach()
-                block.set_submodule(path, _filled(module, linear.weight.detach(), bias))
+                bias = linear.bias
+                block.set_submodule(path, _filled(module, linear.weight, bias))
+        block.train(block.training)
     return model
 
 
@@ -182,7 +188,7 @@ def _together(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, "
     parts: list[nn.Linear] = [layer.get_submodule(name) for name in layer.names]  # type: ignore[misc]
 
     def join(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([_grouped(tensor.detach(), layer.groups) for tensor in tensors], dim=1).flatten(0, 1)
+        return torch.cat([_grouped(tensor, layer.groups) for tensor in tensors], dim=1).flatten(0, 1)
 
     weight = join([part.weight for part in parts])
     if all(part.bias is None for part in parts):
@@ -212,9 +218,12 @@ def _unstacked(stack: nn.Module, path: str) -> Experts:
 def _stacked(experts: nn.Module, stack: nn.Module) -> nn.Module:
     """The empty stacked module with the weights of the experts."""
     parts = [[linear.weight.detach() for linear in (e.gate_proj, e.up_proj, e.down_proj)] for e in experts.children()]  # type: ignore[union-attr, operator]
-    stack.gate_up_proj = nn.Parameter(torch.stack([torch.cat([gate, up]) for gate, up, _ in parts]))
-    stack.down_proj = nn.Parameter(torch.stack([down for _, _, down in parts]))
-    return stack.train(experts.training)
+    learns = any(parameter.requires_grad for parameter in experts.parameters())
+    stack.gate_up_proj = nn.Parameter(
+        torch.stack([torch.cat([gate, up]) for gate, up, _ in parts]), requires_grad=learns
+    )
+    stack.down_proj = nn.Parameter(torch.stack([down for _, _, down in parts]), requires_grad=learns)
+    return stack
 
 
 def _filled_linear(weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Linear:
@@ -232,6 +241,8 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _filled(empty: nn.Module, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Module:
     """An empty layer of transformers with these tensors."""
-    empty.register_parameter("weight", nn.Parameter(weight.T.contiguous() if isinstance(empty, Conv1D) else weight))
-    empty.register_parameter("bias", None if bias is None else nn.Parameter(bias))
+    learns, own = weight.requires_grad, weight.detach()
+    own = own.T.contiguous() if isinstance(empty, Conv1D) else own
+    empty.register_parameter("weight", nn.Parameter(own, requires_grad=learns))
+    empty.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach(), requires_grad=learns))
     return empty

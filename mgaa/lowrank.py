@@ -93,9 +93,10 @@ class LowRankLinear(nn.Module):
         """The equivalent `nn.Linear`; the product is computed in float64 and rounded once."""
         weight, bias = self.B.weight, self.B.bias
         dense = nn.Linear(self.in_features, self.out_features, bias=bias is not None, device="meta")
-        dense.weight = nn.Parameter((weight.double() @ self.A.weight.double()).to(weight.dtype))
+        learns, product = weight.requires_grad, weight.double() @ self.A.weight.double()
+        dense.weight = nn.Parameter(product.to(weight.dtype), requires_grad=learns)
         if bias is not None:
-            dense.bias = nn.Parameter(bias.detach())
+            dense.bias = nn.Parameter(bias.detach(), requires_grad=learns)
         return dense.train(self.training)
 
     def extra_repr(self) -> str:

@@ -73,8 +73,9 @@ class Observer:
         Raises:
             InputError: the block adds something else to the stream than the branches of the entry.
         """
-        difference = float((hidden - self._stream).norm() / hidden.norm().clamp(min=torch.finfo(hidden.dtype).tiny))
-        if difference > RESIDUE:
+        whole, rest = (float(torch.linalg.vector_norm(x.float())) for x in (hidden, hidden - self._stream))
+        difference = rest / whole if whole else rest
+        if not difference <= RESIDUE:
             raise InputError(
                 f"the output of {self.path} differs by {difference:.2g} of its norm from the sum of its sublayers, expected at most "
                 f"{RESIDUE}: this {self.config.model_type} computes its blocks in another way than its entry in "

@@ -168,12 +168,18 @@ class Accumulator:
         return found if self._count >= needed else self._shrunk(found, 1 - self._count / needed)
 
     def _shrunk(self, found: InputStatistics, share: float) -> InputStatistics:
-        """Less of the covariance by `share`, inside groups and between them alike, so that what is pooled stays a covariance."""
+        """Less of the covariance by `share`, inside groups and between them alike, so that what is pooled stays a covariance.
+
+        The diagonal statistics of the channels move as much towards their mean.
+        """
         width = len(found.covariance)
         round_ = torch.eye(width).to(found.mean) if self._weight is None else self._weight @ self._weight.T
         present = (found.group_counts > 0).to(found.mean).unsqueeze(1)
+        variance = found.mean_square - found.mean.square()
         return replace(
             found,
+            mean_square=found.mean.square() + variance.lerp(variance.mean(), share),
+            mean_abs=found.mean_abs.lerp(found.mean_abs.mean(), share),
             covariance=(1 - share) * found.covariance + share * found.centred_scale * round_,
             group_means=present * (found.side_mean + math.sqrt(1 - share) * (found.group_means - found.side_mean)),
         )

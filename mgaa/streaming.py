@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.lowrank import non_finite
 from mgaa.observing import Observer, first_of
@@ -56,6 +56,7 @@ def stream_statistics(
     if groups < 1 or batch_size < 1:
         raise UsageError(f"groups is {groups} and batch_size is {batch_size}, expected whole numbers from 1 on")
     check_tokens(tokens, model.get_input_embeddings().num_embeddings)
+    matrices_of(model)  # refuses a model that was not taken apart, of which linears would be passed over
     entry = architecture_of(model.config.model_type)
     blocks = decoder_blocks(model)
     batches = _record(model, blocks, tokens, batch_size)

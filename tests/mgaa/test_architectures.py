@@ -174,8 +174,17 @@ def test_a_linear_that_the_entry_does_not_name_is_refused(tiny: Tiny) -> None:
         matrices_of(model)
 
 
-def test_a_block_that_does_more_than_its_entry_says_is_refused(tiny: Tiny, tokens: Tensor) -> None:
-    model = tiny("opt", do_layer_norm_before=False)  # as the checkpoint of 350 million parameters
+@pytest.mark.parametrize("kind", ["phi3", "gpt2", "mixtral"])
+def test_a_model_that_was_not_taken_apart_is_not_measured(kind: str, tiny: Tiny, tokens: Tensor) -> None:
+    with pytest.raises(InputError, match=r"apart first|is a Conv1D"):
+        list(stream_statistics(tiny(kind), tokens))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_block_that_does_more_than_its_entry_says_is_refused(tiny: Tiny, tokens: Tensor, dtype: torch.dtype) -> None:
+    model = tiny("opt", do_layer_norm_before=False).to(dtype)  # as the checkpoint of 350 million parameters
+    for block in decoder_blocks(model):
+        block.final_layer_norm.weight.data.fill_(2000.0)  # a norm beyond the range of float16
     with pytest.raises(InputError, match=r"decoder\.layers\.0 differs by .* expected at most 0\.02: this opt computes"):
         list(stream_statistics(model, tokens))
 

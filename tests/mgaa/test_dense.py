@@ -10,12 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from mgaa.architectures import matrices_of
+from mgaa.checkpoint import apply_factors, load, save
 from mgaa.dense import densify
 from mgaa.errors import UsageError
+from mgaa.fused import unfuse_
 from mgaa.lowrank import low_rank_layers
-from tests.mgaa.conftest import FAMILIES
+from tests.mgaa.conftest import FAMILIES, svd_factors
 
 Build = Callable[..., PreTrainedModel]
 Forward = Callable[[PreTrainedModel], Tensor]
@@ -109,3 +112,29 @@ def test_a_process_without_mgaa_loads_a_densified_checkpoint(
     found = tmp_path / "logits.safetensors"
     subprocess.run([sys.executable, "-c", script, tmp_path / "dense", found], check=True, capture_output=True)
     assert torch.equal(load_file(found)["logits"], logits(dense))
+
+
+@pytest.mark.parametrize("family", ["falcon", "falcon, one norm", "llama", "granite"])
+def test_a_bias_on_one_linear_gives_the_others_zeros(family: str, tiny: Build, logits: Forward, tmp_path: Path) -> None:
+    """Also on fused layers whose parts have all stayed dense."""
+    model = unfuse_(tiny(family, bias=False) if "falcon" in family else tiny(family)).double()
+    last = [matrix.name for matrix in matrices_of(model)][-1]
+    linear = model.get_submodule(last)
+    apply_factors(model, {last: svd_factors(linear, 0.5, True)})
+    expected = logits(model)
+    dense = densify(model)
+    torch.testing.assert_close(logits(dense), expected, rtol=1e-10, atol=1e-10)
+    dense.save_pretrained(tmp_path)
+    assert not any(AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)[1].values())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "olmoe", "phi3"])
+def test_what_was_loaded_is_densified_under_the_names_of_the_dense_model(
+    family: str, tiny: Build, compress: Build, words: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    save(tiny(family), words, tmp_path / "dense")
+    save(compress(tiny(family), bias=False), words, tmp_path / "low")
+    densify(load(tmp_path / "low", device="cpu")[0]).save_pretrained(tmp_path / "again")
+    assert (
+        load_file(tmp_path / "again/model.safetensors").keys() == load_file(tmp_path / "dense/model.safetensors").keys()
+    )

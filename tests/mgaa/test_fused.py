@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from mgaa.architectures import decoder_blocks
 from mgaa.checkpoint import save
-from mgaa.errors import InputError
+from mgaa.errors import InputError, UsageError
 from mgaa.fused import Experts, FusedLinear, fuse_, unfuse_
 from tests.mgaa.conftest import FAMILIES
 
@@ -175,3 +175,27 @@ def test_a_quantised_layer_is_refused(tiny: Tiny) -> None:
     decoder_blocks(model)[0].set_submodule("self_attn.qkv_proj", nn.Identity())
     with pytest.raises(InputError, match=r"a fused layer is a Identity, expected nn\.Linear or Conv1D: start from the"):
         unfuse_(model)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("family", FUSED + MIXTURES)
+def test_apart_and_together_keep_what_learns_and_what_drops(family: str, learns: bool, tiny: Tiny) -> None:
+    model = fuse_(unfuse_(tiny(family).requires_grad_(learns)))
+    assert {parameter.requires_grad for parameter in model.parameters()} == {learns}
+    assert not any(module.training for module in model.modules())
+
+
+def test_a_part_without_a_bias_has_zeros_beside_one_that_has(tiny: Tiny) -> None:
+    model = unfuse_(tiny("falcon", bias=True))
+    layer = decoder_blocks(model)[0].self_attention.query_key_value
+    layer.k.bias = None
+    expected = layer.v.bias.detach().clone()
+    bias = decoder_blocks(fuse_(model))[0].self_attention.query_key_value.bias
+    assert torch.equal(bias[32:40], torch.zeros(8))
+    assert torch.equal(bias[40:], expected)
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt2", "mixtral"])
+def test_low_rank_layers_are_not_put_together(family: str, tiny: Tiny, compress: Tiny) -> None:
+    with pytest.raises(UsageError, match=r"low-rank layers, expected dense ones: fold them by mgaa\.densify"):
+        fuse_(compress(tiny(family)))

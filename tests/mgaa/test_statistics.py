@@ -237,7 +237,12 @@ def test_below_the_minimum_the_covariance_is_shrunk_towards_an_isotropic_one(tok
     on_input = kept * covariance(x) + (1 - kept) * covariance(x).trace() / 6 * torch.eye(6, dtype=torch.float64)
     expected = on_input if weight is None else weight @ on_input @ weight.T
     torch.testing.assert_close(found.covariance, expected, rtol=1e-9, atol=1e-11)
-    for field in ("mean", "mean_square", "mean_abs", "group_counts", "count"):
+    variance = whole.mean_square - whole.mean.square()
+    mixed = whole.mean.square() + kept * variance + (1 - kept) * variance.mean()
+    torch.testing.assert_close(found.mean_square, mixed, rtol=1e-9, atol=1e-11)
+    absolute = kept * whole.mean_abs + (1 - kept) * whole.mean_abs.mean()
+    torch.testing.assert_close(found.mean_abs, absolute, rtol=1e-9, atol=1e-11)
+    for field in ("mean", "group_counts", "count"):
         assert torch.equal(torch.as_tensor(getattr(found, field)), torch.as_tensor(getattr(whole, field)))
     torch.testing.assert_close(found.side_mean, whole.side_mean, rtol=1e-9, atol=1e-11)
 
