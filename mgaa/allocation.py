@@ -6,8 +6,9 @@ JSON in the layout of one model's entry in `results/allocation.json` of a run; `
      "sublayers": {"0.attention": {"ratio": 0.18, ...}, ...},
      "matrices": {"model.layers.0.self_attn.q_proj": {"m": 32, "n": 32, "rank": 9, ...}, ...}}
 
-A file of a run holds several models by name, the run's method last. What is read is the budget, the ratios and the ranks (null is
-dense); the rest is for people. Python writes the shortest decimal that is read back as the same number, so nothing is lost on the way.
+A file of a run holds several models by name, the run's method last. A matrix of a pruned FFN also has its `width`. What is read is the
+budget, the ratios, the ranks (null is dense) and the widths; the rest is for people. Python writes the shortest decimal that is read
+back as the same number, so nothing is lost on the way.
 """
 
 import json
@@ -24,11 +25,12 @@ _REMEDY = "give what `Report.save` wrote, or `results/allocation.json` of a run"
 
 @dataclass(frozen=True)
 class Saved:
-    """A matrix in an allocation: its shape, and its rank (`None` is dense)."""
+    """A matrix in an allocation: its shape, its rank (`None` is dense), and its width if its FFN is pruned."""
 
     m: int
     n: int
     rank: int | None
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ def _allocation(entry: Any, where: str) -> Allocation:
 def _saved(entry: Any, where: str) -> Saved:
     m, n = _get(entry, "m", int, where), _get(entry, "n", int, where)
     rank = None if isinstance(entry, dict) and entry.get("rank", 0) is None else _get(entry, "rank", int, where)
-    return Saved(m, n, rank)
+    width = _get(entry, "width", int, where) if isinstance(entry, dict) and entry.get("width") is not None else None
+    return Saved(m, n, rank, width)
 
 
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {

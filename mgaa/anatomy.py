@@ -1,18 +1,25 @@
 """What can be said of a decoder: its blocks, their residual branches, and the linears in them. The entries are in `mgaa.architectures`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
 from transformers import PreTrainedConfig
 
+_ROLES = {"attention": (("q", "k", "v"), ("o",)), "ffn": (("gate", "up"), ("down",))}
+"""What the linears of the inputs of a sublayer are: those of the first of a pair, and of the second."""
+
 
 @dataclass(frozen=True)
 class Group:
-    """Linears of a block that read the same tensor; `expert` is the index where the router chooses their tokens."""
+    """Linears of a block that read the same tensor; `expert` is the index where the router chooses their tokens.
+
+    `roles` say what each linear is in its sublayer: `q`, `k`, `v` and `o`, or `gate`, `up` and `down`.
+    """
 
     linears: tuple[str, ...]
+    roles: tuple[str, ...]
     expert: int | None = None
 
 
@@ -24,7 +31,8 @@ class Sublayer:
         name: `attention` or `ffn`.
         module: the module of the block that holds the linears; empty for the block itself.
         inputs: one text per distinct input: the linears that read it, below `module`. `*` stands for every expert. What a block does not
-            have is passed over (a dense FFN between mixtures of experts), but no linear of a block may be left unnamed.
+            have is passed over (a dense FFN between mixtures of experts), but no linear of a block may be left unnamed. They come in
+            pairs that say the roles: q, k and v, then o; gate and up (or up alone), then down.
         output: the module of the block whose output joins the residual stream; empty for `module`.
     """
 
@@ -37,8 +45,17 @@ class Sublayer:
         """The linears that `block` has, by the input that they share."""
         prefix = f"{self.module}." if self.module else ""
         patterns = [[prefix + name for name in names.split()] for names in self.inputs]
-        found = (group for pattern in patterns for group in _expanded(pattern, block))
+        found = (
+            group
+            for index, pattern in enumerate(patterns)
+            for group in _expanded(dict(zip(pattern, self._roles(index, len(pattern)), strict=True)), block)
+        )
         return [group for group in found if group.linears]
+
+    def _roles(self, index: int, linears: int) -> tuple[str, ...]:
+        """What the linears of one entry of `inputs` are."""
+        first, second = _ROLES[self.name]
+        return second if index % 2 else first[-linears:]
 
 
 @dataclass(frozen=True)
@@ -63,6 +80,7 @@ class Architecture:
 
     Attributes:
         blocks: path of the list of decoder blocks.
+        width: field of the config with the number of channels inside the FFN; where it is empty they are four times the hidden size.
         sublayers: of one block, in the order of computation.
         fused: layers to take apart.
         experts: module of the block that holds stacked experts.
@@ -74,6 +92,7 @@ class Architecture:
 
     blocks: str
     sublayers: tuple[Sublayer, ...]
+    width: str = "intermediate_size"
     fused: tuple[Fused, ...] = ()
     experts: str = ""
     untouched: tuple[str, ...] = ()
@@ -91,16 +110,24 @@ class Architecture:
         """The factor on the output of a sublayer, before it joins the residual stream."""
         return float(getattr(config, self.scale)) if self.scale else 1.0
 
+    def ffn_width(self, config: PreTrainedConfig) -> int:
+        """The channels inside the FFN of a model of this config (of one without experts)."""
+        return int(getattr(config, self.width, None) or 4 * config.hidden_size)
 
-def _expanded(pattern: list[str], block: nn.Module) -> Iterator[Group]:
-    """The groups of a pattern, one per expert where it has a `*`; without the linears that the block does not have."""
-    path, star, _ = pattern[0].partition(".*")
+
+def _expanded(pattern: Mapping[str, str], block: nn.Module) -> Iterator[Group]:
+    """The groups of a pattern (linears with their roles), one per expert where it has a `*`, of the linears that the block has."""
+    path, star, _ = next(iter(pattern)).partition(".*")
     if not star:
-        yield Group(tuple(name for name in pattern if has(block, name)))
+        yield _group(pattern, block)
     elif has(block, path):
         for expert in range(len(list(block.get_submodule(path).children()))):
-            names = [name.replace("*", str(expert)) for name in pattern]
-            yield Group(tuple(name for name in names if has(block, name)), expert)
+            yield _group({name.replace("*", str(expert)): role for name, role in pattern.items()}, block, expert)
+
+
+def _group(roles: Mapping[str, str], block: nn.Module, expert: int | None = None) -> Group:
+    there = {name: role for name, role in roles.items() if has(block, name)}
+    return Group(tuple(there), tuple(there.values()), expert)
 
 
 def has(module: nn.Module, path: str) -> bool:

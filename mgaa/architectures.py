@@ -102,6 +102,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
             Sublayer("ffn", "", ("fc1", "fc2"), output="fc2"),
         ),
+        width="ffn_dim",
     ),
     # models/gpt2/modeling_gpt2.py (Conv1D: the weights are transposed)
     "gpt2": Architecture(
@@ -110,6 +111,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Sublayer("attention", "attn", ("c_attn.q c_attn.k c_attn.v", "c_proj")),
             Sublayer("ffn", "mlp", ("c_fc", "c_proj")),
         ),
+        width="n_inner",
         fused=(Fused("attn.c_attn", ("q", "k", "v"), heads="stacked"),),
     ),
     # models/gpt_neox/modeling_gpt_neox.py
@@ -129,6 +131,7 @@ ARCHITECTURES: dict[str, Architecture] = {
             Sublayer("attention", "self_attention", ("query_key_value.q query_key_value.k query_key_value.v", "dense")),
             Sublayer("ffn", "mlp", ("dense_h_to_4h", "dense_4h_to_h")),
         ),
+        width="ffn_hidden_size",
         fused=(Fused("self_attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
         parallel=("parallel_attn",),
         returns="tuple",
@@ -192,7 +195,8 @@ def _matrices(entry: Architecture, index: int, block: nn.Module, model_type: str
         raise InputError(f"{path}.{entry.experts} is stacked: take the model apart first (mgaa.fused.unfuse_)")
     named = set(entry.untouched)
     for sublayer in entry.sublayers:
-        for local in (local for group in sublayer.groups(block) for local in group.linears):
+        groups = sublayer.groups(block)
+        for local, role in ((x, role) for group in groups for x, role in zip(group.linears, group.roles, strict=True)):
             named.add(local)
             linear = block.get_submodule(local)
             if not isinstance(linear, nn.Linear):
@@ -208,6 +212,7 @@ def _matrices(entry: Architecture, index: int, block: nn.Module, model_type: str
                 m=linear.out_features,
                 n=linear.in_features,
                 bias=linear.bias is not None,
+                role=role,
             )
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear) and name not in named:

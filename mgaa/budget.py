@@ -1,7 +1,8 @@
 """Every conversion between compression, parameters and rank, and all rounding.
 
 `compression` is the fraction of parameters removed from the linears of the decoder blocks; `keep = 1 - compression`. A matrix of
-`m x n` at rank `r` costs `r (m + n)` parameters, plus `m` where centring adds a bias that was not there. Low rank is legal only
+`m x n` at rank `r` costs `r (m + n)` parameters, plus `m` where centring adds a bias that was not there; a pruned one costs its share of
+the channels. Low rank is legal only
 below the cost `m n` of the matrix itself, so the ranks of a matrix form a *ladder*: the multiples of a step up to break-even, and
 above them one last rung, *dense*, which is free of error. An allocation is a rung per matrix; the budget is never exceeded.
 
@@ -26,7 +27,7 @@ AUTO_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix `W` (`m x n`, out x in) and where it stands in the model."""
+    """A weight matrix `W` (`m x n`, out x in) and where it stands in the model; `role` as in `mgaa.anatomy.Group`."""
 
     name: str
     local: str
@@ -35,6 +36,7 @@ class Matrix:
     m: int
     n: int
     bias: bool
+    role: str = ""
 
     @property
     def parameters(self) -> int:
@@ -82,6 +84,12 @@ class Ladder:
         kept = kept_energy(self.spectrum, power).tolist()
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
+
+    @property
+    def added(self) -> int:
+        """Parameters of the bias that low rank adds; 0 where dense is the only rung."""
+        low = self.ranks[0]
+        return 0 if low is None else self.costs[0] - low * (self.matrix.m + self.matrix.n)
 
     def rung_within(self, cost: float) -> int:
         """The highest rung that costs at most `cost`; the lowest if none does."""
@@ -154,6 +162,18 @@ def refill(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list
     return rungs
 
 
+def lowered(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list[int]:
+    """Lower rungs, the largest kept share of a matrix first, until they cost at most `budget` or stand on the lowest."""
+    rungs = list(rungs)
+    while any(rungs) and sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True)) > budget:
+        shares = [
+            ladder.costs[rung] / ladder.matrix.parameters if rung else 0.0
+            for ladder, rung in zip(ladders, rungs, strict=True)
+        ]
+        rungs[shares.index(max(shares))] -= 1
+    return rungs
+
+
 def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
     """Parameters that may remain: `floor((1 - compression) * sum of m n)`.
 
@@ -168,19 +188,33 @@ def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
     return int((1 - compression) * sum(matrix.parameters for matrix in matrices) + 1e-3)
 
 
-def check_reachable(ladders: Sequence[Ladder], compression: float) -> None:
-    """Refuse a compression that the lowest rungs cannot reach.
+def check_reachable(total: int, floor: int, compression: float) -> None:
+    """Refuse a compression that leaves fewer of `total` linear parameters than the `floor` of the lowest ranks and widths.
 
     Raises:
         UsageError: naming the largest compression that can be reached.
     """
-    total = sum(ladder.matrix.parameters for ladder in ladders)
-    floor = sum(ladder.costs[0] for ladder in ladders)
-    if floor > parameter_budget([ladder.matrix for ladder in ladders], compression):
+    if floor > int((1 - compression) * total + 1e-3):
         raise UsageError(
             f"compression {compression} is out of reach: at the lowest ranks {floor:,} of {total:,} linear parameters remain; "
             f"the largest reachable compression is {int(1e4 * (1 - floor / total)) / 1e4:.4f} (a smaller ranks.multiple reaches further)"
         )
+
+
+def least_important(channels: int, keep_least: float) -> int:
+    """How many channels are kept for being the least important: `int(keep_least n)`, as LoRAP's code rounds (arXiv 2404.09695)."""
+    return int(keep_least * channels)
+
+
+def kept_width(channels: int, ratio: float, keep_least: float, multiple: int) -> int:
+    """Channels that remain of `channels` at a compression ratio.
+
+    LoRAP prunes those from `int(keep_least n)` to `int((ratio + keep_least) n)` in rising order of importance; the roundings are those
+    of its code. Our addition: what remains is rounded down to a multiple, unless nothing is pruned.
+    """
+    pruned = int((ratio + keep_least) * channels) - least_important(channels, keep_least)
+    kept = channels - pruned
+    return kept - kept % multiple if pruned else channels
 
 
 def fit_ratios(

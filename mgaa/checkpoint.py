@@ -10,19 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from jaxtyping import Int
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from mgaa.architectures import ARCHITECTURES
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG
-from mgaa.format import NOTICE, describe
+from mgaa.format import NOTICE, describe, is_described
 from mgaa.fused import fuse_
 from mgaa.loading import load
-from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers, non_finite
+from mgaa.lowrank import Factors, LowRankLinear, non_finite
+from mgaa.widths import prune_
 
-__all__ = ["apply_factors", "load", "save", "with_factors"]
+__all__ = ["apply_channels", "apply_factors", "load", "save", "twin_of"]
 
 
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -41,17 +43,22 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     describe(cast(PreTrainedModel, model))
 
 
-def with_factors(model: PreTrainedModel, factors: Mapping[str, Factors]) -> PreTrainedModel:
-    """A second model with the factors in their places, which shares every other tensor with the first; that one stays as it is.
-
-    Many compressed models of one backbone so take the memory of their factors alone.
+def apply_channels(model: PreTrainedModel, kept: Mapping[int, Int[Tensor, " k"]]) -> None:
+    """Keep these channels of the FFNs of some blocks, by block, in place; the model's config then says so (`mgaa.widths.prune_`).
 
     Raises:
-        UsageError, NumericalError: as `apply_factors`.
+        UsageError: there is no such block or channel.
+    """
+    describe(prune_(model, kept))
+
+
+def twin_of(model: PreTrainedModel) -> PreTrainedModel:
+    """A second model that shares every tensor with the first, to put factors and channels into; the first stays as it is.
+
+    Many compressed models of one backbone so take the memory of their factors alone.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin: PreTrainedModel = copy.deepcopy(model, shared)
-    apply_factors(twin, factors)
     return twin
 
 
@@ -65,13 +72,13 @@ def save(
     """Write a model, dense or compressed, and its tokenizer as a Hugging Face folder, in the dtype of the model.
 
     Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
-    (`mgaa.fused`) and has no low-rank layer is put together again, in place, so that any program reads it.
+    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
 
     Raises:
         ResourceError: the folder cannot be written.
     """
     describe(model)
-    if not low_rank_layers(model) and model.config.model_type in ARCHITECTURES:
+    if not is_described(model) and model.config.model_type in ARCHITECTURES:
         fuse_(model)
     folder = Path(folder)
     try:
@@ -80,7 +87,7 @@ def save(
             stale.unlink()
         _save_model(model, folder, max_shard_size)
         _save_tokenizer(tokenizer, folder)
-        if low_rank_layers(model):
+        if is_described(model):
             _edit(folder / CONFIG, transformers_weights=NOTICE)
     except (OSError, SafetensorError) as error:
         raise ResourceError(

@@ -1,32 +1,33 @@
 """The whole method in one call, in memory, for notebooks and scripts.
 
 The stages are those of the pipeline, in the same order and through the same functions: statistics -> spectra -> ratios -> ranks -> factors.
-Statistics live for one block at a time, and so do dense weights in float64; the spectra of all blocks are kept until the
-ranks are known.
+Statistics live for one block at a time, and so do dense weights in float64; with dense inputs the spectra of all blocks are kept until
+the ranks are known, with compressed ones every block is done before the next is measured (`mgaa.sequential`).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from mgaa import allocation
 from mgaa.architectures import matrices_of
-from mgaa.budget import parameter_budget
-from mgaa.checkpoint import apply_factors
+from mgaa.budget import Matrix, parameter_budget
+from mgaa.channels import Channels, Pruning, Scores, score
+from mgaa.checkpoint import apply_channels, apply_factors
 from mgaa.errors import UsageError
-from mgaa.factors import factorize, spectra
+from mgaa.factors import factorize_linear, spectra
 from mgaa.fused import unfuse_
-from mgaa.levels import allocate, rehearse
+from mgaa.levels import Chosen, Target, adds_biases, allocate, ratios_of, rehearse
 from mgaa.linalg import Spectrum
-from mgaa.lowrank import Factors
 from mgaa.methods import available, method
 from mgaa.ranks import Rank, ladders_of
-from mgaa.streaming import EXPERT_TOKENS, stream_statistics
+from mgaa.sequential import compress_block, put_
+from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines, stream_statistics
 
 Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
@@ -34,6 +35,15 @@ Method = str | Mapping[str, Any]
 
 RATIOS: Method = {"method": "softmax", "temperature": 0.1, "band": 0.1}
 """Defaults of level 1, chosen on validation text of four backbones (docs/log.md)."""
+
+LORAP: dict[str, Any] = {
+    "factors": "awsvd",
+    "ratios": "uniform",
+    "ranks": {"method": "lorap", "split": 3.0, "multiple": 1},
+    "channels": {"method": "weighted", "keep_least": 0.01, "multiple": 1},
+    "inputs": "compressed",
+}
+"""LoRAP (arXiv 2404.09695) as arguments of `compress_`: `compress_(model, tokens, compression=0.2, **LORAP)`."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +58,10 @@ class SublayerReport:
 
 @dataclass(frozen=True)
 class MatrixReport:
-    """Level 2 of one matrix: its rank (`None` is dense), kept share of energy, and relative output error.
+    """Level 2 of one matrix: its rank (`None` is dense), kept share of energy, relative output error, and its width if it was pruned.
 
-    `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`.
+    `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`; of a
+    pruned matrix in the metric of `awsvd`.
     """
 
     name: str
@@ -59,6 +70,7 @@ class MatrixReport:
     parameters: int
     energy: float
     error: float
+    width: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +105,14 @@ class Report:
             "linear_parameters": self.linear_parameters,
             "slack": self.budget_left,
             "sublayers": {each.pop("name"): each for each in sublayers},
-            "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | x for x in matrices},
+            "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | _entry(x) for x in matrices},
         }
         allocation.save(entry, path)
+
+
+def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
+    """Without the width that only pruned matrices have."""
+    return {key: value for key, value in matrix.items() if key != "width" or value is not None}
 
 
 def report(ranks: list[Rank], ratios: Mapping[str, float], cosines: Mapping[str, float], budget: int) -> Report:
@@ -112,11 +129,21 @@ def report(ranks: list[Rank], ratios: Mapping[str, float], cosines: Mapping[str,
         sublayers=[SublayerReport(s, cosines[s], ratios[s], 1 - kept[s] / dense[s]) for s in ratios],
         matrices=[
             MatrixReport(
-                r.matrix.name, (r.matrix.m, r.matrix.n), r.rank, r.parameters, r.energy, max(0.0, 1 - r.energy) ** 0.5
+                r.matrix.name,
+                (r.matrix.m, r.matrix.n),
+                r.rank,
+                r.parameters,
+                r.energy,
+                max(0.0, 1 - r.energy) ** 0.5,
+                r.width,
             )
             for r in ranks
         ],
     )
+
+
+Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
+"""Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
 
 
 def compress_(
@@ -127,11 +154,13 @@ def compress_(
     factors: Method = "afm",
     ratios: Method | None = None,
     ranks: Method = "energy",
+    channels: Method = "none",
+    inputs: Literal["dense", "compressed"] = "dense",
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
 ) -> Report:
-    """Compress a transformers causal language model in place by MGAA.
+    """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
 
     Args:
         model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
@@ -140,6 +169,9 @@ def compress_(
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `multiple` is an option of
             every rule, `band` of every map. `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
+        channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
+            `mgaa.channels.Pruning`.
+        inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before (`mgaa.sequential`).
         groups: groups of sequences whose means are kept (for pooled covariances).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
@@ -152,38 +184,106 @@ def compress_(
         InputError: the model, the tokens or an allocation file cannot be used.
         NumericalError: a weight, an activation or a factor is not finite.
     """
+    if inputs not in ("dense", "compressed"):
+        raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     factorizer, factor_options, _ = _parsed("factors", factors)
     level2, rank_options, multiple = _parsed("ranks", ranks, shared="multiple")
     level1, ratio_options, band = _parsed("ratios", _ratios(ratios, level2, rank_options), shared="band")
-    levels = {"ratios": (level1, {**ratio_options, "band": band}), "ranks": (level2, rank_options)}
-    step = "auto" if multiple is None else multiple
+    methods: dict[str, Chosen] = {
+        "factors": (factorizer, factor_options),
+        "ratios": (level1, {**ratio_options, "band": band}),
+        "ranks": (level2, rank_options),
+    }
+    target = Target(compression, "auto" if multiple is None else multiple, _pruning(channels))
     matrices = matrices_of(unfuse_(model))
     budget = parameter_budget(matrices, compression)
-    rehearse(matrices, compression, factors=(factorizer, factor_options), multiple=step, **levels)
+    rehearse(matrices, target, inputs=inputs, **methods)
+    measuring = Measuring(groups, batch_size, expert_tokens)
+    run = _sequentially if inputs == "compressed" else _at_once
+    given, outcome, cosines = run(model, tokens, matrices, target, measuring, **methods)
+    return report(outcome, given, cosines, budget)
+
+
+def _at_once(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "s t"],
+    matrices: list[Matrix],
+    target: Target,
+    measuring: Measuring,
+    *,
+    factors: Chosen,
+    ratios: Chosen,
+    ranks: Chosen,
+) -> Allocated:
+    """Dense inputs: every block is measured before the first is compressed."""
+    name, options = factors
+    low, pruned = target.parts(matrices)
     cosines: dict[str, float] = {}
     decomposed: dict[str, Spectrum] = {}
-    measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
-    for index, block in enumerate(stream_statistics(model, tokens, **measuring)):
-        inside = {m.local: m for m in matrices if m.block == index}
-        weights = {local: model.get_submodule(m.name).weight.detach() for local, m in inside.items()}
-        found = spectra(weights, block, factorizer, **factor_options)
-        decomposed |= {inside[local].name: spectrum for local, spectrum in found.items()}
+    scores: dict[Channels, Scores] = {}
+    for index, block in enumerate(stream_statistics(model, tokens, **asdict(measuring))):
+        weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
+        inside = {m.local: m.name for m in low if m.block == index}
+        found = spectra({local: weights[local] for local in inside}, block, name, **options)
+        decomposed |= {inside[local]: spectrum for local, spectrum in found.items()}
+        scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
         cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
 
     energies = {name: spectrum.energies.cpu() for name, spectrum in decomposed.items()}
     centred = any(spectrum.mean is not None for spectrum in decomposed.values())
-    ladders = ladders_of(matrices, energies, centred=centred, multiple=step)
-    given, outcome = allocate(ladders, cosines, compression, **levels)
-    apply_factors(model, {r.matrix.name: _factors(model, r, decomposed) for r in outcome if r.rank is not None})
-    return report(outcome, given, cosines, budget)
+    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple)
+    given, outcome = allocate(ladders, cosines, target, ratios, ranks, scores)
+    ranked = {r.matrix.name: r.rank for r in outcome if r.rank is not None}
+    apply_factors(model, {name: factorize_linear(model, name, decomposed[name], rank) for name, rank in ranked.items()})
+    widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
+    kept = {c.matrices[0].block: s.kept(widths[c.sublayer], c.pruning.keep_least) for c, s in scores.items()}
+    apply_channels(model, kept)
+    return given, outcome, cosines
 
 
-def _factors(model: PreTrainedModel, outcome: Rank, spectra: Mapping[str, Spectrum]) -> Factors:
-    linear = model.get_submodule(outcome.matrix.name)
-    assert isinstance(linear, nn.Linear)
-    assert outcome.rank is not None
-    bias = None if linear.bias is None else linear.bias.detach()
-    return factorize(linear.weight.detach(), bias, spectra[outcome.matrix.name], outcome.rank)
+def _sequentially(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "s t"],
+    matrices: list[Matrix],
+    target: Target,
+    measuring: Measuring,
+    *,
+    factors: Chosen,
+    ratios: Chosen,
+    ranks: Chosen,
+) -> Allocated:
+    """Compressed inputs: ratios from the cosines of the dense model, then one block after the other."""
+    cosines = {
+        f"{index}.{sublayer}": cosine
+        for index, block in enumerate(stream_cosines(model, tokens, batch_size=measuring.batch_size))
+        for sublayer, cosine in block.cosines.items()
+    }
+    given = ratios_of(matrices, cosines, target, ratios, centred=adds_biases(factors))
+    calibration = Calibration(model, tokens, measuring)
+    outcome: list[Rank] = []
+    for index in range(len(calibration)):
+        spent = sum(rank.parameters for rank in outcome)
+        statistics = calibration.statistics(index)
+        block = compress_block(model, index, statistics, matrices, given, target, factors, ranks, spent=spent)
+        put_(model, index, block)
+        outcome += block.ranks
+        calibration.advance(index)
+    return given, outcome, cosines
+
+
+def _pruning(given: Method) -> Pruning | None:
+    """How the FFNs are pruned, `None` for not at all."""
+    options = {"method": given} if isinstance(given, str) else dict(given)
+    name = options.pop("method", None)
+    if name not in ("none", "weighted"):
+        raise UsageError(f"channels is {given!r}, expected 'none', 'weighted', or a mapping with the key 'method'")
+    if name == "none":
+        return None
+    if unknown := sorted(set(options) - {field.name for field in fields(Pruning)}):
+        raise UsageError(
+            f"channels.{unknown[0]} is not an option; it takes {', '.join(field.name for field in fields(Pruning))}"
+        )
+    return Pruning(**options)
 
 
 def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Method:

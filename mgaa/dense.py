@@ -1,10 +1,11 @@
 """A compressed model folded back to plain linears: `W' = B A`, for programs that know nothing of low rank.
 
-Layers that were taken apart (fused.py) are put together again, because a plain checkpoint is one of transformers' own classes. The speed
-and the size of the factors are lost, the function is kept. Only biases are an obstacle: a centred factorizer (`afm`) gives every linear
-one, and most architectures have linears without. Three ways out, tried in this order, each exact: the class has room for the bias as it
-is; it has with a flag of its config (`attention_bias` or `mlp_bias` of Llama, `bias` of Falcon...), and linears without a bias get zeros;
-or the model is a Llama in all but name (Mistral and Qwen2 without sliding windows), and becomes one. What remains is refused.
+Layers that were taken apart (fused.py) are put together again, because a plain checkpoint is one of transformers' own classes, and pruned
+FFNs of different widths are padded by zeros (widths.py). The speed and the size of the factors are lost, the function is kept. Only
+biases are an obstacle: a centred factorizer (`afm`) gives every linear one, and most architectures have linears without. Three ways
+out, tried in this order, each exact: the class has room for the bias as it is; it has with a flag of its config (`attention_bias` or
+`mlp_bias` of Llama, `bias` of Falcon...), and linears without a bias get zeros; or the model is a Llama in all but name (Mistral and
+Qwen2 without sliding windows), and becomes one. What remains is refused.
 """
 
 import copy
@@ -20,6 +21,7 @@ from mgaa.errors import UsageError
 from mgaa.format import describe
 from mgaa.fused import fuse_, fused_name
 from mgaa.lowrank import low_rank_layers
+from mgaa.widths import widen_, widths
 
 # Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
 # modeling_qwen2.py with modeling_llama.py in
@@ -41,6 +43,8 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     expected = set(shell.state_dict())
     for name, layer in low_rank_layers(model).items():
         model.set_submodule(name, layer.dense())
+    if widths(model):
+        shell = _shell(widen_(model))
     if model.config.model_type in ARCHITECTURES and type(shell) is type(model):
         fuse_(model, shell)
     _fill_biases(model, expected)

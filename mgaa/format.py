@@ -5,10 +5,12 @@ A compressed checkpoint is an ordinary Hugging Face folder whose config.json say
     "quantization_config": {"quant_method": "mgaa", "version": 1,
                             "modules": {"model.layers.0.self_attn.q_proj": {"rank": 40, "bias": true}, ...}}
 
+FFNs that were pruned add their widths, one per block, null where it is the config's: "widths": [410, 409, null, ...].
+
 transformers builds the dense skeleton on the meta device, asks the quantizer registered here to take fused layers apart
-(fused.py) and to put `LowRankLinear` in the places of `modules`, then fills in the tensors: no pickle, no remote code,
-bit-equal weights. After that nothing is special about the model: what transformers forbids for integer weights
-(`.float()`, training) is allowed.
+(fused.py), to narrow the FFNs (widths.py) and to put `LowRankLinear` in the places of `modules`, then fills in the
+tensors: no pickle, no remote code, bit-equal weights. After that nothing is special about the model: what transformers
+forbids for integer weights (`.float()`, training) is allowed.
 
 Without this module transformers would only warn about the unknown method, and put random matrices where it finds none.
 Two things prevent it. `mgaa.save` writes `NOTICE` into config.json as `transformers_weights`, the name of the file to
@@ -33,6 +35,7 @@ from mgaa.architectures import ARCHITECTURES
 from mgaa.errors import InputError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import LowRankLinear, low_rank_layers
+from mgaa.widths import narrow_, widths
 
 METHOD = "mgaa"
 VERSION = 1
@@ -40,11 +43,15 @@ NOTICE = "these weights are low-rank factors of the Python package mgaa; run `im
 
 
 class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
-    """`quantization_config` of a compressed model: `modules` maps a linear's dotted name to its `rank` and `bias`."""
+    """`quantization_config` of a compressed model.
+
+    `modules` maps a linear's dotted name to its `rank` and `bias`; `widths` are those of the pruned FFNs, and no key where there are none.
+    """
 
     def __init__(
         self,
         modules: object = None,
+        widths: object = None,
         version: int = VERSION,
         quant_method: str = METHOD,
         **unknown: object,
@@ -62,6 +69,8 @@ class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.quant_method = quant_method
         self.version = version
         self.modules = {name: dict(shape) for name, shape in modules.items()}
+        if widths is not None:
+            self.widths = widths
 
 
 class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
@@ -79,6 +88,8 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         if model.config.model_type in ARCHITECTURES:
             unfuse_(model)
+        if (given := getattr(self.quantization_config, "widths", None)) is not None:
+            narrow_(model, given)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for name, shape in self.quantization_config.modules.items():
             place = _place(name, linears, model)
@@ -112,14 +123,20 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
 
 
 def describe(model: PreTrainedModel) -> None:
-    """Write the model's low-rank layers into its config, or remove that entry where there are none."""
+    """Write the model's low-rank layers and narrow FFNs into its config, or remove that entry where there are none."""
     modules = {
         name: {"rank": layer.rank, "bias": layer.B.bias is not None} for name, layer in low_rank_layers(model).items()
     }
-    if modules:
-        model.config.quantization_config = LowRankConfig(modules)
-    elif isinstance(getattr(model.config, "quantization_config", None), LowRankConfig):
+    narrow = widths(model)
+    if modules or narrow:
+        model.config.quantization_config = LowRankConfig(modules, narrow or None)
+    elif is_described(model):
         del model.config.quantization_config
+
+
+def is_described(model: PreTrainedModel) -> bool:
+    """Whether the config says that the model is compressed."""
+    return isinstance(getattr(model.config, "quantization_config", None), LowRankConfig)
 
 
 def _place(name: str, linears: Mapping[str, nn.Linear], model: PreTrainedModel) -> str:

@@ -2,18 +2,21 @@
 
 What an allocation is refused for (an option out of range, a compression out of reach, a step of the ranks that a matrix cannot take, a
 file for another model) lies in its parameters and in the shapes of the model, not in the data. So it is rehearsed on made-up data: equal
-cosines and flat spectra. This costs milliseconds where calibration costs minutes, needs nothing of a method, and refuses nothing that the
-data could have made possible.
+cosines, flat spectra, channels of equal importance. This costs milliseconds where calibration costs minutes, needs nothing of a method, and
+refuses nothing that the data could have made possible.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mgaa.budget import Ladder, Matrix
+from mgaa.channels import Channels, Pruning, Scores, prunable
+from mgaa.errors import UsageError
 from mgaa.methods import method
-from mgaa.ranks import Rank, allocate_ranks, by_sublayer, ladders_of, reach_of
+from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
 from mgaa.statistics import Accumulator
 
@@ -21,44 +24,118 @@ Chosen = tuple[str, Mapping[str, Any]]
 """A method and its options, those that all methods of its section share among them (`band`)."""
 
 
+@dataclass(frozen=True)
+class Target:
+    """What is asked of both levels.
+
+    Attributes:
+        compression: fraction of all linear parameters to remove.
+        multiple: the step between ranks, or `auto`.
+        pruning: how the FFNs are pruned; `None` where they are factorized like everything else.
+    """
+
+    compression: float
+    multiple: int | str = "auto"
+    pruning: Pruning | None = None
+
+    def parts(self, matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Channels]]:
+        """The matrices that are factorized, and the FFNs that are pruned.
+
+        Raises:
+            InputError: an FFN is of a kind that cannot be pruned.
+        """
+        if self.pruning is None:
+            return list(matrices), []
+        channels = prunable(matrices, self.pruning)
+        names = {each.sublayer for each in channels}
+        return [matrix for matrix in matrices if matrix.sublayer not in names], channels
+
+
 def allocate(
-    ladders: Sequence[Ladder], cosines: Mapping[str, float], compression: float, ratios: Chosen, ranks: Chosen
+    ladders: Sequence[Ladder],
+    cosines: Mapping[str, float],
+    target: Target,
+    ratios: Chosen,
+    ranks: Chosen,
+    pruned: Pruned | None = None,
 ) -> tuple[dict[str, float], list[Rank]]:
-    """Ratios by sublayer, and the ranks of all matrices under them.
+    """Ratios by sublayer, and the ranks and widths of all matrices under them.
 
     Args:
-        ladders: of all matrices, in model order.
+        ladders: of all matrices that are factorized, in model order, with the steps of the target.
         cosines: mean cosine by sublayer.
-        compression: fraction of all linear parameters to remove.
         ratios, ranks: the map of level 1 and the rule of level 2.
+        pruned: the FFNs that are not factorized.
 
     Raises:
         UsageError: an option is unknown or out of range, or the compression is out of reach.
     """
-    sizes = {name: sum(ladder.matrix.parameters for ladder in group) for name, group in by_sublayer(ladders).items()}
-    given = allocate_ratios(ratios[0], cosines, sizes, reach_of(ladders), compression=compression, **ratios[1])
-    return given, allocate_ranks(ranks[0], ladders, given, compression=compression, **ranks[1])
+    given = _ratios(ladders, cosines, target, ratios, pruned or {})
+    name, options = ranks
+    return given, allocate_ranks(name, ladders, given, compression=target.compression, pruned=pruned, **options)
+
+
+def ratios_of(
+    matrices: Sequence[Matrix], cosines: Mapping[str, float], target: Target, ratios: Chosen, *, centred: bool
+) -> dict[str, float]:
+    """Level 1 alone, which depends on the cosines and on the shapes.
+
+    Args:
+        centred: whether the factorizer adds biases.
+
+    Raises:
+        UsageError: as `allocate`.
+    """
+    ladders, pruned = _flat(matrices, target, centred=centred)
+    return _ratios(ladders, cosines, target, ratios, pruned)
 
 
 def rehearse(
     matrices: Sequence[Matrix],
-    compression: float,
+    target: Target,
     *,
     factors: Chosen,
     ratios: Chosen,
     ranks: Chosen,
-    multiple: int | str = "auto",
+    inputs: str = "dense",
 ) -> None:
-    """Refuse what `allocate` would refuse after the calibration; arguments as there.
+    """Refuse what `allocate` would refuse after the calibration.
+
+    Args:
+        factors: the factorizer and its options.
+        inputs: `compressed` where blocks are allocated one after the other.
 
     Raises:
-        UsageError: as `allocate`, and for options of the factorizer.
-        InputError: a file that a method reads is missing or damaged.
+        UsageError: as `allocate`, for options of the factorizer, and for a rule that needs the whole model where blocks go one by one.
+        InputError: a file that a method reads is missing or damaged, or an FFN cannot be pruned.
     """
+    ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
+    if ranks[0] == "file" and (pruned or inputs == "compressed"):
+        setting = "channels.method prunes the FFNs" if pruned else "statistics.inputs is compressed"
+        raise UsageError(
+            f"{setting}, expected a rule that finds the ranks: those of a file are for all matrices of the model at once; set "
+            "channels.method=none and statistics.inputs=dense, or take another ranks.method"
+        )
+    allocate(ladders, dict.fromkeys(sizes_of(ladders, pruned), 0.5), target, ratios, ranks, pruned)
+
+
+def _ratios(
+    ladders: Sequence[Ladder], cosines: Mapping[str, float], target: Target, ratios: Chosen, pruned: Pruned
+) -> dict[str, float]:
+    (name, options), sizes, reach = ratios, sizes_of(ladders, pruned), reach_of(ladders, pruned)
+    return allocate_ratios(name, cosines, sizes, reach, compression=target.compression, **options)
+
+
+def _flat(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> tuple[list[Ladder], dict[Channels, Scores]]:
+    """Ladders and scores of the shapes alone: flat spectra, and channels of equal importance."""
     one = torch.ones(1, dtype=torch.float64)
-    energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in matrices}
-    ladders = ladders_of(matrices, energies, centred=adds_biases(factors), multiple=multiple)
-    allocate(ladders, dict.fromkeys(by_sublayer(ladders), 0.5), compression, ratios, ranks)
+    low, channels = target.parts(matrices)
+    energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in low}
+    scores = {
+        each: Scores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
+        for each in channels
+    }
+    return ladders_of(low, energies, centred=centred, multiple=target.multiple), scores
 
 
 def adds_biases(factors: Chosen) -> bool:

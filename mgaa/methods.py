@@ -1,8 +1,8 @@
 """A method is a function in a file of its own: the key in the configuration is the file name.
 
 `factors/`, `ratios/` and `ranks/` are folders of methods. The keyword-only arguments of a method's function are its configuration, so
-a new method is a new file and nothing else: no registry, no edit elsewhere. A file of `ranks/` may also have a function
-`check(ladders, compression, *, options)`, which sees the whole model and refuses what the rule cannot do for it.
+a new method is a new file and nothing else: no registry, no edit elsewhere. What a file may say beside is told where its section is
+(`mgaa.ranks`: a function `check`, a constant `VERBATIM`).
 """
 
 import inspect
@@ -47,6 +47,11 @@ def check(section: str, name: str, *arguments: Any, **options: Any) -> None:
     own: Callable[..., None] | None = getattr(_module(section, name), "check", None)
     if own is not None:
         own(*arguments, **options)
+
+
+def constant(section: str, name: str, key: str, default: Any) -> Any:
+    """What the file of method `name` says under `key`, such as `VERBATIM`."""
+    return getattr(_module(section, name), key, default)
 
 
 def _module(section: str, name: str) -> ModuleType:

@@ -51,15 +51,15 @@ class Observer:
     _cosines: dict[str, tuple[CosineAccumulator, CosineAccumulator]] = field(default_factory=dict)
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
-        """Hooks live inside this context only."""
+    def attached(self, *, inputs: bool = True) -> Iterator[None]:
+        """Hooks live inside this context only; without `inputs` the residual stream alone is watched."""
         with ExitStack() as stack:
             if self.entry.experts and has(self.block, self.entry.experts):
                 experts = self.block.get_submodule(self.entry.experts)
                 stack.enter_context(_hook(experts.register_forward_pre_hook(self._watch_router)))
             for sublayer in self.entry.sublayers:
                 self._watch_branch(stack, sublayer)
-                for group in sublayer.groups(self.block):
+                for group in sublayer.groups(self.block) if inputs else ():
                     self._watch_input(stack, group)
             yield
 

@@ -86,10 +86,20 @@ def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = Non
             f"The text has {len(stream)} tokens, which fill {len(whole)} windows of {length} tokens, but {needed} are needed "
             f"({needed * length} tokens): give more text, or lower `samples` or `length`."
         )
+    return whole[draw(len(whole), samples, seed)]
+
+
+def draw(count: int, samples: int | None, seed: int) -> Int[Tensor, " n"]:
+    """Indices of `samples` of `count` things, drawn without replacement by `seed` and in order; None takes all.
+
+    Raises:
+        InputError: there are fewer.
+    """
     if samples is None:
-        return whole
-    generator = torch.Generator().manual_seed(seed)
-    return whole[torch.randperm(len(whole), generator=generator)[:samples].sort().values]
+        return torch.arange(count)
+    if samples > count:
+        raise InputError(f"{samples} of {count} were asked for: give more, or lower `samples`.")
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
 
 
 def check_vocabulary(ids: Int[Tensor, "*shape"], vocabulary: int) -> None:

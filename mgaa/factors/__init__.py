@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from mgaa.errors import NumericalError, UsageError
 from mgaa.linalg import Spectrum, decompose, left_basis
@@ -80,14 +80,36 @@ def factorize(
     return Factors(A=refitted.contiguous(), B=stored.contiguous(), bias=bias)
 
 
+def factorize_linear(model: nn.Module, name: str, spectrum: Spectrum, rank: int) -> Factors:
+    """Factors of the linear of that name, its bias included (`factorize`).
+
+    Raises:
+        NumericalError: an entry leaves the range of the dtype (the message names the linear).
+    """
+    linear = model.get_submodule(name)
+    assert isinstance(linear, nn.Linear)
+    bias = None if linear.bias is None else linear.bias.detach()
+    try:
+        return factorize(linear.weight.detach(), bias, spectrum, rank)
+    except NumericalError as error:
+        raise NumericalError(f"{name}: {error}") from error
+
+
 def save_spectra(spectra: Mapping[str, Spectrum], path: Path) -> None:
     """Write the spectra of one block: energies in float64, bases in float32."""
-    tensors = {f"{name}/energies": spectrum.energies.cpu() for name, spectrum in spectra.items()}
-    tensors |= {f"{name}/basis": spectrum.basis.float().cpu().contiguous() for name, spectrum in spectra.items()}
-    tensors |= {
-        f"{name}/mean": spectrum.mean.clone().cpu() for name, spectrum in spectra.items() if spectrum.mean is not None
-    }
-    save_file(tensors, path)
+    bases = {f"{name}/basis": spectrum.basis.float().cpu().contiguous() for name, spectrum in spectra.items()}
+    save_file(_energies(spectra) | bases, path)
+
+
+def save_energies(spectra: Mapping[str, Spectrum], path: Path) -> None:
+    """Write what `load_energies` reads, without the bases."""
+    save_file(_energies(spectra), path)
+
+
+def _energies(spectra: Mapping[str, Spectrum]) -> dict[str, Tensor]:
+    energies = {f"{name}/energies": spectrum.energies.cpu() for name, spectrum in spectra.items()}
+    means = {name: spectrum.mean for name, spectrum in spectra.items() if spectrum.mean is not None}
+    return energies | {f"{name}/mean": mean.clone().cpu() for name, mean in means.items()}
 
 
 def load_energies(path: Path) -> tuple[dict[str, Float[Tensor, " p"]], bool]:

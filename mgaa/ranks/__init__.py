@@ -2,31 +2,45 @@
 
 Each file holds one rule `allocate(ladders, budget, *, options)` that puts every matrix of one sublayer on a rung of its ladder. The
 parameters that the rules leave over are then spent on the whole model by the same refill for every rule, so that methods are
-compared at equal parameters: what is left is smaller than the cheapest next step of any matrix. A rule that has to see the whole
-model before (`file`) has a second function, `check(ladders, compression, *, options)`.
+compared at equal parameters: what is left is smaller than the cheapest next step of any matrix. A rule whose roundings are those of a
+published method says `VERBATIM = True` in its file and is not refilled. A rule that has to see the whole model before (`file`) has a
+second function, `check(ladders, compression, *, options)`.
+
+FFNs that are pruned (`mgaa.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel more than
+the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block first.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill
+from mgaa.channels import Channels, Scores
 from mgaa.errors import UsageError
-from mgaa.methods import check, method
+from mgaa.methods import check, constant, method
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The outcome for one matrix: its rank (`None` is dense), its parameters, and the share of energy that it keeps."""
+    """The outcome for one matrix.
+
+    Attributes:
+        rank: `None` is dense.
+        energy: the share of its energy that it keeps.
+        width: channels that remain of it where its FFN is pruned.
+    """
 
     matrix: Matrix
     rank: int | None
     parameters: int
     energy: float
+    width: int | None = None
 
 
 def ladders_of(
@@ -53,37 +67,77 @@ def ladders_of(
     return ladders
 
 
+Pruned = Mapping[Channels, Scores]
+"""The FFNs that are pruned, with the scores of their channels."""
+
+
 def by_sublayer(ladders: Sequence[Ladder]) -> dict[str, list[Ladder]]:
     """Group ladders by sublayer, in order."""
     return {name: list(group) for name, group in groupby(ladders, key=lambda ladder: ladder.matrix.sublayer)}
 
 
-def reach_of(ladders: Sequence[Ladder]) -> dict[str, float]:
-    """The largest compression ratio of every sublayer: all its matrices on their lowest rungs."""
-    return {
+def sizes_of(ladders: Sequence[Ladder], pruned: Iterable[Channels] = ()) -> dict[str, int]:
+    """Linear parameters of every sublayer, in model order."""
+    found = {name: sum(ladder.matrix.parameters for ladder in group) for name, group in by_sublayer(ladders).items()}
+    return _in_order(found | {each.sublayer: each.parameters for each in pruned})
+
+
+def reach_of(ladders: Sequence[Ladder], pruned: Iterable[Channels] = ()) -> dict[str, float]:
+    """The largest compression ratio of every sublayer: all its matrices on their lowest rungs, or the least width."""
+    found = {
         name: 1 - sum(ladder.costs[0] for ladder in group) / sum(ladder.matrix.parameters for ladder in group)
         for name, group in by_sublayer(ladders).items()
     }
+    return _in_order(found | {each.sublayer: 1 - each.least / each.count for each in pruned})
 
 
 def allocate_ranks(
-    name: str, ladders: Sequence[Ladder], ratios: Mapping[str, float], *, compression: float, **options: Any
+    name: str,
+    ladders: Sequence[Ladder],
+    ratios: Mapping[str, float],
+    *,
+    compression: float,
+    pruned: Pruned | None = None,
+    **options: Any,
 ) -> list[Rank]:
-    """The rank of every matrix, in order; the parameter budget is never exceeded.
+    """The rank or width of every matrix, in order; the parameter budget is never exceeded.
 
     Args:
         name, options: the rule and its keyword arguments.
-        ladders: of all matrices, in model order.
+        ladders: of all matrices that are factorized, in model order.
         ratios: compression ratio by sublayer.
         compression: fraction of all linear parameters to remove.
+        pruned: the FFNs that are not factorized.
 
     Raises:
         UsageError: unknown rule or option, a compression or ratio that is out of reach, or what the rule itself refuses.
     """
-    rule = method("ranks", name, options)
-    check_reachable(ladders, compression)
+    channels = pruned or {}
+    matrices = [*(ladder.matrix for ladder in ladders), *(matrix for each in channels for matrix in each.matrices)]
+    method("ranks", name, options)
+    floor = sum(ladder.costs[0] for ladder in ladders) + sum(each.least * each.cost for each in channels)
+    check_reachable(sum(matrix.parameters for matrix in matrices), floor, compression)
     check("ranks", name, ladders, compression, **options)
-    budget = parameter_budget([ladder.matrix for ladder in ladders], compression)
+    budget = parameter_budget(matrices, compression)
+    return allocate_within(name, ladders, ratios, budget, compression=compression, pruned=channels, **options)
+
+
+def allocate_within(
+    name: str,
+    ladders: Sequence[Ladder],
+    ratios: Mapping[str, float],
+    budget: int,
+    *,
+    compression: float,
+    pruned: Pruned,
+    **options: Any,
+) -> list[Rank]:
+    """The same for some blocks of a model within `budget` parameters of theirs; nothing is asked of the model as a whole.
+
+    Raises:
+        UsageError: as `allocate_ranks`.
+    """
+    rule = method("ranks", name, options)
     rungs: list[int] = []
     for sublayer, group in by_sublayer(ladders).items():
         kept = int((1 - ratios[sublayer]) * sum(ladder.matrix.parameters for ladder in group) + 1e-6)
@@ -93,13 +147,47 @@ def allocate_ranks(
                 "compute the ratios with the same ranks.multiple and factors.method"
             )
         rungs += rule(group, kept, **options)
-    if (kept := sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))) > budget:
+    widths = {channels: channels.width(ratios[channels.sublayer]) for channels in pruned}
+    cost = sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
+    widths = _trimmed(widths, budget - cost)
+    wide = sum(width * channels.cost for channels, width in widths.items())
+    if cost + wide > budget:
         raise UsageError(
-            f"the ratios keep {kept:,} parameters, more than the {budget:,} that compression {compression} allows: "
+            f"the ratios keep {cost + wide:,} parameters, more than the {budget:,} that compression {compression} allows: "
             "compute the ratios for this compression"
         )
-    rungs = refill(ladders, rungs, budget)
-    return [
+    if not constant("ranks", name, "VERBATIM", False):
+        rungs = refill(ladders, rungs, budget - wide)
+    low = [
         Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], ladder.energies[rung])
         for ladder, rung in zip(ladders, rungs, strict=True)
     ]
+    narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]
+    return sorted([*low, *narrow], key=lambda rank: rank.matrix.block)
+
+
+def _trimmed(widths: Mapping[Channels, int], budget: int) -> dict[Channels, int]:
+    """Widths that give back what exceeds the budget, one step of each FFN at a time from the last backwards, as far as they can."""
+    found = dict(widths)
+    excess = sum(width * channels.cost for channels, width in found.items()) - budget
+    while excess > 0:
+        able = [each for each, width in found.items() if width - each.pruning.multiple >= each.least]
+        if not able:
+            break
+        for channels in reversed(able):
+            if excess > 0:
+                found[channels] -= channels.pruning.multiple
+                excess -= channels.pruning.multiple * channels.cost
+    return found
+
+
+def _narrow(channels: Channels, width: int, scores: Scores) -> Iterator[Rank]:
+    """The outcome for the matrices of an FFN at a width."""
+    for matrix in channels.matrices:
+        energy = scores.kept_energy(matrix.local, width, channels.pruning.keep_least)
+        yield Rank(matrix, None, width * matrix.parameters // channels.count, energy, width)
+
+
+def _in_order(sublayers: Mapping[str, T]) -> dict[str, T]:
+    """By block; inside a block as given."""
+    return dict(sorted(sublayers.items(), key=lambda item: int(item[0].partition(".")[0])))

@@ -1,8 +1,7 @@
 """Ranks as a file has them, whatever the ratios: those that were found on a base model, for its chat model (`mgaa.allocation`).
 
-The budget of the file is that of the compression, and what it left over was smaller than any next step; so where the same ranks cost the
-same (the same factorizer or another that adds biases or not as it does, and the same `ranks.multiple`), the refill behind
-every rule has nothing to lift, and the ranks are those of the file. Where they cost less, the refill spends what is saved.
+The budget of the file is that of the compression. Nothing is refilled behind them (`VERBATIM`): the ranks are those of the file also where
+they cost less than there (a factorizer that adds no biases) or where their rule had left something over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from mgaa.allocation import Saved, load
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.errors import UsageError
+
+VERBATIM = True
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model: str | None = None) -> list[int]:
@@ -36,6 +37,11 @@ def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, mo
         UsageError: it is for another model or another compression, a rank is not on its ladder, or together they cost too much.
     """
     saved = load(path, model)
+    if pruned := [name for name, each in saved.matrices.items() if each.width is not None]:
+        raise UsageError(
+            f"{path} has pruned FFNs ({pruned[0]} of width {saved.matrices[pruned[0]].width}), expected ranks for all matrices: repeat its "
+            "run from its ratios (ratios.method=file), with the same ranks.method and channels"
+        )
     rungs = [_rung(ladder, saved.matrices, path) for ladder in ladders]
     if other := [name for name in saved.matrices if name not in {ladder.matrix.name for ladder in ladders}]:
         raise UsageError(f"{path} is an allocation file for another model: {other[0]} is in the file alone")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mgaa.budget import Ladder, refill
+from mgaa.budget import Ladder, lowered, refill
 
 
 def allocate(ladders: Sequence[Ladder], budget: int) -> list[int]:
@@ -12,10 +12,4 @@ def allocate(ladders: Sequence[Ladder], budget: int) -> list[int]:
     """
     share = budget / sum(ladder.matrix.parameters for ladder in ladders)
     rungs = [ladder.rung_within(share * ladder.matrix.parameters) for ladder in ladders]
-    while any(rungs) and sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True)) > budget:
-        shares = [
-            ladder.costs[rung] / ladder.matrix.parameters if rung else 0.0
-            for ladder, rung in zip(ladders, rungs, strict=True)
-        ]
-        rungs[shares.index(max(shares))] -= 1
-    return refill(ladders, rungs, budget)
+    return refill(ladders, lowered(ladders, rungs, budget), budget)

@@ -107,7 +107,8 @@ def svd_factors(linear: nn.Linear, keep: float, bias: bool) -> Factors:
     own = None if linear.bias is None else linear.bias.detach()
     added = torch.randn(linear.out_features, dtype=linear.weight.dtype) if bias and own is None else own
     root = s[:rank].sqrt()
-    return Factors(root[:, None] * v[:rank], u[:, :rank] * root, added)
+    A, B = root[:, None] * v[:rank], u[:, :rank] * root
+    return Factors(A.contiguous(), B.contiguous(), added)  # as files give them back: kernels round by the strides
 
 
 @pytest.fixture

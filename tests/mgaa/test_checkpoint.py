@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM, GenerationConfig, PreT
 
 import mgaa
 from mgaa.architectures import matrices_of
-from mgaa.checkpoint import apply_factors, load, save, with_factors
+from mgaa.checkpoint import apply_factors, load, save, twin_of
 from mgaa.errors import InputError, NumericalError, ResourceError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors, LowRankLinear, low_rank_layers
@@ -186,7 +186,8 @@ def test_a_second_model_with_factors_shares_the_rest_and_leaves_the_first_as_it_
     before, state, config = logits(model), dict(model.state_dict()), model.config.to_dict()
     layers = low_rank_layers(compress(copy.deepcopy(model)))
     factors = {name: Factors(layer.A.weight, layer.B.weight, layer.B.bias) for name, layer in layers.items()}
-    twin = with_factors(model, factors)
+    twin = twin_of(model)
+    apply_factors(twin, factors)
     assert low_rank_layers(twin).keys() == factors.keys()
     places = {name: tensor.data_ptr() for name, tensor in twin.state_dict().items()}
     own = {name for name, place in places.items() if name not in state or place != state[name].data_ptr()}

@@ -17,7 +17,7 @@ from mgaa.architectures import ARCHITECTURES, decoder_blocks, matrices_of
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.fused import unfuse_
-from mgaa.methods import available
+from mgaa.methods import available, constant
 from mgaa.streaming import stream_statistics
 from tests.mgaa.allocations import reads_file
 
@@ -140,7 +140,8 @@ def test_every_method_compresses_within_the_budget(
         mgaa.compress_(tiny("qwen3"), tokens, compression=0.3).save(chosen["path"])
     report = mgaa.compress_(model, tokens, compression=0.3, **{section: chosen})  # type: ignore[arg-type]
     assert linear_parameters(model, dense) <= parameter_budget(matrices_of(dense), 0.3)
-    assert report.budget_left < 200  # a step of the largest of these matrices
+    verbatim = section == "ranks" and constant(section, name, "VERBATIM", False)
+    assert report.budget_left < 200 or verbatim  # a step of the largest of these matrices
     assert bool(logits(model, tokens).isfinite().all())
 
 
