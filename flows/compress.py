@@ -5,11 +5,13 @@
 backbone -> texts -> tokens -> statistics -> spectra -> ratios -> ranks -> factors -> checkpoint -> metrics
 
 Every arrow is a cached step that takes and gives artifacts, so a second run executes nothing, and another target starts at `ratios`.
-The method and its baselines differ in the methods of level 1 and level 2 only: same statistics, spectra, budget and refill.
+The method and its baselines differ in their recipes only: same statistics, spectra and budget. Where `statistics.inputs` is `compressed`,
+statistics to factors is one step per block, behind the compressed blocks before it. `recovery` tunes the checkpoint of the method.
 """
 
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow, unmapped
@@ -17,22 +19,26 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
-from mgaa.errors import UsageError
+from flows.recovery import UNRECOVERED, recovered
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
-from tasks.artifact import Store
+from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate
+from tasks.collect_ranks import collect_ranks
+from tasks.compress_block import compress_block
 from tasks.decompose import decompose
 from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters
+from tasks.recipes import Recipe, recipes
 from tasks.recording import recording
 from tasks.records import backbone_record
-from tasks.rehearse import rehearse
+from tasks.rehearse import adds_biases, rehearse
 from tasks.results import Compressed, Effort, Results, publish
+from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
 RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
@@ -43,39 +49,35 @@ RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began = parameters, time.perf_counter()
-    store = Store(p.store_path, p.store.lock_timeout)
-    source, revision, where = p.backbone.source, p.backbone.revision, device(p)
+    store, where = Store(p.store_path, p.store.lock_timeout), device(parameters)
+    source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
     with tracked(p) as run, recording() as executions:
-        pairs = variants(p)
+        wanted = recipes(p)
         backbone = load_backbone(
             store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
         )
-        rehearse(store, backbone, (p.factors.method, p.factors.options), pairs.values())
-        blocks = list(range(backbone_record(store, backbone)["blocks"]))
+        rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts)
         measured = measurement(p, store, texts, tokens)
-        measure: dict[str, Any] = p.statistics.model_dump()
-        statistics = calibrate(store, backbone, tokens["calibration"], **measure, device=where)
-        shared: dict[str, Any] = {
-            "store": unmapped(store),
-            "backbone": unmapped(backbone),
-            "block": blocks,
-            "device": where,
-        }
-        spectra = decompose.map(
-            statistics=unmapped(statistics), method=p.factors.method, options=unmapped(p.factors.options), **shared
-        ).result()
-
+        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
+        bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
+        spectra = bench.spectra() if p.statistics.inputs == "dense" else []
         dense = evaluate(store, backbone, **measured)
         models: dict[str, Compressed] = {}
-        for name, (level1, level2) in pairs.items():
-            ratios = allocate_ratios(store, backbone, statistics, spectra, **level1)
-            ranks = allocate_ranks(store, backbone, spectra, ratios, **level2)
-            factors = factorize.map(spectra=spectra, ranks=unmapped(ranks), **shared).result()
+        for name, recipe in wanted.items():
+            level1 = recipe.level1(centred=adds_biases(factorizer))
+            ratios = allocate_ratios(store, backbone, statistics, **level1)
+            ranks, scores, factors = (
+                bench.at_once(recipe, spectra, ratios) if spectra else bench.one_by_one(recipe, ratios)
+            )
             checkpoint = assemble(store, backbone, factors)
-            metrics = evaluate(store, checkpoint, **measured)
-            models[name] = Compressed(ratios, ranks, factors, checkpoint, metrics)
+            models[name] = Compressed(
+                ratios, ranks, factors, checkpoint, evaluate(store, checkpoint, **measured), scores
+            )
+        if p.recovery.method != "none":
+            final = models.pop(p.method)
+            models |= {UNRECOVERED: final, p.method: recovered(p, store, backbone, texts, tokens, final, measured)}
 
         results = Results(backbone, texts, tokens, statistics, spectra, dense, models)
         figures = draw_figures(store, **drawn(results))
@@ -84,40 +86,76 @@ def compress(parameters: Parameters) -> Results:
     return results
 
 
+@dataclass(frozen=True)
+class Bench:
+    """What the models of a run share, and the two ways to their factors."""
+
+    parameters: Parameters
+    store: Store
+    backbone: Artifact
+    tokens: Artifact
+    statistics: Artifact
+    device: str
+
+    @property
+    def blocks(self) -> list[int]:
+        """Their indices."""
+        return list(range(backbone_record(self.store, self.backbone)["blocks"]))
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Arguments of the steps that are mapped over the blocks."""
+        return {
+            "store": unmapped(self.store),
+            "backbone": unmapped(self.backbone),
+            "block": self.blocks,
+            "device": self.device,
+        }
+
+    def spectra(self) -> list[Artifact]:
+        """The decompositions of all blocks, in which all models are slices."""
+        given = self.parameters.factors
+        chosen: dict[str, Any] = {"method": given.method, "options": unmapped(given.options)}
+        found: list[Artifact] = decompose.map(statistics=unmapped(self.statistics), **chosen, **self.shared).result()
+        return found
+
+    def at_once(
+        self, recipe: Recipe, spectra: list[Artifact], ratios: Artifact
+    ) -> tuple[Artifact, list[Artifact], list[Artifact]]:
+        """Ranks, channel scores and factors of a model, all blocks together."""
+        scores: list[Artifact] = []
+        if recipe.channels is not None:
+            scores = score_channels.map(statistics=unmapped(self.statistics), **self.shared).result()
+        ranks = allocate_ranks(self.store, self.backbone, spectra, scores, ratios, **recipe.level2)
+        given: dict[str, Any] = {"scores": scores or unmapped(None), "ranks": unmapped(ranks)}
+        return ranks, scores, factorize.map(spectra=spectra, **given, **self.shared).result()
+
+    def one_by_one(self, recipe: Recipe, ratios: Artifact) -> tuple[Artifact, list[Artifact], list[Artifact]]:
+        """The same, one block after the other, each measured behind the compressed ones before it; its scores lie with its factors."""
+        p, factors = self.parameters, list[Artifact]()
+        chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options, **recipe.block}
+        measuring = p.statistics.model_dump(exclude={"inputs"})
+        for block in self.blocks:
+            before = [self.store, self.backbone, self.tokens, ratios, factors[:block]]
+            step = compress_block(*before, block=block, **chosen, measuring=measuring, device=self.device)
+            factors.append(step)
+        return collect_ranks(self.store, factors), [], factors
+
+
 def drawn(results: Results) -> dict[str, Any]:
     """The artifacts that the figures are drawn from."""
-    models = results.models.values()
+    models = list(results.models.values())
     return {
         "backbone": results.backbone,
         "statistics": results.statistics,
-        "spectra": results.spectra,
+        "spectra": results.spectra or models[-1].factors,
+        "scores": models[-1].scores,
         "ratios": [model.ratios for model in models],
         "ranks": [model.ranks for model in models],
         "metrics": [results.dense, *(model.metrics for model in models)],
+        "tuned": models[-1].checkpoint if models[-1].untuned else None,
         "models": list(results.models),
     }
-
-
-def variants(p: Parameters) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Arguments of level 1 and level 2, for every baseline and, last, for the run's method.
-
-    Raises:
-        UsageError: a baseline that would be the method itself.
-    """
-    if p.ranks.method == "file" and "level2" in p.evaluation.baselines:
-        raise UsageError(
-            "evaluation.baselines has level2, which with ranks.method=file is the method itself: leave it out"
-        )
-    target = {"compression": p.ratios.compression, "multiple": p.ranks.multiple}
-    even: dict[str, Any] = {"method": "uniform", "options": {}, **target}
-    ratios = {**target, "method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
-    ranks = {**target, "method": p.ranks.method, "options": p.ranks.options}
-    known = {
-        "uniform": ({**even, "band": None}, even),
-        "level1": (ratios, even),
-        "level2": ({**even, "band": None}, ranks),
-    }
-    return {**{name: known[name] for name in p.evaluation.baselines}, p.method: (ratios, ranks)}
 
 
 if __name__ == "__main__":

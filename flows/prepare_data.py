@@ -34,7 +34,7 @@ def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
     sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in SECTIONS}
     return read_texts(
         store,
-        sections={name: _reading(given) for name, given in sections.items()},
+        sections={name: reading(given) for name, given in sections.items()},
         content={name: source_content(given.source) for name, given in sections.items()},
     )
 
@@ -50,7 +50,7 @@ def prepared_tokens(
     }
 
 
-def _reading(given: Texts) -> dict[str, object]:
+def reading(given: Texts) -> dict[str, object]:
     """The parameters of a section that choose its documents."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in READING}
 

@@ -21,7 +21,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
-from mgaa.errors import MgaaError
+from mgaa.errors import MgaaError, UsageError
 from tasks.artifact import Artifact, Store
 from tasks.calibrate import calibrate
 from tasks.decompose import decompose
@@ -31,7 +31,7 @@ from tasks.parameters import Parameters
 from tasks.points import Measured, Outcome, Point, place, points
 from tasks.recording import recording
 from tasks.records import MEASUREMENT, backbone_record, table
-from tasks.rehearse import rehearse
+from tasks.rehearse import adds_biases, rehearse
 from tasks.results import Effort
 from tasks.run_point import run_point
 from tasks.sections import Factors, Source
@@ -61,6 +61,7 @@ class Bench:
 def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
     p, began = parameters, time.perf_counter()
+    check(p)
     store = Store(p.store_path, p.store.lock_timeout)
     wanted = points(p.sweep)
     with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording() as executions:
@@ -83,6 +84,25 @@ def sweep(parameters: Parameters) -> list[Outcome]:
     return outcomes
 
 
+def check(p: Parameters) -> None:
+    """Refuse what cannot share one decomposition, and what is no low rank.
+
+    Raises:
+        UsageError: inputs behind compressed blocks, pruned FFNs, or recovery.
+    """
+    if p.statistics.inputs != "dense":
+        raise UsageError(
+            "statistics.inputs is 'compressed', under which no two models share a decomposition: compress them one by one "
+            "(flows.compress), or set statistics.inputs=dense"
+        )
+    for section, given in (("channels", p.channels.method), ("recovery", p.recovery.method)):
+        if given != "none":
+            raise UsageError(
+                f"{section}.method is {given!r}, but a sweep compares factors and ranks alone: set {section}.method=none, or compress the "
+                "models one by one (flows.compress)"
+            )
+
+
 def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench]:
     """Every backbone up to its statistics; whatever is wrong with the parameters or the inputs is said before a point is measured."""
     backbones: dict[Source, Artifact] = {}
@@ -91,7 +111,7 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
         given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": p.backbone.dtype}
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
-        rehearse(store, backbones[point.backbone], (point.factors.method, point.factors.options), [point.levels])
+        rehearse(store, backbones[point.backbone], (point.factors.method, point.factors.options), [point.recipe])
     texts, split = prepared_texts(p, store), p.sweep.split
     tokens = {
         source: prepared_tokens(p, store, backbone, texts, ("calibration", split))
@@ -129,7 +149,8 @@ def ended(p: Parameters, store: Store, bench: Bench, wanted: Sequence[Point]) ->
             if errors := [each for each in spectra if isinstance(each, BaseException)]:
                 yield from (Outcome(point, None, errors[0]) for point in group)
                 continue
-            shared = bench.backbone, bench.statistics, spectra, bench.tokens[p.sweep.split], bench.windows
+            centred = adds_biases((group[0].factors.method, group[0].factors.options))
+            shared = bench.backbone, bench.statistics, spectra, centred, bench.tokens[p.sweep.split], bench.windows
             running |= {run_point.submit(store, point, *shared): point for point in group}
         for future in as_completed([*running]):
             result: Any = future.result(raise_on_failure=False)

@@ -1,4 +1,4 @@
-"""Step 7, allocate ranks: level 2 of MGAA, inside a sublayer (`mgaa.ranks`)."""
+"""Step 7, allocate ranks: level 2 of MGAA, inside a sublayer (`mgaa.ranks`), and the widths of the FFNs that are pruned."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,35 +6,31 @@ from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.ladders import model_ladders
-from tasks.records import RANKS, RATIOS, table, write_table
+from tasks.records import RANKS, RATIOS, rank_table, table, write_table
 from tasks.step import step
 
 
-@step(kind="ranks", methods="mgaa.ranks")
+@step(kind="ranks", methods={"method": "mgaa.ranks"})
 def allocate_ranks(
     out: Path,
     store: Store,
     backbone: Artifact,
     spectra: Sequence[Artifact],
+    scores: Sequence[Artifact],
     ratios: Artifact,
     *,
     method: str,
     compression: float,
     multiple: int | str,
     options: dict[str, Any],
+    channels: dict[str, Any] | None,
 ) -> None:
-    """Rank (null is dense), parameters and kept energy of every matrix, as `{matrix: {...}}`."""
+    """Rank (null is dense) or width, parameters and kept energy of every matrix, in the layout of `rank_table`."""
     from mgaa.budget import parameter_budget
     from mgaa.ranks import allocate_ranks as allocate
 
-    ladders = model_ladders(store, backbone, spectra, multiple)
-    ranks = allocate(method, ladders, table(store, ratios, RATIOS), compression=compression, **options)
-    outcome = {
-        "budget": parameter_budget([ladder.matrix for ladder in ladders], compression),
-        "linear_parameters": sum(rank.parameters for rank in ranks),
-        "matrices": {
-            rank.matrix.name: {"rank": rank.rank, "parameters": rank.parameters, "energy": rank.energy}
-            for rank in ranks
-        },
-    }
-    write_table(out / RANKS, outcome)
+    ladders, pruned = model_ladders(store, backbone, spectra, scores, multiple=multiple, channels=channels)
+    given = table(store, ratios, RATIOS)
+    ranks = allocate(method, ladders, given, compression=compression, pruned=pruned, **options)
+    budget = parameter_budget([rank.matrix for rank in ranks], compression)
+    write_table(out / RANKS, rank_table(ranks, budget=budget, channels=channels))

@@ -1,39 +1,42 @@
-"""Step 6, allocate ratios: level 1 of MGAA, between sublayers (`mgaa.ratios`)."""
+"""Step 6, allocate ratios: level 1 of MGAA, between sublayers (`mgaa.ratios`).
 
-from collections.abc import Sequence
+Of the data it needs the cosines alone, so it waits for no decomposition.
+"""
+
 from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.ladders import model_ladders
+from tasks.ladders import pruning_of
 from tasks.records import RATIOS, backbone_matrices, block_file, write_table
 from tasks.step import step
 
 
-@step(kind="ratios", methods="mgaa.ratios")
+@step(kind="ratios", methods={"method": "mgaa.ratios"})
 def allocate_ratios(
     out: Path,
     store: Store,
     backbone: Artifact,
     statistics: Artifact,
-    spectra: Sequence[Artifact],
     *,
     method: str,
     compression: float,
     band: float | None,
-    multiple: int | str,
     options: dict[str, Any],
+    multiple: int | str,
+    centred: bool,
+    channels: dict[str, Any] | None,
 ) -> None:
-    """A compression ratio for every sublayer, as `{sublayer: ratio}`."""
-    from mgaa.ranks import by_sublayer, reach_of
-    from mgaa.ratios import allocate_ratios as allocate
+    """A compression ratio for every sublayer, as `{sublayer: ratio}`.
 
-    ladders = model_ladders(store, backbone, spectra, multiple)
-    parameters = {
-        name: sum(ladder.matrix.parameters for ladder in group) for name, group in by_sublayer(ladders).items()
-    }
-    cosines = sublayer_cosines(store, backbone, statistics)
-    ratios = allocate(method, cosines, parameters, reach_of(ladders), compression=compression, band=band, **options)
+    Args:
+        multiple, centred, channels: what bounds the ratios: the step between ranks, whether low rank adds biases, how FFNs are pruned.
+    """
+    from mgaa.levels import Target, ratios_of
+
+    target = Target(compression, multiple, pruning_of(channels))
+    cosines, chosen = sublayer_cosines(store, backbone, statistics), (method, {**options, "band": band})
+    ratios = ratios_of(backbone_matrices(store, backbone), cosines, target, chosen, centred=centred)
     write_table(out / RATIOS, ratios)
 
 

@@ -1,4 +1,8 @@
-"""Step 4, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`)."""
+"""Step 4, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`).
+
+Where inputs shall be those behind the compressed blocks, this pass of the dense model measures the cosines alone; the rest is measured
+block by block (tasks/compress_block.py).
+"""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +27,16 @@ def calibrate(
     device: str,
 ) -> None:
     """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""
-    from mgaa.errors import UsageError
-    from mgaa.streaming import stream_statistics
+    from mgaa.streaming import stream_cosines, stream_statistics
 
-    if inputs != "dense":
-        raise UsageError(f"statistics.inputs is {inputs!r}, expected 'dense' (the inputs of the uncompressed model)")
     model, _ = backbone_model(store, backbone, device)
     windows = token_windows(store, tokens)
     measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
-    for index, block in enumerate(stream_statistics(model, windows, **measuring)):
+    whole = inputs == "dense"
+    blocks = (
+        stream_statistics(model, windows, **measuring)
+        if whole
+        else stream_cosines(model, windows, batch_size=batch_size)
+    )
+    for index, block in enumerate(blocks):
         block.save(out / block_file(index))

@@ -3,8 +3,8 @@
 Prefect's `TASK_SOURCE` sees the body of one function and reuses stale results when a library function behind it changes. Here the
 imports are walked in the syntax tree, those inside functions included, without executing anything. `from mgaa import ranks` resolves to
 the file of `mgaa.ranks` and does not draw in `mgaa/__init__.py`, which imports everything; so adding a file voids nothing that does not
-import it. A step that picks a method by name at run time declares the folder (`methods="mgaa.ratios"`), and the file of the selected
-method joins. The modules that only run, store and record are left out: they decide where a result lies, not what is in it.
+import it. A step that picks a method by name at run time declares the folder (`methods={"method": "mgaa.ratios"}`), and the file
+of the selected method joins. The modules that only run, store and record are left out: they decide where a result lies, not what is in it.
 """
 
 import ast

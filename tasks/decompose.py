@@ -12,7 +12,7 @@ from tasks.records import backbone_matrices, block_file
 from tasks.step import step
 
 
-@step(kind="spectra", methods="mgaa.factors", task_run_name="decompose-{block}")
+@step(kind="spectra", methods={"method": "mgaa.factors"}, task_run_name="decompose-{block}")
 def decompose(
     out: Path,
     store: Store,

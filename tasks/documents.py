@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mgaa.errors import InputError, UsageError
 from tasks import data_sets
@@ -28,6 +28,8 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WAYS = (
     "expected a text file, a .jsonl file, a folder of them, a folder of `datasets`, a Hub id (namespace/name) or demo"
 )
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def read(
     return found
 
 
-def portion(texts: Sequence[str], start: float, end: float) -> list[str]:
+def portion(texts: Sequence[T], start: float, end: float) -> list[T]:
     """The documents from fraction `start` to fraction `end` of the list; consecutive ranges neither share nor lose a document.
 
     Raises:

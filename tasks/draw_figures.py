@@ -1,10 +1,11 @@
 """Step 11, draw figures: the run in five pictures (tasks/figures.py), each as PNG and as SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.records import METRICS, backbone_matrices, block_file, table
+from tasks.records import CURVE, METRICS, RANKS, backbone_matrices, block_file, energy_file, score_file, table
 from tasks.step import step
 from tasks.summarize import allocation
 
@@ -18,15 +19,20 @@ def draw_figures(
     backbone: Artifact,
     statistics: Artifact,
     spectra: Sequence[Artifact],
+    scores: Sequence[Artifact],
     ratios: Sequence[Artifact],
     ranks: Sequence[Artifact],
     metrics: Sequence[Artifact],
+    tuned: Artifact | None,
     *,
     models: list[str],
 ) -> None:
-    """Draw `ranks`, `sublayers`, `energies`, `errors` and `sizes`.
+    """Draw `ranks`, `sublayers`, `energies`, `errors` and `sizes`, and `recovery` where there was one.
 
     Args:
+        spectra: of all blocks, or the `factors` that were made behind compressed blocks.
+        scores: of the channels of all blocks, where the method prunes FFNs and `spectra` are spectra.
+        tuned: the checkpoint after recovery.
         ratios, ranks: of every compressed model, in the order of `models`.
         metrics: of the dense model, then of every compressed one.
         models: names of the compressed models, the run's method last.
@@ -40,23 +46,45 @@ def draw_figures(
     with style():
         save(figures.ranks(allocations), out / "ranks")
         save(figures.sublayers(allocations), out / "sublayers")
-        save(figures.energies(allocations, energy_curves(store, backbone, spectra)), out / "energies")
+        curves = energy_curves(store, backbone, spectra, scores, table(store, ranks[-1], RANKS)["channels"])
+        save(figures.energies(allocations, curves), out / "energies")
         save(figures.errors(allocations), out / "errors")
         save(figures.sizes(measured), out / "sizes")
+        if tuned is not None:
+            save(figures.recovery(table(store, tuned, CURVE)), out / "recovery")
 
 
 def energy_curves(
-    store: Store, backbone: Artifact, spectra: Sequence[Artifact]
+    store: Store,
+    backbone: Artifact,
+    spectra: Sequence[Artifact],
+    scores: Sequence[Artifact],
+    channels: Mapping[str, Any] | None,
 ) -> dict[str, tuple[list[float], list[float]]]:
-    """Kept share of parameters and kept energy at every rank up to break-even, by matrix."""
+    """Kept share of parameters and kept energy at every rank up to break-even, by matrix; of a pruned one at every width."""
     from mgaa.budget import kept_energy
+    from mgaa.channels import Scores, load_scores
     from mgaa.factors import load_energies
 
-    blocks = [load_energies(store.folder(artifact) / block_file(block)) for block, artifact in enumerate(spectra)]
+    blocks = [load_energies(place) for place in places(store, spectra, energy_file)]
+    pruned: dict[str, Scores] = {}
+    for place in places(store, scores or spectra, score_file) if channels else ():
+        pruned |= load_scores(place)
     curves = {}
     for matrix in backbone_matrices(store, backbone):
         found, centred = blocks[matrix.block]
-        ranks = range(matrix.largest_rank(centred=centred) + 1)
-        shares = [matrix.cost(rank, centred=centred) / matrix.parameters for rank in ranks]
-        curves[matrix.name] = shares, kept_energy(found[matrix.local])[: len(ranks)].tolist()
+        if channels and matrix.sublayer in pruned:
+            curves[matrix.name] = pruned[matrix.sublayer].curve(matrix.local, channels["keep_least"])
+        else:
+            ranks = range(matrix.largest_rank(centred=centred) + 1)
+            shares = [matrix.cost(rank, centred=centred) / matrix.parameters for rank in ranks]
+            curves[matrix.name] = shares, kept_energy(found[matrix.local])[: len(ranks)].tolist()
     return curves
+
+
+def places(store: Store, artifacts: Sequence[Artifact], beside: Callable[[int], str]) -> list[Path]:
+    """The files of all blocks: their own artifacts hold one each, `factors` that were made block after block hold it `beside`."""
+    return [
+        store.folder(each) / (beside(block) if each.kind == "factors" else block_file(block))
+        for block, each in enumerate(artifacts)
+    ]

@@ -1,56 +1,91 @@
-"""Step 8, factorize: the factors of one block at its ranks, in the dtype of the backbone (`mgaa.factors`)."""
+"""Step 8, factorize: the factors of one block at its ranks, in the dtype of the backbone, and the channels that remain (`mgaa.factors`)."""
 
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgaa.errors import NumericalError
 from tasks.artifact import Artifact, Store
 from tasks.load_backbone import backbone_model
-from tasks.records import RANKS, backbone_matrices, block_file, table
+from tasks.records import CHANNELS, RANKS, backbone_matrices, block_file, table
 from tasks.step import step
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from mgaa.budget import Matrix
     from mgaa.lowrank import Factors
 
 
 @step(kind="factors", task_run_name="factorize-{block}")
 def factorize(
-    out: Path, store: Store, backbone: Artifact, spectra: Artifact, ranks: Artifact, *, block: int, device: str
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    spectra: Artifact,
+    scores: Artifact | None,
+    ranks: Artifact,
+    *,
+    block: int,
+    device: str,
 ) -> None:
-    """Slice the bases of `block` at the ranks of its matrices; matrices that stay dense have no factors."""
-    from safetensors.torch import save_file
-
-    model, _ = backbone_model(store, backbone, device)
-    outcome = table(store, ranks, RANKS)["matrices"]
-    inside = {m: outcome[m.name]["rank"] for m in backbone_matrices(store, backbone) if m.block == block}
-    found = sliced(model, inside, store.folder(spectra) / block_file(block), device)
-    tensors = {
-        f"{name}/{part}": tensor.cpu()
-        for name, factors in found.items()
-        for part, tensor in (("A", factors.A), ("B", factors.B), ("bias", factors.bias))
-        if tensor is not None
-    }
-    save_file(tensors, out / block_file(block))
-
-
-def sliced(model: Any, ranks: Mapping["Matrix", int | None], spectra: Path, device: str) -> dict[str, "Factors"]:
-    """Factors by the name of the matrix, for the matrices of one block that have a rank.
+    """Slice the bases of `block` at the ranks of its matrices; matrices that stay dense have no factors.
 
     Args:
+        scores: of the channels of the block, where FFNs are pruned.
+    """
+    model, _ = backbone_model(store, backbone, device)
+    inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
+    outcome = table(store, ranks, RANKS)
+    factors = sliced(model, inside, outcome, store.folder(spectra) / block_file(block), device)
+    kept = None if scores is None else kept_channels(inside, outcome, store.folder(scores) / block_file(block))
+    write_factors(out / block_file(block), factors, kept)
+
+
+def write_factors(path: Path, factors: Mapping[str, "Factors"], kept: "Tensor | None") -> None:
+    """Write the factors of a block by matrix, and the channels of its FFN that remain; `read_factors` reads them."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{name}/{part}": tensor.cpu()
+        for name, pair in factors.items()
+        for part, tensor in (("A", pair.A), ("B", pair.B), ("bias", pair.bias))
+        if tensor is not None
+    }
+    save_file(tensors if kept is None else tensors | {CHANNELS: kept.cpu()}, path)
+
+
+def sliced(
+    model: Any, matrices: "list[Matrix]", outcome: Mapping[str, Any], spectra: Path, device: str
+) -> dict[str, "Factors"]:
+    """Factors by the name of the matrix, for those matrices of one block that have a rank.
+
+    Args:
+        outcome: the table of ranks.
         spectra: the file of the block.
     """
-    from mgaa.factors import factorize as slice_rank
-    from mgaa.factors import load_spectra
+    from mgaa.factors import factorize_linear, load_spectra
 
-    found, factors = load_spectra(spectra, device), {}
-    for matrix, rank in ranks.items():
-        if rank is not None:
-            linear = model.get_submodule(matrix.name)
-            bias = None if linear.bias is None else linear.bias.detach()
-            try:
-                factors[matrix.name] = slice_rank(linear.weight.detach(), bias, found[matrix.local], rank)
-            except NumericalError as error:
-                raise NumericalError(f"{matrix.name}: {error}") from error
-    return factors
+    ranks = {matrix: outcome["matrices"][matrix.name]["rank"] for matrix in matrices}
+    found = load_spectra(spectra, device)
+    return {
+        matrix.name: factorize_linear(model, matrix.name, found[matrix.local], rank)
+        for matrix, rank in ranks.items()
+        if rank is not None
+    }
+
+
+def kept_channels(matrices: "list[Matrix]", outcome: Mapping[str, Any], scores: Path) -> "Tensor | None":
+    """The channels of the FFN of a block that remain; `None` where it was not pruned.
+
+    Args:
+        outcome: the table of ranks.
+        scores: the file of the block.
+    """
+    from mgaa.channels import load_scores
+
+    for sublayer, each in load_scores(scores).items():
+        inside = next(group for name, group in groupby(matrices, key=lambda m: m.sublayer) if name == sublayer)
+        width = outcome["matrices"][next(iter(inside)).name]["width"]
+        return each.kept(width, outcome["channels"]["keep_least"])
+    return None

@@ -20,7 +20,15 @@ FEW = (0, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 """Marks of a logarithmic distance to 1, over less and over more than three decades."""
 BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 """Behind a label that may lie on a line."""
-COLOURS = {"dense": INK, "mgaa": "#0072b2", "uniform": "#d55e00", "level1": "#009e73", "level2": "#cc79a7"}
+COLOURS = {
+    "dense": INK,
+    "mgaa": "#0072b2",
+    "lorap": "#0072b2",
+    "unrecovered": "#7f7f7f",
+    "uniform": "#d55e00",
+    "level1": "#009e73",
+    "level2": "#cc79a7",
+}
 COLOURS["both"] = COLOURS["mgaa"]
 SPARE = ("#7f7f7f", "#aa4499", "#117733", "#882255")
 SUBLAYERS = ("#56b4e9", "#e69f00", "#009e73", "#cc79a7")
@@ -100,7 +108,14 @@ def colour_of(model: str, others: Sequence[str]) -> str:
 
 def label_of(model: str) -> str:
     """How a model is written in figures and tables."""
-    known = {"mgaa": "MGAA", "level1": "level 1 only", "level2": "level 2 only", "both": "both levels"}
+    known = {
+        "mgaa": "MGAA",
+        "lorap": "LoRAP",
+        "unrecovered": "before recovery",
+        "level1": "level 1 only",
+        "level2": "level 2 only",
+        "both": "both levels",
+    }
     return known.get(model, model)
 
 

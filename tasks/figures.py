@@ -11,6 +11,7 @@ from typing import Any
 from tasks.figure_rows import Allocation, kind_of, pair, rows
 from tasks.figure_style import (
     BLANK,
+    COLOURS,
     GREY,
     INK,
     PALE,
@@ -43,7 +44,7 @@ def ranks(allocations: Mapping[str, Allocation]) -> Any:
         width,
         1.0 + (0.55 + height * len(names)) * -(-len(shown) // beside),
         "Where the parameters went",
-        "Rank of every matrix; the colour is the share of its parameters that it keeps. Black: left dense.",
+        "Rank of every matrix, or width of a pruned one; the colour is the share of its parameters that it keeps. Black: dense.",
     )
     axes = figure.subplots(-(-len(shown) // beside), beside, sharex=True, sharey=True, squeeze=False)
     for axis, (model, allocation) in zip(axes.flat, shown.items(), strict=True):
@@ -66,14 +67,15 @@ def heat_map(axis: Any, allocation: Allocation, names: Sequence[str], blocks: in
     for matrix in allocation["matrices"].values():
         row, column = names.index(matrix["matrix"]), matrix["block"]
         share = matrix["parameters"] / (matrix["m"] * matrix["n"])
-        kept[row][column] = 2.0 if matrix["rank"] is None else share
+        size, dense = matrix["rank"] or matrix.get("width"), share == 1.0
+        kept[row][column] = 2.0 if dense else share
         axis.text(
             column,
             row,
-            "dense" if matrix["rank"] is None else str(matrix["rank"]),
+            "dense" if dense else str(size),
             ha="center",
             va="center",
-            color="white" if matrix["rank"] is None or share > 0.6 else INK,
+            color="white" if dense or share > 0.6 else INK,
             fontsize=7 if blocks <= WIDE else 6,
             rotation=0 if blocks <= WIDE else 90,
         )
@@ -143,7 +145,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
         9.5,
         1.0 + 2.1 * -(-len(names) // 4),
         "What a parameter buys",
-        "Kept energy of the output (logarithm of 1 - energy) against its cost. Lines: blocks. Dots: ranks chosen (none: left dense).",
+        "Kept energy of the output (logarithm of 1 - energy) against its cost. Lines: blocks. Dots: ranks or widths chosen (none: left dense).",
     )
     axes = panels(figure, len(names), 4)
     depth = ScalarMappable(Normalize(0, max(1, blocks - 1)), colormaps["viridis_r"])
@@ -152,7 +154,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
             if kind_of(matrix["matrix"]) == name:
                 colour = depth.to_rgba(matrix["block"])
                 axis.plot(*curves[key], color=colour, linewidth=0.9)
-                if matrix["rank"] is not None:
+                if not_dense(matrix):
                     share = matrix["parameters"] / (matrix["m"] * matrix["n"])
                     axis.plot(
                         share,
@@ -164,7 +166,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
                         zorder=3,
                     )
         axis.set_title(short_names(names)[name])
-    distance_scale(axes[0], [0.0, *(matrix["energy"] for matrix in allocation["matrices"].values() if matrix["rank"])])
+    distance_scale(axes[0], [0.0, *(each["energy"] for each in allocation["matrices"].values() if not_dense(each))])
     axes[0].set_xlim(0, 1)
     figure.supxlabel("kept share of parameters", fontsize=8.5)
     figure.supylabel("kept energy", fontsize=8.5)
@@ -172,6 +174,11 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
     bar.outline.set_visible(False)
     bar.locator.set_params(integer=True)
     return figure
+
+
+def not_dense(matrix: Mapping[str, Any]) -> bool:
+    """Whether a matrix was compressed."""
+    return bool(matrix["parameters"] < matrix["m"] * matrix["n"])
 
 
 def errors(allocations: Mapping[str, Allocation]) -> Any:
@@ -231,4 +238,25 @@ def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
         axis.annotate(f"{label_of(name)}  {y:.2f}", (x, place), (12, 0), textcoords="offset points", **look)
     axis.set_ylabel("perplexity")
     axis.set_xlabel("MB on disk")
+    return figure
+
+
+def recovery(curve: Mapping[str, Any]) -> Any:
+    """Losses of the recovery: of the batches it was trained on, and of the validation text, whose best state is taken."""
+    points = curve["points"]
+    figure = sheet(
+        7.0,
+        3.9,
+        "What recovery wins back",
+        "Loss by optimizer step (nats per token): of the batches, with dropout, and of the validation text. Ring: the state that is taken.",
+    )
+    axis = figure.subplots()
+    for key, colour, marker in (("training", PALE, None), ("validation", COLOURS["mgaa"], "o")):
+        known = [(point["step"], point[key]) for point in points if point[key] is not None]
+        axis.plot(*zip(*known, strict=True), color=colour, marker=marker, markersize=3.5, label=key)
+    best = next(point for point in points if point["step"] == curve["best"])
+    ring = {"fillstyle": "none", "markersize": 9, "color": COLOURS["mgaa"], "linestyle": "none"}
+    axis.plot(best["step"], best["validation"], "o", **ring)
+    axis.set(xlabel="optimizer step", ylabel="loss")
+    axis.legend(loc="upper right")
     return figure

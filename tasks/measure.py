@@ -66,11 +66,10 @@ def compressed(
     store: Store, model: Any, backbone: Artifact, spectra: Sequence[Artifact], ranks: Artifact, device: str
 ) -> Any:
     """The backbone with the factors of all blocks; `model` stays as it is."""
-    from mgaa.checkpoint import with_factors
+    from mgaa.checkpoint import apply_factors, twin_of
 
-    outcome = table(store, ranks, RANKS)["matrices"]
-    factors: dict[str, Any] = {}
+    outcome, twin = table(store, ranks, RANKS), twin_of(model)
     for block, inside in groupby(backbone_matrices(store, backbone), key=lambda matrix: matrix.block):
-        chosen = {matrix: outcome[matrix.name]["rank"] for matrix in inside}
-        factors |= sliced(model, chosen, store.folder(spectra[block]) / block_file(block), device)
-    return with_factors(model, factors)
+        place = store.folder(spectra[block]) / block_file(block)
+        apply_factors(twin, sliced(model, [*inside], outcome, place, device))
+    return twin

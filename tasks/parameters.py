@@ -6,17 +6,18 @@ copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
 from tasks.choices import resolve
-from tasks.explain import explain
+from tasks.explain import explain, suggest
 from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
 from tasks.sections import (
     Backbone,
+    Channels,
     Data,
     Evaluation,
     Factors,
@@ -34,13 +35,17 @@ from tasks.sections import (
 class Parameters(Section):
     """Everything that can be set."""
 
-    method: Literal["mgaa"] = Field(description="name of the run's method")
+    method: str = Field(description="the run's method: one of those under `methods`")
+    methods: dict[str, dict[str, Any]] = Field(
+        exclude=True, description="what the name of a method stands for: values in the place of those of the sections"
+    )
     backbone: Backbone
     data: Data
     statistics: Statistics
     factors: Factors
     ratios: Ratios
     ranks: Ranks
+    channels: Channels
     recovery: Recovery
     evaluation: Evaluation
     sweep: Sweep
@@ -74,7 +79,7 @@ class Parameters(Section):
 def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
     given = parse(overrides)
-    values = together(merge(read(path), given), given)
+    values = together(preset(merge(read(path), given), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
             by_hand = given.get(section)
@@ -86,6 +91,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
         raise UsageError(explain(error, Parameters, copies="sweep")) from None
     parameters._folder = path.absolute().parent
     return parameters
+
+
+def preset(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with what the selected method stands for; what was `given` by hand wins.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    methods, chosen = values.get("methods"), values.get("method")
+    if not isinstance(methods, dict):
+        raise UsageError(
+            f"methods is {methods!r}: expected the methods by name, each with its sections (params.yaml of the project has them)."
+        )
+    if not isinstance(chosen, str) or chosen not in methods:
+        raise UsageError(f"method is {chosen!r}: expected one of {', '.join(methods)}{suggest(chosen, methods)}")
+    return merge(merge(values, methods[chosen] or {}), given)
 
 
 def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

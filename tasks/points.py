@@ -8,11 +8,10 @@ from typing import Any, TypeVar
 
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact
+from tasks.recipes import EVEN, Recipe
 from tasks.sections import Factors, Map, Method, Ranks, Source, Sweep
 
 Entry = TypeVar("Entry", bound=Source | Method)
-EVEN = "uniform"
-"""The method of both levels that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +32,11 @@ class Point:
     compression: float
 
     @property
-    def levels(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The plain arguments of `allocate_ratios` and of `allocate_ranks`."""
-        target = {"compression": self.compression, "multiple": self.ranks.multiple}
+    def recipe(self) -> Recipe:
+        """The plain arguments of its steps."""
         ratios = {"method": self.ratios.method, "options": self.ratios.options, "band": self.ratios.band}
-        return {**ratios, **target}, {"method": self.ranks.method, "options": self.ranks.options, **target}
+        ranks = {"method": self.ranks.method, "options": self.ranks.options}
+        return Recipe(self.compression, self.ranks.multiple, ratios, ranks)
 
     @property
     def even(self) -> bool:

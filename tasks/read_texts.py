@@ -20,7 +20,7 @@ from tasks.records import CARD, write_table
 from tasks.sealing import file_digest
 from tasks.step import step
 
-DEMO = "demo"
+DEMO, TRAIN = "demo", "train"
 logger = logging.getLogger(__name__)
 SECTIONS = ("calibration", "validation", "evaluation")
 READING = ("source", "split", "revision", "subset", "field", "separator", "from", "to")
@@ -56,7 +56,7 @@ def read_texts(
         content: `source_content` of each section's source; not read, only part of the stage key.
     """
     require_ranges_apart({name: (_place(given), given["from"], given["to"]) for name, given in sections.items()})
-    read = {name: _read(given) for name, given in sections.items()}
+    read = {name: read_section(given) for name, given in sections.items()}
     portions = {
         name: documents.portion(read[name].texts, given["from"], given["to"]) for name, given in sections.items()
     }
@@ -76,25 +76,35 @@ def _place(given: Mapping[str, Any]) -> str:
     return f"{path} (subset {given['subset']}, split {given['split']}, revision {given['revision']})"
 
 
-def _read(given: Mapping[str, Any]) -> documents.Documents:
+def read_section(given: Mapping[str, Any]) -> documents.Documents:
+    """The documents of a section, before its range is taken.
+
+    Args:
+        given: `READING` of the section.
+
+    Raises:
+        UsageError: the demo has no such split.
+        InputError: the source cannot be read.
+    """
     if given["source"] != DEMO:
         options = {name: given[name] for name in ("split", "revision", "subset", "field", "separator")}
         return documents.read(given["source"], **options)
-    held_out, differences = _demo()
-    if given["split"] not in held_out:
-        raise UsageError(
-            f"The demo has no split {given['split']!r}, expected one of {', '.join(held_out)}: set `split`."
-        )
-    texts = [document.text for document in held_out[given["split"]]]
+    if given["split"] not in (known := (*corpus.HELD_OUT, TRAIN)):
+        raise UsageError(f"The demo has no split {given['split']!r}, expected one of {', '.join(known)}: set `split`.")
+    found, differences = _demo(whole=given["split"] == TRAIN)
+    texts = [document.text for document in found[given["split"]]]
     identity = {"kind": DEMO, "split": given["split"], "versions": corpus.versions(), "differences": differences}
     return documents.Documents(texts, identity)
 
 
 @cache
-def _demo() -> tuple[dict[str, list[corpus.Document]], list[str]]:
-    """The held-out docstrings, parsed once per process, and what differs from those the backbone was trained beside."""
-    held_out = corpus.held_out()
-    differences = corpus.check(held_out)
+def _demo(*, whole: bool) -> tuple[dict[str, list[corpus.Document]], list[str]]:
+    """The docstrings by split, parsed once per process, and what differs from those the backbone was trained on and beside.
+
+    The held-out ones take seconds, the whole a minute.
+    """
+    found = corpus.splits() if whole else corpus.held_out()
+    differences = corpus.check(found)
     for difference in differences:
         logger.warning(difference)
-    return held_out, differences
+    return found, differences

@@ -4,6 +4,7 @@ Kept apart from the steps that write them, so that the code of one step is no pa
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,25 @@ RATIOS = "ratios.json"
 RANKS = "ranks.json"
 METRICS = "metrics.json"
 MEASUREMENT = "measurement.json"
+EXAMPLES = "examples.safetensors"
+CURVE = "recovery.json"
+CHANNELS = "channels"
+"""The tensor of kept channels in a file of `factors`."""
 
 
 def block_file(index: int) -> str:
-    """The name of a block's file in the artifacts `statistics`, `spectra` and `factors`."""
+    """The name of a block's file in the artifacts `statistics`, `spectra`, `scores` and `factors`."""
     return f"block-{index:04d}.safetensors"
+
+
+def energy_file(index: int) -> str:
+    """The name of the energies of a block in `factors` that were made behind compressed blocks, where there are no `spectra`."""
+    return f"energies-{index:04d}.safetensors"
+
+
+def score_file(index: int) -> str:
+    """The name of the channel scores of a block in such `factors`."""
+    return f"scores-{index:04d}.safetensors"
 
 
 def write_table(path: Path, table: Any) -> None:
@@ -32,6 +47,20 @@ def table(store: Store, artifact: Artifact, name: str) -> dict[str, Any]:
     """A JSON file of an artifact."""
     content: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
     return content
+
+
+def rank_table(ranks: Sequence[Any], *, budget: int, channels: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The outcomes for matrices (`mgaa.ranks.Rank`) as JSON: `{budget, linear_parameters, channels, matrices: {name: {...}}}`."""
+    return {
+        "budget": budget,
+        "linear_parameters": sum(rank.parameters for rank in ranks),
+        "channels": channels,
+        "matrices": {
+            rank.matrix.name: {"rank": rank.rank, "parameters": rank.parameters, "energy": rank.energy}
+            | ({} if rank.width is None else {"width": rank.width})
+            for rank in ranks
+        },
+    }
 
 
 def backbone_record(store: Store, backbone: Artifact) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.ladders import pruning_of
+from tasks.recipes import Recipe
 from tasks.records import backbone_matrices
 
 
@@ -14,27 +16,38 @@ def rehearse(
     store: Store,
     backbone: Artifact,
     factors: tuple[str, Mapping[str, Any]],
-    models: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    recipes: Iterable[Recipe],
+    *,
+    inputs: str = "dense",
 ) -> None:
     """Refuse what `allocate_ratios` and `allocate_ranks` would refuse after the calibration (`mgaa.levels`).
 
     Args:
         factors: the factorizer and its options.
-        models: the plain arguments of the two steps, for every model.
+        recipes: of every model.
+        inputs: whose activations are measured.
 
     Raises:
         UsageError: an option is out of range, the compression out of reach, or a file for another model.
-        InputError: a file that a method reads is missing or damaged.
+        InputError: a file that a method reads is missing or damaged, or an FFN cannot be pruned.
     """
     from mgaa import levels
 
     matrices = backbone_matrices(store, backbone)
-    for level1, level2 in models:
+    for recipe in recipes:
+        ratios, ranks = recipe.ratios, recipe.ranks
         levels.rehearse(
             matrices,
-            level1["compression"],
+            levels.Target(recipe.compression, recipe.multiple, pruning_of(recipe.channels)),
             factors=factors,
-            ratios=(level1["method"], {**level1["options"], "band": level1["band"]}),
-            ranks=(level2["method"], level2["options"]),
-            multiple=level2["multiple"],
+            ratios=(ratios["method"], {**ratios["options"], "band": ratios["band"]}),
+            ranks=(ranks["method"], ranks["options"]),
+            inputs=inputs,
         )
+
+
+def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:
+    """Whether low rank by this factorizer adds biases (`mgaa.levels`)."""
+    from mgaa import levels
+
+    return levels.adds_biases(factors)

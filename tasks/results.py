@@ -5,7 +5,7 @@ Artifacts are sealed and know nothing of each other's times; here they are joine
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,30 @@ CHECKPOINT = "models/compressed"
 
 @dataclass(frozen=True)
 class Compressed:
-    """The artifacts of one compressed model."""
+    """The artifacts of one compressed model.
+
+    Attributes:
+        scores: of the channels, where FFNs are pruned.
+        untuned: the checkpoint before its recovery, and what it was tuned on, where there was one.
+    """
 
     ratios: Artifact
     ranks: Artifact
     factors: list[Artifact]
     checkpoint: Artifact
     metrics: Artifact
+    scores: list[Artifact] = field(default_factory=list)
+    untuned: list[Artifact] = field(default_factory=list)
+
+    @property
+    def made(self) -> list[Artifact]:
+        """Everything whose making counts as compression."""
+        return [self.ratios, self.ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
 
 
 @dataclass(frozen=True)
 class Results:
-    """The artifacts of a run; `models` by name, the run's method last."""
+    """The artifacts of a run; `models` by name, the run's method last. Behind compressed blocks there are no shared `spectra`."""
 
     backbone: Artifact
     texts: Artifact
@@ -55,7 +67,7 @@ class Results:
         }
         for name, model in self.models.items():
             shared |= {f"{kind}.{name}": artifact for kind, artifact in vars(model).items()}
-        return shared
+        return {stage: given for stage, given in shared.items() if given}
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> d
     models = {DENSE: _model(store, results.dense, backbone["linear_parameters"], backbone, [])}
     for name, model in results.models.items():
         kept = table(store, model.ranks, RANKS)["linear_parameters"]
-        made = [*common, model.ratios, model.ranks, *model.factors, model.checkpoint]
+        made = [*common, *model.made]
         kept_in = Path(store.path.name, model.checkpoint.kind, model.checkpoint.digest)
         checkpoint = place if name == [*results.models][-1] else kept_in
         models[name] = {**_model(store, model.metrics, kept, backbone, made), "checkpoint": str(checkpoint)}

@@ -24,13 +24,18 @@ def run_point(
     backbone: Artifact,
     statistics: Artifact,
     spectra: Sequence[Artifact],
+    centred: bool,
     tokens: Artifact,
     windows: dict[str, Any],
 ) -> Measured:
-    """Compress by the point's two levels, in memory, and measure on `tokens`; `windows` are the other arguments of `measure`."""
+    """Compress by the point's two levels, in memory, and measure on `tokens`; `windows` are the other arguments of `measure`.
+
+    Args:
+        centred: whether the factorizer adds biases.
+    """
     began = time.perf_counter()
-    level1, level2 = point.levels
-    ratios = allocate_ratios.fn(store, backbone, statistics, spectra, **level1)
-    ranks = allocate_ranks.fn(store, backbone, spectra, ratios, **level2)
+    recipe = point.recipe
+    ratios = allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
+    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **recipe.level2)
     measurement = measure.fn(store, backbone, tokens, spectra, ranks, **windows)
     return Measured(ratios, ranks, measurement, time.perf_counter() - began)

@@ -73,18 +73,29 @@ class EvaluationTexts(Texts):
         return self
 
 
+class RecoveryTexts(Texts):
+    """What recovery is trained on; read only where there is one."""
+
+    form: Literal["text", "instructions"] = Field(
+        default="text", description="text; or instructions: a .json or .jsonl file in the format of Alpaca"
+    )
+
+
 class Data(Section):
-    """Three disjoint sets of text: to measure on, to choose on, and to report."""
+    """Three disjoint sets of text, to measure on, to choose on, and to report; and what recovery is trained on."""
 
     calibration: Texts = Field(description="what the statistics are measured on")
     validation: Texts = Field(description="what choices are made on")
     evaluation: EvaluationTexts = Field(description="what the reported perplexity is measured on")
+    recovery: RecoveryTexts = Field(description="what recovery is trained on, apart from validation and evaluation")
 
 
 class Statistics(Section):
     """What is measured on the calibration data."""
 
-    inputs: Literal["dense"] = Field(description="whose activations are measured: those of the dense model")
+    inputs: Literal["dense", "compressed"] = Field(
+        description="whose activations are measured: those of the dense model, or those behind the compressed blocks before"
+    )
     groups: Positive = Field(description="groups of sequences whose means are kept apart")
     batch_size: Positive = Field(default=8, description="sequences per forward pass of the calibration")
     expert_tokens: Annotated[float, Field(ge=0)] = Field(
@@ -123,10 +134,59 @@ class Ranks(Method):
     multiple: Literal["auto"] | Positive = Field(default="auto", description="ranks are multiples of this number")
 
 
+class Channels(Section):
+    """Pruning of the FFNs, in place of their factorization."""
+
+    method: Literal["none", "weighted"] = Field(
+        description="none: FFNs are factorized like everything else; weighted: their least important channels are removed"
+    )
+    keep_least: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.01, description="share of the channels that is kept for being the least important"
+    )
+    multiple: Positive = Field(default=1, description="the kept width is a multiple of this number")
+
+    @property
+    def pruning(self) -> dict[str, Any] | None:
+        """Arguments of `mgaa.channels.Pruning`; null where nothing is pruned."""
+        return None if self.method == "none" else {"keep_least": self.keep_least, "multiple": self.multiple}
+
+
 class Recovery(Section):
     """What is done after compression to win back quality."""
 
-    method: Literal["none"] = Field(description="none: the compressed model is final")
+    method: Literal["none", "lora"] = Field(
+        description="none: the compressed model is final; lora: it is tuned by LoRA, which is folded into its weights"
+    )
+    tune: Literal["product", "factors"] = Field(
+        default="product",
+        description="product: low-rank layers as a whole, whose ranks rise by that of LoRA; factors: A and B, at equal budget",
+    )
+    epochs: Annotated[float, Field(gt=0)] = Field(default=2.0, description="passes over the examples")
+    steps: Positive | None = Field(default=None, description="optimizer steps in place of epochs; null: epochs")
+    rate: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="highest learning rate")
+    batch: Positive = Field(default=64, description="sequences per optimizer step")
+    micro_batch: Positive = Field(default=4, description="sequences per forward pass; the rest is accumulated")
+    rank: Positive = Field(default=8, description="rank of the updates")
+    alpha: Positive = Field(default=16, description="the updates are scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="of what enters the updates")
+    warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.06, description="share of the steps with a rising rate"
+    )
+    decay: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight decay")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="of the arithmetic"
+    )
+    evaluate_every: Positive = Field(default=100, description="steps between validations, each with a checkpoint")
+    patience: Positive | None = Field(
+        default=None, description="validations without a new best before training stops; null: never"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the updates, the order and the dropout")
+    processes: Positive = Field(default=1, description="how many share a batch, one per GPU")
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Arguments of `mgaa.recovery.Plan`."""
+        return self.model_dump(exclude={"method"})
 
 
 class Evaluation(Section):

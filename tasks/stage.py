@@ -5,6 +5,9 @@ versions and flags (tasks/provenance.py). Never the store: the same key finds th
 Never the place of a file either: a parameter that is a `File` enters by its content.
 
 Two runs that want the same step: the second waits on a lock of the operating system, which dies with its holder, then takes the result.
+A step that takes hours in one piece may say that it `resumes`: it has a folder in the store, by its key, that outlives a killed run, so
+what it finds there was made from the same inputs, parameters and code.
+
 A damaged artifact or record is quarantined under that lock, reported, and rebuilt. The record of a key is written last, whole, and
 under the lock; so whoever sees it sees a finished result, with or without the lock.
 """
@@ -12,6 +15,7 @@ under the lock; so whoever sees it sees a finished result, with or without the l
 import hashlib
 import os
 import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -55,7 +59,8 @@ class Stage:
 
     body: Callable[..., Facts]
     kind: str
-    methods: str | None
+    methods: Mapping[str, str]
+    resumes: bool = False
 
     @property
     def name(self) -> str:
@@ -63,9 +68,9 @@ class Stage:
         return self.body.__name__
 
     def modules(self, arguments: Mapping[str, Any]) -> list[str]:
-        """The modules the step's code begins at: its own, and the selected method's."""
-        own = code.module_of(self.body)
-        return [own] if self.methods is None else [own, code.method_module(self.methods, arguments["method"])]
+        """The modules the step's code begins at: its own, and those of the selected methods."""
+        chosen = [code.method_module(folder, arguments[parameter]) for parameter, folder in self.methods.items()]
+        return [code.module_of(self.body), *chosen]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Everything the result depends on; the stage key is the sha256 of it."""
@@ -107,12 +112,23 @@ class Stage:
                 store.forget(key, damage)
             return self.execute(store, key, stage, arguments)
 
+    @contextmanager
+    def folders(self, out: Path, store: Store, key: str) -> Iterator[list[Path]]:
+        """The folders that the body gets: the one to fill, and for one that resumes, what it left there when it was interrupted."""
+        if not self.resumes:
+            yield [out]
+            return
+        unfinished = store.path / "unfinished" / key
+        unfinished.mkdir(parents=True, exist_ok=True)
+        yield [out, unfinished]
+        shutil.rmtree(unfinished)
+
     def execute(self, store: Store, key: str, stage: Mapping[str, Any], arguments: Mapping[str, Any]) -> Artifact:
         """Run the body into a temporary folder, seal it, and record its key."""
         with disk_errors(store.path), store.writing(self.kind) as out:
             began, start = datetime.now(UTC), time.perf_counter()
-            with memory_errors(self.name):
-                facts = self.body(out, **arguments)
+            with memory_errors(self.name), self.folders(out, store, key) as folders:
+                facts = self.body(*folders, **arguments)
             end, ended = time.perf_counter(), datetime.now(UTC)
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},

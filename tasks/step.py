@@ -1,6 +1,6 @@
 """One decorator makes a function a cached step: `f(out, store, inputs..., *, parameters)` becomes `task(store, inputs...) -> Artifact`.
 
-    @step(kind="ratios", methods="mgaa.ratios")
+    @step(kind="ratios", methods={"method": "mgaa.ratios"})
     def allocate_ratios(out: Path, store: Store, statistics: Artifact, *, method: str, compression: float) -> None:
         ...writes files into `out`, a temporary folder; a returned dict joins the manifest as `facts`...
 
@@ -12,7 +12,7 @@ For the same reason a step works without the engine (`task.fn(store, ...)`), wit
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import update_wrapper
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, cast
@@ -26,38 +26,55 @@ from tasks.artifact import Artifact
 from tasks.recording import Execution, busy, failures, recording
 from tasks.stage import Facts, Stage, store_of
 
-__all__ = ["Execution", "busy", "recording", "step"]
+__all__ = ["Execution", "busy", "recording", "resuming_step", "step"]
 P = ParamSpec("P")
 
 
 def step(
-    *, kind: str, methods: str | None = None, **options: Any
+    *, kind: str, methods: Mapping[str, str] | None = None, **options: Any
 ) -> Callable[[Callable[Concatenate[Path, P], Facts]], Task[P, Artifact]]:
-    """Make a function a cached step of this kind; `methods` names the folder whose file its parameter `method` selects.
+    """Make a function a cached step of this kind; `methods` names, by parameter, the folder whose file that parameter selects.
 
     `options` go to `prefect.Task` (retries, tags, task_run_name...).
     """
 
     def decorate(body: Callable[Concatenate[Path, P], Facts]) -> Task[P, Artifact]:
-        stage = Stage(body, kind, methods)
-        task = Task(
-            cast(Callable[P, Artifact], without_out(stage)),
-            cache_policy=StageKey(stage),
-            result_storage=Path("/"),  # keys are absolute paths: only a call knows where its store lies
-            result_serializer="json",
-            cache_result_in_memory=False,  # a record may be dropped and written again within a process
-            **options,
-        )
-        task.persist_result = False  # Prefect reads the records, the stage writes them
-        return task
+        return cast(Task[P, Artifact], task_of(Stage(body, kind, methods or {}), options))
 
     return decorate
 
 
+def resuming_step(
+    *, kind: str, **options: Any
+) -> Callable[[Callable[Concatenate[Path, Path, P], Facts]], Task[P, Artifact]]:
+    """The same for a body that takes hours in one piece: it has a second folder, which keeps what is in it when the step is interrupted."""
+
+    def decorate(body: Callable[Concatenate[Path, Path, P], Facts]) -> Task[P, Artifact]:
+        return cast(Task[P, Artifact], task_of(Stage(body, kind, {}, resumes=True), options))
+
+    return decorate
+
+
+def task_of(stage: Stage, options: Mapping[str, Any]) -> Task[..., Artifact]:
+    """Prefect's task for a stage."""
+    task = Task(
+        without_out(stage),
+        cache_policy=StageKey(stage),
+        result_storage=Path("/"),  # keys are absolute paths: only a call knows where its store lies
+        result_serializer="json",
+        cache_result_in_memory=False,  # a record may be dropped and written again within a process
+        **options,
+    )
+    task.persist_result = False  # Prefect reads the records, the stage writes them
+    return task
+
+
 def without_out(stage: Stage) -> Callable[..., Artifact]:
-    """The function that Prefect sees: the body's name, documentation and signature, less the folder to write to."""
+    """The function that Prefect sees: the body's name, documentation and signature, less the folders to write to."""
     signature = inspect.signature(stage.body)
-    visible = signature.replace(parameters=list(signature.parameters.values())[1:], return_annotation=Artifact)
+    visible = signature.replace(
+        parameters=list(signature.parameters.values())[1 + stage.resumes :], return_annotation=Artifact
+    )
 
     def call(*positional: Any, **named: Any) -> Artifact:
         bound = visible.bind(*positional, **named)

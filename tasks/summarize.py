@@ -26,7 +26,7 @@ def allocation(
     Returns:
         `{compression, budget, linear_parameters, slack, sublayers: {cosine, branch_cosine, ratio, reached}, matrices: {block,
         sublayer, matrix, m, n, rank, parameters, energy, error}}`; `ratio` is what level 1 asked for, `reached` what the ranks
-        gave, a `rank` of null is a matrix that stays dense.
+        gave, a `rank` of null is a matrix that stays dense; one of a pruned FFN has a `width`.
     """
     outcome = table(store, ranks, RANKS)
     matrices = {
@@ -77,7 +77,10 @@ def plots(allocations: Mapping[str, Mapping[str, Any]], models: Mapping[str, Map
     """
     method = allocations[list(allocations)[-1]]
     ranks = (
-        (matrix["block"], matrix["matrix"], matrix["rank"], _kept(matrix), matrix["energy"], matrix["error"])
+        (
+            *(matrix["block"], matrix["matrix"], matrix["rank"], matrix.get("width")),
+            *(_kept(matrix), matrix["energy"], matrix["error"]),
+        )
         for matrix in method["matrices"].values()
     )
     sublayers = ((*name.split(".", 1), *values.values()) for name, values in method["sublayers"].items())
@@ -86,7 +89,7 @@ def plots(allocations: Mapping[str, Mapping[str, Any]], models: Mapping[str, Map
         for name, model in models.items()
     )
     return {
-        "ranks.csv": _csv(("block", "matrix", "rank", "kept", "energy", "error"), ranks),
+        "ranks.csv": _csv(("block", "matrix", "rank", "width", "kept", "energy", "error"), ranks),
         "sublayers.csv": _csv(("block", "sublayer", "cosine", "branch_cosine", "ratio", "reached"), sublayers),
         "sizes.csv": _csv(("model", "megabytes", "parameters", "perplexity", "bits_per_byte"), sizes),
     }

@@ -22,7 +22,7 @@ from mgaa.errors import MgaaError
 from tasks.artifact import Artifact, Store
 from tasks.lineage import lineage, run_facts
 from tasks.parameters import Parameters
-from tasks.records import CARD, table
+from tasks.records import CARD, CURVE, table
 from tasks.results import Results
 from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded, undisturbed
 
@@ -54,6 +54,9 @@ class Run:
             self.log_lineage(store, results.artifacts())
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
+            final = results.models[[*results.models][-1]]
+            if final.untuned:
+                self.log_curve(table(store, final.checkpoint, CURVE))
             self.log_files("results", sorted(folder.glob("*.json")))
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
 
@@ -68,6 +71,20 @@ class Run:
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """All values in as few calls as MLflow allows."""
         metrics = metrics_of(values)
+        for first in range(0, len(metrics), METRICS):
+            self.client.log_batch(self.id, metrics=metrics[first : first + METRICS])
+
+    def log_curve(self, curve: Mapping[str, Any]) -> None:
+        """The losses and the rate of a recovery, by optimizer step."""
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        metrics = [
+            Metric(f"recovery/{key}", point[key], now, point["step"])
+            for point in curve["points"]
+            for key in ("training", "validation", "rate")
+            if point[key] is not None
+        ]
         for first in range(0, len(metrics), METRICS):
             self.client.log_batch(self.id, metrics=metrics[first : first + METRICS])
 
@@ -187,7 +204,7 @@ def start(parameters: Parameters, command: str, title: str | None) -> Run:
 def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:
     """Every number of a run by name: `perplexity/<model>`, `tasks/<model>/<task>/acc`, `ratio/<model>/<sublayer>` and so on.
 
-    A matrix that stays dense has the rank `min(m, n)`.
+    A matrix that stays dense has the rank `min(m, n)`, one of a pruned FFN a width in its place.
     """
     found = {f"cosine/{name}": each["cosine"] for a in allocations.values() for name, each in a["sublayers"].items()}
     for model, allocation in allocations.items():
@@ -195,7 +212,10 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
             found[f"ratio/{model}/{name}"] = each["ratio"]
         for each in allocation["matrices"].values():
             name = f"{model}/{each['block']}.{each['matrix']}"
-            found[f"rank/{name}"] = min(each["m"], each["n"]) if each["rank"] is None else each["rank"]
+            if "width" in each:
+                found[f"width/{name}"] = each["width"]
+            else:
+                found[f"rank/{name}"] = min(each["m"], each["n"]) if each["rank"] is None else each["rank"]
             found[f"energy/{name}"] = each["energy"]
         found[f"slack/{model}"] = allocation["slack"]
     for model, entry in metrics["models"].items():

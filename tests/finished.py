@@ -60,9 +60,11 @@ def finished_run() -> Finished:
         results.backbone,
         results.statistics,
         results.spectra,
+        [],
         [model.ratios for model in models],
         [model.ranks for model in models],
         [results.dense, *(model.metrics for model in models)],
+        None,
         models=[*results.models],
     )
     published = publish(p.folder, store, results, figures, Effort.since(time.perf_counter(), []))
@@ -107,11 +109,11 @@ def run(p: Parameters, store: Store) -> Results:
         )
 
     def compressed(level1: dict[str, Any], level2: dict[str, Any]) -> Compressed:
-        target: dict[str, Any] = {"compression": 0.3, "multiple": "auto"}
-        ratios = allocate_ratios.fn(store, backbone, statistics, spectra, **level1, **target)
-        ranks = allocate_ranks.fn(store, backbone, spectra, ratios, **level2, **target)
+        target: dict[str, Any] = {"compression": 0.3, "multiple": "auto", "channels": None}
+        ratios = allocate_ratios.fn(store, backbone, statistics, **level1, **target, centred=True)
+        ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **level2, **target)
         factors = [
-            factorize.fn(store, backbone, spectrum, ranks, block=block, device="cpu")
+            factorize.fn(store, backbone, spectrum, None, ranks, block=block, device="cpu")
             for block, spectrum in enumerate(spectra)
         ]
         checkpoint = assemble.fn(store, backbone, factors)

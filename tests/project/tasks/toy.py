@@ -23,7 +23,7 @@ def count(out: Path, store: Store, *, upto: int) -> None:
     (out / "numbers.txt").write_text("\n".join(str(number) for number in range(upto)))
 
 
-@step(kind="sums", methods="mgaa.sums")
+@step(kind="sums", methods={"method": "mgaa.sums"})
 def combine(out: Path, store: Store, numbers: Artifact, *, method: str) -> None:
     """One number from many."""
     log("combine")

@@ -1,0 +1,23 @@
+"""Step 8b, collect ranks: the ranks of a model whose blocks were compressed one after the other, as one table."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.artifact import Artifact, Store
+from tasks.records import RANKS, table, write_table
+from tasks.step import step
+
+
+@step(kind="ranks")
+def collect_ranks(out: Path, store: Store, factors: Sequence[Artifact]) -> None:
+    """Join the tables of all blocks; the budget is that of the last, which counts all blocks before it."""
+    blocks = [table(store, each, RANKS) for each in factors]
+    write_table(
+        out / RANKS,
+        {
+            "budget": blocks[-1]["budget"],
+            "linear_parameters": sum(block["linear_parameters"] for block in blocks),
+            "channels": blocks[-1]["channels"],
+            "matrices": {name: each for block in blocks for name, each in block["matrices"].items()},
+        },
+    )

@@ -1,0 +1,76 @@
+"""Step 9b, make examples: what recovery is trained on, plain text or instructions, tokenized (`mgaa.recovery.examples`).
+
+Its documents may be those of the calibration, or what the backbone was trained on; those of the validation and the evaluation they
+may not be.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import UsageError
+from tasks import documents
+from tasks.artifact import Artifact, Store
+from tasks.load_backbone import backbone_model
+from tasks.overlap import require_disjoint
+from tasks.read_texts import read_section
+from tasks.records import CARD, EXAMPLES, texts_of, write_table
+from tasks.step import step
+
+HELD_OUT = ("validation", "evaluation")
+
+
+@step(kind="examples")
+def make_examples(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    texts: Artifact,
+    *,
+    section: dict[str, Any],
+    form: str,
+    length: int,
+    samples: int | None,
+    seed: int,
+    content: dict[str, str],
+) -> None:
+    """Examples of at most `length` tokens.
+
+    Args:
+        texts: of the other sections, which must not overlap with these.
+        section: what chooses the documents (`tasks.read_texts.READING`).
+        form: `text`, windows of packed documents; or `instructions`, a file in the format of Alpaca.
+        samples, seed: how many are drawn, and how; null for all.
+        content: `source_content` of the source; not read, only part of the stage key.
+    """
+    from mgaa import tokens
+    from mgaa.recovery import examples
+
+    model, tokenizer = backbone_model(store, backbone, "cpu")
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is not None and length > positions:
+        raise UsageError(f"data.recovery.length is {length}, expected at most {positions} (the model's positions).")
+    if form == "instructions":
+        rows = documents.portion(examples.read_instructions(section["source"]), section["from"], section["to"])
+        contents = [f"{examples.prompt_of(row)}{row['output']}" for row in rows]
+        chosen = [rows[index] for index in tokens.draw(len(rows), samples, seed).tolist()]
+        made = examples.from_instructions(chosen, tokenizer, length=length)
+        identity: dict[str, Any] = {"kind": "instructions", "files": content}
+    else:
+        read = read_section(section)
+        contents = documents.portion(read.texts, section["from"], section["to"])
+        stream = tokens.pack(contents, tokenizer)
+        made = examples.from_windows(tokens.windows(stream.ids, length, samples=samples, seed=seed))
+        identity = read.identity
+    shared = require_disjoint({"recovery": contents, **{name: texts_of(store, texts, name) for name in HELD_OUT}})
+    made.save(out / EXAMPLES)
+    card = {
+        "examples": len(made),
+        "tokens": len(made.ids),
+        "scored": made.scored,
+        "dropped": made.dropped,
+        "data_digest": documents.digest(contents),
+        "token_digest": made.digest,
+        "shared": {pair: each for pair, each in shared.items() if "recovery" in pair},
+        **identity,
+    }
+    write_table(out / CARD, card)

@@ -1,0 +1,73 @@
+"""How the models of a run are compressed: the run's method, and the baselines that it is compared with at the same budget.
+
+A recipe is plain values, the arguments of the steps; models of a run differ in their recipes and in nothing else.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mgaa.errors import UsageError
+from tasks.parameters import Parameters
+
+EVEN = "uniform"
+"""The method of both levels that the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One model.
+
+    Attributes:
+        compression, multiple: the fraction of linear parameters to remove, and the step between ranks.
+        ratios: level 1: `method`, `options`, `band`.
+        ranks: level 2: `method`, `options`.
+        channels: how FFNs are pruned; null where they are factorized.
+    """
+
+    compression: float
+    multiple: int | str
+    ratios: Mapping[str, Any]
+    ranks: Mapping[str, Any]
+    channels: Mapping[str, Any] | None = None
+
+    def level1(self, *, centred: bool) -> dict[str, Any]:
+        """Arguments of `allocate_ratios`; `centred` says whether the factorizer adds biases."""
+        return {**self.ratios, **self._shared, "centred": centred}
+
+    @property
+    def level2(self) -> dict[str, Any]:
+        """Arguments of `allocate_ranks`."""
+        return {**self.ranks, **self._shared}
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """Arguments of `compress_block`."""
+        return {"rank_method": self.ranks["method"], "rank_options": self.ranks["options"], **self._shared}
+
+    @property
+    def _shared(self) -> dict[str, Any]:
+        return {"compression": self.compression, "multiple": self.multiple, "channels": self.channels}
+
+
+def recipes(p: Parameters) -> dict[str, Recipe]:
+    """The recipe of every baseline and, last, of the run's method, by name.
+
+    Raises:
+        UsageError: a baseline that would be the method itself.
+    """
+    if p.ranks.method == "file" and "level2" in p.evaluation.baselines:
+        raise UsageError(
+            "evaluation.baselines has level2, which with ranks.method=file is the method itself: leave it out"
+        )
+    even: dict[str, Any] = {"method": EVEN, "options": {}}
+    ratios = {"method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
+    ranks = {"method": p.ranks.method, "options": p.ranks.options}
+    target = p.ratios.compression, p.ranks.multiple
+    known = {
+        "uniform": Recipe(*target, {**even, "band": None}, even),
+        "level1": Recipe(*target, ratios, even),
+        "level2": Recipe(*target, {**even, "band": None}, ranks),
+    }
+    method = Recipe(*target, ratios, ranks, p.channels.pruning)
+    return {**{name: known[name] for name in p.evaluation.baselines}, p.method: method}

@@ -1,0 +1,39 @@
+"""Step 9c, recover: the compressed checkpoint tuned by LoRA, which is then folded into its weights (`mgaa.recovery`).
+
+Training may take hours, so the step resumes: its checkpoints lie in the store until it has ended.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.records import CURVE, EXAMPLES, token_windows, write_table
+from tasks.step import resuming_step
+
+
+@resuming_step(kind="checkpoint")
+def recover(
+    out: Path,
+    unfinished: Path,
+    store: Store,
+    checkpoint: Artifact,
+    examples: Artifact,
+    validation: Artifact,
+    *,
+    plan: dict[str, Any],
+    device: str,
+) -> None:
+    """Tune a checkpoint, and keep the losses beside it.
+
+    Args:
+        validation: artifact `tokens`, by whose loss the best state is chosen.
+        plan: arguments of `mgaa.recovery.Plan`.
+    """
+    from mgaa.checkpoint import load, save
+    from mgaa.recovery import Examples, Plan, from_windows, recover_
+
+    model, tokenizer = load(store.folder(checkpoint), device=device)
+    given = Examples.load(store.folder(examples) / EXAMPLES), from_windows(token_windows(store, validation))
+    curve = recover_(model, *given, Plan(**plan), folder=unfinished)
+    save(model.cpu(), tokenizer, out)
+    write_table(out / CURVE, {"plan": plan, **curve.to_dict()})
