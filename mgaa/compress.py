@@ -8,7 +8,7 @@ the ranks are known, with compressed ones every block is done before the next is
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -155,7 +155,7 @@ def compress_(
     ratios: Method | None = None,
     ranks: Method = "energy",
     channels: Method = "none",
-    inputs: Literal["dense", "compressed"] = "dense",
+    inputs: str = "dense",
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,

@@ -90,7 +90,7 @@ def test_every_pair_spends_the_budget_to_less_than_the_cheapest_next_step_unless
     slack = parameter_budget(matrices(), compression) - sum(rank.parameters for rank in outcome)
     rungs = [x.ranks.index(rank.rank) for x, rank in zip(given, outcome, strict=True)]
     steps = [x.costs[k + 1] - x.costs[k] for x, k in zip(given, rungs, strict=True) if k + 1 < len(x.costs)]
-    assert 0 <= slack
+    assert slack >= 0
     assert slack < min(steps) or constant("ranks", ranks, "VERBATIM", False)
 
 

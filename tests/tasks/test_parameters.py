@@ -1,10 +1,13 @@
 """Parameters are checked before anything runs, and every mistake names the value, what was expected, and the way out."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from mgaa.compress import LORAP
 from mgaa.errors import UsageError
+from mgaa.recovery.plan import Plan
 from tasks import explain, options
 from tasks.parameters import Parameters, load
 from tasks.stage import File
@@ -48,7 +51,7 @@ MISTAKES = {
     "ratios.compression=true": "ratios.compression is True: expected a number",
     "ratios.compression=null": "ratios.compression is None: expected a number",
     "ratios.compresion=0.3": "ratios.compresion is unknown to the method .*compression.*did you mean 'compression'",
-    "ratio.compression=0.3": "ratio is unknown: expected one of method, backbone, .*did you mean 'ratios'",
+    "ratio.compression=0.3": "ratio is unknown: expected one of method, methods, backbone, .*did you mean 'ratios'",
     "data.calibration.smaples=3": "data.calibration.smaples is unknown: .*did you mean 'samples'",
     "data.calibration.samples=0": "data.calibration.samples is 0: expected a number greater than or equal to 1",
     "data.calibration.samples=many": "data.calibration.samples is 'many': expected an integer",
@@ -66,7 +69,15 @@ MISTAKES = {
     "ratios.method=null": "ratios.method is None: expected one of",
     "ranks.multiple=x": "ranks.multiple is 'x': expected 'auto' or an integer",
     "ranks.power=high": "ranks.power is 'high': expected a number .*option of energy",
-    "method=lorap": "method is 'lorap': expected 'mgaa'",
+    "method=lorpa": "method is 'lorpa': expected one of mgaa, lorap; did you mean 'lorap'",
+    "method=null": "method is None: expected one of mgaa, lorap",
+    "channels.keep_least=1.0": "channels.keep_least is 1.0: expected a number less than 1",
+    "channels.multiple=0": "channels.multiple is 0: expected a number greater than or equal to 1",
+    "channels.method=random": "channels.method is 'random': expected 'none' or 'weighted'",
+    "recovery.tune=all": "recovery.tune is 'all': expected 'product' or 'factors'",
+    "recovery.rate=0.0": "recovery.rate is 0.0: expected a number greater than 0",
+    "data.recovery.form=chat": "data.recovery.form is 'chat': expected 'text' or 'instructions'",
+    "statistics.inputs=sparse": "statistics.inputs is 'sparse': expected 'dense' or 'compressed'",
     "ratios.compression": "'ratios.compression' is no override: expected section.key=value",
     "ratios..compression=1": "is no override: expected section.key=value",
     "evaluation.tasks=[a": "cannot be read: while parsing a flow sequence",
@@ -149,11 +160,12 @@ def test_an_option_that_no_method_knows_is_a_mistake_in_the_file_too(tmp_path: P
         ("method: mgaa", "method: [mgaa", "cannot be read: while parsing"),
         ("method: mgaa", "method: mgaa\nmethod: mgaa", "cannot be read: .*duplicate key"),
         (
-            "recovery:\n  method: none\n",
+            "store:\n  path: store\n  lock_timeout: 3600.0\n",
             "",
-            "recovery is missing: expected a section with the keys method",
+            "store is missing: expected a section with the keys path",
         ),
-        ("  inputs: dense\n", "", "statistics.inputs is missing: expected whose activations are measured"),
+        ("  experiment: mgaa\n", "", "tracking.experiment is missing: expected MLflow's experiment"),
+        ("methods:\n", "methods: []\nmethod_s:\n", r"methods is \[\]: expected the methods by name"),
     ],
 )
 def test_a_broken_file_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -206,3 +218,42 @@ def test_the_help_tells_every_key_and_every_method() -> None:
         "ranks.model, by default None",
     ):
         assert method in text
+
+
+# What the name of a method stands for
+
+
+def test_a_method_puts_its_values_in_the_place_of_those_of_the_sections() -> None:
+    plain, lorap = load(FILE), load(FILE, ["method=lorap"])
+    assert (plain.factors.method, plain.channels.method, plain.statistics.inputs) == ("afm", "none", "dense")
+    assert (lorap.factors.method, lorap.channels.method, lorap.statistics.inputs) == ("awsvd", "weighted", "compressed")
+    assert (lorap.ranks.method, lorap.ranks.options, lorap.ranks.multiple) == ("lorap", {"split": 3.0}, 1)
+    assert (lorap.ratios.method, lorap.ratios.band, lorap.ratios.compression) == ("uniform", None, 0.2)
+    assert lorap.evaluation == plain.evaluation
+
+
+def test_the_command_line_wins_over_what_a_method_stands_for() -> None:
+    given = ["method=lorap", "factors.method=afm", "ratios.method=softmax", "ratios.band=0.1", "ranks.split=5.0"]
+    found = load(FILE, given)
+    assert (found.factors.method, found.ratios.method, found.ratios.band) == ("afm", "softmax", 0.1)
+    assert found.ranks.options == {"split": 5.0}
+    assert found.ratios.options == {"temperature": 0.1}  # of the section itself
+
+
+def test_what_a_method_stands_for_can_be_overridden_too() -> None:
+    assert load(FILE, ["method=lorap", "methods.lorap.channels.keep_least=0.05"]).channels.keep_least == 0.05
+
+
+def test_lorap_is_the_same_from_python_and_from_the_command_line() -> None:
+    found = load(FILE, ["method=lorap"])
+    assert {
+        "factors": found.factors.method,
+        "ratios": found.ratios.method,
+        "ranks": {"method": found.ranks.method, **found.ranks.options, "multiple": found.ranks.multiple},
+        "channels": {"method": found.channels.method, **(found.channels.pruning or {})},
+        "inputs": found.statistics.inputs,
+    } == LORAP
+
+
+def test_the_settings_of_recovery_are_the_defaults_of_the_library() -> None:
+    assert load(FILE).recovery.plan == asdict(Plan())

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flows.compress import variants
 from mgaa.errors import UsageError
 from tasks.parameters import load
 from tasks.points import Point, points
+from tasks.recipes import recipes
 from tests.processes import ROOT
 
 
@@ -53,8 +53,8 @@ def test_a_point_has_the_arguments_of_a_run_of_its_own() -> None:
     selected = ["ratios.compression=0.3", "ranks.multiple=2", "ratios.temperature=0.4"]
     p = load(ROOT / "params.yaml", ["evaluation.baselines=[uniform,level1,level2]", *selected])
     found = {point.allocation: point for point in swept("sweep.compression=[0.3]", "sweep.factors=[afm]", *selected)}
-    for name, levels in variants(p).items():
-        assert found["both" if name == "mgaa" else name].levels == levels
+    for name, recipe in recipes(p).items():
+        assert found["both" if name == "mgaa" else name].recipe == recipe
 
 
 def test_ratios_that_would_not_matter_beside_ranks_from_a_file_are_refused() -> None:

@@ -1,0 +1,13 @@
+"""One of several training processes; `mgaa.recovery.processes` starts them."""
+
+import sys
+from pathlib import Path
+
+from mgaa.errors import MgaaError
+from mgaa.recovery.processes import work
+
+if __name__ == "__main__":
+    try:
+        work(Path(sys.argv[1]), sys.argv[2])
+    except MgaaError as error:
+        sys.exit(error.exit_code)

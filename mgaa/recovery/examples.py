@@ -1,0 +1,249 @@
+"""What a compressed model is tuned on: token ids of different lengths, and which of them are scored.
+
+Two sources. Instructions in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and
+the answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs`
+is off). And plain text, cut into windows (`mgaa.tokens.windows`), all of which is scored.
+
+The boundary: prompt and prompt with answer are tokenized apart; the tokens that both begin with are the prompt, so a token that spans
+the boundary counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits [C].
+
+The first token of an example has no context and is never scored. Padding goes behind the end of shorter examples, where a causal model
+cannot see it from any scored position.
+
+Legend: t tokens of all examples, e1 examples plus one, n windows, l tokens of a window, b examples of a batch.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from mgaa.errors import InputError, ResourceError, UsageError
+from mgaa.tokens import digest
+
+UNSCORED = -100
+"""The label of a token that is not scored, torch's `ignore_index`."""
+
+FIELDS = ("instruction", "input", "output")
+
+_OPENING = "Below is an instruction that describes a task"
+_TASK = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
+_BATCH = 512
+"""Rows handed to the tokenizer at once: enough to use its threads, few enough to show progress."""
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Examples end to end: example i is `[starts[i], starts[i + 1])`.
+
+    Attributes:
+        ids: token ids.
+        labels: the same where a token is scored, else `UNSCORED`.
+        starts: where the examples begin, and the end of the last.
+        dropped: rows of the source of which nothing was left to score.
+    """
+
+    ids: Int[Tensor, " t"]
+    labels: Int[Tensor, " t"]
+    starts: Int[Tensor, " e1"]
+    dropped: int = 0
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One example, as the models of transformers name its parts."""
+        begin, end = self.starts[index : index + 2].tolist()
+        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end]}
+
+    @property
+    def scored(self) -> int:
+        """How many tokens are scored."""
+        return int((self.labels != UNSCORED).sum())
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest example."""
+        return int(self.starts.diff().max())
+
+    @property
+    def digest(self) -> str:
+        """The identity of the examples, whatever file they came from."""
+        parts = (self.ids, self.labels, self.starts)
+        return hashlib.sha256("".join(digest(part) for part in parts).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; the same bytes for the same examples.
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        tensors = {"ids": self.ids, "labels": self.labels, "starts": self.starts}
+        try:
+            save_file({name: each.contiguous() for name, each in tensors.items()}, path, {"dropped": str(self.dropped)})
+        except (OSError, SafetensorError) as error:
+            raise ResourceError(
+                f"the examples cannot be written to {path} ({error}): make room or give another path"
+            ) from error
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Examples":
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: the file is missing, damaged or holds something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in ("ids", "labels", "starts")}
+                dropped = int((file.metadata() or {})["dropped"])
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InputError(f"{path} holds no examples of mgaa ({error}): prepare them again") from error
+        return cls(**tensors, dropped=dropped)
+
+
+def from_windows(windows: Int[Tensor, "n l"]) -> Examples:
+    """Every window is an example that is scored from its second token on.
+
+    Raises:
+        InputError: no windows, or windows of a single token.
+    """
+    number, length = windows.shape
+    if number < 1 or length < 2:
+        raise InputError(
+            f"There are {number} windows of {length} tokens, expected at least one of at least two: give more text."
+        )
+    ids = windows.to(torch.int64)
+    labels = torch.cat([torch.full_like(ids[:, :1], UNSCORED), ids[:, 1:]], dim=1)
+    return Examples(ids.flatten(), labels.flatten(), torch.arange(number + 1) * length)
+
+
+def from_instructions(
+    rows: Sequence[Mapping[str, str]],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int = 256,
+    scored: str = "answer",
+) -> Examples:
+    """Instructions as examples of at most `length` tokens; see the top of this file.
+
+    Args:
+        rows: with the fields `instruction`, `input` (may be empty) and `output`.
+        tokenizer: that of the model.
+        length: tokens kept of a row (256 in LoRAP's code).
+        scored: `answer`, the answers alone, or `all`, the prompts too.
+
+    Raises:
+        UsageError: a length below two, or an unknown `scored`.
+        InputError: a row lacks a field, or no row has an answer within `length` tokens.
+    """
+    if length < 2 or scored not in ("answer", "all"):
+        raise UsageError(f"length is {length} and scored {scored!r}: expected at least 2, and 'answer' or 'all'.")
+    for number, row in enumerate(rows, start=1):
+        _check_row(row, f"row {number}")
+    found = [example for example in _encoded(rows, tokenizer, length) if example[1] < len(example[0])]
+    if not found:
+        raise InputError(
+            f"None of the {len(rows)} rows has an answer within its first {length} tokens: "
+            "raise the length, or give rows with an `output`."
+        )
+    ids = [torch.tensor(tokens) for tokens, _ in found]
+    labels = [each.clone() for each in ids]
+    for label, (_, prompt) in zip(labels, found, strict=True):
+        label[: max(1, prompt if scored == "answer" else 1)] = UNSCORED
+    starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
+    return Examples(torch.cat(ids), torch.cat(labels), starts, dropped=len(rows) - len(found))
+
+
+def prompt_of(row: Mapping[str, str]) -> str:
+    """The prompt of Alpaca, with and without an input (https://github.com/tatsu-lab/stanford_alpaca)."""
+    if row["input"]:
+        context = ", paired with an input that provides further context. "
+        return f"{_OPENING}{context}{_TASK}{row['instruction']}\n\n### Input:\n{row['input']}\n\n### Response:\n"
+    return f"{_OPENING}. {_TASK}{row['instruction']}\n\n### Response:\n"
+
+
+def read_instructions(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a file in the format of Alpaca: `.json` (one list) or `.jsonl` (one object per line).
+
+    Raises:
+        InputError: the file is missing or not JSON, or a row is no object with the three texts.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else []
+        rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} cannot be read as JSON ({error}): give a list of objects, or one object per line in a file "
+            "that ends in .jsonl"
+        ) from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path} holds a {type(rows).__name__}, expected a list of objects with {', '.join(FIELDS)}")
+    for number, row in enumerate(rows, start=1):
+        _check_row(row, f"row {number} of {path}")
+    return [{field: row[field] for field in FIELDS} for row in rows]
+
+
+def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Int[Tensor, "b l"]]:
+    """One batch: shorter examples get zeros behind their end, which are neither attended to nor scored."""
+    longest = max(len(example["input_ids"]) for example in examples)
+    shape = (len(examples), longest)
+    batch = {
+        "input_ids": torch.zeros(shape, dtype=torch.int64),
+        "attention_mask": torch.zeros(shape, dtype=torch.int64),
+        "labels": torch.full(shape, UNSCORED, dtype=torch.int64),
+    }
+    for index, example in enumerate(examples):
+        length = len(example["input_ids"])
+        batch["input_ids"][index, :length] = example["input_ids"]
+        batch["attention_mask"][index, :length] = 1
+        batch["labels"][index, :length] = example["labels"]
+    return batch
+
+
+def _check_row(row: object, where: str) -> None:
+    if not isinstance(row, Mapping) or not all(isinstance(row.get(field), str) for field in FIELDS):
+        found = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
+        raise InputError(
+            f"{where} holds {found!r}, expected the texts {', '.join(FIELDS)} (`input` may be empty): "
+            "correct the row or leave it out"
+        )
+
+
+def _encoded(
+    rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, length: int
+) -> Iterable[tuple[list[int], int]]:
+    """The tokens of each row and how many of them are prompt; all of them where the answer is empty."""
+    before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for start in tqdm(range(0, len(rows), _BATCH), desc="tokenizing instructions", disable=None):
+        part = rows[start : start + _BATCH]
+        prompts = [prompt_of(row) for row in part]
+        whole = _tokens(tokenizer, [prompt + row["output"] for prompt, row in zip(prompts, part, strict=True)])
+        for row, prompt, tokens in zip(part, _tokens(tokenizer, prompts), whole, strict=True):
+            common = _common(prompt, tokens) if row["output"].strip() else len(tokens) + len(after)
+            yield (before + tokens + after)[:length], len(before) + common
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    """Ids without special tokens; truncation and padding that the tokenizer's file may ask for are off."""
+    options: dict[str, Any] = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
+    return [list(ids) for ids in tokenizer(texts, **options)["input_ids"]]
+
+
+def _common(one: Sequence[int], two: Sequence[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    pairs = enumerate(zip(one, two, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(two)))

@@ -1,0 +1,239 @@
+"""One recovery on disk: a folder from which it goes on after any interruption, and which no other recovery may use.
+
+    job.json               what is trained: digests of the model, the examples and the validation examples, and the plan
+    checkpoint-<step>/     after each validation; the two newest and the best are kept
+        adapters.safetensors       what was learnt
+        optimizer.pt, scheduler.pt, scaler.pt, rng_state.pth       written and read by transformers' Trainer
+        trainer_state.json         steps, losses and the best validation so far
+        complete.json              sha256 of all of these, written last
+    job.lock               held while a process trains here
+    adapters.safetensors, curve.json     the result, written when training has ended; the checkpoints are removed then
+
+A checkpoint without a valid `complete.json` was being written when the process died. It is dropped with a warning, and the one before it
+is taken. Files with a `.pt` ending are archives of torch: the Trainer reads them by `torch.load(weights_only=True)`, which builds
+tensors and plain values and runs no code. `training_args.bin`, a pickle that the Trainer would write (and never read), is not written.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mgaa.errors import InputError, LockedError, ResourceError
+from mgaa.recovery.curve import Curve
+from mgaa.recovery.examples import Examples
+from mgaa.recovery.plan import Plan
+
+JOB, LOCK, CURVE, ADAPTERS = "job.json", "job.lock", "curve.json", "adapters.safetensors"
+STATE, COMPLETE = "trainer_state.json", "complete.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained, by content, in a folder; `mgaa.recovery.recover_` makes one."""
+
+    folder: Path
+    model: str
+    examples: str
+    validation: str
+    plan: Plan
+
+    def open(self) -> None:
+        """Claim the folder: write job.json, or check that the one there says the same.
+
+        Raises:
+            InputError: the folder belongs to another recovery.
+            ResourceError: it cannot be written.
+        """
+        if not (self.folder / JOB).exists():
+            if strangers := sorted(path.name for path in self.folder.glob("checkpoint-*")):
+                raise InputError(f"{self.folder} holds {strangers[0]} but no {JOB}: give a new folder")
+            write_json(self.folder / JOB, self._content())
+        elif differing := self._differences(read_json(self.folder / JOB)):
+            raise InputError(
+                f"{self.folder} belongs to another recovery, which differs in {'; '.join(differing)}: "
+                "give a new folder, or the same model, examples and plan to go on"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Train in the folder alone.
+
+        Raises:
+            LockedError: another process does.
+        """
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise LockedError(
+                f"another process trains in {self.folder}: wait for it, stop it, or give another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def checkpoint(self) -> Path | None:
+        """The newest complete checkpoint; incomplete ones are removed with a warning."""
+        for path in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
+            if is_complete(path):
+                return path
+            warnings.warn(f"{path} is incomplete or damaged and was dropped", UserWarning, stacklevel=2)
+            shutil.rmtree(path)
+        return None
+
+    def at(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.folder / f"checkpoint-{step}"
+
+    def finish(self, curve: Curve) -> None:
+        """Write the result, `curve.json` last, then remove the checkpoints.
+
+        Raises:
+            InputError: the best checkpoint was damaged meanwhile.
+        """
+        if curve.best and not is_complete(self.at(curve.best)):
+            raise InputError(f"{self.at(curve.best)}, the best checkpoint, is damaged: train again in a new folder")
+        learnt = read_tensors(self.at(curve.best) / ADAPTERS) if curve.best else {}
+        write_tensors(self.folder / ADAPTERS, learnt)
+        write_json(self.folder / CURVE, curve.to_dict() | {"adapters": file_digest(self.folder / ADAPTERS)})
+        for path in self.folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+
+    def result(self) -> tuple[Curve, dict[str, Tensor]] | None:
+        """The curve and the best adapters (none if nothing was better than no update), or None before the end.
+
+        Raises:
+            InputError: the files do not belong together.
+        """
+        if not (self.folder / CURVE).exists():
+            return None
+        content = read_json(self.folder / CURVE)
+        path = self.folder / ADAPTERS
+        if not path.exists() or content.pop("adapters", None) != file_digest(path):
+            raise InputError(f"{path} is not the file that {CURVE} beside it names: train again in a new folder")
+        return Curve.from_dict(content), read_tensors(path)
+
+    def _content(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if key != "folder"}
+
+    def _differences(self, there: dict[str, Any]) -> list[str]:
+        try:
+            plan = Plan(**there["plan"])
+            digests = {key: there[key] for key in ("model", "examples", "validation")}
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self.folder / JOB} is not a job of this mgaa ({error}): give a new folder") from error
+        return [f"the {key}" for key in digests if digests[key] != getattr(self, key)] + self.plan.differences(plan)
+
+
+def read_job(folder: Path) -> Job:
+    """The job that `Job.open` wrote.
+
+    Raises:
+        InputError: there is none.
+    """
+    content = read_json(folder / JOB)
+    return Job(folder, content["model"], content["examples"], content["validation"], Plan(**content["plan"]))
+
+
+def job_of(model: nn.Module, examples: Examples, validation: Examples, plan: Plan, folder: Path) -> Job:
+    """The job of these inputs."""
+    return Job(folder.resolve(), model_digest(model), examples.digest, validation.digest, plan)
+
+
+def model_digest(model: nn.Module) -> str:
+    """The identity of a model: sha256 over the names, types, shapes and bytes of its tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def seal(checkpoint: Path) -> None:
+    """Mark a checkpoint as complete, once all its files are written."""
+    files = {path.name: file_digest(path) for path in sorted(checkpoint.iterdir()) if path.name != COMPLETE}
+    write_json(checkpoint / COMPLETE, files)
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether every file is there as it was written."""
+    try:
+        files = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
+        return all(file_digest(checkpoint / name) == digest for name, digest in files.items())
+    except (OSError, ValueError):
+        return False
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(part, path)
+    except OSError as error:
+        raise ResourceError(f"{path} cannot be written ({error}): make room or give another folder") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a file.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}): give a new folder") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}, expected an object: give a new folder")
+    return content
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(dict(tensors), part)
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise ResourceError(f"{path} cannot be written ({error}): make room or give another folder") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file."""
+    return load_file(path)
+
+
+def _step(checkpoint: Path) -> int:
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdigit() else -1

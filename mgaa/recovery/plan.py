@@ -1,0 +1,112 @@
+"""How a compressed model is tuned: one frozen record, which is all that a result depends on beside the model and the texts.
+
+The defaults are those of LoRAP (arXiv 2404.09695, 4.1 and its code, a descendant of LLM-Pruner's `post_training.py`): LoRA of rank 8 on
+every linear, two epochs, rate 1e-4, 64 sequences per step. What the paper leaves open is decided here and marked [D].
+
+Batches: every epoch is a new order of all examples, the epochs are laid end to end, and the line is cut into batches. So each step
+has exactly `batch` sequences, however many processes share it and however many of them one forward pass takes.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mgaa.errors import UsageError
+
+WAYS = ("product", "factors")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What to train, for how long and in which arithmetic.
+
+    Attributes:
+        tune: `product` tunes `B A` as a whole, and the rank of the update comes on top; `factors` tunes `A` and `B`, and every rank stays.
+        epochs: passes over the examples; `steps` replaces it.
+        rate: the highest learning rate: linear warm-up, then linear decay to zero.
+        batch: sequences per optimizer step, over all processes.
+        micro_batch: sequences per forward pass; the rest of the batch is accumulated.
+        rank, alpha, dropout: of LoRA, whose update is `alpha / rank * B A`.
+        warmup: share of the steps [D]: LoRAP's code has 100 steps, which are this share of its run.
+        decay: of the weights (AdamW); 0 as in LoRAP's code.
+        precision: see `mgaa.recovery.precision`.
+        evaluate_every: steps between validations, after each of which a checkpoint is written.
+        patience: validations in a row without a new best before training stops [D]; None: never.
+        processes: how many share a batch; more than one are started by `mgaa.recovery.processes`.
+    """
+
+    tune: str = "product"
+    epochs: float = 2.0
+    steps: int | None = None
+    rate: float = 1e-4
+    batch: int = 64
+    micro_batch: int = 4
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    warmup: float = 0.06
+    decay: float = 0.0
+    precision: str = "auto"
+    evaluate_every: int = 100
+    patience: int | None = None
+    seed: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            UsageError: a value is out of range, or the batch does not divide into micro-batches of all processes.
+        """
+        for name, known in (("tune", WAYS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"recovery.{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        for name in ("batch", "micro_batch", "rank", "alpha", "evaluate_every", "processes", "steps", "patience"):
+            value = getattr(self, name)
+            optional = name in ("steps", "patience")
+            if not (optional and value is None) and (not isinstance(value, int) or value < 1):
+                raise UsageError(
+                    f"recovery.{name} is {value!r}, expected a whole number from 1" + " or null" * optional
+                )
+        for name in ("epochs", "rate"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UsageError(f"recovery.{name} is {getattr(self, name)!r}, expected a number above 0")
+        if not (0 <= self.dropout < 1 and 0 <= self.warmup < 1 and 0 <= self.decay < float("inf")):
+            raise UsageError(
+                f"recovery has dropout {self.dropout}, warmup {self.warmup} and decay {self.decay}: "
+                "expected the first two in [0, 1) and the last from 0"
+            )
+        if self.batch % (self.micro_batch * self.processes):
+            raise UsageError(
+                f"recovery.batch is {self.batch}, which does not divide into {self.processes} processes x "
+                f"{self.micro_batch} sequences (micro_batch): change one of the three"
+            )
+
+    @property
+    def scale(self) -> float:
+        """The factor of the update, `alpha / rank`."""
+        return self.alpha / self.rank
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes of one process per optimizer step."""
+        return self.batch // (self.micro_batch * self.processes)
+
+    def total(self, examples: int) -> int:
+        """Optimizer steps on that many examples, at least one."""
+        return self.steps if self.steps is not None else max(1, round(self.epochs * examples / self.batch))
+
+    def order(self, examples: int) -> Int[Tensor, " s"]:
+        """Which example comes when: `total * batch` indices, from epochs of all examples in random order."""
+        generator = torch.Generator().manual_seed(self.seed)
+        needed = self.total(examples) * self.batch
+        epochs = [torch.randperm(examples, generator=generator) for _ in range(-(-needed // examples))]
+        return torch.cat(epochs)[:needed]
+
+    def differences(self, other: "Plan") -> list[str]:
+        """What distinguishes this plan, here, from one that lies there, in words."""
+        pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        return [f"{name} {there!r} there, {here!r} here" for name, here, there in pairs if here != there]

@@ -1,0 +1,124 @@
+"""Adapters sit beside the linears of the blocks, alone learn, and leave no trace."""
+
+import contextlib
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mgaa.errors import InputError
+from mgaa.lowrank import LowRankLinear, low_rank_layers
+from mgaa.recovery import Plan
+from mgaa.recovery.adapters import Beside, attached, fill, targets, tensors_of
+from mgaa.recovery.merging import merge_, updates_of
+from mgaa.recovery.plan import WAYS
+from tests.mgaa.conftest import FAMILIES
+
+Build = Callable[..., PreTrainedModel]
+Forward = Callable[[PreTrainedModel], Tensor]
+
+
+def randomize(adapters: dict[str, Beside]) -> None:
+    generator = torch.Generator().manual_seed(2)
+    fill(adapters, {name: 0.1 * torch.randn(x.shape, generator=generator) for name, x in tensors_of(adapters).items()})
+
+
+@pytest.mark.parametrize("tune", WAYS)
+def test_fresh_adapters_change_nothing(mixed: PreTrainedModel, logits: Forward, plan: Plan, tune: str) -> None:
+    before = logits(mixed)
+    with attached(mixed, Plan(tune=tune)):
+        assert torch.equal(logits(mixed), before)
+
+
+@pytest.mark.parametrize("tune", WAYS)
+def test_the_merged_model_is_the_adapted_one(mixed: PreTrainedModel, logits: Forward, tune: str) -> None:
+    plan, before = Plan(tune=tune, rank=2), logits(mixed)
+    with attached(mixed, plan) as adapters:
+        randomize(adapters)
+        adapted, learnt = logits(mixed), tensors_of(adapters)
+    assert not torch.allclose(adapted, before, atol=0.1)
+    merge_(mixed, updates_of(learnt, plan.scale))
+    torch.testing.assert_close(logits(mixed), adapted, rtol=1e-4, atol=1e-4)
+
+
+def test_products_gain_the_rank_of_the_update(
+    mixed: PreTrainedModel, ranks: Callable[[PreTrainedModel], dict[str, int]]
+) -> None:
+    before = ranks(mixed)
+    with attached(mixed, Plan(rank=2)) as adapters:
+        randomize(adapters)
+        learnt = tensors_of(adapters)
+    merge_(mixed, updates_of(learnt, 1.0))
+    assert ranks(mixed) == {name: rank + 2 for name, rank in before.items()}
+
+
+def test_factors_keep_every_rank_and_every_parameter(
+    mixed: PreTrainedModel, ranks: Callable[[PreTrainedModel], dict[str, int]]
+) -> None:
+    before, count = ranks(mixed), mixed.num_parameters()
+    with attached(mixed, Plan(tune="factors")) as adapters:
+        randomize(adapters)
+        learnt = tensors_of(adapters)
+    merge_(mixed, updates_of(learnt, 1.0))
+    assert ranks(mixed) == before
+    assert mixed.num_parameters() == count
+
+
+@pytest.mark.parametrize("tune", WAYS)
+def test_only_adapters_learn_and_in_float32(mixed: PreTrainedModel, tune: str) -> None:
+    with attached(mixed.bfloat16(), Plan(tune=tune)):
+        learning = {name: parameter for name, parameter in mixed.named_parameters() if parameter.requires_grad}
+        assert all(".lora_A." in name or ".lora_B." in name for name in learning)
+        assert {parameter.dtype for parameter in learning.values()} == {torch.float32}
+        blocks = {name.split(".lora_")[0] for name in learning}
+    assert blocks == set(targets(mixed, tune))
+
+
+@pytest.mark.parametrize("tune", WAYS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_all_linears_of_every_family_are_tuned(
+    tiny: Build, compress: Build, logits: Forward, family: str, tune: str
+) -> None:
+    model = compress(tiny(family), keep=0.3)
+    layers = low_rank_layers(model)
+    expected = set(layers) if tune == "product" else {f"{name}.{factor}" for name in layers for factor in "AB"}
+    with attached(model, Plan(tune=tune, rank=2)) as adapters:
+        assert set(adapters) == expected
+        randomize(adapters)
+        adapted, learnt = logits(model), tensors_of(adapters)
+    merge_(model, updates_of(learnt, 8.0))
+    torch.testing.assert_close(logits(model), adapted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("tune", WAYS)
+def test_nothing_is_left_behind(mixed: PreTrainedModel, tune: str) -> None:
+    mixed.model.norm.weight.requires_grad_(True)
+    modules, state = dict(mixed.named_modules()), copy.deepcopy(mixed.state_dict())
+    attributes = set(mixed.__dict__)
+    with contextlib.suppress(KeyboardInterrupt), attached(mixed, Plan(tune=tune)) as adapters:
+        randomize(adapters)
+        raise KeyboardInterrupt
+    assert dict(mixed.named_modules()) == modules
+    assert set(mixed.__dict__) == attributes
+    assert [name for name, parameter in mixed.named_parameters() if parameter.requires_grad] == ["model.norm.weight"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in mixed.state_dict().items())
+
+
+def test_an_adapter_beside_a_low_rank_layer_is_no_cause_for_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    Beside(LowRankLinear(12, 20, 3), Plan())
+    assert not recwarn.list
+
+
+def test_blocks_without_linears_are_refused(tiny: Build) -> None:
+    model = tiny("gpt2")  # its own Conv1D layers
+    with pytest.raises(InputError, match="hold no linear layer: take the model apart first"):
+        targets(model, "product")
+
+
+def test_linears_outside_the_blocks_are_left_alone(tiny: Build) -> None:
+    model = tiny(tie_word_embeddings=False)
+    assert isinstance(model.lm_head, nn.Linear)
+    assert "lm_head" not in targets(model, "product")
