@@ -132,7 +132,8 @@ def build(root: Path, model: Path) -> Laboratory:
     write_model(model, texts)
     parameters = yaml.safe_load((ROOT / "params.yaml").read_text())
     parameters["backbone"]["source"] = str(model)
-    for name, (start, end) in {"calibration": (0.0, 0.5), "validation": (0.5, 0.7), "evaluation": (0.7, 1.0)}.items():
+    ranges = {"calibration": (0.0, 0.5), "validation": (0.5, 0.7), "evaluation": (0.7, 1.0), "recovery": (0.0, 0.5)}
+    for name, (start, end) in ranges.items():
         parameters["data"][name] |= {
             "source": str(root / "texts.txt"),
             "from": start,
