@@ -19,7 +19,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
-from flows.recovery import UNRECOVERED, recovered
+from flows.recovery import examples_of, plan_of, recovered
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
@@ -37,7 +37,7 @@ from tasks.recipes import Recipe, recipes
 from tasks.recording import recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, rehearse
-from tasks.results import Compressed, Effort, Results, publish
+from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
@@ -52,12 +52,13 @@ def compress(parameters: Parameters) -> Results:
     store, where = Store(p.store_path, p.store.lock_timeout), device(parameters)
     source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
     with tracked(p) as run, recording() as executions:
-        wanted = recipes(p)
+        wanted, plan = recipes(p), plan_of(p)
         backbone = load_backbone(
             store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
         )
         rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
         texts = prepared_texts(p, store)
+        examples = None if plan is None else examples_of(p, store, backbone, texts)
         tokens = prepared_tokens(p, store, backbone, texts)
         measured = measurement(p, store, texts, tokens)
         statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
@@ -75,9 +76,10 @@ def compress(parameters: Parameters) -> Results:
             models[name] = Compressed(
                 ratios, ranks, factors, checkpoint, evaluate(store, checkpoint, **measured), scores
             )
-        if p.recovery.method != "none":
-            final = models.pop(p.method)
-            models |= {UNRECOVERED: final, p.method: recovered(p, store, backbone, texts, tokens, final, measured)}
+        if plan is not None and examples is not None:
+            models[UNRECOVERED] = models.pop(p.method)
+            given = backbone, examples, tokens["validation"], models[UNRECOVERED]
+            models[p.method] = recovered(p, store, *given, plan=plan, measured=measured)
 
         results = Results(backbone, texts, tokens, statistics, spectra, dense, models)
         figures = draw_figures(store, **drawn(results))

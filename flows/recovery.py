@@ -14,28 +14,31 @@ from tasks.read_texts import source_content
 from tasks.recover import recover
 from tasks.results import Compressed
 
-UNRECOVERED = "unrecovered"
-"""The name of the method's model before its recovery."""
 
+def plan_of(p: Parameters) -> dict[str, Any] | None:
+    """Arguments of `mgaa.recovery.Plan` for this machine, checked; null where nothing is recovered.
 
-def recovered(
-    p: Parameters,
-    store: Store,
-    backbone: Artifact,
-    texts: Artifact,
-    tokens: Mapping[str, Artifact],
-    model: Compressed,
-    measured: Mapping[str, Any],
-) -> Compressed:
-    """The model after its recovery, evaluated like all others.
+    `precision: auto` is resolved, because what it stands for is part of what the result depends on.
 
-    Args:
-        texts, tokens: of the other sections: what is trained on must not overlap with the texts, and the validation tokens choose the
-            best state.
-        measured: arguments of `evaluate`.
+    Raises:
+        UsageError: the plan cannot run, here or at all, or a package is missing.
     """
+    if p.recovery.method == "none":
+        return None
+    import torch
+
+    from mgaa.recovery import Plan, require
+    from mgaa.recovery.precision import resolve
+
+    plan = Plan(**p.recovery.plan)
+    require()
+    return {**p.recovery.plan, "precision": resolve(plan.precision, torch.device(device(p)))}
+
+
+def examples_of(p: Parameters, store: Store, backbone: Artifact, texts: Artifact) -> Artifact:
+    """What is trained on; it must not overlap with the `texts` of validation and evaluation."""
     given = p.data.recovery
-    examples = make_examples(
+    return make_examples(
         store,
         backbone,
         texts,
@@ -46,9 +49,27 @@ def recovered(
         seed=given.seed,
         content=source_content(given.source),
     )
-    checkpoint = recover(
-        store, model.checkpoint, examples, tokens["validation"], plan=p.recovery.plan, device=device(p)
-    )
+
+
+def recovered(
+    p: Parameters,
+    store: Store,
+    backbone: Artifact,
+    examples: Artifact,
+    validation: Artifact,
+    model: Compressed,
+    *,
+    plan: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> Compressed:
+    """The model after its recovery, evaluated like all others.
+
+    Args:
+        validation: artifact `tokens`, by whose loss the best state is chosen.
+        plan: of `plan_of`.
+        measured: arguments of `evaluate`.
+    """
+    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=device(p))
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
     metrics = evaluate(store, checkpoint, **measured)
     return Compressed(

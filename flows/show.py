@@ -17,9 +17,10 @@ from typing import Any
 from mgaa.errors import InputError
 from tasks.figure_style import label_of
 from tasks.parameters import Parameters, checkout
+from tasks.results import DENSE, UNRECOVERED
 from tasks.tracking_store import masked
 
-DENSE, UNIFORM = "dense", "uniform"
+UNIFORM = "uniform"
 PLAIN = 10_000
 """Columns of a table that goes nowhere near a terminal."""
 
@@ -135,18 +136,21 @@ def measured(value: float, error: float | None, digits: int = 2) -> str:
 
 def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> Iterator[str]:
     """What the table does not say: that the budgets are equal, what the method loses of what uniform loses, what the run cost."""
-    models, method = metrics["models"], [*metrics["models"]][-1]
+    models, final = metrics["models"], [*metrics["models"]][-1]
+    method = UNRECOVERED if UNRECOVERED in models else final  # what has the budget of the others
+    above = {name: math.log(each["perplexity"] / models[DENSE]["perplexity"]) for name, each in models.items()}
     kept = [
         f"{label_of(name)} {each['linear_parameters']:,} ({each['slack']:,} unused)"
         for name, each in allocations.items()
+        if name != final or method == final
     ]
     yield f"Equal budget of {allocations[method]['budget']:,} linear parameters: {', '.join(kept)}."
     if UNIFORM in models and method != UNIFORM:
-        ours, theirs = (
-            math.log(models[name]["perplexity"] / models[DENSE]["perplexity"]) for name in (method, UNIFORM)
-        )
-        share = f": {100 * ours / theirs:.0f} % of uniform's loss" if theirs > 0 else ""
-        yield f"Log-perplexity above dense: {label_of(method)} {ours:+.4f}, uniform {theirs:+.4f}{share}."
+        share = f": {100 * above[method] / above[UNIFORM]:.0f} % of uniform's loss" if above[UNIFORM] > 0 else ""
+        yield f"Log-perplexity above dense: {label_of(method)} {above[method]:+.4f}, uniform {above[UNIFORM]:+.4f}{share}."
+    if method != final:
+        added = allocations[final]["linear_parameters"] - allocations[method]["linear_parameters"]
+        yield f"Recovery: from {above[method]:+.4f} to {above[final]:+.4f}, with {added:,} linear parameters more."
     if run := metrics.get("run"):
         yield (
             f"The run: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "

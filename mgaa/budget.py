@@ -21,6 +21,9 @@ from torch import Tensor
 
 from mgaa.errors import UsageError
 
+FURTHER = "smaller ranks.multiple, channels.multiple and channels.keep_least reach further"
+"""What to do where a compression is out of reach."""
+
 AUTO_MULTIPLE = 8
 """Rank step that GPU kernels like; taken by `multiple="auto"` where it rounds a full-size matrix by less than about 6 %."""
 
@@ -197,7 +200,7 @@ def check_reachable(total: int, floor: int, compression: float) -> None:
     if floor > int((1 - compression) * total + 1e-3):
         raise UsageError(
             f"compression {compression} is out of reach: at the lowest ranks {floor:,} of {total:,} linear parameters remain; "
-            f"the largest reachable compression is {int(1e4 * (1 - floor / total)) / 1e4:.4f} (a smaller ranks.multiple reaches further)"
+            f"the largest reachable compression is {int(1e4 * (1 - floor / total)) / 1e4:.4f} ({FURTHER})"
         )
 
 

@@ -41,11 +41,11 @@ class Pruning:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.keep_least < 1:
+        if not isinstance(self.keep_least, int | float) or not 0 <= self.keep_least < 1:
             raise UsageError(
-                f"channels.keep_least is {self.keep_least}, expected a share from 0 to below 1, such as 0.01"
+                f"channels.keep_least is {self.keep_least!r}, expected a share from 0 to below 1, such as 0.01"
             )
-        if not isinstance(self.multiple, int) or self.multiple < 1:
+        if not isinstance(self.multiple, int) or isinstance(self.multiple, bool) or self.multiple < 1:
             raise UsageError(
                 f"channels.multiple is {self.multiple!r}, expected a positive whole number such as 1 or 64"
             )
@@ -82,8 +82,9 @@ class Channels:
 
     @property
     def least(self) -> int:
-        """The smallest width: the least important channels that are kept, and one step of the others."""
-        return min(self.count, least_important(self.count, self.pruning.keep_least) + self.pruning.multiple)
+        """The smallest width: the first legal one with a channel more than the least important ones that are kept."""
+        needed = least_important(self.count, self.pruning.keep_least) + 1
+        return min(self.count, -(-needed // self.pruning.multiple) * self.pruning.multiple)
 
     def width(self, ratio: float) -> int:
         """Channels that remain at a compression ratio.
@@ -95,7 +96,7 @@ class Channels:
         if width < self.least:
             raise UsageError(
                 f"the ratio {ratio:.4g} of sublayer {self.sublayer} leaves {width} of {self.count} channels, expected at least "
-                f"{self.least} ({self.least - self.pruning.multiple} of them the least important): lower ratios.compression, "
+                f"{self.least}, so that an important one is left beside the least important ones: lower ratios.compression, "
                 "channels.keep_least or channels.multiple"
             )
         return width

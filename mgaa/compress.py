@@ -18,7 +18,7 @@ from mgaa import allocation
 from mgaa.architectures import matrices_of
 from mgaa.budget import Matrix, parameter_budget
 from mgaa.channels import Channels, Pruning, Scores, score
-from mgaa.checkpoint import apply_channels, apply_factors
+from mgaa.checkpoint import apply_channels, apply_factors, twin_of
 from mgaa.errors import UsageError
 from mgaa.factors import factorize_linear, spectra
 from mgaa.fused import unfuse_
@@ -26,7 +26,7 @@ from mgaa.levels import Chosen, Target, adds_biases, allocate, ratios_of, rehear
 from mgaa.linalg import Spectrum
 from mgaa.methods import available, method
 from mgaa.ranks import Rank, ladders_of
-from mgaa.sequential import compress_block, put_
+from mgaa.sequential import CompressedBlock, compress_block, put_
 from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines, stream_statistics
 
 Method = str | Mapping[str, Any]
@@ -259,16 +259,18 @@ def _sequentially(
         for sublayer, cosine in block.cosines.items()
     }
     given = ratios_of(matrices, cosines, target, ratios, centred=adds_biases(factors))
-    calibration = Calibration(model, tokens, measuring)
-    outcome: list[Rank] = []
+    twin = twin_of(model)  # an error in a later block leaves the model as it was
+    calibration = Calibration(twin, tokens, measuring)
+    blocks: list[CompressedBlock] = []
     for index in range(len(calibration)):
-        spent = sum(rank.parameters for rank in outcome)
+        spent = sum(rank.parameters for block in blocks for rank in block.ranks)
         statistics = calibration.statistics(index)
-        block = compress_block(model, index, statistics, matrices, given, target, factors, ranks, spent=spent)
-        put_(model, index, block)
-        outcome += block.ranks
+        blocks.append(compress_block(twin, index, statistics, matrices, given, target, factors, ranks, spent=spent))
+        put_(twin, index, blocks[index])
         calibration.advance(index)
-    return given, outcome, cosines
+    for index, block in enumerate(blocks):
+        put_(model, index, block)
+    return given, [rank for block in blocks for rank in block.ranks], cosines
 
 
 def _pruning(given: Method) -> Pruning | None:

@@ -2,8 +2,9 @@
 
 Errors of earlier blocks so enter the statistics of later ones, which can make up for a part of them. The price: nothing is shared between
 compressions or factorizers, and an allocation cannot look at the whole model. Ratios come from the cosines of the dense model; a block's
-budget is what its ratios and those of all blocks before it allow, less what these have spent, so what one leaves over the next one
-spends, and the budget of the model is never exceeded (our choice; the paper has one ratio for all and leaves the rest unspent).
+budget is what its ratios and those of all blocks before it allow, less what these have spent, so the budget of the model is never
+exceeded, and what one block leaves over the next one may spend, unless its rule is not refilled (our choice; the paper has one ratio
+for all and leaves the rest unspent).
 """
 
 from collections.abc import Mapping, Sequence
@@ -87,18 +88,15 @@ def compress_block(
     rule, given = ranks
     ladders = ladders_of(low, energies, centred=centred, multiple=multiple)
     outcome = allocate_within(rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **given)
-    kept = {
-        channels: scores[channels].kept(width, channels.pruning.keep_least)
-        for channels in pruned
-        if (width := next(r.width for r in outcome if r.matrix in channels.matrices)) is not None
-    }
+    widths = {rank.matrix.sublayer: rank.width for rank in outcome if rank.width is not None}
+    kept = [each.kept(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]
     made = {
         r.matrix.name: factorize_linear(model, r.matrix.name, found[r.matrix.local], r.rank)
         for r in outcome
         if r.rank is not None
     }
     by_sublayer = {channels.sublayer: each for channels, each in scores.items()}
-    return CompressedBlock(outcome, made, next(iter(kept.values()), None), found, by_sublayer)
+    return CompressedBlock(outcome, made, next(iter(kept), None), found, by_sublayer)
 
 
 def put_(model: PreTrainedModel, index: int, block: CompressedBlock) -> None:

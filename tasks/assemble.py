@@ -19,11 +19,11 @@ def assemble(out: Path, store: Store, backbone: Artifact, factors: Sequence[Arti
     model, tokenizer = load(record["source"], revision=record["revision"], dtype=record["dtype"], device="cpu")
     unfuse_(model)
     for block, artifact in enumerate(factors):
-        put_(model, block, store.folder(artifact) / block_file(block))
+        restore_(model, block, store.folder(artifact) / block_file(block))
     save(model, tokenizer, out)
 
 
-def put_(model: Any, block: int, path: Path) -> None:
+def restore_(model: Any, block: int, path: Path) -> None:
     """Let a block become what a file of `factors` says, in place."""
     from safetensors.torch import load_file
 

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import Artifact, Store
-from tasks.assemble import put_
+from tasks.assemble import restore_
 from tasks.factorize import write_factors
 from tasks.ladders import pruning_of
 from tasks.load_backbone import backbone_model
@@ -118,7 +118,7 @@ def in_front_of(
         if line is None or line.key != (*common, *before[: len(line.key) - len(common)]):
             line = start(store, backbone, tokens, measuring, device, common)
         for block in range(len(line.key) - len(common), len(before)):
-            put_(line.model, block, store.folder(before[block]) / block_file(block))
+            restore_(line.model, block, store.folder(before[block]) / block_file(block))
             line.calibration.advance(block)
             line.key = (*line.key, before[block])
         yield line

@@ -145,7 +145,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
         9.5,
         1.0 + 2.1 * -(-len(names) // 4),
         "What a parameter buys",
-        "Kept energy of the output (logarithm of 1 - energy) against its cost. Lines: blocks. Dots: ranks or widths chosen (none: left dense).",
+        "Kept energy of the output (logarithm of 1 - energy) against its cost. Lines: blocks. Dots: ranks or widths chosen (none: dense).",
     )
     axes = panels(figure, len(names), 4)
     depth = ScalarMappable(Normalize(0, max(1, blocks - 1)), colormaps["viridis_r"])

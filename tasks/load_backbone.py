@@ -77,6 +77,11 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
         return unfuse_(model) if backbone.kind == "backbone" else model, tokenizer
 
 
+def forget() -> None:
+    """Drop the loaded model, before a step that needs the memory for another one."""
+    _load.cache_clear()
+
+
 _one_at_a_time = Lock()
 """transformers keeps state in globals while it loads, and the blocks are mapped over threads."""
 

@@ -42,25 +42,12 @@ def make_examples(
         samples, seed: how many are drawn, and how; null for all.
         content: `source_content` of the source; not read, only part of the stage key.
     """
-    from mgaa import tokens
-    from mgaa.recovery import examples
-
     model, tokenizer = backbone_model(store, backbone, "cpu")
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"data.recovery.length is {length}, expected at most {positions} (the model's positions).")
-    if form == "instructions":
-        rows = documents.portion(examples.read_instructions(section["source"]), section["from"], section["to"])
-        contents = [f"{examples.prompt_of(row)}{row['output']}" for row in rows]
-        chosen = [rows[index] for index in tokens.draw(len(rows), samples, seed).tolist()]
-        made = examples.from_instructions(chosen, tokenizer, length=length)
-        identity: dict[str, Any] = {"kind": "instructions", "files": content}
-    else:
-        read = read_section(section)
-        contents = documents.portion(read.texts, section["from"], section["to"])
-        stream = tokens.pack(contents, tokenizer)
-        made = examples.from_windows(tokens.windows(stream.ids, length, samples=samples, seed=seed))
-        identity = read.identity
+    make = of_instructions if form == "instructions" else of_text
+    made, contents, identity = make(section, tokenizer, length, samples, seed)
     shared = require_disjoint({"recovery": contents, **{name: texts_of(store, texts, name) for name in HELD_OUT}})
     made.save(out / EXAMPLES)
     card = {
@@ -74,3 +61,30 @@ def make_examples(
         **identity,
     }
     write_table(out / CARD, card)
+
+
+Made = tuple[Any, list[str], dict[str, Any]]
+"""Examples, the documents that they are made from, and what identifies those."""
+
+
+def of_text(section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int) -> Made:
+    """Windows of packed documents."""
+    from mgaa import tokens
+    from mgaa.recovery.examples import from_windows
+
+    read = read_section(section)
+    contents = documents.portion(read.texts, section["from"], section["to"])
+    stream = tokens.pack(contents, tokenizer)
+    return from_windows(tokens.windows(stream.ids, length, samples=samples, seed=seed)), contents, read.identity
+
+
+def of_instructions(section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int) -> Made:
+    """Prompts with the answers that are scored."""
+    from mgaa import tokens
+    from mgaa.recovery.examples import from_instructions, prompt_of, read_instructions
+
+    rows = documents.portion(read_instructions(section["source"]), section["from"], section["to"])
+    chosen = [rows[index] for index in tokens.draw(len(rows), samples, seed).tolist()]
+    contents = [f"{prompt_of(row)}{row['output']}" for row in chosen]
+    made = from_instructions(chosen, tokenizer, length=length)
+    return made, contents, {"kind": "instructions", "file": Path(section["source"]).name}

@@ -1,8 +1,9 @@
 """The step of a sweep, measure: perplexity of one compressed model that is never written, window by window.
 
 The factors are sliced out of the spectra in memory and put beside the tensors of the backbone, which all models of a process
-share; they are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would
-leave, to the bit. The losses of all windows are kept, because models are compared on the same windows (tasks/bootstrap.py).
+share; they are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would leave, up to
+the rounding of kernels, which may depend on the number of threads. The losses of all windows are kept, because models are compared
+on the same windows (tasks/bootstrap.py).
 """
 
 import time

@@ -4,6 +4,7 @@ Relative paths of the store and of the tracking database stay with the checkout:
 copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs to.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ from tasks.sections import (
     Sweep,
     Tracking,
 )
+
+TAKEN = ("dense", "uniform", "level1", "level2", "unrecovered")
+"""Names of models beside the method's."""
 
 
 class Parameters(Section):
@@ -106,7 +110,17 @@ def preset(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         )
     if not isinstance(chosen, str) or chosen not in methods:
         raise UsageError(f"method is {chosen!r}: expected one of {', '.join(methods)}{suggest(chosen, methods)}")
-    return merge(merge(values, methods[chosen] or {}), given)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", chosen) or chosen in TAKEN:
+        raise UsageError(
+            f"method is {chosen!r}: expected a name of lower-case letters, digits and _ that is none of {', '.join(TAKEN)}, the other "
+            "models of a run: call the method otherwise under methods."
+        )
+    stands_for = methods[chosen] if methods[chosen] is not None else {}
+    if not isinstance(stands_for, dict) or {"method", "methods"} & stands_for.keys():
+        raise UsageError(
+            f"methods.{chosen} is {stands_for!r}: expected sections with their values, such as {{factors: {{method: afm}}}}."
+        )
+    return merge(merge(values, stands_for), given)
 
 
 def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -17,14 +17,27 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-NUMERICAL = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "lm_eval", "numpy", "scipy", "peft")
+NUMERICAL = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "lm_eval",
+    "numpy",
+    "scipy",
+    "peft",
+    "accelerate",
+)
+BROUGHT = {"peft": "accelerate"}
+"""What computes for a package without being imported by us: the engine of transformers' Trainer."""
 RECORDED = (*NUMERICAL, "prefect", "mlflow", "dvc", "mgaa")
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def environment(imported: Iterable[str]) -> dict[str, Any]:
     """What results may depend on besides inputs, parameters and code; `imported` names the packages that the code uses."""
-    used = {"torch", *imported} & set(NUMERICAL)
+    used = {"torch", *imported, *(BROUGHT[name] for name in imported if name in BROUGHT)} & set(NUMERICAL)
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
         "packages": {name: installed(name) for name in sorted(used)},

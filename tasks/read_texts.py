@@ -20,7 +20,7 @@ from tasks.records import CARD, write_table
 from tasks.sealing import file_digest
 from tasks.step import step
 
-DEMO, TRAIN = "demo", "train"
+DEMO = "demo"
 logger = logging.getLogger(__name__)
 SECTIONS = ("calibration", "validation", "evaluation")
 READING = ("source", "split", "revision", "subset", "field", "separator", "from", "to")
@@ -89,22 +89,21 @@ def read_section(given: Mapping[str, Any]) -> documents.Documents:
     if given["source"] != DEMO:
         options = {name: given[name] for name in ("split", "revision", "subset", "field", "separator")}
         return documents.read(given["source"], **options)
-    if given["split"] not in (known := (*corpus.HELD_OUT, TRAIN)):
-        raise UsageError(f"The demo has no split {given['split']!r}, expected one of {', '.join(known)}: set `split`.")
-    found, differences = _demo(whole=given["split"] == TRAIN)
-    texts = [document.text for document in found[given["split"]]]
+    held_out, differences = _demo()
+    if given["split"] not in held_out:
+        raise UsageError(
+            f"The demo has no split {given['split']!r}, expected one of {', '.join(held_out)}: set `split`."
+        )
+    texts = [document.text for document in held_out[given["split"]]]
     identity = {"kind": DEMO, "split": given["split"], "versions": corpus.versions(), "differences": differences}
     return documents.Documents(texts, identity)
 
 
 @cache
-def _demo(*, whole: bool) -> tuple[dict[str, list[corpus.Document]], list[str]]:
-    """The docstrings by split, parsed once per process, and what differs from those the backbone was trained on and beside.
-
-    The held-out ones take seconds, the whole a minute.
-    """
-    found = corpus.splits() if whole else corpus.held_out()
-    differences = corpus.check(found)
+def _demo() -> tuple[dict[str, list[corpus.Document]], list[str]]:
+    """The held-out docstrings, parsed once per process, and what differs from those the backbone was trained beside."""
+    held_out = corpus.held_out()
+    differences = corpus.check(held_out)
     for difference in differences:
         logger.warning(difference)
-    return found, differences
+    return held_out, differences

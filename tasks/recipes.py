@@ -5,6 +5,7 @@ A recipe is plain values, the arguments of the steps; models of a run differ in 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 from mgaa.errors import UsageError
@@ -54,12 +55,8 @@ def recipes(p: Parameters) -> dict[str, Recipe]:
     """The recipe of every baseline and, last, of the run's method, by name.
 
     Raises:
-        UsageError: a baseline that would be the method itself.
+        UsageError: a baseline that would be the method itself, or another baseline.
     """
-    if p.ranks.method == "file" and "level2" in p.evaluation.baselines:
-        raise UsageError(
-            "evaluation.baselines has level2, which with ranks.method=file is the method itself: leave it out"
-        )
     even: dict[str, Any] = {"method": EVEN, "options": {}}
     ratios = {"method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
     ranks = {"method": p.ranks.method, "options": p.ranks.options}
@@ -69,5 +66,13 @@ def recipes(p: Parameters) -> dict[str, Recipe]:
         "level1": Recipe(*target, ratios, even),
         "level2": Recipe(*target, {**even, "band": None}, ranks),
     }
-    method = Recipe(*target, ratios, ranks, p.channels.pruning)
-    return {**{name: known[name] for name in p.evaluation.baselines}, p.method: method}
+    if p.ranks.method == "file":  # whatever the ratios, the ranks are those of the file
+        known["level2"] = Recipe(*target, ratios, ranks)
+    found: dict[str, Recipe] = {name: known[name] for name in p.evaluation.baselines}
+    found[p.method] = Recipe(*target, ratios, ranks, p.channels.pruning)
+    for (name, recipe), (other, same) in combinations(found.items(), 2):
+        if recipe == same and (name, other) != (EVEN, p.method):
+            raise UsageError(
+                f"evaluation.baselines has {name}, which with these methods is the same as {other}: leave one of them out"
+            )
+    return found

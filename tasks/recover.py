@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.load_backbone import forget
 from tasks.records import CURVE, EXAMPLES, token_windows, write_table
 from tasks.step import resuming_step
 
@@ -32,6 +33,7 @@ def recover(
     from mgaa.checkpoint import load, save
     from mgaa.recovery import Examples, Plan, from_windows, recover_
 
+    forget()
     model, tokenizer = load(store.folder(checkpoint), device=device)
     given = Examples.load(store.folder(examples) / EXAMPLES), from_windows(token_windows(store, validation))
     curve = recover_(model, *given, Plan(**plan), folder=unfinished)

@@ -17,6 +17,8 @@ from tasks.summarize import allocation, plots
 from tasks.writing import replacing, write_file
 
 DENSE = "dense"
+UNRECOVERED = "unrecovered"
+"""The method's model before its recovery."""
 CHECKPOINT = "models/compressed"
 
 

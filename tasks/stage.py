@@ -112,23 +112,15 @@ class Stage:
                 store.forget(key, damage)
             return self.execute(store, key, stage, arguments)
 
-    @contextmanager
-    def folders(self, out: Path, store: Store, key: str) -> Iterator[list[Path]]:
-        """The folders that the body gets: the one to fill, and for one that resumes, what it left there when it was interrupted."""
-        if not self.resumes:
-            yield [out]
-            return
-        unfinished = store.path / "unfinished" / key
-        unfinished.mkdir(parents=True, exist_ok=True)
-        yield [out, unfinished]
-        shutil.rmtree(unfinished)
-
     def execute(self, store: Store, key: str, stage: Mapping[str, Any], arguments: Mapping[str, Any]) -> Artifact:
         """Run the body into a temporary folder, seal it, and record its key."""
         with disk_errors(store.path), store.writing(self.kind) as out:
             began, start = datetime.now(UTC), time.perf_counter()
-            with memory_errors(self.name), self.folders(out, store, key) as folders:
-                facts = self.body(*folders, **arguments)
+            unfinished = store.path / "unfinished" / key
+            if self.resumes:
+                unfinished.mkdir(parents=True, exist_ok=True)
+            with memory_errors(self.name):
+                facts = self.body(out, *[unfinished] * self.resumes, **arguments)
             end, ended = time.perf_counter(), datetime.now(UTC)
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},
@@ -141,6 +133,7 @@ class Stage:
             }
             artifact = store.seal(out, self.kind, record)
             store.remember(key, artifact, stage)
+            shutil.rmtree(unfinished, ignore_errors=True)  # not before: until here nothing else holds the result
         note(Execution(self.name, key, artifact, reused=False, start=start, end=end, peak_rss=peak_rss()))
         return artifact
 
@@ -155,7 +148,8 @@ def memory_errors(task: str) -> Iterator[None]:
             raise
         raise ResourceError(
             f"Step {task!r} ran out of memory ({str(error).splitlines()[0] if str(error) else 'no more given'}): lower "
-            "statistics.batch_size and evaluation.batch_size, or compute on the CPU with backbone.device=cpu. Finished steps are kept."
+            "statistics.batch_size, evaluation.batch_size or recovery.micro_batch, or compute on the CPU with backbone.device=cpu. "
+            "Finished steps are kept."
         ) from error
 
 

@@ -39,7 +39,7 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     }
     keys = own | set(load(ROOT / "params.yaml").flat())
     for key in re.findall(
-        r"\b((?:backbone|data|statistics|ratios|ranks|evaluation|sweep|store|tracking)(?:\.\w+)+)=",
+        r"\b((?:backbone|data|statistics|ratios|ranks|channels|recovery|evaluation|sweep|store|tracking)(?:\.\w+)+)=",
         document.read_text(),
     ):
         assert key in keys, f"{document.name} overrides {key}"
@@ -65,7 +65,11 @@ def test_every_link_of_a_document_leads_somewhere() -> None:
 
 
 def test_the_tree_of_the_readme_names_every_step_and_method() -> None:
-    steps = {path.stem for path in (ROOT / "tasks").glob("*.py") if "@step(" in path.read_text()} - {"step"}
+    steps = {
+        path.stem
+        for path in (ROOT / "tasks").glob("*.py")
+        if re.search(r"^@(resuming_)?step\(", path.read_text(), re.MULTILINE)
+    }
     methods = {name for section in ("factors", "ratios", "ranks") for name in available(section)}
     flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text()}
     tree = README.partition("## The tree")[2]

@@ -55,7 +55,8 @@ def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, mo
     if (cost := sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))) > budget:
         raise UsageError(
             f"the ranks in {path} cost {cost:,} linear parameters here, more than the {budget:,} that compression {compression} allows: "
-            "take the factors.method that they were found with (a centred one adds biases)"
+            "take the factors.method that they were found with (a centred one adds biases), or where recovery has raised the ranks, "
+            "those before it (ranks.model=unrecovered)"
         )
 
 

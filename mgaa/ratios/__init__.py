@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import Sublayers, bound_ratios
+from mgaa.budget import FURTHER, Sublayers, bound_ratios
 from mgaa.errors import UsageError
 from mgaa.methods import method
 
@@ -52,8 +52,7 @@ def allocate_ratios(
             f"ratios.band is {band}, expected a positive number such as 0.1 (a difference of ratios) or null"
         )
     sublayers = _sublayers(cosines, parameters, reach, compression, band)
-    remedy = "a smaller ranks.multiple reaches further"
-    _check_reach(sublayers.reach, sublayers.parameters, compression, "", remedy)
+    _check_reach(sublayers.reach, sublayers.parameters, compression, "", FURTHER)
     cause = f"ratios.band is {band}: "
     _check_reach(sublayers.caps, sublayers.parameters, compression, cause, "widen it or leave it out")
     ratios = function(sublayers, compression, **options)

@@ -54,7 +54,12 @@ def recover_(
         NumericalError: a loss or a merged weight is not finite.
         ResourceError: the folder cannot be written, or a process died.
     """
-    _require("peft", "accelerate")
+    require()
+    if model.device.type == "cuda" and model.device.index != 0:
+        raise UsageError(
+            f"the model is on {model.device}, expected cuda:0, where the Trainer of transformers trains: choose the GPU by the variable "
+            "CUDA_VISIBLE_DEVICES"
+        )
     for what, given in (("examples", examples), ("validation", validation)):
         _check(model, what, given)
     job = job_of(
@@ -88,8 +93,13 @@ def _train(model: PreTrainedModel, examples: Examples, validation: Examples, job
         train(model, examples, validation, job)
 
 
-def _require(*packages: str) -> None:
-    for package in packages:
+def require() -> None:
+    """Refuse to go on without the packages that training needs.
+
+    Raises:
+        UsageError: one is not installed.
+    """
+    for package in ("peft", "accelerate"):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"recovery needs {package}, which is not installed: pip install 'mgaa[recovery]'")
 

@@ -179,21 +179,31 @@ def read_instructions(path: str | Path) -> list[dict[str, str]]:
     Raises:
         InputError: the file is missing or not JSON, or a row is no object with the three texts.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        lines = [line for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else []
-        rows = [json.loads(line) for line in lines] if path.suffix == ".jsonl" else json.loads(text)
+        rows = _lines(text) if path.suffix == ".jsonl" else json.loads(text)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{path} cannot be read as JSON ({error}): give a list of objects, or one object per line in a file "
-            "that ends in .jsonl"
+            f"{path} cannot be read as JSON ({error}): give a file on this machine with a list of objects, or one object per line in "
+            "a file that ends in .jsonl"
         ) from error
     if not isinstance(rows, list):
         raise InputError(f"{path} holds a {type(rows).__name__}, expected a list of objects with {', '.join(FIELDS)}")
     for number, row in enumerate(rows, start=1):
         _check_row(row, f"row {number} of {path}")
     return [{field: row[field] for field in FIELDS} for row in rows]
+
+
+def _lines(text: str) -> list[Any]:
+    """The JSON of every line; only a newline ends one, other separators may stand inside a string."""
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from error
+    return rows
 
 
 def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Int[Tensor, "b l"]]:

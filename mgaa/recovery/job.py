@@ -106,7 +106,9 @@ class Job:
             InputError: the best checkpoint was damaged meanwhile.
         """
         if curve.best and not is_complete(self.at(curve.best)):
-            raise InputError(f"{self.at(curve.best)}, the best checkpoint, is damaged: train again in a new folder")
+            raise InputError(
+                f"{self.at(curve.best)}, the best checkpoint, is damaged: remove {self.folder} and start again, which trains from the start"
+            )
         learnt = read_tensors(self.at(curve.best) / ADAPTERS) if curve.best else {}
         write_tensors(self.folder / ADAPTERS, learnt)
         write_json(self.folder / CURVE, curve.to_dict() | {"adapters": file_digest(self.folder / ADAPTERS)})
@@ -124,7 +126,9 @@ class Job:
         content = read_json(self.folder / CURVE)
         path = self.folder / ADAPTERS
         if not path.exists() or content.pop("adapters", None) != file_digest(path):
-            raise InputError(f"{path} is not the file that {CURVE} beside it names: train again in a new folder")
+            raise InputError(
+                f"{path} is not the file that {CURVE} beside it names: remove {self.folder} and start again, which trains from the start"
+            )
         return Curve.from_dict(content), read_tensors(path)
 
     def _content(self) -> dict[str, Any]:
@@ -135,7 +139,9 @@ class Job:
             plan = Plan(**there["plan"])
             digests = {key: there[key] for key in ("model", "examples", "validation")}
         except (KeyError, TypeError) as error:
-            raise InputError(f"{self.folder / JOB} is not a job of this mgaa ({error}): give a new folder") from error
+            raise InputError(
+                f"{self.folder / JOB} is not a job of this mgaa ({error}): remove {self.folder} and start again"
+            ) from error
         return [f"the {key}" for key in digests if digests[key] != getattr(self, key)] + self.plan.differences(plan)
 
 
@@ -208,9 +214,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a new folder") from error
+        raise InputError(f"{path} cannot be read ({error}): remove {path.parent} and start again") from error
     if not isinstance(content, dict):
-        raise InputError(f"{path} holds a {type(content).__name__}, expected an object: give a new folder")
+        raise InputError(
+            f"{path} holds a {type(content).__name__}, expected an object: remove {path.parent} and start again"
+        )
     return content
 
 

@@ -67,13 +67,18 @@ class Plan:
         for name in ("batch", "micro_batch", "rank", "alpha", "evaluate_every", "processes", "steps", "patience"):
             value = getattr(self, name)
             optional = name in ("steps", "patience")
-            if not (optional and value is None) and (not isinstance(value, int) or value < 1):
+            if not (optional and value is None) and (not _is_whole(value) or value < 1):
                 raise UsageError(
                     f"recovery.{name} is {value!r}, expected a whole number from 1" + " or null" * optional
                 )
+        for name in ("epochs", "rate", "dropout", "warmup", "decay"):
+            if not isinstance(getattr(self, name), int | float):
+                raise UsageError(f"recovery.{name} is {getattr(self, name)!r}, expected a number")
         for name in ("epochs", "rate"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise UsageError(f"recovery.{name} is {getattr(self, name)!r}, expected a number above 0")
+        if not _is_whole(self.seed) or self.seed < 0:
+            raise UsageError(f"recovery.seed is {self.seed!r}, expected a whole number from 0")
         if not (0 <= self.dropout < 1 and 0 <= self.warmup < 1 and 0 <= self.decay < float("inf")):
             raise UsageError(
                 f"recovery has dropout {self.dropout}, warmup {self.warmup} and decay {self.decay}: "
@@ -110,3 +115,7 @@ class Plan:
         """What distinguishes this plan, here, from one that lies there, in words."""
         pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
         return [f"{name} {there!r} there, {here!r} here" for name, here, there in pairs if here != there]
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

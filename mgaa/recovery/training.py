@@ -15,6 +15,7 @@ Importing this file imports the Trainer and peft.
 """
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -150,6 +151,10 @@ class _Trainer(Trainer):  # type: ignore[misc]
         try:
             super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError) as error:  # torch.save raises the second when a disk is full
+            if isinstance(error, RuntimeError) and not re.search(
+                "PytorchStreamWriter|inline_container|file write failed", str(error)
+            ):
+                raise
             raise ResourceError(
                 f"the checkpoint of step {self.state.global_step} cannot be written to {self.job.folder} ({error}): "
                 "make room and start again; the checkpoint before it is kept"

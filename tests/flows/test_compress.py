@@ -18,6 +18,7 @@ from mgaa.levels import adds_biases
 from mgaa.methods import available
 from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
 from tasks.artifact import MANIFEST, Artifact, Store
+from tasks.recipes import Recipe
 from tasks.sealing import digest
 from tasks.stage import File
 from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
@@ -139,7 +140,9 @@ def test_other_evaluation_texts_keep_everything_before_the_metrics(done: Laborat
 
 STEPS = {
     **{name: [f"tasks.{name}"] for name in ("load_backbone", "read_texts", "tokenize", "make_items", "calibrate")},
-    **{name: [f"tasks.{name}"] for name in ("factorize", "assemble", "evaluate", "draw_figures")},
+    **{name: [f"tasks.{name}"] for name in ("factorize", "assemble", "evaluate", "draw_figures", "score_channels")},
+    **{name: [f"tasks.{name}"] for name in ("collect_ranks", "make_examples", "recover", "collect_recovered")},
+    "compress_block": ["tasks.compress_block", "mgaa.factors.svd", "mgaa.ranks.lorap"],
     **{f"decompose {name}": ["tasks.decompose", f"mgaa.factors.{name}"] for name in ("afm", "svd")},
     **{
         f"allocate_ratios {name}": ["tasks.allocate_ratios", f"mgaa.ratios.{name}"]
@@ -147,25 +150,29 @@ STEPS = {
     },
     **{
         f"allocate_ranks {name}": ["tasks.allocate_ranks", f"mgaa.ranks.{name}"]
-        for name in ("energy", "uniform", "file")
+        for name in ("energy", "uniform", "file", "lorap")
     },
 }
 """The modules at which the code of each step begins."""
 
+RATIOS, RANKS = ({name for name in STEPS if name.startswith(step)} for step in ("allocate_ratios ", "allocate_ranks "))
 EDITS = {
     "mgaa/ranks/energy.py": {"allocate_ranks energy"},
+    "mgaa/ranks/lorap.py": {"allocate_ranks lorap", "compress_block"},
     "mgaa/ratios/softmax.py": {"allocate_ratios softmax"},
-    "mgaa/factors/svd.py": {"decompose svd"},
+    "mgaa/factors/svd.py": {"decompose svd", "compress_block"},
     "mgaa/factors/whitened.py": set(),
     "mgaa/perplexity.py": {"evaluate"},
     "tasks/harness.py": {"evaluate"},
     "tasks/figures.py": {"draw_figures"},
-    "tasks/overlap.py": {"read_texts"},
+    "tasks/overlap.py": {"read_texts", "make_examples"},
     "demo/tasks.py": {"make_items"},
-    "mgaa/streaming.py": {"calibrate"},
-    "mgaa/ratios/__init__.py": {"allocate_ratios softmax", "allocate_ratios uniform", "allocate_ratios file"},
+    "mgaa/streaming.py": {"calibrate", "compress_block"},
+    "mgaa/sequential.py": {"compress_block"},
+    "mgaa/recovery/training.py": {"recover"},
+    "mgaa/ratios/__init__.py": {*RATIOS, "compress_block"},
     "mgaa/compress.py": set(),
-    "mgaa/levels.py": set(),
+    "mgaa/levels.py": {*RATIOS, "compress_block"},
     "mgaa/allocation.py": {"allocate_ratios file", "allocate_ranks file"},
     "mgaa/__init__.py": set(),
     "mgaa/errors.py": STEPS.keys(),
@@ -416,7 +423,12 @@ UNFIT: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...], int,
     "another compression": (lambda entry: None, ("ratios.compression=0.3",), 2, "are for compression 0.2, but ratios"),
     "a damaged file": (lambda entry: entry.pop("budget"), (), 3, "budget of mgaa in .* is null, expected a whole"),
     "ratios by hand": (lambda entry: None, ("ratios.temperature=1.0",), 2, "ratios.temperature has no effect with"),
-    "a baseline that is no other": (lambda entry: None, ("evaluation.baselines=[level2]",), 2, "is the method itself"),
+    "a baseline that is no other": (
+        lambda entry: None,
+        ("evaluation.baselines=[level2]",),
+        2,
+        "level2, which .* is the same as mgaa",
+    ),
 }
 
 
@@ -472,28 +484,26 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
 @pytest.mark.parametrize("method", available("factors"))
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
-    target: dict[str, Any] = {"compression": 0.25, "multiple": "auto", "options": {}, "method": "uniform"}
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, spectra(method), band=None, **target)
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), ratios, **target)
-    factors = factorize.factorize.fn(store, backbone, spectra(method)[0], ranks, block=0, device="cpu")
+    even: dict[str, Any] = {"options": {}, "method": "uniform"}
+    recipe, centred = Recipe(0.25, "auto", {**even, "band": None}, even), adds_biases((method, {}))
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), [], ratios, **recipe.level2)
+    factors = factorize.factorize.fn(store, backbone, spectra(method)[0], None, ranks, block=0, device="cpu")
     names = load_file(store.folder(factors) / "block-0000.safetensors").keys()
-    assert {name.rpartition("/")[2] for name in names} == {"A", "B"} | (
-        {"bias"} if adds_biases((method, {})) else set()
-    )
+    assert {name.rpartition("/")[2] for name in names} == {"A", "B"} | ({"bias"} if centred else set())
 
 
 @pytest.mark.parametrize("level1", available("ratios"))
 @pytest.mark.parametrize("level2", available("ranks"))
 def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured, first: Lab) -> None:
     store, backbone, statistics, spectra = measured
-    target: dict[str, Any] = {"compression": 0.2, "multiple": "auto"}
     file = {"path": File(first[0].root / "results" / "allocation.json")}
     above, below = (
-        {"method": name, "options": file if reads_file(section, name) else {}, **target}
+        {"method": name, "options": file if reads_file(section, name) else {}}
         for section, name in (("ratios", level1), ("ranks", level2))
     )
-    blocks = spectra("afm")
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, blocks, band=None, **above)
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, blocks, ratios, **below)
+    recipe = Recipe(0.2, "auto", {**above, "band": None}, below)
+    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=True))
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra("afm"), [], ratios, **recipe.level2)
     outcome = json.loads((store.folder(ranks) / "ranks.json").read_text())
     assert 0.98 * outcome["budget"] < outcome["linear_parameters"] <= outcome["budget"]

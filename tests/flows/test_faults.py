@@ -70,7 +70,7 @@ MISTAKES = {
     "factors.method=afn": "factors.method is 'afn': expected one of afm",
     "ranks.methd=energy": "ranks.methd is unknown",
     "data.evaluation.sauce=x": "data.evaluation.sauce is unknown: expected one of source, split",
-    "statistics.inputs=compressed": "statistics.inputs is 'compressed': expected 'dense'",
+    "statistics.inputs=sparse": "statistics.inputs is 'sparse': expected 'dense' or 'compressed'",
 }
 
 

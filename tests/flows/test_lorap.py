@@ -277,6 +277,23 @@ FAULTS: dict[str, tuple[Callable[[Laboratory, Path], list[str]], int, str]] = {
         2,
         r"recovery\.batch is 8, which does not divide",
     ),
+    "float16 on a CPU": (given("recovery.precision=float16"), 2, r"recovery\.precision is float16 on cpu, which needs"),
+    "a file that is not there": (
+        given("data.recovery.source=/no/such.json", "data.recovery.form=instructions"),
+        3,
+        r"/no/such\.json cannot be read as JSON .*give a file on this machine",
+    ),
+    "a baseline that is another one": (
+        given("evaluation.baselines=[uniform,level1]"),
+        2,
+        r"evaluation\.baselines has uniform, which .* is the same as level1",
+    ),
+    "a method called as a baseline": (
+        given("methods.uniform={}", "method=uniform"),
+        2,
+        "method is 'uniform': expected a name",
+    ),
+    "a method that is no sections": (given("methods.x=afm", "method=x"), 2, r"methods\.x is 'afm': expected sections"),
     "examples longer than the model": (
         given("data.recovery.length=256"),
         2,
@@ -309,6 +326,7 @@ def test_a_mistake_is_one_message_and_what_was_done_is_kept(fault: Any, lorap: L
     before = lab.records()
     outcome = lab.run(*METHOD, *RECOVERY, "evaluation.baselines=[]", *prepare(lab, tmp_path))
     assert outcome.code == code, outcome
+    assert code == 4 or not outcome.executed.keys() - {"make_examples"}, "found before anything is computed"
     import re
 
     assert re.match(f"error: .*({message})", outcome.message), outcome.message

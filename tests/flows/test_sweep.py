@@ -97,7 +97,7 @@ def test_one_more_compression_executes_its_own_points_alone(done: Laboratory) ->
     assert len(table(done)) == 16
 
 
-def test_a_point_has_the_perplexity_of_the_checkpoint_to_the_bit_and_a_run_shares_its_spectra(
+def test_a_point_has_the_perplexity_of_the_checkpoint_and_a_run_shares_its_spectra(
     done: Laboratory, swept: Swept
 ) -> None:
     outcome = done.run("evaluation.baselines=[uniform,level1,level2]", "evaluation.tasks=[]")
@@ -108,7 +108,8 @@ def test_a_point_has_the_perplexity_of_the_checkpoint_to_the_bit_and_a_run_share
     afm = points[points.factors == "afm"].set_index("allocation")
     for point, model in {"uniform": "uniform", "level1": "level1", "level2": "level2", "both": "mgaa"}.items():
         for column in ("perplexity", "nll", "parameters", "linear_parameters"):
-            assert afm[column][point] == models[model][column], (point, column)
+            # kernels round by the number of threads, of which a sweep gives each of its workers a part
+            assert afm[column][point] == pytest.approx(models[model][column], rel=1e-9), (point, column)
     assert afm.nll["both"] - afm.above_dense["both"] == pytest.approx(models["dense"]["nll"], rel=1e-12)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mgaa.architectures import ARCHITECTURES, decoder_blocks, matrices_of
-from mgaa.budget import kept_width
+from mgaa.budget import Matrix, kept_width
 from mgaa.channels import Channels, Pruning, Scores, load_scores, prunable, save_scores, score
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.fused import unfuse_
@@ -66,7 +68,17 @@ def test_a_width_below_one_step_of_important_channels_is_refused(ratio: float, p
         UsageError, match=rf"ratio {ratio} of sublayer 0\.ffn leaves \d+ of 48 channels, .* lower ratios"
     ):
         channels.width(ratio)
+
+
+@given(st.integers(1, 4000), st.sampled_from([0.0, 0.01, 0.05, 0.37]), st.sampled_from([1, 3, 8, 64, 128]))
+def test_the_least_width_is_the_one_at_the_largest_ratio_and_a_multiple(
+    count: int, keep_least: float, multiple: int
+) -> None:
+    shapes = {"up": (count, 8), "down": (8, count)}
+    matrices = [Matrix(f"0.{r}", r, 0, "0.ffn", m, n, False, r) for r, (m, n) in shapes.items()]
+    (channels,) = prunable(matrices, Pruning(keep_least, multiple))
     assert channels.width(1 - channels.least / channels.count) == channels.least
+    assert channels.least % multiple == 0 or channels.least == count
 
 
 @pytest.mark.parametrize("options", [{"keep_least": -0.1}, {"keep_least": 1.0}, {"multiple": 0}])

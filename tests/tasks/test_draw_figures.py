@@ -67,7 +67,7 @@ def test_every_cell_of_the_heat_map_holds_its_rank(run: Finished) -> None:
 @pytest.mark.parametrize("blocks", [2, 13, 80])
 def test_the_figures_can_be_drawn_for_any_depth(run: Finished, blocks: int) -> None:
     allocations = stretched(run, blocks)
-    shape = energy_curves(run.store, run.results.backbone, run.results.spectra)
+    shape = energy_curves(run.store, run.results.backbone, run.results.spectra, [], None)
     first = {name: curve for name, curve in shape.items() if ".0." in name}
     curves = {name.replace(".0.", f".{b}."): curve for b in range(blocks) for name, curve in first.items()}
     with style():
@@ -104,7 +104,7 @@ def test_the_experts_of_a_block_are_one_row(run: Finished) -> None:
 
 
 def test_the_curves_pass_through_the_chosen_ranks(run: Finished) -> None:
-    curves = energy_curves(run.store, run.results.backbone, run.results.spectra)
+    curves = energy_curves(run.store, run.results.backbone, run.results.spectra, [], None)
     for name, matrix in run.published["allocation"]["mgaa"]["matrices"].items():
         if matrix["rank"] is not None:
             shares, energies = curves[name]

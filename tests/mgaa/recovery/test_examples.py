@@ -158,7 +158,7 @@ def test_both_formats_are_read(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.json", "[", r"a.json cannot be read as JSON .* give a list of objects"),
+        ("a.json", "[", r"a.json cannot be read as JSON .* give a file on this machine with a list of objects"),
         ("a.jsonl", "{}\nx", r"a.jsonl cannot be read as JSON"),
         ("a.json", '{"data": []}', r"a.json holds a dict, expected a list of objects"),
         ("a.json", "[3]", r"row 1 of .*a.json holds 3, expected the texts"),

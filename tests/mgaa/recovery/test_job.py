@@ -61,7 +61,7 @@ def test_checkpoints_without_a_job_are_refused(job: Job) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "job.json cannot be read .*give a new folder"),
+        ("{", "job.json cannot be read .*remove .* and start again"),
         ("[]", "job.json holds a list, expected an object"),
         ('{"plan": {}}', "job.json is not a job of this mgaa .*'model'"),
         ('{"plan": {"speed": 1}}', "job.json is not a job of this mgaa .*speed"),
@@ -77,7 +77,7 @@ def test_a_job_that_cannot_be_read_is_refused(job: Job, text: str, message: str)
 def test_a_result_that_was_altered_is_refused(ended: Job) -> None:
     write_tensors(ended.folder / "adapters.safetensors", {})
     with pytest.raises(
-        InputError, match=r"adapters.safetensors is not the file that curve.json beside it names: train"
+        InputError, match=r"adapters.safetensors is not the file that curve.json beside it names: remove"
     ):
         ended.result()
 
@@ -85,7 +85,7 @@ def test_a_result_that_was_altered_is_refused(ended: Job) -> None:
 def test_a_damaged_best_checkpoint_is_refused(job: Job) -> None:
     job.open()
     write_tensors(job.at(1) / "adapters.safetensors", {})
-    with pytest.raises(InputError, match="checkpoint-1, the best checkpoint, is damaged: train again"):
+    with pytest.raises(InputError, match=r"checkpoint-1, the best checkpoint, is damaged: remove .* and start again"):
         job.finish(CURVE)
 
 

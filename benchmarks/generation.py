@@ -1,0 +1,108 @@
+"""Tokens per second of a pruned model beside the dense one, greedy generation, both models in one run, the runs alternating.
+
+    python benchmarks/generation.py [--hidden 1024] [--blocks 8] [--compression 0.5] [--rounds 7]
+
+A random Llama of the given shape (speed does not depend on the weights), compressed by LoRAP and, for comparison, by MGAA on random tokens. Prints
+the median ratio of the tokens per second to the dense model's in the same round, with its range, at batch 1 (decoding) and for
+the prompt alone (prefill).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import mgaa
+from mgaa.compress import LORAP
+
+NEW = 48
+PROMPT = 256
+
+
+def model(hidden: int, blocks: int) -> LlamaForCausalLM:
+    """The same random Llama at every call."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=4096,
+        hidden_size=hidden,
+        intermediate_size=int(hidden * 2.6875) // 8 * 8,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        max_position_embeddings=1024,
+    )
+    return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+
+def decode(given: Any) -> Callable[[], int]:
+    """Generate `NEW` tokens behind a short prompt."""
+    prompt = torch.arange(16)[None]
+
+    def run() -> int:
+        given.generate(prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        return NEW
+
+    return run
+
+
+def prefill(given: Any) -> Callable[[], int]:
+    """Read a prompt of `PROMPT` tokens."""
+    prompt = torch.arange(PROMPT)[None]
+
+    def run() -> int:
+        given(input_ids=prompt, use_cache=False, logits_to_keep=1)
+        return PROMPT
+
+    return run
+
+
+@torch.inference_mode()
+def speed(run: Callable[[], int]) -> float:
+    """Tokens per second."""
+    began = time.perf_counter()
+    return run() / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Read the command line, run, print."""
+    parser = argparse.ArgumentParser()
+    for name, default in (("hidden", 1024), ("blocks", 8), ("rounds", 7)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--compression", type=float, default=0.5)
+    given = parser.parse_args()
+    tokens = torch.randint(0, 4096, (4, 128), generator=torch.Generator().manual_seed(0))
+    dense = model(given.hidden, given.blocks)
+    print(
+        f"hidden {given.hidden}, {given.blocks} blocks, {sum(p.numel() for p in dense.parameters()):,} parameters, float32, {torch.get_num_threads()} threads"
+    )
+    print(
+        "| model | linears removed | decode, tokens/s | over dense | prefill, tokens/s | over dense |\n|---|---|---|---|---|---|"
+    )
+    rows = {"dense": dense}
+    removed = {"dense": 0.0}
+    for name, settings in (("LoRAP", LORAP), ("MGAA", {})):
+        rows[name] = model(given.hidden, given.blocks)
+        removed[name] = mgaa.compress_(rows[name], tokens, compression=given.compression, **settings).compression
+    found: dict[tuple[str, str], list[float]] = {}
+    for _ in range(given.rounds + 1):
+        for name, each in rows.items():
+            for kind, make in (("decode", decode), ("prefill", prefill)):
+                found.setdefault((name, kind), []).append(speed(make(each)))
+    for name in rows:
+        cells = []
+        for kind in ("decode", "prefill"):
+            ours, theirs = found[name, kind][1:], found["dense", kind][1:]  # the first round warms up
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            cells += [
+                f"{statistics.median(ours):.0f}",
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            ]
+        print(f"| {name} | {removed[name]:.3f} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
