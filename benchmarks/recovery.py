@@ -1,9 +1,9 @@
 """LoRAP and MGAA, without and with the same recovery, beside uniform: the tables of docs/results.md, by the flow that users run.
 
-    python benchmarks/recovery.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
+    python benchmarks/recovery.py [--only METHOD:TUNE[,METHOD:TUNE ...]] NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
 For each backbone and compression: `python -m flows.compress` (in this process) by each method with recovery of 300 steps of 16 sequences, tuning
-the product and tuning the factors. Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next
+the product and tuning the factors, or those of `--only`. Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next
 20 % choose the best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
 """
 
@@ -16,6 +16,7 @@ from flows.compress import compress
 from tasks.parameters import load
 
 TARGETS = (0.2, 0.5)
+WANTED = ["mgaa:product", "mgaa:factors", "lorap:product", "lorap:factors"]
 RECOVERY = ("recovery.method=lora", "recovery.steps=300", "recovery.batch=16", "recovery.micro_batch=16")
 RANGES = {"calibration": (0.0, 0.4), "validation": (0.4, 0.6), "evaluation": (0.6, 1.0), "recovery": (0.0, 0.4)}
 
@@ -37,34 +38,36 @@ def run(given: list[str]) -> dict[str, Any]:
     return models
 
 
-def row(given: list[str], target: float) -> str:
+def row(given: list[str], target: float, wanted: list[str]) -> str:
     """One compression."""
     cells: dict[str, str] = {}
-    for method in ("mgaa", "lorap"):
-        for tune in ("product", "factors"):
-            chosen = [f"method={method}", f"recovery.tune={tune}", f"ratios.compression={target}"]
-            models = run([*given, *chosen, *RECOVERY])
-            cells["dense"] = f"{models['dense']['perplexity']:.3f} ± {models['dense']['perplexity_stderr']:.3f}"
-            if method == "mgaa":
-                cells["uniform"] = f"{models['uniform']['perplexity']:.3f}"
-            cells[method] = f"{models['unrecovered']['perplexity']:.3f}"
-            cells[f"{method} {tune}"] = f"{models[method]['perplexity']:.3f}"
-            cells[f"{method} {tune} removed"] = f"{models[method]['compression']:.3f}"
-    after = " / ".join(cells[f"{method} product removed"] for method in ("mgaa", "lorap"))
+    for method, tune in (each.split(":") for each in wanted):
+        chosen = [f"method={method}", f"recovery.tune={tune}", f"ratios.compression={target}"]
+        models = run([*RECOVERY, *given, *chosen])
+        cells["dense"] = f"{models['dense']['perplexity']:.3f} ± {models['dense']['perplexity_stderr']:.3f}"
+        if method == "mgaa":
+            cells["uniform"] = f"{models['uniform']['perplexity']:.3f}"
+        cells[method] = f"{models['unrecovered']['perplexity']:.3f}"
+        cells[f"{method} {tune}"] = f"{models[method]['perplexity']:.3f}"
+        cells[f"{method} {tune} removed"] = f"{models[method]['compression']:.3f}"
+    after = " / ".join(cells.get(f"{method} product removed", "") for method in ("mgaa", "lorap"))
     names = ("dense", "uniform", "mgaa", "mgaa product", "mgaa factors", "lorap", "lorap product", "lorap factors")
-    return f"| {target} | {' | '.join(cells[name] for name in names)} | {after} |"
+    return f"| {target} | {' | '.join(cells.get(name, '') for name in names)} | {after} |"
 
 
 def main() -> None:
     """Read the command line, run, print."""
-    extra = [given for given in sys.argv[1:] if "." in given.split("=", 1)[0]]
+    arguments, wanted = sys.argv[1:], WANTED
+    if arguments[:1] == ["--only"]:
+        wanted, arguments = arguments[1].split(","), arguments[2:]
+    extra = [given for given in arguments if "." in given.split("=", 1)[0]]
     head = "| compression | dense ± s.e. | uniform | MGAA | + product | + factors | LoRAP | + product | + factors | removed after product: MGAA / LoRAP |"
-    for given in (each for each in sys.argv[1:] if each not in extra):
+    for given in (each for each in arguments if each not in extra):
         name, place = given.split("=", 1)
         changed = [*overrides(*place.rsplit(":", 1)), *extra]
         print(f"\n### {name}\n\n{head}\n|{'---|' * 10}", flush=True)
         for target in TARGETS:
-            print(row(changed, target), flush=True)
+            print(row(changed, target, wanted), flush=True)
 
 
 if __name__ == "__main__":

@@ -114,3 +114,22 @@ def test_mlflow_is_opened_where_the_run_wrote(run: Finished, capsys: pytest.Capt
     told = capsys.readouterr().out
     assert "http://***@tracking.example:5000" in told
     assert "secret" not in told
+
+
+def test_a_recovered_model_is_told_apart_from_those_of_equal_budget(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    metrics, allocations = (json.loads((copy / "results" / f"{x}.json").read_text()) for x in ("metrics", "allocation"))
+    models = metrics["models"]
+    models["unrecovered"] = tuned = models.pop("mgaa")
+    models["mgaa"] = {**tuned, "perplexity": 0.9 * tuned["perplexity"]}
+    allocations["unrecovered"] = before = allocations.pop("mgaa")
+    allocations["mgaa"] = {**before, "linear_parameters": before["linear_parameters"] + 1234, "slack": -1000}
+    for name, content in (("metrics", metrics), ("allocation", allocations)):
+        (copy / "results" / f"{name}.json").write_text(json.dumps(content))
+    show(load(copy / "params.yaml"))
+    told = capsys.readouterr().out
+    (budget,) = [line for line in told.splitlines() if line.startswith("Equal budget")]
+    assert "before recovery" in budget
+    assert "MGAA" not in budget
+    assert "with 1,234 linear parameters more." in told

@@ -15,9 +15,9 @@ import pytest
 from prefect import flow
 from prefect.states import State
 
-from mgaa.errors import LockedError, UsageError
+from mgaa.errors import LockedError, ResourceError, UsageError
 from tasks.artifact import MANIFEST, Artifact, Store
-from tasks.step import busy, recording, step
+from tasks.step import busy, recording, resuming_step, step
 from tests.processes import Project, copy_project
 
 bodies: list[str] = []
@@ -43,6 +43,26 @@ def add(out: Path, store: Store, numbers: list[Artifact], *, options: dict[str, 
 def fail(out: Path, store: Store, numbers: Artifact) -> None:
     """An error that explains itself."""
     raise UsageError("The value is 3: expected 4; set it to 4.")
+
+
+@resuming_step(kind="long")
+def learn(out: Path, unfinished: Path, store: Store, *, steps: int) -> None:
+    """As many lines as steps, going on with those that an interrupted run has left."""
+    done = unfinished / "progress.txt"
+    lines = done.read_text().split() if done.exists() else []
+    for number in range(len(lines), steps):
+        bodies.append(f"learn {number}")
+        lines.append(str(number))
+        done.write_text(" ".join(lines))
+        if number == Dying.at:
+            raise UsageError("The power is gone: expected some.")
+    (out / "learnt.txt").write_text(" ".join(lines))
+
+
+class Dying:
+    """Where the next run of `learn` ends, if it does."""
+
+    at: int | None = None
 
 
 @pytest.fixture
@@ -342,3 +362,39 @@ def test_a_record_is_readable_by_prefect_and_by_people(store: Store) -> None:
     record = json.loads(only(store.path / "keys").read_text())
     assert {"kind": record["kind"], "digest": record["digest"]} == {"kind": artifact.kind, "digest": artifact.digest}
     assert record["stage"]["parameters"] == {"upto": 3, "start": 0}
+
+
+# A step that resumes
+
+
+def test_a_step_that_resumes_goes_on_where_it_was_interrupted_and_leaves_nothing_behind(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Dying, "at", 1)
+        with pytest.raises(UsageError, match="power is gone"):
+            learn.fn(store, steps=4)
+    found = learn.fn(store, steps=4)
+    assert bodies == ["learn 0", "learn 1", "learn 2", "learn 3"]
+    assert (store.folder(found) / "learnt.txt").read_text() == "0 1 2 3"
+    assert list((store.path / "unfinished").iterdir()) == []
+    assert found == learn.fn(Store(store.path.parent / "other"), steps=4)
+
+
+def test_another_parameter_does_not_take_over_what_was_left(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Dying, "at", 1)
+        with pytest.raises(UsageError):
+            learn.fn(store, steps=4)
+    learn.fn(store, steps=3)
+    assert bodies[2:] == ["learn 0", "learn 1", "learn 2"]
+
+
+def test_what_was_learnt_is_kept_until_the_result_is_remembered(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "remember", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(ResourceError):
+            learn.fn(store, steps=2)
+    bodies.clear()
+    learn.fn(store, steps=2)
+    assert bodies == []
