@@ -1,6 +1,6 @@
 """MGAA: low-rank compression of transformers language models by Multi-Granular Adaptive Allocation (arXiv 2507.03294).
 
-    report = mgaa.compress_(model, tokens, compression=0.2)   # in place
+    report = mgaa.compress_(model, tokens, compression=0.2)   # in place; with **mgaa.LORAP by LoRAP
     mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
 
@@ -9,13 +9,14 @@ Importing the package teaches transformers the checkpoint format (`mgaa.format`)
 
 from mgaa import format as _format  # noqa: F401 (registers the format)
 from mgaa.checkpoint import apply_factors, load, save
-from mgaa.compress import Report, compress_
+from mgaa.compress import LORAP, Report, compress_
 from mgaa.dense import densify
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.lowrank import Factors, LowRankLinear
 
 __version__ = "0.1.0"
 __all__ = [
+    "LORAP",
     "Factors",
     "InputError",
     "LockedError",
