@@ -12,7 +12,7 @@ from mgaa.compress import LORAP
 from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, striking
 
 Lab = tuple[Laboratory, Outcome]
-METHOD = ("method=lorap", "ratios.compression=0.3")
+METHOD = ("method=lorap", "ratios.compression=0.3", "evaluation.tasks=[]")
 RECOVERY = (
     "recovery.method=lora",
     "recovery.steps=4",
@@ -26,7 +26,6 @@ ONE_BY_ONE = {
     "read_texts": 1,
     "tokenize": 3,
     "calibrate": 1,
-    "make_items": 1,
     "allocate_ratios": 2,
     "compress_block": 2 * BLOCKS,
     "collect_ranks": 2,
@@ -110,7 +109,7 @@ def test_a_run_that_is_killed_at_a_block_gives_the_digests_of_an_uninterrupted_o
 
 def test_another_compression_measures_the_blocks_again_but_not_the_cosines(lorap: Lab, tmp_path: Path) -> None:
     lab = lorap[0].copy(tmp_path / "lab")
-    outcome = lab.run("method=lorap", "ratios.compression=0.5", "evaluation.baselines=[]")
+    outcome = lab.run("method=lorap", "ratios.compression=0.5", "evaluation.baselines=[]", "evaluation.tasks=[]")
     assert outcome.executed == {
         "allocate_ratios": 1,
         "compress_block": BLOCKS,
@@ -146,7 +145,7 @@ def test_with_dense_inputs_the_spectra_are_shared_and_the_channels_scored_once(l
 
 def test_mgaa_and_its_baselines_run_behind_compressed_blocks(lorap: Lab, tmp_path: Path) -> None:
     lab = lorap[0].copy(tmp_path / "lab")
-    outcome = lab.run("statistics.inputs=compressed", "evaluation.baselines=[uniform,level1,level2]")
+    outcome = lab.run("statistics.inputs=compressed", "evaluation.baselines=[uniform,level1,level2]", "evaluation.tasks=[]")
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed["compress_block"] == 4 * BLOCKS
     for entry in result(lab, "allocation.json").values():
@@ -241,7 +240,7 @@ def test_instructions_are_tuned_on_and_their_answers_are_what_is_scored(lorap: L
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512}))
     given = [*instructions(lab, tmp_path), "data.recovery.form=instructions", "data.recovery.length=400"]
-    given += [f"backbone.source={model}", "evaluation.baselines=[]", "evaluation.tasks=[]"]
+    given += [f"backbone.source={model}", "evaluation.baselines=[]"]
     outcome = lab.run(*METHOD, *RECOVERY, *given)
     assert outcome.code == 0, outcome
     (folder,) = lab.artifacts("examples")

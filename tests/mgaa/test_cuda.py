@@ -52,6 +52,16 @@ def test_the_compressed_model_agrees(tiny: Tiny, tokens: Tensor, factorizer: str
         torch.testing.assert_close(there(tokens.cuda()).logits.cpu(), here(tokens).logits, rtol=1e-7, atol=1e-7)
 
 
+@pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
+def test_a_model_compressed_by_lorap_agrees(tiny: Tiny, tokens: Tensor, family: str) -> None:
+    here = tiny(family).double()
+    there = copy.deepcopy(here).cuda()
+    reports = [mgaa.compress_(model, tokens, compression=0.3, **mgaa.LORAP) for model in (here, there)]
+    assert [(x.rank, x.width) for x in reports[0].matrices] == [(x.rank, x.width) for x in reports[1].matrices]
+    with torch.no_grad():
+        torch.testing.assert_close(there(tokens.cuda()).logits.cpu(), here(tokens).logits, rtol=1e-7, atol=1e-7)
+
+
 def test_spectra_of_one_device_serve_factors_on_the_other(tiny: Tiny, tokens: Tensor, tmp_path: Path) -> None:
     model = tiny().double()
     moved = copy.deepcopy(model).cuda()
