@@ -248,7 +248,7 @@ def recovery(curve: Mapping[str, Any]) -> Any:
         7.0,
         3.9,
         "What recovery wins back",
-        "Loss by optimizer step (nats per token): of the batches, with dropout, and of the validation text. Ring: the state that is taken.",
+        "Nats per token, of the batches (with dropout) and of the validation text. Ring: the state that is taken.",
     )
     axis = figure.subplots()
     for key, colour, marker in (("training", PALE, None), ("validation", COLOURS["mgaa"], "o")):
