@@ -145,7 +145,9 @@ def test_with_dense_inputs_the_spectra_are_shared_and_the_channels_scored_once(l
 
 def test_mgaa_and_its_baselines_run_behind_compressed_blocks(lorap: Lab, tmp_path: Path) -> None:
     lab = lorap[0].copy(tmp_path / "lab")
-    outcome = lab.run("statistics.inputs=compressed", "evaluation.baselines=[uniform,level1,level2]", "evaluation.tasks=[]")
+    outcome = lab.run(
+        "statistics.inputs=compressed", "evaluation.baselines=[uniform,level1,level2]", "evaluation.tasks=[]"
+    )
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed["compress_block"] == 4 * BLOCKS
     for entry in result(lab, "allocation.json").values():
