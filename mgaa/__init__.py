@@ -9,10 +9,11 @@ Importing the package teaches transformers the checkpoint format (`mgaa.format`)
 
 from mgaa import format as _format  # noqa: F401 (registers the format)
 from mgaa.checkpoint import apply_factors, load, save
-from mgaa.compress import LORAP, Report, compress_
+from mgaa.compress import LORAP, compress_
 from mgaa.dense import densify
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.lowrank import Factors, LowRankLinear
+from mgaa.report import Report
 
 __version__ = "0.1.0"
 __all__ = [

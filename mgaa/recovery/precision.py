@@ -4,8 +4,8 @@
 `bfloat16`, `float16`: autocast; weights stay as they are stored. float16 has few exponent bits, so its gradients are scaled (the scaler
 of torch's AMP), which needs a GPU.
 `auto`: bfloat16 on a GPU that computes in it, float16 on an older one. On a CPU bfloat16 where it has instructions for it (AVX512-BF16,
-which processors with AMX have too), else float32. With AVX512-BF16 and 2 cores, a step of 16 x 256 tokens through the demo backbone
-(4 million parameters) takes 0.93 s in bfloat16 and 1.24 s in float32; without such instructions bfloat16 is emulated, and slower.
+which processors with AMX have too), else float32: with such instructions a step through the demo backbone is about a quarter faster in
+bfloat16 (the command of docs/performance.md, with `recovery.precision=float32`), without them bfloat16 is emulated, and slower.
 """
 
 from collections.abc import Iterator

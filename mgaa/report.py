@@ -1,0 +1,105 @@
+"""What a compression has done to a model: the ratio of every sublayer, the rank or width of every matrix, what is left of the budget."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mgaa import allocation
+from mgaa.ranks import Rank
+
+
+@dataclass(frozen=True)
+class SublayerReport:
+    """Level 1 of one sublayer: mean cosine, ratio asked for, ratio reached."""
+
+    name: str
+    cosine: float
+    ratio: float
+    reached: float
+
+
+@dataclass(frozen=True)
+class MatrixReport:
+    """Level 2 of one matrix: its rank (`None` is dense), kept share of energy, relative output error, and its width if it was pruned.
+
+    `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`; of a
+    pruned matrix in the metric of `awsvd`.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    rank: int | None
+    parameters: int
+    energy: float
+    error: float
+    width: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was done to a model.
+
+    Attributes:
+        compression: fraction of linear parameters removed.
+        budget_left: parameters of the budget that no further step could use.
+    """
+
+    compression: float
+    linear_parameters: int
+    budget_left: int
+    sublayers: list[SublayerReport]
+    matrices: list[MatrixReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and dictionaries, for JSON."""
+        return asdict(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write the allocation to a file, from which the methods `file` of `ratios` and `ranks` take it again (`mgaa.allocation`).
+
+        Raises:
+            ResourceError: the file cannot be written.
+        """
+        sublayers, matrices = ([asdict(each) for each in given] for given in (self.sublayers, self.matrices))
+        entry = {
+            "compression": self.compression,
+            "budget": self.linear_parameters + self.budget_left,
+            "linear_parameters": self.linear_parameters,
+            "slack": self.budget_left,
+            "sublayers": {each.pop("name"): each for each in sublayers},
+            "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | _entry(x) for x in matrices},
+        }
+        allocation.save(entry, path)
+
+
+def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
+    """Without the width that only pruned matrices have."""
+    return {key: value for key, value in matrix.items() if key != "width" or value is not None}
+
+
+def report(ranks: list[Rank], ratios: Mapping[str, float], cosines: Mapping[str, float], budget: int) -> Report:
+    """Collect ratios, ranks and energies; `ratios` and `cosines` by sublayer."""
+    dense: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for rank in ranks:
+        dense[rank.matrix.sublayer] = dense.get(rank.matrix.sublayer, 0) + rank.matrix.parameters
+        kept[rank.matrix.sublayer] = kept.get(rank.matrix.sublayer, 0) + rank.parameters
+    return Report(
+        compression=1 - sum(kept.values()) / sum(dense.values()),
+        linear_parameters=sum(kept.values()),
+        budget_left=budget - sum(kept.values()),
+        sublayers=[SublayerReport(s, cosines[s], ratios[s], 1 - kept[s] / dense[s]) for s in ratios],
+        matrices=[
+            MatrixReport(
+                r.matrix.name,
+                (r.matrix.m, r.matrix.n),
+                r.rank,
+                r.parameters,
+                r.energy,
+                max(0.0, 1 - r.energy) ** 0.5,
+                r.width,
+            )
+            for r in ranks
+        ],
+    )
