@@ -5,21 +5,24 @@
 backbone -> texts -> tokens -> statistics -> spectra -> ratios -> ranks -> factors -> checkpoint -> metrics
 
 Every arrow is a cached step that takes and gives artifacts, so a second run executes nothing, and another target starts at `ratios`.
-The method and its baselines differ in their recipes only: same statistics, spectra and budget. Where `statistics.inputs` is `compressed`,
+The method and its baselines differ in their recipes only: same statistics, spectra and budget. A search (`search.method`) finds ranks
+by trials on validation text in the place of both levels. Where `statistics.inputs` is `compressed`,
 statistics to factors is one step per block, behind the compressed blocks before it. `recovery` tunes the checkpoint of the method.
 """
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow, unmapped
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
+from flows.searching import beside, prepared_ground, rehearsed, search
+from flows.workers import runner
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
@@ -39,10 +42,11 @@ from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, rehearse
 from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
 from tasks.score_channels import score_channels
-from tasks.tracking import tracked
+from tasks.search_results import publish as publish_searches
+from tasks.tracking import Run, tracked
+from tasks.trials import Search
 
-RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
-"""Blocks are decomposed and factorized side by side; their linear algebra releases the interpreter."""
+RUNNER = runner()
 
 
 @flow(name="compress", task_runner=RUNNER, validate_parameters=False)
@@ -57,6 +61,8 @@ def compress(parameters: Parameters) -> Results:
             store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
         )
         rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
+        if p.search.method != "none":
+            rehearsed(p, store, backbone, p.search.groups)
         texts = prepared_texts(p, store)
         examples = None if plan is None else examples_of(p, store, backbone, texts)
         tokens = prepared_tokens(p, store, backbone, texts)
@@ -66,16 +72,21 @@ def compress(parameters: Parameters) -> Results:
         spectra = bench.spectra() if p.statistics.inputs == "dense" else []
         dense = evaluate(store, backbone, **measured)
         models: dict[str, Compressed] = {}
+        searches = bench.searches(run, texts, spectra, wanted)
         for name, recipe in wanted.items():
-            level1 = recipe.level1(centred=adds_biases(factorizer))
-            ratios = allocate_ratios(store, backbone, statistics, **level1)
-            ranks, scores, factors = (
-                bench.at_once(recipe, spectra, ratios) if spectra else bench.one_by_one(recipe, ratios)
-            )
+            if name in searches:
+                ratios = ranks = searches[name].best
+                scores, factors = list[Artifact](), bench.sliced(spectra, ranks)
+            else:
+                level1 = recipe.level1(centred=adds_biases(factorizer))
+                ratios = allocate_ratios(store, backbone, statistics, **level1)
+                ranks, scores, factors = (
+                    bench.at_once(recipe, spectra, ratios) if spectra else bench.one_by_one(recipe, ratios)
+                )
             checkpoint = assemble(store, backbone, factors)
-            models[name] = Compressed(
-                ratios, ranks, factors, checkpoint, evaluate(store, checkpoint, **measured), scores
-            )
+            metrics = evaluate(store, checkpoint, **measured)
+            trials = searches[name].measured if name in searches else []
+            models[name] = Compressed(ratios, ranks, factors, checkpoint, metrics, scores, trials=trials)
         if plan is not None and examples is not None:
             models[UNRECOVERED] = models.pop(p.method)
             given = backbone, examples, tokens["validation"], models[UNRECOVERED]
@@ -131,6 +142,30 @@ class Bench:
         ranks = allocate_ranks(self.store, self.backbone, spectra, scores, ratios, **recipe.level2)
         given: dict[str, Any] = {"scores": scores or unmapped(None), "ranks": unmapped(ranks)}
         return ranks, scores, factorize.map(spectra=spectra, **given, **self.shared).result()
+
+    def searches(
+        self, run: Run, texts: Artifact, spectra: list[Artifact], wanted: Mapping[str, Recipe]
+    ) -> dict[str, Search]:
+        """The searches among the recipes, by the name of the model."""
+        searching = {name: recipe.search for name, recipe in wanted.items() if recipe.search is not None}
+        if not searching:
+            return {}
+        p, shared = self.parameters, (self.store, self.backbone)
+        ground = prepared_ground(p, *shared, texts, spectra, self.device)
+        mgaa = beside(p, self.store, ground, self.statistics)
+        given: dict[str, Any] = {"seed": p.search.seed, "nearest": mgaa.ranks}
+        found = [
+            search(p, self.store, ground, run, name=name, method=method, start=p.search.start, **given)
+            for name, method in searching.items()
+        ]
+        publish_searches(p.folder, self.store, self.statistics, found, mgaa)
+        return {each.name: each for each in found}
+
+    def sliced(self, spectra: list[Artifact], ranks: Artifact) -> list[Artifact]:
+        """The factors of all blocks at some ranks."""
+        given: dict[str, Any] = {"scores": unmapped(None), "ranks": unmapped(ranks)}
+        found: list[Artifact] = factorize.map(spectra=spectra, **given, **self.shared).result()
+        return found
 
     def one_by_one(self, recipe: Recipe, ratios: Artifact) -> tuple[Artifact, list[Artifact], list[Artifact]]:
         """The same, one block after the other, each measured behind the compressed ones before it; its scores lie with its factors."""

@@ -10,17 +10,16 @@ losses of its windows. A point that fails is a row with its error, and ends the 
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
-from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.workers import runner, share_of_cores
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifact import Artifact, Store
 from tasks.calibrate import calibrate
@@ -40,9 +39,7 @@ from tasks.sweep_table import comparisons, numbers, row
 from tasks.tracking import Run, tracked
 from tasks.tracking_store import recorded, undisturbed
 
-WORKERS = 2
-RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=WORKERS)
-"""Two points at a time, each on half of the cores: a small model gains more from that than from all cores for one."""
+RUNNER = runner()
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,11 @@ def check(p: Parameters) -> None:
             "statistics.inputs is 'compressed', under which no two models share a decomposition: compress them one by one "
             "(flows.compress), or set statistics.inputs=dense"
         )
-    for section, given in (("channels", p.channels.method), ("recovery", p.recovery.method)):
+    for section, given in (
+        ("channels", p.channels.method),
+        ("search", p.search.method),
+        ("recovery", p.recovery.method),
+    ):
         if given != "none":
             raise UsageError(
                 f"{section}.method is {given!r}, but a sweep compares factors and ranks alone: set {section}.method=none, or compress the "
@@ -169,19 +170,6 @@ def decomposition(store: Store, bench: Bench, factors: Factors) -> PrefectFuture
         options=unmapped(factors.options),
         device=bench.windows["device"],
     )
-
-
-@contextmanager
-def share_of_cores() -> Iterator[None]:
-    """Every worker computes on its part of the cores; a thread takes over the number when it first computes."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // WORKERS))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def log(run: Run, store: Store, benches: Sequence[Bench], outcomes: Sequence[Outcome], effort: Effort) -> None:

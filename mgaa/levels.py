@@ -126,6 +126,12 @@ def _ratios(
     return allocate_ratios(name, cosines, sizes, reach, compression=target.compression, **options)
 
 
+def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> list[Ladder]:
+    """The ladders of the shapes alone, with flat spectra, of all matrices that are factorized."""
+    ladders, _ = _flat(matrices, target, centred=centred)
+    return ladders
+
+
 def _flat(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> tuple[list[Ladder], dict[Channels, Scores]]:
     """Ladders and scores of the shapes alone: flat spectra, and channels of equal importance."""
     one = torch.ones(1, dtype=torch.float64)

@@ -107,11 +107,11 @@ def perplexity(
         InputError: fewer than two tokens, or ids outside the vocabulary.
         NumericalError: a loss is not finite (the message names the window).
     """
-    _check(model, stream, length, stride)
+    check(model, stream, length, stride)
     cuts = _cut(len(stream), length, stride or length)
     losses: dict[int, float] = {}
-    with _evaluating(model), tqdm(total=len(cuts), desc="measuring perplexity", unit=" windows", disable=None) as bar:
-        for batch in _batches(cuts, min(batch_size, _fitting(model, length))):
+    with evaluating(model), tqdm(total=len(cuts), desc="measuring perplexity", unit=" windows", disable=None) as bar:
+        for batch in _batches(cuts, min(batch_size, fitting(model, length))):
             ids = torch.stack([stream[cut.start : cut.end] for cut in batch]).to(device or model.device)
             for cut, loss in zip(batch, _losses(model, ids, batch), strict=True):
                 losses[cut.start] = loss
@@ -119,7 +119,12 @@ def perplexity(
     return _summary([losses[cut.start] for cut in cuts], [cut.scored for cut in cuts], length, stride or length)
 
 
-def _check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
+def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
+    """Refuse windows that the model cannot read.
+
+    Raises:
+        UsageError, InputError: as `perplexity`.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     if length < 2 or (positions is not None and length > positions):
         raise UsageError(
@@ -161,7 +166,8 @@ def _shape(cut: _Window) -> tuple[int, int]:
     return cut.end - cut.start, cut.scored
 
 
-def _fitting(model: PreTrainedModel, length: int) -> int:
+def fitting(model: PreTrainedModel, length: int) -> int:
+    """Windows whose logits fit into memory at once."""
     vocabulary: int = model.get_input_embeddings().num_embeddings
     return max(1, _BATCH // (length * vocabulary))
 
@@ -203,7 +209,8 @@ def _summary(losses: list[float], counts: list[int], length: int, stride: int) -
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """The model in eval mode inside this block, and in the mode it came in behind it."""
     training = model.training
     model.eval()
     try:

@@ -25,14 +25,16 @@ from tasks.sections import (
     Ranks,
     Ratios,
     Recovery,
+    Search,
     Section,
     Statistics,
     StoreSection,
+    Study,
     Sweep,
     Tracking,
 )
 
-TAKEN = ("dense", "uniform", "level1", "level2", "unrecovered")
+TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 """Names of models beside the method's."""
 
 
@@ -50,9 +52,11 @@ class Parameters(Section):
     ratios: Ratios
     ranks: Ranks
     channels: Channels
+    search: Search
     recovery: Recovery
     evaluation: Evaluation
     sweep: Sweep
+    study: Study
     store: StoreSection
     tracking: Tracking
     _folder: Path = PrivateAttr(default_factory=Path.cwd)

@@ -13,6 +13,8 @@ from tasks.parameters import Parameters
 
 EVEN = "uniform"
 """The method of both levels that the others are compared with."""
+RANDOM = "random"
+"""The search that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Recipe:
         ratios: level 1: `method`, `options`, `band`.
         ranks: level 2: `method`, `options`.
         channels: how FFNs are pruned; null where they are factorized.
+        search: the method of the search that finds the ranks in the place of both levels; null where they do.
     """
 
     compression: float
@@ -31,6 +34,7 @@ class Recipe:
     ratios: Mapping[str, Any]
     ranks: Mapping[str, Any]
     channels: Mapping[str, Any] | None = None
+    search: str | None = None
 
     def level1(self, *, centred: bool) -> dict[str, Any]:
         """Arguments of `allocate_ratios`; `centred` says whether the factorizer adds biases."""
@@ -51,28 +55,65 @@ class Recipe:
         return {"compression": self.compression, "multiple": self.multiple, "channels": self.channels}
 
 
+def both_levels(p: Parameters) -> Recipe:
+    """The recipe of `ratios` and `ranks` alone, without pruning or search."""
+    ratios = {"method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
+    ranks = {"method": p.ranks.method, "options": p.ranks.options}
+    return Recipe(p.ratios.compression, p.ranks.multiple, ratios, ranks)
+
+
 def recipes(p: Parameters) -> dict[str, Recipe]:
     """The recipe of every baseline and, last, of the run's method, by name.
 
     Raises:
-        UsageError: a baseline that would be the method itself, or another baseline.
+        UsageError: a baseline that would be the method itself, or another baseline; or a search beside what it cannot be combined with.
     """
+    both, searching = both_levels(p), None if p.search.method == "none" else p.search.method
     even: dict[str, Any] = {"method": EVEN, "options": {}}
-    ratios = {"method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
-    ranks = {"method": p.ranks.method, "options": p.ranks.options}
-    target = p.ratios.compression, p.ranks.multiple
+    target = both.compression, both.multiple
     known = {
         "uniform": Recipe(*target, {**even, "band": None}, even),
-        "level1": Recipe(*target, ratios, even),
-        "level2": Recipe(*target, {**even, "band": None}, ranks),
+        "level1": Recipe(*target, both.ratios, even),
+        "level2": Recipe(*target, {**even, "band": None}, both.ranks),
+        "mgaa": both,
+        "random": Recipe(*target, both.ratios, both.ranks, search=RANDOM),
     }
     if p.ranks.method == "file":  # whatever the ratios, the ranks are those of the file
-        known["level2"] = Recipe(*target, ratios, ranks)
+        known["level2"] = both
+    check_search(p)
     found: dict[str, Recipe] = {name: known[name] for name in p.evaluation.baselines}
-    found[p.method] = Recipe(*target, ratios, ranks, p.channels.pruning)
+    found[p.method] = Recipe(*target, both.ratios, both.ranks, p.channels.pruning, searching)
     for (name, recipe), (other, same) in combinations(found.items(), 2):
         if recipe == same and (name, other) != (EVEN, p.method):
             raise UsageError(
                 f"evaluation.baselines has {name}, which with these methods is the same as {other}: leave one of them out"
             )
     return found
+
+
+def check_search(p: Parameters) -> None:
+    """Refuse a search beside what leaves it nothing to share or nothing to find, and its baselines without one.
+
+    Raises:
+        UsageError: as said.
+    """
+    if p.search.method == "none":
+        if idle := [name for name in p.evaluation.baselines if name == RANDOM]:
+            raise UsageError(
+                f"evaluation.baselines has {idle[0]}, but search.method is none: leave it out, or set search.method=gp"
+            )
+        return
+    for key, value, remedy in (
+        ("statistics.inputs", p.statistics.inputs, "dense"),
+        ("channels.method", p.channels.method, "none"),
+    ):
+        if value != remedy:
+            raise UsageError(
+                f"{key} is {value!r}, but the trials of a search (search.method={p.search.method}) are slices of one decomposition: "
+                f"set {key}={remedy}, or search.method=none"
+            )
+    if p.ranks.method == "file":
+        raise UsageError(
+            f"ranks.method is 'file', but search.method={p.search.method} finds the ranks itself: set search.method=none to "
+            "use those of the file, or take another ranks.method"
+        )

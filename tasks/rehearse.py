@@ -46,6 +46,29 @@ def rehearse(
         )
 
 
+def rehearse_search(
+    store: Store,
+    backbone: Artifact,
+    factors: tuple[str, Mapping[str, Any]],
+    space: Mapping[str, Any],
+    multiple: int | str,
+) -> None:
+    """Refuse a search before anything is measured: a space that this model does not have, or a budget that none of its points can meet.
+
+    Args:
+        space: arguments of `mgaa.search.space_of`.
+
+    Raises:
+        UsageError: as said.
+    """
+    from mgaa import levels
+    from mgaa.search.space import space_of
+
+    matrices = backbone_matrices(store, backbone)
+    ladders = levels.flat_ladders(matrices, levels.Target(space["compression"], multiple), centred=adds_biases(factors))
+    space_of(matrices, **space).check(ladders)
+
+
 def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:
     """Whether low rank by this factorizer adds biases (`mgaa.levels`)."""
     from mgaa import levels

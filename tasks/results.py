@@ -29,6 +29,7 @@ class Compressed:
     Attributes:
         scores: of the channels, where FFNs are pruned.
         untuned: the checkpoint before its recovery, and what it was tuned on, where there was one.
+        trials: of the search that found its ranks, where there was one.
     """
 
     ratios: Artifact
@@ -38,11 +39,13 @@ class Compressed:
     metrics: Artifact
     scores: list[Artifact] = field(default_factory=list)
     untuned: list[Artifact] = field(default_factory=list)
+    trials: list[Artifact] = field(default_factory=list)
 
     @property
     def made(self) -> list[Artifact]:
         """Everything whose making counts as compression."""
-        return [self.ratios, self.ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
+        ranks = dict.fromkeys([self.ratios, self.ranks])  # a search leaves both in one
+        return [*self.trials, *ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Effort:
         """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
-        evaluating = [execution for execution in executions if execution.task in ("evaluate", "measure")]
+        evaluating = [execution for execution in executions if execution.task in ("evaluate", "measure", "try_ranks")]
         return Effort(
             executed=len(executions) - reused,
             reused=reused,

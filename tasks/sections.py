@@ -151,6 +151,62 @@ class Channels(Section):
         return None if self.method == "none" else {"keep_least": self.keep_least, "multiple": self.multiple}
 
 
+class Search(Section):
+    """Ranks by trials on validation text, in the place of both levels (Bolaco)."""
+
+    method: Literal["none", "gp", "random"] = Field(
+        description="none: both levels allocate; gp: a Gaussian process and expected improvement; random: random allocations"
+    )
+    groups: Positive = Field(default=1, description="groups of consecutive blocks with shares of their own")
+    dense: list[str] = Field(default=["v"], description="types of matrices that stay dense: qk, v, o, gate, up, down")
+    least: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.2, description="smallest kept share of a matrix")
+    evaluations: Positive = Field(default=50, description="trials")
+    initial: Positive = Field(
+        default=3, description="random trials before the Gaussian process looks at what was found"
+    )
+    start: Literal["random", "mgaa"] = Field(
+        default="random",
+        description="the first trial: random, or the allocation of both levels, as near as the search can come to it",
+    )
+    batch: Positive = Field(default=1, description="trials that are proposed and measured at once")
+    divergence: Annotated[float, Field(ge=0)] = Field(
+        default=1e-3, description="weight of the reverse KL divergence from the dense model beside the perplexity"
+    )
+    windows: Positive = Field(default=100, description="validation windows of a trial")
+    candidates: Positive = Field(default=200, description="validation windows to choose those from")
+    selection: Annotated[int, Field(ge=0)] = Field(
+        default=20,
+        description="random allocations whose perplexity tells which windows to choose; 0: the first ones are taken",
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the search")
+    history: str | None = Field(
+        default=None, description="results/search/search.json of an earlier search, to know its trials from the start"
+    )
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if self.windows > self.candidates:
+            raise ValueError(
+                f"expected windows <= candidates, got windows {self.windows} and candidates {self.candidates}"
+            )
+        if self.selection == 1:
+            raise ValueError("expected selection of 0 or at least 2, got 1: one allocation tells no windows apart")
+        return self
+
+    @property
+    def space(self) -> dict[str, Any]:
+        """Arguments of `mgaa.search.space_of`, but for the compression."""
+        return {"groups": self.groups, "dense": self.dense, "least": self.least}
+
+
+class Study(Section):
+    """Every combination of these lists, each beside random search and MGAA (flows.search)."""
+
+    groups: list[Positive] = Field(min_length=1, description="groups of blocks")
+    start: list[Literal["random", "mgaa"]] = Field(min_length=1, description="first trials")
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="seeds")
+
+
 class Recovery(Section):
     """What is done after compression to win back quality."""
 
@@ -192,7 +248,9 @@ class Recovery(Section):
 class Evaluation(Section):
     """What the models are compared by."""
 
-    baselines: list[Literal["uniform", "level1", "level2"]] = Field(description="compared at the same parameter count")
+    baselines: list[Literal["uniform", "level1", "level2", "mgaa", "random"]] = Field(
+        description="compared at the same parameter count; mgaa, random: beside a search"
+    )
     tasks: list[str] = Field(description="zero-shot tasks, by lm-eval name")
     tasks_folder: str | None = Field(default=None, description="folder with local data of the standard tasks")
     limit: Positive | None = Field(default=None, description="examples per task; null: all")

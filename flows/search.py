@@ -1,0 +1,144 @@
+"""Searches for ranks side by side: the Gaussian process and random search at the same number of evaluations, and MGAA, which needs none.
+
+    python -m flows.search [section.key=value ...]
+
+Every combination of the lists in the section `study` is a search by the Gaussian process; beside it stands random search with the same groups
+and seed. All share one calibration, one decomposition, the validation windows and the dense reference, and every trial is one task and one
+child run in MLflow. The best allocation of each search is measured on the evaluation text, next to MGAA's, in pairs on the same windows.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+from itertools import product
+from typing import Any
+
+from prefect import flow
+
+from flows.compress import Bench
+from flows.evaluate import device
+from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.searching import beside, prepared_ground, rehearsed, search, within
+from flows.workers import runner, share_of_cores
+from mgaa.errors import UsageError
+from tasks.artifact import Artifact, Store
+from tasks.calibrate import calibrate
+from tasks.load_backbone import identify, load_backbone
+from tasks.measure import measure
+from tasks.parameters import Parameters
+from tasks.recipes import RANDOM, both_levels, check_search
+from tasks.recording import recording
+from tasks.rehearse import rehearse
+from tasks.results import Effort
+from tasks.run_trial import Ground
+from tasks.search_results import FOLDER, publish
+from tasks.study import Final, table_of, write
+from tasks.tracking import Run, tracked
+from tasks.tracking_store import recorded, undisturbed
+from tasks.trials import Search
+
+
+@flow(name="search", task_runner=runner(), validate_parameters=False)
+def study(parameters: Parameters) -> list[Final]:
+    """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
+    p, began = parameters, time.perf_counter()
+    check(p)
+    store, where = Store(p.store_path, p.store.lock_timeout), device(p)
+    source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
+    with tracked(p, "search", f"search of {len(kinds(p))} kinds and {len(p.study.seeds)} seeds") as run, recording() as executions:
+        files = identify(source, revision)
+        backbone = load_backbone(store, source=source, revision=revision, dtype=p.backbone.dtype, files=files)
+        rehearse(store, backbone, factorizer, [both_levels(p)])
+        for groups in p.study.groups:
+            rehearsed(p, store, backbone, groups)
+        texts = prepared_texts(p, store)
+        tokens = prepared_tokens(p, store, backbone, texts)
+        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
+        bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
+        spectra = bench.spectra()
+        ground = prepared_ground(p, store, backbone, texts, spectra, where)
+        mgaa = beside(p, store, ground, statistics)
+        searches = [
+            search(p, store, within(ground, groups), run, **named(method, groups, start, seed), nearest=mgaa.ranks)
+            for seed, (method, groups, start) in product(p.study.seeds, kinds(p))
+        ]
+        publish(p.folder, store, statistics, searches, mgaa)
+        finals = measured(p, store, ground, tokens["evaluation"], searches, mgaa.ranks)
+        write(p.folder / FOLDER, store, finals)
+        log(run, store, tokens, searches, finals, Effort.since(began, executions))
+    return finals
+
+
+def check(p: Parameters) -> None:
+    """Refuse a study without a search, or beside what a search cannot be combined with.
+
+    Raises:
+        UsageError: as said.
+    """
+    if p.search.method != "gp":
+        raise UsageError(
+            f"search.method is {p.search.method!r}, expected gp, which a study compares with random search: add method=bolaco, or search.method=gp"
+        )
+    check_search(p)
+    if p.recovery.method != "none":
+        raise UsageError(
+            f"recovery.method is {p.recovery.method!r}, but a study compares allocations: set recovery.method=none, or recover one "
+            "model (flows.compress)"
+        )
+
+
+def kinds(p: Parameters) -> list[tuple[str, int, str]]:
+    """Method, groups and first trial of the searches of a seed."""
+    by_groups = [[(RANDOM, groups, "random"), *(("gp", groups, start) for start in p.study.start)] for groups in p.study.groups]
+    return [kind for kinds in by_groups for kind in kinds]
+
+
+def named(method: str, groups: int, start: str, seed: int) -> dict[str, Any]:
+    """The arguments by which searches differ, and their name."""
+    first = "-mgaa-first" if start == "mgaa" else ""
+    return {"name": f"{method}-{groups}{first}-seed{seed}", "method": method, "start": start, "seed": seed}
+
+
+def measured(
+    p: Parameters, store: Store, ground: Ground, evaluation: Artifact, searches: list[Search], mgaa: Artifact
+) -> list[Final]:
+    """The dense model, MGAA and the best allocation of every search on the evaluation text."""
+    given = p.data.evaluation
+    shared: dict[str, Any] = {"length": given.length, "stride": given.stride, "batch_size": p.evaluation.batch_size}
+    shared["device"] = ground.measured["device"]
+    chosen: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None), ("mgaa", None, mgaa)]
+    chosen += [(each.name, each, each.best) for each in searches]
+    with share_of_cores():
+        futures = [
+            measure.submit(store, ground.backbone, evaluation, ground.spectra if ranks else [], ranks, **shared)
+            for _, _, ranks in chosen
+        ]
+        return [
+            Final(name, found, ranks, future.result())
+            for (name, found, ranks), future in zip(chosen, futures, strict=True)
+        ]
+
+
+def log(
+    run: Run, store: Store, tokens: dict[str, Artifact], searches: list[Search], finals: list[Final], effort: Effort
+) -> None:
+    """Record what the study found, and its files."""
+    rows = table_of(store, finals)
+    values = {f"perplexity/{row['search']}": row["perplexity"] for row in rows}
+    values |= {f"objective/{row['search']}": row["objective"] for row in rows if row["objective"] is not None}
+
+    def record() -> None:
+        run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
+        run.log_lineage(store, {f"ranks.{each.name}": each.best for each in searches})
+        run.log_texts(store, tokens)
+        run.log_files("search", sorted((run.parameters.folder / FOLDER).glob("*")))
+
+    with recorded(run.parameters.tracking_uri):
+        undisturbed(record)
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+    from flows.show_search import show
+
+    sys.exit(main(study, show=show))

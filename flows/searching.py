@@ -1,0 +1,204 @@
+"""The part of `flows.compress` and `flows.search` that finds ranks by trials on validation text (`mgaa.search`).
+
+candidates -> random allocations -> windows -> reference -> (proposal -> trials) again and again -> the best ranks
+
+Every arrow is a cached step, so a search that was killed goes on at the trial where it stopped, another seed shares windows and reference,
+and one more evaluation costs one more trial.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from prefect import unmapped
+
+from flows.workers import WORKERS, share_of_cores
+from mgaa.errors import NumericalError
+from tasks.allocate_point import allocate_point
+from tasks.allocate_ranks import allocate_ranks
+from tasks.allocate_ratios import allocate_ratios
+from tasks.artifact import Artifact, Store
+from tasks.choose_windows import choose_windows
+from tasks.keep_reference import keep_reference
+from tasks.measure import measure
+from tasks.parameters import Parameters
+from tasks.propose import propose
+from tasks.recipes import RANDOM, both_levels
+from tasks.records import PROPOSAL, RANKS, backbone_matrices, table
+from tasks.rehearse import adds_biases, rehearse_search
+from tasks.run_trial import Ground, Tried, run_trial
+from tasks.search_results import Beside
+from tasks.take_best import take_best
+from tasks.tokenize import tokenize
+from tasks.tracking import Run
+from tasks.trials import Search, Trial, entry, identity, known, place_of
+from tasks.try_ranks import try_ranks
+
+SELECTION_SEED = 0
+"""Of the random allocations that choose the windows: the same for every search, so that all of them are measured on the same text."""
+
+
+def prepared_ground(
+    p: Parameters, store: Store, backbone: Artifact, texts: Artifact, spectra: list[Artifact], device: str
+) -> Ground:
+    """What the searches of a run share; the space is that of `search`."""
+    given, validation = p.search, p.data.validation
+    space = {"compression": p.ratios.compression, **given.space}
+    cut: dict[str, Any] = {"section": "validation", "length": validation.length, "seed": validation.seed}
+    measured: dict[str, Any] = {"batch_size": p.evaluation.batch_size, "device": device}
+    if given.selection:
+        candidates = tokenize(store, backbone, texts, **cut, samples=given.candidates)
+        windows = chosen(p, store, backbone, candidates, spectra, {**space, "groups": 1}, measured)
+    else:
+        windows = tokenize(store, backbone, texts, **cut, samples=given.windows)
+    reference = keep_reference(store, backbone, windows, **measured) if given.divergence else None
+    measured |= {"divergence": given.divergence}
+    return Ground(backbone, spectra, windows, reference, space, p.ranks.multiple, measured)
+
+
+def chosen(
+    p: Parameters,
+    store: Store,
+    backbone: Artifact,
+    candidates: Artifact,
+    spectra: list[Artifact],
+    space: dict[str, Any],
+    measured: Mapping[str, Any],
+) -> Artifact:
+    """The windows that tell random allocations apart, whatever the groups of the search are."""
+    from mgaa.search.optimizer import drawn
+    from mgaa.search.space import space_of
+
+    dimensions = len(space_of(backbone_matrices(store, backbone), **space))
+    points = [drawn(SELECTION_SEED, number, dimensions) for number in range(p.search.selection)]
+    same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
+    with share_of_cores():
+        ranks = allocate_point.map(point=points, space=unmapped(space), multiple=p.ranks.multiple, **same)
+        cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": p.data.validation.length, "stride": None}
+        measurements: list[Artifact] = measure.map(ranks=ranks, **cut, **measured, **same).result()
+    return choose_windows(store, candidates, measurements, number=p.search.windows)
+
+
+def search(
+    p: Parameters,
+    store: Store,
+    ground: Ground,
+    run: Run,
+    *,
+    name: str,
+    method: str,
+    start: str,
+    seed: int,
+    nearest: Artifact,
+) -> Search:
+    """One search; each of its trials is a child run in MLflow.
+
+    Args:
+        ground: with the space of this search.
+        nearest: ranks of MGAA, the first trial where `start` is `mgaa`.
+
+    Raises:
+        NumericalError: no trial could be measured.
+    """
+    import torch
+
+    from mgaa.search.space import space_of
+
+    given, space = p.search, space_of(backbone_matrices(store, ground.backbone), **ground.space)
+    first = space.nearest(kept_shares(store, ground.backbone, nearest)) if start == "mgaa" else None
+    earlier = known(given.history, identity(store, ground)) if given.history and method != RANDOM else []
+    at_once = max(given.batch, WORKERS) if method == RANDOM else given.batch
+    trials: list[Trial] = []
+    while (done := len(trials)) < given.evaluations:
+        count = min(at_once, given.evaluations - done)
+        seen = [] if method == RANDOM else trials  # what was found is nothing to a random search
+        measured = [trial for trial in seen if trial.tried.trial is not None]
+        proposal = propose(
+            store,
+            [trial.tried.trial for trial in measured if trial.tried.trial is not None],
+            points=[trial.point for trial in measured],
+            failed=[trial.point for trial in seen if trial.tried.trial is None],
+            earlier=earlier,
+            method=method,
+            dimensions=len(space),
+            first=done,
+            count=count,
+            seed=seed,
+            initial=given.initial,
+            start=first,
+        )
+        points, seconds = table(store, proposal, PROPOSAL)["points"], store.manifest(proposal)["facts"]
+        with share_of_cores(count):
+            threads = torch.get_num_threads()
+            running = [
+                run_trial.submit(store, f"{name}-{done + index}", point, ground, threads)
+                for index, point in enumerate(points)
+            ]
+            ended: list[Tried] = [future.result() for future in running]
+        for point, tried in zip(points, ended, strict=True):
+            trial = Trial(point, tried, proposal, seconds["proposal_seconds"] / count)
+            record(run, store, ground, f"{name}-{len(trials)}", trial)
+            trials.append(trial)
+    if not any(trial.tried.trial for trial in trials):
+        raise NumericalError(
+            f"all {len(trials)} trials of the search {name} failed, expected at least one that can be measured; the last one: "
+            f"{trials[-1].tried.error}"
+        )
+    kept = [(t.tried.trial, t.tried.ranks) for t in trials if t.tried.trial is not None and t.tried.ranks is not None]
+    proposals = [*dict.fromkeys(trial.proposal for trial in trials)]
+    best = take_best(store, [trial for trial, _ in kept], [ranks for _, ranks in kept], proposals)
+    return Search(name, method, ground.space["groups"], start, seed, ground, trials, best)
+
+
+def record(run: Run, store: Store, ground: Ground, name: str, trial: Trial) -> None:
+    """The trial as a child run."""
+    found = entry(store, ground, trial)
+    shares = {f"share/{variable}": share for variable, share in found.pop("shares").items()}
+    values = {key: value for key, value in found.items() if key not in ("point", "error")}
+    run.log_child(name, shares, values, seconds=trial.tried.seconds, error=trial.tried.error)
+
+
+def kept_shares(store: Store, backbone: Artifact, ranks: Artifact) -> dict[str, float]:
+    """The share of its parameters that each matrix keeps, by name."""
+    outcome = table(store, ranks, RANKS)["matrices"]
+    return {
+        matrix.name: outcome[matrix.name]["parameters"] / matrix.parameters
+        for matrix in backbone_matrices(store, backbone)
+    }
+
+
+def levels(
+    p: Parameters, store: Store, backbone: Artifact, statistics: Artifact, spectra: Sequence[Artifact]
+) -> tuple[Artifact, Artifact]:
+    """Ratios and ranks of both levels, which need no trial."""
+    recipe, centred = both_levels(p), adds_biases((p.factors.method, p.factors.options))
+    ratios = allocate_ratios(store, backbone, statistics, **recipe.level1(centred=centred))
+    return ratios, allocate_ranks(store, backbone, spectra, [], ratios, **recipe.level2)
+
+
+def beside(p: Parameters, store: Store, ground: Ground, statistics: Artifact) -> Beside:
+    """MGAA by the sections `ratios` and `ranks`, measured like a trial."""
+    ratios, ranks = levels(p, store, ground.backbone, statistics, ground.spectra)
+    shared = ground.backbone, ground.windows, ground.reference, ground.spectra
+    return Beside(ratios, ranks, try_ranks(store, *shared, ranks, **ground.measured))
+
+
+def rehearsed(p: Parameters, store: Store, backbone: Artifact, groups: int) -> None:
+    """Refuse what the search of `p.search` with that many groups would be refused for later, before anything is measured.
+
+    Raises:
+        UsageError: the space does not fit the model or the budget, `search.history` is of another model or space, or optuna is missing.
+        InputError: `search.history` cannot be read.
+    """
+    from mgaa.search.optimizer import require
+
+    given, space = p.search, {"compression": p.ratios.compression, **p.search.space, "groups": groups}
+    require(given.method)
+    rehearse_search(store, backbone, (p.factors.method, p.factors.options), space, p.ranks.multiple)
+    if given.history is not None:
+        known(given.history, place_of(store, backbone, space, p.ranks.multiple))
+
+
+def within(ground: Ground, groups: int) -> Ground:
+    """The same with another number of groups."""
+    return replace(ground, space={**ground.space, "groups": groups})

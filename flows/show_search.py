@@ -1,0 +1,90 @@
+"""What came out of the last searches, on one screen: what each found on validation text, and what that is worth on the evaluation text.
+
+    python -m flows.show_search [section.key=value ...]
+
+Reads `results/search/` and computes nothing.
+"""
+
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from flows.show import PLAIN
+from mgaa.errors import InputError
+from tasks.figure_style import label_of
+from tasks.parameters import Parameters
+from tasks.search_figure import named
+from tasks.search_results import FOLDER
+from tasks.study import COLUMNS, NAME
+
+LEGEND = f"""▼ better, ▲ worse than MGAA beyond noise, ≈ undecided: log-perplexity, paired bootstrap over windows, 95 %.
+Trials       {FOLDER}/trials.csv, {FOLDER}/search.json
+Allocations  {FOLDER}/allocation.json; the best one: python -m flows.compress ranks.method=file ranks.path={FOLDER}/allocation.json
+Figures      {FOLDER}/best.png, {FOLDER}/ranks.png"""
+MARKS = {"better": "▼", "worse": "▲", "undecided": "≈"}
+
+
+def show(parameters: Parameters) -> None:
+    """Print one row for every search, after the dense model and MGAA.
+
+    Raises:
+        InputError: the table is missing or is not what a study writes.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = read(parameters.folder / FOLDER / NAME)
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    found.add_column("", no_wrap=True)
+    for name in ("groups", "seed", "evaluations", "objective", "perplexity", "above dense", "to MGAA", "seconds"):
+        found.add_column(name, justify="right")
+    for row in table.itertuples():
+        found.add_row(*cells(row))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN)
+    console.print(found)
+    console.print(LEGEND, soft_wrap=True)
+
+
+def read(path: Path) -> Any:
+    """The table of a study."""
+    from pandas import read_csv
+
+    remedy = "make it with `python -m flows.search method=bolaco`"
+    try:
+        table = read_csv(path)
+    except FileNotFoundError as error:
+        raise InputError(f"There is no {path}: expected the table of a study; {remedy}.") from error
+    except (OSError, ValueError) as error:
+        told = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read ({told}): expected the table of a study; {remedy}.") from error
+    if missing := [name for name in COLUMNS if name not in table]:
+        raise InputError(f"{path} has no column {missing[0]!r}: expected the table of a study; {remedy}.")
+    return table
+
+
+def cells(row: Any) -> list[str]:
+    """One model; what does not apply to it is empty."""
+    measured = [f"{row.perplexity:.3f}", f"{row.above_dense:+.4f}"]
+    if not isinstance(row.method, str):
+        return [label_of(row.search), "", "", "", "", *measured, "", ""]
+    failed = f" ({row.failed:.0f} failed)" if row.failed else ""
+    half = (row.above_mgaa_high - row.above_mgaa_low) / 2
+    compared = f"{row.above_mgaa:+.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}") + f" {MARKS[row.verdict]}"
+    return [
+        named(row.method, row.start),
+        f"{row.groups:.0f}",
+        f"{row.seed:.0f}",
+        f"{row.evaluations:.0f}{failed}",
+        f"{row.objective:.3f}",
+        *measured,
+        compared,
+        f"{row.seconds:.0f}",
+    ]
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(show))

@@ -1,0 +1,156 @@
+"""What a search minimises: how far a compressed model is from the text and from the dense model.
+
+    objective = perplexity + weight * mean over sequences of sum over tokens KL(p_compressed || p_dense)
+
+as in the code of Bolaco (arXiv 2405.10616; weight 1e-3). The sum over tokens grows with the length of the sequences, so the weight means less
+on short ones.
+
+The reverse divergence needs the dense logits of every token. Stored whole they are the vocabulary wide. Their largest k entries with the mass of
+the rest are compact, and a lower bound (docs/performance.md has what it misses). Here the *input of the head* is stored instead, which is
+as compact, and the logits are computed from it again by the head itself, which compression leaves alone: they are exact, at the cost of one
+more product with the head per token (2 % of a forward pass of a 7B model).
+
+A loss or a divergence that is not finite is an error.
+
+Legend: n windows, l tokens of a window, b windows of a batch, v vocabulary, h width of the model.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.perplexity import check, evaluating, fitting
+
+WEIGHT = 1e-3
+_CHUNK = 2**20
+"""Logits of a chunk that are held in float32 at once, twice."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What was measured of one model.
+
+    Attributes:
+        objective: what the search minimises.
+        perplexity: of the windows.
+        divergence: mean over windows of the sum over tokens of KL(p_compressed || p_dense), in nats; 0 where its weight is.
+        losses: of each window: the sum over its scored tokens, in nats.
+    """
+
+    objective: float
+    perplexity: float
+    divergence: float
+    losses: tuple[float, ...]
+
+
+@torch.inference_mode()
+def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size: int = 8) -> Float[Tensor, "n l h"]:
+    """What enters the head of the dense model, in its dtype, on the CPU.
+
+    Raises:
+        InputError: the model has no head to compute logits with.
+    """
+    check(model, windows.flatten(), windows.shape[1], None)
+    head, seen = _head(model), list[Tensor]()
+    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].cpu()))
+    try:
+        with evaluating(model):
+            for ids in tqdm(torch.split(windows, batch_size), desc="measuring the dense model", disable=None):
+                model(input_ids=ids.to(model.device), use_cache=False)
+    finally:
+        handle.remove()
+    return torch.cat(seen)
+
+
+@torch.inference_mode()
+def objective(
+    model: PreTrainedModel,
+    windows: Int[Tensor, "n l"],
+    dense: Float[Tensor, "n l h"] | None,
+    *,
+    weight: float = WEIGHT,
+    batch_size: int = 8,
+) -> Score:
+    """Measure a compressed model; `dense` is the `reference` of the model that it was compressed from.
+
+    Raises:
+        UsageError: a weight without a reference, or one of other windows.
+        NumericalError: a loss or a divergence is not finite.
+    """
+    check(model, windows.flatten(), windows.shape[1], None)
+    if weight and (dense is None or dense.shape[:2] != windows.shape):
+        given = "none" if dense is None else f"one of {dense.shape[0]} windows of {dense.shape[1]} tokens"
+        raise UsageError(
+            f"the divergence has the weight {weight} and the dense reference is {given}: expected one of "
+            f"{windows.shape[0]} windows of {windows.shape[1]} tokens"
+        )
+    losses: list[float] = []
+    divergences: list[float] = []
+    size = min(batch_size, fitting(model, windows.shape[1]))
+    with evaluating(model):
+        for start in tqdm(range(0, len(windows), size), desc="measuring a trial", disable=None, leave=False):
+            ids = windows[start : start + size].to(model.device)
+            hidden = dense[start : start + size].to(model.device) if weight and dense is not None else None
+            found: Tensor = _batch(model, ids, hidden)
+            if not bool(found.isfinite().all()):
+                raise NumericalError(
+                    f"a loss of the windows {start} to {start + len(ids) - 1} is not finite, expected finite numbers: the factors "
+                    "leave the range of the dtype, load the model in bfloat16 or float32 (backbone.dtype)"
+                )
+            losses += found[0].tolist()
+            divergences += found[1].tolist()
+    nll = math.fsum(losses) / (windows.numel() - len(windows))
+    if nll > 700:
+        raise NumericalError(f"The mean loss is {nll:.3g} nats, so the perplexity is not finite: the model is broken.")
+    perplexity, divergence = math.exp(nll), math.fsum(divergences) / len(windows)
+    return Score(perplexity + weight * divergence, perplexity, divergence, tuple(losses))
+
+
+def _batch(
+    model: PreTrainedModel, ids: Int[Tensor, "b l"], hidden: Float[Tensor, "b l h"] | None
+) -> Float[Tensor, "2 b"]:
+    """Loss and divergence of each window, sums over its tokens, in float64."""
+    logits = model(input_ids=ids, use_cache=False).logits
+    precise = torch.promote_types(logits.dtype, torch.float32)
+    losses = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
+    divergences = torch.zeros_like(losses)
+    step = max(1, _CHUNK // (logits.shape[0] * logits.shape[2]))
+    targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], dim=1)
+    dense = None if hidden is None else _logits(model, hidden)
+    for start in range(0, ids.shape[1], step):
+        here = slice(start, start + step)
+        ours = logits[:, here].to(precise).log_softmax(-1)
+        wanted = targets[:, here]
+        picked = ours.gather(2, wanted.clamp(min=0).unsqueeze(2)).squeeze(2)
+        losses -= torch.where(wanted >= 0, picked, 0.0).double().sum(1)
+        if dense is not None:
+            theirs = dense[:, here].to(precise).log_softmax(-1)
+            divergences += (ours.exp() * (ours - theirs)).sum(-1).double().sum(1)
+    return torch.stack([losses, divergences])
+
+
+def _logits(model: PreTrainedModel, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "b l v"]:
+    """The logits of what enters the head, by the model's own forward, so that whatever it does behind the head is done here too.
+
+    The forward runs on one token, and the input of its head is exchanged.
+    """
+    handle = _head(model).register_forward_pre_hook(lambda _, given: (hidden, *given[1:]))
+    try:
+        ids = torch.zeros((len(hidden), 1), dtype=torch.int64, device=hidden.device)
+        logits: Tensor = model(input_ids=ids, use_cache=False).logits
+        return logits
+    finally:
+        handle.remove()
+
+
+def _head(model: PreTrainedModel) -> nn.Module:
+    head: nn.Module | None = model.get_output_embeddings()
+    if head is None:
+        raise InputError(f"{type(model).__name__} has no head (output embeddings): expected a causal language model")
+    return head

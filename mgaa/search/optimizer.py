@@ -1,0 +1,119 @@
+"""Which point of the unit cube to try next, given what was found so far.
+
+`gp` is the optimiser of Bolaco (arXiv 2405.10616, 3.3): a Gaussian process with Matern-5/2 and a length scale for each variable, fitted by maximum a
+posteriori, and the point of largest expected improvement; several points at a time by its batch form (the `GPSampler` of optuna, with
+`logEI` and `qLogEI`). `random` draws points, and is what every search has to beat at the same number of evaluations.
+
+A proposal is a function of the seed, of the number of the trial and of the trials before it, and of nothing else: there is no state to
+save, and a search that was interrupted proposes the same points again. Point k of `random` and the first points of `gp` are the same for
+equal seeds.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mgaa.errors import UsageError
+
+METHODS = ("gp", "random")
+Point = list[float]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search knows.
+
+    Attributes:
+        points, values: of the trials that were measured, in order.
+        failed: points of those that were not, which are not proposed again.
+    """
+
+    points: Sequence[Point] = field(default_factory=list)
+    values: Sequence[float] = field(default_factory=list)
+    failed: Sequence[Point] = field(default_factory=list)
+
+
+def propose(
+    method: str,
+    found: Found,
+    *,
+    dimensions: int,
+    first: int,
+    count: int = 1,
+    seed: int = 0,
+    initial: int = 3,
+    start: Point | None = None,
+) -> list[Point]:
+    """The points of the trials `first, ..., first + count - 1`, to be measured at once.
+
+    Args:
+        method: `gp` or `random`.
+        found: the trials before.
+        initial: how many points are drawn before `gp` looks at what was found.
+        start: what to try first, in the place of a point that is drawn.
+
+    Raises:
+        UsageError: an unknown method, or optuna is missing.
+    """
+    if method not in METHODS:
+        raise UsageError(f"search.method is {method!r}, expected one of {', '.join(METHODS)}")
+    require(method)
+    points: list[Point] = []
+    for number in range(first, first + count):
+        if number == 0 and start is not None:
+            points.append([*start])
+        elif method == "random" or number < initial or not found.values:
+            points.append(drawn(seed, number, dimensions))
+        else:
+            point = _improving(found, points, dimensions, seed, number)
+            again = any(np.allclose(point, each, rtol=0, atol=1e-6) for each in found.failed)
+            points.append(drawn(seed, number, dimensions) if again else point)
+    return points
+
+
+def drawn(seed: int, number: int, dimensions: int) -> Point:
+    """Point `number` of the random search with this seed, uniform in the unit cube."""
+    point: Point = np.random.default_rng([seed, number]).random(dimensions).tolist()
+    return point
+
+
+def require(method: str) -> None:
+    """Refuse to go on without the package that a method needs.
+
+    Raises:
+        UsageError: it is not installed.
+    """
+    if method == "gp" and importlib.util.find_spec("optuna") is None:
+        raise UsageError("search.method=gp needs optuna, which is not installed: pip install 'mgaa[search]'")
+
+
+def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: int, number: int) -> Point:
+    """The point of largest expected improvement over the best value, beside those that are being measured."""
+    import optuna
+
+    cube: dict[str, Any] = {str(index): optuna.distributions.FloatDistribution(0.0, 1.0) for index in range(dimensions)}
+    entropy = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        sampler = optuna.samplers.GPSampler(seed=entropy, n_startup_trials=1, deterministic_objective=True)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        study = optuna.create_study(sampler=sampler)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    for point, value in zip(found.points, found.values, strict=True):
+        study.add_trial(optuna.create_trial(params=_named(point), distributions=cube, value=value))
+    waiting = optuna.trial.TrialState.RUNNING
+    for point in running:
+        study.add_trial(optuna.create_trial(params=_named(point), distributions=cube, state=waiting))
+    asked = study.ask(cube).params
+    return [float(asked[str(index)]) for index in range(dimensions)]
+
+
+def _named(point: Point) -> dict[str, float]:
+    return {str(index): value for index, value in enumerate(point)}

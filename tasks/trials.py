@@ -1,0 +1,166 @@
+"""What a search leaves behind: its trials, in the order in which they were proposed, and the best of them.
+
+As JSON (`results/search/search.json`) it is also what a later search may know from the start (`search.history`), if that is of the same
+model, space, factors, windows and objective: a trial of anything else says nothing, so it is refused.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import InputError, UsageError
+from tasks.artifact import Artifact, Store
+from tasks.records import CARD, SEARCH, TRIAL, backbone_matrices, backbone_record, table
+from tasks.run_trial import Ground, Tried
+from tasks.sealing import digest
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, what proposed its point, and the seconds that this took."""
+
+    point: list[float]
+    tried: Tried
+    proposal: Artifact
+    proposing: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that has ended.
+
+    Attributes:
+        name: its own among those of the run.
+        method, groups, start, seed: what distinguishes it.
+        ground: what its trials share.
+        trials: in the order of their proposals, the failed ones included.
+        best: the ranks and ratios of the best one.
+    """
+
+    name: str
+    method: str
+    groups: int
+    start: str
+    seed: int
+    ground: Ground
+    trials: list[Trial]
+    best: Artifact
+
+    @property
+    def measured(self) -> list[Artifact]:
+        """The trials that were measured."""
+        return [trial.tried.trial for trial in self.trials if trial.tried.trial is not None]
+
+
+def identity(store: Store, ground: Ground) -> dict[str, Any]:
+    """What makes the trials of two searches comparable, in the words in which a difference is told."""
+    return {
+        **place_of(store, ground.backbone, ground.space, ground.multiple),
+        "factors and calibration": digest([each.digest for each in ground.spectra])[:16],
+        "validation windows": table(store, ground.windows, CARD)["token_digest"][:16],
+        "weight of the divergence": ground.measured["divergence"],
+    }
+
+
+def place_of(store: Store, backbone: Artifact, space: Mapping[str, Any], multiple: int | str) -> dict[str, Any]:
+    """The part of the identity that is known before anything is measured: the model, and the variables of the space."""
+    from mgaa.search.space import space_of
+
+    found = space_of(backbone_matrices(store, backbone), **space)
+    variables = {variable.name: variable.parameters for variable in found.variables}
+    return {
+        "model": digest(backbone_record(store, backbone)["files"])[:16],
+        "space": {"variables": variables, "least": found.least, "budget": found.budget, "multiple": multiple},
+    }
+
+
+def state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
+    """The content of `search.json`."""
+    return {
+        search.name: {
+            **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
+            "identity": identity(store, search.ground),
+            "best": table(store, search.best, SEARCH)["best"],
+            "trials": [entry(store, search.ground, trial) for trial in search.trials],
+        }
+        for search in searches
+    }
+
+
+def entry(store: Store, ground: Ground, trial: Trial) -> dict[str, Any]:
+    """One trial for people and for a later search."""
+    from mgaa.search.space import space_of
+
+    space = space_of(backbone_matrices(store, ground.backbone), **ground.space)
+    found: dict[str, Any] = {
+        "point": trial.point,
+        "shares": {variable.name: share for variable, share in space.shares(trial.point).items()},
+        "seconds": trial.tried.seconds,
+        "proposal_seconds": trial.proposing,
+    }
+    if trial.tried.trial is None:
+        return {**found, "error": " ".join(str(trial.tried.error).split())}
+    measured = table(store, trial.tried.trial, TRIAL)
+    evaluation = store.manifest(trial.tried.trial)["facts"]["evaluation_seconds"]
+    names = ("objective", "perplexity", "divergence")
+    return {**found, **{name: measured[name] for name in names}, "evaluation_seconds": evaluation}
+
+
+def read(path: str) -> dict[str, Any]:
+    """What a file of an earlier search says.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    remedy = "give results/search/search.json of a run, or leave search.history out"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"search.history is {path}, which cannot be read ({error.strerror}): {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"search.history is {path}, which is not JSON ({error}): {remedy}") from error
+    searches = content.get("searches") if isinstance(content, dict) else None
+    if not isinstance(searches, dict) or not searches:
+        raise InputError(f"search.history is {path}, which holds no search: {remedy}")
+    return searches
+
+
+def known(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The measured trials of a file that may stand beside those of a search; `wanted` is its identity, or the part known so far.
+
+    Raises:
+        InputError: as `read`.
+        UsageError: none of the searches in the file is comparable; the difference of the first is told.
+    """
+    searches = read(path)
+    fitting = [each for each in searches.values() if not differences(each["identity"], wanted)]
+    if not fitting:
+        name, first = next(iter(searches.items()))
+        raise UsageError(
+            f"search.history is {path}, whose search {name} has {'; '.join(differences(first['identity'], wanted))}: expected trials of the "
+            "same model, space, factors, windows and objective; leave search.history out, or repeat the settings of that search"
+        )
+    return [
+        {"point": trial["point"], "objective": trial["objective"]}
+        for each in fitting
+        for trial in each["trials"]
+        if "objective" in trial
+    ]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What distinguishes two identities, in words."""
+    found = []
+    for name, value in here.items():
+        other = there.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            found += [
+                f"{name}: {key} {other.get(key)} there and {value[key]} here"
+                for key in value
+                if value[key] != other.get(key)
+            ]
+        elif value != other:
+            found.append(f"another {name} ({other} there and {value} here)")
+    return found
