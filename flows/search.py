@@ -2,27 +2,30 @@
 
     python -m flows.search [section.key=value ...]
 
-Every combination of the lists in the section `study` is a search by the Gaussian process; beside it stands random search with the same groups
-and seed. All share one calibration, one decomposition, the validation windows and the dense reference, and every trial is one task and one
-child run in MLflow. The best allocation of each search is measured on the evaluation text, next to MGAA's, in pairs on the same windows.
+Every combination of the lists in the section `study` is a search by the Gaussian process; beside it stands random search with the same
+groups and seed. All share one calibration, one decomposition, the validation windows and the dense reference, and every trial is one
+task and one child run in MLflow. The best allocation of each search is measured on the evaluation text, next to MGAA's, in pairs on the
+same windows.
 """
 
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from typing import Any
 
 from prefect import flow
 
 from flows.compress import Bench
-from flows.evaluate import device
+from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.searching import beside, prepared_ground, rehearsed, search, within
 from flows.workers import runner, share_of_cores
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
+from tasks.assemble import assemble
 from tasks.calibrate import calibrate
+from tasks.evaluate import evaluate
 from tasks.load_backbone import identify, load_backbone
 from tasks.measure import measure
 from tasks.parameters import Parameters
@@ -32,7 +35,7 @@ from tasks.rehearse import rehearse
 from tasks.results import Effort
 from tasks.run_trial import Ground
 from tasks.search_results import FOLDER, publish
-from tasks.study import Final, table_of, write
+from tasks.study import Final, chosen, table_of, write
 from tasks.tracking import Run, tracked
 from tasks.tracking_store import recorded, undisturbed
 from tasks.trials import Search
@@ -45,7 +48,10 @@ def study(parameters: Parameters) -> list[Final]:
     check(p)
     store, where = Store(p.store_path, p.store.lock_timeout), device(p)
     source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
-    with tracked(p, "search", f"search of {len(kinds(p))} kinds and {len(p.study.seeds)} seeds") as run, recording() as executions:
+    with (
+        tracked(p, "search", f"search of {len(kinds(p))} kinds and {len(p.study.seeds)} seeds") as run,
+        recording() as executions,
+    ):
         files = identify(source, revision)
         backbone = load_backbone(store, source=source, revision=revision, dtype=p.backbone.dtype, files=files)
         rehearse(store, backbone, factorizer, [both_levels(p)])
@@ -64,6 +70,8 @@ def study(parameters: Parameters) -> list[Final]:
         ]
         publish(p.folder, store, statistics, searches, mgaa)
         finals = measured(p, store, ground, tokens["evaluation"], searches, mgaa.ranks)
+        if p.evaluation.tasks:
+            finals = evaluated(bench, finals, spectra, searches, **measurement(p, store, texts, tokens))
         write(p.folder / FOLDER, store, finals)
         log(run, store, tokens, searches, finals, Effort.since(began, executions))
     return finals
@@ -77,7 +85,8 @@ def check(p: Parameters) -> None:
     """
     if p.search.method != "gp":
         raise UsageError(
-            f"search.method is {p.search.method!r}, expected gp, which a study compares with random search: add method=bolaco, or search.method=gp"
+            f"search.method is {p.search.method!r}, expected gp, which a study compares with random search: add method=bolaco, or "
+            "search.method=gp"
         )
     check_search(p)
     if p.recovery.method != "none":
@@ -89,7 +98,9 @@ def check(p: Parameters) -> None:
 
 def kinds(p: Parameters) -> list[tuple[str, int, str]]:
     """Method, groups and first trial of the searches of a seed."""
-    by_groups = [[(RANDOM, groups, "random"), *(("gp", groups, start) for start in p.study.start)] for groups in p.study.groups]
+    by_groups = [
+        [(RANDOM, groups, "random"), *(("gp", groups, start) for start in p.study.start)] for groups in p.study.groups
+    ]
     return [kind for kinds in by_groups for kind in kinds]
 
 
@@ -106,17 +117,34 @@ def measured(
     given = p.data.evaluation
     shared: dict[str, Any] = {"length": given.length, "stride": given.stride, "batch_size": p.evaluation.batch_size}
     shared["device"] = ground.measured["device"]
-    chosen: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None), ("mgaa", None, mgaa)]
-    chosen += [(each.name, each, each.best) for each in searches]
+    wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None), ("mgaa", None, mgaa)]
+    wanted += [(each.name, each, each.best) for each in searches]
     with share_of_cores():
         futures = [
             measure.submit(store, ground.backbone, evaluation, ground.spectra if ranks else [], ranks, **shared)
-            for _, _, ranks in chosen
+            for _, _, ranks in wanted
         ]
         return [
             Final(name, found, ranks, future.result())
-            for (name, found, ranks), future in zip(chosen, futures, strict=True)
+            for (name, found, ranks), future in zip(wanted, futures, strict=True)
         ]
+
+
+def evaluated(
+    bench: Bench, finals: list[Final], spectra: list[Artifact], searches: list[Search], **how: Any
+) -> list[Final]:
+    """The same with zero-shot tasks, read back from checkpoints, for the dense model, MGAA and one seed of every kind of search."""
+    names = {"dense", "mgaa", *(each.name for each in chosen(bench.store, searches))}
+
+    def model(ranks: Artifact | None) -> Artifact:
+        if ranks is None:
+            return bench.backbone
+        return assemble(bench.store, bench.backbone, bench.sliced(spectra, ranks))
+
+    return [
+        replace(final, metrics=evaluate(bench.store, model(final.ranks), **how)) if final.name in names else final
+        for final in finals
+    ]
 
 
 def log(

@@ -16,9 +16,10 @@ def runner() -> TaskRunner[Any]:
 
 @contextmanager
 def share_of_cores(tasks: int = WORKERS) -> Iterator[None]:
-    """As many tasks at a time as there are workers compute each on its part of the cores; a thread takes over the number when it first computes.
+    """Inside this block each of so many tasks at a time computes on its part of the cores.
 
-    A small model gains more from half of the cores for each of two than from all cores for one.
+    A small model gains more from half of the cores for each of two than from all cores for one. A thread takes over the number when it
+    first computes.
     """
     import torch
 

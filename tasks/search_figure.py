@@ -14,7 +14,7 @@ LOOKS: dict[tuple[str, str], dict[str, Any]] = {
 
 
 def best_so_far(trials: Any, mgaa: float) -> Any:
-    """Mean over seeds of the least objective up to each evaluation, with the 95 % confidence interval of that mean; a panel per number of groups.
+    """Mean over seeds of the least objective up to each evaluation, with its 95 % confidence interval; a panel per number of groups.
 
     Args:
         trials: the table of trials (`tasks.search_results.COLUMNS`).

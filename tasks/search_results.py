@@ -15,11 +15,11 @@ from typing import Any
 from tasks.artifact import Artifact, Store
 from tasks.figure_style import save, style
 from tasks.figures import ranks as heat_map
-from tasks.records import SEARCH, TRIAL, table
+from tasks.records import TRIAL, table
 from tasks.sealing import readable
 from tasks.search_figure import best_so_far
 from tasks.summarize import allocation
-from tasks.trials import Search, state
+from tasks.trials import Search, least, state
 from tasks.writing import replacing, write_file
 
 FOLDER = "results/search"
@@ -63,12 +63,6 @@ def publish(
 def without_losses(trial: dict[str, Any]) -> dict[str, Any]:
     """A measurement without the losses of its windows."""
     return {name: value for name, value in trial.items() if name != "losses"}
-
-
-def least(store: Store, search: Search) -> float:
-    """The objective of the best trial."""
-    found: float = min(table(store, search.best, SEARCH)["objectives"])
-    return found
 
 
 def frame(searches: dict[str, Any]) -> Any:

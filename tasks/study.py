@@ -1,4 +1,7 @@
-"""The table of a study: what the best allocation of every search is worth on the evaluation text, beside the dense model and MGAA."""
+"""The table of a study: what the best allocation of every search is worth on the evaluation text, beside the dense model and MGAA.
+
+Zero-shot tasks cost more than a perplexity, so of every kind of search they are run for one seed, that of the least objective.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,8 +10,8 @@ from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.bootstrap import Bootstrap, verdict
-from tasks.records import MEASUREMENT, RANKS, SEARCH, table
-from tasks.trials import Search
+from tasks.records import MEASUREMENT, METRICS, RANKS, table
+from tasks.trials import Search, least
 from tasks.writing import write_file
 
 COLUMNS = {
@@ -21,16 +24,19 @@ COLUMNS = {
     **{"evaluation_seconds": "float64", "proposal_seconds": "float64", "seconds": "float64"},
 }
 NAME = "study.csv"
+TASK = "task/"
+"""Before the names of the columns of zero-shot tasks, which depend on the run."""
 
 
 @dataclass(frozen=True)
 class Final:
-    """A model on the evaluation text: the dense one (no ranks), MGAA (no search), or the best of a search."""
+    """A model on the evaluation text: the dense one (no ranks), MGAA (no search), or the best of a search; with `metrics` if tasks were run."""
 
     name: str
     search: Search | None
     ranks: Artifact | None
     measurement: Artifact
+    metrics: Artifact | None = None
 
 
 def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
@@ -49,10 +55,31 @@ def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
             "above_dense": measured["nll"] - dense["nll"],
         }
         if final.search is not None:
-            row |= {"above_mgaa": difference.value, "above_mgaa_low": difference.low, "above_mgaa_high": difference.high}
+            row |= {
+                "above_mgaa": difference.value,
+                "above_mgaa_low": difference.low,
+                "above_mgaa_high": difference.high,
+            }
             row["verdict"] = verdict(difference)
-        rows.append({name: row.get(name) for name in COLUMNS})
+        rows.append({name: row.get(name) for name in COLUMNS} | of_tasks(store, final.metrics))
     return rows
+
+
+def of_tasks(store: Store, metrics: Artifact | None) -> dict[str, float]:
+    """The accuracy of every task that was run."""
+    if metrics is None:
+        return {}
+    return {f"{TASK}{name}": score["acc"] for name, score in table(store, metrics, METRICS)["tasks"].items()}
+
+
+def chosen(store: Store, searches: Sequence[Search]) -> list[Search]:
+    """Of every kind of search the one with the least objective."""
+    found: dict[tuple[str, int, str], Search] = {}
+    for each in searches:
+        kind = (each.method, each.groups, each.start)
+        if kind not in found or least(store, each) < least(store, found[kind]):
+            found[kind] = each
+    return [*found.values()]
 
 
 def of_search(store: Store, search: Search | None) -> dict[str, Any]:
@@ -64,7 +91,7 @@ def of_search(store: Store, search: Search | None) -> dict[str, Any]:
         **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
         "evaluations": len(search.trials),
         "failed": len(search.trials) - len(search.measured),
-        "objective": min(table(store, search.best, SEARCH)["objectives"]),
+        "objective": least(store, search),
         "evaluation_seconds": sum(seconds),
         "proposal_seconds": sum(trial.proposing for trial in search.trials),
         "seconds": sum(trial.tried.seconds + trial.proposing for trial in search.trials),
@@ -75,5 +102,5 @@ def write(folder: Path, store: Store, finals: Sequence[Final]) -> None:
     """Write the table as `study.csv`."""
     from pandas import DataFrame
 
-    frame = DataFrame(table_of(store, finals), columns=[*COLUMNS]).astype(COLUMNS)
+    frame = DataFrame(table_of(store, finals)).astype(COLUMNS)
     write_file(folder / NAME, frame.to_csv(index=False).encode())

@@ -54,6 +54,12 @@ class Search:
         return [trial.tried.trial for trial in self.trials if trial.tried.trial is not None]
 
 
+def least(store: Store, search: Search) -> float:
+    """The objective of the best trial."""
+    found: float = min(table(store, search.best, SEARCH)["objectives"])
+    return found
+
+
 def identity(store: Store, ground: Ground) -> dict[str, Any]:
     """What makes the trials of two searches comparable, in the words in which a difference is told."""
     return {

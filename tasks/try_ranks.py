@@ -1,4 +1,4 @@
-"""The step of a search, try ranks: the objective of one compressed model, which is sliced out of the spectra in memory and never written."""
+"""The step of a search, try ranks: the objective of one compressed model, sliced out of the spectra in memory and never written."""
 
 import time
 from collections.abc import Sequence

@@ -4,8 +4,8 @@ Bolaco (arXiv 2405.10616, 3.3) ties ranks together by type, `{qk, o, gate, up, d
 thousands of evaluations. A variable is the kept share of parameters of its matrices, from `least` to 1, and 1 is dense; value matrices
 are dense always. One group gives 5 variables ("5x1"), four give 20 ("5x4").
 
-Our decision: every point of the unit cube is an allocation that spends the budget. With raw shares `s_i = least + (1 - least) u_i` and `P_i` the
-parameters behind a variable, the shares are `clamp(s_i + t, least, 1)`, where the one shift t makes `sum_i P_i share_i` equal to the budget
+Our decision: every point of the unit cube is an allocation that spends the budget. With raw shares `s_i = least + (1 - least) u_i` and
+`P_i` the parameters behind a variable, the shares are `clamp(s_i + t, least, 1)`, where the one shift t makes `sum_i P_i share_i` equal to the budget
 (the code of the paper draws until a point falls within a tenth below it). Many points so have shares of exactly 1: the shift is what lets
 a search find that a type should stay dense, which costs as much as the largest low rank and has no error. Then ranks are rounded down
 and what is left is refilled (`mgaa.budget`), so that the budget is met like that of any other method.
