@@ -39,7 +39,7 @@ from tasks.parameters import Parameters
 from tasks.recipes import Recipe, recipes
 from tasks.recording import recording
 from tasks.records import backbone_record
-from tasks.rehearse import adds_biases, rehearse
+from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
 from tasks.score_channels import score_channels
 from tasks.search_results import publish as publish_searches
@@ -66,6 +66,7 @@ def compress(parameters: Parameters) -> Results:
         texts = prepared_texts(p, store)
         examples = None if plan is None else examples_of(p, store, backbone, texts)
         tokens = prepared_tokens(p, store, backbone, texts)
+        check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
         measured = measurement(p, store, texts, tokens)
         statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)

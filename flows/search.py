@@ -31,7 +31,7 @@ from tasks.measure import measure
 from tasks.parameters import Parameters
 from tasks.recipes import RANDOM, both_levels, check_search
 from tasks.recording import recording
-from tasks.rehearse import rehearse
+from tasks.rehearse import check_groups, rehearse
 from tasks.results import Effort
 from tasks.run_trial import Ground
 from tasks.search_results import FOLDER, publish
@@ -59,6 +59,7 @@ def study(parameters: Parameters) -> list[Final]:
             rehearsed(p, store, backbone, groups)
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts)
+        check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
         statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra()

@@ -30,7 +30,7 @@ from tasks.parameters import Parameters
 from tasks.points import Measured, Outcome, Point, place, points
 from tasks.recording import recording
 from tasks.records import MEASUREMENT, backbone_record, table
-from tasks.rehearse import adds_biases, rehearse
+from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import Effort
 from tasks.run_point import run_point
 from tasks.sections import Factors, Source
@@ -118,6 +118,9 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
         source: prepared_tokens(p, store, backbone, texts, ("calibration", split))
         for source, backbone in backbones.items()
     }
+    for point in wanted:
+        calibration = tokens[point.backbone]["calibration"]
+        check_groups(store, calibration, (point.factors.method, point.factors.options), p.statistics.groups)
     measured_on, where = getattr(p.data, split), device(p)
     windows = {
         "length": measured_on.length,

@@ -20,7 +20,7 @@ from mgaa.checkpoint import apply_channels, apply_factors, twin_of
 from mgaa.errors import UsageError
 from mgaa.factors import factorize_linear, spectra
 from mgaa.fused import unfuse_
-from mgaa.levels import Chosen, Target, adds_biases, allocate, ratios_of, rehearse
+from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, ratios_of, rehearse
 from mgaa.linalg import Spectrum
 from mgaa.methods import available, method
 from mgaa.ranks import Rank, ladders_of
@@ -75,7 +75,7 @@ def compress_(
         channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
             `mgaa.channels.Pruning`.
         inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before (`mgaa.sequential`).
-        groups: groups of sequences whose means are kept (for pooled covariances).
+        groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
 
@@ -102,6 +102,7 @@ def compress_(
     budget = parameter_budget(matrices, compression)
     rehearse(matrices, target, inputs=inputs, **methods)
     measuring = Measuring(groups, batch_size, expert_tokens)
+    check_groups(methods["factors"], groups, len(tokens))
     run = _sequentially if inputs == "compressed" else _at_once
     given, outcome, cosines = run(model, tokens, matrices, target, measuring, **methods)
     return report(outcome, given, cosines, budget)

@@ -18,7 +18,7 @@ from mgaa.errors import UsageError
 from mgaa.methods import method
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
-from mgaa.statistics import Accumulator
+from mgaa.statistics import Accumulator, InputStatistics
 
 Chosen = tuple[str, Mapping[str, Any]]
 """A method and its options, those that all methods of its section share among them (`band`)."""
@@ -144,12 +144,42 @@ def _flat(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> tuple
     return ladders_of(low, energies, centred=centred, multiple=target.multiple), scores
 
 
-def adds_biases(factors: Chosen) -> bool:
-    """Whether the metric of a factorizer is centred, asked of it on two made-up tokens.
+def check_groups(factors: Chosen, groups: int, sequences: int) -> None:
+    """Refuse fewer calibration sequences than groups where the factorizer depends on groups; the others calibrate on any number.
+
+    Raises:
+        UsageError: there are fewer, or the factorizer or an option of it is refused.
+    """
+    if sequences < groups and uses_groups(factors):
+        raise UsageError(
+            f"statistics.groups is {groups}, but there are {sequences} calibration sequences, expected at least one for each group that "
+            f"factors.method={factors[0]} tells apart: give {groups} (data.calibration.samples), or lower statistics.groups to {sequences}"
+        )
+
+
+def uses_groups(factors: Chosen) -> bool:
+    """Whether the metric of a factorizer depends on which sequences are a group, asked of it on two made-up ones.
 
     Raises:
         UsageError: the factorizer or an option is unknown, or an option is out of range.
     """
-    made_up = Accumulator("a made-up input", groups=1, sequences=1)
-    made_up.update(0, torch.eye(2))
-    return method("factors", *factors)(made_up.finish(), **factors[1]).mean is not None
+    metric, (_, options) = method("factors", *factors), factors
+    together, apart = (metric(_made_up(groups), **options).moment for groups in (1, 2))
+    return not torch.allclose(together, apart)
+
+
+def adds_biases(factors: Chosen) -> bool:
+    """Whether the metric of a factorizer is centred, asked of it on two made-up sequences.
+
+    Raises:
+        UsageError: the factorizer or an option is unknown, or an option is out of range.
+    """
+    return method("factors", *factors)(_made_up(groups=1), **factors[1]).mean is not None
+
+
+def _made_up(groups: int) -> InputStatistics:
+    """Statistics of two sequences of one token, in one group or in two."""
+    accumulator = Accumulator("a made-up input", groups=groups, sequences=2)
+    for sequence, token in enumerate(torch.eye(2)):
+        accumulator.update(sequence, token.unsqueeze(0))
+    return accumulator.finish()

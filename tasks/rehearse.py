@@ -1,6 +1,6 @@
 """The two levels rehearsed right after the backbone is loaded, so that a mistake in the parameters costs no calibration.
 
-No step: it leaves nothing, and takes milliseconds.
+No step: it leaves nothing, and takes milliseconds. Whether there are sequences enough is known once the text is tokenized.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from tasks.artifact import Artifact, Store
 from tasks.ladders import pruning_of
 from tasks.recipes import Recipe
-from tasks.records import backbone_matrices
+from tasks.records import backbone_matrices, token_windows
 
 
 def rehearse(
@@ -67,6 +67,22 @@ def rehearse_search(
     matrices = backbone_matrices(store, backbone)
     ladders = levels.flat_ladders(matrices, levels.Target(space["compression"], multiple), centred=adds_biases(factors))
     space_of(matrices, **space).check(ladders)
+
+
+def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str, Any]], groups: int) -> None:
+    """Refuse fewer calibration sequences than groups where the factorizer depends on groups (`mgaa.levels`).
+
+    Args:
+        tokens: of the calibration.
+        factors: the factorizer and its options.
+        groups: how many were asked for.
+
+    Raises:
+        UsageError: there are fewer.
+    """
+    from mgaa import levels
+
+    levels.check_groups(factors, groups, len(token_windows(store, tokens)))
 
 
 def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:

@@ -30,7 +30,7 @@ TASK = "task/"
 
 @dataclass(frozen=True)
 class Final:
-    """A model on the evaluation text: the dense one (no ranks), MGAA (no search), or the best of a search; with `metrics` if tasks were run."""
+    """A model on the evaluation text: the dense one (no ranks), MGAA (no search), or the best of a search; `metrics` if tasks were run."""
 
     name: str
     search: Search | None

@@ -145,8 +145,8 @@ def known(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not fitting:
         name, first = next(iter(searches.items()))
         raise UsageError(
-            f"search.history is {path}, whose search {name} has {'; '.join(differences(first['identity'], wanted))}: expected trials of the "
-            "same model, space, factors, windows and objective; leave search.history out, or repeat the settings of that search"
+            f"search.history is {path}, whose search {name} has {'; '.join(differences(first['identity'], wanted))}: expected trials "
+            "of the same model, space, factors, windows and objective; leave search.history out, or repeat the settings of that search"
         )
     return [
         {"point": trial["point"], "objective": trial["objective"]}

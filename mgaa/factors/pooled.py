@@ -2,7 +2,7 @@
 
 What the groups differ by is not counted as variance; the bias returns the mean of all tokens. The paper averages the covariances of the
 groups with equal weights; here a group weighs as many tokens as it has, which is the textbook's pooled covariance and the same for
-groups of equal counts.
+groups of equal counts. Fewer calibration sequences than groups are refused before anything is measured (`mgaa.levels.check_groups`).
 """
 
 from mgaa.linalg import Metric

@@ -2,7 +2,8 @@
 
 `gp` is the optimiser of Bolaco (arXiv 2405.10616, 3.3): a Gaussian process with a Matern-5/2 kernel and a length scale for each variable,
 fitted by maximum a posteriori, and the point of largest expected improvement; several points at a time by its batch form (the
-`GPSampler` of optuna, with `logEI` and `qLogEI`). `random` draws points, and is what every search has to beat at the same number of evaluations.
+`GPSampler` of optuna, with `logEI` and `qLogEI`). `random` draws points, and is what every search has to beat at the same number of
+evaluations.
 
 A proposal is a function of the seed, of the number of the trial and of the trials before it, and of nothing else: there is no state to
 save, and a search that was interrupted proposes the same points again. Point k of `random` and the first points of `gp` are the same for

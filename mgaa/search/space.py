@@ -5,10 +5,10 @@ thousands of evaluations. A variable is the kept share of parameters of its matr
 are dense always. One group gives 5 variables ("5x1"), four give 20 ("5x4").
 
 Our decision: every point of the unit cube is an allocation that spends the budget. With raw shares `s_i = least + (1 - least) u_i` and
-`P_i` the parameters behind a variable, the shares are `clamp(s_i + t, least, 1)`, where the one shift t makes `sum_i P_i share_i` equal to the budget
-(the code of the paper draws until a point falls within a tenth below it). Many points so have shares of exactly 1: the shift is what lets
-a search find that a type should stay dense, which costs as much as the largest low rank and has no error. Then ranks are rounded down
-and what is left is refilled (`mgaa.budget`), so that the budget is met like that of any other method.
+`P_i` the parameters behind a variable, the shares are `clamp(s_i + t, least, 1)`, where the one shift t makes `sum_i P_i share_i` equal to
+the budget (the code of the paper draws until a point falls within a tenth below it). Many points so have shares of exactly 1: the shift
+is what lets a search find that a type should stay dense, which costs as much as the largest low rank and has no error. Then ranks are
+rounded down and what is left is refilled (`mgaa.budget`), so that the budget is met like that of any other method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -137,8 +137,8 @@ class Space:
             total = weights + self.fixed
             kinds = ", ".join(sorted({ladder.matrix.role for ladder in ladders if ladder.matrix.name in self.dense}))
             raise UsageError(
-                f"compression {self.compression} is out of reach of this search: {self.fixed:,} of {total:,} linear parameters stay dense "
-                f"({kinds or 'none'}) and every other matrix keeps at least {self.least:g} of its own; the largest reachable compression is "
+                f"compression {self.compression} is out of reach of this search: {self.fixed:,} of {total:,} linear parameters stay "
+                f"dense ({kinds or 'none'}) and every other matrix keeps at least {self.least:g} of its own; the largest reachable compression is "
                 f"{int(1e4 * (1 - floor / total)) / 1e4:.4f} (a smaller search.least or fewer types in search.dense reach further)"
             )
 

@@ -207,6 +207,12 @@ FAULTS = {
     "too few tokens": Fault(
         given("data.calibration.samples=100000"), 3, "fill .* windows of 32 tokens, but 100000 are needed"
     ),
+    "fewer sequences than groups": Fault(
+        given("factors.method=pooled", "statistics.groups=25"),
+        2,
+        r"statistics\.groups is 25, but there are 24 calibration sequences, .*lower statistics\.groups to 24",
+        LOADED | {"read_texts", "tokenize"},
+    ),
     "no document": Fault(given("data.calibration.to=0.001"), 3, "No document of 120 lies between"),
     "sequences longer than the model": Fault(
         given("data.calibration.length=256"), 2, r"data.calibration.length is 256, expected at most 128"

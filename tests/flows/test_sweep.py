@@ -245,6 +245,10 @@ MISTAKES = {
     "sweep.compression=[0.2,0.99]": ("compression 0.99 is out of reach", {"load_backbone"}),
     "sweep.ratios=[{method: softmax, temperature: -1.0}]": ("ratios.temperature is -1.0", {"load_backbone"}),
     "sweep.factors=[{method: asvd, alpha: -1.0}]": ("alpha", {"load_backbone"}),
+    "sweep.factors=[afm,pooled]; statistics.groups=25": (
+        "but there are 24 calibration sequences",
+        {"load_backbone", "read_texts", "tokenize"},
+    ),
 }
 
 
@@ -252,7 +256,7 @@ MISTAKES = {
 def test_a_mistake_is_told_before_anything_is_measured(mistake: str, empty: Laboratory, tmp_path: Path) -> None:
     lab = empty.copy(tmp_path / "mistaken", store=False)
     message, before = MISTAKES[mistake]
-    outcome = lab.run(*GRID, mistake, flow=sweep)
+    outcome = lab.run(*GRID, *mistake.split("; "), flow=sweep)
     assert (outcome.code, outcome.message.count("\n")) == (2, 1)
     assert message in outcome.message
     assert outcome.executed.keys() <= before

@@ -138,7 +138,7 @@ def test_every_method_compresses_within_the_budget(
     if reads_file(section, name):
         chosen["path"] = tmp_path / "found.json"
         mgaa.compress_(tiny("qwen3"), tokens, compression=0.3).save(chosen["path"])
-    report = mgaa.compress_(model, tokens, compression=0.3, **{section: chosen})  # type: ignore[arg-type]
+    report = mgaa.compress_(model, tokens, compression=0.3, groups=len(tokens), **{section: chosen})  # type: ignore[arg-type]
     assert linear_parameters(model, dense) <= parameter_budget(matrices_of(dense), 0.3)
     verbatim = section == "ranks" and constant(section, name, "VERBATIM", False)
     assert report.budget_left < 200 or verbatim  # a step of the largest of these matrices
@@ -237,6 +237,7 @@ def test_a_mapping_that_was_given_is_not_changed(tiny: Tiny, tokens: Tensor) -> 
         ),
         ({"ratios": {"method": "softmax", "band": 0.0}}, r"ratios\.band is 0\.0, expected a positive number"),
         ({"batch_size": 0}, r"batch_size is 0, expected whole numbers from 1 on"),
+        ({"factors": "pooled"}, r"groups is 32, but there are 8 calibration sequences, expected at least one for each"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_the_model_stays_as_it_was(
@@ -261,6 +262,8 @@ def test_what_cannot_be_done_is_refused_and_the_model_stays_as_it_was(
         {"ranks": {"method": "energy", "power": 0.0}},
         {"ranks": {"method": "uniform", "multiple": 64}},
         {"compression": 0.99},
+        {"factors": "pooled", "groups": 2},
+        {"factors": "pooled", "inputs": "compressed"},
     ],
 )
 def test_a_wrong_method_option_or_target_is_noticed_before_anything_is_calibrated(

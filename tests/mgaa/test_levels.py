@@ -3,6 +3,7 @@
 The methods that read a file are given what softmax and the common energy have found.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,12 @@ from transformers import PreTrainedModel
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.errors import UsageError
 from mgaa.factors import spectra
-from mgaa.levels import Chosen, Target, adds_biases, allocate, rehearse
-from mgaa.methods import available, constant
+from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, rehearse, uses_groups
+from mgaa.methods import available, constant, method
 from mgaa.ranks import Rank, ladders_of
 from mgaa.streaming import stream_statistics
 from tests.mgaa.allocations import reads_file, written
+from tests.mgaa.layers import gather, layer
 
 BLOCK = {
     "q": ("attention", 256, 256),
@@ -167,6 +169,25 @@ def test_a_factorizer_says_without_data_whether_it_adds_biases(name: str, tiny: 
     block = next(stream_statistics(model, torch.arange(60).reshape(4, 15)))
     weights = {"self_attn.q_proj": model.get_parameter("model.layers.0.self_attn.q_proj.weight").detach()}
     assert adds_biases((name, {})) == (spectra(weights, block, name)["self_attn.q_proj"].mean is not None)
+
+
+@pytest.mark.parametrize("name", available("factors"))
+def test_fewer_sequences_than_groups_are_refused_by_those_factorizers_that_the_groups_change(name: str) -> None:
+    it = layer(24, 64)
+    one, four = (method("factors", name, {})(gather(it.x, groups=groups).of("linear")).moment for groups in (1, 4))
+    said = outcome_of(lambda: check_groups((name, {}), 32, 31))
+    assert bool(said) == (not torch.allclose(one, four))
+    assert not said or re.fullmatch(
+        rf"statistics\.groups is 32, but there are 31 calibration sequences, expected .* that factors\.method={name} tells apart: "
+        r"give 32 \(data\.calibration\.samples\), or lower statistics\.groups to 31",
+        said,
+    )
+    check_groups((name, {}), 32, 32)
+
+
+def test_the_groups_change_pooled_and_not_afm() -> None:
+    assert uses_groups(("pooled", {}))
+    assert not uses_groups(("afm", {}))
 
 
 def test_an_option_of_the_factorizer_is_rehearsed_as_well() -> None:
