@@ -27,6 +27,7 @@ from tasks.sections import (
     Recovery,
     Search,
     Section,
+    Sensitivity,
     Statistics,
     StoreSection,
     Study,
@@ -57,6 +58,7 @@ class Parameters(Section):
     evaluation: Evaluation
     sweep: Sweep
     study: Study
+    sensitivity: Sensitivity
     store: StoreSection
     tracking: Tracking
     _folder: Path = PrivateAttr(default_factory=Path.cwd)

@@ -207,6 +207,12 @@ class Study(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="seeds")
 
 
+class Sensitivity(Section):
+    """Every type of matrix compressed alone (flows.sensitivity)."""
+
+    compression: list[Compression] = Field(min_length=1, description="fractions of the parameters of a type to remove")
+
+
 class Recovery(Section):
     """What is done after compression to win back quality."""
 

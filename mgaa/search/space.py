@@ -137,9 +137,9 @@ class Space:
             total = weights + self.fixed
             kinds = ", ".join(sorted({ladder.matrix.role for ladder in ladders if ladder.matrix.name in self.dense}))
             raise UsageError(
-                f"compression {self.compression} is out of reach of this search: {self.fixed:,} of {total:,} linear parameters stay "
-                f"dense ({kinds or 'none'}) and every other matrix keeps at least {self.least:g} of its own; the largest reachable compression is "
-                f"{int(1e4 * (1 - floor / total)) / 1e4:.4f} (a smaller search.least or fewer types in search.dense reach further)"
+                f"compression {self.compression} is out of reach of this search: {self.fixed:,} of {total:,} linear parameters stay dense "
+                f"({kinds or 'none'}) and every other matrix keeps at least {self.least:g} of its own; the largest reachable compression "
+                f"is {int(1e4 * (1 - floor / total)) / 1e4:.4f} (a smaller search.least or fewer types in search.dense reach further)"
             )
 
 

@@ -1,0 +1,140 @@
+"""How much a model minds the compression of each type of matrix alone: the study that Bolaco begins with (arXiv 2405.10616, 2.2).
+
+    python -m flows.sensitivity [section.key=value ...]
+
+Every type (q, k, v, o, gate, up, down) is compressed in all blocks at each fraction of the list `sensitivity.compression`, everything else
+stays dense, and the perplexity of the validation text is measured. All models are slices of the decomposition that the other flows use.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+from itertools import product
+from typing import Any
+
+from prefect import flow, unmapped
+
+from flows.compress import Bench
+from flows.evaluate import device
+from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.show import PLAIN
+from flows.workers import runner, share_of_cores
+from mgaa.errors import UsageError
+from tasks.allocate_point import allocate_point
+from tasks.artifact import Artifact, Store
+from tasks.calibrate import calibrate
+from tasks.load_backbone import identify, load_backbone
+from tasks.measure import measure
+from tasks.parameters import Parameters
+from tasks.recording import recording
+from tasks.records import backbone_matrices
+from tasks.rehearse import check_groups, rehearse_search
+from tasks.results import Effort
+from tasks.sensitivity_table import NAME, Alone, frame, publish, rows
+from tasks.tracking import tracked
+from tasks.tracking_store import recorded, undisturbed
+
+ANY = [0.5]
+"""The one point of a space of one variable, whose share the budget alone decides."""
+
+
+@flow(name="sensitivity", task_runner=runner(), validate_parameters=False)
+def sensitivity(parameters: Parameters) -> list[Alone]:
+    """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
+    p, began = parameters, time.perf_counter()
+    check(p)
+    store, where = Store(p.store_path, p.store.lock_timeout), device(p)
+    source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
+    with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording() as executions:
+        files = identify(source, revision)
+        backbone = load_backbone(store, source=source, revision=revision, dtype=p.backbone.dtype, files=files)
+        types = sizes(store, backbone)
+        wanted = [*product(types, p.sensitivity.compression)]
+        spaces = [alone(types, name, fraction) for name, fraction in wanted]
+        for space in spaces:
+            rehearse_search(store, backbone, factorizer, space, p.ranks.multiple)
+        texts = prepared_texts(p, store)
+        tokens = prepared_tokens(p, store, backbone, texts, ("calibration", "validation"))
+        check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
+        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
+        spectra = Bench(p, store, backbone, tokens["calibration"], statistics, where).spectra()
+        windows: dict[str, Any] = {"length": p.data.validation.length, "stride": None, "device": where}
+        windows["batch_size"] = p.evaluation.batch_size
+        dense = measure(store, backbone, tokens["validation"], [], None, **windows)
+        same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
+        with share_of_cores():
+            ranks = allocate_point.map(space=spaces, point=unmapped(ANY), multiple=p.ranks.multiple, **same).result()
+            measured = measure.map(ranks=ranks, tokens=unmapped(tokens["validation"]), **windows, **same).result()
+        found = [
+            Alone(*each) for each in zip((n for n, _ in wanted), (f for _, f in wanted), ranks, measured, strict=True)
+        ]
+        table = rows(store, dense, found, types)
+        publish(p.folder, table)
+        effort = Effort.since(began, executions)
+
+        def record() -> None:
+            values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
+            run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
+            run.log_lineage(store, {"dense": dense, "measurement": [each.measurement for each in found]})
+            run.log_texts(store, tokens)
+            run.log_files("results", [p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")])
+
+        with recorded(p.tracking_uri):
+            undisturbed(record)
+    return found
+
+
+def check(p: Parameters) -> None:
+    """Refuse what shares no decomposition.
+
+    Raises:
+        UsageError: inputs behind compressed blocks.
+    """
+    if p.statistics.inputs != "dense":
+        raise UsageError(
+            "statistics.inputs is 'compressed', under which no two models share a decomposition: set statistics.inputs=dense"
+        )
+
+
+def sizes(store: Store, backbone: Artifact) -> dict[str, int]:
+    """Parameters of all matrices of each type."""
+    found: dict[str, int] = {}
+    for matrix in backbone_matrices(store, backbone):
+        found[matrix.role] = found.get(matrix.role, 0) + matrix.parameters
+    return found
+
+
+def alone(types: dict[str, int], name: str, fraction: float) -> dict[str, Any]:
+    """The space (arguments of `mgaa.search.space_of`) in which this type alone is compressed, by this fraction of its parameters."""
+    compression = fraction * types[name] / sum(types.values())
+    least = min(0.2, (1 - fraction) / 2)  # below what is asked for
+    return {
+        "compression": compression,
+        "dense": [other for other in types if other != name],
+        "least": least,
+        "tied": {},
+    }
+
+
+def show(parameters: Parameters) -> None:
+    """Print the last table, types as rows."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = frame(parameters.folder)
+    grid = table.pivot(index="type", columns="compression", values="above_dense").loc[[*dict.fromkeys(table.type)]]
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    found.add_column("log-perplexity above dense at")
+    for fraction in grid.columns:
+        found.add_column(f"{fraction:g}", justify="right")
+    for name, row in grid.iterrows():
+        found.add_row(f"{name} alone", *(f"{value:+.4f}" for value in row))
+    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN).print(found)
+    print(f"Table   {NAME}.csv\nFigure  {NAME}.png, {NAME}.svg")
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(sensitivity, show=show))
