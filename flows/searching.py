@@ -35,7 +35,8 @@ from tasks.trials import Search, Trial, entry, identity, known, place_of
 from tasks.try_ranks import try_ranks
 
 SELECTION_SEED = 0
-"""Of the random allocations that choose the windows: the same for every search, so that all of them are measured on the same text."""
+"""Of the random allocations that choose the windows: the same for every search, so that all of them are measured on the same text (they are
+the first that random search with this seed and one group tries)."""
 
 
 def prepared_ground(

@@ -5,8 +5,8 @@ Statistics live for one block at a time, and so do dense weights in float64; wit
 the ranks are known, with compressed ones every block is done before the next is measured (`mgaa.sequential`).
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from jaxtyping import Int
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mgaa.architectures import matrices_of
-from mgaa.budget import Matrix, parameter_budget
+from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.channels import Channels, Pruning, Scores, score
 from mgaa.checkpoint import apply_channels, apply_factors, twin_of
 from mgaa.errors import UsageError
@@ -108,6 +108,55 @@ def compress_(
     return report(outcome, given, cosines, budget)
 
 
+@dataclass(frozen=True, eq=False)
+class Decomposed:
+    """What all allocations of a model share.
+
+    Attributes:
+        spectra: of every matrix that is factorized, by name.
+        ladders: theirs, in model order.
+        scores: of the FFNs that are pruned.
+        cosines: by sublayer.
+    """
+
+    spectra: dict[str, Spectrum]
+    ladders: list[Ladder]
+    scores: dict[Channels, Scores]
+    cosines: dict[str, float]
+
+    def put_(self, model: PreTrainedModel, outcome: Sequence[Rank]) -> None:
+        """Put the factors of these ranks into the model, or into a twin of it."""
+        ranked = {r.matrix.name: r.rank for r in outcome if r.rank is not None}
+        apply_factors(model, {n: factorize_linear(model, n, self.spectra[n], rank) for n, rank in ranked.items()})
+
+
+def decomposed(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "s t"],
+    matrices: Sequence[Matrix],
+    target: Target,
+    measuring: Measuring,
+    factors: Chosen,
+) -> Decomposed:
+    """Measure every block on dense inputs and decompose its matrices; nothing of the model changes."""
+    name, options = factors
+    low, pruned = target.parts(matrices)
+    cosines: dict[str, float] = {}
+    found: dict[str, Spectrum] = {}
+    scores: dict[Channels, Scores] = {}
+    for index, block in enumerate(stream_statistics(model, tokens, **asdict(measuring))):
+        weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
+        inside = {m.local: m.name for m in low if m.block == index}
+        here = spectra({local: weights[local] for local in inside}, block, name, **options)
+        found |= {inside[local]: spectrum for local, spectrum in here.items()}
+        scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
+        cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
+    energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
+    centred = any(spectrum.mean is not None for spectrum in found.values())
+    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple)
+    return Decomposed(found, ladders, scores, cosines)
+
+
 def _at_once(
     model: PreTrainedModel,
     tokens: Int[Tensor, "s t"],
@@ -120,29 +169,14 @@ def _at_once(
     ranks: Chosen,
 ) -> Allocated:
     """Dense inputs: every block is measured before the first is compressed."""
-    name, options = factors
-    low, pruned = target.parts(matrices)
-    cosines: dict[str, float] = {}
-    decomposed: dict[str, Spectrum] = {}
-    scores: dict[Channels, Scores] = {}
-    for index, block in enumerate(stream_statistics(model, tokens, **asdict(measuring))):
-        weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
-        inside = {m.local: m.name for m in low if m.block == index}
-        found = spectra({local: weights[local] for local in inside}, block, name, **options)
-        decomposed |= {inside[local]: spectrum for local, spectrum in found.items()}
-        scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
-        cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
-
-    energies = {name: spectrum.energies.cpu() for name, spectrum in decomposed.items()}
-    centred = any(spectrum.mean is not None for spectrum in decomposed.values())
-    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple)
-    given, outcome = allocate(ladders, cosines, target, ratios, ranks, scores)
-    ranked = {r.matrix.name: r.rank for r in outcome if r.rank is not None}
-    apply_factors(model, {name: factorize_linear(model, name, decomposed[name], rank) for name, rank in ranked.items()})
+    measured = decomposed(model, tokens, matrices, target, measuring, factors)
+    scores = measured.scores
+    given, outcome = allocate(measured.ladders, measured.cosines, target, ratios, ranks, scores)
+    measured.put_(model, outcome)
     widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
     kept = {c.matrices[0].block: s.kept(widths[c.sublayer], c.pruning.keep_least) for c, s in scores.items()}
     apply_channels(model, kept)
-    return given, outcome, cosines
+    return given, outcome, measured.cosines
 
 
 def _sequentially(

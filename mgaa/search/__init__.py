@@ -5,13 +5,28 @@
     selection  on which windows: those whose perplexity varies most between random allocations
     optimizer  where next: a Gaussian process with expected improvement, or random points
 
+    compress   all of it in one call, in memory
+
 Every trial is a slice of the one decomposition that all allocations share, so it costs its evaluation. A proposal of the Gaussian process
 needs optuna (`pip install 'mgaa[search]'`).
 """
 
+from mgaa.search.compress import Trial, compress_by_search_
 from mgaa.search.objective import Score, objective, reference
 from mgaa.search.optimizer import Found, propose
 from mgaa.search.selection import most_telling
 from mgaa.search.space import Space, Variable, space_of
 
-__all__ = ["Found", "Score", "Space", "Variable", "most_telling", "objective", "propose", "reference", "space_of"]
+__all__ = [
+    "Found",
+    "Score",
+    "Space",
+    "Trial",
+    "Variable",
+    "compress_by_search_",
+    "most_telling",
+    "objective",
+    "propose",
+    "reference",
+    "space_of",
+]

@@ -75,7 +75,7 @@ class Space:
         return len(self.variables)
 
     def shares(self, point: Sequence[float]) -> dict[Variable, float]:
-        """The kept share of every variable at a point of the unit cube; they spend the budget exactly, before ranks are rounded.
+        """The kept share of every variable at a point of the unit cube; before ranks are rounded they remove exactly `compression`.
 
         Raises:
             UsageError: the point is not in the cube, or of another dimension.
@@ -87,7 +87,8 @@ class Space:
             )
         raw = self.least + (1 - self.least) * torch.tensor(point, dtype=torch.float64)
         weights = torch.tensor([variable.parameters for variable in self.variables], dtype=torch.float64)
-        shifted = _shifted(raw, weights, self.least, self.budget - self.fixed)
+        kept = (1 - self.compression) * (float(weights.sum()) + self.fixed) - self.fixed
+        shifted = _shifted(raw, weights, self.least, kept)
         return dict(zip(self.variables, shifted.tolist(), strict=True))
 
     def nearest(self, kept: Mapping[str, float]) -> list[float]:

@@ -1,0 +1,140 @@
+"""Bolaco in one call, in memory (arXiv 2405.10616): the search as a loop, through the same functions as the pipeline.
+
+    report, trials = compress_by_search_(model, calibration, validation, compression=0.2)
+
+One calibration and one decomposition serve all trials; each puts its factors into a twin that shares every other tensor with the model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from mgaa.architectures import matrices_of
+from mgaa.checkpoint import twin_of
+from mgaa.compress import Decomposed, decomposed
+from mgaa.errors import NumericalError, UsageError
+from mgaa.fused import unfuse_
+from mgaa.levels import Target, adds_biases, check_groups, flat_ladders
+from mgaa.perplexity import perplexity
+from mgaa.report import Report, report
+from mgaa.search.objective import WEIGHT, objective, reference
+from mgaa.search.optimizer import Found, drawn, propose, require
+from mgaa.search.selection import most_telling
+from mgaa.search.space import Space, space_of
+from mgaa.streaming import Measuring
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One allocation that was tried; `objective` is `None` where a loss was not finite, which `error` then says."""
+
+    point: list[float]
+    objective: float | None
+    error: str = ""
+
+
+def compress_by_search_(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "s t"],
+    validation: Int[Tensor, "n l"],
+    *,
+    compression: float = 0.2,
+    factors: str = "pooled",
+    method: str = "gp",
+    groups: int = 1,
+    dense: Sequence[str] = ("v",),
+    least: float = 0.2,
+    evaluations: int = 50,
+    initial: int = 3,
+    windows: int = 100,
+    selection: int = 20,
+    divergence: float = WEIGHT,
+    multiple: int | str = "auto",
+    seed: int = 0,
+    measuring: Measuring | None = None,
+) -> tuple[Report, list[Trial]]:
+    """Compress a transformers causal language model in place, by the best allocation that a search finds.
+
+    Args:
+        model: with an entry in `mgaa.architectures`.
+        tokens: calibration token ids, (sequences, length), without padding.
+        validation: windows that are neither calibration nor test text.
+        compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
+        factors: the factorizer.
+        method, evaluations, initial, seed: of the search (`mgaa.search.optimizer`).
+        groups, dense, least: of the space (`mgaa.search.space`).
+        windows, selection: how many of the validation windows are used, and how many random allocations choose them; with a `selection` of
+            0 the first ones are taken. All of them are used where there are no more than `windows`.
+        divergence: weight of the divergence in the objective (`mgaa.search.objective`).
+        multiple: the step between ranks.
+        measuring: of the calibration; by default as in `mgaa.compress_`.
+
+    Returns:
+        What was done, and every trial in order.
+
+    Raises:
+        UsageError: a parameter is out of reach or unknown; this is found before anything is measured.
+        InputError: the model or the tokens cannot be used.
+        NumericalError: a weight or an activation is not finite, or no trial could be measured.
+    """
+    require(method)
+    if evaluations < 1:
+        raise UsageError(f"evaluations is {evaluations}, expected a positive whole number of trials")
+    matrices = matrices_of(unfuse_(model))
+    space = space_of(matrices, compression=compression, groups=groups, dense=dense, least=least)
+    target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or Measuring()
+    space.check(flat_ladders(matrices, target, centred=adds_biases(chosen)))
+    check_groups(chosen, how.groups, len(tokens))
+    shared = decomposed(model, tokens, matrices, target, how, chosen)
+    if selection and len(validation) > windows:
+        coarse = space_of(matrices, compression=compression, dense=dense, least=least)
+        validation = validation[_telling(model, shared, coarse, validation, windows, selection)]
+    else:
+        validation = validation[:windows]
+    hidden = reference(twin_of(model), validation) if divergence else None
+    trials: list[Trial] = []
+    for number in tqdm(range(evaluations), desc="searching ranks", disable=None):
+        point = propose(method, _found(trials), dimensions=len(space), first=number, seed=seed, initial=initial)[0]
+        try:
+            score = objective(_compressed(model, shared, space, point), validation, hidden, weight=divergence)
+            trials.append(Trial(point, score.objective))
+        except NumericalError as error:
+            trials.append(Trial(point, None, str(error)))
+    values = {index: trial.objective for index, trial in enumerate(trials) if trial.objective is not None}
+    if not values:
+        raise NumericalError(
+            f"all {evaluations} trials failed, expected one that can be measured; the last: {trials[-1].error}"
+        )
+    ratios, ranks = space.allocate(shared.ladders, trials[min(values, key=lambda index: values[index])].point)
+    shared.put_(model, ranks)
+    return report(ranks, ratios, shared.cosines, space.budget), trials
+
+
+def _compressed(model: PreTrainedModel, shared: Decomposed, space: Space, point: list[float]) -> PreTrainedModel:
+    """The model at a point; `model` stays as it is."""
+    twin = twin_of(model)
+    shared.put_(twin, space.allocate(shared.ladders, point)[1])
+    return twin
+
+
+def _telling(
+    model: PreTrainedModel, shared: Decomposed, space: Space, windows: Int[Tensor, "n l"], number: int, allocations: int
+) -> Int[Tensor, " k"]:
+    """The windows that tell random allocations apart."""
+    points = [drawn(0, index, len(space)) for index in range(allocations)]
+    stream, length = windows.flatten(), windows.shape[1]
+    measured = [perplexity(_compressed(model, shared, space, point), stream, length=length) for point in points]
+    losses = torch.tensor([each.losses for each in measured], dtype=torch.float64)
+    return most_telling(losses, measured[0].counts, number)[0]
+
+
+def _found(trials: Sequence[Trial]) -> Found:
+    measured = [(trial.point, trial.objective) for trial in trials if trial.objective is not None]
+    failed = [trial.point for trial in trials if trial.objective is None]
+    return Found([point for point, _ in measured], [value for _, value in measured], failed)
