@@ -3,8 +3,9 @@
     python benchmarks/recovery.py [--only METHOD:TUNE[,METHOD:TUNE ...]] NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
 For each backbone and compression: `python -m flows.compress` (in this process) by each method with recovery of 300 steps of 16 sequences, tuning
-the product and tuning the factors, or those of `--only`, where TUNE may also be `diagonals` (with the rank, the rate and the micro-batches of Bolaco's code). Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next
-20 % choose the best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
+the product and tuning the factors, or those of `--only`, where TUNE may also be `diagonals` (with the rank, the rate and the micro-batches of
+Bolaco's code). Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next 20 % choose the
+best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
 """
 
 import json
@@ -44,7 +45,7 @@ def row(given: list[str], target: float, wanted: list[str]) -> str:
     cells: dict[str, str] = {}
     for method, tune in (each.split(":") for each in wanted):
         way = DIAGONALS if tune == "diagonals" else (f"recovery.tune={tune}",)
-        models = run([*RECOVERY, *given, *way, f"method={method}", f"ratios.compression={target}"])
+        models = run([*RECOVERY, *way, *given, f"method={method}", f"ratios.compression={target}"])
         cells["dense"] = f"{models['dense']['perplexity']:.3f} ± {models['dense']['perplexity_stderr']:.3f}"
         if method == "mgaa":
             cells["uniform"] = f"{models['uniform']['perplexity']:.3f}"
