@@ -155,8 +155,8 @@ class Recovery(Section):
     """What is done after compression to win back quality."""
 
     method: Literal["none", "lora", "diagonals"] = Field(
-        description="none: the compressed model is final; lora: every linear is tuned by an update of low rank, which is folded into the "
-        "weights; diagonals: low-rank layers are, by scaling their leading directions, at equal budget (Bolaco)"
+        description="none: the compressed model is final; lora: all linears are tuned by LoRA, which is folded into the weights; "
+        "diagonals: the leading directions of the low-rank ones are scaled, at equal budget (Bolaco)"
     )
     tune: Literal["product", "factors"] = Field(
         default="product",
