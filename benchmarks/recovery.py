@@ -3,8 +3,9 @@
     python benchmarks/recovery.py [--only METHOD:TUNE[,METHOD:TUNE ...]] NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
 For each backbone and compression: `python -m flows.compress` (in this process) by each method with recovery of 300 steps of 16 sequences, tuning
-the product and tuning the factors, or those of `--only`. Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next
-20 % choose the best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
+the product and tuning the factors, or those of `--only`, where TUNE may also be `diagonals` (with the rank, the rate and the micro-batches of
+Bolaco's code). Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next 20 % choose the
+best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
 """
 
 import json
@@ -18,6 +19,7 @@ from tasks.parameters import load
 TARGETS = (0.2, 0.5)
 WANTED = ["mgaa:product", "mgaa:factors", "lorap:product", "lorap:factors"]
 RECOVERY = ("recovery.method=lora", "recovery.steps=300", "recovery.batch=16", "recovery.micro_batch=16")
+DIAGONALS = ("recovery.method=diagonals", "recovery.rank=64", "recovery.rate=0.01", "recovery.micro_batch=8")
 RANGES = {"calibration": (0.0, 0.4), "validation": (0.4, 0.6), "evaluation": (0.6, 1.0), "recovery": (0.0, 0.4)}
 
 
@@ -42,8 +44,8 @@ def row(given: list[str], target: float, wanted: list[str]) -> str:
     """One compression."""
     cells: dict[str, str] = {}
     for method, tune in (each.split(":") for each in wanted):
-        chosen = [f"method={method}", f"recovery.tune={tune}", f"ratios.compression={target}"]
-        models = run([*RECOVERY, *given, *chosen])
+        way = DIAGONALS if tune == "diagonals" else (f"recovery.tune={tune}",)
+        models = run([*RECOVERY, *way, *given, f"method={method}", f"ratios.compression={target}"])
         cells["dense"] = f"{models['dense']['perplexity']:.3f} ± {models['dense']['perplexity_stderr']:.3f}"
         if method == "mgaa":
             cells["uniform"] = f"{models['uniform']['perplexity']:.3f}"
@@ -51,8 +53,16 @@ def row(given: list[str], target: float, wanted: list[str]) -> str:
         cells[f"{method} {tune}"] = f"{models[method]['perplexity']:.3f}"
         cells[f"{method} {tune} removed"] = f"{models[method]['compression']:.3f}"
     after = " / ".join(cells.get(f"{method} product removed", "") for method in ("mgaa", "lorap"))
-    names = ("dense", "uniform", "mgaa", "mgaa product", "mgaa factors", "lorap", "lorap product", "lorap factors")
-    return f"| {target} | {' | '.join(cells.get(name, '') for name in names)} | {after} |"
+    return f"| {target} | {' | '.join(cells.get(name, '') for name in columns(wanted))} | {after} |"
+
+
+def columns(wanted: list[str]) -> dict[str, str]:
+    """The heads of the cells, by their names; those of the diagonals where they are wanted."""
+    heads = {"dense": "dense ± s.e.", "uniform": "uniform"}
+    for method, head in (("mgaa", "MGAA"), ("lorap", "LoRAP")):
+        heads |= {method: head, f"{method} product": "+ product", f"{method} factors": "+ factors"}
+        heads |= {f"{method} diagonals": "+ diagonals"} if f"{method}:diagonals" in wanted else {}
+    return heads
 
 
 def main() -> None:
@@ -61,11 +71,11 @@ def main() -> None:
     if arguments[:1] == ["--only"]:
         wanted, arguments = arguments[1].split(","), arguments[2:]
     extra = [given for given in arguments if "." in given.split("=", 1)[0]]
-    head = "| compression | dense ± s.e. | uniform | MGAA | + product | + factors | LoRAP | + product | + factors | removed after product: MGAA / LoRAP |"
+    heads = ["compression", *columns(wanted).values(), "removed after product: MGAA / LoRAP"]
     for given in (each for each in arguments if each not in extra):
         name, place = given.split("=", 1)
         changed = [*overrides(*place.rsplit(":", 1)), *extra]
-        print(f"\n### {name}\n\n{head}\n|{'---|' * 10}", flush=True)
+        print(f"\n### {name}\n\n| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
         for target in TARGETS:
             print(row(changed, target, wanted), flush=True)
 

@@ -31,7 +31,7 @@ def plan_of(p: Parameters) -> dict[str, Any] | None:
     from mgaa.recovery.precision import resolve
 
     plan = Plan(**p.recovery.plan)
-    require()
+    require(plan)
     return {**p.recovery.plan, "precision": resolve(plan.precision, torch.device(device(p)))}
 
 

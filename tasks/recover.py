@@ -1,4 +1,4 @@
-"""Step 9c, recover: the compressed checkpoint tuned by LoRA, which is then folded into its weights (`mgaa.recovery`).
+"""Step 9c, recover: the compressed checkpoint tuned by small updates, which are then folded into its weights (`mgaa.recovery`).
 
 Training may take hours, so the step resumes: its checkpoints lie in the store until it has ended.
 """

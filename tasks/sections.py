@@ -216,20 +216,21 @@ class Sensitivity(Section):
 class Recovery(Section):
     """What is done after compression to win back quality."""
 
-    method: Literal["none", "lora"] = Field(
-        description="none: the compressed model is final; lora: it is tuned by LoRA, which is folded into its weights"
+    method: Literal["none", "lora", "diagonals"] = Field(
+        description="none: the compressed model is final; lora: all linears are tuned by LoRA, which is folded into the weights; "
+        "diagonals: the leading directions of the low-rank ones are scaled, at equal budget (Bolaco)"
     )
     tune: Literal["product", "factors"] = Field(
         default="product",
-        description="product: low-rank layers as a whole, whose ranks rise by that of LoRA; factors: A and B, at equal budget",
+        description="of lora: product: low-rank layers as a whole, whose ranks rise by that of LoRA; factors: A and B, at equal budget",
     )
     epochs: Annotated[float, Field(gt=0)] = Field(default=2.0, description="passes over the examples")
     steps: Positive | None = Field(default=None, description="optimizer steps in place of epochs; null: epochs")
     rate: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="highest learning rate")
     batch: Positive = Field(default=64, description="sequences per optimizer step")
     micro_batch: Positive = Field(default=4, description="sequences per forward pass; the rest is accumulated")
-    rank: Positive = Field(default=8, description="rank of the updates")
-    alpha: Positive = Field(default=16, description="the updates are scaled by alpha / rank")
+    rank: Positive = Field(default=8, description="of the updates of lora; leading directions of diagonals")
+    alpha: Positive = Field(default=16, description="of lora: the updates are scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="of what enters the updates")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.06, description="share of the steps with a rising rate"
@@ -247,8 +248,8 @@ class Recovery(Section):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Arguments of `mgaa.recovery.Plan`."""
-        return self.model_dump(exclude={"method"})
+        """Arguments of `mgaa.recovery.Plan`, where there is a method."""
+        return self.model_dump()
 
 
 class Evaluation(Section):

@@ -4,12 +4,13 @@
     examples = from_instructions(read_instructions("alpaca.json"), tokenizer)
     curve = recover_(model, examples, validation, plan, folder="recovery")
 
-LoRAP (arXiv 2404.09695, 3.4) does it by LoRA; so does this package, for any mixture of low-rank, pruned and dense linears. The weights
+LoRAP (arXiv 2404.09695, 3.4) does it by LoRA; so does this package, for any mixture of low-rank, pruned and dense linears (lora.py). Bolaco
+(arXiv 2405.10616) scales the leading directions of the low-rank ones by two diagonals, which keeps every rank (diagonals.py). The weights
 of the model stay frozen while small updates beside them learn (adapters.py, training.py); at the end the best state by validation
-loss is folded into the weights (merging.py), and nothing of LoRA is left. All state lies in a folder, from which an
+loss is folded into the weights (merging.py), and nothing of the updates is left. All state lies in a folder, from which an
 interrupted recovery goes on as if nothing had happened (job.py).
 
-Needs peft and accelerate (`pip install 'mgaa[recovery]'`), which are imported when training starts and not before.
+Needs accelerate, and for LoRA peft (`pip install 'mgaa[recovery]'`), which are imported when training starts and not before.
 """
 
 import importlib.util
@@ -20,6 +21,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, UsageError
+from mgaa.recovery.adapters import targets
 from mgaa.recovery.curve import Curve, Point
 from mgaa.recovery.examples import Examples, from_instructions, from_windows, read_instructions
 from mgaa.recovery.job import Job, job_of
@@ -48,13 +50,13 @@ def recover_(
         The losses. If no validation was better than the one before training, the model is unchanged and a warning says so.
 
     Raises:
-        UsageError: peft or accelerate is missing, or the plan does not fit the device or the model.
+        UsageError: a package is missing, or the plan does not fit the device or the model.
         InputError: no examples, ids outside the vocabulary, or a folder of another recovery.
         LockedError: another process trains in the folder.
         NumericalError: a loss or a merged weight is not finite.
         ResourceError: the folder cannot be written, or a process died.
     """
-    require()
+    require(plan)
     if model.device.type == "cuda" and model.device.index != 0:
         raise UsageError(
             f"the model is on {model.device}, expected cuda:0, where the Trainer of transformers trains: choose the GPU by the variable "
@@ -62,6 +64,7 @@ def recover_(
         )
     for what, given in (("examples", examples), ("validation", validation)):
         _check(model, what, given)
+    targets(model, plan)  # refuses a model that it does not fit
     job = job_of(
         model, examples, validation, replace(plan, precision=resolve(plan.precision, model.device)), Path(folder)
     )
@@ -72,7 +75,7 @@ def recover_(
     assert result is not None
     curve, tensors = result
     if tensors:
-        merge_(model, updates_of(tensors, plan.scale))
+        merge_(model, updates_of(tensors, plan))
     else:
         warnings.warn(
             f"no validation was better than the one before training ({curve.before:.4f}), so the model is unchanged: "
@@ -88,18 +91,18 @@ def _train(model: PreTrainedModel, examples: Examples, validation: Examples, job
     if job.plan.processes > 1:
         launch(model, examples, validation, job)
     else:
-        from mgaa.recovery.training import train  # imports peft and the Trainer: seconds
+        from mgaa.recovery.training import train  # imports the Trainer: seconds
 
         train(model, examples, validation, job)
 
 
-def require() -> None:
-    """Refuse to go on without the packages that training needs.
+def require(plan: Plan) -> None:
+    """Refuse to go on without the packages that training by this plan needs.
 
     Raises:
         UsageError: one is not installed.
     """
-    for package in ("peft", "accelerate"):
+    for package in ("accelerate", *["peft"] * (plan.method == "lora")):
         if importlib.util.find_spec(package) is None:
             raise UsageError(f"recovery needs {package}, which is not installed: pip install 'mgaa[recovery]'")
 

@@ -1,6 +1,6 @@
-"""A trained update folded into its linear, so that nothing of LoRA is left in the model.
+"""A trained update folded into its linear, so that nothing of the adapter is left in the model.
 
-With the update `s L_B L_A` of rank r (Hu et al. 2021, arXiv 2106.09685):
+With the update of LoRA, `s L_B L_A` of rank r (Hu et al. 2021, arXiv 2106.09685):
 
     dense, also pruned:  W' = W + s L_B L_A                                same shape
     low-rank:            B' = [B, s L_B],  A' = [A; L_A]                   rank k + r, exact, no decomposition
@@ -13,6 +13,8 @@ in a low-rank layer only, so such a layer stays one, even beyond the break-even.
 
 LoRAP (arXiv 2404.09695) merges the product and factorizes it again at rank k + r, which gives the same matrix: its rank is at most
 k + r. Writing the factors side by side costs nothing, and leaves the entries of A and B as they were.
+
+Diagonals fold into `B` as it is, `B' = B + [Λ_b B_r Λ_d, 0]` (diagonals.py), and change no shape.
 
 Sums and products are taken in float64 and rounded once, to the dtype of the layer. Between `s L_B` and `L_A` each direction is balanced by
 a power of two, so that both have about the same norm: `L_B` starts from zero and may be so small that float16 would flush it, and
@@ -33,11 +35,13 @@ from mgaa.errors import NumericalError
 from mgaa.format import describe
 from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors, LowRankLinear, non_finite
+from mgaa.recovery.diagonals import Scaling, folded
+from mgaa.recovery.plan import Plan
 
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What training adds to a matrix: `scale * B @ A`."""
+    """What LoRA adds to a matrix: `scale * B @ A`."""
 
     A: Float[Tensor, "r n"]
     B: Float[Tensor, "m r"]
@@ -56,7 +60,7 @@ class Update:
         return A * root[:, None], B / root
 
 
-def merge_(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
+def merge_(model: PreTrainedModel, updates: Mapping[str, Update | Scaling]) -> None:
     """Fold updates into the linears of those names, in place; the config then says so.
 
     All are computed once before the first is put in place, so that an error leaves the model as it was; memory for one of them is enough.
@@ -72,18 +76,23 @@ def merge_(model: PreTrainedModel, updates: Mapping[str, Update]) -> None:
     describe(model)
 
 
-def updates_of(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Update]:
-    """The updates to merge, by the name of their linear."""
+def updates_of(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Update | Scaling]:
+    """The updates to merge, by the name of their linear, from what was learnt by a plan."""
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
-    return {name: Update(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], scale) for name in names}
+    if plan.method == "diagonals":
+        return {name: Scaling(tensors[f"{name}.lambda_b"], tensors[f"{name}.lambda_d"]) for name in names}
+    return {name: Update(tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"], plan.scale) for name in names}
 
 
 @torch.no_grad()
-def merged(layer: nn.Module, update: Update, *, dense: bool = True) -> nn.Linear | LowRankLinear:
+def merged(layer: nn.Module, update: Update | Scaling, *, dense: bool = True) -> nn.Linear | LowRankLinear:
     """The layer with its update; biases are those of the layer.
 
     `dense` allows a low-rank layer to become a dense one where that is smaller.
     """
+    if isinstance(update, Scaling):
+        assert isinstance(layer, LowRankLinear)
+        return folded(layer, update)
     here = Update(update.A.to(_weight(layer).device), update.B.to(_weight(layer).device), update.scale)
     if not isinstance(layer, LowRankLinear):
         assert isinstance(layer, nn.Linear)

@@ -1,7 +1,8 @@
 """How a compressed model is tuned: one frozen record, which is all that a result depends on beside the model and the texts.
 
 The defaults are those of LoRAP (arXiv 2404.09695, 4.1 and its code, a descendant of LLM-Pruner's `post_training.py`): LoRA of rank 8 on
-every linear, two epochs, rate 1e-4, 64 sequences per step. What the paper leaves open is decided here and marked [D].
+every linear, two epochs, rate 1e-4, 64 sequences per step. What the paper leaves open is decided here and marked [D]. Bolaco's code
+(arXiv 2405.10616) is `Plan(method="diagonals", rank=64, rate=1e-2, micro_batch=8)`.
 
 Batches: every epoch is a new order of all examples, the epochs are laid end to end, and the line is cut into batches. So each step
 has exactly `batch` sequences, however many processes share it and however many of them one forward pass takes.
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mgaa.errors import UsageError
 
+METHODS = ("lora", "diagonals")
 WAYS = ("product", "factors")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
@@ -24,12 +26,17 @@ class Plan:
     """What to train, for how long and in which arithmetic.
 
     Attributes:
-        tune: `product` tunes `B A` as a whole, and the rank of the update comes on top; `factors` tunes `A` and `B`, and every rank stays.
+        method: `lora` puts an update of low rank beside every linear (mgaa.recovery.lora); `diagonals` scales the leading directions of
+            the low-rank ones, and leaves all others alone (mgaa.recovery.diagonals).
+        tune: of LoRA alone; `product` tunes `B A` as a whole, and the rank of the update comes on top; `factors` tunes `A` and `B`, and
+            every rank stays.
         epochs: passes over the examples; `steps` replaces it.
         rate: the highest learning rate: linear warm-up, then linear decay to zero.
         batch: sequences per optimizer step, over all processes.
         micro_batch: sequences per forward pass; the rest of the batch is accumulated.
-        rank, alpha, dropout: of LoRA, whose update is `alpha / rank * B A`.
+        rank: of the update of LoRA; with diagonals the number of leading directions, or all of a layer that has fewer.
+        alpha: of LoRA alone, whose update is `alpha / rank * B A`.
+        dropout: of what enters the update.
         warmup: share of the steps [D]: LoRAP's code has 100 steps, which are this share of its run.
         decay: of the weights (AdamW); 0 as in LoRAP's code.
         precision: see `mgaa.recovery.precision`.
@@ -38,6 +45,7 @@ class Plan:
         processes: how many share a batch; more than one are started by `mgaa.recovery.processes`.
     """
 
+    method: str = "lora"
     tune: str = "product"
     epochs: float = 2.0
     steps: int | None = None
@@ -61,7 +69,7 @@ class Plan:
         Raises:
             UsageError: a value is out of range, or the batch does not divide into micro-batches of all processes.
         """
-        for name, known in (("tune", WAYS), ("precision", PRECISIONS)):
+        for name, known in (("method", METHODS), ("tune", WAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise UsageError(f"recovery.{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
         for name in ("batch", "micro_batch", "rank", "alpha", "evaluate_every", "processes", "steps", "patience"):
@@ -92,7 +100,7 @@ class Plan:
 
     @property
     def scale(self) -> float:
-        """The factor of the update, `alpha / rank`."""
+        """The factor of LoRA's update, `alpha / rank`."""
         return self.alpha / self.rank
 
     @property

@@ -11,7 +11,7 @@ the state that makes a resumed run equal to the bit to one that was never interr
 
 What the Trainer changes outside of itself (generators, verbosity, flags of the model) is put back.
 
-Importing this file imports the Trainer and peft.
+Importing this file imports the Trainer.
 """
 
 import random
@@ -40,7 +40,7 @@ from transformers.utils import logging
 
 from mgaa.architectures import architecture_of
 from mgaa.errors import NumericalError, ResourceError
-from mgaa.recovery.adapters import Beside, attached, fill, tensors_of
+from mgaa.recovery.adapters import Adapter, attached, fill, tensors_of
 from mgaa.recovery.curve import Curve, exhausted
 from mgaa.recovery.examples import UNSCORED, Examples, collate
 from mgaa.recovery.job import ADAPTERS, STATE, Job, read_json, read_tensors, seal, write_tensors
@@ -97,7 +97,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
     def __init__(
         self,
         model: PreTrainedModel,
-        adapters: Mapping[str, Beside],
+        adapters: Mapping[str, Adapter],
         examples: Examples,
         validation: Examples,
         job: Job,
@@ -181,7 +181,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         if state.best_global_step:
             state.best_model_checkpoint = str(self.job.at(state.best_global_step))
         shown = True if args.process_index else None
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="recovering by LoRA", disable=shown)
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="recovering", disable=shown)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
         """Once per step, before it can reach a checkpoint."""

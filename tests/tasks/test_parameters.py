@@ -74,6 +74,7 @@ MISTAKES = {
     "channels.keep_least=1.0": "channels.keep_least is 1.0: expected a number less than 1",
     "channels.multiple=0": "channels.multiple is 0: expected a number greater than or equal to 1",
     "channels.method=random": "channels.method is 'random': expected 'none' or 'weighted'",
+    "recovery.method=qlora": "recovery.method is 'qlora': expected 'none', 'lora' or 'diagonals'",
     "recovery.tune=all": "recovery.tune is 'all': expected 'product' or 'factors'",
     "recovery.rate=0.0": "recovery.rate is 0.0: expected a number greater than 0",
     "data.recovery.form=chat": "data.recovery.form is 'chat': expected 'text' or 'instructions'",
@@ -256,4 +257,4 @@ def test_lorap_is_the_same_from_python_and_from_the_command_line() -> None:
 
 
 def test_the_settings_of_recovery_are_the_defaults_of_the_library() -> None:
-    assert load(FILE).recovery.plan == asdict(Plan())
+    assert load(FILE, ["recovery.method=lora"]).recovery.plan == asdict(Plan())

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from mgaa.errors import InputError
 from mgaa.lowrank import LowRankLinear, low_rank_layers
 from mgaa.recovery import Plan
-from mgaa.recovery.adapters import Beside, attached, fill, targets, tensors_of
+from mgaa.recovery.adapters import Adapter, attached, fill, targets, tensors_of
+from mgaa.recovery.lora import Beside
 from mgaa.recovery.merging import merge_, updates_of
 from mgaa.recovery.plan import WAYS
 from tests.mgaa.conftest import FAMILIES
@@ -21,7 +22,7 @@ Build = Callable[..., PreTrainedModel]
 Forward = Callable[[PreTrainedModel], Tensor]
 
 
-def randomize(adapters: dict[str, Beside]) -> None:
+def randomize(adapters: dict[str, Adapter]) -> None:
     generator = torch.Generator().manual_seed(2)
     fill(adapters, {name: 0.1 * torch.randn(x.shape, generator=generator) for name, x in tensors_of(adapters).items()})
 
@@ -40,29 +41,29 @@ def test_the_merged_model_is_the_adapted_one(mixed: PreTrainedModel, logits: For
         randomize(adapters)
         adapted, learnt = logits(mixed), tensors_of(adapters)
     assert not torch.allclose(adapted, before, atol=0.1)
-    merge_(mixed, updates_of(learnt, plan.scale))
+    merge_(mixed, updates_of(learnt, plan))
     torch.testing.assert_close(logits(mixed), adapted, rtol=1e-4, atol=1e-4)
 
 
 def test_products_gain_the_rank_of_the_update(
     mixed: PreTrainedModel, ranks: Callable[[PreTrainedModel], dict[str, int]]
 ) -> None:
-    before = ranks(mixed)
-    with attached(mixed, Plan(rank=2)) as adapters:
+    before, plan = ranks(mixed), Plan(rank=2)
+    with attached(mixed, plan) as adapters:
         randomize(adapters)
         learnt = tensors_of(adapters)
-    merge_(mixed, updates_of(learnt, 1.0))
+    merge_(mixed, updates_of(learnt, plan))
     assert ranks(mixed) == {name: rank + 2 for name, rank in before.items()}
 
 
 def test_factors_keep_every_rank_and_every_parameter(
     mixed: PreTrainedModel, ranks: Callable[[PreTrainedModel], dict[str, int]]
 ) -> None:
-    before, count = ranks(mixed), mixed.num_parameters()
-    with attached(mixed, Plan(tune="factors")) as adapters:
+    before, count, plan = ranks(mixed), mixed.num_parameters(), Plan(tune="factors")
+    with attached(mixed, plan) as adapters:
         randomize(adapters)
         learnt = tensors_of(adapters)
-    merge_(mixed, updates_of(learnt, 1.0))
+    merge_(mixed, updates_of(learnt, plan))
     assert ranks(mixed) == before
     assert mixed.num_parameters() == count
 
@@ -74,7 +75,7 @@ def test_only_adapters_learn_and_in_float32(mixed: PreTrainedModel, tune: str) -
         assert all(".lora_A." in name or ".lora_B." in name for name in learning)
         assert {parameter.dtype for parameter in learning.values()} == {torch.float32}
         blocks = {name.split(".lora_")[0] for name in learning}
-    assert blocks == set(targets(mixed, tune))
+    assert blocks == set(targets(mixed, Plan(tune=tune)))
 
 
 @pytest.mark.parametrize("tune", WAYS)
@@ -85,11 +86,12 @@ def test_all_linears_of_every_family_are_tuned(
     model = compress(tiny(family), keep=0.3)
     layers = low_rank_layers(model)
     expected = set(layers) if tune == "product" else {f"{name}.{factor}" for name in layers for factor in "AB"}
-    with attached(model, Plan(tune=tune, rank=2)) as adapters:
+    plan = Plan(tune=tune, rank=2)
+    with attached(model, plan) as adapters:
         assert set(adapters) == expected
         randomize(adapters)
         adapted, learnt = logits(model), tensors_of(adapters)
-    merge_(model, updates_of(learnt, 8.0))
+    merge_(model, updates_of(learnt, plan))
     torch.testing.assert_close(logits(model), adapted, rtol=1e-3, atol=1e-3)
 
 
@@ -115,10 +117,10 @@ def test_an_adapter_beside_a_low_rank_layer_is_no_cause_for_a_warning(recwarn: p
 def test_blocks_without_linears_are_refused(tiny: Build) -> None:
     model = tiny("gpt2")  # its own Conv1D layers
     with pytest.raises(InputError, match="hold no linear layer: take the model apart first"):
-        targets(model, "product")
+        targets(model, Plan())
 
 
 def test_linears_outside_the_blocks_are_left_alone(tiny: Build) -> None:
     model = tiny(tie_word_embeddings=False)
     assert isinstance(model.lm_head, nn.Linear)
-    assert "lm_head" not in targets(model, "product")
+    assert "lm_head" not in targets(model, Plan())

@@ -45,3 +45,14 @@ def test_auto_is_bfloat16_where_the_gpu_has_it(
     recover_(mixed.cuda(), examples, validation, replace(plan, precision="auto"), folder=tmp_path)
     expected = "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
     assert f'"precision": "{expected}"' in (tmp_path / "job.json").read_text()
+
+
+def test_diagonals_agree(
+    mixed: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, tmp_path: Path
+) -> None:
+    here, there = mixed, copy.deepcopy(mixed).cuda()
+    plan = replace(plan, method="diagonals", dropout=0.0, rate=3e-2)
+    one = recover_(here, examples, validation, plan, folder=tmp_path / "here")
+    two = recover_(there, examples, validation, plan, folder=tmp_path / "there")
+    assert {parameter.device.type for parameter in there.parameters()} == {"cuda"}
+    assert (two.before, two.after) == pytest.approx((one.before, one.after), rel=1e-3)

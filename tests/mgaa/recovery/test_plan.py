@@ -42,6 +42,7 @@ def test_differences_are_named() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        ({"method": "none"}, r"recovery.method is 'none', expected one of lora, diagonals"),
         ({"tune": "sum"}, r"recovery.tune is 'sum', expected one of product, factors"),
         ({"precision": "int8"}, r"recovery.precision is 'int8', expected one of auto, float32"),
         ({"rank": 0}, r"recovery.rank is 0, expected a whole number from 1"),

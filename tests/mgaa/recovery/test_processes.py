@@ -50,6 +50,24 @@ def test_two_processes_train_as_one(
     ]
 
 
+def test_a_process_trains_diagonals_to_the_same_bits(
+    mixed: PreTrainedModel,
+    examples: Examples,
+    validation: Examples,
+    plan: Plan,
+    tmp_path: Path,
+    here: Callable[[int], None],
+) -> None:
+    here(0)
+    plan, twin = replace(plan, method="diagonals"), copy.deepcopy(mixed)
+    curve = recover_(mixed, examples, validation, plan, folder=tmp_path / "here")
+    job = job_of(twin, examples, validation, plan, tmp_path / "there")
+    job.open()
+    processes.launch(twin, examples, validation, job)
+    assert recover_(twin, examples, validation, plan, folder=tmp_path / "there") == curve
+    assert all(torch.equal(a, b) for a, b in zip(twin.state_dict().values(), mixed.state_dict().values(), strict=True))
+
+
 def test_what_a_process_raises_is_raised_by_the_caller(
     mixed: PreTrainedModel,
     examples: Examples,

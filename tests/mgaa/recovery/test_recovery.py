@@ -21,7 +21,7 @@ import mgaa
 from mgaa.errors import InputError, LockedError, NumericalError, ResourceError, UsageError
 from mgaa.recovery import Curve, Examples, Plan, from_windows, recover_, training
 from mgaa.recovery.job import job_of, seal
-from mgaa.recovery.plan import WAYS
+from mgaa.recovery.plan import METHODS, WAYS
 
 Forward = Callable[[PreTrainedModel], Tensor]
 
@@ -113,7 +113,7 @@ def test_the_second_call_reads_the_result(
     assert same(twin.state_dict(), mixed.state_dict())
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize(("method", "steps"), [("lora", 1), ("lora", 3), ("lora", 4), ("diagonals", 3)])
 def test_an_interrupted_recovery_goes_on_to_the_same_bits(
     mixed: PreTrainedModel,
     examples: Examples,
@@ -121,9 +121,10 @@ def test_an_interrupted_recovery_goes_on_to_the_same_bits(
     plan: Plan,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    method: str,
     steps: int,
 ) -> None:
-    plan, before = replace(plan, dropout=0.1), state_of(mixed)
+    plan, before = replace(plan, method=method, dropout=0.1), state_of(mixed)
     whole, broken = copy.deepcopy(mixed), mixed
     curve = recover_(whole, examples, validation, plan, folder=tmp_path / "whole")
     with monkeypatch.context() as patch:
@@ -328,24 +329,27 @@ def test_an_absurd_rate_is_noticed(
         recover_(mixed, examples, validation, replace(plan, rate=1e30), folder=tmp_path)
 
 
+@pytest.mark.parametrize("method", METHODS)
 def test_training_stops_when_validation_no_longer_improves(
-    mixed: PreTrainedModel, examples: Examples, plan: Plan, tmp_path: Path
+    mixed: PreTrainedModel, examples: Examples, plan: Plan, tmp_path: Path, method: str
 ) -> None:
     other = from_windows(torch.randint(0, 60, (4, 12), generator=torch.Generator().manual_seed(0)))
-    plan = replace(plan, steps=40, rate=0.1, evaluate_every=1, patience=3)
+    plan = replace(plan, method=method, steps=40, rate=0.1, evaluate_every=1, patience=3)
     curve = recover_(mixed, examples, other, plan, folder=tmp_path)
     assert curve.points[-1].step == curve.best + 3 < 40
     assert loss_of(mixed, other) == pytest.approx(curve.after, rel=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
 def test_where_nothing_improves_the_model_stays_and_a_warning_says_so(
-    mixed: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, tmp_path: Path
+    mixed: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, tmp_path: Path, method: str
 ) -> None:
+    plan = replace(plan, method=method, rate=5.0)
     before = state_of(mixed)
     with pytest.warns(
         UserWarning, match=r"no validation was better than the one before training .* lower recovery.rate"
     ):
-        curve = recover_(mixed, examples, validation, replace(plan, rate=5.0), folder=tmp_path)
+        curve = recover_(mixed, examples, validation, plan, folder=tmp_path)
     assert curve.best == 0
     assert same(mixed.state_dict(), before)
 

@@ -1,0 +1,63 @@
+"""What the flow trains by, and what a recovery by diagonals leaves: another checkpoint, and the same ranks."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from flows.recovery import plan_of
+from mgaa.errors import UsageError
+from tasks.artifact import Store
+from tasks.collect_recovered import collect_recovered
+from tasks.make_examples import make_examples
+from tasks.parameters import load
+from tasks.read_texts import READING, source_content
+from tasks.records import CURVE, table
+from tasks.recover import recover
+from tests.finished import finished_run
+from tests.processes import ROOT
+
+FILE = ROOT / "params.yaml"
+
+
+def test_a_plan_is_there_where_something_is_recovered() -> None:
+    assert plan_of(load(FILE)) is None
+    for method in ("lora", "diagonals"):
+        plan = plan_of(load(FILE, [f"recovery.method={method}", "recovery.precision=float32"]))
+        assert plan is not None
+        assert (plan["method"], plan["precision"]) == (method, "float32")
+
+
+def test_peft_is_asked_for_by_lora_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import util
+
+    find = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "peft" else find(name, *rest))
+    assert plan_of(load(FILE, ["recovery.method=diagonals"])) is not None
+    with pytest.raises(UsageError, match="recovery needs peft, which is not installed"):
+        plan_of(load(FILE, ["recovery.method=lora"]))
+
+
+def test_diagonals_change_the_checkpoint_and_none_of_its_ranks(tmp_path: Path) -> None:
+    run = finished_run()
+    store = Store(Path(shutil.copytree(run.store.path, tmp_path / "store")))
+    given, model = run.results, run.results.models["mgaa"]
+    recovery = ["recovery.method=diagonals", "recovery.rank=64", "recovery.rate=0.03", "recovery.precision=float32"]
+    plan = plan_of(load(FILE, [*recovery, "recovery.steps=4", "recovery.batch=8", "recovery.evaluate_every=2"]))
+    content = source_content(run.parameters.data.calibration.source)
+    section = run.parameters.data.calibration.model_dump(by_alias=True)
+    examples = make_examples.fn(
+        store,
+        given.backbone,
+        given.texts,
+        section={key: section[key] for key in READING},
+        form="text",
+        length=16,
+        samples=None,
+        seed=0,
+        content=content,
+    )
+    checkpoint = recover.fn(store, model.checkpoint, examples, given.tokens["calibration"], plan=plan, device="cpu")
+    assert checkpoint != model.checkpoint
+    assert table(store, checkpoint, CURVE)["best"] > 0
+    assert collect_recovered.fn(store, given.backbone, model.ranks, checkpoint) == model.ranks
