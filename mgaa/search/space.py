@@ -206,7 +206,7 @@ def _groups(blocks: int, groups: int) -> list[tuple[int, int]]:
 
 
 def _shifted(
-    raw: Float[Tensor, " d"], weights: Float[Tensor, " d"], least: float, budget: float
+    raw: Float[Tensor, " d"], weights: Float[Tensor, " d"], least: float, budget: int
 ) -> Float[Tensor, " d"]:
     """`clamp(raw + t, least, 1)` with the t at which `sum weights * shares` is the budget.
 
