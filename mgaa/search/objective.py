@@ -57,11 +57,11 @@ def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size
         InputError: the model has no head to compute logits with.
     """
     check(model, windows.flatten(), windows.shape[1], None)
-    head, seen = _head(model), list[Tensor]()
+    head, seen, size = _head(model), list[Tensor](), min(batch_size, fitting(model, windows.shape[1]))
     handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].cpu()))
     try:
         with evaluating(model):
-            for ids in tqdm(torch.split(windows, batch_size), desc="measuring the dense model", disable=None):
+            for ids in tqdm(torch.split(windows, size), desc="measuring the dense model", disable=None):
                 model(input_ids=ids.to(model.device), use_cache=False)
     finally:
         handle.remove()
@@ -72,7 +72,7 @@ def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size
 def objective(
     model: PreTrainedModel,
     windows: Int[Tensor, "n l"],
-    dense: Float[Tensor, "n l h"] | None,
+    dense: Float[Tensor, "_ _ h"] | None,
     *,
     weight: float = WEIGHT,
     batch_size: int = 8,
