@@ -20,12 +20,12 @@ from tests.flows.test_faults import wide_range
 
 SMALL = (
     "method=bolaco",
-    *("search.evaluations=5", "search.initial=2", "search.windows=6", "search.candidates=12", "search.selection=2"),
+    *("search.evaluations=4", "search.initial=2", "search.windows=6", "search.candidates=12", "search.selection=2"),
     "evaluation.tasks=[]",
 )
 STUDY = (*SMALL, "study.groups=[1,2]", "search.batch=2")
 NAMES = ["random-1-seed0", "gp-1-seed0", "random-2-seed0", "gp-2-seed0"]
-TRIALS = 4 * 5 - 2 * 2
+TRIALS = 4 * 4 - 2 * 2
 """Of the four searches; the first two of each Gaussian process are those of the random search beside it."""
 EVERYTHING = {
     "load_backbone": 1,
@@ -38,8 +38,8 @@ EVERYTHING = {
     "keep_reference": 1,
     "allocate_ratios": 1,
     "allocate_ranks": 1,
-    "propose": 4 * 3,  # two, two and one
-    "try_ranks": TRIALS + 1,
+    "propose": 4 * 2,
+    "try_ranks": 0,
     "take_best": 4,
     "measure": 2 + 6,  # to choose windows; dense, MGAA and four searches
 }
@@ -97,14 +97,17 @@ def test_a_study_shares_one_calibration_one_decomposition_and_the_windows_and_tr
     searched: Searched,
 ) -> None:
     outcome = searched.outcome
-    assert (outcome.code, outcome.message, outcome.executed) == (0, "", EVERYTHING)
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed | {"try_ranks": 0} == EVERYTHING
+    assert TRIALS / 2 < outcome.executed["try_ranks"] <= TRIALS + 1  # and MGAA's; points may round to the same ranks
     assert {path.name for path in (searched.lab.root / "store").iterdir()}.isdisjoint({"factors", "checkpoint"})
 
 
 def test_one_more_evaluation_costs_one_more_trial_of_each_search(done: Laboratory) -> None:
-    outcome = done.run(*STUDY, "search.evaluations=6", flow=study)
+    outcome = done.run(*STUDY, "search.evaluations=5", flow=study)
     assert (outcome.code, outcome.message) == (0, "")
-    assert outcome.executed["try_ranks"] == 4
+    assert outcome.executed["try_ranks"] <= 4
+    assert outcome.executed["allocate_point"] == 4
     assert outcome.executed.keys() <= {"allocate_point", "propose", "try_ranks", "take_best", "measure"}
 
 
@@ -112,14 +115,15 @@ def test_a_killed_search_goes_on_at_the_trial_where_it_stopped(
     fresh: Laboratory, searched: Searched, prefect_server: str
 ) -> None:
     given = (*SMALL, "evaluation.baselines=[random]")
-    killed = fresh.finish(*given, before=striking("SIGKILL", "trial", 7), PREFECT_API_URL=prefect_server)
+    killed = fresh.finish(*given, before=striking("SIGKILL", "trial", 6), PREFECT_API_URL=prefect_server)
     assert killed.code == -9
     outcome = fresh.run(*given)
     assert (outcome.code, outcome.message) == (0, "")
     both = {name: killed.executed.get(name, 0) + outcome.executed.get(name, 0) for name in outcome.executed}
-    trials = 5 + 5 - 2 + 1
-    assert (both["try_ranks"], both["allocate_point"]) == (trials, trials - 1)
-    assert outcome.executed["try_ranks"] < trials / 2
+    trials = 4 + 4 - 2 + 1
+    assert both["try_ranks"] <= trials
+    assert both["allocate_point"] == trials - 1  # MGAA's ranks stand for no point
+    assert outcome.executed["try_ranks"] <= trials - 5
     same = {key: value for key, value in fresh.records().items() if key in searched.lab.records()}
     assert all(searched.lab.records()[key] == value for key, value in same.items())
     assert {"random", "bolaco"} < result(fresh, "metrics.json")["models"].keys()
@@ -163,7 +167,7 @@ def test_the_record_tells_every_trial_and_the_best_of_each_search_is_its_least(s
 def test_the_best_allocations_are_measured_on_the_evaluation_text_beside_mgaa(searched: Searched) -> None:
     table = pandas.read_csv(searched.lab.root / "results/search/study.csv")
     assert [*table.search] == ["dense", "mgaa", *NAMES]
-    assert [*table.evaluations[2:]] == [5] * 4
+    assert [*table.evaluations[2:]] == [4] * 4
     budget = parameter_budget(matrices(searched.lab), 0.2)
     assert (table.linear_parameters[1:] <= budget).all()
     assert (budget - table.linear_parameters[1:] < 48 + 96).all()  # one step of the largest matrix
@@ -171,9 +175,9 @@ def test_the_best_allocations_are_measured_on_the_evaluation_text_beside_mgaa(se
 
 
 def test_every_trial_is_a_task_and_a_child_run_with_its_shares(searched: Searched) -> None:
-    assert searched.children.keys() == {f"{name}-{number}" for name in NAMES for number in range(5)}
-    child = searched.children["gp-2-seed0-4"]
-    trial = result(searched.lab, "search/search.json")["searches"]["gp-2-seed0"]["trials"][4]
+    assert searched.children.keys() == {f"{name}-{number}" for name in NAMES for number in range(4)}
+    child = searched.children["gp-2-seed0-3"]
+    trial = result(searched.lab, "search/search.json")["searches"]["gp-2-seed0"]["trials"][3]
     assert child.data.metrics["objective"] == trial["objective"]
     assert {name.removeprefix("share/"): float(value) for name, value in child.data.params.items()} == trial["shares"]
     assert child.info.status == searched.parent.info.status == "FINISHED"
@@ -294,7 +298,7 @@ def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_so
 ) -> None:
     history = done.root / "earlier.json"
     history.write_text(json.dumps(result(searched.lab, "search/search.json")))
-    one = (*SMALL, "study.groups=[1]", f"search.history={history}", "search.evaluations=3", "study.seeds=[1]")
+    one = (*SMALL, "study.groups=[1]", f"search.history={history}", "search.evaluations=2", "study.seeds=[1]")
     outcome = done.run(*one, "search.initial=1", flow=study)
     assert (outcome.code, outcome.message) == (0, "")
     for changed, words in (
