@@ -21,11 +21,11 @@ Pair = tuple[PreTrainedModel, PreTrainedModel]
 
 
 @pytest.fixture
-def pair(tiny: Callable[..., PreTrainedModel], compress: Callable[..., PreTrainedModel]) -> Callable[[str], Pair]:
+def pair(tiny: Callable[..., PreTrainedModel], compress: Callable[..., PreTrainedModel]) -> Callable[..., Pair]:
     """A dense model, and itself compressed."""
 
-    def make(family: str = "llama") -> Pair:
-        dense = tiny(family)
+    def make(family: str = "llama", **settings: object) -> Pair:
+        dense = tiny(family, **settings)
         return dense, compress(deepcopy(dense), keep=0.5)
 
     return make
@@ -54,6 +54,17 @@ def test_the_divergence_is_that_of_the_full_logits_of_both_models(pair: Any, fam
     assert expected > 0.1
     assert found.divergence == pytest.approx(expected, rel=1e-5)  # logits and log-softmax are float32
     assert objective(dense, WINDOWS, kept).divergence == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("family", "behind"), [("granite", {"logits_scaling": 4.0}), ("gemma2", {"final_logit_softcapping": 1.0})]
+)
+def test_what_a_model_does_behind_its_head_is_in_the_divergence(pair: Any, family: str, behind: dict[str, Any]) -> None:
+    dense, model = pair(family, **behind)
+    found = objective(model, WINDOWS, reference(dense, WINDOWS)).divergence
+    assert found == pytest.approx(by_definition(model, dense, WINDOWS), rel=1e-5)
+    plain, other = pair(family)
+    assert found < 0.7 * objective(other, WINDOWS, reference(plain, WINDOWS)).divergence
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2"])

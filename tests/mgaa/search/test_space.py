@@ -61,10 +61,10 @@ def case(drawn: dict[str, Any], **options: Any) -> Case:
     it = SimpleNamespace(**drawn | options)
     found = matrices(it.blocks, it.bias)
     steps = ladders(found, seed=it.seed, multiple=it.multiple, centred=it.centred)
-    low = [
-        x.matrix.parameters if x.matrix.role == "v" else max(x.costs[0], it.least * x.matrix.parameters) for x in steps
-    ]
-    compression = it.reach * (1 - sum(low) / sum(x.parameters for x in found))
+    free = [x for x in steps if x.matrix.role != "v"]
+    weights, total = sum(x.matrix.parameters for x in free), sum(x.parameters for x in found)
+    floor = max(sum(x.costs[0] for x in free), it.least * weights)
+    compression = it.reach * (weights - floor) / total
     space = space_of(found, compression=compression, groups=min(it.groups, it.blocks), least=it.least)
     return Case(space, steps, it.numbers[: len(space)])
 
@@ -78,7 +78,7 @@ _given = given(
             "centred": st.booleans(),
             "multiple": st.integers(1, 6),
             "seed": st.integers(0, 99),
-            "reach": st.floats(0.01, 0.98),
+            "reach": st.floats(0.01, 0.99),
             "least": st.sampled_from([0.2, 0.4]),
             "numbers": st.lists(st.one_of(st.sampled_from([0.0, 0.5, 1.0]), st.floats(0, 1)), min_size=20, max_size=20),
         }
