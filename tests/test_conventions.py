@@ -79,7 +79,13 @@ def test_the_tree_of_the_readme_names_every_step_and_method() -> None:
 def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters() -> None:
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compress"]
     assert {"flows", "tasks", "mgaa", "demo", "models/demo"} <= set(stage["deps"])
-    runtime = {"store", "tracking", "sweep", "study", "sensitivity"}  # where results are kept, and flows that are no stage
+    runtime = {
+        "store",
+        "tracking",
+        "sweep",
+        "study",
+        "sensitivity",
+    }  # where results are kept, and flows that are no stage
     assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) - runtime <= set(stage["params"])
 
 

@@ -30,7 +30,8 @@ class Found:
 
     Attributes:
         points, values: of the trials that were measured, in order.
-        failed: points of those that were not, which are not proposed again.
+        failed: points of those that were not. To the Gaussian process they are as bad as the worst that was measured, so that it looks
+            elsewhere; a failed trial is never the best.
     """
 
     points: Sequence[Point] = field(default_factory=list)
@@ -70,9 +71,7 @@ def propose(
         elif method == "random" or number < initial or not found.values:
             points.append(drawn(seed, number, dimensions))
         else:
-            point = _improving(found, points, dimensions, seed, number)
-            again = any(np.allclose(point, each, rtol=0, atol=1e-6) for each in found.failed)
-            points.append(drawn(seed, number, dimensions) if again else point)
+            points.append(_improving(found, points, dimensions, seed, number))
     return points
 
 
@@ -107,7 +106,9 @@ def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: in
         study = optuna.create_study(sampler=sampler)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    for point, value in zip(found.points, found.values, strict=True):
+    worst = max(found.values)
+    measured = zip(found.points, found.values, strict=True)
+    for point, value in (*measured, *((point, worst) for point in found.failed)):
         study.add_trial(optuna.create_trial(params=_named(point), distributions=cube, value=value))
     waiting = optuna.trial.TrialState.RUNNING
     for point in running:

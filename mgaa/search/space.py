@@ -206,7 +206,9 @@ def _groups(blocks: int, groups: int) -> list[tuple[int, int]]:
     return list(zip([0, *ends], ends, strict=False))
 
 
-def _shifted(raw: Float[Tensor, " d"], weights: Float[Tensor, " d"], least: float, budget: float) -> Float[Tensor, " d"]:
+def _shifted(
+    raw: Float[Tensor, " d"], weights: Float[Tensor, " d"], least: float, budget: float
+) -> Float[Tensor, " d"]:
     """`clamp(raw + t, least, 1)` with the t at which `sum weights * shares` is the budget.
 
     The sum is linear between the values of t at which a share reaches a bound: those are searched, and the last piece is interpolated.

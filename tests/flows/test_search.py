@@ -233,7 +233,12 @@ def test_the_checkpoint_of_a_search_descends_from_all_its_trials(fresh: Laborato
 def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fresh: Laboratory, tmp_path: Path) -> None:
     broken = fresh.copy_model(tmp_path / "broken")
     wide_range(broken)  # its query projection can only stay dense in float16
-    both_levels = ("ratios.method=uniform", "ratios.band=null", "ranks.method=lorap", "ranks.split=0.3")  # leave it dense
+    both_levels = (
+        "ratios.method=uniform",
+        "ratios.band=null",
+        "ranks.method=lorap",
+        "ranks.split=0.3",
+    )  # leave it dense
     given = (f"backbone.source={broken}", "backbone.dtype=float16", *STUDY, *both_levels, "study.groups=[1]")
     outcome = fresh.run(*given, "search.evaluations=8", "search.divergence=0.0", "search.selection=0", flow=study)
     assert (outcome.code, outcome.message) == (0, "")
