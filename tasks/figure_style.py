@@ -24,6 +24,8 @@ COLOURS = {
     "dense": INK,
     "mgaa": "#0072b2",
     "lorap": "#0072b2",
+    "bolaco": "#e69f00",
+    "random": "#999999",
     "unrecovered": "#7f7f7f",
     "uniform": "#d55e00",
     "level1": "#009e73",
@@ -111,6 +113,8 @@ def label_of(model: str) -> str:
     known = {
         "mgaa": "MGAA",
         "lorap": "LoRAP",
+        "bolaco": "Bolaco",
+        "random": "random search",
         "unrecovered": "before recovery",
         "level1": "level 1 only",
         "level2": "level 2 only",

@@ -122,7 +122,7 @@ def _batch(
     divergences = torch.zeros_like(losses)
     step = max(1, _CHUNK // (logits.shape[0] * logits.shape[2]))
     targets = torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], -1)], dim=1)
-    dense = None if hidden is None else _logits(model, hidden)
+    dense = None if hidden is None else logits_of(model, hidden)
     for start in range(0, ids.shape[1], step):
         here = slice(start, start + step)
         ours = logits[:, here].to(precise).log_softmax(-1)
@@ -135,7 +135,7 @@ def _batch(
     return torch.stack([losses, divergences])
 
 
-def _logits(model: PreTrainedModel, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "b l v"]:
+def logits_of(model: PreTrainedModel, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "b l v"]:
     """The logits of what enters the head, by the model's own forward, so that whatever it does behind the head is done here too.
 
     The forward runs on one token, and the input of its head is exchanged.
