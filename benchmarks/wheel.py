@@ -1,4 +1,4 @@
-"""The wheel's smoke run: compress, save, load and fold back the model at argv[1] with nothing but the wheel installed."""
+"""The wheel's smoke run: compress, search, save, load and fold back the model at argv[1] with nothing but the wheel installed."""
 
 import importlib.util
 import sys
@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import mgaa
+from mgaa.search import compress_by_search_
 
 for orchestrator in ("prefect", "mlflow", "dvc", "lm_eval", "tasks", "flows"):
     assert importlib.util.find_spec(orchestrator) is None, (
@@ -19,6 +20,10 @@ text = "The wheel holds the library alone: torch, transformers and safetensors a
 ids = torch.tensor(tokenizer(text)["input_ids"])
 tokens = ids[: len(ids) // 64 * 64].reshape(-1, 64)
 report = mgaa.compress_(model, tokens, compression=0.2)
+searched, trials = compress_by_search_(
+    mgaa.load(sys.argv[1], device="cpu")[0], tokens, tokens, factors="afm", method="random", evaluations=2
+)
+assert searched.compression >= 0.2 > searched.compression - 1e-3, "a search spends another budget"
 with tempfile.TemporaryDirectory() as folder:
     mgaa.save(model, tokenizer, folder)
     loaded = AutoModelForCausalLM.from_pretrained(folder).eval()

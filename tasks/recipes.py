@@ -81,6 +81,8 @@ def recipes(p: Parameters) -> dict[str, Recipe]:
     if p.ranks.method == "file":  # whatever the ratios, the ranks are those of the file
         known["level2"] = both
     check_search(p)
+    if p.method in p.evaluation.baselines:
+        raise UsageError(f"evaluation.baselines has {p.method}, which is the run's method itself: leave it out")
     found: dict[str, Recipe] = {name: known[name] for name in p.evaluation.baselines}
     found[p.method] = Recipe(*target, both.ratios, both.ranks, p.channels.pruning, searching)
     for (name, recipe), (other, same) in combinations(found.items(), 2):
@@ -112,6 +114,11 @@ def check_search(p: Parameters) -> None:
                 f"{key} is {value!r}, but the trials of a search (search.method={p.search.method}) are slices of one decomposition: "
                 f"set {key}={remedy}, or search.method=none"
             )
+    if p.method == "mgaa":
+        raise UsageError(
+            f"search.method is {p.search.method!r}, but method=mgaa searches nothing: take method=bolaco, or give the search a name of "
+            "its own under methods"
+        )
     if p.ranks.method == "file":
         raise UsageError(
             f"ranks.method is 'file', but search.method={p.search.method} finds the ranks itself: set search.method=none to "

@@ -269,6 +269,7 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
         (["statistics.inputs=compressed"], 2, ["statistics.inputs is 'compressed'", "statistics.inputs=dense"]),
         (["channels.method=weighted"], 2, ["channels.method is 'weighted'", "channels.method=none"]),
         (["ranks.method=file", "ranks.path=nowhere.json"], 2, ["ranks.method is 'file'", "search.method=none"]),
+        (["method=mgaa", "search.method=gp"], 2, ["method=mgaa searches nothing", "method=bolaco"]),
         (["search.method=none"], 2, ["evaluation.baselines has random, but search.method is none"]),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else "",
