@@ -12,7 +12,6 @@ statistics to factors is one step per block, behind the compressed blocks before
 
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from prefect import flow, unmapped
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
-from flows.searching import beside, prepared_ground, rehearsed, search
+from flows.searching import rehearsed, searched
 from flows.workers import runner
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
@@ -42,9 +41,7 @@ from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
 from tasks.score_channels import score_channels
-from tasks.search_results import publish as publish_searches
-from tasks.tracking import Run, tracked
-from tasks.trials import Search
+from tasks.tracking import tracked
 
 RUNNER = runner()
 
@@ -73,7 +70,7 @@ def compress(parameters: Parameters) -> Results:
         spectra = bench.spectra() if p.statistics.inputs == "dense" else []
         dense = evaluate(store, backbone, **measured)
         models: dict[str, Compressed] = {}
-        searches = bench.searches(run, texts, spectra, wanted)
+        searches = searched(p, store, run, backbone, texts, statistics, spectra, wanted, where)
         for name, recipe in wanted.items():
             if name in searches:
                 ratios = ranks = searches[name].best
@@ -141,30 +138,11 @@ class Bench:
         if recipe.channels is not None:
             scores = score_channels.map(statistics=unmapped(self.statistics), **self.shared).result()
         ranks = allocate_ranks(self.store, self.backbone, spectra, scores, ratios, **recipe.level2)
-        given: dict[str, Any] = {"scores": scores or unmapped(None), "ranks": unmapped(ranks)}
-        return ranks, scores, factorize.map(spectra=spectra, **given, **self.shared).result()
+        return ranks, scores, self.sliced(spectra, ranks, scores)
 
-    def searches(
-        self, run: Run, texts: Artifact, spectra: list[Artifact], wanted: Mapping[str, Recipe]
-    ) -> dict[str, Search]:
-        """The searches among the recipes, by the name of the model."""
-        searching = {name: recipe.search for name, recipe in wanted.items() if recipe.search is not None}
-        if not searching:
-            return {}
-        p, shared = self.parameters, (self.store, self.backbone)
-        ground = prepared_ground(p, *shared, texts, spectra, self.device)
-        mgaa = beside(p, self.store, ground, self.statistics)
-        given: dict[str, Any] = {"seed": p.search.seed, "nearest": mgaa.ranks}
-        found = [
-            search(p, self.store, ground, run, name=name, method=method, start=p.search.start, **given)
-            for name, method in searching.items()
-        ]
-        publish_searches(p.folder, self.store, self.statistics, found, mgaa)
-        return {each.name: each for each in found}
-
-    def sliced(self, spectra: list[Artifact], ranks: Artifact) -> list[Artifact]:
+    def sliced(self, spectra: list[Artifact], ranks: Artifact, scores: list[Artifact] | None = None) -> list[Artifact]:
         """The factors of all blocks at some ranks."""
-        given: dict[str, Any] = {"scores": unmapped(None), "ranks": unmapped(ranks)}
+        given: dict[str, Any] = {"scores": scores or unmapped(None), "ranks": unmapped(ranks)}
         found: list[Artifact] = factorize.map(spectra=spectra, **given, **self.shared).result()
         return found
 

@@ -72,6 +72,5 @@ def recovered(
     checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=device(p))
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
     metrics = evaluate(store, checkpoint, **measured)
-    return Compressed(
-        model.ratios, ranks, model.factors, checkpoint, metrics, model.scores, [model.checkpoint, examples]
-    )
+    tuned = [model.checkpoint, examples]
+    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, model.scores, tuned, model.trials)

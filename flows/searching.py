@@ -23,11 +23,11 @@ from tasks.keep_reference import keep_reference
 from tasks.measure import measure
 from tasks.parameters import Parameters
 from tasks.propose import propose
-from tasks.recipes import RANDOM, both_levels
+from tasks.recipes import RANDOM, Recipe, both_levels
 from tasks.records import PROPOSAL, RANKS, backbone_matrices, table
 from tasks.rehearse import adds_biases, rehearse_search
 from tasks.run_trial import Ground, Tried, run_trial
-from tasks.search_results import Beside
+from tasks.search_results import Beside, publish
 from tasks.take_best import take_best
 from tasks.tokenize import tokenize
 from tasks.tracking import Run
@@ -78,6 +78,32 @@ def chosen(
         cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": p.data.validation.length, "stride": None}
         measurements: list[Artifact] = measure.map(ranks=ranks, **cut, **measured, **same).result()
     return choose_windows(store, candidates, measurements, number=p.search.windows)
+
+
+def searched(
+    p: Parameters,
+    store: Store,
+    run: Run,
+    backbone: Artifact,
+    texts: Artifact,
+    statistics: Artifact,
+    spectra: list[Artifact],
+    wanted: Mapping[str, Recipe],
+    device: str,
+) -> dict[str, Search]:
+    """The searches among the recipes of a run, by the name of the model; what they found is published."""
+    searching = {name: recipe.search for name, recipe in wanted.items() if recipe.search is not None}
+    if not searching:
+        return {}
+    ground = prepared_ground(p, store, backbone, texts, spectra, device)
+    mgaa = beside(p, store, ground, statistics)
+    found = {}
+    for name, method in searching.items():
+        start = p.search.start if name == p.method else RANDOM
+        given: dict[str, Any] = {"name": name, "method": method, "start": start, "seed": p.search.seed}
+        found[name] = search(p, store, ground, run, **given, nearest=mgaa.ranks)
+    publish(p.folder, store, statistics, [*found.values()], mgaa)
+    return found
 
 
 def search(
