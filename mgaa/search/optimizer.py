@@ -61,8 +61,6 @@ def propose(
     Raises:
         UsageError: an unknown method, or optuna is missing.
     """
-    if method not in METHODS:
-        raise UsageError(f"search.method is {method!r}, expected one of {', '.join(METHODS)}")
     require(method)
     points: list[Point] = []
     for number in range(first, first + count):
@@ -82,11 +80,13 @@ def drawn(seed: int, number: int, dimensions: int) -> Point:
 
 
 def require(method: str) -> None:
-    """Refuse to go on without the package that a method needs.
+    """Refuse a method that does not exist, or whose package is missing.
 
     Raises:
-        UsageError: it is not installed.
+        UsageError: as said.
     """
+    if method not in METHODS:
+        raise UsageError(f"search.method is {method!r}, expected one of {', '.join(METHODS)}")
     if method == "gp" and importlib.util.find_spec("optuna") is None:
         raise UsageError("search.method=gp needs optuna, which is not installed: pip install 'mgaa[search]'")
 

@@ -1,0 +1,53 @@
+"""A study of sensitivity compresses one type at a time, everything else stays dense, and shares what the other flows have computed."""
+
+import json
+
+import pandas
+import pytest
+
+from flows.cli import main
+from flows.sensitivity import sensitivity, show
+from tests.flows.laboratory import Laboratory, Outcome
+
+GIVEN = ("factors.method=pooled", "sensitivity.compression=[0.3,0.6]")
+TYPES = ["q", "k", "v", "o", "gate", "up", "down"]
+
+
+@pytest.fixture
+def studied(done: Laboratory) -> tuple[Laboratory, Outcome]:
+    return done, done.run(*GIVEN, flow=sensitivity)
+
+
+def test_every_type_is_compressed_alone_and_the_rest_is_shared(
+    studied: tuple[Laboratory, Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab, outcome = studied
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {"decompose": 3, "allocate_point": 14, "measure": 15}
+    table = pandas.read_csv(lab.root / "results" / "sensitivity.csv")
+    assert [*table.type] == [name for name in TYPES for _ in range(2)]
+    (path,) = lab.artifacts("backbone")
+    matrices = json.loads((path / "backbone.json").read_text())["matrices"]
+    total = sum(each["m"] * each["n"] for each in matrices)
+    for row in table.itertuples():
+        own = [each for each in matrices if each["role"] == row.type]
+        wanted = row.compression * sum(each["m"] * each["n"] for each in own) / total
+        step = sum(each["m"] + each["n"] for each in own) / total  # a rank less of each of its matrices
+        assert wanted <= row.removed < wanted + step
+    tables = [json.loads((path / "ranks.json").read_text()) for path in lab.artifacts("ranks")]
+    for each in tables:
+        low = {name.rpartition(".")[2] for name, matrix in each["matrices"].items() if matrix["rank"] is not None}
+        assert len(low) == 1 or len(low) > 2  # a type alone, or the models of the run before
+    assert {path.name for path in (lab.root / "results").glob("sensitivity.*")} == {
+        *("sensitivity.csv", "sensitivity.png", "sensitivity.svg")
+    }
+    assert main(lambda parameters: None, [f"--params={lab.root / 'params.yaml'}", *GIVEN], show=show) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name} alone" in printed for name in TYPES)
+    assert lab.run(*GIVEN, flow=sensitivity) == Outcome(0, "", {})
+
+
+def test_what_shares_no_decomposition_is_refused(done: Laboratory) -> None:
+    outcome = done.run("statistics.inputs=compressed", flow=sensitivity)
+    assert (outcome.code, outcome.executed) == (2, {})
+    assert "set statistics.inputs=dense" in outcome.message
