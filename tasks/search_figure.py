@@ -40,6 +40,7 @@ def best_so_far(trials: Any, mgaa: float) -> Any:
         )
         axis.set_xlabel("evaluations")
         axis.set_xlim(1, trials.trial.max() + 1)
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(loc="upper right")
     axes[0].set_ylabel("objective: perplexity + weighted divergence")
     low, high = window(trials, mgaa)
