@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import overrides
-from flows.search import study
+from flows.search import search
 from tasks.figure_style import label_of
 from tasks.parameters import load
 from tasks.search_figure import named
@@ -68,7 +68,7 @@ def main() -> None:
         changed += ["method=bolaco", f"ratios.compression={compression}", GROUPS, STARTS]
         changed += [f"study.seeds=[{','.join(map(str, range(int(seeds or 3))))}]", *extra]
         parameters = load(Path("params.yaml"), changed)
-        study(parameters)
+        search(parameters)
         table = read_csv(parameters.folder / FOLDER / NAME)
         shutil.copytree(
             parameters.folder / FOLDER, parameters.folder / f"{FOLDER}-{name}-{compression}", dirs_exist_ok=True

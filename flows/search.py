@@ -19,7 +19,7 @@ from prefect import flow
 from flows.compress import Bench
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
-from flows.searching import beside, prepared_ground, rehearsed, search, within
+from flows.searching import beside, prepared_ground, rehearsed, run_search, within
 from flows.workers import runner, share_of_cores
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
@@ -42,7 +42,7 @@ from tasks.trials import Search
 
 
 @flow(name="search", task_runner=runner(), validate_parameters=False)
-def study(parameters: Parameters) -> list[Final]:
+def search(parameters: Parameters) -> list[Final]:
     """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
     p, began = parameters, time.perf_counter()
     check(p)
@@ -66,7 +66,7 @@ def study(parameters: Parameters) -> list[Final]:
         ground = prepared_ground(p, store, backbone, texts, spectra, where)
         mgaa = beside(p, store, ground, statistics)
         searches = [
-            search(p, store, within(ground, groups), run, **named(method, groups, start, seed), nearest=mgaa.ranks)
+            run_search(p, store, within(ground, groups), run, **named(method, groups, start, seed), nearest=mgaa.ranks)
             for seed, (method, groups, start) in product(p.study.seeds, kinds(p))
         ]
         publish(p.folder, store, statistics, searches, mgaa)
@@ -170,4 +170,4 @@ if __name__ == "__main__":
     from flows.cli import main
     from flows.show_search import show
 
-    sys.exit(main(study, show=show))
+    sys.exit(main(search, show=show))

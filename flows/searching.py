@@ -101,12 +101,12 @@ def searched(
     for name, method in searching.items():
         start = p.search.start if name == p.method else RANDOM
         given: dict[str, Any] = {"name": name, "method": method, "start": start, "seed": p.search.seed}
-        found[name] = search(p, store, ground, run, **given, nearest=mgaa.ranks)
+        found[name] = run_search(p, store, ground, run, **given, nearest=mgaa.ranks)
     publish(p.folder, store, statistics, [*found.values()], mgaa)
     return found
 
 
-def search(
+def run_search(
     p: Parameters,
     store: Store,
     ground: Ground,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows.cli import main
-from flows.search import study
+from flows.search import search
 from flows.show_search import show
 from mgaa.budget import Matrix, parameter_budget
 from tasks.artifact import Artifact, Store
@@ -58,7 +58,7 @@ class Searched:
 @pytest.fixture(scope="module")
 def searched(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Searched:
     lab = empty.copy(tmp_path_factory.mktemp("search") / "searched", store=False)
-    return Searched(lab, lab.run(*STUDY, flow=study), *runs(lab))
+    return Searched(lab, lab.run(*STUDY, flow=search), *runs(lab))
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_a_study_shares_one_calibration_one_decomposition_and_the_windows_and_tr
 
 
 def test_one_more_evaluation_costs_one_more_trial_of_each_search(done: Laboratory) -> None:
-    outcome = done.run(*STUDY, "search.evaluations=5", flow=study)
+    outcome = done.run(*STUDY, "search.evaluations=5", flow=search)
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed["try_ranks"] <= 4
     assert outcome.executed["allocate_point"] == 4
@@ -151,12 +151,12 @@ def test_the_record_tells_every_trial_and_the_best_of_each_search_is_its_least(s
         pandas.read_csv(searched.lab.root / "results/search/trials.csv"),
     )
     assert [*found["searches"]] == NAMES
-    for name, search in found["searches"].items():
-        values = [trial["objective"] for trial in search["trials"]]
+    for name, each in found["searches"].items():
+        values = [trial["objective"] for trial in each["trials"]]
         own = trials[trials.search == name]
-        assert values[search["best"]] == min(values) == own.best.iloc[-1]
+        assert values[each["best"]] == min(values) == own.best.iloc[-1]
         assert own.best.is_monotonic_decreasing
-        for trial in search["trials"]:
+        for trial in each["trials"]:
             assert trial["objective"] == pytest.approx(trial["perplexity"] + 1e-3 * trial["divergence"], rel=1e-12)
             assert trial["divergence"] > 0
     first, second = (found["searches"][name]["trials"] for name in NAMES[:2])
@@ -240,13 +240,13 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
         "ranks.split=0.3",
     )  # leave it dense
     given = (f"backbone.source={broken}", "backbone.dtype=float16", *STUDY, *both_levels, "study.groups=[1]")
-    outcome = fresh.run(*given, "search.evaluations=8", "search.divergence=0.0", "search.selection=0", flow=study)
+    outcome = fresh.run(*given, "search.evaluations=8", "search.divergence=0.0", "search.selection=0", flow=search)
     assert (outcome.code, outcome.message) == (0, "")
-    for search in result(fresh, "search/search.json")["searches"].values():
-        failed = [trial for trial in search["trials"] if "error" in trial]
+    for each in result(fresh, "search/search.json")["searches"].values():
+        failed = [trial for trial in each["trials"] if "error" in trial]
         assert 0 < len(failed) < 8
         assert all("leave the range of torch.float16" in trial["error"] for trial in failed)
-        assert all(trial["shares"]["qk 0-2"] == 1.0 for trial in search["trials"] if "error" not in trial)
+        assert all(trial["shares"]["qk 0-2"] == 1.0 for trial in each["trials"] if "error" not in trial)
     _, children = runs(fresh)
     assert {run.info.status for run in children.values()} == {"FINISHED", "FAILED"}
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_measured(
 
 
 def test_a_search_on_text_that_is_reported_on_is_refused(done: Laboratory) -> None:
-    outcome = done.run(*STUDY, "data.validation.from=0.8", "data.validation.to=0.9", flow=study)
+    outcome = done.run(*STUDY, "data.validation.from=0.8", "data.validation.to=0.9", flow=search)
     assert (outcome.code, outcome.executed) == (2, {})
     assert "data.validation" in outcome.message
     assert "the ranges overlap" in outcome.message
@@ -294,7 +294,7 @@ def test_a_study_needs_a_search_and_no_recovery(done: Laboratory) -> None:
         ([], "search.method is 'none', expected gp"),
         (["method=bolaco", "recovery.method=lora"], "recovery.method is 'lora'"),
     ):
-        outcome = done.run(*given, flow=study)
+        outcome = done.run(*given, flow=search)
         assert (outcome.code, outcome.executed) == (2, {})
         assert words in outcome.message
 
@@ -305,7 +305,7 @@ def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_so
     history = done.root / "earlier.json"
     history.write_text(json.dumps(result(searched.lab, "search/search.json")))
     one = (*SMALL, "study.groups=[1]", f"search.history={history}", "search.evaluations=2", "study.seeds=[1]")
-    outcome = done.run(*one, "search.initial=1", flow=study)
+    outcome = done.run(*one, "search.initial=1", flow=search)
     assert (outcome.code, outcome.message) == (0, "")
     for changed, words in (
         ("search.least=0.3", "space: least 0.2 there and 0.3 here"),
@@ -313,10 +313,10 @@ def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_so
         ("search.divergence=0.01", "another weight of the divergence"),
         ("factors.method=afm", "another factors and calibration"),
     ):
-        outcome = done.run(*one, changed, flow=study)
+        outcome = done.run(*one, changed, flow=search)
         assert outcome.code == 2
         assert words in outcome.message
     history.write_text("{}")
-    outcome = done.run(*one, flow=study)
+    outcome = done.run(*one, flow=search)
     assert (outcome.code, outcome.executed) == (3, {})
     assert "holds no search" in outcome.message
