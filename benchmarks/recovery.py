@@ -19,7 +19,7 @@ from tasks.parameters import load
 TARGETS = (0.2, 0.5)
 WANTED = ["mgaa:product", "mgaa:factors", "lorap:product", "lorap:factors"]
 RECOVERY = ("recovery.method=lora", "recovery.steps=300", "recovery.batch=16", "recovery.micro_batch=16")
-DIAGONALS = ("recovery.method=diagonals", "recovery.rank=64", "recovery.rate=0.01", "recovery.micro_batch=8")
+DIAGONALS = ("recovery.method=diagonals", "recovery.micro_batch=8")
 RANGES = {"calibration": (0.0, 0.4), "validation": (0.4, 0.6), "evaluation": (0.6, 1.0), "recovery": (0.0, 0.4)}
 
 

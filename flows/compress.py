@@ -20,7 +20,7 @@ from prefect import flow, unmapped
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
-from flows.searching import rehearsed, searched
+from flows.searching import candidates_of, rehearsed, searched
 from flows.workers import runner
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
@@ -63,6 +63,8 @@ def compress(parameters: Parameters) -> Results:
         texts = prepared_texts(p, store)
         examples = None if plan is None else examples_of(p, store, backbone, texts)
         tokens = prepared_tokens(p, store, backbone, texts)
+        if p.search.method != "none":
+            candidates_of(p, store, backbone, texts)
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
         measured = measurement(p, store, texts, tokens)
         statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
@@ -83,8 +85,8 @@ def compress(parameters: Parameters) -> Results:
                 )
             checkpoint = assemble(store, backbone, factors)
             metrics = evaluate(store, checkpoint, **measured)
-            trials = searches[name].measured if name in searches else []
-            models[name] = Compressed(ratios, ranks, factors, checkpoint, metrics, scores, trials=trials)
+            found = searches[name].made(store) if name in searches else []
+            models[name] = Compressed(ratios, ranks, factors, checkpoint, metrics, scores, searched=found)
         if plan is not None and examples is not None:
             models[UNRECOVERED] = models.pop(p.method)
             given = backbone, examples, tokens["validation"], models[UNRECOVERED]

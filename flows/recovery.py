@@ -73,4 +73,4 @@ def recovered(
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
     metrics = evaluate(store, checkpoint, **measured)
     tuned = [model.checkpoint, examples]
-    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, model.scores, tuned, model.trials)
+    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, model.scores, tuned, model.searched)

@@ -19,7 +19,7 @@ from prefect import flow
 from flows.compress import Bench
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
-from flows.searching import beside, prepared_ground, rehearsed, run_search, within
+from flows.searching import beside, candidates_of, earlier_of, prepared_ground, rehearsed, run_search, within
 from flows.workers import runner, share_of_cores
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
@@ -59,18 +59,21 @@ def search(parameters: Parameters) -> list[Final]:
             rehearsed(p, store, backbone, groups)
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts)
+        candidates_of(p, store, backbone, texts)
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
         statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra()
         ground = prepared_ground(p, store, backbone, texts, spectra, where)
+        for groups in p.study.groups:
+            earlier_of(p, store, within(ground, groups))  # what does not fit is said before the first trial
         mgaa = beside(p, store, ground, statistics)
         searches = [
             run_search(p, store, within(ground, groups), run, **named(method, groups, start, seed), nearest=mgaa.ranks)
             for seed, (method, groups, start) in product(p.study.seeds, kinds(p))
         ]
         publish(p.folder, store, statistics, searches, mgaa)
-        finals = measured(p, store, ground, tokens["evaluation"], searches, mgaa.ranks)
+        finals = measured(p, store, ground, tokens["evaluation"], searches, None if mgaa.trial is None else mgaa.ranks)
         if p.evaluation.tasks:
             finals = evaluated(bench, finals, spectra, searches, **measurement(p, store, texts, tokens))
         write(p.folder / FOLDER, store, finals)
@@ -86,8 +89,7 @@ def check(p: Parameters) -> None:
     """
     if p.search.method != "gp":
         raise UsageError(
-            f"search.method is {p.search.method!r}, expected gp, which a study compares with random search: add method=bolaco, or "
-            "search.method=gp"
+            f"search.method is {p.search.method!r}, expected gp, which a study compares with random search: add method=bolaco"
         )
     check_search(p)
     if p.recovery.method != "none":
@@ -112,13 +114,14 @@ def named(method: str, groups: int, start: str, seed: int) -> dict[str, Any]:
 
 
 def measured(
-    p: Parameters, store: Store, ground: Ground, evaluation: Artifact, searches: list[Search], mgaa: Artifact
+    p: Parameters, store: Store, ground: Ground, evaluation: Artifact, searches: list[Search], mgaa: Artifact | None
 ) -> list[Final]:
-    """The dense model, MGAA and the best allocation of every search on the evaluation text."""
+    """The dense model, MGAA if it could be measured, and the best allocation of every search on the evaluation text."""
     given = p.data.evaluation
     shared: dict[str, Any] = {"length": given.length, "stride": given.stride, "batch_size": p.evaluation.batch_size}
     shared["device"] = ground.measured["device"]
-    wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None), ("mgaa", None, mgaa)]
+    wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None)]
+    wanted += [] if mgaa is None else [("mgaa", None, mgaa)]
     wanted += [(each.name, each, each.best) for each in searches]
     with share_of_cores():
         futures = [

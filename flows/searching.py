@@ -13,7 +13,7 @@ from typing import Any
 from prefect import unmapped
 
 from flows.workers import WORKERS, share_of_cores
-from mgaa.errors import NumericalError
+from mgaa.errors import InputError, NumericalError
 from tasks.allocate_point import allocate_point
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
@@ -43,18 +43,31 @@ def prepared_ground(
     p: Parameters, store: Store, backbone: Artifact, texts: Artifact, spectra: list[Artifact], device: str
 ) -> Ground:
     """What the searches of a run share; the space is that of `search`."""
-    given, validation = p.search, p.data.validation
+    given = p.search
     space = {"compression": p.ratios.compression, **given.space}
-    cut: dict[str, Any] = {"section": "validation", "length": validation.length, "seed": validation.seed}
     measured: dict[str, Any] = {"batch_size": p.evaluation.batch_size, "device": device}
-    if given.selection:
-        candidates = tokenize(store, backbone, texts, **cut, samples=given.candidates)
-        windows = chosen(p, store, backbone, candidates, spectra, {**space, "groups": 1}, measured)
-    else:
-        windows = tokenize(store, backbone, texts, **cut, samples=given.windows)
+    windows = candidates_of(p, store, backbone, texts)
+    if given.selects:
+        windows = chosen(p, store, backbone, windows, spectra, {**space, "groups": 1}, measured)
     reference = keep_reference(store, backbone, windows, **measured) if given.divergence else None
     measured |= {"divergence": given.divergence}
     return Ground(backbone, spectra, windows, reference, space, p.ranks.multiple, measured)
+
+
+def candidates_of(p: Parameters, store: Store, backbone: Artifact, texts: Artifact) -> Artifact:
+    """The validation windows that a search chooses from, or takes as they are.
+
+    Raises:
+        InputError: the validation text has fewer.
+    """
+    given, validation = p.search, p.data.validation
+    name = "candidates" if given.selects else "windows"
+    cut: dict[str, Any] = {"length": validation.length, "seed": validation.seed, "samples": getattr(given, name)}
+    try:
+        found: Artifact = tokenize(store, backbone, texts, section="validation", **cut)
+    except InputError as error:
+        raise InputError(f"search.{name} is {cut['samples']}: {error} Here `samples` is search.{name}.") from error
+    return found
 
 
 def chosen(
@@ -76,8 +89,17 @@ def chosen(
     with share_of_cores():
         ranks = allocate_point.map(point=points, space=unmapped(space), multiple=p.ranks.multiple, **same)
         cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": p.data.validation.length, "stride": None}
-        measurements: list[Artifact] = measure.map(ranks=ranks, **cut, **measured, **same).result()
-    return choose_windows(store, candidates, measurements, number=p.search.windows)
+        futures = measure.map(ranks=ranks, **cut, **measured, **same)
+        ended: list[Any] = futures.result(raise_on_failure=False)
+    if errors := [each for each in ended if isinstance(each, BaseException) and not isinstance(each, NumericalError)]:
+        raise errors[0]
+    found = [each for each in ended if isinstance(each, Artifact)]
+    if len(found) < 2:
+        raise NumericalError(
+            f"{len(found)} of {len(ended)} random allocations could be measured, expected at least 2 to choose windows by: load the "
+            f"model in bfloat16 or float32 (backbone.dtype), or set search.selection=0; the last one: {ended[-1]}"
+        )
+    return choose_windows(store, candidates, found, number=p.search.windows)
 
 
 def searched(
@@ -96,6 +118,7 @@ def searched(
     if not searching:
         return {}
     ground = prepared_ground(p, store, backbone, texts, spectra, device)
+    earlier_of(p, store, ground)  # what does not fit is said before the first trial
     mgaa = beside(p, store, ground, statistics)
     found = {}
     for name, method in searching.items():
@@ -133,7 +156,9 @@ def run_search(
 
     given, space = p.search, space_of(backbone_matrices(store, ground.backbone), **ground.space)
     first = space.nearest(kept_shares(store, ground.backbone, nearest)) if start == "mgaa" else None
-    earlier = known(given.history, identity(store, ground)) if given.history and method != RANDOM else []
+    earlier = earlier_of(p, store, ground) if method != RANDOM else []
+    if earlier and first is None:  # measured again here, the best of them can be the result
+        first = min(earlier, key=lambda trial: trial["objective"])["point"]
     at_once = max(given.batch, WORKERS) if method == RANDOM else given.batch
     trials: list[Trial] = []
     while (done := len(trials)) < given.evaluations:
@@ -174,7 +199,16 @@ def run_search(
     kept = [(t.tried.trial, t.tried.ranks) for t in trials if t.tried.trial is not None and t.tried.ranks is not None]
     proposals = [*dict.fromkeys(trial.proposal for trial in trials)]
     best = take_best(store, [trial for trial, _ in kept], [ranks for _, ranks in kept], proposals)
-    return Search(name, method, ground.space["groups"], start, seed, ground, trials, best)
+    return Search(name, method, ground.space["groups"], start, seed, ground, trials, best, earlier)
+
+
+def earlier_of(p: Parameters, store: Store, ground: Ground) -> list[dict[str, Any]]:
+    """The trials of `search.history`.
+
+    Raises:
+        UsageError: they are of another model, space, factors, windows or objective.
+    """
+    return [] if p.search.history is None else known(p.search.history, identity(store, ground))
 
 
 def record(run: Run, store: Store, ground: Ground, name: str, trial: Trial) -> None:
@@ -207,7 +241,10 @@ def beside(p: Parameters, store: Store, ground: Ground, statistics: Artifact) ->
     """MGAA by the sections `ratios` and `ranks`, measured like a trial."""
     ratios, ranks = levels(p, store, ground.backbone, statistics, ground.spectra)
     shared = ground.backbone, ground.windows, ground.reference, ground.spectra
-    return Beside(ratios, ranks, try_ranks(store, *shared, ranks, **ground.measured))
+    try:
+        return Beside(ratios, ranks, try_ranks(store, *shared, ranks, **ground.measured))
+    except NumericalError as error:
+        return Beside(ratios, ranks, None, str(error))
 
 
 def rehearsed(p: Parameters, store: Store, backbone: Artifact, groups: int) -> None:

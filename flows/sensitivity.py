@@ -51,8 +51,14 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
         types = sizes(store, backbone)
         wanted = [*product(types, p.sensitivity.compression)]
         spaces = [alone(types, name, fraction) for name, fraction in wanted]
-        for space in spaces:
-            rehearse_search(store, backbone, factorizer, space, p.ranks.multiple)
+        for (name, fraction), space in zip(wanted, spaces, strict=True):
+            try:
+                rehearse_search(store, backbone, factorizer, space, p.ranks.multiple)
+            except UsageError as error:
+                raise UsageError(
+                    f"sensitivity.compression has {fraction:g}, which {name} alone does not reach at its lowest ranks: take "
+                    "smaller fractions, or a smaller ranks.multiple"
+                ) from error
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts, ("calibration", "validation"))
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)

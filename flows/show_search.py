@@ -71,7 +71,8 @@ def cells(row: Any) -> list[str]:
         return [label_of(row.search), "", "", "", "", *measured, "", ""]
     failed = f" ({row.failed:.0f} failed)" if row.failed else ""
     half = (row.above_mgaa_high - row.above_mgaa_low) / 2
-    compared = f"{row.above_mgaa:+.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}") + f" {MARKS[row.verdict]}"
+    width = "" if math.isnan(half) else f" ± {half:.4f}"
+    compared = "" if math.isnan(row.above_mgaa) else f"{row.above_mgaa:+.4f}{width} {MARKS[row.verdict]}"
     return [
         named(row.method, row.start),
         f"{row.groups:.0f}",

@@ -47,6 +47,7 @@ def propose(
     )
     given: dict[str, Any] = {"dimensions": dimensions, "first": first, "count": count, "seed": seed}
     began = time.perf_counter()
-    chosen = next_points(method, known, **given, initial=initial, start=start)
+    drawn = max(0, initial - len(earlier))  # trials that are known already take the place of random ones
+    chosen = next_points(method, known, **given, initial=drawn, start=start)
     write_table(out / PROPOSAL, {"points": chosen})
     return {"proposal_seconds": time.perf_counter() - began}

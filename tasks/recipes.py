@@ -102,7 +102,7 @@ def check_search(p: Parameters) -> None:
     if p.search.method == "none":
         if idle := [name for name in p.evaluation.baselines if name == RANDOM]:
             raise UsageError(
-                f"evaluation.baselines has {idle[0]}, but search.method is none: leave it out, or set search.method=gp"
+                f"evaluation.baselines has {idle[0]}, but search.method is none: leave it out, or take method=bolaco"
             )
         return
     for key, value, remedy in (
@@ -118,6 +118,10 @@ def check_search(p: Parameters) -> None:
         raise UsageError(
             f"search.method is {p.search.method!r}, but method=mgaa searches nothing: take method=bolaco, or give the search a name of "
             "its own under methods"
+        )
+    if p.search.method == RANDOM and p.search.history is not None:
+        raise UsageError(
+            "search.history is set, but search.method is random, to which earlier trials say nothing: leave it out, or set search.method=gp"
         )
     if p.ranks.method == "file":
         raise UsageError(

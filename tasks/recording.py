@@ -71,6 +71,12 @@ def failures() -> Iterator[None]:
         raise
 
 
+def forgive(error: Exception) -> None:
+    """Forget a failure that turned out to be a result."""
+    if (recorder := current.get()) is not None and error in recorder.failures:
+        recorder.failures.remove(error)
+
+
 def note(execution: Execution) -> None:
     """Tell the run's recorder, if there is one."""
     if (recorder := current.get()) is not None:

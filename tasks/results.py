@@ -29,7 +29,7 @@ class Compressed:
     Attributes:
         scores: of the channels, where FFNs are pruned.
         untuned: the checkpoint before its recovery, and what it was tuned on, where there was one.
-        trials: of the search that found its ranks, where there was one.
+        searched: what was made to find its ranks, where there was a search.
     """
 
     ratios: Artifact
@@ -39,13 +39,13 @@ class Compressed:
     metrics: Artifact
     scores: list[Artifact] = field(default_factory=list)
     untuned: list[Artifact] = field(default_factory=list)
-    trials: list[Artifact] = field(default_factory=list)
+    searched: list[Artifact] = field(default_factory=list)
 
     @property
     def made(self) -> list[Artifact]:
         """Everything whose making counts as compression."""
         ranks = dict.fromkeys([self.ratios, self.ranks])  # a search leaves both in one
-        return [*self.trials, *ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
+        return [*self.searched, *ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """A trial of a search as one task: the ranks of a point and their objective, from the spectra that all trials share.
 
-Both are cached steps that run without the engine, so a trial costs the engine once, and a search that is started again executes nothing
-that it has done before. Only the values of a search decide what is tried next, never the time at which a trial ends.
+Both are cached steps that run without the engine, so a trial costs the engine once, and a search that is started again repeats none but the
+trials that failed. Only the values of a search decide what is tried next, never the time at which a trial ends. A value that is not finite
+lies in the point; any other error ends the search, which goes on from there when it is started again.
 """
 
 import time
@@ -12,13 +13,11 @@ from typing import Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from mgaa.errors import InputError, LockedError, ResourceError, UsageError
+from mgaa.errors import NumericalError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
+from tasks.recording import forgive
 from tasks.try_ranks import try_ranks
-
-OF_THE_RUN = (InputError, LockedError, ResourceError, UsageError)
-"""Errors that say nothing of the point: they end the search, which goes on from there when it is started again."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Tried:
 
 @task(name="run_trial", task_run_name="{name}", cache_policy=NO_CACHE)
 def run_trial(store: Store, name: str, point: list[float], ground: Ground, threads: int) -> Tried:
-    """Measure one point on `threads` cores; an error that lies in the point, such as a loss that is not finite, is a result as well."""
+    """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
     import torch
 
     began = time.perf_counter()
@@ -63,8 +62,7 @@ def run_trial(store: Store, name: str, point: list[float], ground: Ground, threa
         ranks = allocate_point.fn(store, ground.backbone, ground.spectra, **given)
         shared = ground.backbone, ground.windows, ground.reference, ground.spectra
         trial = try_ranks.fn(store, *shared, ranks, **ground.measured)
-    except OF_THE_RUN:
-        raise
-    except Exception as error:
+    except NumericalError as error:
+        forgive(error)
         return Tried(None, None, time.perf_counter() - began, error)
     return Tried(ranks, trial, time.perf_counter() - began)

@@ -13,12 +13,12 @@ LOOKS: dict[tuple[str, str], dict[str, Any]] = {
 """Colour and line by method and first trial."""
 
 
-def best_so_far(trials: Any, mgaa: float) -> Any:
+def best_so_far(trials: Any, mgaa: float | None) -> Any:
     """Mean over seeds of the least objective up to each evaluation, with its 95 % confidence interval; a panel per number of groups.
 
     Args:
         trials: the table of trials (`tasks.search_results.COLUMNS`).
-        mgaa: the objective of MGAA.
+        mgaa: the objective of MGAA, if it could be measured.
     """
     groups = sorted({*trials.groups})
     figure = sheet(
@@ -31,15 +31,22 @@ def best_so_far(trials: Any, mgaa: float) -> Any:
     for axis, count in zip(axes, groups, strict=True):
         for (method, start), curves in trials[trials.groups == count].groupby(["method", "start"], sort=False):
             draw(axis, curves, named(method, start), LOOKS.get((method, start), {}))
-        axis.axhline(mgaa, color=GREY, linewidth=1)
-        axis.text(
-            0.99, mgaa, label_of("mgaa"), transform=axis.get_yaxis_transform(), ha="right", va="bottom", color="#555555"
-        )
+        if mgaa is not None:
+            axis.axhline(mgaa, color=GREY, linewidth=1)
+            axis.text(
+                0.99,
+                mgaa,
+                label_of("mgaa"),
+                transform=axis.get_yaxis_transform(),
+                ha="right",
+                va="bottom",
+                color="#555555",
+            )
         axis.set_title(
             "one share per type" if count == 1 else f"one share per type and group of blocks, {count} groups"
         )
         axis.set_xlabel("evaluations")
-        axis.set_xlim(1, trials.trial.max() + 1)
+        axis.set_xlim(1, max(2, trials.trial.max() + 1))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(loc="upper right")
     axes[0].set_ylabel("objective: perplexity + weighted divergence")
@@ -71,10 +78,11 @@ def draw(axis: Any, curves: Any, label: str, look: dict[str, Any]) -> None:
         )
 
 
-def window(trials: Any, mgaa: float) -> tuple[float, float]:
+def window(trials: Any, mgaa: float | None) -> tuple[float, float]:
     """The part of the scale where searches differ: the first trials may be far above."""
     finite = trials[trials.best < float("inf")]
     third = finite[finite.trial >= min(3, finite.trial.max())].best
-    low, high = min(finite.best.min(), mgaa), max(third.max(), mgaa)
+    marks = [] if mgaa is None else [mgaa]
+    low, high = min([finite.best.min(), *marks]), max([third.max(), *marks])
     room = 0.06 * (high - low or 1.0)
     return low - room, high + room

@@ -33,18 +33,22 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Beside:
-    """MGAA, which needs no trial, measured like one."""
+    """MGAA, which needs no trial, measured like one; `error` says why it could not be."""
 
     ratios: Artifact
     ranks: Artifact
-    trial: Artifact
+    trial: Artifact | None
+    error: str = ""
 
 
 def publish(
     folder: Path, store: Store, statistics: Artifact, searches: Sequence[Search], mgaa: Beside
 ) -> dict[str, Any]:
     """Write the files below `folder`; returns the content of search.json."""
-    found = {"searches": state(store, searches), "mgaa": without_losses(table(store, mgaa.trial, TRIAL))}
+    told: dict[str, Any] = (
+        {"error": mgaa.error} if mgaa.trial is None else without_losses(table(store, mgaa.trial, TRIAL))
+    )
+    found = {"searches": state(store, searches), "mgaa": told}
     backbone = searches[0].ground.backbone
     ordered = sorted(searches, key=lambda each: least(store, each), reverse=True)
     allocations = {"mgaa": allocation(store, backbone, statistics, mgaa.ratios, mgaa.ranks)}
@@ -54,7 +58,7 @@ def publish(
         write_file(out / "search.json", readable(found))
         write_file(out / "allocation.json", readable(allocations))
         rows.to_csv(out / "trials.csv", index=False)
-        save(best_so_far(rows, found["mgaa"]["objective"]), out / "best")
+        save(best_so_far(rows, told.get("objective")), out / "best")
         shown = {name: allocations[name] for name in ("mgaa", ordered[-1].name)}
         save(heat_map(shown), out / "ranks")
     return found

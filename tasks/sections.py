@@ -19,6 +19,20 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
 
 
+class Lists(Section):
+    """A section of lists, of which no entry comes twice."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for name, entries in self:
+            for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+                if (first := entries.index(entry)) < index:
+                    raise ValueError(
+                        f"{name}.{index} is {name}.{first} again, expected entries that differ: leave one out"
+                    )
+        return self
+
+
 class Backbone(Section):
     """The language model that is compressed."""
 
@@ -185,7 +199,7 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
-        if self.windows > self.candidates:
+        if self.selection and self.windows > self.candidates:
             raise ValueError(
                 f"expected windows <= candidates, got windows {self.windows} and candidates {self.candidates}"
             )
@@ -194,12 +208,17 @@ class Search(Section):
         return self
 
     @property
+    def selects(self) -> bool:
+        """Whether windows are chosen among candidates."""
+        return self.selection > 0 and self.candidates > self.windows
+
+    @property
     def space(self) -> dict[str, Any]:
         """Arguments of `mgaa.search.space_of`, but for the compression."""
         return {"groups": self.groups, "dense": self.dense, "least": self.least}
 
 
-class Study(Section):
+class Study(Lists):
     """Every combination of these lists, each beside random search and MGAA (flows.search)."""
 
     groups: list[Positive] = Field(min_length=1, description="groups of blocks")
@@ -207,7 +226,7 @@ class Study(Section):
     seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="seeds")
 
 
-class Sensitivity(Section):
+class Sensitivity(Lists):
     """Every type of matrix compressed alone (flows.sensitivity)."""
 
     compression: list[Compression] = Field(min_length=1, description="fractions of the parameters of a type to remove")
@@ -226,10 +245,15 @@ class Recovery(Section):
     )
     epochs: Annotated[float, Field(gt=0)] = Field(default=2.0, description="passes over the examples")
     steps: Positive | None = Field(default=None, description="optimizer steps in place of epochs; null: epochs")
-    rate: Annotated[float, Field(gt=0)] = Field(default=1e-4, description="highest learning rate")
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="highest learning rate; null: 1e-4 for lora, 1e-2 for diagonals"
+    )
     batch: Positive = Field(default=64, description="sequences per optimizer step")
     micro_batch: Positive = Field(default=4, description="sequences per forward pass; the rest is accumulated")
-    rank: Positive = Field(default=8, description="of the updates of lora; leading directions of diagonals")
+    rank: Positive | None = Field(
+        default=None,
+        description="of the updates, or of diagonals the number of directions; null: 8 for lora, 64 for diagonals",
+    )
     alpha: Positive = Field(default=16, description="of lora: the updates are scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.05, description="of what enters the updates")
     warmup: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -248,8 +272,9 @@ class Recovery(Section):
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Arguments of `mgaa.recovery.Plan`, where there is a method."""
-        return self.model_dump()
+        """Arguments of `mgaa.recovery.Plan`, where there is a method; what is null has the value of its published code."""
+        published = {"rate": 1e-2, "rank": 64} if self.method == "diagonals" else {"rate": 1e-4, "rank": 8}
+        return {name: published[name] if value is None and name in published else value for name, value in self}
 
 
 class Evaluation(Section):
@@ -271,7 +296,7 @@ class Source(Section):
     revision: str | None = Field(default=None, description="commit on the Hub, 40 hexadecimal digits")
 
 
-class Sweep(Section):
+class Sweep(Lists):
     """Every combination of these lists; null: the section of that name alone (flows.sweep)."""
 
     backbone: list[Source] = Field(min_length=1, description="models: folders, or {source: id, revision: commit}")
@@ -284,16 +309,6 @@ class Sweep(Section):
     split: Literal["evaluation", "validation"] = Field(
         default="evaluation", description="texts to measure on; validation where the numbers serve to choose"
     )
-
-    @model_validator(mode="after")
-    def _distinct(self) -> Self:
-        for name, entries in self:
-            for index, entry in enumerate(entries if isinstance(entries, list) else ()):
-                if (first := entries.index(entry)) < index:
-                    raise ValueError(
-                        f"{name}.{index} is {name}.{first} again, expected entries that differ: leave one out"
-                    )
-        return self
 
 
 class StoreSection(Section):

@@ -40,13 +40,12 @@ class Final:
 
 
 def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
-    """A row for every model, with the keys of `COLUMNS`; dense and MGAA come first."""
+    """A row for every model, with the keys of `COLUMNS`; the dense model comes first, then MGAA if it could be measured."""
     read = [table(store, final.measurement, MEASUREMENT) for final in finals]
-    dense, mgaa = read[:2]
+    dense, mgaa = read[0], next((each for final, each in zip(finals, read, strict=True) if final.name == "mgaa"), None)
     bootstrap = Bootstrap(dense["counts"])
     rows = []
     for final, measured in zip(finals, read, strict=True):
-        difference = bootstrap.difference(measured["losses"], mgaa["losses"])
         row = {
             "search": final.name,
             **of_search(store, final.search),
@@ -54,7 +53,8 @@ def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
             "perplexity": measured["perplexity"],
             "above_dense": measured["nll"] - dense["nll"],
         }
-        if final.search is not None:
+        if final.search is not None and mgaa is not None:
+            difference = bootstrap.difference(measured["losses"], mgaa["losses"])
             row |= {
                 "above_mgaa": difference.value,
                 "above_mgaa_low": difference.low,

@@ -57,7 +57,7 @@ class Run:
             final = results.models[[*results.models][-1]]
             if final.untuned:
                 self.log_curve(table(store, final.checkpoint, CURVE))
-            if final.trials:
+            if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
             self.log_files("results", sorted(folder.glob("*.json")))
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])

@@ -12,9 +12,13 @@ from typing import Any
 
 from mgaa.errors import InputError, UsageError
 from tasks.artifact import Artifact, Store
+from tasks.lineage import lineage
 from tasks.records import CARD, SEARCH, TRIAL, backbone_matrices, backbone_record, table
 from tasks.run_trial import Ground, Tried
 from tasks.sealing import digest
+
+MAKING = {"allocate_point", "choose_windows", "keep_reference", "measure", "propose", "take_best", "try_ranks"}
+"""The tasks of a search, beside the tokens of its candidates."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Search:
         ground: what its trials share.
         trials: in the order of their proposals, the failed ones included.
         best: the ranks and ratios of the best one.
+        earlier: trials of an earlier search that it knew from the start, each with `point` and `objective`.
     """
 
     name: str
@@ -47,6 +52,13 @@ class Search:
     ground: Ground
     trials: list[Trial]
     best: Artifact
+    earlier: list[dict[str, Any]]
+
+    def made(self, store: Store) -> list[Artifact]:
+        """Everything that was made to find its best ranks: the windows and their choice, the reference, proposals, ranks and trials."""
+        behind = lineage(store, [self.best])
+        own = [name for name, told in behind.items() if told["task"] in MAKING]
+        return [Artifact(*name.split("/", 1)) for name in own if name != f"{self.best.kind}/{self.best.digest}"]
 
     @property
     def measured(self) -> list[Artifact]:
@@ -89,6 +101,7 @@ def state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
             **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
             "identity": identity(store, search.ground),
             "best": table(store, search.best, SEARCH)["best"],
+            "earlier": search.earlier,
             "trials": [entry(store, search.ground, trial) for trial in search.trials],
         }
         for search in searches
@@ -128,9 +141,26 @@ def read(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"search.history is {path}, which is not JSON ({error}): {remedy}") from error
     searches = content.get("searches") if isinstance(content, dict) else None
-    if not isinstance(searches, dict) or not searches:
+    if not isinstance(searches, dict) or not searches or not all(sound(each) for each in searches.values()):
         raise InputError(f"search.history is {path}, which holds no search: {remedy}")
     return searches
+
+
+def sound(search: Any) -> bool:
+    """Whether this is a search as `state` writes it."""
+    if not isinstance(search, dict) or not isinstance(search.get("identity"), dict):
+        return False
+    lists = search.get("earlier"), search.get("trials")
+    if not all(isinstance(each, list) for each in lists):
+        return False
+    trials = [trial for each in lists for trial in each or []]
+    return all(
+        isinstance(trial, dict)
+        and isinstance(trial.get("point"), list)
+        and all(isinstance(value, float | int) and 0 <= value <= 1 for value in trial["point"])
+        and isinstance(trial.get("objective", 0.0), float | int)
+        for trial in trials
+    )
 
 
 def known(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -151,7 +181,7 @@ def known(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"point": trial["point"], "objective": trial["objective"]}
         for each in fitting
-        for trial in each["trials"]
+        for trial in [*each["earlier"], *each["trials"]]
         if "objective" in trial
     ]
 

@@ -21,7 +21,7 @@ from mgaa.compress import Decomposed, decomposed
 from mgaa.errors import NumericalError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.levels import Target, adds_biases, check_groups, flat_ladders
-from mgaa.perplexity import perplexity
+from mgaa.perplexity import check, perplexity
 from mgaa.report import Report, report
 from mgaa.search.objective import WEIGHT, objective, reference
 from mgaa.search.optimizer import Found, drawn, propose, require
@@ -84,8 +84,15 @@ def compress_by_search_(
         NumericalError: a weight or an activation is not finite, or no trial could be measured.
     """
     require(method)
-    if evaluations < 1:
-        raise UsageError(f"evaluations is {evaluations}, expected a positive whole number of trials")
+    for name, value, least_value in (("evaluations", evaluations, 1), ("initial", initial, 1), ("windows", windows, 1)):
+        if value < least_value:
+            raise UsageError(f"{name} is {value}, expected a whole number from {least_value}")
+    if selection == 1 or selection < 0 or divergence < 0:
+        raise UsageError(
+            f"selection is {selection} and divergence is {divergence}, expected 0 or at least 2 allocations to choose windows by, and a "
+            "weight from 0"
+        )
+    check(model, validation.flatten(), validation.shape[1], None)
     matrices = matrices_of(unfuse_(model))
     space = space_of(matrices, compression=compression, groups=groups, dense=dense, least=least)
     target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or Measuring()
@@ -129,7 +136,17 @@ def _telling(
     """The windows that tell random allocations apart."""
     points = [drawn(0, index, len(space)) for index in range(allocations)]
     stream, length = windows.flatten(), windows.shape[1]
-    measured = [perplexity(_compressed(model, shared, space, point), stream, length=length) for point in points]
+    measured = []
+    for point in points:
+        try:
+            measured.append(perplexity(_compressed(model, shared, space, point), stream, length=length))
+        except NumericalError as error:  # says nothing of the windows; the search meets such a point as well
+            failure = error
+    if len(measured) < 2:
+        raise NumericalError(
+            f"{len(measured)} of {allocations} random allocations could be measured, expected at least 2 to choose windows by; the last "
+            f"one: {failure}"
+        )
     losses = torch.tensor([each.losses for each in measured], dtype=torch.float64)
     return most_telling(losses, measured[0].counts, number)[0]
 

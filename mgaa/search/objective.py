@@ -7,8 +7,8 @@ means less on short ones.
 
 The reverse divergence needs the dense logits of every token. Stored whole they are the vocabulary wide. Their largest k entries with the
 mass of the rest are compact, and give a lower bound (docs/performance.md has what it misses). Here the *input of the head* is stored
-instead, which is as compact, and the logits are computed from it again by the head itself, which compression leaves alone: they are
-exact, at the cost of one more product with the head per token (2 % of a forward pass of a 7B model).
+instead, as many numbers as the model is wide, and the logits are computed from it again by the head itself, which compression leaves
+alone: they are exact, at the cost of one more product with the head per token (2 % of a forward pass of a 7B model).
 
 A loss or a divergence that is not finite is an error.
 

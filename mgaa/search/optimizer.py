@@ -87,8 +87,9 @@ def require(method: str) -> None:
     """
     if method not in METHODS:
         raise UsageError(f"search.method is {method!r}, expected one of {', '.join(METHODS)}")
-    if method == "gp" and importlib.util.find_spec("optuna") is None:
-        raise UsageError("search.method=gp needs optuna, which is not installed: pip install 'mgaa[search]'")
+    for package in ("optuna", "scipy"):  # optuna's sampler needs the second, and does not say so
+        if method == "gp" and importlib.util.find_spec(package) is None:
+            raise UsageError(f"search.method=gp needs {package}, which is not installed: pip install 'mgaa[search]'")
 
 
 def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: int, number: int) -> Point:
@@ -106,15 +107,25 @@ def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: in
         study = optuna.create_study(sampler=sampler)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    worst = max(found.values)
-    measured = zip(found.points, found.values, strict=True)
-    for point, value in (*measured, *((point, worst) for point in found.failed)):
+    values = _bounded(found.values)
+    measured = zip(found.points, values, strict=True)
+    for point, value in (*measured, *((point, max(values)) for point in found.failed)):
         study.add_trial(optuna.create_trial(params=_named(point), distributions=cube, value=value))
     waiting = optuna.trial.TrialState.RUNNING
     for point in running:
         study.add_trial(optuna.create_trial(params=_named(point), distributions=cube, state=waiting))
     asked = study.ask(cube).params
     return [float(asked[str(index)]) for index in range(dimensions)]
+
+
+def _bounded(values: Sequence[float]) -> list[float]:
+    """The values with those far above the rest brought down to 10 times the distance between the least and the median above the median.
+
+    Our decision: the Gaussian process sees values over their standard deviation, so one allocation that breaks the model, with a
+    perplexity of thousands, would make all others look the same.
+    """
+    least, median = min(values), float(np.median(values))
+    return [min(value, median + 10 * (median - least)) if median > least else value for value in values]
 
 
 def _named(point: Point) -> dict[str, float]:

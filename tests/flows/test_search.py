@@ -221,15 +221,15 @@ def test_an_allocation_is_reused_on_another_model_of_the_same_shape(done: Labora
 def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fresh: Laboratory, tmp_path: Path) -> None:
     broken = fresh.copy_model(tmp_path / "broken")
     wide_range(broken)  # its query projection can only stay dense in float16
-    both_levels = (
-        "ratios.method=uniform",
-        "ratios.band=null",
-        "ranks.method=lorap",
-        "ranks.split=0.3",
-    )  # leave it dense
-    given = (f"backbone.source={broken}", "backbone.dtype=float16", *STUDY, *both_levels, "study.groups=[1]")
-    outcome = fresh.run(*given, "search.evaluations=8", "search.divergence=0.0", "search.selection=0", flow=search)
+    given = (f"backbone.source={broken}", "backbone.dtype=float16", *STUDY, "study.groups=[1]", "search.selection=8")
+    outcome = fresh.run(*given, "search.evaluations=8", "search.divergence=0.0", flow=search)
     assert (outcome.code, outcome.message) == (0, "")
+    assert "leave the range of torch.float16" in result(fresh, "search/search.json")["mgaa"]["error"]
+    assert [*pandas.read_csv(fresh.root / "results/search/study.csv").search] == [
+        "dense",
+        "random-1-seed0",
+        "gp-1-seed0",
+    ]
     for each in result(fresh, "search/search.json")["searches"].values():
         failed = [trial for trial in each["trials"] if "error" in trial]
         assert 0 < len(failed) < 8
@@ -253,6 +253,7 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
         (["search.groups=4"], 2, ["search.groups is 4, expected 1 to 3"]),
         (["search.dense=[w]"], 2, ["search.dense has 'w', expected types of this model: qk, v, o, gate, up, down"]),
         (["search.windows=20"], 2, ["expected windows <= candidates"]),
+        (["search.method=random", "search.history=a.json", "evaluation.baselines=[]"], 2, ["search.history is set"]),
         (["search.history=nowhere.json"], 3, ["nowhere.json, which cannot be read"]),
         (["statistics.inputs=compressed"], 2, ["statistics.inputs is 'compressed'", "statistics.inputs=dense"]),
         (["channels.method=weighted"], 2, ["channels.method is 'weighted'", "channels.method=none"]),
@@ -270,6 +271,12 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_measured(
     assert all(word in outcome.message for word in words), outcome.message
 
 
+def test_too_little_validation_text_is_told_by_the_setting_that_asks_for_it(done: Laboratory) -> None:
+    outcome = done.run(*SMALL, "search.candidates=100000", "evaluation.baselines=[]")
+    assert (outcome.code, outcome.executed) == (3, {})
+    assert "search.candidates is 100000" in outcome.message
+
+
 def test_a_search_on_text_that_is_reported_on_is_refused(done: Laboratory) -> None:
     outcome = done.run(*STUDY, "data.validation.from=0.8", "data.validation.to=0.9", flow=search)
     assert (outcome.code, outcome.executed) == (2, {})
@@ -280,6 +287,7 @@ def test_a_search_on_text_that_is_reported_on_is_refused(done: Laboratory) -> No
 def test_a_study_needs_a_search_and_no_recovery(done: Laboratory) -> None:
     for given, words in (
         ([], "search.method is 'none', expected gp"),
+        (["method=bolaco", "study.seeds=[0,0]"], "seeds.1 is seeds.0 again"),
         (["method=bolaco", "recovery.method=lora"], "recovery.method is 'lora'"),
     ):
         outcome = done.run(*given, flow=search)
@@ -293,8 +301,18 @@ def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_so
     history = done.root / "earlier.json"
     history.write_text(json.dumps(result(searched.lab, "search/search.json")))
     one = (*SMALL, "study.groups=[1]", f"search.history={history}", "search.evaluations=2", "study.seeds=[1]")
-    outcome = done.run(*one, "search.initial=1", flow=search)
+    outcome = done.run(*one, flow=search)
     assert (outcome.code, outcome.message) == (0, "")
+    before = [
+        trial
+        for each in (0, 1)
+        for trial in result(searched.lab, "search/search.json")["searches"][NAMES[each]]["trials"]
+    ]
+    found = result(done, "search/search.json")["searches"]["gp-1-seed1"]
+    best = min(before, key=lambda trial: trial["objective"])
+    assert found["trials"][0]["point"] == best["point"]  # measured again, so that it can be the result
+    assert found["trials"][1]["point"] not in [trial["point"] for trial in before]
+    assert len(found["earlier"]) == len(before)  # the next search knows them as well
     for changed, words in (
         ("search.least=0.3", "space: least 0.2 there and 0.3 here"),
         ("search.divergence=0.01", "another weight of the divergence"),
@@ -302,7 +320,8 @@ def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_so
         outcome = done.run(*one, changed, flow=search)
         assert outcome.code == 2
         assert words in outcome.message
-    history.write_text("{}")
-    outcome = done.run(*one, flow=search)
-    assert (outcome.code, outcome.executed) == (3, {})
-    assert "holds no search" in outcome.message
+    for damaged in ("[", '{"searches": {"a": {"identity": {}, "trials": 3}}}'):
+        history.write_text(damaged)
+        outcome = done.run(*one, flow=search)
+        assert (outcome.code, outcome.executed) == (3, {})
+        assert "search.history is" in outcome.message
