@@ -97,7 +97,8 @@ def test_every_method_works_behind_compressed_blocks(section: str, tiny: Tiny, t
     budget = parameter_budget(matrices_of(tiny()), 0.4)
     for name in available(section):
         if not reads_file(section, name):
-            report = mgaa.compress_(tiny(), tokens, compression=0.4, **{section: name}, **COMPRESSED)
+            given = {section: name, "groups": len(tokens), **COMPRESSED}
+            report = mgaa.compress_(tiny(), tokens, compression=0.4, **given)
             assert report.linear_parameters + report.budget_left == budget
             assert report.budget_left >= 0
 

@@ -52,7 +52,7 @@ def test_a_mapping_sets_options() -> None:
 @pytest.mark.parametrize("given", ["sweep=null", "sweep={}"])
 def test_what_is_left_out_is_what_the_sections_say(given: str, tmp_path: Path) -> None:
     text = FILE.read_text()
-    start, end = text.index("\nsweep:"), text.index("\nstore:")
+    start, end = text.index("\nsweep:"), text.index("\nstudy:")
     (tmp_path / "params.yaml").write_text(text[:start] + text[end:])
     parameters = load(tmp_path / "params.yaml", [given, "ratios.compression=0.3"])
     sweep = parameters.sweep
