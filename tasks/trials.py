@@ -60,6 +60,10 @@ class Search:
         own = [name for name, told in behind.items() if told["task"] in MAKING]
         return [Artifact(*name.split("/", 1)) for name in own if name != f"{self.best.kind}/{self.best.digest}"]
 
+    def number(self, measured: int) -> int:
+        """The number among all trials of one that is counted among those that were measured."""
+        return [number for number, trial in enumerate(self.trials) if trial.tried.trial is not None][measured]
+
     @property
     def measured(self) -> list[Artifact]:
         """The trials that were measured."""
@@ -100,7 +104,7 @@ def state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
         search.name: {
             **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
             "identity": identity(store, search.ground),
-            "best": table(store, search.best, SEARCH)["best"],
+            "best": search.number(table(store, search.best, SEARCH)["best"]),
             "earlier": search.earlier,
             "trials": [entry(store, search.ground, trial) for trial in search.trials],
         }

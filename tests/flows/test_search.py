@@ -234,6 +234,9 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
         failed = [trial for trial in each["trials"] if "error" in trial]
         assert 0 < len(failed) < 8
         assert all("leave the range of torch.float16" in trial["error"] for trial in failed)
+        assert each["trials"][each["best"]]["objective"] == min(
+            trial["objective"] for trial in each["trials"] if "error" not in trial
+        )
         assert all(trial["shares"]["qk 0-2"] == 1.0 for trial in each["trials"] if "error" not in trial)
     _, children = runs(fresh)
     assert {run.info.status for run in children.values()} == {"FINISHED", "FAILED"}
@@ -320,6 +323,11 @@ def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_so
         outcome = done.run(*one, changed, flow=search)
         assert outcome.code == 2
         assert words in outcome.message
+    other = done.copy_model(done.root / "other")
+    change(other, "model.layers.0.mlp.up_proj.weight", lambda weight: weight.mul_(1.5))
+    outcome = done.run(*one, f"backbone.source={other}", flow=search)
+    assert outcome.code == 2
+    assert "another model" in outcome.message
     for damaged in ("[", '{"searches": {"a": {"identity": {}, "trials": 3}}}'):
         history.write_text(damaged)
         outcome = done.run(*one, flow=search)
