@@ -51,12 +51,10 @@ def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began = parameters, time.perf_counter()
     store, where = Store(p.store_path, p.store.lock_timeout), device(parameters)
-    source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
+    factorizer = p.factors.method, p.factors.options
     with tracked(p) as run, recording() as executions:
         wanted, plan = recipes(p), plan_of(p)
-        backbone = load_backbone(
-            store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
-        )
+        backbone = backbone_of(p, store)
         rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
         if p.search.method != "none":
             rehearsed(p, store, backbone, p.search.groups)
@@ -97,6 +95,14 @@ def compress(parameters: Parameters) -> Results:
         published = publish(p.folder, store, results, figures, Effort.since(began, executions))
         run.log(results, published)
     return results
+
+
+def backbone_of(p: Parameters, store: Store) -> Artifact:
+    """The backbone of a run, looked at once."""
+    source, revision = p.backbone.source, p.backbone.revision
+    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
+    found: Artifact = load_backbone(store, **given, files=identify(source, revision))
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from prefect import flow
 
-from flows.compress import Bench
+from flows.compress import Bench, backbone_of
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.searching import beside, candidates_of, earlier_of, prepared_ground, rehearsed, run_search, within
@@ -26,7 +26,6 @@ from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
 from tasks.calibrate import calibrate
 from tasks.evaluate import evaluate
-from tasks.load_backbone import identify, load_backbone
 from tasks.measure import measure
 from tasks.parameters import Parameters
 from tasks.recipes import RANDOM, both_levels, check_search
@@ -47,13 +46,12 @@ def search(parameters: Parameters) -> list[Final]:
     p, began = parameters, time.perf_counter()
     check(p)
     store, where = Store(p.store_path, p.store.lock_timeout), device(p)
-    source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
+    factorizer = p.factors.method, p.factors.options
     with (
         tracked(p, "search", f"search of {len(kinds(p))} kinds and {len(p.study.seeds)} seeds") as run,
         recording() as executions,
     ):
-        files = identify(source, revision)
-        backbone = load_backbone(store, source=source, revision=revision, dtype=p.backbone.dtype, files=files)
+        backbone = backbone_of(p, store)
         rehearse(store, backbone, factorizer, [both_levels(p)])
         for groups in p.study.groups:
             rehearsed(p, store, backbone, groups)

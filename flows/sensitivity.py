@@ -14,7 +14,7 @@ from typing import Any
 
 from prefect import flow, unmapped
 
-from flows.compress import Bench
+from flows.compress import Bench, backbone_of
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.show import PLAIN
@@ -23,7 +23,6 @@ from mgaa.errors import UsageError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
 from tasks.calibrate import calibrate
-from tasks.load_backbone import identify, load_backbone
 from tasks.measure import measure
 from tasks.parameters import Parameters
 from tasks.recording import recording
@@ -44,10 +43,9 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
     p, began = parameters, time.perf_counter()
     check(p)
     store, where = Store(p.store_path, p.store.lock_timeout), device(p)
-    source, revision, factorizer = p.backbone.source, p.backbone.revision, (p.factors.method, p.factors.options)
+    factorizer = p.factors.method, p.factors.options
     with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording() as executions:
-        files = identify(source, revision)
-        backbone = load_backbone(store, source=source, revision=revision, dtype=p.backbone.dtype, files=files)
+        backbone = backbone_of(p, store)
         types = sizes(store, backbone)
         wanted = [*product(types, p.sensitivity.compression)]
         spaces = [alone(types, name, fraction) for name, fraction in wanted]

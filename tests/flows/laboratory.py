@@ -110,6 +110,19 @@ class Laboratory:
         return Laboratory(root)
 
 
+def runs(lab: Laboratory, flow: str) -> tuple[Any, dict[str, Any]]:
+    """The last run of a flow in MLflow, and the runs below it by name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(yaml.safe_load((lab.root / "params.yaml").read_text())["tracking"]["uri"])
+    experiment = client.get_experiment_by_name("mgaa")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
+    parent = next(run for run in found if run.data.tags.get("mlflow.source.name") == f"python -m flows.{flow}")
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    return parent, {run.info.run_name: run for run in children}
+
+
 def striking(signal: str, kind: str, number: int) -> str:
     """Python that sends its own process a signal just before the artifact `number` of `kind`, written in full, gets its name."""
     return f"""

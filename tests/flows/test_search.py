@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas
 import pytest
-import yaml
 
 from flows.cli import main
 from flows.search import search
@@ -15,7 +14,7 @@ from flows.show_search import show
 from mgaa.budget import Matrix, parameter_budget
 from tasks.artifact import Artifact, Store
 from tasks.lineage import lineage
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, change, striking
+from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
 from tests.flows.test_faults import wide_range
 
 SMALL = (
@@ -58,26 +57,13 @@ class Searched:
 @pytest.fixture(scope="module")
 def searched(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Searched:
     lab = empty.copy(tmp_path_factory.mktemp("search") / "searched", store=False)
-    return Searched(lab, lab.run(*STUDY, flow=search), *runs(lab))
+    return Searched(lab, lab.run(*STUDY, flow=search), *runs(lab, "search"))
 
 
 @pytest.fixture
 def done(searched: Searched, tmp_path: Path) -> Laboratory:
     """A laboratory of the test's own after that study."""
     return searched.lab.copy(tmp_path / "done")
-
-
-def runs(lab: Laboratory) -> tuple[Any, dict[str, Any]]:
-    """The last search in MLflow, and its trials by name."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(yaml.safe_load((lab.root / "params.yaml").read_text())["tracking"]["uri"])
-    experiment = client.get_experiment_by_name("mgaa")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
-    parent = next(run for run in found if run.data.tags.get("mlflow.source.name") == "python -m flows.search")
-    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    return parent, {run.info.run_name: run for run in children}
 
 
 def result(lab: Laboratory, name: str) -> dict[str, Any]:
@@ -238,7 +224,7 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
             trial["objective"] for trial in each["trials"] if "error" not in trial
         )
         assert all(trial["shares"]["qk 0-2"] == 1.0 for trial in each["trials"] if "error" not in trial)
-    _, children = runs(fresh)
+    _, children = runs(fresh, "search")
     assert {run.info.status for run in children.values()} == {"FINISHED", "FAILED"}
 
 

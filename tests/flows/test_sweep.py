@@ -18,7 +18,7 @@ from flows.cli import main
 from flows.show_sweep import show
 from flows.sweep import sweep
 from tasks.sweep_table import COLUMNS
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, change, striking
+from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
 from tests.flows.test_faults import wide_range
 from tests.processes import ROOT
 
@@ -49,7 +49,7 @@ class Swept:
 @pytest.fixture(scope="module")
 def swept(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Swept:
     lab = empty.copy(tmp_path_factory.mktemp("sweep") / "swept", store=False)
-    return Swept(lab, lab.run(*GRID, flow=sweep), *runs(lab))
+    return Swept(lab, lab.run(*GRID, flow=sweep), *runs(lab, "sweep"))
 
 
 @pytest.fixture
@@ -60,19 +60,6 @@ def done(swept: Swept, tmp_path: Path) -> Laboratory:
 
 def table(lab: Laboratory) -> Any:
     return pandas.read_parquet(lab.root / "results" / "sweep.parquet").set_index("point")
-
-
-def runs(lab: Laboratory) -> tuple[Any, dict[str, Any]]:
-    """The last sweep in MLflow, and its points by name."""
-    from mlflow import MlflowClient
-
-    client = MlflowClient(yaml.safe_load((lab.root / "params.yaml").read_text())["tracking"]["uri"])
-    experiment = client.get_experiment_by_name("mgaa")
-    assert experiment is not None
-    found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
-    parent = next(run for run in found if run.data.tags.get("mlflow.source.name") == "python -m flows.sweep")
-    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    return parent, {run.info.run_name: run for run in children}
 
 
 # What is executed, and what is not
@@ -275,7 +262,7 @@ def test_a_point_that_fails_is_told_and_loses_no_other(fresh: Laboratory, tmp_pa
     assert list(found.status) == ["measured", "measured", "failed", "failed"]
     assert found.error[2:].str.contains("q_proj: factors of rank 23").all()
     assert found.nll.isna().sum() == 2
-    parent, children = runs(fresh)
+    parent, children = runs(fresh, "sweep")
     assert (parent.info.status, parent.data.tags["error"]) == (
         "FAILED",
         outcome.message.removeprefix("error: ").strip(),
@@ -302,7 +289,7 @@ def test_a_factorizer_that_fails_is_told_for_all_its_points_and_loses_no_other(
     assert outcome.message.startswith(told)
     assert "has non-finite entries" in outcome.message
     assert list(table(fresh).status) == ["failed"] * 4 + ["measured"] * 4
-    assert [child.info.status for child in runs(fresh)[1].values()].count("FAILED") == 4
+    assert [child.info.status for child in runs(fresh, "sweep")[1].values()].count("FAILED") == 4
 
 
 def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: Laboratory, prefect_server: str) -> None:
@@ -321,7 +308,7 @@ def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: Laboratory, pre
         130,
         "interrupted; finished steps are kept, the same command goes on\n",
     )
-    parent, children = runs(fresh)
+    parent, children = runs(fresh, "sweep")
     assert parent.info.status == "FAILED"
     assert parent.data.tags["error"].startswith("interrupted (")
     assert 1 <= len(children) < 8
