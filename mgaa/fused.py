@@ -84,20 +84,25 @@ def unfuse_(model: PreTrainedModel) -> PreTrainedModel:
     """
     entry = architecture_of(model.config.model_type)
     for index, block in enumerate(decoder_blocks(model)):
-        for name, layer in _fused(entry, block):
-            if not isinstance(layer, FusedLinear):
-                path = f"{entry.blocks}.{index}.{name.layer}"
-                groups, rows = _layout(name, _linear(layer).out_features, model.config, path)
-                block.set_submodule(name.layer, _apart(_linear(layer), name.parts, groups, rows))
-        experts = _experts(entry, block)
-        if experts is not None and not isinstance(experts, Experts):
-            path = f"{entry.blocks}.{index}.{entry.experts}"
-            block.set_submodule(entry.experts, _unstacked(experts, path))
-        for path, module in list(block.named_modules()):
-            if isinstance(module, Conv1D):
-                block.set_submodule(path, _linear(module))
-        block.train(block.training)
+        unfuse_block_(entry, model.config, index, block)
     return model
+
+
+def unfuse_block_(entry: Architecture, config: PreTrainedConfig, index: int, block: nn.Module) -> nn.Module:
+    """`unfuse_` for one block of a model of this entry and config."""
+    for name, layer in _fused(entry, block):
+        if not isinstance(layer, FusedLinear):
+            path = f"{entry.blocks}.{index}.{name.layer}"
+            groups, rows = _layout(name, _linear(layer).out_features, config, path)
+            block.set_submodule(name.layer, _apart(_linear(layer), name.parts, groups, rows))
+    experts = _experts(entry, block)
+    if experts is not None and not isinstance(experts, Experts):
+        path = f"{entry.blocks}.{index}.{entry.experts}"
+        block.set_submodule(entry.experts, _unstacked(experts, path))
+    for path, module in list(block.named_modules()):
+        if isinstance(module, Conv1D):
+            block.set_submodule(path, _linear(module))
+    return block.train(block.training)
 
 
 def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTrainedModel:

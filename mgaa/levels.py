@@ -18,7 +18,8 @@ from mgaa.errors import UsageError
 from mgaa.methods import method
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
-from mgaa.statistics import Accumulator, InputStatistics
+from mgaa.moments import Accumulator
+from mgaa.statistics import InputStatistics
 
 Chosen = tuple[str, Mapping[str, Any]]
 """A method and its options, those that all methods of its section share among them (`band`)."""
@@ -179,7 +180,7 @@ def adds_biases(factors: Chosen) -> bool:
 
 def _made_up(groups: int) -> InputStatistics:
     """Statistics of two sequences of one token, in one group or in two."""
-    accumulator = Accumulator("a made-up input", groups=groups, sequences=2)
+    accumulator = Accumulator("a made-up input", groups, 2)
     for sequence, token in enumerate(torch.eye(2)):
         accumulator.update(sequence, token.unsqueeze(0))
     return accumulator.finish()

@@ -21,8 +21,9 @@ from transformers import (
 from transformers.utils import logging
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.folder import CONFIG, examine, locate
+from mgaa.folder import CONFIG, examine, locate, weight_files
 from mgaa.lowrank import non_finite
+from mgaa.shelf import shelve_
 
 # What transformers raises over files whose contents make no sense; its loaders hardly check what they read.
 UNREADABLE = (
@@ -33,7 +34,12 @@ DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 def load(
-    source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto"
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    stream: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a causal language model, dense or compressed, and its tokenizer; in evaluation mode, without gradients.
 
@@ -42,6 +48,8 @@ def load(
         revision: the commit of a Hub model (40 hexadecimal digits); None for a folder.
         dtype: `auto` is the dtype of the checkpoint; else one of `DTYPES`.
         device: `auto` is CUDA where there is one, else the CPU; else what `torch.device` takes.
+        stream: leave the decoder blocks in their files until they are needed (`mgaa.shelf`); the numbers in them are then looked at
+            when they are used. For architectures with an entry in `mgaa.architectures`.
 
     Raises:
         UsageError: an argument is not among the values above.
@@ -55,9 +63,12 @@ def load(
     examine(folder)
     config = _config(folder)
     tokenizer = _tokenizer(folder)
-    model = _model(folder, config, dtype)
+    model = _model(folder, config, dtype, device_map="meta" if stream else None)
     _fit(tokenizer, model, folder)
-    model.to(target)
+    if stream:
+        shelve_(model, weight_files(folder), target)
+    else:
+        model.to(target)
     _finite(model, folder)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -90,7 +101,7 @@ def _config(folder: Path) -> PreTrainedConfig:
         raise InputError(f"transformers cannot read {folder / CONFIG} ({_said(error)}): fetch it again") from error
 
 
-def _model(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrainedModel:
+def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str | None) -> PreTrainedModel:
     """Differing shapes are asked back with the other deviations instead of raising: one message names them all."""
     try:
         with _quiet():
@@ -98,6 +109,7 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str) -> PreTrainedMode
                 folder,
                 config=config,
                 dtype=dtype,
+                device_map=device_map,
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -155,7 +167,7 @@ def _fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Pat
 
 def _finite(model: PreTrainedModel, folder: Path) -> None:
     for name, tensor in model.state_dict().items():
-        if bad := non_finite(tensor):
+        if not tensor.is_meta and (bad := non_finite(tensor)):
             raise NumericalError(
                 f"{name} in {folder} has {bad} non-finite entries of {tensor.numel()} in {tensor.dtype}: "
                 "the checkpoint is damaged, or its numbers need a wider dtype (backbone.dtype: bfloat16 or float32)"

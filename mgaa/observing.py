@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mgaa.anatomy import Architecture, Group, Sublayer, has
+from mgaa.blockwise import first_of
 from mgaa.errors import InputError
-from mgaa.statistics import Accumulator, BlockStatistics, CosineAccumulator
+from mgaa.moments import Accumulator, BlockSums, CosineAccumulator, Share
+from mgaa.statistics import BlockStatistics
 
 RESIDUE = 0.02
 """Largest relative difference between the output of a block and the sum of its branches; bfloat16 rounds by a tenth of it."""
@@ -32,7 +34,8 @@ class Observer:
     Attributes:
         entry, config: of the model.
         block, path: the block, and its name for messages.
-        groups, sequences, expert_tokens: as in `mgaa.streaming.stream_statistics`.
+        groups, expert_tokens: as in `mgaa.streaming.Measuring`.
+        share: the sequences that are measured.
     """
 
     entry: Architecture
@@ -40,12 +43,13 @@ class Observer:
     block: nn.Module
     path: str
     groups: int
-    sequences: int
+    share: Share
     expert_tokens: float
     _first: int = 0
     _stream: Tensor = field(default_factory=lambda: torch.empty(0))
     _entered: Tensor = field(default_factory=lambda: torch.empty(0))
     _routed: Tensor = field(default_factory=lambda: torch.empty(0))
+    _read: list[tuple[Tensor, str]] = field(default_factory=list)
     _accumulators: dict[str, Accumulator] = field(default_factory=dict)
     _shared: dict[str, str] = field(default_factory=dict)
     _cosines: dict[str, tuple[CosineAccumulator, CosineAccumulator]] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class Observer:
     def enter(self, first: int, hidden: Float[Tensor, "s t h"]) -> None:
         """A micro-batch enters the block; `first` is the index of its first sequence."""
         self._first, self._entered, self._stream = first, hidden, hidden
+        self._read = []
 
     def leave(self, hidden: Float[Tensor, "s t h"]) -> None:
         """The micro-batch has left the block.
@@ -75,6 +80,7 @@ class Observer:
         """
         whole, rest = (float(torch.linalg.vector_norm(x.float())) for x in (hidden, hidden - self._stream))
         difference = rest / whole if whole else rest
+        self._read = []
         if not difference <= RESIDUE:
             raise InputError(
                 f"the output of {self.path} differs by {difference:.2g} of its norm from the sum of its sublayers, expected at most "
@@ -82,17 +88,28 @@ class Observer:
                 "mgaa/architectures.py says (a norm behind the sum, say); take another variant, or add an entry"
             )
 
-    def finish(self) -> BlockStatistics:
-        """Everything collected.
+    def total(self) -> BlockSums:
+        """The sums over the share, for a `finish` that has those of all shares."""
+        return BlockSums(
+            {key: accumulator.total() for key, accumulator in self._accumulators.items()},
+            {name: (stream.total(), branch.total()) for name, (stream, branch) in self._cosines.items()},
+            self._shared,
+        )
+
+    def finish(self, shares: Sequence[BlockSums] | None = None) -> BlockStatistics:
+        """Everything collected, or what the observers of all shares collected, in order.
 
         Raises:
             InputError: an expert that no token reached.
         """
+        shares = (self.total(),) if shares is None else shares
         return BlockStatistics(
-            cosines={name: stream.finish() for name, (stream, _) in self._cosines.items()},
-            branch_cosines={name: branch.finish() for name, (_, branch) in self._cosines.items()},
-            inputs={key: accumulator.finish() for key, accumulator in self._accumulators.items()},
-            shared=self._shared,
+            cosines={n: each.finish([s.cosines[n][0] for s in shares]) for n, (each, _) in self._cosines.items()},
+            branch_cosines={n: each.finish([s.cosines[n][1] for s in shares]) for n, (_, each) in self._cosines.items()},
+            inputs={
+                key: self._accumulators[key].finish([share.inputs[key] for share in shares]) for key in shares[0].inputs
+            },
+            shared=dict(shares[0].shared),
         )
 
     def _watch_input(self, stack: ExitStack, group: Group) -> None:
@@ -104,15 +121,25 @@ class Observer:
         minimum = 0.0 if group.expert is None else self.expert_tokens
         for key in keys:
             own = weights[key] if narrow else None
-            self._accumulators[key] = Accumulator(f"{self.path}.{key}", self.groups, self.sequences, own, minimum)
+            self._accumulators[key] = Accumulator(f"{self.path}.{key}", self.groups, self.share, own, minimum)
         self._shared |= {name: name if narrow else keys[0] for name in linears}
 
         def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if not narrow and (known := self._same_tensor(arguments[0])):
+                self._accumulators.pop(keys[0], None)
+                self._shared |= dict.fromkeys(linears, known)
+                return
+            if not narrow:
+                self._read.append((arguments[0], keys[0]))
             for offset, sequence in enumerate(self._by_sequence(arguments[0], group.expert)):
                 for key in keys:
                     self._accumulators[key].update(self._first + offset, sequence)
 
         stack.enter_context(_hook(modules[linears[0]].register_forward_pre_hook(hook)))
+
+    def _same_tensor(self, x: Tensor) -> str | None:
+        """The input that is this very tensor, where branches side by side read one norm."""
+        return next((key for tensor, key in self._read if tensor is x), None)
 
     def _watch_router(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         """How many tokens of each sequence every expert is sent."""
@@ -127,7 +154,7 @@ class Observer:
         return torch.split(x, self._routed[expert].tolist())
 
     def _watch_branch(self, stack: ExitStack, sublayer: Sublayer) -> None:
-        stream, branch = (CosineAccumulator(f"{self.path}.{sublayer.name}") for _ in range(2))
+        stream, branch = (CosineAccumulator(f"{self.path}.{sublayer.name}", self.share) for _ in range(2))
         self._cosines[sublayer.name] = (stream, branch)
         parallel, scale = self.entry.is_parallel(self.config), self.entry.branch_scale(self.config)
 
@@ -143,12 +170,6 @@ class Observer:
 
         module = self.block.get_submodule(sublayer.output or sublayer.module)
         stack.enter_context(_hook(module.register_forward_hook(leave)))
-
-
-def first_of(output: Any) -> Tensor:
-    """The hidden states among what a module returns."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
-    return hidden
 
 
 @contextmanager

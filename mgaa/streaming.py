@@ -1,28 +1,30 @@
-"""Calibration in block-outer order: for each decoder block, for each micro-batch.
+"""Calibration in block-outer order: for each decoder block, for each micro-batch (`mgaa.blockwise`).
 
 The hidden states of all calibration tokens are carried from block to block, so only one block's statistics exist at a time, and the
-consumer of the stream may store or decompose them before the next block starts. The arguments that a block needs beside its hidden
-states (masks, rotary embeddings, positions) come from the model's own forward, run with the blocks' `forward` replaced by
-recorders: this works for every architecture and copies no model code.
+consumer of the stream may store or decompose them before the next block starts. Several workers may share the sequences: each sums what its own
+do (`Calibration.sums`), and `merge` gives the bits that one worker would have found (`mgaa.moments`).
 
-Legend: s sequences, t tokens of a sequence, h hidden size.
+Legend: s sequences, t tokens of a sequence.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from mgaa.anatomy import Architecture
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
+from mgaa.blockwise import Blockwise
 from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.hidden import Place
 from mgaa.lowrank import non_finite
-from mgaa.observing import Observer, first_of
+from mgaa.moments import BlockSums, Share
+from mgaa.observing import Observer
+from mgaa.shelf import resident
 from mgaa.statistics import BlockStatistics
 from mgaa.tokens import check_vocabulary
 
@@ -63,21 +65,40 @@ class Calibration:
             eval mode. Blocks may be compressed later, in place.
         tokens: calibration sequences without padding.
         measuring: how.
+        share: the sequences that are measured here, where several workers share them.
+        place, folder: where the hidden states wait (`mgaa.hidden`).
 
     Raises:
         InputError: no tokens, ids outside the vocabulary, or an architecture without an entry.
     """
 
-    def __init__(self, model: PreTrainedModel, tokens: Int[Tensor, "s t"], measuring: Measuring) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokens: Int[Tensor, "s t"],
+        measuring: Measuring,
+        *,
+        share: Share | None = None,
+        place: Place = "device",
+        folder: Path | None = None,
+    ) -> None:
         check_tokens(tokens, model.get_input_embeddings().num_embeddings)
         matrices_of(model)  # refuses a model that was not taken apart, of which linears would be passed over
         self._entry, self._config = architecture_of(model.config.model_type), model.config
-        self._blocks, self._measuring, self._sequences = decoder_blocks(model), measuring, len(tokens)
-        self._batches = _record(model, self._blocks, tokens, measuring.batch_size)
+        self._blocks, self._measuring = decoder_blocks(model), measuring
+        self._share = Share(len(tokens)) if share is None else share
+        self._ranges = self._share.batches(measuring.batch_size)
+        batches = [tokens[each.start : each.stop] for each in self._ranges]
+        self._line = Blockwise(model, batches, place=place, folder=folder)
 
     def __len__(self) -> int:
         """How many blocks there are."""
-        return len(self._blocks)
+        return len(self._line)
+
+    @property
+    def passed(self) -> int:
+        """How many blocks the tokens have passed; more than none at the start where an interrupted run is taken up in the folder."""
+        return self._line.passed
 
     def statistics(self, index: int) -> BlockStatistics:
         """What block `index` does with the tokens before it; they stay where they are.
@@ -86,48 +107,90 @@ class Calibration:
             InputError: a block that is not what its entry says, or an expert that no token reaches.
             NumericalError: a weight or an activation is not finite (the message names layer and sequence).
         """
-        observer = self._observer(index)
-        with observer.attached():
-            for batch in self._batches:
-                self._through(index, batch, observer)
-        return observer.finish()
+        return self._watched(index, keep=False).finish()
 
     def advance(self, index: int) -> None:
         """Send the tokens through block `index` as it now is."""
-        for batch in self._batches:
-            batch.hidden = self._through(index, batch)
+        self._line.through(index)
+        self._line.settle()
 
-    def measure(self, index: int) -> BlockStatistics:
-        """`statistics` and `advance` in one pass."""
-        observer = self._observer(index)
-        with observer.attached():
-            for batch in self._batches:
-                batch.hidden = self._through(index, batch, observer)
-        return observer.finish()
+    def measure(self, index: int) -> Iterator[BlockStatistics]:
+        """`statistics` and `advance` in one pass. Where hidden states are kept in a folder, the block counts as passed once the caller
+        asks for more, having made its statistics safe."""
+        yield self._watched(index).finish()
+        self._line.settle()
 
-    def cosines(self, index: int) -> BlockStatistics:
+    def sums(self, index: int) -> Iterator[BlockSums]:
+        """The same for one of several shares: what is to be merged with the sums of the others (`merge`)."""
+        yield self._watched(index).total()
+        self._line.settle()
+
+    def cosines(self, index: int) -> Iterator[BlockStatistics]:
         """`measure` without the moments: the cosines of the sublayers alone, for a fraction of the cost."""
-        observer = self._observer(index)
-        with observer.attached(inputs=False):
-            for batch in self._batches:
-                batch.hidden = self._through(index, batch, observer)
-        return observer.finish()
+        yield self._watched(index, inputs=False).finish()
+        self._line.settle()
 
-    def _observer(self, index: int) -> Observer:
-        block, path = self._blocks[index], f"{self._entry.blocks}.{index}"
-        _check_weights(block, path)
-        given = self._measuring
-        return Observer(self._entry, self._config, block, path, given.groups, self._sequences, given.expert_tokens)
+    def close(self) -> None:
+        """Forget the hidden states, in files as well."""
+        self._line.close()
 
-    @torch.no_grad()
-    def _through(self, index: int, batch: "_Batch", observer: Observer | None = None) -> Float[Tensor, "s t h"]:
-        positional, named = batch.arguments[index]
-        if observer is not None:
-            observer.enter(batch.first, batch.hidden)
-        hidden = first_of(self._blocks[index](batch.hidden, *positional, **named))
-        if observer is not None:
-            observer.leave(hidden)
-        return hidden
+    def _watched(self, index: int, *, keep: bool = True, inputs: bool = True) -> Observer:
+        block = self._blocks[index]
+        with resident(block):
+            observer = observer_of(self._entry, self._config, block, index, self._measuring, self._share)
+            watch = _Numbered(observer, self._ranges)
+            with observer.attached(inputs=inputs):
+                self._line.through(index, keep=keep, watch=watch)
+        return observer
+
+
+@dataclass(frozen=True)
+class _Numbered:
+    """An observer that is told the sequence at which a micro-batch begins."""
+
+    observer: Observer
+    ranges: list[range]
+
+    def enter(self, batch: int, hidden: Tensor) -> None:
+        """A micro-batch enters the block."""
+        self.observer.enter(self.ranges[batch].start, hidden)
+
+    def leave(self, hidden: Tensor) -> None:
+        """It leaves the block."""
+        self.observer.leave(hidden)
+
+
+def observer_of(
+    entry: Architecture,
+    config: PreTrainedConfig,
+    block: nn.Module,
+    index: int,
+    measuring: Measuring,
+    share: Share,
+) -> Observer:
+    """The observer of a block, after its weights were looked at.
+
+    Raises:
+        NumericalError: a weight is not finite.
+    """
+    path = f"{entry.blocks}.{index}"
+    _check_weights(block, path)
+    return Observer(entry, config, block, path, measuring.groups, share, measuring.expert_tokens)
+
+
+def merge(
+    model: PreTrainedModel, index: int, shares: Sequence[BlockSums], measuring: Measuring, sequences: int
+) -> BlockStatistics:
+    """The statistics of block `index` from the sums of all shares in order: the bits of a calibration that is not shared.
+
+    Raises:
+        InputError: an expert that no token reaches.
+    """
+    entry, block = architecture_of(model.config.model_type), decoder_blocks(model)[index]
+    with resident(block):
+        observer = observer_of(entry, model.config, block, index, measuring, Share(sequences))
+        with observer.attached():
+            return observer.finish(shares)
 
 
 def stream_statistics(
@@ -145,8 +208,8 @@ def stream_statistics(
         groups, batch_size, expert_tokens: as in `Measuring`.
     """
     calibration = Calibration(model, tokens, Measuring(groups, batch_size, expert_tokens))
-    for index in _counted(calibration):
-        yield calibration.measure(index)
+    for index in counted(calibration):
+        yield from calibration.measure(index)
 
 
 def stream_cosines(
@@ -154,12 +217,14 @@ def stream_cosines(
 ) -> Iterator[BlockStatistics]:
     """The cosines of every decoder block in order, with dense inputs and without any moment; see `Calibration`."""
     calibration = Calibration(model, tokens, Measuring(batch_size=batch_size))
-    for index in _counted(calibration):
-        yield calibration.cosines(index)
+    for index in counted(calibration):
+        yield from calibration.cosines(index)
 
 
-def _counted(calibration: Calibration) -> Iterable[int]:
-    bar: Iterable[int] = tqdm(range(len(calibration)), desc="calibrating blocks", disable=None)
+def counted(calibration: Calibration) -> Iterable[int]:
+    """The blocks that the tokens have still to pass, with a progress bar."""
+    left = range(calibration.passed, len(calibration))
+    bar: Iterable[int] = tqdm(left, desc="calibrating blocks", disable=None)
     return bar
 
 
@@ -183,49 +248,3 @@ def _check_weights(block: nn.Module, path: str) -> None:
             raise NumericalError(
                 f"{path}.{name} has {bad} non-finite entries of {weight.numel()}: the model is damaged, load it again"
             )
-
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is called with beside its hidden states: positional, and by name."""
-
-
-@dataclass
-class _Batch:
-    first: int
-    hidden: Float[Tensor, "s t h"]
-    arguments: list[Arguments]
-
-
-def _record(model: PreTrainedModel, blocks: nn.ModuleList, tokens: Int[Tensor, "s t"], batch_size: int) -> list[_Batch]:
-    """Hidden states before the first block, and each block's other arguments, for every micro-batch."""
-    batches = []
-    device = model.get_input_embeddings().weight.device
-    as_tuple = architecture_of(model.config.model_type).returns == "tuple"
-    for first in range(0, len(tokens), batch_size):
-        calls: list[tuple[Tensor, Arguments]] = []
-
-        def remember(
-            hidden: Tensor, *positional: Any, calls: Any = calls, **named: Any
-        ) -> Tensor | tuple[Tensor, None]:
-            calls.append((hidden, (positional, named)))
-            return (hidden, None) if as_tuple else hidden
-
-        with torch.no_grad(), _replaced(blocks, remember):
-            model.base_model(input_ids=tokens[first : first + batch_size].to(device), use_cache=False)
-        batches.append(_Batch(first, calls[0][0], [arguments for _, arguments in calls]))
-    return batches
-
-
-@contextmanager
-def _replaced(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `forward` stand in for the forward of every block; the modules keep their other attributes."""
-    own = [vars(block).get("forward") for block in blocks]  # an instance has one where others have wrapped it
-    try:
-        for block in blocks:
-            block.forward = forward
-        yield
-    finally:
-        for block, wrapped in zip(blocks, own, strict=True):
-            del block.forward
-            if wrapped is not None:
-                block.forward = wrapped

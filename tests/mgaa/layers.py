@@ -12,7 +12,8 @@ from mgaa.factors import factorize, spectra
 from mgaa.linalg import Metric, Spectrum
 from mgaa.lowrank import Factors
 from mgaa.methods import method
-from mgaa.statistics import Accumulator, BlockStatistics
+from mgaa.moments import Accumulator
+from mgaa.statistics import BlockStatistics
 
 SHAPES = [(24, 64), (48, 48), (96, 32)]  # wide, square, tall: m outputs, n inputs
 SIDES = [((24, 64), "input"), ((24, 64), "output"), ((48, 48), "input"), ((48, 48), "output"), ((96, 32), "input")]

@@ -14,7 +14,8 @@ from mgaa.budget import Matrix, kept_width
 from mgaa.channels import Channels, Pruning, Scores, load_scores, prunable, save_scores, score
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.fused import unfuse_
-from mgaa.statistics import Accumulator, BlockStatistics
+from mgaa.moments import Accumulator
+from mgaa.statistics import BlockStatistics
 from mgaa.streaming import stream_statistics
 from mgaa.widths import ffn_linears, prune_
 from tests.mgaa.conftest import FAMILIES, is_mixture

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mgaa.errors import InputError, NumericalError
-from mgaa.statistics import Accumulator, BlockStatistics, CosineAccumulator, InputStatistics, load_cosines
+from mgaa.moments import Accumulator, CosineAccumulator
+from mgaa.statistics import BlockStatistics, InputStatistics, load_cosines
 
 
 def data(tokens: int, channels: int, *, mean: float = 0.0, seed: int = 0) -> Tensor:
@@ -131,7 +132,7 @@ def test_an_activation_that_is_not_finite_names_layer_and_sequence(value: float)
 
 
 def test_the_cosine_is_the_mean_over_tokens_not_over_sequences() -> None:
-    accumulator = CosineAccumulator("layers.0.ffn")
+    accumulator = CosineAccumulator("layers.0.ffn", 8)
     one = torch.tensor([[1.0, 0.0]])
     accumulator.update(0, one.repeat(3, 1), torch.tensor([[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     accumulator.update(1, one, torch.tensor([[1.0, 1.0]]))
@@ -139,14 +140,14 @@ def test_the_cosine_is_the_mean_over_tokens_not_over_sequences() -> None:
 
 
 def test_a_token_that_is_zero_has_no_direction() -> None:
-    accumulator = CosineAccumulator("layers.0.ffn")
+    accumulator = CosineAccumulator("layers.0.ffn", 8)
     accumulator.update(0, torch.zeros(2, 4), torch.ones(2, 4))
     assert accumulator.finish() == 0.0
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_stream_that_is_not_finite_names_sublayer_and_sequence(value: float) -> None:
-    accumulator = CosineAccumulator("layers.0.ffn")
+    accumulator = CosineAccumulator("layers.0.ffn", 8)
     with pytest.raises(
         NumericalError, match=r"residual stream of layers\.0\.ffn is not finite in calibration sequence 6"
     ):

@@ -1,0 +1,185 @@
+"""Micro-batches on their way through a model, one decoder block after the other: for each block, for each micro-batch.
+
+So a block is needed once for all tokens, which is what lets its tensors stay in their files until then (`mgaa.shelf`), and only one block's
+statistics exist at a time. What a block needs beside its hidden states (masks, rotary embeddings, positions) comes from the model's own
+forward, run with the blocks' `forward` replaced by recorders; what follows the last block (norm, head) from another such forward, in which the
+last block gives the hidden states that have arrived. This works for every architecture and copies no model code; every operation is the one of the
+plain forward, on the same micro-batch, so the bits are the same.
+
+Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.hidden import HiddenStates, Place
+from mgaa.shelf import resident
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with beside its hidden states: positional, and by name."""
+
+
+
+class Blockwise:
+    """Micro-batches in front of one block after the other.
+
+    Args:
+        model: a transformers causal language model with an entry in `mgaa.architectures`, in eval mode.
+        batches: token ids of each micro-batch.
+        place, folder: where the hidden states wait (`mgaa.hidden`). Those of an interrupted run over the same batches are taken up there.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        batches: Sequence[Int[Tensor, "_ _"]],
+        *,
+        place: Place = "device",
+        folder: Path | None = None,
+    ) -> None:
+        self._model, self._batches, self._blocks = model, batches, decoder_blocks(model)
+        self._tuples = architecture_of(model.config.model_type).returns == "tuple"
+        self._device: torch.device = model.get_input_embeddings().weight.device
+        self._hidden = HiddenStates(len(batches), self._device, place=place, folder=folder)
+        self._arguments = self._record()
+
+    def __len__(self) -> int:
+        """How many blocks there are."""
+        return len(self._blocks)
+
+    @property
+    def passed(self) -> int:
+        """How many blocks the tokens have passed; more than none at the start where an interrupted run is taken up."""
+        return self._hidden.passed - 1
+
+    @torch.no_grad()
+    def through(self, index: int, *, keep: bool = True, watch: Any = None) -> None:
+        """Send all micro-batches through block `index`.
+
+        Args:
+            keep: whether they stand behind it afterwards; `settle` then says that nothing of the pass is to be repeated.
+            watch: `enter(batch, hidden)` and `leave(hidden)` are called around the block.
+        """
+        block = self._blocks[index]
+        with resident(block, ahead=True):
+            for batch in range(len(self._batches)):
+                hidden = self._hidden.get(batch)
+                positional, named = self._arguments[batch][index]
+                if watch is not None:
+                    watch.enter(batch, hidden)
+                hidden = first_of(block(hidden, *positional, **named))
+                if watch is not None:
+                    watch.leave(hidden)
+                if keep:
+                    self._hidden.put(batch, hidden)
+
+    def settle(self) -> None:
+        """What was made of the last pass is safe: an interrupted run goes on behind it."""
+        self._hidden.settle()
+
+    def close(self) -> None:
+        """Forget the hidden states, in files as well."""
+        self._hidden.close()
+
+    @torch.no_grad()
+    def outputs(self, **options: Any) -> Iterator[tuple[Int[Tensor, "_ _"], Any]]:
+        """For each micro-batch its ids and the output of the whole model, once all blocks are passed.
+
+        Args:
+            options: further arguments of the model's forward.
+        """
+        last = len(self._blocks) - 1
+        for batch, given in enumerate(self._batches):
+            arrived, ids = self._hidden.get(batch), given.to(self._device)
+
+            def forward(index: int, hidden: Tensor, *_: Any, arrived: Any = arrived, **__: Any) -> Any:
+                return self._returned(arrived if index == last else hidden)
+
+            with replaced(self._blocks, forward):
+                yield ids, self._model(input_ids=ids, use_cache=False, **options)
+
+    @torch.no_grad()
+    def _record(self) -> list[list[Arguments]]:
+        """Each block's other arguments for every micro-batch; the hidden states before the first block are put in their place."""
+        recorded, pool = [], list[Tensor]()
+        fresh = not self._hidden.resumed
+        for batch, ids in enumerate(self._batches):
+            calls: list[tuple[Tensor, Arguments]] = []
+
+            def remember(_: int, hidden: Tensor, *positional: Any, calls: Any = calls, **named: Any) -> Any:
+                calls.append((hidden, (positional, named)))
+                return self._returned(hidden)
+
+            with replaced(self._blocks, remember):
+                self._model.base_model(input_ids=ids.to(self._device), use_cache=False)
+            known: dict[int, Tensor] = {}
+            recorded.append([_pooled(arguments, pool, known) for _, arguments in calls])
+            if fresh:
+                self._hidden.put(batch, calls[0][0])
+        if fresh:
+            self._hidden.settle()
+        else:
+            self._hidden.resume()
+        return recorded
+
+    def _returned(self, hidden: Tensor) -> Any:
+        return (hidden, None) if self._tuples else hidden
+
+
+def first_of(output: Any) -> Tensor:
+    """The hidden states among what a module returns."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+@contextmanager
+def replaced(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let `forward(index, hidden, ...)` stand in for the forward of every block; the modules keep their other attributes."""
+    own = [vars(block).get("forward") for block in blocks]  # an instance has one where others have wrapped it
+    try:
+        for index, block in enumerate(blocks):
+            block.forward = _Bound(forward, index)
+        yield
+    finally:
+        for block, wrapped in zip(blocks, own, strict=True):
+            del block.forward
+            if wrapped is not None:
+                block.forward = wrapped
+
+
+class _Bound:
+    """A function with its first argument (`functools.partial`, whose signature transformers does not take for that of a forward)."""
+
+    def __init__(self, function: Callable[..., Any], index: int) -> None:
+        self._function, self._index = function, index
+
+    def __call__(self, *positional: Any, **named: Any) -> Any:
+        return self._function(self._index, *positional, **named)
+
+
+def _pooled(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
+    """The same value with every tensor that equals one of the pool replaced by that one: masks and rotary embeddings of all micro-batches
+    are the same unless lengths differ, and would take the memory of many blocks."""
+    if isinstance(value, Tensor):
+        if id(value) not in known:
+            known[id(value)] = next((each for each in pool if _equal(each, value)), value)
+            if known[id(value)] is value:
+                pool.append(value)
+        return known[id(value)]
+    if isinstance(value, tuple | list):
+        return type(value)(_pooled(each, pool, known) for each in value)
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {name: _pooled(each, pool, known) for name, each in value.items()}
+    return value
+
+
+def _equal(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and one.dtype == two.dtype and torch.equal(one, two)

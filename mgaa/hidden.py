@@ -1,0 +1,134 @@
+"""The hidden states of all tokens while they wait in front of a block: on the device, on the host, or in files.
+
+They are the one thing that grows with the number of tokens, so they may lie where there is room: 256 x 2048 tokens of a model of width
+8192 are 8.6 GB in bfloat16. Where there is a folder they are also written there in the background, while the next micro-batch is computed:
+a run that was killed goes on at the block where it stopped. A *generation* is the number of blocks that the tokens have passed; its
+files are complete once its mark is there, and only then are those of the generation before it deleted. Files are not forced to the disk one
+by one; those that an earlier start of the machine left are not trusted.
+
+Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
+"""
+
+import re
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+Place = Literal["device", "host", "disk"]
+_MARK = re.compile(r"passed-(\d{4})")
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_PENDING = 2
+"""Micro-batches that may wait to be written; the computation waits for the disk beyond them."""
+
+
+class HiddenStates:
+    """The hidden states of some micro-batches.
+
+    Args:
+        batches: how many micro-batches there are.
+        device: where the blocks compute.
+        place: where the states wait; `disk` needs a folder.
+        folder: where they are written, so that an interrupted run can go on.
+    """
+
+    def __init__(
+        self, batches: int, device: torch.device, *, place: Place = "device", folder: Path | None = None
+    ) -> None:
+        assert folder is not None or place != "disk", "hidden states on the disk need a folder"
+        self._device, self._place, self._folder = device, place, folder
+        self._states: list[Tensor | None] = [None] * batches
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="hidden-states")
+        self._writing: deque[Future[None]] = deque()
+        self.passed = 0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._trust(folder)
+            marks = (_MARK.fullmatch(path.name) for path in folder.iterdir())
+            self.passed = max((int(mark[1]) for mark in marks if mark), default=0)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the states of some generation were found in the folder."""
+        return self.passed > 0
+
+    def resume(self) -> None:
+        """Take up the states that were found."""
+        if self._place != "disk":
+            for batch in range(len(self._states)):
+                self._states[batch] = self._kept(self._read(batch))
+
+    def get(self, batch: int) -> Float[Tensor, "s t h"]:
+        """The states of a micro-batch, on the device."""
+        state = self._states[batch]
+        return self._read(batch) if state is None else state.to(self._device)
+
+    def put(self, batch: int, hidden: Float[Tensor, "s t h"]) -> None:
+        """What they are behind the block at hand."""
+        self._states[batch] = None if self._place == "disk" else self._kept(hidden)
+        if self._folder is not None:
+            if len(self._writing) >= _PENDING:
+                self._writing.popleft().result()
+            self._writing.append(self._writer.submit(self._write, hidden, self._file(self.passed + 1, batch)))
+
+    def settle(self) -> None:
+        """All micro-batches have passed the block at hand."""
+        self._flush()
+        self.passed += 1
+        if self._folder is not None:
+            (self._folder / f"passed-{self.passed:04d}").touch()
+            self._drop(self.passed - 1)
+
+    def close(self) -> None:
+        """Nothing is to be resumed any more."""
+        self._flush()
+        self._writer.shutdown()
+        if self._folder is not None:
+            for generation in (self.passed, self.passed + 1):
+                self._drop(generation)
+
+    def _kept(self, hidden: Tensor) -> Tensor:
+        return hidden.to(self._device if self._place == "device" else "cpu")
+
+    def _file(self, generation: int, batch: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"hidden-{generation:04d}-{batch:05d}.safetensors"
+
+    def _read(self, batch: int) -> Tensor:
+        return load_file(self._file(self.passed, batch), str(self._device))["hidden"]
+
+    @staticmethod
+    def _write(hidden: Tensor, path: Path) -> None:
+        save_file({"hidden": hidden.detach().cpu().contiguous()}, path)
+
+    def _flush(self) -> None:
+        while self._writing:
+            self._writing.popleft().result()
+
+    def _drop(self, generation: int) -> None:
+        assert self._folder is not None
+        (self._folder / f"passed-{generation:04d}").unlink(missing_ok=True)
+        for path in self._folder.glob(f"hidden-{generation:04d}-*.safetensors"):
+            path.unlink()
+
+    @staticmethod
+    def _trust(folder: Path) -> None:
+        """Empty the folder where the machine has started anew since: what was not forced to the disk may be lost in part."""
+        now = _BOOT.read_text() if _BOOT.exists() else ""
+        mark = folder / "boot"
+        if not now or not mark.exists() or mark.read_text() != now:
+            for path in folder.iterdir():
+                if path.is_file():
+                    path.unlink()
+            mark.write_text(now)
+
+
+def bytes_of(batches: Sequence[range], length: int, width: int, dtype: torch.dtype) -> int:
+    """Bytes of the hidden states of all tokens."""
+    return sum(len(batch) for batch in batches) * length * width * dtype.itemsize

@@ -1,0 +1,239 @@
+"""A model whose decoder blocks stay in their files until they are needed.
+
+The rest of it (embeddings, norms, head) is in memory; the tensors of the blocks are on the meta device, where they take none. Inside
+`with resident(block)` a block has its tensors; behind it they are gone. A block that is called without that fetches its tensors for the
+call, so everything works that works with the model in memory (generation, evaluation harnesses), and what goes block by block
+(`mgaa.blockwise`) reads each of them once. The next block is read from the disk by a thread while one computes.
+
+Which tensors of the files make a block, and what is done to them on the way (renaming, stacking of experts), is left to transformers: the
+same code loads a block here that loads a whole model in `from_pretrained`.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from types import MethodType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    convert_and_load_state_dict_in_model,
+    rename_source_key,
+)
+from transformers.modeling_utils import LoadStateDictConfig
+
+from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.errors import InputError
+from mgaa.fused import unfuse_block_
+
+_PLACE = "_place_on_shelf"
+
+
+def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device) -> PreTrainedModel:
+    """Load everything but the decoder blocks onto `device`, and let the blocks fetch their tensors when they are needed; in place.
+
+    Args:
+        model: all of it on the meta device, as `from_pretrained(folder, device_map="meta")` gives it.
+        files: its safetensors files.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    shelf = Shelf(copy.deepcopy(model), files, device)
+    shelf.fill_(model, shelf.rest)
+    model.tie_weights()
+    model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
+    for module in model.modules():
+        if module._non_persistent_buffers_set:  # what no file holds (rotary frequencies), transformers computes where it initialises
+            model._init_weights(module)
+    for index, block in enumerate(decoder_blocks(model)):
+        vars(block)[_PLACE] = _Place(shelf, index)
+        block.forward = MethodType(_forward_on_demand, block)
+    return model
+
+
+def is_shelved(model: PreTrainedModel) -> bool:
+    """Whether the blocks of a model stay in their files."""
+    return any(_PLACE in vars(block) for block in decoder_blocks(model))
+
+
+@contextmanager
+def resident(block: nn.Module, *, ahead: bool = False) -> Iterator[nn.Module]:
+    """Inside this context a block has its tensors; for a block that is in memory anyway it does nothing.
+
+    Args:
+        ahead: read the next block from the disk meanwhile.
+
+    Raises:
+        InputError: a file of the model cannot be read any more, or holds other tensors than when it was opened.
+    """
+    place: _Place | None = vars(block).get(_PLACE)
+    if place is None:
+        yield block
+        return
+    if place.users == 0:
+        _adopt_(block, place.shelf.fetch(place.index), place)
+    if ahead:
+        place.shelf.read_ahead(place.index + 1)
+    place.users += 1
+    try:
+        yield block
+    finally:
+        place.users -= 1
+        if place.users == 0:
+            _empty_(block)
+
+
+@dataclass
+class _Place:
+    """Where the tensors of a block are, and how many contexts hold them in memory."""
+
+    shelf: "Shelf"
+    index: int
+    users: int = 0
+
+
+class Shelf:
+    """The decoder blocks of a model, in its files.
+
+    Args:
+        skeleton: the model on the meta device; it stays there.
+        files: its safetensors files.
+        device: where blocks are fetched to.
+    """
+
+    def __init__(self, skeleton: PreTrainedModel, files: Sequence[Path], device: torch.device) -> None:
+        self._skeleton, self._device = skeleton, device
+        self._entry = architecture_of(skeleton.config.model_type)
+        self._conversions: list[Any] = getattr(skeleton, "_weight_conversions", None) or []
+        self._lock, self._ahead = Lock(), dict[int, Future[dict[str, Tensor]]]()
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
+        self._blocks: list[dict[str, Path]] = [{} for _ in decoder_blocks(skeleton)]
+        self.rest: dict[str, Path] = {}
+        expected = skeleton.state_dict()
+        for path in files:
+            for name in _names(path):
+                index = self._block_of(name, expected)
+                (self.rest if index is None else self._blocks[index])[name] = path
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Shelf":
+        """Copies of a model fetch from the same files."""
+        return self
+
+    def fetch(self, index: int) -> nn.Module:
+        """A new block with its tensors on the device, as transformers builds it."""
+        ahead = self._ahead.pop(index, None)
+        tensors = self._read(index) if ahead is None else ahead.result()
+        with self._lock:
+            blocks = decoder_blocks(self._skeleton)
+            empty = copy.deepcopy(blocks[index])
+            try:
+                self.fill_(self._skeleton, self._blocks[index], tensors)
+                return blocks[index]
+            finally:
+                blocks[index] = empty
+
+    def read_ahead(self, index: int) -> None:
+        """Let a thread read a block from the disk, for the next `fetch` of it."""
+        if index < len(self._blocks) and index not in self._ahead:
+            self._ahead[index] = self._reader.submit(self._read, index)
+
+    def fill_(self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None) -> None:
+        """Load these tensors of the files into a model.
+
+        Raises:
+            InputError: they are not those that the model was opened with.
+        """
+        dtype = model.dtype
+        given = LoadStateDictConfig(
+            dtype=dtype,
+            dtype_plan=model._get_dtype_plan(dtype),
+            device_map={"": self._device},
+            weight_mapping=self._conversions,
+        )
+        found, _ = convert_and_load_state_dict_in_model(model, tensors or _tensors(names), given)
+        wrong = sorted({*found.unexpected_keys, *(name for name, *_ in found.mismatched_keys)})
+        if wrong or found.conversion_errors:
+            path = next(iter(names.values()))
+            raise InputError(
+                f"{path.parent} no longer holds {wrong or sorted(found.conversion_errors)} as it did when the model was opened: "
+                "the files were exchanged during the run; start again"
+            )
+
+    def apart(self, block: nn.Module, index: int) -> nn.Module:
+        """The block with its fused layers taken apart."""
+        return unfuse_block_(self._entry, self._skeleton.config, index, block)
+
+    def _read(self, index: int) -> dict[str, Tensor]:
+        return _tensors(self._blocks[index])
+
+    def _block_of(self, name: str, expected: dict[str, Tensor]) -> int | None:
+        """The block that a tensor of the files goes to."""
+        renamings = [each for each in self._conversions if isinstance(each, WeightRenaming)]
+        converters = [each for each in self._conversions if isinstance(each, WeightConverter)]
+        prefix = self._skeleton.base_model_prefix
+        target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
+        if target not in expected and name in expected and pattern is None:
+            target = name
+        below = f"{self._entry.blocks}."
+        below = below if any(key.startswith(below) for key in expected) else below.removeprefix(f"{prefix}.")
+        return int(target.removeprefix(below).partition(".")[0]) if target.startswith(below) else None
+
+
+def _names(path: Path) -> list[str]:
+    with _opened(path) as file:
+        return list(file.keys())
+
+
+def _tensors(names: dict[str, Path]) -> dict[str, Tensor]:
+    """These tensors, read into memory of their own: pages of mapped files would count as the process's while they are open."""
+    found: dict[str, Tensor] = {}
+    for path in dict.fromkeys(names.values()):
+        with _opened(path) as file:
+            found |= {name: file.get_tensor(name) for name, place in names.items() if place == path}
+    return found
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt", backend="pread") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read ({error}): it was there when the model was opened; fetch it again") from error
+
+
+def _adopt_(block: nn.Module, fresh: nn.Module, place: _Place) -> None:
+    """Give a block the tensors of a fresh one, which is taken apart where the block is."""
+    if block.state_dict().keys() != fresh.state_dict().keys():
+        fresh = place.shelf.apart(fresh, place.index)
+    wanted = {name: parameter.requires_grad for name, parameter in block.named_parameters()}
+    block.load_state_dict(fresh.state_dict(), assign=True)
+    for name, parameter in block.named_parameters():
+        parameter.requires_grad_(wanted[name])
+
+
+def _empty_(block: nn.Module) -> None:
+    """Take the tensors of a block away, whatever it has become."""
+    for module in block.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                module._buffers[name] = buffer.to("meta")
+
+
+def _forward_on_demand(self: nn.Module, *arguments: Any, **named: Any) -> Any:
+    """The forward of a shelved block outside `resident`."""
+    with resident(self):
+        return type(self).forward(self, *arguments, **named)
