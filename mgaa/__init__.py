@@ -10,7 +10,7 @@ Importing the package teaches transformers the checkpoint format (`mgaa.format`)
 from mgaa import format as _format  # noqa: F401 (registers the format)
 from mgaa.checkpoint import apply_factors, load, save
 from mgaa.compress import LORAP, compress_
-from mgaa.dense import densify
+from mgaa.dense import densify, densify_folder
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.lowrank import Factors, LowRankLinear
 from mgaa.report import Report
@@ -30,6 +30,7 @@ __all__ = [
     "apply_factors",
     "compress_",
     "densify",
+    "densify_folder",
     "load",
     "save",
 ]

@@ -90,21 +90,19 @@ class Blockwise:
         self._hidden.close()
 
     @torch.no_grad()
-    def outputs(self, **options: Any) -> Iterator[tuple[Int[Tensor, "_ _"], Any]]:
-        """For each micro-batch its ids and the output of the whole model, once all blocks are passed.
+    def output(self, batch: int, **options: Any) -> Any:
+        """The output of the whole model for a micro-batch, once all blocks are passed.
 
         Args:
             options: further arguments of the model's forward.
         """
-        last = len(self._blocks) - 1
-        for batch, given in enumerate(self._batches):
-            arrived, ids = self._hidden.get(batch), given.to(self._device)
+        arrived, last = self._hidden.get(batch), len(self._blocks) - 1
 
-            def forward(index: int, hidden: Tensor, *_: Any, arrived: Any = arrived, **__: Any) -> Any:
-                return self._returned(arrived if index == last else hidden)
+        def forward(index: int, hidden: Tensor, *_: Any, **__: Any) -> Any:
+            return self._returned(arrived if index == last else hidden)
 
-            with replaced(self._blocks, forward):
-                yield ids, self._model(input_ids=ids, use_cache=False, **options)
+        with replaced(self._blocks, forward):
+            return self._model(input_ids=self._batches[batch].to(self._device), use_cache=False, **options)
 
     @torch.no_grad()
     def _record(self) -> list[list[Arguments]]:

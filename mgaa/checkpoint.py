@@ -6,14 +6,15 @@ the tokenizer was last called. The format is described in format.py; `load` read
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgaa.architectures import ARCHITECTURES
 from mgaa.errors import NumericalError, ResourceError, UsageError
@@ -22,9 +23,10 @@ from mgaa.format import NOTICE, describe, is_described
 from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Factors, LowRankLinear, non_finite
+from mgaa.shards import save_model, write_blockwise
 from mgaa.widths import prune_
 
-__all__ = ["apply_channels", "apply_factors", "load", "save", "twin_of"]
+__all__ = ["apply_channels", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
 
 
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -81,18 +83,59 @@ def save(
     if not is_described(model) and model.config.model_type in ARCHITECTURES:
         fuse_(model)
     folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with _writing(folder):
         for stale in folder.glob("model*.safetensors*"):
             stale.unlink()
-        _save_model(model, folder, max_shard_size)
-        _save_tokenizer(tokenizer, folder)
-        if is_described(model):
-            _edit(folder / CONFIG, transformers_weights=NOTICE)
+        save_model(model, folder, max_shard_size=max_shard_size)
+        _complete(model, tokenizer, folder)
+
+
+def save_blockwise(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    change: Callable[[int], None],
+    shell: PreTrainedModel | None = None,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """`save` for a model whose blocks stay in their files (`mgaa.shelf`): one block after the other, into a folder of its own.
+
+    Args:
+        change: puts a block into its final form, in place (`mgaa.shards`): factors and channels (`apply_factors`, `apply_channels`).
+        shell: the model whose class and config the folder is to have; by default the model itself.
+        max_shard_size: bytes of weights up to which they are one file.
+
+    Raises:
+        ResourceError: the folder cannot be written. What is written is taken up by the next call.
+    """
+    folder, written = Path(folder), model if shell is None else shell
+
+    def described() -> PreTrainedModel:
+        describe(written)
+        return written
+
+    with _writing(folder):
+        write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
+        _complete(written, tokenizer, folder)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except (OSError, SafetensorError) as error:
         raise ResourceError(
             f"the model cannot be written to {folder} ({error}): make room or give a folder that can be written"
         ) from error
+
+
+def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """What belongs into a folder beside weights and config."""
+    _save_tokenizer(tokenizer, folder)
+    if is_described(model):
+        _edit(folder / CONFIG, transformers_weights=NOTICE)
 
 
 def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRankLinear:
@@ -103,7 +146,7 @@ def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRa
     parts = {"A": factors.A, "B": factors.B} | ({} if factors.bias is None else {"bias": factors.bias})
     stored = {key: part.detach().to(weight.device, weight.dtype) for key, part in parts.items()}
     for key, part in stored.items():
-        if bad := non_finite(part):
+        if not part.is_meta and (bad := non_finite(part)):
             raise NumericalError(
                 f"factor {key} of {name} has {bad} non-finite entries in {weight.dtype}: "
                 "set backbone.dtype to bfloat16 or float32"
@@ -115,18 +158,6 @@ def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRa
             f"the layer has {weight.shape[0]} x {weight.shape[1]}: use the factors of this model"
         )
     return layer.requires_grad_(weight.requires_grad)
-
-
-def _save_model(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
-    """Generation settings pass as they came; `save_pretrained` would refuse those of some published models."""
-    generation = model.generation_config
-    model.generation_config = GenerationConfig()
-    try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size)
-    finally:
-        model.generation_config = generation
-    if generation is not None:
-        generation.to_json_file(folder / "generation_config.json")
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

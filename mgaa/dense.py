@@ -11,17 +11,20 @@ Qwen2 without sliding windows), and becomes one. What remains is refused.
 import copy
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from mgaa.architectures import ARCHITECTURES
+from mgaa.architectures import ARCHITECTURES, architecture_of, decoder_blocks
+from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
 from mgaa.format import describe
-from mgaa.fused import fuse_, fused_name
+from mgaa.fused import fuse_block_, fused_name
+from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
-from mgaa.widths import widen_, widths
+from mgaa.widths import widen_block_, widest
 
 # Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
 # modeling_qwen2.py with modeling_llama.py in
@@ -39,34 +42,72 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UsageError: no class of transformers that is known here can hold the biases; the model is left as it was.
     """
-    shell = _shell(model)
+    wide = widest(model)
+    shell = _shell(model, wide)
     expected = set(shell.state_dict())
     for name, layer in low_rank_layers(model).items():
         model.set_submodule(name, layer.dense())
-    if widths(model):
-        shell = _shell(widen_(model))
-    if model.config.model_type in ARCHITECTURES and type(shell) is type(model):
-        fuse_(model, shell)
+    if model.config.model_type in ARCHITECTURES:
+        for index in range(len(decoder_blocks(model))):
+            _own_form_(model, index, shell, wide)
     _fill_biases(model, expected)
     model.__dict__.pop(
         "_weight_conversions", None
     )  # those of the compressed files; transformers finds the model's own again
     if type(shell) is type(model):
-        for flag in BIAS_FLAGS:
-            if hasattr(shell.config, flag):
-                setattr(model.config, flag, getattr(shell.config, flag))
+        for field in (*BIAS_FLAGS, *((architecture_of(model.config.model_type).width,) if wide else ())):
+            if hasattr(shell.config, field):
+                setattr(model.config, field, getattr(shell.config, field))
         describe(model)
         return model
     return _moved(model, shell)
 
 
-def _shell(model: PreTrainedModel) -> PreTrainedModel:
+def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
+    """The same for a checkpoint that need not fit into memory: from folder to folder, one block after the other.
+
+    Raises:
+        UsageError: as `densify`.
+        InputError, NumericalError: the source cannot be read (`mgaa.load`).
+        ResourceError: the target cannot be written. What is written is taken up by the next call.
+    """
+    model, tokenizer = load(source, device="cpu", stream=True)
+    wide = widest(model)
+    shell = _shell(model, wide)
+    expected = set(shell.state_dict())
+    blocks, path = decoder_blocks(model), architecture_of(model.config.model_type).blocks
+
+    def change(index: int) -> None:
+        for name, layer in low_rank_layers(blocks[index]).items():
+            blocks[index].set_submodule(name, layer.dense())
+        _own_form_(model, index, shell, wide)
+        _fill_biases(blocks[index], expected, f"{path}.{index}.")
+
+    model.__dict__.pop("_weight_conversions", None)
+    shell.generation_config = model.generation_config
+    save_blockwise(model, tokenizer, target, change=change, shell=shell, max_shard_size=max_shard_size)
+
+
+def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide: int | None) -> None:
+    """Give a block the modules that transformers builds, with FFNs of one width."""
+    entry, block, empty = (
+        architecture_of(model.config.model_type),
+        decoder_blocks(model)[index],
+        decoder_blocks(shell)[index],
+    )
+    if wide is not None:
+        widen_block_(model, index, wide)
+    if type(shell) is type(model):
+        fuse_block_(entry, block, empty)
+
+
+def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
     """An empty model of the first class and config that has a place for every bias."""
     linears = {
         name.removesuffix(".B.bias").removesuffix(".bias") for name in model.state_dict() if name.endswith(".bias")
     }
     biases = {f"{fused_name(model, name)}.bias" for name in linears}
-    for kind, config in _candidates(model):
+    for kind, config in _candidates(model, wide):
         with torch.device("meta"):
             shell = kind(config)
         missing = sorted(biases - set(shell.state_dict()))
@@ -81,8 +122,12 @@ def _shell(model: PreTrainedModel) -> PreTrainedModel:
     )
 
 
-def _candidates(model: PreTrainedModel) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
-    config = model.config
+def _candidates(
+    model: PreTrainedModel, wide: int | None
+) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
+    config = copy.deepcopy(model.config)
+    if wide is not None:
+        setattr(config, architecture_of(config.model_type).width, wide)
     for flags in ((), *((flag,) for flag in BIAS_FLAGS), BIAS_FLAGS[:2]):
         if all(hasattr(config, flag) for flag in flags):
             yield type(model), _with(config, flags)
@@ -100,10 +145,11 @@ def _with(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreTrainedConfig:
     return config
 
 
-def _fill_biases(model: PreTrainedModel, expected: set[str]) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and module.bias is None and f"{name}.bias" in expected:
-            module.bias = nn.Parameter(module.weight.new_zeros(module.out_features))
+def _fill_biases(module: nn.Module, expected: set[str], prefix: str = "") -> None:
+    """Zeros where the class has a bias and the linear has none; `prefix` is the name of the module in the model."""
+    for name, linear in module.named_modules():
+        if isinstance(linear, nn.Linear) and linear.bias is None and f"{prefix}{name}.bias" in expected:
+            linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
 def _moved(model: PreTrainedModel, shell: PreTrainedModel) -> PreTrainedModel:

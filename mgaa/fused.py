@@ -118,17 +118,21 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
         with torch.device("meta"):
             shell = type(model)(copy.deepcopy(model.config))
     for block, empty in zip(decoder_blocks(model), decoder_blocks(shell), strict=True):
-        for name, layer in _fused(entry, block):
-            if isinstance(layer, FusedLinear):
-                block.set_submodule(name.layer, _filled(empty.get_submodule(name.layer), *_together(layer)))
-        if isinstance(experts := _experts(entry, block), Experts):
-            block.set_submodule(entry.experts, _stacked(experts, empty.get_submodule(entry.experts)))
-        for path, module in list(empty.named_modules()):
-            if isinstance(module, Conv1D) and isinstance(linear := block.get_submodule(path), nn.Linear):
-                bias = linear.bias
-                block.set_submodule(path, _filled(module, linear.weight, bias))
-        block.train(block.training)
+        fuse_block_(entry, block, empty)
     return model
+
+
+def fuse_block_(entry: Architecture, block: nn.Module, empty: nn.Module) -> nn.Module:
+    """`fuse_` for one block; `empty` is that of the shell."""
+    for name, layer in _fused(entry, block):
+        if isinstance(layer, FusedLinear):
+            block.set_submodule(name.layer, _filled(empty.get_submodule(name.layer), *_together(layer)))
+    if isinstance(experts := _experts(entry, block), Experts):
+        block.set_submodule(entry.experts, _stacked(experts, empty.get_submodule(entry.experts)))
+    for path, module in list(empty.named_modules()):
+        if isinstance(module, Conv1D) and isinstance(linear := block.get_submodule(path), nn.Linear):
+            block.set_submodule(path, _filled(module, linear.weight, linear.bias))
+    return block.train(block.training)
 
 
 def fused_name(model: PreTrainedModel, name: str) -> str:

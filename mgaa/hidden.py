@@ -3,8 +3,7 @@
 They are the one thing that grows with the number of tokens, so they may lie where there is room: 256 x 2048 tokens of a model of width
 8192 are 8.6 GB in bfloat16. Where there is a folder they are also written there in the background, while the next micro-batch is computed:
 a run that was killed goes on at the block where it stopped. A *generation* is the number of blocks that the tokens have passed; its
-files are complete once its mark is there, and only then are those of the generation before it deleted. Files are not forced to the disk one
-by one; those that an earlier start of the machine left are not trusted.
+files are complete once its mark is there, and only then are those of the generation before it deleted.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 """
@@ -21,9 +20,10 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mgaa.unfinished import taken_up
+
 Place = Literal["device", "host", "disk"]
 _MARK = re.compile(r"passed-(\d{4})")
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PENDING = 2
 """Micro-batches that may wait to be written; the computation waits for the disk beyond them."""
 
@@ -48,8 +48,7 @@ class HiddenStates:
         self._writing: deque[Future[None]] = deque()
         self.passed = 0
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._trust(folder)
+            taken_up(folder)
             marks = (_MARK.fullmatch(path.name) for path in folder.iterdir())
             self.passed = max((int(mark[1]) for mark in marks if mark), default=0)
 
@@ -116,17 +115,6 @@ class HiddenStates:
         (self._folder / f"passed-{generation:04d}").unlink(missing_ok=True)
         for path in self._folder.glob(f"hidden-{generation:04d}-*.safetensors"):
             path.unlink()
-
-    @staticmethod
-    def _trust(folder: Path) -> None:
-        """Empty the folder where the machine has started anew since: what was not forced to the disk may be lost in part."""
-        now = _BOOT.read_text() if _BOOT.exists() else ""
-        mark = folder / "boot"
-        if not now or not mark.exists() or mark.read_text() != now:
-            for path in folder.iterdir():
-                if path.is_file():
-                    path.unlink()
-            mark.write_text(now)
 
 
 def bytes_of(batches: Sequence[range], length: int, width: int, dtype: torch.dtype) -> int:

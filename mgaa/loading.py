@@ -23,7 +23,7 @@ from transformers.utils import logging
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.folder import CONFIG, examine, locate, weight_files
 from mgaa.lowrank import non_finite
-from mgaa.shelf import shelve_
+from mgaa.shelf import aligned, shelve_
 
 # What transformers raises over files whose contents make no sense; its loaders hardly check what they read.
 UNREADABLE = (
@@ -68,7 +68,7 @@ def load(
     if stream:
         shelve_(model, weight_files(folder), target)
     else:
-        model.to(target)
+        _align_(model.to(target))
     _finite(model, folder)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -163,6 +163,12 @@ def _fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Pat
             f"the tokenizer in {folder} has ids up to {highest}, the embedding has {rows} rows: "
             "use the tokenizer that the model was trained with"
         )
+
+
+def _align_(model: PreTrainedModel) -> None:
+    """Give every tensor memory of its own, so that results do not depend on how the files are laid out, nor on whether they were streamed."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = aligned(tensor.data)
 
 
 def _finite(model: PreTrainedModel, folder: Path) -> None:

@@ -11,7 +11,7 @@ the documentation of transformers describes (https://huggingface.co/docs/transfo
 
 Numerics: the logits are those the model gives in its dtype, only at scored positions. Log-softmax is taken in float32 (float64 for a
 float64 model), a chunk of positions at a time, and losses are added in float64. Batches hold windows of equal length, so nothing is
-padded.
+padded. A model whose blocks stay in their files (`mgaa.shelf`) is passed block by block by all windows; the bits are the same.
 
 Standard error: with window losses `s_i` over `n_i` scored tokens, N windows, `m = sum s / sum n`, it is that of a ratio of sums,
 `sqrt(N / (N - 1) * sum (s_i - m n_i)^2) / sum n` (Cochran 1977, 2.11), which for equal `n_i` is the standard deviation of the window
@@ -23,9 +23,11 @@ Legend: t tokens of a stream, b windows of a batch, l tokens of a window, s scor
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -34,7 +36,10 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
+from mgaa.blockwise import Blockwise
 from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.hidden import Place
+from mgaa.shelf import is_shelved
 from mgaa.tokens import check_vocabulary
 
 _CHUNK = 2**22
@@ -91,6 +96,8 @@ def perplexity(
     stride: int | None = None,
     batch_size: int = 8,
     device: torch.device | str | None = None,
+    place: Place = "device",
+    folder: Path | None = None,
 ) -> Perplexity:
     """Perplexity of `model` on `stream`; see the top of this file for the protocol.
 
@@ -101,6 +108,7 @@ def perplexity(
         stride: tokens between the starts of windows; None means `length`.
         batch_size: windows per forward pass. The result depends on it by rounding only (a relative 1e-6 in float32).
         device: where the model is; None asks the model.
+        place, folder: where hidden states wait while a model goes block by block (`mgaa.hidden`); an interrupted call goes on there.
 
     Raises:
         UsageError: a length beyond the model's positions, or a stride beyond the length.
@@ -109,14 +117,34 @@ def perplexity(
     """
     check(model, stream, length, stride)
     cuts = _cut(len(stream), length, stride or length)
-    losses: dict[int, float] = {}
+    batches = list(_batches(cuts, min(batch_size, fitting(model, length))))
+    ids = [torch.stack([stream[cut.start : cut.end] for cut in batch]) for batch in batches]
+    forward = _blockwise(model, ids, place, folder) if is_shelved(model) else _plain(model, ids, device or model.device)
+    losses: list[float] = []
     with evaluating(model), tqdm(total=len(cuts), desc="measuring perplexity", unit=" windows", disable=None) as bar:
-        for batch in _batches(cuts, min(batch_size, fitting(model, length))):
-            ids = torch.stack([stream[cut.start : cut.end] for cut in batch]).to(device or model.device)
-            for cut, loss in zip(batch, _losses(model, ids, batch), strict=True):
-                losses[cut.start] = loss
+        for number, batch in enumerate(batches):
+            losses += _losses(forward(number, logits_to_keep=batch[0].scored + 1).logits, ids[number], batch)
             bar.update(len(batch))
-    return _summary([losses[cut.start] for cut in cuts], [cut.scored for cut in cuts], length, stride or length)
+    return _summary(losses, [cut.scored for cut in cuts], length, stride or length)
+
+
+Forward = Callable[..., Any]
+"""The output of the model for a batch, by its number, with further arguments by name."""
+
+
+def _plain(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: torch.device | str) -> Forward:
+    return lambda number, **options: model(input_ids=ids[number].to(device), use_cache=False, **options)
+
+
+def _blockwise(
+    model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None
+) -> Forward:
+    with evaluating(model):
+        line = Blockwise(model, ids, place=place, folder=folder)
+        for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
+            line.through(index)
+            line.settle()
+    return line.output
 
 
 def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
@@ -172,11 +200,10 @@ def fitting(model: PreTrainedModel, length: int) -> int:
     return max(1, _BATCH // (length * vocabulary))
 
 
-def _losses(model: PreTrainedModel, ids: Int[Tensor, "b l"], batch: list[_Window]) -> list[float]:
-    """The summed loss of each window. Logits are asked for at scored positions only: the one before each scored token."""
+def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list[_Window]) -> list[float]:
+    """The summed loss of each window, from the logits at scored positions (the one before each scored token) and the one behind them."""
     scored = batch[0].scored
-    logits = model(input_ids=ids, use_cache=False, logits_to_keep=scored + 1).logits[:, -scored - 1 : -1]
-    losses = _cross_entropy(logits, ids[:, -scored:])
+    losses = _cross_entropy(logits[:, -scored - 1 : -1], ids[:, -scored:].to(logits.device))
     for cut, finite in zip(batch, losses.isfinite(), strict=True):
         if not bool(finite.all()):
             raise NumericalError(

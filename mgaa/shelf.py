@@ -63,7 +63,7 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
 
 def is_shelved(model: PreTrainedModel) -> bool:
     """Whether the blocks of a model stay in their files."""
-    return any(_PLACE in vars(block) for block in decoder_blocks(model))
+    return any(_PLACE in vars(module) for module in model.modules())
 
 
 @contextmanager
@@ -81,7 +81,8 @@ def resident(block: nn.Module, *, ahead: bool = False) -> Iterator[nn.Module]:
         yield block
         return
     if place.users == 0:
-        _adopt_(block, place.shelf.fetch(place.index), place)
+        with torch.inference_mode(False):  # parameters that were made in it could not be used outside
+            _adopt_(block, place.shelf.fetch(place.index), place)
     if ahead:
         place.shelf.read_ahead(place.index + 1)
     place.users += 1
@@ -90,7 +91,8 @@ def resident(block: nn.Module, *, ahead: bool = False) -> Iterator[nn.Module]:
     finally:
         place.users -= 1
         if place.users == 0:
-            _empty_(block)
+            with torch.inference_mode(False):
+                _empty_(block)
 
 
 @dataclass
@@ -199,8 +201,16 @@ def _tensors(names: dict[str, Path]) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
     for path in dict.fromkeys(names.values()):
         with _opened(path) as file:
-            found |= {name: file.get_tensor(name) for name, place in names.items() if place == path}
+            found |= {name: aligned(file.get_tensor(name)) for name, place in names.items() if place == path}
     return found
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor where torch would have allocated it: at a multiple of 64 bytes.
+
+    Kernels round differently elsewhere, and where a tensor lies in a file is an accident of the other tensors' sizes.
+    """
+    return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
 @contextmanager

@@ -103,21 +103,22 @@ def narrow_(model: PreTrainedModel, given: object) -> PreTrainedModel:
     return model
 
 
-@torch.no_grad()
-def widen_(model: PreTrainedModel) -> PreTrainedModel:
-    """Pad every FFN to the width of the widest by channels of zeros, in place, and say that width in the config."""
+def widest(model: PreTrainedModel) -> int | None:
+    """The width that every FFN is to be padded to; `None` where all have the width of the config."""
     if not widths(model):
-        return model
+        return None
     entry = architecture_of(model.config.model_type)
-    wide = max(width for block in decoder_blocks(model) if (width := _width(entry, block)) is not None)
-    for index in range(len(decoder_blocks(model))):
-        for place, linear, role in _linears(model, index):
-            m, n = linear.weight.shape
-            missing = (0, wide - n) if role == "down" else (0, 0, 0, wide - m)
-            bias = linear.bias if linear.bias is None or role == "down" else pad(linear.bias, (0, wide - m))
-            decoder_blocks(model)[index].set_submodule(place, _like(linear, pad(linear.weight, missing), bias))
-    setattr(model.config, entry.width, wide)
-    return model
+    return max(width for block in decoder_blocks(model) if (width := _width(entry, block)) is not None)
+
+
+@torch.no_grad()
+def widen_block_(model: PreTrainedModel, index: int, wide: int) -> None:
+    """Pad the FFN of a block to a width by channels of zeros, in place."""
+    for place, linear, role in _linears(model, index):
+        m, n = linear.weight.shape
+        missing = (0, wide - n) if role == "down" else (0, 0, 0, wide - m)
+        bias = linear.bias if linear.bias is None or role == "down" else pad(linear.bias, (0, wide - m))
+        decoder_blocks(model)[index].set_submodule(place, _like(linear, pad(linear.weight, missing), bias))
 
 
 _EDITED = "config.json was edited or is damaged; restore it from the compression run"

@@ -1,18 +1,22 @@
 """Truths of streaming: a model whose blocks stay in their files computes the bits of the model in memory, and holds one block at a time."""
 
-import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.architectures import decoder_blocks
-from mgaa.checkpoint import load, save
-from mgaa.errors import InputError, NumericalError
+from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.checkpoint import apply_factors, load, save, save_blockwise
+from mgaa.dense import densify, densify_folder
+from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.folder import weight_files
 from mgaa.fused import unfuse_
+from mgaa.lowrank import Factors, low_rank_layers
 from mgaa.perplexity import perplexity
 from mgaa.shelf import is_shelved, resident
 from mgaa.streaming import stream_statistics
@@ -63,3 +67,56 @@ def test_statistics_and_logits_are_those_of_the_model_in_memory(
             there = decoder_blocks(whole)[index].state_dict()
             assert block.state_dict().keys() == there.keys()
             assert all(torch.equal(tensor, there[name]) for name, tensor in block.state_dict().items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_written_block_by_block_is_what_save_writes(
+    folder: Callable[..., Path], family: str, tmp_path: Path, compress: Callable[..., PreTrainedModel]
+) -> None:
+    """As one file byte for byte, as shards tensor for tensor; and the same folded back to dense."""
+    place = folder(family)
+    model, tokenizer = load(place)
+    factors = low_rank_layers(compress(model))
+    blocks = architecture_of(model.config.model_type).blocks
+    save(model, tokenizer, tmp_path / "whole")
+    for name, size in (("one", 10**9), ("shards", 1000)):
+        streamed, _ = load(place, stream=True)
+        unfuse_(streamed)
+
+        def change(index: int, streamed: PreTrainedModel = streamed) -> None:
+            inside = {
+                name: Factors(layer.A.weight.data, layer.B.weight.data, None if layer.B.bias is None else layer.B.bias.data)
+                for name, layer in factors.items()
+                if name.startswith(f"{blocks}.{index}.")
+            }
+            apply_factors(streamed, inside)
+
+        save_blockwise(streamed, tokenizer, tmp_path / name, change=change, max_shard_size=size)
+        assert on_meta(streamed) == [True] * 2
+    whole, one, shards = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("whole", "one", "shards")
+    )
+    assert whole == one
+    assert {path.name for path in weight_files(tmp_path / "shards")} == {
+        f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)
+    }
+    assert {name: shards[name] for name in ("config.json", "tokenizer.json")} == {
+        name: whole[name] for name in ("config.json", "tokenizer.json")
+    }
+    ids = torch.arange(20).reshape(2, 10)
+    with torch.no_grad():
+        logits = [load(tmp_path / name)[0](ids).logits for name in ("whole", "shards")]
+    assert torch.equal(*logits)
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for path in weight_files(tmp_path / "shards") for tensor in load_file(path).values()
+    )
+    try:
+        densify(load(tmp_path / "shards")[0]).save_pretrained(tmp_path / "dense")
+    except UsageError:  # no class has room for the biases
+        with pytest.raises(UsageError):
+            densify_folder(tmp_path / "shards", tmp_path / "folded")
+        return
+    densify_folder(tmp_path / "shards", tmp_path / "folded")
+    for file in ("model.safetensors", "config.json"):
+        assert (tmp_path / "dense" / file).read_bytes() == (tmp_path / "folded" / file).read_bytes()

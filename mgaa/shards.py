@@ -1,0 +1,133 @@
+"""A model whose blocks stay in their files, written block by block: never more than two blocks are in memory.
+
+Each block is put into its final form while its tensors are there, and written by a thread while the next one is at work. A block whose file
+is there already, from a run that was killed, is not read again. In the end the files become what `save_pretrained` leaves: one
+`model.safetensors` where everything fits into one shard, else one shard per block with an index.
+"""
+
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from mgaa.architectures import decoder_blocks
+from mgaa.folder import INDEX, WEIGHTS
+from mgaa.shelf import resident
+from mgaa.unfinished import taken_up, write_whole
+
+METADATA = {"format": "pt"}
+"""What transformers writes into the header of its files."""
+
+
+def write_blockwise(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    change: Callable[[int], None],
+    shell: Callable[[], PreTrainedModel],
+    max_shard_size: int,
+) -> None:
+    """Write weights, config and generation settings; what a killed call left in the folder is taken up.
+
+    Args:
+        model: shelved (`mgaa.shelf`).
+        change: puts a block into its final form, in place; called while its tensors are there, or, for blocks that are written already,
+            while they are on the meta device.
+        shell: asked once all blocks have their form: the model whose class and config the folder is to have; its tensors are not looked at.
+        max_shard_size: bytes of weights up to which they are one file.
+    """
+    taken_up(folder)
+    for path in folder.iterdir():
+        if path.name != "boot" and path.name not in {_part(index) for index in range(len(decoder_blocks(model)))}:
+            path.unlink()
+    _write_blocks(model, folder, change)
+    written = shell()
+    inside = f"{_prefix(model)}."
+    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
+    save_model(written, folder, max_shard_size=2**62, state_dict=rest)
+    _join(folder, len(decoder_blocks(model)), max_shard_size)
+    (folder / "boot").unlink()
+
+
+def save_model(
+    model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
+    generation = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
+    finally:
+        model.generation_config = generation
+    if generation is not None:
+        generation.to_json_file(folder / "generation_config.json")
+
+
+def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], None]) -> None:
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="shards") as writer:
+        for index, block in enumerate(decoder_blocks(model)):
+            path = folder / _part(index)
+            if path.exists():
+                change(index)
+                continue
+            with resident(block, ahead=True):
+                change(index)
+                tensors = _tensors(model, index, block)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(write_whole, tensors, path, METADATA)
+        if writing is not None:
+            writing.result()
+
+
+def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a block, under the names of files."""
+    own = {f"{_prefix(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+    renamed: dict[str, Tensor] = revert_weight_conversion(model, own)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in renamed.items()}
+
+
+def _prefix(model: PreTrainedModel) -> str:
+    """The name of the list of blocks in this model, which a model without a head has another for."""
+    blocks = decoder_blocks(model)
+    return next(name for name, module in model.named_modules() if module is blocks)
+
+
+def _part(index: int) -> str:
+    return f"block-{index:04d}.safetensors"
+
+
+def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
+    """Make one file of the parts, or shards with an index."""
+    parts = [folder / WEIGHTS, *(folder / _part(index) for index in range(blocks))]
+    headers = {path: _shapes(path) for path in parts}
+    total = sum(size for header in headers.values() for _, size in header.values())
+    if total <= max_shard_size:
+        tensors = {name: tensor for path in parts for name, tensor in load_file(path).items()}
+        save_file(tensors, folder / ".whole", metadata=METADATA)
+        for path in parts:
+            path.unlink()
+        (folder / ".whole").rename(folder / WEIGHTS)
+        return
+    names: dict[str, str] = {}
+    for number, path in enumerate(parts, start=1):
+        shard = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        names |= dict.fromkeys(headers[path], shard)
+        path.rename(folder / shard)
+    parameters = sum(count for header in headers.values() for count, _ in header.values())
+    content = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": names}
+    (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, int]]:
+    """Entries and bytes of every tensor of a file."""
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping; pages are not read)
+        return {name: (tensor.numel(), tensor.nbytes) for name, tensor in found.items()}
