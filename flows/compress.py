@@ -17,6 +17,7 @@ from typing import Any
 
 from prefect import flow, unmapped
 
+from flows.calibration import calibrated
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
@@ -26,7 +27,6 @@ from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
-from tasks.calibrate import calibrate
 from tasks.collect_ranks import collect_ranks
 from tasks.compress_block import compress_block
 from tasks.decompose import decompose
@@ -65,7 +65,7 @@ def compress(parameters: Parameters) -> Results:
             candidates_of(p, store, backbone, texts)
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
         measured = measurement(p, store, texts, tokens)
-        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
+        statistics = calibrated(p, store, backbone, tokens["calibration"], where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra() if p.statistics.inputs == "dense" else []
         dense = evaluate(store, backbone, **measured)
@@ -158,7 +158,7 @@ class Bench:
         """The same, one block after the other, each measured behind the compressed ones before it; its scores lie with its factors."""
         p, factors = self.parameters, list[Artifact]()
         chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options, **recipe.block}
-        measuring = p.statistics.model_dump(exclude={"inputs"})
+        measuring = p.statistics.model_dump(exclude={"inputs", "shards"})
         for block in self.blocks:
             before = [self.store, self.backbone, self.tokens, ratios, factors[:block]]
             step = compress_block(*before, block=block, **chosen, measuring=measuring, device=self.device)

@@ -20,6 +20,7 @@ from tasks.make_items import make_items
 from tasks.parameters import Parameters
 from tasks.records import METRICS, table
 from tasks.sealing import readable
+from tasks.where import Where
 from tasks.writing import write_file
 
 RESULT = "results/evaluation.json"
@@ -59,13 +60,14 @@ def measurement(p: Parameters, store: Store, texts: Artifact, tokens: Mapping[st
     }
 
 
-def device(p: Parameters) -> str:
+def device(p: Parameters) -> Where:
     """Where to compute: `auto` is CUDA where there is one."""
     import torch
 
-    if p.backbone.device != "auto":
-        return p.backbone.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    found = p.backbone.device
+    if found == "auto":
+        found = "cuda" if torch.cuda.is_available() else "cpu"
+    return Where(found, p.backbone.stream, p.backbone.hidden)
 
 
 if __name__ == "__main__":

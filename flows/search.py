@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.calibration import calibrated
 from flows.compress import Bench, backbone_of
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
@@ -24,7 +25,6 @@ from flows.workers import runner, share_of_cores
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
-from tasks.calibrate import calibrate
 from tasks.evaluate import evaluate
 from tasks.measure import measure
 from tasks.parameters import Parameters
@@ -59,7 +59,7 @@ def search(parameters: Parameters) -> list[Final]:
         tokens = prepared_tokens(p, store, backbone, texts)
         candidates_of(p, store, backbone, texts)
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
-        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
+        statistics = calibrated(p, store, backbone, tokens["calibration"], where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra()
         ground = prepared_ground(p, store, backbone, texts, spectra, where)

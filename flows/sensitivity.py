@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect import flow, unmapped
 
+from flows.calibration import calibrated
 from flows.compress import Bench, backbone_of
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
@@ -22,7 +23,6 @@ from flows.workers import runner, share_of_cores
 from mgaa.errors import UsageError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
-from tasks.calibrate import calibrate
 from tasks.measure import measure
 from tasks.parameters import Parameters
 from tasks.recording import recording
@@ -60,7 +60,7 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
         texts = prepared_texts(p, store)
         tokens = prepared_tokens(p, store, backbone, texts, ("calibration", "validation"))
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
-        statistics = calibrate(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device=where)
+        statistics = calibrated(p, store, backbone, tokens["calibration"], where)
         spectra = Bench(p, store, backbone, tokens["calibration"], statistics, where).spectra()
         windows: dict[str, Any] = {"length": p.data.validation.length, "stride": None, "device": where}
         windows["batch_size"] = p.evaluation.batch_size

@@ -17,12 +17,12 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
 
+from flows.calibration import calibrated
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.workers import runner, share_of_cores
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifact import Artifact, Store
-from tasks.calibrate import calibrate
 from tasks.decompose import decompose
 from tasks.load_backbone import identify, load_backbone
 from tasks.measure import measure
@@ -128,7 +128,6 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
         "batch_size": p.evaluation.batch_size,
         "device": where,
     }
-    measured = p.statistics.model_dump()
     return [
         Bench(
             source,
@@ -136,7 +135,7 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
             tokens[source],
             windows,
             dense=measure(store, backbone, tokens[source][split], [], None, **windows),
-            statistics=calibrate(store, backbone, tokens[source]["calibration"], **measured, device=where),
+            statistics=calibrated(p, store, backbone, tokens[source]["calibration"], where),
         )
         for source, backbone in backbones.items()
     ]

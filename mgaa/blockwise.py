@@ -2,9 +2,9 @@
 
 So a block is needed once for all tokens, which is what lets its tensors stay in their files until then (`mgaa.shelf`), and only one block's
 statistics exist at a time. What a block needs beside its hidden states (masks, rotary embeddings, positions) comes from the model's own
-forward, run with the blocks' `forward` replaced by recorders; what follows the last block (norm, head) from another such forward, in which the
-last block gives the hidden states that have arrived. This works for every architecture and copies no model code; every operation is the one of the
-plain forward, on the same micro-batch, so the bits are the same.
+forward, run with the blocks' `forward` replaced by recorders; what follows the last block (norm, head) from another such forward, in
+which the last block gives the hidden states that have arrived. This works for every architecture and copies no model code; every
+operation is the one of the plain forward, on the same micro-batch, so the bits are the same.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -25,7 +25,6 @@ from mgaa.shelf import resident
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside its hidden states: positional, and by name."""
-
 
 
 class Blockwise:

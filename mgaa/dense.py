@@ -122,9 +122,7 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
     )
 
 
-def _candidates(
-    model: PreTrainedModel, wide: int | None
-) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
+def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
     config = copy.deepcopy(model.config)
     if wide is not None:
         setattr(config, architecture_of(config.model_type).width, wide)

@@ -16,9 +16,9 @@ from mgaa.budget import Ladder, Matrix
 from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
 from mgaa.methods import method
+from mgaa.moments import Accumulator
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
-from mgaa.moments import Accumulator
 from mgaa.statistics import InputStatistics
 
 Chosen = tuple[str, Mapping[str, Any]]

@@ -73,6 +73,19 @@ def load(
     return model.eval().requires_grad_(False), tokenizer
 
 
+def config_and_tokenizer(
+    source: str | Path, revision: str | None = None
+) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
+    """The config of a model and its tokenizer, without the weights.
+
+    Raises:
+        InputError: they are missing or damaged (folder.py).
+    """
+    folder = locate(source, revision)
+    examine(folder)
+    return _config(folder), _tokenizer(folder)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -166,7 +179,8 @@ def _fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Pat
 
 
 def _align_(model: PreTrainedModel) -> None:
-    """Give every tensor memory of its own, so that results do not depend on how the files are laid out, nor on whether they were streamed."""
+    """Give every tensor memory of its own, so that results do not depend on how the files are laid out, nor on whether they were
+    streamed."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = aligned(tensor.data)
 

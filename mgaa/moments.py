@@ -181,7 +181,12 @@ class Moments:
         width = z.shape[1]
         counts = torch.zeros(groups, dtype=torch.int64)
         return Moments(
-            0, z.new_zeros(3, channels), z.new_zeros(width), z.new_zeros(width, width), z.new_zeros(groups, width), counts
+            0,
+            z.new_zeros(3, channels),
+            z.new_zeros(width),
+            z.new_zeros(width, width),
+            z.new_zeros(groups, width),
+            counts,
         )
 
     def add_(self, z: Float[Tensor, "t d"], sums: Float[Tensor, "3 n"], group: int) -> None:
@@ -415,4 +420,5 @@ def _unpacked(key: str, tensors: Mapping[str, Tensor]) -> Moments:
     width = len(given["mean"])
     scatter = given["scatter"].new_zeros(width, width)
     scatter[tuple(torch.triu_indices(width, width))] = given["scatter"]
-    return Moments(**{**given, "count": int(given["count"]), "scatter": scatter, "group_counts": given["group_counts"].cpu()})
+    counts = given["group_counts"].cpu()
+    return Moments(int(given["count"]), given["sums"], given["mean"], scatter, given["group_sums"], counts)

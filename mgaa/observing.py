@@ -105,7 +105,9 @@ class Observer:
         shares = (self.total(),) if shares is None else shares
         return BlockStatistics(
             cosines={n: each.finish([s.cosines[n][0] for s in shares]) for n, (each, _) in self._cosines.items()},
-            branch_cosines={n: each.finish([s.cosines[n][1] for s in shares]) for n, (_, each) in self._cosines.items()},
+            branch_cosines={
+                n: each.finish([s.cosines[n][1] for s in shares]) for n, (_, each) in self._cosines.items()
+            },
             inputs={
                 key: self._accumulators[key].finish([share.inputs[key] for share in shares]) for key in shares[0].inputs
             },

@@ -136,9 +136,7 @@ def _plain(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: to
     return lambda number, **options: model(input_ids=ids[number].to(device), use_cache=False, **options)
 
 
-def _blockwise(
-    model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None
-) -> Forward:
+def _blockwise(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None) -> Forward:
     with evaluating(model):
         line = Blockwise(model, ids, place=place, folder=folder)
         for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):

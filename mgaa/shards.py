@@ -19,7 +19,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from mgaa.architectures import decoder_blocks
 from mgaa.folder import INDEX, WEIGHTS
 from mgaa.shelf import resident
-from mgaa.unfinished import taken_up, write_whole
+from mgaa.unfinished import taken_up, whole
 
 METADATA = {"format": "pt"}
 """What transformers writes into the header of its files."""
@@ -82,9 +82,14 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
                 tensors = _tensors(model, index, block)
             if writing is not None:
                 writing.result()
-            writing = writer.submit(write_whole, tensors, path, METADATA)
+            writing = writer.submit(_write, tensors, path)
         if writing is not None:
             writing.result()
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    with whole(path) as draft:
+        save_file(tensors, draft, metadata=METADATA)
 
 
 def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, Tensor]:
@@ -97,7 +102,8 @@ def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, 
 def _prefix(model: PreTrainedModel) -> str:
     """The name of the list of blocks in this model, which a model without a head has another for."""
     blocks = decoder_blocks(model)
-    return next(name for name, module in model.named_modules() if module is blocks)
+    names: list[str] = [name for name, module in model.named_modules() if module is blocks]
+    return names[0]
 
 
 def _part(index: int) -> str:
@@ -111,10 +117,9 @@ def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
     total = sum(size for header in headers.values() for _, size in header.values())
     if total <= max_shard_size:
         tensors = {name: tensor for path in parts for name, tensor in load_file(path).items()}
-        save_file(tensors, folder / ".whole", metadata=METADATA)
-        for path in parts:
+        _write(tensors, folder / WEIGHTS)
+        for path in parts[1:]:
             path.unlink()
-        (folder / ".whole").rename(folder / WEIGHTS)
         return
     names: dict[str, str] = {}
     for number, path in enumerate(parts, start=1):

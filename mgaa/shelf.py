@@ -53,7 +53,9 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
     model.tie_weights()
     model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
     for module in model.modules():
-        if module._non_persistent_buffers_set:  # what no file holds (rotary frequencies), transformers computes where it initialises
+        if (
+            module._non_persistent_buffers_set
+        ):  # what no file holds (rotary frequencies), transformers computes where it initialises
             model._init_weights(module)
     for index, block in enumerate(decoder_blocks(model)):
         vars(block)[_PLACE] = _Place(shelf, index)
@@ -219,7 +221,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", backend="pread") as file:
             yield file
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} cannot be read ({error}): it was there when the model was opened; fetch it again") from error
+        raise InputError(
+            f"{path} cannot be read ({error}): it was there when the model was opened; fetch it again"
+        ) from error
 
 
 def _adopt_(block: nn.Module, fresh: nn.Module, place: _Place) -> None:

@@ -1,8 +1,8 @@
 """Calibration in block-outer order: for each decoder block, for each micro-batch (`mgaa.blockwise`).
 
 The hidden states of all calibration tokens are carried from block to block, so only one block's statistics exist at a time, and the
-consumer of the stream may store or decompose them before the next block starts. Several workers may share the sequences: each sums what its own
-do (`Calibration.sums`), and `merge` gives the bits that one worker would have found (`mgaa.moments`).
+consumer of the stream may store or decompose them before the next block starts. Several workers may share the sequences: each sums what
+its own do (`Calibration.sums`), and `merge` gives the bits that one worker would have found (`mgaa.moments`).
 
 Legend: s sequences, t tokens of a sequence.
 """
@@ -114,20 +114,22 @@ class Calibration:
         self._line.through(index)
         self._line.settle()
 
-    def measure(self, index: int) -> Iterator[BlockStatistics]:
-        """`statistics` and `advance` in one pass. Where hidden states are kept in a folder, the block counts as passed once the caller
-        asks for more, having made its statistics safe."""
-        yield self._watched(index).finish()
-        self._line.settle()
+    def measure(self, index: int) -> BlockStatistics:
+        """`statistics`, in the pass that sends the tokens through the block; `settle` ends it."""
+        return self._watched(index).finish()
 
-    def sums(self, index: int) -> Iterator[BlockSums]:
+    def sums(self, index: int) -> BlockSums:
         """The same for one of several shares: what is to be merged with the sums of the others (`merge`)."""
-        yield self._watched(index).total()
-        self._line.settle()
+        return self._watched(index).total()
 
-    def cosines(self, index: int) -> Iterator[BlockStatistics]:
+    def cosines(self, index: int) -> BlockStatistics:
         """`measure` without the moments: the cosines of the sublayers alone, for a fraction of the cost."""
-        yield self._watched(index, inputs=False).finish()
+        return self._watched(index, inputs=False).finish()
+
+    def settle(self) -> None:
+        """The tokens stand behind the block that was measured; where hidden states are kept in a folder, an interrupted run goes on
+        there, so
+        what was measured must be safe."""
         self._line.settle()
 
     def close(self) -> None:
@@ -174,7 +176,7 @@ def observer_of(
         NumericalError: a weight is not finite.
     """
     path = f"{entry.blocks}.{index}"
-    _check_weights(block, path)
+    check_weights(block, path)
     return Observer(entry, config, block, path, measuring.groups, share, measuring.expert_tokens)
 
 
@@ -209,7 +211,8 @@ def stream_statistics(
     """
     calibration = Calibration(model, tokens, Measuring(groups, batch_size, expert_tokens))
     for index in counted(calibration):
-        yield from calibration.measure(index)
+        yield calibration.measure(index)
+        calibration.settle()
 
 
 def stream_cosines(
@@ -218,7 +221,8 @@ def stream_cosines(
     """The cosines of every decoder block in order, with dense inputs and without any moment; see `Calibration`."""
     calibration = Calibration(model, tokens, Measuring(batch_size=batch_size))
     for index in counted(calibration):
-        yield from calibration.cosines(index)
+        yield calibration.cosines(index)
+        calibration.settle()
 
 
 def counted(calibration: Calibration) -> Iterable[int]:
@@ -242,7 +246,12 @@ def check_tokens(tokens: Int[Tensor, "*shape"], vocabulary: int) -> None:
     check_vocabulary(tokens, vocabulary)
 
 
-def _check_weights(block: nn.Module, path: str) -> None:
+def check_weights(block: nn.Module, path: str) -> None:
+    """Refuse a block with weights that are not finite; `path` is its name.
+
+    Raises:
+        NumericalError: as said.
+    """
     for name, weight in block.named_parameters():
         if bad := non_finite(weight):
             raise NumericalError(

@@ -6,11 +6,9 @@ of it, so what it finds here is not trusted but removed.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors.torch import save_file
-from torch import Tensor
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -28,8 +26,9 @@ def taken_up(folder: Path) -> Path:
     return folder
 
 
-def write_whole(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file that appears whole or not at all."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """The path of a draft to write inside this context; behind it the file is there under its name, or as it was before."""
     draft = path.with_name(f".{path.name}")
-    save_file(dict(tensors), draft, metadata=None if metadata is None else dict(metadata))
+    yield draft
     os.replace(draft, path)

@@ -1,26 +1,32 @@
 """Step 9, assemble: the compressed checkpoint, a Hugging Face folder that loads with ordinary tools (`mgaa.checkpoint`)."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.records import CHANNELS, backbone_record, block_file
-from tasks.step import step
+from tasks.step import resuming_step
 
 
-@step(kind="checkpoint")
-def assemble(out: Path, store: Store, backbone: Artifact, factors: Sequence[Artifact]) -> None:
-    """Put the factors and channels of all blocks into the backbone and save it with its tokenizer."""
-    from mgaa.checkpoint import load, save
+@resuming_step(kind="checkpoint")
+def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, factors: Sequence[Artifact]) -> None:
+    """Put the factors and channels of all blocks into the backbone and write it with its tokenizer, one block after the other."""
+    from mgaa.checkpoint import load, save_blockwise
     from mgaa.fused import unfuse_
 
     record = backbone_record(store, backbone)
-    model, tokenizer = load(record["source"], revision=record["revision"], dtype=record["dtype"], device="cpu")
+    given: dict[str, Any] = {"revision": record["revision"], "dtype": record["dtype"]}
+    model, tokenizer = load(record["source"], **given, device="cpu", stream=True)
     unfuse_(model)
-    for block, artifact in enumerate(factors):
-        restore_(model, block, store.folder(artifact) / block_file(block))
-    save(model, tokenizer, out)
+
+    def change(block: int) -> None:
+        restore_(model, block, store.folder(factors[block]) / block_file(block))
+
+    save_blockwise(model, tokenizer, unfinished / "model", change=change)
+    for path in (unfinished / "model").iterdir():
+        os.replace(path, out / path.name)
 
 
 def restore_(model: Any, block: int, path: Path) -> None:

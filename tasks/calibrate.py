@@ -1,21 +1,22 @@
 """Step 4, calibrate: statistics of every distinct input, one file per block (`mgaa.streaming`).
 
 Where inputs shall be those behind the compressed blocks, this pass of the dense model measures the cosines alone; the rest is measured
-block by block (tasks/compress_block.py).
+block by block (tasks/compress_block.py). Several workers may share the sequences (tasks/calibrate_share.py).
 """
 
 from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
-from tasks.records import block_file, token_windows
-from tasks.step import step
+from tasks.calibrating import blocks_of, collect, started
+from tasks.records import block_file
+from tasks.step import resuming_step
 
 
-@step(kind="statistics")
+@resuming_step(kind="statistics")
 def calibrate(
     out: Path,
+    unfinished: Path,
     store: Store,
     backbone: Artifact,
     tokens: Artifact,
@@ -27,16 +28,13 @@ def calibrate(
     device: str,
 ) -> None:
     """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""
-    from mgaa.streaming import stream_cosines, stream_statistics
+    from mgaa.unfinished import whole
 
-    model, _ = backbone_model(store, backbone, device)
-    windows = token_windows(store, tokens)
     measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
-    whole = inputs == "dense"
-    blocks = (
-        stream_statistics(model, windows, **measuring)
-        if whole
-        else stream_cosines(model, windows, batch_size=batch_size)
-    )
-    for index, block in enumerate(blocks):
-        block.save(out / block_file(index))
+    calibration = started(store, backbone, tokens, unfinished, measuring, device)
+    measure = calibration.measure if inputs == "dense" else calibration.cosines
+    for index in blocks_of(calibration):
+        statistics = measure(index)
+        with whole(unfinished / block_file(index)) as draft:
+            statistics.save(draft)
+    collect(unfinished, out)

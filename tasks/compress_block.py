@@ -1,9 +1,12 @@
 """Steps 5 to 8 for one block behind the compressed blocks before it (`mgaa.sequential`): statistics to factors in one cached step.
 
 Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped. The calibration tokens wait in front
-of the next block in this process; a process that has none sends them through the blocks before once more, which gives the same bits.
+of the next block in this process, and in a folder of the store, where the next process finds them; without it, it sends them through the
+blocks before once more, which gives the same bits.
 """
 
+import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +31,10 @@ from tasks.records import (
     token_windows,
     write_table,
 )
+from tasks.sealing import digest
+from tasks.stage import named
 from tasks.step import step
+from tasks.where import place_of_hidden
 
 if TYPE_CHECKING:
     from mgaa.streaming import Calibration
@@ -64,17 +70,26 @@ def compress_block(
         before: the factors of the blocks before it, in order.
         measuring: arguments of `mgaa.streaming.Measuring`.
     """
+    from mgaa.architectures import decoder_blocks
     from mgaa.channels import save_scores
     from mgaa.factors import save_energies
     from mgaa.levels import Target
     from mgaa.sequential import allowance
     from mgaa.sequential import compress_block as compress
+    from mgaa.shelf import resident
 
     target = Target(compression, multiple, pruning_of(channels))
     matrices, given = backbone_matrices(store, backbone), table(store, ratios, RATIOS)
     chosen = (method, options), (rank_method, rank_options)
     spent = sum(table(store, each, RANKS)["linear_parameters"] for each in before)
-    with in_front_of(store, backbone, tokens, before, measuring, device) as line:
+    recipe: dict[str, Any] = {
+        "ratios": ratios.digest,
+        "factors": (method, options),
+        "ranks": (rank_method, rank_options),
+        "target": (compression, multiple, channels),
+        "measuring": measuring,
+    }
+    with in_front_of(store, backbone, tokens, before, recipe, device) as line, resident(decoder_blocks(line.model)[block]):
         statistics = line.calibration.statistics(block)
         found = compress(line.model, block, statistics, matrices, given, target, *chosen, spent=spent)
     write_factors(out / block_file(block), found.factors, found.kept)
@@ -87,16 +102,25 @@ def compress_block(
 
 @dataclass
 class Line:
-    """A model whose first blocks are compressed, with the calibration tokens in front of the next one."""
+    """A model whose first blocks are compressed, with the calibration tokens in front of the next one.
+
+    Attributes:
+        key: what all of it depends on, but the factors.
+        before: those of the blocks that the tokens have passed.
+        folder: where the tokens wait for another process.
+    """
 
     key: tuple[Any, ...]
+    before: tuple[Artifact, ...]
     model: Any
     calibration: "Calibration"
+    folder: Path
 
 
 _one_at_a_time = Lock()
 _line: list[Line] = []
 """The line that this process has, if any."""
+_BEFORE = "before.json"
 
 
 @contextmanager
@@ -105,38 +129,60 @@ def in_front_of(
     backbone: Artifact,
     tokens: Artifact,
     before: Sequence[Artifact],
-    measuring: Mapping[str, Any],
+    recipe: Mapping[str, Any],
     device: str,
 ) -> Iterator[Line]:
-    """The line behind these compressed blocks: the one of this process as far as it goes, else one from the start.
+    """The line behind these compressed blocks: the one of this process as far as it goes, else that of a killed process, else one from
+    the start.
 
     It is dropped where something fails in this block, and behind the last block of the model.
+
+    Args:
+        recipe: how the blocks are measured and compressed.
     """
-    common = (store, backbone, tokens, tuple(sorted(measuring.items())), device)
+    from mgaa.architectures import decoder_blocks
+    from mgaa.shelf import resident
+
+    key = (store, backbone, tokens, digest(recipe), device)
     with _one_at_a_time:
         line = _line.pop() if _line else None
-        if line is None or line.key != (*common, *before[: len(line.key) - len(common)]):
-            line = start(store, backbone, tokens, measuring, device, common)
-        for block in range(len(line.key) - len(common), len(before)):
-            restore_(line.model, block, store.folder(before[block]) / block_file(block))
-            line.calibration.advance(block)
-            line.key = (*line.key, before[block])
+        if line is None or line.key != key or line.before != tuple(before[: len(line.before)]):
+            line = start(key, before, recipe["measuring"])
+        for block in range(len(line.before), len(before)):
+            line.before = tuple(before[: block + 1])
+            write_table(line.folder / _BEFORE, [each.digest for each in line.before])
+            with resident(decoder_blocks(line.model)[block]):
+                restore_(line.model, block, store.folder(before[block]) / block_file(block))
+                line.calibration.advance(block)
         yield line
         if len(before) + 1 < len(line.calibration):
             _line.append(line)
+        else:
+            line.calibration.close()
+            shutil.rmtree(line.folder, ignore_errors=True)
 
 
-def start(
-    store: Store,
-    backbone: Artifact,
-    tokens: Artifact,
-    measuring: Mapping[str, Any],
-    device: str,
-    key: tuple[Any, ...],
-) -> Line:
-    """Before the first block; the model shares its tensors with the backbone of this process, which stays as it is."""
+def start(key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any]) -> Line:
+    """Before the first block, or behind those that a killed process has passed with the same factors.
+
+    The model shares its tensors with the backbone of this process, which stays as it is.
+    """
     from mgaa.checkpoint import twin_of
     from mgaa.streaming import Calibration, Measuring
+    from mgaa.unfinished import taken_up
 
-    model = twin_of(backbone_model(store, backbone, device)[0])
-    return Line(key, model, Calibration(model, token_windows(store, tokens), Measuring(**measuring)))
+    store, backbone, tokens, recipe, device = key
+    model, windows = twin_of(backbone_model(store, backbone, device)[0]), token_windows(store, tokens)
+    place = place_of_hidden(device, windows.numel() * model.config.hidden_size * model.dtype.itemsize)
+    name = digest([named(backbone), named(tokens), recipe, str(device)])
+    folder: Path = taken_up(store.path / "unfinished" / f"line-{name}")
+
+    def calibration() -> "Calibration":
+        return Calibration(model, windows, Measuring(**measuring), place=place, folder=folder / "hidden")
+
+    found = calibration()
+    passed = json.loads((folder / _BEFORE).read_text()) if (folder / _BEFORE).exists() else []
+    if found.passed and passed[: found.passed] != [each.digest for each in before[: found.passed]]:
+        found.close()  # behind blocks that were compressed otherwise
+        found = calibration()
+    return Line(key, tuple(before[: found.passed]), model, found, folder)

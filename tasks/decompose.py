@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
+from tasks.load_backbone import backbone_block
 from tasks.records import backbone_matrices, block_file
 from tasks.step import step
 
@@ -28,11 +28,8 @@ def decompose(
     from mgaa.factors import save_spectra, spectra
     from mgaa.statistics import BlockStatistics
 
-    model, _ = backbone_model(store, backbone, device)
-    weights = {
-        m.local: model.get_submodule(m.name).weight.detach()
-        for m in backbone_matrices(store, backbone)
-        if m.block == block
-    }
     found = BlockStatistics.load(store.folder(statistics) / block_file(block), device)
-    save_spectra(spectra(weights, found, method, **options), out / block_file(block))
+    inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
+    with backbone_block(store, backbone, block, device) as model:
+        weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in inside}
+        save_spectra(spectra(weights, found, method, **options), out / block_file(block))

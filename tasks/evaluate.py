@@ -12,12 +12,14 @@ from tasks.artifact import Artifact, Store
 from tasks.protocol import protocol
 from tasks.records import METRICS, backbone_record, token_stream, write_table
 from tasks.sealing import file_digest
-from tasks.step import step
+from tasks.step import resuming_step
+from tasks.where import place_of_hidden, streams
 
 
-@step(kind="metrics")
+@resuming_step(kind="metrics")
 def evaluate(
     out: Path,
+    unfinished: Path,
     store: Store,
     model: Artifact,
     evaluation: Artifact,
@@ -45,9 +47,16 @@ def evaluate(
 
     loaded, tokenizer = load_artifact(store, model, device)
     ids, card = token_stream(store, evaluation)
-    result = perplexity(loaded, ids, length=length, stride=stride, batch_size=batch_size)
     choosing, choosing_card = token_stream(store, validation)
-    chosen = perplexity(loaded, choosing, length=choosing_card["length"], batch_size=batch_size)
+    width = loaded.config.get_text_config().hidden_size * loaded.dtype.itemsize
+
+    def measured(name: str, stream: Any, length: int, stride: int | None = None) -> Any:
+        place = place_of_hidden(device, len(stream) * width * length // (stride or length))
+        waiting: dict[str, Any] = {"place": place, "folder": unfinished / name}
+        return perplexity(loaded, stream, length=length, stride=stride, batch_size=batch_size, **waiting)
+
+    result = measured("evaluation", ids, length, stride)
+    chosen = measured("validation", choosing, choosing_card["length"])
     options: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "max_length": None}
     scores: dict[str, Any] = {}
     if items is not None:
@@ -104,12 +113,14 @@ def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
 
 def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
     """Model and tokenizer of an artifact `backbone`, `model` or `checkpoint`, read from its files."""
+    from mgaa.architectures import ARCHITECTURES
     from mgaa.checkpoint import load
 
-    if model.kind == "checkpoint":
-        return load(store.folder(model), device=device)
-    record = backbone_record(store, model)
-    return load(record["source"], revision=record["revision"], dtype=record["dtype"], device=device)
+    given: dict[str, Any] = {"source": store.folder(model)}
+    if model.kind != "checkpoint":
+        given = {name: backbone_record(store, model)[name] for name in ("source", "revision", "dtype", "model_type")}
+    known = given.pop("model_type", None) in (None, *ARCHITECTURES)
+    return load(**given, device=str(device), stream=known and streams(device, weight_bytes(store, model)))
 
 
 def weight_bytes(store: Store, model: Artifact) -> int:

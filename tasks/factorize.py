@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
+from tasks.load_backbone import backbone_block
 from tasks.records import CHANNELS, RANKS, backbone_matrices, block_file, table
 from tasks.step import step
 
@@ -34,10 +34,10 @@ def factorize(
     Args:
         scores: of the channels of the block, where FFNs are pruned.
     """
-    model, _ = backbone_model(store, backbone, device)
     inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
     outcome = table(store, ranks, RANKS)
-    factors = sliced(model, inside, outcome, store.folder(spectra) / block_file(block), device)
+    with backbone_block(store, backbone, block, device) as model:
+        factors = sliced(model, inside, outcome, store.folder(spectra) / block_file(block), device)
     kept = None if scores is None else kept_channels(inside, outcome, store.folder(scores) / block_file(block))
     write_factors(out / block_file(block), factors, kept)
 

@@ -1,9 +1,13 @@
 """Step 1, load backbone: check the model once, and remember what it is.
 
 The artifact is a reference, not a copy: the source, its revision, the sha256 of every file, and what the later steps ask about the
-model without loading it. `backbone_model` gives the loaded model to the steps that need it; a process loads it once.
+model without loading it. It is looked at block by block, so that this needs no room for the model. `backbone_model` gives the
+loaded model to the steps that need it, `backbone_block` one block of it; a process loads it once. Where there is no room for it, its
+blocks stay in their files (tasks/where.py).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +18,7 @@ from tasks.artifact import Artifact, Store
 from tasks.records import BACKBONE, backbone_record, write_table
 from tasks.sealing import digest, file_digest
 from tasks.step import step
+from tasks.where import streams
 
 
 def identify(source: str, revision: str | None) -> dict[str, str]:
@@ -28,11 +33,18 @@ def load_backbone(
     out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
 ) -> None:
     """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices."""
-    from mgaa.architectures import matrices_of
+    from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
+    from mgaa.checkpoint import load
     from mgaa.fused import unfuse_
+    from mgaa.shelf import resident
+    from mgaa.streaming import check_weights
 
-    model, _ = _load(source, revision, dtype, "cpu", content=digest(files))
+    model, _ = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
     matrices = matrices_of(unfuse_(model))
+    path = architecture_of(model.config.model_type).blocks
+    for index, block in enumerate(decoder_blocks(model)):
+        with resident(block, ahead=True):
+            check_weights(block, f"{path}.{index}")
     shapes = {
         "blocks": 1 + max(matrix.block for matrix in matrices),
         "linear_parameters": sum(matrix.parameters for matrix in matrices),
@@ -46,7 +58,7 @@ def load_model(
     out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
 ) -> None:
     """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
-    model, _ = _load(source, revision, dtype, "cpu", content=digest(files))
+    model, _ = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
     write_table(out / BACKBONE, _reference(model, source, revision, files))
 
 
@@ -70,11 +82,37 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
     from mgaa.fused import unfuse_
 
     record = backbone_record(store, backbone)
+    given: dict[str, Any] = {"stream": streams(device, weights_of(record)), "content": digest(record["files"])}
     with _one_at_a_time:
-        model, tokenizer = _load(
-            record["source"], record["revision"], record["dtype"], device, content=digest(record["files"])
-        )
+        model, tokenizer = _load(record["source"], record["revision"], record["dtype"], str(device), **given)
         return unfuse_(model) if backbone.kind == "backbone" else model, tokenizer
+
+
+@contextmanager
+def backbone_block(store: Store, backbone: Artifact, block: int, device: str) -> Iterator[Any]:
+    """The model, with the tensors of one block on the device."""
+    from mgaa.architectures import decoder_blocks
+    from mgaa.shelf import resident
+
+    model, _ = backbone_model(store, backbone, device)
+    with resident(decoder_blocks(model)[block]):
+        yield model
+
+
+def backbone_tokenizer(store: Store, backbone: Artifact) -> tuple[Any, Any]:
+    """The config of the model and its tokenizer, without its weights."""
+    from mgaa.loading import config_and_tokenizer
+
+    record = backbone_record(store, backbone)
+    return config_and_tokenizer(record["source"], record["revision"])
+
+
+def weights_of(record: dict[str, Any]) -> int:
+    """Bytes of the weights of a model in memory, by its record."""
+    import torch
+
+    dtype: torch.dtype = getattr(torch, record["dtype"])
+    return int(record["parameters"]) * dtype.itemsize
 
 
 def forget() -> None:
@@ -87,8 +125,8 @@ _one_at_a_time = Lock()
 
 
 @lru_cache(maxsize=1)
-def _load(source: str, revision: str | None, dtype: str, device: str, *, content: str) -> tuple[Any, Any]:
+def _load(source: str, revision: str | None, dtype: str, device: str, *, stream: bool, content: str) -> tuple[Any, Any]:
     """`content` makes it another model when the files in the same place are others."""
     from mgaa.checkpoint import load
 
-    return load(source, revision=revision, dtype=dtype, device=device)
+    return load(source, revision=revision, dtype=dtype, device=device, stream=stream)

@@ -10,7 +10,7 @@ from typing import Any
 from mgaa.errors import UsageError
 from tasks import documents
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
+from tasks.load_backbone import backbone_tokenizer
 from tasks.overlap import require_disjoint
 from tasks.read_texts import read_section
 from tasks.records import CARD, EXAMPLES, texts_of, write_table
@@ -42,8 +42,8 @@ def make_examples(
         samples, seed: how many are drawn, and how; null for all.
         content: `source_content` of the source; not read, only part of the stage key.
     """
-    model, tokenizer = backbone_model(store, backbone, "cpu")
-    positions = getattr(model.config, "max_position_embeddings", None)
+    config, tokenizer = backbone_tokenizer(store, backbone)
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"data.recovery.length is {length}, expected at most {positions} (the model's positions).")
     make = of_instructions if form == "instructions" else of_text

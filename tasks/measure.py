@@ -1,13 +1,14 @@
 """The step of a sweep, measure: perplexity of one compressed model that is never written, window by window.
 
 The factors are sliced out of the spectra in memory and put beside the tensors of the backbone, which all models of a process
-share; they are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would leave, up to
-the rounding of kernels, which may depend on the number of threads. The losses of all windows are kept, because models are compared
-on the same windows (tasks/bootstrap.py).
-"""
+share (of a backbone that stays in its files, the compressed model is written to a folder of its own for as long as it is measured); they
+are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would leave, up to the rounding of
+kernels, which may depend on the number of threads. The losses of all windows are kept, because models are compared on the same windows
+(tasks/bootstrap.py). """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tasks.load_backbone import backbone_model
 from tasks.protocol import protocol
 from tasks.records import MEASUREMENT, RANKS, backbone_matrices, block_file, table, token_stream, write_table
 from tasks.step import step
+from tasks.writing import temporary
 
 
 @step(kind="measurement")
@@ -42,35 +44,55 @@ def measure(
     """
     from mgaa.perplexity import perplexity
 
-    model, _ = backbone_model(store, backbone, device)
-    if ranks is not None:
-        model = compressed(store, model, backbone, spectra, ranks, device)
     ids, card = token_stream(store, tokens)
-    began = time.perf_counter()
-    result = perplexity(model, ids, length=length, stride=stride, batch_size=batch_size)
-    seconds = time.perf_counter() - began
-    record = {
-        "perplexity": result.perplexity,
-        "nll": result.nll,
-        "nll_stderr": result.standard_error,
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-        "card": protocol(result, card, model.dtype),
-        "losses": result.losses,
-        "counts": result.counts,
-    }
+    with at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
+        began = time.perf_counter()
+        result = perplexity(model, ids, length=length, stride=stride, batch_size=batch_size)
+        seconds = time.perf_counter() - began
+        record = {
+            "perplexity": result.perplexity,
+            "nll": result.nll,
+            "nll_stderr": result.standard_error,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+            "card": protocol(result, card, model.dtype),
+            "losses": result.losses,
+            "counts": result.counts,
+        }
     write_table(out / MEASUREMENT, record)
     return {"evaluation_seconds": seconds}
 
 
-def compressed(
-    store: Store, model: Any, backbone: Artifact, spectra: Sequence[Artifact], ranks: Artifact, device: str
-) -> Any:
-    """The backbone with the factors of all blocks; `model` stays as it is."""
-    from mgaa.checkpoint import apply_factors, twin_of
+@contextmanager
+def at_ranks(
+    store: Store, backbone: Artifact, spectra: Sequence[Artifact], ranks: Artifact | None, device: str, *, scratch: Path
+) -> Iterator[Any]:
+    """The backbone with the factors of all blocks at `ranks`, or as it is; what the process shares stays as it is.
 
+    Args:
+        scratch: a folder on a disk that has room for a compressed model.
+    """
+    from mgaa.checkpoint import apply_factors, load, save_blockwise, twin_of
+    from mgaa.shelf import is_shelved
+
+    model, tokenizer = backbone_model(store, backbone, device)
+    if ranks is None:
+        yield model
+        return
     outcome, twin = table(store, ranks, RANKS), twin_of(model)
-    for block, inside in groupby(backbone_matrices(store, backbone), key=lambda matrix: matrix.block):
+    inside = {
+        block: [*group] for block, group in groupby(backbone_matrices(store, backbone), key=lambda matrix: matrix.block)
+    }
+
+    def change(block: int) -> None:
         place = store.folder(spectra[block]) / block_file(block)
-        apply_factors(twin, sliced(model, [*inside], outcome, place, device))
-    return twin
+        apply_factors(twin, sliced(twin, inside[block], outcome, place, device))
+
+    if not is_shelved(twin):
+        for block in inside:
+            change(block)
+        yield twin
+        return
+    with temporary(scratch) as folder:
+        save_blockwise(twin, tokenizer, folder / "model", change=change)
+        yield load(folder / "model", device=str(device), stream=True)[0]

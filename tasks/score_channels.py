@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
+from tasks.load_backbone import backbone_block
 from tasks.records import backbone_matrices, block_file
 from tasks.step import step
 
@@ -16,9 +16,9 @@ def score_channels(
     from mgaa.channels import Pruning, prunable, save_scores, score
     from mgaa.statistics import BlockStatistics
 
-    model, _ = backbone_model(store, backbone, device)
     matrices = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
-    weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in matrices}
     found = BlockStatistics.load(store.folder(statistics) / block_file(block), device)
-    scores = {each.sublayer: score(each, weights, found) for each in prunable(matrices, Pruning())}
+    with backbone_block(store, backbone, block, device) as model:
+        weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in matrices}
+        scores = {each.sublayer: score(each, weights, found) for each in prunable(matrices, Pruning())}
     save_scores(scores, out / block_file(block))

@@ -44,6 +44,13 @@ class Backbone(Section):
     device: str = Field(
         description="auto (a GPU if there is one), cpu, cuda or cuda:<number>", pattern=r"^(auto|cpu|cuda(:\d+)?)$"
     )
+    stream: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="whether blocks stay in their files until they are needed; auto: where the model takes half of the free memory",
+    )
+    hidden: Literal["auto", "device", "host", "disk"] = Field(
+        default="auto", description="where the hidden states of all tokens wait between blocks; auto: as fits"
+    )
 
 
 class Texts(Section):
@@ -112,9 +119,18 @@ class Statistics(Section):
     )
     groups: Positive = Field(description="groups of sequences whose means are kept apart")
     batch_size: Positive = Field(default=8, description="sequences per forward pass of the calibration")
+    shards: Literal[1, 2, 4, 8] = Field(default=1, description="workers that share the calibration sequences")
     expert_tokens: Annotated[float, Field(ge=0)] = Field(
         default=4.0, description="tokens per channel, below which the covariance of an expert is shrunk"
     )
+
+    @model_validator(mode="after")
+    def _shared(self) -> Self:
+        if self.shards > 1 and self.inputs == "compressed":
+            raise ValueError(
+                f"expected shards: 1 with inputs: compressed, got {self.shards}: each block waits for the one before it"
+            )
+        return self
 
 
 class Method(Section):

@@ -5,8 +5,8 @@ from pathlib import Path
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
 from tasks.documents import digest
-from tasks.load_backbone import backbone_model
-from tasks.records import CARD, TOKENS, texts_of, write_table
+from tasks.load_backbone import backbone_tokenizer
+from tasks.records import CARD, TOKENS, backbone_record, texts_of, write_table
 from tasks.step import step
 
 
@@ -27,13 +27,13 @@ def tokenize(
 
     from mgaa import tokens
 
-    model, tokenizer = backbone_model(store, backbone, "cpu")
-    positions = getattr(model.config, "max_position_embeddings", None)
+    config, tokenizer = backbone_tokenizer(store, backbone)
+    positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"data.{section}.length is {length}, expected at most {positions} (the model's positions).")
     contents = texts_of(store, texts, section)
     stream = tokens.pack(contents, tokenizer)
-    tokens.check_vocabulary(stream.ids, model.get_input_embeddings().num_embeddings)
+    tokens.check_vocabulary(stream.ids, backbone_record(store, backbone)["vocabulary"])
     windows = tokens.windows(stream.ids, length, samples=samples, seed=seed)
     ids = stream.ids if samples is None else windows.flatten()
     card = {

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
-from tasks.measure import compressed
+from tasks.measure import at_ranks
 from tasks.records import REFERENCE, TRIAL, token_windows, write_table
 from tasks.step import step
 
@@ -36,12 +35,11 @@ def try_ranks(
 
     from mgaa.search.objective import objective
 
-    model, _ = backbone_model(store, backbone, device)
-    model = compressed(store, model, backbone, spectra, ranks, device)
     dense = None if reference is None else load_file(store.folder(reference) / REFERENCE)["hidden"]
-    began = time.perf_counter()
-    score = objective(model, token_windows(store, windows), dense, weight=divergence, batch_size=batch_size)
-    seconds = time.perf_counter() - began
+    with at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
+        began = time.perf_counter()
+        score = objective(model, token_windows(store, windows), dense, weight=divergence, batch_size=batch_size)
+        seconds = time.perf_counter() - began
     names = ("objective", "perplexity", "divergence", "losses")
     write_table(out / TRIAL, {name: getattr(score, name) for name in names})
     return {"evaluation_seconds": seconds}

@@ -13,11 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from mgaa.architectures import architecture_of, decoder_blocks
 from mgaa.checkpoint import apply_factors, load, save, save_blockwise
 from mgaa.dense import densify, densify_folder
-from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.errors import UsageError
 from mgaa.folder import weight_files
 from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors, low_rank_layers
-from mgaa.perplexity import perplexity
 from mgaa.shelf import is_shelved, resident
 from mgaa.streaming import stream_statistics
 from tests.mgaa.conftest import FAMILIES
@@ -85,7 +84,9 @@ def test_what_is_written_block_by_block_is_what_save_writes(
 
         def change(index: int, streamed: PreTrainedModel = streamed) -> None:
             inside = {
-                name: Factors(layer.A.weight.data, layer.B.weight.data, None if layer.B.bias is None else layer.B.bias.data)
+                name: Factors(
+                    layer.A.weight.data, layer.B.weight.data, None if layer.B.bias is None else layer.B.bias.data
+                )
                 for name, layer in factors.items()
                 if name.startswith(f"{blocks}.{index}.")
             }

@@ -1,0 +1,30 @@
+"""Statistics of the backbone, by one worker or by several that share the sequences; the artifact is the same."""
+
+from typing import Any
+
+from prefect import unmapped
+
+from tasks.artifact import Artifact, Store
+from tasks.calibrate import calibrate
+from tasks.calibrate_share import calibrate_share
+from tasks.merge_shares import merge_shares
+from tasks.parameters import Parameters
+
+
+def calibrated(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
+    """The artifact `statistics` of the calibration tokens.
+
+    Raises:
+        UsageError: more shares than the sequences can be cut into.
+    """
+    given = p.statistics.model_dump(exclude={"shards"})
+    shards = p.statistics.shards
+    if shards == 1:
+        alone: Artifact = calibrate(store, backbone, tokens, **given, device=device)
+        return alone
+    del given["inputs"]
+    shared: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "tokens": unmapped(tokens), "device": device}
+    sums = calibrate_share.map(share=[*range(shards)], shares=shards, **given, **shared).result()
+    del given["batch_size"]
+    merged: Artifact = merge_shares(store, backbone, tokens, sums, **given, device=device)
+    return merged

@@ -1,0 +1,36 @@
+"""Step 4 on several workers, first half: each sums what it measures on its share of the calibration sequences (`mgaa.moments`)."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.calibrating import blocks_of, collect, started
+from tasks.records import block_file
+from tasks.step import resuming_step
+
+
+@resuming_step(kind="sums", task_run_name="calibrate_share-{share}")
+def calibrate_share(
+    out: Path,
+    unfinished: Path,
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    *,
+    share: int,
+    shares: int,
+    groups: int,
+    batch_size: int,
+    expert_tokens: float,
+    device: str,
+) -> None:
+    """Stream one of `shares` equal shares of the calibration tokens through the blocks: sums, which are no statistics yet."""
+    from mgaa.unfinished import whole
+
+    measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
+    calibration = started(store, backbone, tokens, unfinished, measuring, device, (share, shares))
+    for index in blocks_of(calibration):
+        sums = calibration.sums(index)
+        with whole(unfinished / block_file(index)) as draft:
+            sums.save(draft)
+    collect(unfinished, out)

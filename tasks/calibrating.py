@@ -1,0 +1,51 @@
+"""What the steps that calibrate share: a calibration that a killed run has begun is taken up at the block where it stopped."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifact import Artifact, Store
+from tasks.load_backbone import backbone_model
+from tasks.records import token_windows
+from tasks.where import place_of_hidden
+
+if TYPE_CHECKING:
+    from mgaa.streaming import Calibration
+
+
+def started(
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    unfinished: Path,
+    measuring: dict[str, Any],
+    device: str,
+    share: tuple[int, int] = (0, 1),
+) -> "Calibration":
+    """A calibration, where an interrupted one left it."""
+    from mgaa.moments import Share
+    from mgaa.streaming import Calibration, Measuring
+
+    model, _ = backbone_model(store, backbone, device)
+    windows = token_windows(store, tokens)
+    mine = Share(len(windows), *share)
+    size = windows.numel() * model.config.hidden_size * model.dtype.itemsize // mine.of
+    place = place_of_hidden(device, size)
+    return Calibration(model, windows, Measuring(**measuring), share=mine, place=place, folder=unfinished / "hidden")
+
+
+def blocks_of(calibration: "Calibration") -> Iterator[int]:
+    """The blocks that are still to be measured; each is settled once its file is whole, which is when the next one is asked for."""
+    from mgaa.streaming import counted
+
+    for index in counted(calibration):
+        yield index
+        calibration.settle()
+    calibration.close()
+
+
+def collect(unfinished: Path, out: Path) -> None:
+    """Move the files of all blocks to where the step leaves them."""
+    for path in sorted(unfinished.glob("block-*.safetensors")):
+        os.replace(path, out / path.name)
