@@ -13,7 +13,6 @@ import copy
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from types import MethodType
@@ -82,28 +81,30 @@ def resident(block: nn.Module, *, ahead: bool = False) -> Iterator[nn.Module]:
     if place is None:
         yield block
         return
-    if place.users == 0:
-        with torch.inference_mode(False):  # parameters that were made in it could not be used outside
+    with place.lock, torch.inference_mode(False):  # parameters that are made in it could not be used outside
+        if place.users == 0:
             _adopt_(block, place.shelf.fetch(place.index), place)
+        place.users += 1
     if ahead:
         place.shelf.read_ahead(place.index + 1)
-    place.users += 1
     try:
         yield block
     finally:
-        place.users -= 1
-        if place.users == 0:
-            with torch.inference_mode(False):
+        with place.lock, torch.inference_mode(False):
+            place.users -= 1
+            if place.users == 0:
                 _empty_(block)
 
 
-@dataclass
 class _Place:
     """Where the tensors of a block are, and how many contexts hold them in memory."""
 
-    shelf: "Shelf"
-    index: int
-    users: int = 0
+    def __init__(self, shelf: "Shelf", index: int) -> None:
+        self.shelf, self.index, self.users, self.lock = shelf, index, 0, Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Place":
+        """A copy of the block starts without tensors of its own."""
+        return _Place(self.shelf, self.index)
 
 
 class Shelf:

@@ -24,10 +24,11 @@ def started(
     share: tuple[int, int] = (0, 1),
 ) -> "Calibration":
     """A calibration, where an interrupted one left it."""
+    from mgaa.checkpoint import twin_of
     from mgaa.moments import Share
     from mgaa.streaming import Calibration, Measuring
 
-    model, _ = backbone_model(store, backbone, device)
+    model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
     windows = token_windows(store, tokens)
     mine = Share(len(windows), *share)
     size = windows.numel() * model.config.hidden_size * model.dtype.itemsize // mine.of

@@ -77,7 +77,7 @@ def at_ranks(
 
     model, tokenizer = backbone_model(store, backbone, device)
     if ranks is None:
-        yield model
+        yield twin_of(model)
         return
     outcome, twin = table(store, ranks, RANKS), twin_of(model)
     inside = {
