@@ -23,7 +23,12 @@ def calibrated(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact
         alone: Artifact = calibrate(store, backbone, tokens, **given, device=device)
         return alone
     del given["inputs"]
-    shared: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "tokens": unmapped(tokens), "device": device}
+    shared: dict[str, Any] = {
+        "store": unmapped(store),
+        "backbone": unmapped(backbone),
+        "tokens": unmapped(tokens),
+        "device": device,
+    }
     sums = calibrate_share.map(share=[*range(shards)], shares=shards, **given, **shared).result()
     del given["batch_size"]
     merged: Artifact = merge_shares(store, backbone, tokens, sums, **given, device=device)

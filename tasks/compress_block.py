@@ -89,7 +89,10 @@ def compress_block(
         "target": (compression, multiple, channels),
         "measuring": measuring,
     }
-    with in_front_of(store, backbone, tokens, before, recipe, device) as line, resident(decoder_blocks(line.model)[block]):
+    with (
+        in_front_of(store, backbone, tokens, before, recipe, device) as line,
+        resident(decoder_blocks(line.model)[block]),
+    ):
         statistics = line.calibration.statistics(block)
         found = compress(line.model, block, statistics, matrices, given, target, *chosen, spent=spent)
     write_factors(out / block_file(block), found.factors, found.kept)

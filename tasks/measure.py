@@ -4,7 +4,7 @@ The factors are sliced out of the spectra in memory and put beside the tensors o
 share (of a backbone that stays in its files, the compressed model is written to a folder of its own for as long as it is measured); they
 are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would leave, up to the rounding of
 kernels, which may depend on the number of threads. The losses of all windows are kept, because models are compared on the same windows
-(tasks/bootstrap.py). """
+(tasks/bootstrap.py)."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -3,21 +3,24 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from mgaa import shards
 from mgaa.architectures import architecture_of, decoder_blocks
-from mgaa.checkpoint import apply_factors, load, save, save_blockwise
+from mgaa.checkpoint import apply_factors, load, save, save_blockwise, twin_of
 from mgaa.dense import densify, densify_folder
-from mgaa.errors import UsageError
+from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.folder import weight_files
 from mgaa.fused import unfuse_
 from mgaa.lowrank import Factors, low_rank_layers
-from mgaa.shelf import is_shelved, resident
+from mgaa.perplexity import perplexity
+from mgaa.shelf import Shelf, is_shelved, resident
 from mgaa.streaming import stream_statistics
 from tests.mgaa.conftest import FAMILIES
 from tests.mgaa.test_streaming import same
@@ -121,3 +124,96 @@ def test_what_is_written_block_by_block_is_what_save_writes(
     densify_folder(tmp_path / "shards", tmp_path / "folded")
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "dense" / file).read_bytes() == (tmp_path / "folded" / file).read_bytes()
+
+
+@pytest.mark.parametrize(("length", "stride"), [(8, None), (8, 3), (16, None)])
+def test_perplexity_goes_block_by_block_to_the_same_bits(
+    folder: Callable[..., Path], tmp_path: Path, length: int, stride: int | None
+) -> None:
+    place, stream = folder("gemma2"), torch.randint(0, 60, (70,), generator=torch.Generator().manual_seed(0))
+    whole, streamed = (load(place, stream=stream_)[0] for stream_ in (False, True))
+    expected = perplexity(whole, stream, length=length, stride=stride, batch_size=3)
+    assert perplexity(streamed, stream, length=length, stride=stride, batch_size=3) == expected
+    kept: dict[str, object] = {"place": "disk", "folder": tmp_path / "waiting"}
+    assert perplexity(streamed, stream, length=length, stride=stride, batch_size=3, **kept) == expected  # type: ignore[arg-type]
+    assert perplexity(streamed, stream, length=length, stride=stride, batch_size=3, **kept) == expected  # type: ignore[arg-type]
+    assert on_meta(streamed) == [True] * 2
+
+
+def test_blocks_that_are_written_already_are_not_read_again(
+    folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = folder("llama", num_hidden_layers=3)
+    model, tokenizer = load(place, stream=True)
+    stopping = _stopping(shards._tensors, {2: KeyboardInterrupt()})
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
+        patch.setattr("mgaa.shards._tensors", stopping)
+        save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None)
+    assert {path.name for path in (tmp_path / "out").glob("block-*")} >= {"block-0000.safetensors"}
+    asked: list[int] = []
+    fetch = Shelf.fetch
+    monkeypatch.setattr(Shelf, "fetch", lambda self, index: (asked.append(index), fetch(self, index))[1])
+    save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None)
+    assert asked == [2]
+    save(load(place)[0], tokenizer, tmp_path / "whole")
+    files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "whole")]
+    assert files[0] == files[1]
+
+
+def _stopping(function: Callable[..., Any], stops: dict[int, BaseException]) -> Callable[..., Any]:
+    def call(model: PreTrainedModel, index: int, *rest: Any) -> Any:
+        if index in stops:
+            raise stops[index]
+        return function(model, index, *rest)
+
+    return call
+
+
+def test_a_twin_fetches_from_the_same_files_and_has_blocks_of_its_own(folder: Callable[..., Path]) -> None:
+    model, _ = load(folder(), stream=True)
+    twin = twin_of(model)
+    with resident(decoder_blocks(twin)[0]):
+        assert (on_meta(model)[0], on_meta(twin)[0]) == (True, False)
+        with resident(decoder_blocks(twin)[0]):
+            pass
+        assert on_meta(twin)[0] is False
+    assert on_meta(twin)[0] is True
+
+
+def test_generation_works_with_blocks_on_demand(folder: Callable[..., Path]) -> None:
+    place, ids = folder(), torch.arange(6)[None]
+    outputs = [
+        load(place, stream=stream)[0].generate(ids, max_new_tokens=5, do_sample=False) for stream in (False, True)
+    ]
+    assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "exchanged"])
+def test_a_shard_that_vanishes_or_changes_during_the_run_is_named(
+    folder: Callable[..., Path], tiny: Tiny, damage: str
+) -> None:
+    place = folder()
+    model, _ = load(place, stream=True)
+    path = next(path for path in weight_files(place) if any(".layers.1." in name for name in load_file(path)))
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    else:
+        save_file({name: tensor[:3].clone() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"cannot be read|no longer holds"), resident(decoder_blocks(model)[1]):
+        pass
+
+
+def test_a_weight_that_is_not_finite_is_found_when_its_block_is_measured(
+    folder: Callable[..., Path], tokens: Tensor
+) -> None:
+    place = folder()
+    path = next(path for path in weight_files(place) if any(".layers.1.mlp" in name for name in load_file(path)))
+    tensors = load_file(path)
+    name = next(name for name in tensors if ".layers.1.mlp" in name)
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, path, {"format": "pt"})
+    model, _ = load(place, stream=True)
+    with pytest.raises(NumericalError, match=r"model\.layers\.1\..* has 1 non-finite"):
+        list(stream_statistics(unfuse_(model), tokens))
