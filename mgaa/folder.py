@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
@@ -78,6 +79,16 @@ def examine(folder: Path) -> None:
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that transformers would read, checked to exist inside the folder."""
     return [_inside(folder, name) for name in _weight_names(folder)]
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the first floating tensor in the files, which transformers takes for that of all where the config is silent."""
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)
+                if (dtype := tensors.get_tensor(name).dtype).is_floating_point:
+                    return dtype
+    return torch.float32
 
 
 def _examine_config(folder: Path) -> None:

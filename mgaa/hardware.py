@@ -1,7 +1,11 @@
-"""What this machine has: memory that is free, of a device, of the host, and room on a disk."""
+"""What this machine has: free memory of a device and of the host, room on a disk, and how fast it computes, reads and writes."""
 
 import os
 import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,3 +46,68 @@ def _container() -> int:
     except (OSError, StopIteration, ValueError):
         return 2**63
     return 2**63 if limit == "max" else int(limit) - used + files
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a machine does in a second.
+
+    Attributes:
+        forward: operations of matrix products in the dtype of the model.
+        double: of matrix products in float64.
+        eigen: `n^3` of symmetric eigenproblems of width n in float64.
+        read, write: bytes from and to the disk.
+    """
+
+    forward: float
+    double: float
+    eigen: float
+    read: float
+    write: float
+
+
+def rates(device: torch.device, dtype: torch.dtype, folder: Path, *, size: int = 1024) -> Rates:
+    """Measured here and now, in a second or two: the best of three of each.
+
+    Args:
+        folder: on the disk that is written to.
+        size: width of the matrices; small ones are slower than those of large models.
+    """
+    low = torch.randn(size, size, device=device).to(dtype)
+    high = low.double()
+    symmetric = high @ high.T
+    products = 2.0 * size**3
+    with tempfile.TemporaryDirectory(
+        dir=next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    ) as place:
+        path, content = Path(place) / "rate", os.urandom(2**20) * 64
+
+        def write() -> None:
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+        return Rates(
+            forward=products / _seconds(lambda: low @ low, device),
+            double=products / _seconds(lambda: high @ high, device),
+            eigen=float(size) ** 3 / _seconds(lambda: torch.linalg.eigh(symmetric), device),
+            write=len(content) / _seconds(write, device),
+            read=len(content) / _seconds(path.read_bytes, device),
+        )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    best = float("inf")
+    for _ in range(3):
+        _wait(device)
+        began = time.perf_counter()
+        work()
+        _wait(device)
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

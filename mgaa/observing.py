@@ -118,7 +118,7 @@ class Observer:
         linears = group.linears
         modules = {name: self.block.get_submodule(name) for name in linears}
         weights: dict[str, Tensor] = {name: module.weight.detach() for name, module in modules.items()}  # type: ignore[union-attr, operator]
-        narrow = sum(weight.shape[0] ** 2 for weight in weights.values()) < weights[linears[0]].shape[1] ** 2
+        narrow = is_narrow([tuple(weight.shape) for weight in weights.values()])
         keys = linears if narrow else linears[:1]
         minimum = 0.0 if group.expert is None else self.expert_tokens
         for key in keys:
@@ -172,6 +172,11 @@ class Observer:
 
         module = self.block.get_submodule(sublayer.output or sublayer.module)
         stack.enter_context(_hook(module.register_forward_hook(leave)))
+
+
+def is_narrow(shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the outputs of the linears of an input, of these shapes (m, n), are together smaller than the input."""
+    return sum(m * m for m, _ in shapes) < shapes[0][1] ** 2
 
 
 @contextmanager

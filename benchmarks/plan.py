@@ -1,0 +1,118 @@
+"""What a run was predicted to take, beside what it took: memory and disk, at three sizes and streamed.
+
+    python -m benchmarks.plan [hidden,blocks,stream ...]      default: 512,8,never 1024,6,never 2048,3,never 2048,3,always
+
+For each, a random LLaMA of that width runs through `flows.compress` in a process of its own, on the calibration, validation and evaluation
+texts of the demo. Memory is the peak of what is no page of a file (resident less shared), sampled every 10 ms; disk is what the store holds
+in the end. The prediction is that of `flows.plan`, made before the run with the same parameters; the process itself counts on both
+sides, so the share above it is printed too.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+ROOT = Path(__file__).parents[1]
+CASES = ("512,8,never", "1024,6,never", "2048,3,never", "2048,3,always")
+SMALL = [f"data.{text}.samples=32" for text in ("calibration", "validation", "evaluation")]
+
+
+def backbone(folder: Path, hidden: int, blocks: int) -> Path:
+    """A random LLaMA with the tokenizer of the demo, in float32."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "demo")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=hidden * 11 // 4,
+        num_hidden_layers=blocks,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        dtype="float32",
+    )
+    place = folder / f"random-{hidden}-{blocks}"
+    LlamaForCausalLM(config).save_pretrained(place)
+    tokenizer.save_pretrained(place)
+    return place
+
+
+def measured(folder: Path, overrides: list[str]) -> int:
+    """Run the flow below `folder`; the peak of its memory."""
+    command = [sys.executable, "-m", "flows.compress", "--quiet", f"--params={folder / 'params.yaml'}", *overrides]
+    process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    peak = 0
+    while process.poll() is None:
+        try:
+            memory = process.memory_info()
+        except psutil.Error:
+            break
+        peak = max(peak, memory.rss - memory.shared)
+        time.sleep(0.01)
+    if process.wait():
+        sys.exit(process.stderr.read().decode())
+    return peak
+
+
+def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
+    """Memory of a run, that of the process alone, and disk."""
+    from flows.evaluate import device
+    from tasks.parameters import load
+    from tasks.planning import IMPORTS, outlook, resident_bytes
+    from tasks.recipes import recipes
+
+    p = load(folder / "params.yaml", overrides)
+    found = outlook(p, device(p), models=len(recipes(p)))
+    return found.peaks.host, resident_bytes() + IMPORTS, found.peaks.disk
+
+
+def prediction_in_a_process_of_its_own(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
+    """The same where nothing was loaded before, as in `flows.plan`."""
+    code = f"from benchmarks.plan import predicted; from pathlib import Path; import flows.compress; print(*predicted(Path({str(folder)!r}), {overrides!r}))"
+    output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    memory, base, disk = map(int, output.split())
+    return memory, base, disk
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main(cases: list[str]) -> None:
+    """Print a line for each case."""
+    print(
+        f"{'hidden':>6} {'blocks':>6} {'stream':>6}  {'memory predicted':>16} {'measured':>9} {'ratio':>6} {'above the process':>18}  {'disk predicted':>14} {'measured':>9} {'ratio':>6}"
+    )
+    for case in cases:
+        hidden, blocks, stream = case.split(",")
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            source = backbone(folder, int(hidden), int(blocks))
+            (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text(encoding="utf-8"), encoding="utf-8")
+            overrides = [f"backbone.source={source}", f"backbone.stream={stream}", *SMALL, "evaluation.tasks=[]"]
+            overrides += [
+                "evaluation.baselines=[]",
+                "evaluation.batch_size=4",
+                f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
+            ]
+            memory, base, disk = prediction_in_a_process_of_its_own(folder, overrides)
+            peak = measured(folder, overrides)
+            kept = bytes_below(folder / "store") + bytes_below(folder / "models")
+        above = (memory - base) / (peak - base)
+        print(
+            f"{hidden:>6} {blocks:>6} {stream:>6}  {memory / 1e9:13.2f} GB {peak / 1e9:6.2f} GB {memory / peak:6.2f} {above:18.2f}  {disk / 1e9:11.2f} GB {kept / 1e9:6.2f} GB {disk / kept:6.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    main(sys.argv[1:] or list(CASES))

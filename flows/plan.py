@@ -1,0 +1,81 @@
+"""What a run of flows.compress will take on this machine, before it starts: memory, disk, arithmetic and time of every stage.
+
+    python -m flows.plan [section.key=value ...]
+
+The config of the backbone is all that is read, so `backbone.source` may be a folder with a `config.json` and nothing else. Rates are
+measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.plan`). Exit code 5 where the run cannot fit.
+"""
+
+import sys
+
+from flows.evaluate import device
+from tasks.parameters import Parameters
+from tasks.planning import Outlook, outlook, refuse_what_cannot_fit
+from tasks.recipes import recipes
+
+
+def plan(parameters: Parameters) -> None:
+    """Print the stages with what they take, and refuse what cannot fit."""
+    import torch
+
+    from mgaa.hardware import rates
+
+    where = device(parameters)
+    found = outlook(parameters, where, models=len(recipes(parameters)))
+    measured = rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
+    show(found, where, [stage.seconds(measured) for stage in found.stages])
+    refuse_what_cannot_fit(found)
+
+
+def dtype_of(found: Outlook) -> str:
+    """A dtype of as many bytes as the weights have."""
+    return {2: "bfloat16", 4: "float32"}.get(found.layout.itemsize, "float64")
+
+
+def show(found: Outlook, where: str, seconds: list[float]) -> None:
+    """The table, and what it comes to."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mgaa.plan import gigabytes
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name in ("stage", "device", "host", "disk", "work", "time"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for stage, took in zip(found.stages, seconds, strict=True):
+        operations = sum(count for kind, count in stage.operations.items() if kind != "eigen")
+        table.add_row(
+            stage.name,
+            gigabytes(stage.device),
+            gigabytes(stage.host),
+            gigabytes(stage.disk + stage.scratch),
+            f"{operations / 1e12:,.2f} T",
+            duration(took),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    peaks, room, settings = found.peaks, found.room, found.settings
+    blocks = "stay in their files (streamed)" if settings.stream else "are in memory"
+    console.print(
+        f"\n{len(found.layout.blocks)} blocks {blocks}; hidden states wait on the {settings.hidden}.", soft_wrap=True
+    )
+    if settings.accelerator:
+        console.print(f"{where}: {gigabytes(peaks.device)} at most, {gigabytes(room.device)} free.", soft_wrap=True)
+    console.print(
+        f"Memory: {gigabytes(peaks.host)} at most (the process included, in '{peaks.stages[1]}'), {gigabytes(room.host)} free. "
+        f"Disk: {gigabytes(peaks.disk)}, {gigabytes(room.disk)} free. Time: {duration(sum(seconds))} by the rates of this machine.",
+        soft_wrap=True,
+    )
+
+
+def duration(seconds: float) -> str:
+    """A time as people read it."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(plan))

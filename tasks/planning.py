@@ -1,0 +1,126 @@
+"""The plan of a run: what it will take, compared with what is there, before anything is loaded (`mgaa.plan`)."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from mgaa.errors import ResourceError
+from tasks.parameters import Parameters
+from tasks.where import Where, place_of_hidden, streams
+
+if TYPE_CHECKING:
+    from mgaa.plan import Layout, Peaks, Room, Settings, Stage
+
+IMPORTS = 350 * 10**6
+"""Bytes that a process takes for what it imports later (tracking, figures, the evaluation harness) and for buffers of its kernels."""
+
+UNKNOWN = 1000
+"""Windows that are reckoned with where a whole text is evaluated, whose length is known once it is tokenized."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan, with what it was made for and what is there."""
+
+    layout: "Layout"
+    settings: "Settings"
+    stages: "list[Stage]"
+    peaks: "Peaks"
+    room: "Room"
+
+    @property
+    def short(self) -> list[str]:
+        """What does not fit, in words."""
+        from mgaa.plan import short_of
+
+        return short_of(self.peaks, self.room, self.settings)
+
+
+def outlook(p: Parameters, where: Where, *, models: int) -> Outlook:
+    """The plan of `flows.compress` with these parameters.
+
+    Args:
+        models: compressed models that are made: of the method, and of each baseline.
+
+    Raises:
+        InputError: the backbone's config cannot be read, or its architecture has no entry.
+    """
+    import torch
+
+    from mgaa import hardware
+    from mgaa.loading import config_and_dtype
+    from mgaa.plan import Room, layout_of, peaks, plan
+
+    config, dtype = config_and_dtype(p.backbone.source, p.backbone.revision, p.backbone.dtype)
+    layout = layout_of(config, dtype)
+    settings = settings_of(p, where, layout, models=models)
+    stages = plan(layout, settings)
+    device = torch.device(where)
+    room = Room(
+        hardware.free_memory(device),
+        hardware.free_memory(torch.device("cpu")) + resident_bytes(),
+        hardware.free_disk(p.store_path),
+    )
+    return Outlook(layout, settings, stages, peaks(stages, settings, resident_bytes() + IMPORTS), room)
+
+
+def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int) -> "Settings":
+    """What a run is asked to do; what is `auto` is decided as the steps decide it."""
+    from flows.workers import WORKERS
+    from mgaa.plan import Settings
+
+    calibration = p.data.calibration
+    samples = calibration.samples or UNKNOWN
+    stream = streams(where, layout.weights)
+    hidden = place_of_hidden(where, samples * calibration.length * layout.hidden * layout.itemsize)
+    texts = (p.data.evaluation, p.data.validation)
+    batch = p.evaluation.batch_size
+    return Settings(
+        samples=samples,
+        length=calibration.length,
+        batch_size=p.statistics.batch_size,
+        groups=p.statistics.groups,
+        compression=p.ratios.compression,
+        evaluation=tuple(((text.samples or UNKNOWN) * text.length, text.length, batch) for text in texts),
+        models=models,
+        workers=WORKERS,
+        shards=p.statistics.shards,
+        stream=stream,
+        hidden=hidden,
+        accelerator=not where.startswith("cpu"),
+    )
+
+
+def refuse_what_cannot_fit(found: Outlook) -> None:
+    """Stop before the work where memory or disk is missing, and name what would fit.
+
+    Raises:
+        ResourceError: as said.
+    """
+    if found.short:
+        raise ResourceError(
+            f"This run takes {'; and '.join(found.short)}. {remedy(found)} (python -m flows.plan shows every stage)"
+        )
+
+
+def remedy(found: Outlook) -> str:
+    """The gentlest settings with which the run fits."""
+    from mgaa.plan import peaks, plan, remedies, short_of
+
+    base = resident_bytes() + IMPORTS
+    without_disk = replace(found.room, disk=2**63)
+    for changed, settings in remedies(found.settings):
+        fits = peaks(plan(found.layout, settings), settings, base)
+        if not short_of(fits, without_disk, settings):
+            disk = "" if fits.disk <= found.room.disk else ", and store.path=<a folder on a larger disk>"
+            return f"It fits with {' '.join(f'{key}={value}' for key, value in changed.items())}{disk}."
+    if not short_of(found.peaks, without_disk, found.settings):
+        return "Put the store on a larger disk with store.path=<folder>, or make room."
+    return "No setting makes it fit: take a machine with more memory, or a smaller model."
+
+
+def resident_bytes() -> int:
+    """Memory that this process takes, without pages of files."""
+    import psutil  # type: ignore[import-untyped]
+
+    memory: Any = psutil.Process().memory_info()
+    return int(memory.rss) - int(getattr(memory, "shared", 0))
