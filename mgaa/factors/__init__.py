@@ -24,6 +24,7 @@ from mgaa.linalg import Spectrum, decompose, symmetric_product
 from mgaa.lowrank import Factors
 from mgaa.methods import method
 from mgaa.statistics import BlockStatistics
+from mgaa.streams import in_flight
 
 
 def spectra(
@@ -37,10 +38,12 @@ def spectra(
         name, options: the factorizer and its keyword arguments.
     """
     metric = method("factors", name, options)
-    return {
-        linear: decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
-        for linear, weight in weights.items()
-    }
+
+    def decomposed(linear: str) -> Spectrum:
+        weight = weights[linear]
+        return decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
+
+    return in_flight(decomposed, weights, {weight.device for weight in weights.values()})
 
 
 def _break_even(weight: Float[Tensor, "m n"]) -> int:
