@@ -5,11 +5,11 @@ where `U_r` holds the top eigenvectors of `W M W^T`, and the squared error is th
 There is no Cholesky factor and no inverse, so singular metrics are nothing special; a factorizer is the choice of `M`. One
 decomposition serves every rank, because a rank is a prefix of the basis.
 
-The smaller side is decomposed: `W M W^T` (m x m) where m <= n; a tall weight is `W = Q R` first, and `R M R^T` (n x n) with eigenvectors `V`
-gives `U = Q V`. `Q` is never formed: its reflectors are applied to `V`, once, so that every later factorization is a slice. Everything is
-float64: a float32 eigendecomposition of a Gram matrix loses percents of the optimum once the first eigenvalue is 1e6 times the
-last kept one, and trained transformers have such layers. Of the basis, float32 is kept unless the weight itself is finer: `B` is stored
-in the dtype of the weight, and `A` is fitted to what is stored.
+The smaller side is decomposed: `W M W^T` (m x m) where m <= n; a tall weight is `W = Q R` first, and the eigenvectors `V` of `R M R^T`
+(n x n) give `U = Q V`. `Q` is never formed: its reflectors are applied to `V`, once, so that every later factorization is a slice.
+Everything is float64: a float32 eigendecomposition of a Gram matrix loses percents of the optimum once the first eigenvalue is
+1e6 times the last kept one, and trained transformers have such layers. Of the basis, float32 is kept unless the weight itself is
+finer: `B` is stored in the dtype of the weight, and `A` is fitted to what is stored.
 
 Legend: m outputs, n inputs, p = min(m, n), r rank, d = n or m, the side on which the metric is known.
 """

@@ -30,10 +30,12 @@ def in_flight(
         return {name: compute(name) for name in names}
     (device,) = devices
     caller = torch.cuda.current_stream(device)
-    torch.linalg.inv(torch.ones(1, 1, device=device))  # torch loads its solvers at the first use, which threads may not do
+    torch.linalg.inv(
+        torch.ones(1, 1, device=device)
+    )  # torch loads its solvers at the first use, which threads may not do
 
     def beside(name: str) -> Spectrum:
-        stream = torch.cuda.Stream(device)
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
             found = compute(name)

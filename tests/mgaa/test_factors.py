@@ -382,9 +382,7 @@ def test_the_second_factor_is_fitted_to_the_first_as_it_is_stored(shape: tuple[i
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_no_rank_decomposes_anything_again(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], name: str
-) -> None:
+def test_no_rank_decomposes_anything_again(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], name: str) -> None:
     it = layer(*shape)
     spectrum = it.spectrum(name)
 
@@ -416,7 +414,8 @@ def test_in_memory_and_from_a_file_the_factors_are_the_same_by_the_bit(tmp_path:
     spectrum = Layer(it.x, weight).spectrum("afm")
     save_spectra({"linear": spectrum}, tmp_path / "spectra.safetensors")
     one, two = (
-        factorize(weight, None, each, 6) for each in (spectrum, load_spectra(tmp_path / "spectra.safetensors")["linear"])
+        factorize(weight, None, each, 6)
+        for each in (spectrum, load_spectra(tmp_path / "spectra.safetensors")["linear"])
     )
     assert torch.equal(one.A, two.A)
     assert torch.equal(one.B, two.B)
