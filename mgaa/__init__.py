@@ -1,6 +1,7 @@
 """MGAA: low-rank compression of transformers language models by Multi-Granular Adaptive Allocation (arXiv 2507.03294).
 
     report = mgaa.compress_(model, tokens, compression=0.2)   # in place; with **mgaa.LORAP by LoRAP
+    mgaa.sweep(model, tokens, (0.1, 0.2, 0.3))                # several compressions for one calibration and decomposition
     mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
 
@@ -9,7 +10,7 @@ Importing the package teaches transformers the checkpoint format (`mgaa.format`)
 
 from mgaa import format as _format  # noqa: F401 (registers the format)
 from mgaa.checkpoint import apply_factors, load, save
-from mgaa.compress import LORAP, compress_
+from mgaa.compress import LORAP, compress_, sweep
 from mgaa.dense import densify, densify_folder
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.lowrank import Factors, LowRankLinear
@@ -33,4 +34,5 @@ __all__ = [
     "densify_folder",
     "load",
     "save",
+    "sweep",
 ]

@@ -1,11 +1,12 @@
 """The whole method in one call, in memory, for notebooks and scripts.
 
 The stages are those of the pipeline, in the same order and through the same functions: statistics -> spectra -> ratios -> ranks -> factors.
-Statistics live for one block at a time, and so do dense weights in float64; with dense inputs the spectra of all blocks are kept until
-the ranks are known, with compressed ones every block is done before the next is measured (`mgaa.sequential`).
+Statistics live for one block at a time, and a dense weight in float64 for one matrix at a time; with dense inputs the spectra of all blocks
+are kept until the ranks are known, with compressed ones every block is done before the next is measured (`mgaa.sequential`). Several
+compressions of one model share everything up to the spectra (`sweep`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -89,23 +90,57 @@ def compress_(
     """
     if inputs not in ("dense", "compressed"):
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
-    factorizer, factor_options, _ = _parsed("factors", factors)
-    level2, rank_options, multiple = _parsed("ranks", ranks, shared="multiple")
-    level1, ratio_options, band = _parsed("ratios", _ratios(ratios, level2, rank_options), shared="band")
-    methods: dict[str, Chosen] = {
-        "factors": (factorizer, factor_options),
-        "ratios": (level1, {**ratio_options, "band": band}),
-        "ranks": (level2, rank_options),
-    }
-    target = Target(compression, "auto" if multiple is None else multiple, _pruning(channels))
-    matrices = matrices_of(unfuse_(model))
-    budget = parameter_budget(matrices, compression)
-    rehearse(matrices, target, inputs=inputs, **methods)
+    methods, target = _methods(factors, ratios, ranks), _target(compression, ranks, channels)
     measuring = Measuring(groups, batch_size, expert_tokens)
-    check_groups(methods["factors"], groups, len(tokens))
+    matrices = _checked(model, tokens, [target], measuring, methods, inputs)
     run = _sequentially if inputs == "compressed" else _at_once
     given, outcome, cosines = run(model, tokens, matrices, target, measuring, **methods)
-    return report(outcome, given, cosines, budget)
+    return report(outcome, given, cosines, parameter_budget(matrices, compression))
+
+
+def sweep(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "s t"],
+    compressions: Sequence[float],
+    *,
+    factors: Method = "afm",
+    ratios: Method | None = None,
+    ranks: Method = "energy",
+    channels: Method = "none",
+    groups: int = 32,
+    batch_size: int = 8,
+    expert_tokens: float = EXPERT_TOKENS,
+) -> Iterator[tuple[PreTrainedModel, Report]]:
+    """Several compressions of one model on dense inputs, by one calibration and one decomposition; each is what `compress_` gives.
+
+    Args:
+        model: as in `compress_`; it stays dense (layers that hold several matrices are taken apart).
+        tokens: as in `compress_`.
+        compressions: the fractions to remove.
+        factors, ratios, ranks, channels, groups, batch_size, expert_tokens: as in `compress_`.
+
+    Returns:
+        For each compression in order: a compressed model that shares every other tensor with `model`, and what was done. Each is made
+        when it is asked for, and costs a slice and a refit of every matrix.
+
+    Raises:
+        UsageError, InputError, NumericalError: as `compress_`; all but the range of factors is found in the call itself.
+    """
+    methods = _methods(factors, ratios, ranks)
+    targets = [_target(compression, ranks, channels) for compression in compressions]
+    measuring = Measuring(groups, batch_size, expert_tokens)
+    matrices = _checked(model, tokens, targets, measuring, methods)
+    if not targets:
+        return iter(())
+    measured = decomposed(model, tokens, matrices, targets[0], measuring, methods["factors"])
+
+    def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
+        given, outcome = measured.allocate(target, methods["ratios"], methods["ranks"])
+        twin = twin_of(model)
+        measured.put_(twin, outcome)
+        return twin, report(outcome, given, measured.cosines, parameter_budget(matrices, target.compression))
+
+    return map(compressed, targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +159,27 @@ class Decomposed:
     scores: dict[Channels, Scores]
     cosines: dict[str, float]
 
-    def put_(self, model: PreTrainedModel, outcome: Sequence[Rank]) -> None:
-        """Put the factors of these ranks into the model, or into a twin of it."""
+    def allocate(self, target: Target, ratios: Chosen, ranks: Chosen) -> tuple[dict[str, float], list[Rank]]:
+        """Ratios by sublayer and the outcome for every matrix; of the target, the compression is free (`mgaa.levels.allocate`)."""
+        return allocate(self.ladders, self.cosines, target, ratios, ranks, self.scores)
+
+    def put_(self, model: PreTrainedModel, outcome: Sequence[Rank], *, last: bool = False) -> None:
+        """Put the factors of these ranks, and the channels of these widths, into the model, or into a twin of it.
+
+        Args:
+            model: what was decomposed, or a twin of it.
+            outcome: for every matrix.
+            last: whether nothing is asked of the spectra afterwards; each is then forgotten as soon as its factors are made.
+        """
         ranked = {r.matrix.name: r.rank for r in outcome if r.rank is not None}
-        apply_factors(model, {n: factorize_linear(model, n, self.spectra[n], rank) for n, rank in ranked.items()})
+        found = self.spectra if last else dict(self.spectra)
+        for name in found.keys() - ranked.keys():
+            del found[name]
+        # the model changes when all factors are there, so that one out of range leaves it as it was
+        apply_factors(model, {n: factorize_linear(model, n, found.pop(n), rank) for n, rank in ranked.items()})
+        widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
+        kept = {c.matrices[0].block: s.kept(widths[c.sublayer], c.pruning.keep_least) for c, s in self.scores.items()}
+        apply_channels(model, kept)
 
 
 def decomposed(
@@ -151,6 +203,7 @@ def decomposed(
         found |= {inside[local]: spectrum for local, spectrum in here.items()}
         scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
         cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
+        del block, here  # while the next block is measured
     energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
     centred = any(spectrum.mean is not None for spectrum in found.values())
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple)
@@ -170,12 +223,8 @@ def _at_once(
 ) -> Allocated:
     """Dense inputs: every block is measured before the first is compressed."""
     measured = decomposed(model, tokens, matrices, target, measuring, factors)
-    scores = measured.scores
-    given, outcome = allocate(measured.ladders, measured.cosines, target, ratios, ranks, scores)
-    measured.put_(model, outcome)
-    widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
-    kept = {c.matrices[0].block: s.kept(widths[c.sublayer], c.pruning.keep_least) for c, s in scores.items()}
-    apply_channels(model, kept)
+    given, outcome = measured.allocate(target, ratios, ranks)
+    measured.put_(model, outcome, last=True)
     return given, outcome, measured.cosines
 
 
@@ -209,6 +258,40 @@ def _sequentially(
     for index, block in enumerate(blocks):
         put_(model, index, block)
     return given, [rank for block in blocks for rank in block.ranks], cosines
+
+
+def _methods(factors: Method, ratios: Method | None, ranks: Method) -> dict[str, Chosen]:
+    """The methods of all stages, each with its options."""
+    factorizer, factor_options, _ = _parsed("factors", factors)
+    level2, rank_options, _ = _parsed("ranks", ranks, shared="multiple")
+    level1, ratio_options, band = _parsed("ratios", _ratios(ratios, level2, rank_options), shared="band")
+    return {
+        "factors": (factorizer, factor_options),
+        "ratios": (level1, {**ratio_options, "band": band}),
+        "ranks": (level2, rank_options),
+    }
+
+
+def _target(compression: float, ranks: Method, channels: Method) -> Target:
+    multiple = _parsed("ranks", ranks, shared="multiple")[2]
+    return Target(compression, "auto" if multiple is None else multiple, _pruning(channels))
+
+
+def _checked(
+    model: PreTrainedModel,
+    tokens: Int[Tensor, "s t"],
+    targets: Sequence[Target],
+    measuring: Measuring,
+    methods: Mapping[str, Chosen],
+    inputs: str = "dense",
+) -> list[Matrix]:
+    """The matrices of the model, after everything that can be refused before anything is measured."""
+    matrices = matrices_of(unfuse_(model))
+    for target in targets:
+        parameter_budget(matrices, target.compression)
+        rehearse(matrices, target, inputs=inputs, **methods)
+    check_groups(methods["factors"], measuring.groups, len(tokens))
+    return matrices
 
 
 def _pruning(given: Method) -> Pruning | None:

@@ -20,10 +20,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mgaa.errors import NumericalError, UsageError
-from mgaa.linalg import Spectrum, decompose, left_basis
+from mgaa.linalg import Spectrum, decompose, symmetric_product
 from mgaa.lowrank import Factors
 from mgaa.methods import method
 from mgaa.statistics import BlockStatistics
+from mgaa.streams import in_flight
 
 
 def spectra(
@@ -37,10 +38,12 @@ def spectra(
         name, options: the factorizer and its keyword arguments.
     """
     metric = method("factors", name, options)
-    return {
-        linear: decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
-        for linear, weight in weights.items()
-    }
+
+    def decomposed(linear: str) -> Spectrum:
+        weight = weights[linear]
+        return decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
+
+    return in_flight(decomposed, weights, {weight.device for weight in weights.values()})
 
 
 def _break_even(weight: Float[Tensor, "m n"]) -> int:
@@ -65,19 +68,20 @@ def factorize(
         raise UsageError(
             f"rank {rank} of a {m} x {n} matrix: expected 1 to {largest}, the basis that was kept; keep the matrix dense instead"
         )
-    dense = weight.double()
-    stored = left_basis(weight, spectrum, rank).to(weight.dtype)
-    gram = stored.double().T @ stored.double()
-    refitted = torch.linalg.solve(gram, stored.double().T @ dense).to(weight.dtype)
+    stored = spectrum.basis[:, :rank].to(weight.dtype).contiguous()
+    dense, B = weight.double(), stored.double()
+    cholesky, failed = torch.linalg.cholesky_ex(symmetric_product(B.T, B.T), upper=True)
+    refitted = torch.cholesky_solve(B.T @ dense, cholesky, upper=True).to(weight.dtype).contiguous()
     if spectrum.mean is not None:
-        lost = (dense - stored.double() @ refitted.double()) @ spectrum.mean.to(dense)
+        mean = spectrum.mean.to(dense)
+        lost = dense @ mean - B @ (refitted.double() @ mean)
         bias = (lost if bias is None else bias.double() + lost).to(weight.dtype)
     parts = (refitted, stored) if bias is None else (refitted, stored, bias)
-    if not all(bool(torch.isfinite(part).all()) for part in parts):
+    if failed or not all(bool(torch.isfinite(part).all()) for part in parts):
         raise NumericalError(
             f"factors of rank {rank} leave the range of {weight.dtype}: set backbone.dtype to bfloat16 or float32"
         )
-    return Factors(A=refitted.contiguous(), B=stored.contiguous(), bias=bias)
+    return Factors(A=refitted, B=stored, bias=bias)
 
 
 def factorize_linear(model: nn.Module, name: str, spectrum: Spectrum, rank: int) -> Factors:

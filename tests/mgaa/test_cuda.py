@@ -11,11 +11,14 @@ from transformers import PreTrainedModel
 
 import mgaa
 from mgaa.architectures import decoder_blocks, matrices_of
+from mgaa.errors import NumericalError
 from mgaa.factors import factorize, load_spectra, save_spectra, spectra
 from mgaa.fused import unfuse_
+from mgaa.linalg import Metric, Spectrum, decompose
 from mgaa.methods import available
 from mgaa.statistics import BlockStatistics
 from mgaa.streaming import stream_statistics
+from mgaa.streams import in_flight
 from tests.mgaa.conftest import FAMILIES
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -74,3 +77,30 @@ def test_spectra_of_one_device_serve_factors_on_the_other(tiny: Tiny, tokens: Te
         one = factorize(weight.cpu(), None, load_spectra(path)[name], 5)
         two = factorize(weight, None, load_spectra(path, "cuda")[name], 5)
         torch.testing.assert_close((two.B @ two.A).cpu(), one.B @ one.A, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shapes", [[(64, 64)] * 9, [(96, 24), (24, 96), (48, 48)] * 3])
+def test_decompositions_in_flight_are_those_one_after_the_other_by_the_bit(shapes: list[tuple[int, int]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = {str(index): torch.randn(*shape, generator=generator).cuda() for index, shape in enumerate(shapes)}
+
+    def compute(name: str) -> Spectrum:
+        weight = weights[name]
+        return decompose(weight, Metric(torch.ones(weight.shape[1]).cuda(), "input", 1.0))
+
+    together = in_flight(compute, weights, {weight.device for weight in weights.values()})
+    assert list(together) == list(weights)
+    for name, spectrum in together.items():
+        assert torch.equal(spectrum.energies, compute(name).energies)
+        assert torch.equal(spectrum.basis, compute(name).basis)
+
+
+def test_an_error_in_flight_names_its_matrix() -> None:
+    weights = {name: torch.ones(8, 8).cuda() for name in ("q", "k")}
+    weights["k"][3, 2] = float("nan")
+
+    def compute(name: str) -> Spectrum:
+        return decompose(weights[name], Metric(torch.ones(8).cuda(), "input", 1.0), name=name)
+
+    with pytest.raises(NumericalError, match=r"W M W\^T of k, or"):
+        in_flight(compute, weights, {weights["q"].device})

@@ -30,7 +30,7 @@ def test_energies_fall_and_the_basis_reaches_break_even(shape: tuple[int, int], 
     assert spectrum.energies.shape == (min(shape),)
     assert bool((spectrum.energies[:-1] >= spectrum.energies[1:]).all())
     assert bool((spectrum.energies >= 0).all())
-    assert spectrum.basis.shape == (min(shape), it.ranks[-1])
+    assert spectrum.basis.shape == (shape[0], it.ranks[-1])
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -169,6 +169,21 @@ def test_the_layer_error_is_the_optimum(
     best = dropped(it.y if name == "whitened" else it.y - it.y.mean(0)) / len(it.x)
     for rank in it.ranks:
         assert it.error(factorize(it.weight, None, spectrum, rank)) <= float(best[rank]) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e10])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["whitened", "afm"])
+def test_the_layer_error_is_the_optimum_for_a_weight_without_full_rank(
+    shape: tuple[int, int], name: str, condition: float
+) -> None:
+    it = layer(*shape, condition=condition)
+    low = it.weight.clone()
+    low[:, 1::2] = low[:, ::2]
+    it = Layer(it.x, low)
+    best = dropped(it.y if name == "whitened" else it.y - it.y.mean(0)) / len(it.x)
+    for rank, factors in zip(it.ranks, it.all_factors(name), strict=True):
+        assert it.error(factors) <= float(best[rank]) * (1 + 1e-6) + 1e-14 * float(best[0])
 
 
 @pytest.mark.parametrize("mean", [0.0, 0.5, 5.0])
@@ -360,6 +375,50 @@ def test_the_second_factor_is_fitted_to_the_first_as_it_is_stored(shape: tuple[i
     B = factors.B.double()
     fitted = torch.linalg.lstsq(B, rounded.double()).solution
     assert torch.equal(factors.A, fitted.bfloat16())
+
+
+# --- cost
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_no_rank_decomposes_anything_again(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], name: str) -> None:
+    it = layer(*shape)
+    spectrum = it.spectrum(name)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a factorization is a slice and a refit")
+
+    for decomposition in ("eigh", "eigvalsh", "svd", "svdvals", "qr", "lstsq"):
+        monkeypatch.setattr(torch.linalg, decomposition, forbidden)
+    for reflectors in ("geqrf", "ormqr"):
+        monkeypatch.setattr(torch, reflectors, forbidden)
+    for rank in it.ranks:
+        assert factorize(it.weight, None, spectrum, rank).B.shape == (shape[0], rank)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_spectrum_holds_its_basis_and_nothing_else(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    """A view into a larger matrix would keep that one alive for as long as the spectrum."""
+    it = layer(*shape)
+    basis = Layer(it.x, it.weight.to(dtype)).spectrum("afm").basis
+    assert basis.dtype == torch.float32
+    assert basis.untyped_storage().nbytes() == basis.numel() * 4
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_memory_and_from_a_file_the_factors_are_the_same_by_the_bit(tmp_path: Path, shape: tuple[int, int]) -> None:
+    it = layer(*shape)
+    weight = it.weight.float()
+    spectrum = Layer(it.x, weight).spectrum("afm")
+    save_spectra({"linear": spectrum}, tmp_path / "spectra.safetensors")
+    one, two = (
+        factorize(weight, None, each, 6)
+        for each in (spectrum, load_spectra(tmp_path / "spectra.safetensors")["linear"])
+    )
+    assert torch.equal(one.A, two.A)
+    assert torch.equal(one.B, two.B)
 
 
 # --- files

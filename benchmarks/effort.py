@@ -1,0 +1,95 @@
+"""What a piece of work costs a process of its own: wall seconds, CPU seconds, and memory above what the process held before.
+
+Memory is anonymous resident memory (`RssAnon`), sampled every 2 ms, so that the pages of libraries, which a process maps as it first runs
+them, do not count.
+"""
+
+import ctypes
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+INTERVAL = 0.002
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Wall seconds, CPU seconds (user and system, of all threads), and bytes above the start at the peak."""
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A random Llama in float32, and its calibration tokens; the defaults are those of `benchmarks/recipe.py`."""
+
+    hidden: int = 1024
+    ffn: int = 2816
+    heads: int = 16
+    blocks: int = 8
+    vocabulary: int = 8192
+    samples: int = 32
+    length: int = 512
+
+    def model(self) -> LlamaForCausalLM:
+        """The same at every call."""
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.ffn,
+            num_hidden_layers=self.blocks,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=self.length,
+        )
+        return LlamaForCausalLM(config).eval().requires_grad_(False)
+
+    def tokens(self) -> Tensor:
+        """The same at every call."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(0, self.vocabulary, (self.samples, self.length), generator=generator)
+
+
+def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
+    """`work(*arguments)` in a new process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(work, *arguments).result()
+
+
+def effort(work: Callable[[], Any]) -> Effort:
+    """Do the work in this process and measure it."""
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not hide what is taken now
+    before, peak, done = _anonymous(), [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(INTERVAL):
+            peak[0] = max(peak[0], _anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    done.set()
+    watcher.join()
+    return Effort(wall, cpu, peak[0] - before)
+
+
+def _anonymous() -> int:
+    """Anonymous resident bytes of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no RssAnon: this needs Linux")
