@@ -12,7 +12,7 @@ energy already common to all (methods: MGAA, level 2, arXiv 2507.03294; the ladd
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mgaa.errors import UsageError
 
-FURTHER = "smaller ranks.multiple, channels.multiple and channels.keep_least reach further"
+FURTHER = "smaller ranks.multiple, channels.multiple and channels.keep_least reach further, and ranks.objective=parameters further than latency"
 """What to do where a compression is out of reach."""
 
 AUTO_MULTIPLE = 8
@@ -87,6 +87,12 @@ class Ladder:
         kept = kept_energy(self.spectrum, power).tolist()
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
+
+    def restricted(self, allowed: Callable[[int], bool]) -> "Ladder":
+        """The same ladder with the ranks alone that are allowed; dense stays."""
+        kept = [i for i, rank in enumerate(self.ranks) if rank is None or allowed(rank)]
+        ranks, costs, energies = (tuple(rungs[i] for i in kept) for rungs in (self.ranks, self.costs, self.energies))
+        return replace(self, ranks=ranks, costs=costs, energies=energies)
 
     @property
     def added(self) -> int:
