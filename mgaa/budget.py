@@ -21,7 +21,10 @@ from torch import Tensor
 
 from mgaa.errors import UsageError
 
-FURTHER = "smaller ranks.multiple, channels.multiple and channels.keep_least reach further, and ranks.objective=parameters further than latency"
+FURTHER = (
+    "smaller ranks.multiple, channels.multiple and channels.keep_least reach further, and so does ranks.objective=parameters where it "
+    "is latency"
+)
 """What to do where a compression is out of reach."""
 
 AUTO_MULTIPLE = 8
@@ -91,8 +94,12 @@ class Ladder:
     def restricted(self, allowed: Callable[[int], bool]) -> "Ladder":
         """The same ladder with the ranks alone that are allowed; dense stays."""
         kept = [i for i, rank in enumerate(self.ranks) if rank is None or allowed(rank)]
-        ranks, costs, energies = (tuple(rungs[i] for i in kept) for rungs in (self.ranks, self.costs, self.energies))
-        return replace(self, ranks=ranks, costs=costs, energies=energies)
+        return replace(
+            self,
+            ranks=tuple(self.ranks[i] for i in kept),
+            costs=tuple(self.costs[i] for i in kept),
+            energies=tuple(self.energies[i] for i in kept),
+        )
 
     @property
     def added(self) -> int:

@@ -1,7 +1,7 @@
 """Which ranks are really faster on a device: a measured profile of its linears, and ladders without the rungs that are not.
 
-Fewer multiplications are not always less time: two thin products cost two calls, and a kernel may use a device better on one large matrix. So
-a *profile* has, for every shape of a model, the median seconds of the dense layer and of the low-rank one at a grid of ranks
+Fewer multiplications are not always less time: two thin products cost two calls, and a kernel may use a device better on one large
+matrix. So a *profile* has, for every shape of a model, the median seconds of the dense layer and of the low-rank one at a grid of ranks
 (`mgaa.profiling` measures it); between those ranks time is taken to be linear. Under the objective `latency` a matrix keeps those
 ranks alone that take less time than its dense form, at the number of tokens per call that is asked for, or at every one of the profile:
 decoding reads one token per call and waits for memory, a prompt of hundreds waits for arithmetic, and the answers differ. What no rank
@@ -21,7 +21,7 @@ As JSON, times in seconds; `spread` is the distance of the quartiles:
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -163,8 +163,8 @@ class Latency:
         """
         if step % self.profile.multiple:
             raise UsageError(
-                f"ranks are multiples of {step}, but {self.path} was measured at multiples of {self.profile.multiple}, which says nothing of "
-                f"those between: set ranks.multiple to a multiple of {self.profile.multiple}, or measure again by `{COMMAND} "
+                f"ranks are multiples of {step}, but {self.path} was measured at multiples of {self.profile.multiple}, which says nothing "
+                f"of those between: set ranks.multiple to a multiple of {self.profile.multiple}, or measure again by `{COMMAND} "
                 f"ranks.multiple={step}`"
             )
         if centred and not self.profile.centred:
@@ -172,7 +172,7 @@ class Latency:
                 f"the factorizer adds biases, but {self.path} was measured without them: measure again by `{COMMAND}` with the same "
                 "factors.method"
             )
-        return [ladder.restricted(lambda rank, it=ladder.matrix: self._faster(it, rank)) for ladder in ladders]  # type: ignore[misc]
+        return [ladder.restricted(self._faster(ladder.matrix)) for ladder in ladders]
 
     def seconds(self, matrix: Matrix, rank: int | None) -> Seconds:
         """Predicted seconds of a call at each number of tokens of the profile, dense and at a rank."""
@@ -188,9 +188,9 @@ class Latency:
         names = ("device", "name", "dtype", "threads")
         return {**{name: getattr(profile, name) for name in names}, "faster_at_tokens": [*self.tokens]}
 
-    def _faster(self, matrix: Matrix, rank: int) -> bool:
-        curves = self._curves(matrix)
-        return all(curves[tokens].at(rank) < curves[tokens].at(None) for tokens in self.tokens)
+    def _faster(self, matrix: Matrix) -> Callable[[int], bool]:
+        curves = [self._curves(matrix)[tokens] for tokens in self.tokens]
+        return lambda rank: all(curve.at(rank) < curve.at(None) for curve in curves)
 
     def _curves(self, matrix: Matrix) -> Mapping[int, Curve]:
         found = self.profile.curves.get(shape_of(matrix))
@@ -298,7 +298,7 @@ _FACTS: dict[str, type] = {
 _KINDS: dict[type, str] = {
     str: "a string",
     int: "a positive whole number",
-    float: "a finite number, of seconds a positive one",
+    float: "a finite number, seconds a positive one",
     bool: "true or false",
     list: "a list",
     dict: "an object",
@@ -307,12 +307,10 @@ _KINDS: dict[type, str] = {
 
 def _get(entry: Any, key: str, kind: type, where: str) -> Any:
     """The value of a key, if it is there and of its kind."""
-    value = entry.get(key) if isinstance(entry, dict) else None
+    value: Any = entry.get(key) if isinstance(entry, dict) else None
     sound = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
-    if kind is int:
-        sound = sound and value > 0
-    elif kind is float:
-        sound = sound and math.isfinite(value) and (value > 0 or (key == "spread" and value == 0))
+    if sound and kind in (int, float):
+        sound = math.isfinite(value) and (value > 0 or (key == "spread" and value == 0))
     if not sound:
         raise InputError(
             f"{key} of {where} is {json.dumps(value)[:40]}, expected {_KINDS[kind]}: give a profile that `{COMMAND}` has made"

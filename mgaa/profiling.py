@@ -2,10 +2,10 @@
 
 What makes the numbers fair:
 
-- A shape is timed as it is met in a model: a chain of layers with weights of their own, as many as the linears of the model have weights
-  (at most `CHAIN` bytes), so that weights come from memory where those of the model do, and from a cache where those of the model fit.
-  On a GPU the calls of a chain follow each other without waiting, as in the forward of a model: what is measured is the larger one of
-  the time to compute and the time to launch.
+- A shape is timed as it is met in a model: a chain of layers with weights of their own, together as large as the linears of the model
+  (at most `BYTES`, at most `LAYERS`), so that weights come from memory where those of the model do, and from a cache where those of the
+  model fit. On a GPU the calls of a chain follow each other without waiting, as in the forward of a model: what is measured is the
+  larger one of the time to compute and the time to launch.
 - Dense and low rank take turns: every repetition times all of them, each time beginning with another one, so that a device that slows
   down slows all of them. Medians of repetitions, and the distance of their quartiles.
 - The layers are those of the checkpoint (`nn.Linear`, `LowRankLinear`), in inference mode, on one random input.
@@ -29,8 +29,11 @@ from mgaa.errors import UsageError
 from mgaa.latency import Curve, Profile, Shape, Timing, shape_of
 from mgaa.lowrank import LowRankLinear
 
-CHAIN = 128 * 2**20
-"""Bytes of dense weights in a chain at most: several times the last cache of a CPU, and more than that of a GPU."""
+BYTES = 96 * 2**20
+"""Of the weights in a chain: more than the last cache of most devices."""
+
+LAYERS = 64
+"""In a chain."""
 
 WARM_UP = 2
 """Repetitions that are not counted."""
@@ -102,7 +105,7 @@ def measure(
 
 
 def grid(m: int, n: int, step: int, count: int) -> list[int]:
-    """At most `count` multiples of `step`, evenly from the first to the one that reaches break-even, at least one, none above `min(m, n)`."""
+    """At most `count` multiples of `step`, evenly from the first to the one that reaches break-even, none above `min(m, n)`."""
     last = max(1, -(-m * n // ((m + n) * step)))
     steps = sorted({1 + round(index * (last - 1) / (count - 1)) for index in range(count)})
     return sorted({min(each * step, m, n) for each in steps})
@@ -121,13 +124,18 @@ def device_name(device: str) -> str:
 def _chains(
     shape: Shape, ranks: Iterable[int], weights: int, centred: bool, dtype: torch.dtype, device: str
 ) -> dict[Candidate, list[nn.Module]]:
-    """The layers of every candidate, as many of each, with random weights."""
+    """The layers of every candidate, with random weights."""
     m, n, bias = shape
-    length = max(1, min(weights, CHAIN) // (m * n * dtype.itemsize))
-    where = {"device": torch.device(device), "dtype": dtype}
-    chains: dict[Candidate, list[nn.Module]] = {None: [nn.Linear(n, m, bias, **where) for _ in range(length)]}
+
+    def length(parameters: int) -> int:
+        return min(LAYERS, max(1, min(weights, BYTES) // (parameters * dtype.itemsize)))
+
+    chains: dict[Candidate, list[nn.Module]] = {
+        None: [nn.Linear(n, m, bias, device, dtype) for _ in range(length(m * n))]
+    }
     for rank in ranks:
-        chains[rank] = [LowRankLinear(n, m, rank, bias or centred, **where) for _ in range(length)]
+        count = length(rank * (m + n))
+        chains[rank] = [LowRankLinear(n, m, rank, bias or centred, device, dtype) for _ in range(count)]
     return chains
 
 
@@ -155,7 +163,7 @@ def _timing(values: Sequence[float]) -> Timing:
 def _seconds(layers: Sequence[nn.Module], x: torch.Tensor) -> float:
     """Seconds of a chain, by the clock of the device."""
     if x.is_cuda:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(x.device)
         start.record()
         for layer in layers:
