@@ -68,8 +68,13 @@ def measure(
         threads: of the CPU; `None`: those of torch.
 
     Raises:
-        UsageError: a number is out of range, or the CPU has no kernel for the dtype.
+        UsageError: a number is out of range, or there is no such device.
     """
+    place = torch.device(device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"backbone.device is {device!r}, but torch sees {torch.cuda.device_count()} CUDA devices: use auto or cpu"
+        )
     for name, value, least in (
         ("profile.repetitions", repetitions, 2),
         ("profile.ranks", ranks, 2),
@@ -91,7 +96,7 @@ def measure(
                 dense = timings.pop(None)
                 curves[m, n, bias][count] = Curve(dense, {r: t for r, t in timings.items() if r is not None})
         return Profile(
-            device=torch.device(device).type,
+            device=place.type,
             name=device_name(device),
             dtype=str(dtype).removeprefix("torch."),
             torch=torch.__version__,

@@ -267,7 +267,10 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
         "low_rank at 1 tokens of shape 0 of .* is not in rising ranks",
     ),
     "no ranks": (lambda c: at(c, "shapes", 0, "times", "1").update(low_rank=[]), "not in rising ranks, at least one"),
-    "tokens without times": (lambda c: c["tokens"].append(7), "7 of 7 tokens of shape 0 of .* is null, expected an object"),
+    "tokens without times": (
+        lambda c: c["tokens"].append(7),
+        "7 of 7 tokens of shape 0 of .* is null, expected an object",
+    ),
     "no tokens": (lambda c: c.update(tokens=[]), "has no tokens"),
     "no shapes": (lambda c: c.update(shapes=[]), "has no shapes"),
     "a bias that is none": (
