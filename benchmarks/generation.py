@@ -7,8 +7,7 @@ the median ratio of the tokens per second to the dense model's in the same round
 the prompt alone (prefill).
 
 With `--latency` it measures a profile of this device first, compresses by MGAA with parameters and with latency as the objective, at one token
-and at those of the prompt, saves and loads every model, and prints beside each ratio the predicted one: the forward of the dense model
-less what the profile says that its linears save.
+and at those of the prompt, saves and loads every model, and prints beside each ratio the one that is predicted of the linears alone.
 """
 
 import argparse
@@ -78,7 +77,7 @@ def speed(run: Callable[[], int]) -> float:
 
 
 def by_latency(dense: LlamaForCausalLM, make: Callable[[], LlamaForCausalLM], compression: float) -> dict[str, Any]:
-    """Models by name, saved and loaded, each with the fraction removed and the seconds that the profile says it saves, by tokens."""
+    """Models by name, saved and loaded, each with the fraction removed and the predicted speed-up of its linears, by tokens."""
     tokens = torch.randint(0, 4096, (4, 128), generator=torch.Generator().manual_seed(0))
     tokenizer = AutoTokenizer.from_pretrained("models/demo")
     found: dict[str, Any] = {}
@@ -101,9 +100,9 @@ def by_latency(dense: LlamaForCausalLM, make: Callable[[], LlamaForCausalLM], co
             mgaa.save(given, tokenizer, Path(folder) / "model")
             loaded, _ = mgaa.load(Path(folder) / "model", device="cpu")
             print(
-                f"{name}: {len(low_rank_layers(loaded))} of {len(done.matrices)} matrices low-rank; linears predicted {saved}"
+                f"{name}: {len(low_rank_layers(loaded))} of {len(done.matrices)} matrices low-rank, predicted seconds {saved}"
             )
-            found[name] = loaded, done.compression, {n: each["dense"] - each["compressed"] for n, each in saved.items()}
+            found[name] = loaded, done.compression, {n: each["dense"] / each["compressed"] for n, each in saved.items()}
     return found
 
 
@@ -127,10 +126,10 @@ def main() -> None:
     removed = {"dense": 0.0}
     saved: dict[str, dict[str, float]] = {}
     if given.latency:
-        for name, (each, share, seconds) in by_latency(
+        for name, (each, share, faster) in by_latency(
             dense, lambda: model(given.hidden, given.blocks), given.compression
         ).items():
-            rows[name], removed[name], saved[name] = each, share, seconds
+            rows[name], removed[name], saved[name] = each, share, faster
     for name, settings in () if given.latency else (("LoRAP", LORAP), ("MGAA", {})):
         rows[name] = model(given.hidden, given.blocks)
         removed[name] = mgaa.compress_(rows[name], tokens, compression=given.compression, **settings).compression
@@ -141,12 +140,9 @@ def main() -> None:
                 found.setdefault((name, kind), []).append(speed(make(each)))
 
     def predicted(kind: str, name: str) -> str:
-        if name not in saved:
-            return ""
-        tokens = {"decode": 1, "prefill": PROMPT}[kind]
-        before = tokens / statistics.median(found["dense", kind][1:])
-        return f", predicted {before / (before - saved[name][str(tokens)]):.2f}"
+        return f", predicted of linears {saved[name][tokens_of[kind]]:.2f}" if name in saved else ""
 
+    tokens_of = {"decode": "1", "prefill": str(PROMPT)}
     for name in rows:
         cells = []
         for kind in ("decode", "prefill"):
