@@ -11,6 +11,7 @@ import yaml
 from flows.profile_device import profile_device, show
 from flows.search import search
 from flows.sensitivity import sensitivity
+from flows.show import show as screen
 from mgaa.budget import Matrix
 from mgaa.latency import Profile, load, shape_of
 from tasks import parameters
@@ -91,7 +92,7 @@ def test_a_measurement_that_cannot_be_is_refused(empty: Laboratory, override: st
 
 @pytest.mark.parametrize("inputs", ["dense", "compressed"])
 def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
-    profiled: tuple[Laboratory, Path], inputs: str
+    profiled: tuple[Laboratory, Path], inputs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab, path = profiled
     outcome = lab.run(*by_latency(path, f"statistics.inputs={inputs}", *ALONE))
@@ -114,8 +115,15 @@ def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
     checkpoint = json.loads((lab.root / "models" / "compressed" / "config.json").read_text())
     ranks = {name: each["rank"] for name, each in checkpoint["quantization_config"]["modules"].items()}
     assert ranks == {name: each["rank"] for name, each in found["matrices"].items() if each["rank"] is not None}
-    moved = path.rename(path.with_name("moved.json"))
-    assert lab.run(*by_latency(moved, f"statistics.inputs={inputs}", *ALONE)) == Outcome(0, "", {})
+    screen(parameters.load(lab.root / "params.yaml"))
+    shares = ", ".join(f"{sums[tokens] / len(shapes):.2f} at {tokens}" for tokens in sums)
+    assert (
+        f"Predicted time of MGAA's linears over dense on a device, by tokens per call: {shares}."
+        in capsys.readouterr().out
+    )
+    if inputs == "dense":
+        moved = path.rename(path.with_name("moved.json"))
+        assert lab.run(*by_latency(moved, *ALONE)) == Outcome(0, "", {})
 
 
 def test_the_stage_keys_hold_the_content_of_the_profile_and_not_its_path(empty: Laboratory, tmp_path: Path) -> None:
