@@ -25,6 +25,7 @@ from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
 from tasks.measure import measure
 from tasks.parameters import Parameters
+from tasks.recipes import check_objective
 from tasks.recording import recording
 from tasks.records import backbone_matrices
 from tasks.rehearse import check_groups, rehearse_search
@@ -89,11 +90,12 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
 
 
 def check(p: Parameters) -> None:
-    """Refuse what shares no decomposition.
+    """Refuse what shares no decomposition, and an objective without effect.
 
     Raises:
-        UsageError: inputs behind compressed blocks.
+        UsageError: inputs behind compressed blocks, or latency.
     """
+    check_objective(p, "sensitivity is told at equal parameters")
     if p.statistics.inputs != "dense":
         raise UsageError(
             "statistics.inputs is 'compressed', under which no two models share a decomposition: set statistics.inputs=dense"

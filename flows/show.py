@@ -151,6 +151,14 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
     if method != final:
         added = allocations[final]["linear_parameters"] - allocations[method]["linear_parameters"]
         yield f"Recovery: from {above[method]:+.4f} to {above[final]:+.4f}, with {added:,} linear parameters more."
+    if latency := allocations[method].get("latency"):
+        shares = (
+            f"{seconds['compressed'] / seconds['dense']:.2f} at {tokens}"
+            for tokens, seconds in latency["predicted_seconds"].items()
+        )
+        yield (
+            f"Predicted time of {label_of(method)}'s linears over dense on {latency['name']}, by tokens per call: {', '.join(shares)}."
+        )
     if run := metrics.get("run"):
         yield (
             f"The run: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "

@@ -12,7 +12,7 @@ energy already common to all (methods: MGAA, level 2, arXiv 2507.03294; the ladd
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,10 @@ from torch import Tensor
 
 from mgaa.errors import UsageError
 
-FURTHER = "smaller ranks.multiple, channels.multiple and channels.keep_least reach further"
+FURTHER = (
+    "smaller ranks.multiple, channels.multiple and channels.keep_least reach further, and so does ranks.objective=parameters where it "
+    "is latency"
+)
 """What to do where a compression is out of reach."""
 
 AUTO_MULTIPLE = 8
@@ -87,6 +90,16 @@ class Ladder:
         kept = kept_energy(self.spectrum, power).tolist()
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
+
+    def restricted(self, allowed: Callable[[int], bool]) -> "Ladder":
+        """The same ladder with the ranks alone that are allowed; dense stays."""
+        kept = [i for i, rank in enumerate(self.ranks) if rank is None or allowed(rank)]
+        return replace(
+            self,
+            ranks=tuple(self.ranks[i] for i in kept),
+            costs=tuple(self.costs[i] for i in kept),
+            energies=tuple(self.energies[i] for i in kept),
+        )
 
     @property
     def added(self) -> int:

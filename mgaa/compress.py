@@ -21,12 +21,14 @@ from mgaa.checkpoint import apply_channels, apply_factors, twin_of
 from mgaa.errors import UsageError
 from mgaa.factors import factorize_linear, spectra
 from mgaa.fused import unfuse_
+from mgaa.latency import COMMAND, Latency, latency_of
 from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, ratios_of, rehearse
 from mgaa.linalg import Spectrum
 from mgaa.methods import available, method
 from mgaa.ranks import Rank, ladders_of
 from mgaa.report import Report, report
 from mgaa.sequential import CompressedBlock, compress_block, put_
+from mgaa.shelf import is_shelved
 from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines, stream_statistics
 
 Method = str | Mapping[str, Any]
@@ -45,6 +47,9 @@ LORAP: dict[str, Any] = {
 }
 """LoRAP (arXiv 2404.09695) as arguments of `compress_`: `compress_(model, tokens, compression=0.2, **LORAP)`."""
 
+
+LATENCY = ("objective", "profile", "tokens", "device")
+"""Options of every rule of level 2, beside `multiple`."""
 
 Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 """Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
@@ -71,8 +76,9 @@ def compress_(
             matrices by one linear for each (`mgaa.fused`).
         tokens: calibration token ids, (sequences, length), without padding.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
-        factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `multiple` is an option of
-            every rule, `band` of every map. `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
+        factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
+            `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
+            (`mgaa.latency.latency_of`). `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
         channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
             `mgaa.channels.Pruning`.
         inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before (`mgaa.sequential`).
@@ -90,12 +96,12 @@ def compress_(
     """
     if inputs not in ("dense", "compressed"):
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
-    methods, target = _methods(factors, ratios, ranks), _target(compression, ranks, channels)
+    methods, target = _methods(factors, ratios, ranks), _target(compression, ranks, channels, model)
     measuring = Measuring(groups, batch_size, expert_tokens)
     matrices = _checked(model, tokens, [target], measuring, methods, inputs)
     run = _sequentially if inputs == "compressed" else _at_once
     given, outcome, cosines = run(model, tokens, matrices, target, measuring, **methods)
-    return report(outcome, given, cosines, parameter_budget(matrices, compression))
+    return report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
 
 
 def sweep(
@@ -127,7 +133,7 @@ def sweep(
         UsageError, InputError, NumericalError: as `compress_`; all but the range of factors is found in the call itself.
     """
     methods = _methods(factors, ratios, ranks)
-    targets = [_target(compression, ranks, channels) for compression in compressions]
+    targets = [_target(compression, ranks, channels, model) for compression in compressions]
     measuring = Measuring(groups, batch_size, expert_tokens)
     matrices = _checked(model, tokens, targets, measuring, methods)
     if not targets:
@@ -138,7 +144,8 @@ def sweep(
         given, outcome = measured.allocate(target, methods["ratios"], methods["ranks"])
         twin = twin_of(model)
         measured.put_(twin, outcome)
-        return twin, report(outcome, given, measured.cosines, parameter_budget(matrices, target.compression))
+        budget = parameter_budget(matrices, target.compression)
+        return twin, report(outcome, given, measured.cosines, budget, target.latency)
 
     return map(compressed, targets)
 
@@ -206,7 +213,7 @@ def decomposed(
         del block, here  # while the next block is measured
     energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
     centred = any(spectrum.mean is not None for spectrum in found.values())
-    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple)
+    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
     return Decomposed(found, ladders, scores, cosines)
 
 
@@ -263,18 +270,20 @@ def _sequentially(
 def _methods(factors: Method, ratios: Method | None, ranks: Method) -> dict[str, Chosen]:
     """The methods of all stages, each with its options."""
     factorizer, factor_options, _ = _parsed("factors", factors)
-    level2, rank_options, _ = _parsed("ranks", ranks, shared="multiple")
-    level1, ratio_options, band = _parsed("ratios", _ratios(ratios, level2, rank_options), shared="band")
+    level2, rank_options, _ = _parsed("ranks", ranks, shared=("multiple", *LATENCY))
+    level1, ratio_options, shared = _parsed("ratios", _ratios(ratios, level2, rank_options), shared=("band",))
     return {
         "factors": (factorizer, factor_options),
-        "ratios": (level1, {**ratio_options, "band": band}),
+        "ratios": (level1, {**ratio_options, "band": shared.get("band")}),
         "ranks": (level2, rank_options),
     }
 
 
-def _target(compression: float, ranks: Method, channels: Method) -> Target:
-    multiple = _parsed("ranks", ranks, shared="multiple")[2]
-    return Target(compression, "auto" if multiple is None else multiple, _pruning(channels))
+def _target(compression: float, ranks: Method, channels: Method, model: PreTrainedModel) -> Target:
+    shared = _parsed("ranks", ranks, shared=("multiple", *LATENCY))[2]
+    multiple = shared.pop("multiple", None)
+    latency = _latency(shared, dtype=str(model.dtype).removeprefix("torch."))
+    return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency)
 
 
 def _checked(
@@ -286,6 +295,11 @@ def _checked(
     inputs: str = "dense",
 ) -> list[Matrix]:
     """The matrices of the model, after everything that can be refused before anything is measured."""
+    if is_shelved(model):
+        raise UsageError(
+            "the blocks of the model stay in their files, where nothing can be put into them: load it without stream, or compress it by "
+            "python -m flows.compress, which goes block by block"
+        )
     matrices = matrices_of(unfuse_(model))
     for target in targets:
         parameter_budget(matrices, target.compression)
@@ -309,6 +323,21 @@ def _pruning(given: Method) -> Pruning | None:
     return Pruning(**options)
 
 
+def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
+    """The objective among the options that all rules share, `None` for parameters."""
+    objective = given.get("objective", "parameters")
+    if objective not in ("parameters", "latency"):
+        raise UsageError(f"ranks.objective is {objective!r}, expected 'parameters' or 'latency'")
+    chosen = {name: value for name, value in given.items() if name != "objective"}
+    if objective == "latency" and chosen.get("profile") is None:
+        raise UsageError(f"ranks.profile is missing: ranks.objective=latency needs what `{COMMAND}` writes")
+    if objective == "latency":
+        return latency_of(dtype=dtype, **chosen)
+    if idle := sorted(chosen):
+        raise UsageError(f"ranks.{idle[0]} has no effect without ranks.objective=latency: leave it out")
+    return None
+
+
 def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
     """Level 1 as it is given, or its default; ranks that are read from a file leave no other ratios than those of the file."""
     if level2 != "file":
@@ -320,13 +349,13 @@ def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Me
     return {"method": "file", **options} if given is None else given
 
 
-def _parsed(section: str, given: Method, shared: str = "") -> tuple[str, dict[str, Any], Any]:
-    """Name, options, and the value of the option that all methods of the section share; checked before anything is computed."""
+def _parsed(section: str, given: Method, shared: Sequence[str] = ()) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name, options, and apart those that all methods of the section share; checked before anything is computed."""
     options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
     if "method" not in options:
         raise UsageError(
             f"{section} is {given!r}, expected a name or a mapping with the key 'method'; methods are {', '.join(available(section))}"
         )
-    name, value = options.pop("method"), options.pop(shared, None)
+    name, common = options.pop("method"), {key: options.pop(key) for key in shared if key in options}
     method(section, name, options)
-    return name, options, value
+    return name, options, common

@@ -15,6 +15,7 @@ import torch
 from mgaa.budget import Ladder, Matrix
 from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
+from mgaa.latency import Latency
 from mgaa.methods import method
 from mgaa.moments import Accumulator
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
@@ -33,11 +34,23 @@ class Target:
         compression: fraction of all linear parameters to remove.
         multiple: the step between ranks, or `auto`.
         pruning: how the FFNs are pruned; `None` where they are factorized like everything else.
+        latency: which ranks are faster than dense; `None` where fewer parameters are all that is asked for.
+
+    Raises:
+        UsageError: FFNs are pruned under a latency, whose profile has no times of narrower matrices.
     """
 
     compression: float
     multiple: int | str = "auto"
     pruning: Pruning | None = None
+    latency: Latency | None = None
+
+    def __post_init__(self) -> None:
+        if self.latency is not None and self.pruning is not None:
+            raise UsageError(
+                "channels.method prunes the FFNs, but under ranks.objective=latency nothing is known of the time of narrower matrices: set "
+                "channels.method=none, or ranks.objective=parameters"
+            )
 
     def parts(self, matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Channels]]:
         """The matrices that are factorized, and the FFNs that are pruned.
@@ -108,7 +121,7 @@ def rehearse(
 
     Raises:
         UsageError: as `allocate`, for options of the factorizer, and for a rule that needs the whole model where blocks go one by one.
-        InputError: a file that a method reads is missing or damaged, or an FFN cannot be pruned.
+        InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
     if ranks[0] == "file" and (pruned or inputs == "compressed"):
@@ -142,7 +155,8 @@ def _flat(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> tuple
         each: Scores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
         for each in channels
     }
-    return ladders_of(low, energies, centred=centred, multiple=target.multiple), scores
+    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
+    return ladders, scores
 
 
 def check_groups(factors: Chosen, groups: int, sequences: int) -> None:

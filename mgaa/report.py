@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mgaa import allocation
+from mgaa.latency import Latency, Seconds, total
 from mgaa.ranks import Rank
 
 
@@ -24,7 +25,7 @@ class MatrixReport:
     """Level 2 of one matrix: its rank (`None` is dense), kept share of energy, relative output error, and its width if it was pruned.
 
     `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`; of a
-    pruned matrix in the metric of `awsvd`.
+    pruned matrix in the metric of `awsvd`. `predicted_seconds` of a call are by a profile, under the objective latency.
     """
 
     name: str
@@ -34,6 +35,7 @@ class MatrixReport:
     energy: float
     error: float
     width: int | None = None
+    predicted_seconds: Seconds | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Report:
     Attributes:
         compression: fraction of linear parameters removed.
         budget_left: parameters of the budget that no further step could use.
+        latency: under that objective, what the profile was measured on, and the predicted seconds of all linears together.
     """
 
     compression: float
@@ -50,6 +53,7 @@ class Report:
     budget_left: int
     sublayers: list[SublayerReport]
     matrices: list[MatrixReport]
+    latency: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dictionaries, for JSON."""
@@ -67,6 +71,7 @@ class Report:
             "budget": self.linear_parameters + self.budget_left,
             "linear_parameters": self.linear_parameters,
             "slack": self.budget_left,
+            **({} if self.latency is None else {"latency": self.latency}),
             "sublayers": {each.pop("name"): each for each in sublayers},
             "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | _entry(x) for x in matrices},
         }
@@ -74,12 +79,21 @@ class Report:
 
 
 def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
-    """Without the width that only pruned matrices have."""
-    return {key: value for key, value in matrix.items() if key != "width" or value is not None}
+    """Without the width that only pruned matrices have, and the prediction that only a profile makes."""
+    return {
+        key: value for key, value in matrix.items() if key not in ("width", "predicted_seconds") or value is not None
+    }
 
 
-def report(ranks: list[Rank], ratios: Mapping[str, float], cosines: Mapping[str, float], budget: int) -> Report:
+def report(
+    ranks: list[Rank],
+    ratios: Mapping[str, float],
+    cosines: Mapping[str, float],
+    budget: int,
+    latency: Latency | None = None,
+) -> Report:
     """Collect ratios, ranks and energies; `ratios` and `cosines` by sublayer."""
+    predicted = {} if latency is None else {r.matrix.name: latency.seconds(r.matrix, r.rank) for r in ranks}
     dense: dict[str, int] = {}
     kept: dict[str, int] = {}
     for rank in ranks:
@@ -99,7 +113,9 @@ def report(ranks: list[Rank], ratios: Mapping[str, float], cosines: Mapping[str,
                 r.energy,
                 max(0.0, 1 - r.energy) ** 0.5,
                 r.width,
+                predicted.get(r.matrix.name),
             )
             for r in ranks
         ],
+        latency=None if latency is None else {**latency.facts, "predicted_seconds": total(list(predicted.values()))},
     )

@@ -86,7 +86,7 @@ def compress_block(
     multiple = rank_multiple(target.parts(matrices)[0], target.multiple)
     budget = allowance(matrices, ratios, target.compression, index) - spent
     rule, given = ranks
-    ladders = ladders_of(low, energies, centred=centred, multiple=multiple)
+    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=target.latency)
     outcome = allocate_within(rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **given)
     widths = {rank.matrix.sublayer: rank.width for rank in outcome if rank.width is not None}
     kept = [each.kept(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]

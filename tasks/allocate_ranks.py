@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.ladders import model_ladders
+from tasks.ladders import latency_of, model_ladders
 from tasks.records import RANKS, RATIOS, rank_table, table, write_table
 from tasks.step import step
 
@@ -24,13 +24,16 @@ def allocate_ranks(
     multiple: int | str,
     options: dict[str, Any],
     channels: dict[str, Any] | None,
+    latency: dict[str, Any] | None,
 ) -> None:
     """Rank (null is dense) or width, parameters and kept energy of every matrix, in the layout of `rank_table`."""
     from mgaa.budget import parameter_budget
     from mgaa.ranks import allocate_ranks as allocate
 
-    ladders, pruned = model_ladders(store, backbone, spectra, scores, multiple=multiple, channels=channels)
+    faster = latency_of(store, backbone, latency)
+    shared: dict[str, Any] = {"multiple": multiple, "channels": channels, "latency": faster}
+    ladders, pruned = model_ladders(store, backbone, spectra, scores, **shared)
     given = table(store, ratios, RATIOS)
     ranks = allocate(method, ladders, given, compression=compression, pruned=pruned, **options)
     budget = parameter_budget([rank.matrix for rank in ranks], compression)
-    write_table(out / RANKS, rank_table(ranks, budget=budget, channels=channels))
+    write_table(out / RANKS, rank_table(ranks, budget=budget, channels=channels, latency=faster))

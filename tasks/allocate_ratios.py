@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.ladders import pruning_of
+from tasks.ladders import latency_of, pruning_of
 from tasks.records import RATIOS, backbone_matrices, block_file, write_table
 from tasks.step import step
 
@@ -26,15 +26,17 @@ def allocate_ratios(
     multiple: int | str,
     centred: bool,
     channels: dict[str, Any] | None,
+    latency: dict[str, Any] | None,
 ) -> None:
     """A compression ratio for every sublayer, as `{sublayer: ratio}`.
 
     Args:
-        multiple, centred, channels: what bounds the ratios: the step between ranks, whether low rank adds biases, how FFNs are pruned.
+        multiple, centred, channels, latency: what bounds the ratios: the step between ranks, whether low rank adds biases, how FFNs are
+            pruned, by which profile ranks have to be faster.
     """
     from mgaa.levels import Target, ratios_of
 
-    target = Target(compression, multiple, pruning_of(channels))
+    target = Target(compression, multiple, pruning_of(channels), latency_of(store, backbone, latency))
     cosines, chosen = sublayer_cosines(store, backbone, statistics), (method, {**options, "band": band})
     ratios = ratios_of(backbone_matrices(store, backbone), cosines, target, chosen, centred=centred)
     write_table(out / RATIOS, ratios)

@@ -3,8 +3,9 @@
     factors: [svd, afm]                                          a method's name
     ratios:  [uniform, {method: softmax, temperature: 0.2}]      or a mapping with its options
 
-The name alone of the method that the section of the same name selects takes that section's options (and its `band` or `multiple`); the
-name of another method takes its defaults. A list that is null or missing has one entry, the section itself. What comes out has the
+The name alone of the method that the section of the same name selects takes that section's options (and its `band`); the
+name of another method takes its defaults. What is asked of all ranks (`multiple`, `objective` and what belongs to it) is that of the
+section wherever an entry says nothing else. A list that is null or missing has one entry, the section itself. What comes out has the
 form of these sections (tasks/options.py), so that one model checks both (tasks/sections.py).
 """
 
@@ -66,7 +67,7 @@ def method(section: str, given: Any, main: Mapping[str, Any], where: str) -> Any
             f"{where} is {given!r}: expected a method's name, or a mapping such as {{method: softmax, temperature: 0.2}}."
         )
     named = {"method": given} if isinstance(given, str) else given
-    shared = {"multiple": main["multiple"]} if "multiple" in main else {}
+    shared = {name: main[name] for name in SECTIONS["ranks"] - {"method"} if name in main} if section == "ranks" else {}
     try:
         return {**shared, **select(section, named, set(named))}
     except UsageError as error:

@@ -18,6 +18,7 @@ def collect_ranks(out: Path, store: Store, factors: Sequence[Artifact]) -> None:
             "budget": blocks[-1]["budget"],
             "linear_parameters": sum(block["linear_parameters"] for block in blocks),
             "channels": blocks[-1]["channels"],
+            **{name: blocks[-1][name] for name in ("latency",) if name in blocks[-1]},
             "matrices": {name: each for block in blocks for name, each in block["matrices"].items()},
         },
     )

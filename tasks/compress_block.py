@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.artifact import Artifact, Store
 from tasks.assemble import restore_
 from tasks.factorize import write_factors
-from tasks.ladders import pruning_of
+from tasks.ladders import latency_of, pruning_of
 from tasks.load_backbone import backbone_model
 from tasks.records import (
     RANKS,
@@ -61,6 +61,7 @@ def compress_block(
     compression: float,
     multiple: int | str,
     channels: dict[str, Any] | None,
+    latency: dict[str, Any] | None,
     measuring: dict[str, Any],
     device: str,
 ) -> None:
@@ -78,7 +79,8 @@ def compress_block(
     from mgaa.sequential import compress_block as compress
     from mgaa.shelf import resident
 
-    target = Target(compression, multiple, pruning_of(channels))
+    faster = latency_of(store, backbone, latency)
+    target = Target(compression, multiple, pruning_of(channels), faster)
     matrices, given = backbone_matrices(store, backbone), table(store, ratios, RATIOS)
     chosen = (method, options), (rank_method, rank_options)
     spent = sum(table(store, each, RANKS)["linear_parameters"] for each in before)
@@ -100,7 +102,7 @@ def compress_block(
     if found.scores:
         save_scores(found.scores, out / score_file(block))
     budget = allowance(matrices, given, compression, block)
-    write_table(out / RANKS, rank_table(found.ranks, budget=budget, channels=channels))
+    write_table(out / RANKS, rank_table(found.ranks, budget=budget, channels=channels, latency=faster))
 
 
 @dataclass

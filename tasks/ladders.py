@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.records import backbone_matrices, block_file
+from tasks.records import backbone_matrices, backbone_record, block_file
 
 
 def pruning_of(channels: Mapping[str, Any] | None) -> Any:
@@ -12,6 +12,18 @@ def pruning_of(channels: Mapping[str, Any] | None) -> Any:
     from mgaa.channels import Pruning
 
     return None if channels is None else Pruning(**channels)
+
+
+def latency_of(store: Store, backbone: Artifact, latency: Mapping[str, Any] | None) -> Any:
+    """The objective latency (`mgaa.latency`), from the plain parameter of a step; `None` where parameters are the objective.
+
+    Raises:
+        InputError: the profile is missing or damaged.
+        UsageError: it is of another dtype or device, or of other numbers of tokens.
+    """
+    from mgaa import latency as library
+
+    return None if latency is None else library.latency_of(dtype=backbone_record(store, backbone)["dtype"], **latency)
 
 
 def model_ladders(
@@ -22,11 +34,13 @@ def model_ladders(
     *,
     multiple: int | str,
     channels: Mapping[str, Any] | None,
+    latency: Any = None,
 ) -> tuple[list[Any], dict[Any, Any]]:
     """The ladder of every matrix that is factorized, in model order, and the scores of every FFN that is pruned.
 
     Args:
         spectra, scores: of all blocks; no scores where `channels` is null.
+        latency: what `latency_of` gives.
     """
     from mgaa.channels import load_scores, prunable
     from mgaa.factors import load_energies
@@ -42,5 +56,6 @@ def model_ladders(
     low = [matrix for matrix in matrices if matrix.sublayer not in {each.sublayer for each in pruned}]
     blocks = [load_energies(store.folder(artifact) / block_file(block)) for block, artifact in enumerate(spectra)]
     energies = {matrix.name: blocks[matrix.block][0][matrix.local] for matrix in low}
-    ladders = ladders_of(low, energies, centred=any(centred for _, centred in blocks), multiple=multiple)
+    centred = any(centred for _, centred in blocks)
+    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=latency)
     return ladders, {each: found[each.sublayer] for each in pruned}

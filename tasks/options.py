@@ -21,7 +21,11 @@ from tasks.code import ROOT, methods
 from tasks.explain import expectation, suggest
 from tasks.stage import File
 
-SECTIONS = {"factors": {"method"}, "ratios": {"method", "compression", "band"}, "ranks": {"method", "multiple"}}
+SECTIONS = {
+    "factors": {"method"},
+    "ratios": {"method", "compression", "band"},
+    "ranks": {"method", "multiple", "objective", "profile", "tokens", "device"},
+}
 """The sections that select a method, with the keys that belong to every method."""
 TYPES = {
     "Path": str,

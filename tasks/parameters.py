@@ -22,6 +22,7 @@ from tasks.sections import (
     Data,
     Evaluation,
     Factors,
+    Profile,
     Ranks,
     Ratios,
     Recovery,
@@ -59,6 +60,7 @@ class Parameters(Section):
     sweep: Sweep
     study: Study
     sensitivity: Sensitivity
+    profile: Profile
     store: StoreSection
     tracking: Tracking
     _folder: Path = PrivateAttr(default_factory=Path.cwd)

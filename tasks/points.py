@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact
+from tasks.options import SECTIONS
 from tasks.recipes import EVEN, Recipe
 from tasks.sections import Factors, Map, Method, Ranks, Source, Sweep
 
@@ -36,7 +37,7 @@ class Point:
         """The plain arguments of its steps."""
         ratios = {"method": self.ratios.method, "options": self.ratios.options, "band": self.ratios.band}
         ranks = {"method": self.ranks.method, "options": self.ranks.options}
-        return Recipe(self.compression, self.ranks.multiple, ratios, ranks)
+        return Recipe(self.compression, self.ranks.multiple, ratios, ranks, latency=self.ranks.latency)
 
     @property
     def even(self) -> bool:
@@ -135,6 +136,7 @@ def place(backbone: Source) -> str:
 
 def options(method: Method) -> str:
     """The options of a method as text, those of all methods of its section among them where they are set."""
-    shared = {name: getattr(method, name, None) for name in ("band", "multiple")}
-    given = {**method.options, **{name: value for name, value in shared.items() if value not in (None, "auto")}}
+    shared = {name: getattr(method, name, None) for name in ("band", *sorted(SECTIONS["ranks"] - {"method"}))}
+    defaults = (None, "auto", "parameters")
+    given = {**method.options, **{name: value for name, value in shared.items() if value not in defaults}}
     return " ".join(f"{name}={value}" for name, value in given.items())

@@ -4,7 +4,7 @@ A recipe is plain values, the arguments of the steps; models of a run differ in 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -27,6 +27,7 @@ class Recipe:
         ranks: level 2: `method`, `options`.
         channels: how FFNs are pruned; null where they are factorized.
         search: the method of the search that finds the ranks in the place of both levels; null where they do.
+        latency: the profile by which ranks are faster than dense, and at how many tokens; null where parameters are the objective.
     """
 
     compression: float
@@ -35,6 +36,7 @@ class Recipe:
     ranks: Mapping[str, Any]
     channels: Mapping[str, Any] | None = None
     search: str | None = None
+    latency: Mapping[str, Any] | None = None
 
     def level1(self, *, centred: bool) -> dict[str, Any]:
         """Arguments of `allocate_ratios`; `centred` says whether the factorizer adds biases."""
@@ -52,14 +54,15 @@ class Recipe:
 
     @property
     def _shared(self) -> dict[str, Any]:
-        return {"compression": self.compression, "multiple": self.multiple, "channels": self.channels}
+        names = ("compression", "multiple", "channels", "latency")
+        return {name: getattr(self, name) for name in names}
 
 
 def both_levels(p: Parameters) -> Recipe:
     """The recipe of `ratios` and `ranks` alone, without pruning or search."""
     ratios = {"method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
     ranks = {"method": p.ranks.method, "options": p.ranks.options}
-    return Recipe(p.ratios.compression, p.ranks.multiple, ratios, ranks)
+    return Recipe(p.ratios.compression, p.ranks.multiple, ratios, ranks, latency=p.ranks.latency)
 
 
 def recipes(p: Parameters) -> dict[str, Recipe]:
@@ -70,21 +73,21 @@ def recipes(p: Parameters) -> dict[str, Recipe]:
     """
     both, searching = both_levels(p), None if p.search.method == "none" else p.search.method
     even: dict[str, Any] = {"method": EVEN, "options": {}}
-    target = both.compression, both.multiple
     known = {
-        "uniform": Recipe(*target, {**even, "band": None}, even),
-        "level1": Recipe(*target, both.ratios, even),
-        "level2": Recipe(*target, {**even, "band": None}, both.ranks),
+        "uniform": replace(both, ratios={**even, "band": None}, ranks=even),
+        "level1": replace(both, ranks=even),
+        "level2": replace(both, ratios={**even, "band": None}),
         "mgaa": both,
-        "random": Recipe(*target, both.ratios, both.ranks, search=RANDOM),
+        "random": replace(both, search=RANDOM),
     }
     if p.ranks.method == "file":  # whatever the ratios, the ranks are those of the file
         known["level2"] = both
     check_search(p)
+    check_recovery(p)
     if p.method in p.evaluation.baselines:
         raise UsageError(f"evaluation.baselines has {p.method}, which is the run's method itself: leave it out")
     found: dict[str, Recipe] = {name: known[name] for name in p.evaluation.baselines}
-    found[p.method] = Recipe(*target, both.ratios, both.ranks, p.channels.pruning, searching)
+    found[p.method] = replace(both, channels=p.channels.pruning, search=searching)
     for (name, recipe), (other, same) in combinations(found.items(), 2):
         if recipe == same and (name, other) != (EVEN, p.method):
             raise UsageError(
@@ -105,6 +108,7 @@ def check_search(p: Parameters) -> None:
                 f"evaluation.baselines has {idle[0]}, but search.method is none: leave it out, or take method=bolaco"
             )
         return
+    check_objective(p, f"a search (search.method={p.search.method}) looks at parameters alone")
     for key, value, remedy in (
         ("statistics.inputs", p.statistics.inputs, "dense"),
         ("channels.method", p.channels.method, "none"),
@@ -127,4 +131,27 @@ def check_search(p: Parameters) -> None:
         raise UsageError(
             f"ranks.method is 'file', but search.method={p.search.method} finds the ranks itself: set search.method=none to "
             "use those of the file, or take another ranks.method"
+        )
+
+
+def check_objective(p: Parameters, why: str) -> None:
+    """Refuse the objective latency where it would have no effect.
+
+    Raises:
+        UsageError: as said, for the reason given.
+    """
+    if p.ranks.objective != "parameters":
+        raise UsageError(f"ranks.objective is {p.ranks.objective!r}, but {why}: set ranks.objective=parameters")
+
+
+def check_recovery(p: Parameters) -> None:
+    """Refuse a recovery that raises ranks which were chosen for being faster than dense.
+
+    Raises:
+        UsageError: as said.
+    """
+    if p.ranks.objective == "latency" and p.recovery.method == "lora" and p.recovery.tune == "product":
+        raise UsageError(
+            "recovery.tune is 'product', which raises every rank by that of LoRA, but ranks.objective=latency has chosen ranks that are "
+            "faster than dense: set recovery.tune=factors, or ranks.objective=parameters"
         )

@@ -53,15 +53,23 @@ def table(store: Store, artifact: Artifact, name: str) -> dict[str, Any]:
     return content
 
 
-def rank_table(ranks: Sequence[Any], *, budget: int, channels: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The outcomes for matrices (`mgaa.ranks.Rank`) as JSON: `{budget, linear_parameters, channels, matrices: {name: {...}}}`."""
+def rank_table(
+    ranks: Sequence[Any], *, budget: int, channels: Mapping[str, Any] | None, latency: Any = None
+) -> dict[str, Any]:
+    """The outcomes for matrices (`mgaa.ranks.Rank`) as JSON: `{budget, linear_parameters, channels, matrices: {name: {...}}}`.
+
+    Args:
+        latency: that objective (`mgaa.latency.Latency`), which adds what its profile was measured on, and each matrix's predicted seconds.
+    """
     return {
         "budget": budget,
         "linear_parameters": sum(rank.parameters for rank in ranks),
         "channels": channels,
+        **({} if latency is None else {"latency": latency.facts}),
         "matrices": {
             rank.matrix.name: {"rank": rank.rank, "parameters": rank.parameters, "energy": rank.energy}
             | ({} if rank.width is None else {"width": rank.width})
+            | ({} if latency is None else {"predicted_seconds": latency.seconds(rank.matrix, rank.rank)})
             for rank in ranks
         },
     }

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.ladders import pruning_of
+from tasks.ladders import latency_of, pruning_of
 from tasks.recipes import Recipe
 from tasks.records import backbone_matrices, token_windows
 
@@ -29,16 +29,16 @@ def rehearse(
 
     Raises:
         UsageError: an option is out of range, the compression out of reach, or a file for another model.
-        InputError: a file that a method reads is missing or damaged, or an FFN cannot be pruned.
+        InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
     from mgaa import levels
 
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
-        ratios, ranks = recipe.ratios, recipe.ranks
+        ratios, ranks, latency = recipe.ratios, recipe.ranks, latency_of(store, backbone, recipe.latency)
         levels.rehearse(
             matrices,
-            levels.Target(recipe.compression, recipe.multiple, pruning_of(recipe.channels)),
+            levels.Target(recipe.compression, recipe.multiple, pruning_of(recipe.channels), latency),
             factors=factors,
             ratios=(ratios["method"], {**ratios["options"], "band": ratios["band"]}),
             ranks=(ranks["method"], ranks["options"]),

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tasks.stage import File
+
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Compression = Annotated[float, Field(gt=0, lt=1)]
@@ -162,6 +164,36 @@ class Ranks(Method):
     """Level 2: how the ranks are chosen inside a sublayer."""
 
     multiple: Literal["auto"] | Positive = Field(default="auto", description="ranks are multiples of this number")
+    objective: Literal["parameters", "latency"] = Field(
+        default="parameters",
+        description="parameters: a rank has fewer than the dense matrix; latency: it is also faster, by a profile of the device",
+    )
+    profile: str | None = Field(
+        default=None, description="of latency: the file that flows.profile_device has written on the target device"
+    )
+    tokens: Positive | None = Field(
+        default=None,
+        description="of latency: tokens per call, at which ranks have to be faster; null: at each number of the profile",
+    )
+    device: str | None = Field(
+        default=None, description="of latency: kind (cpu, cuda) or name that the profile's device must have; null: any"
+    )
+
+    @model_validator(mode="after")
+    def _profiled(self) -> Self:
+        if self.objective == "latency" and self.profile is None:
+            raise ValueError(
+                "expected a profile with objective latency, got none: measure the device by `python -m flows.profile_device`, and give "
+                "ranks.profile=results/latency.json"
+            )
+        return self
+
+    @property
+    def latency(self) -> dict[str, Any] | None:
+        """What steps are told of the objective latency; null where parameters are the objective."""
+        if self.objective == "parameters" or self.profile is None:
+            return None
+        return {"profile": File(self.profile), "tokens": self.tokens, "device": self.device}
 
 
 class Channels(Section):
@@ -325,6 +357,18 @@ class Sweep(Lists):
     split: Literal["evaluation", "validation"] = Field(
         default="evaluation", description="texts to measure on; validation where the numbers serve to choose"
     )
+
+
+class Profile(Lists):
+    """How a device is measured (flows.profile_device)."""
+
+    tokens: list[Positive] = Field(min_length=1, description="tokens per call: 1 is decoding, hundreds are a prompt")
+    repetitions: Annotated[int, Field(ge=2)] = Field(default=20, description="behind every median")
+    ranks: Annotated[int, Field(ge=2)] = Field(
+        default=8, description="ranks that are timed per shape, up to break-even"
+    )
+    threads: Positive | None = Field(default=None, description="of the CPU; null: those of torch")
+    output: str = Field(default="results/latency.json", description="the file, below the folder of params.yaml")
 
 
 class StoreSection(Section):

@@ -26,7 +26,9 @@ def allocation(
     Returns:
         `{compression, budget, linear_parameters, slack, sublayers: {cosine, branch_cosine, ratio, reached}, matrices: {block,
         sublayer, matrix, m, n, rank, parameters, energy, error}}`; `ratio` is what level 1 asked for, `reached` what the ranks
-        gave, a `rank` of null is a matrix that stays dense; one of a pruned FFN has a `width`.
+        gave, a `rank` of null is a matrix that stays dense; one of a pruned FFN has a `width`. Under the objective latency `latency`
+        says what its profile was measured on, and `predicted_seconds`, there and of every matrix, what a call takes by it at each
+        number of tokens, dense and compressed.
     """
     outcome = table(store, ranks, RANKS)
     matrices = {
@@ -47,9 +49,20 @@ def allocation(
         "budget": outcome["budget"],
         "linear_parameters": outcome["linear_parameters"],
         "slack": outcome["budget"] - outcome["linear_parameters"],
+        **_latency(outcome),
         "sublayers": _sublayers(store, statistics, table(store, ratios, RATIOS), list(matrices.values())),
         "matrices": matrices,
     }
+
+
+def _latency(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """What is predicted of all linears together, where anything is."""
+    from mgaa.latency import total
+
+    if "latency" not in outcome:
+        return {}
+    predicted = [matrix["predicted_seconds"] for matrix in outcome["matrices"].values()]
+    return {"latency": {**outcome["latency"], "predicted_seconds": total(predicted)}}
 
 
 def _sublayers(

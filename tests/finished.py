@@ -109,7 +109,7 @@ def run(p: Parameters, store: Store) -> Results:
         )
 
     def compressed(level1: dict[str, Any], level2: dict[str, Any]) -> Compressed:
-        target: dict[str, Any] = {"compression": 0.3, "multiple": "auto", "channels": None}
+        target: dict[str, Any] = {"compression": 0.3, "multiple": "auto", "channels": None, "latency": None}
         ratios = allocate_ratios.fn(store, backbone, statistics, **level1, **target, centred=True)
         ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **level2, **target)
         factors = [

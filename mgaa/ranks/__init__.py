@@ -21,6 +21,7 @@ from torch import Tensor
 from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill
 from mgaa.channels import Channels, Scores
 from mgaa.errors import UsageError
+from mgaa.latency import Latency
 from mgaa.methods import check, constant, method
 
 T = TypeVar("T")
@@ -49,11 +50,19 @@ def ladders_of(
     *,
     centred: bool,
     multiple: int | str = "auto",
+    latency: Latency | None = None,
 ) -> list[Ladder]:
-    """The ladder of every matrix; `energies` by matrix name, `centred` if the factors add biases.
+    """The ladder of every matrix.
+
+    Args:
+        energies: by matrix name.
+        centred: whether the factors add biases.
+        multiple: the step between ranks.
+        latency: leaves out what is not faster than dense; `None`: whatever has fewer parameters is a rung.
 
     Raises:
-        UsageError: the step between ranks leaves a matrix without any low rank.
+        UsageError: the step between ranks leaves a matrix without any low rank, or the profile is of other steps or without biases.
+        InputError: the profile has no times of a matrix.
     """
     step = rank_multiple(matrices, multiple)
     ladders = [Ladder.of(matrix, energies[matrix.name], multiple=step, centred=centred) for matrix in matrices]
@@ -64,7 +73,7 @@ def ladders_of(
                 f"ranks.multiple is {step}, but {ladder.matrix.name} ({ladder.matrix.m} x {ladder.matrix.n}) "
                 f"breaks even above rank {largest}: set ranks.multiple to at most {largest}"
             )
-    return ladders
+    return ladders if latency is None else latency.shortened(ladders, step=step, centred=centred)
 
 
 Pruned = Mapping[Channels, Scores]

@@ -73,6 +73,6 @@ def _rung(ladder: Ladder, matrices: Mapping[str, Saved], path: str | Path) -> in
         legal = f"a multiple of {low[0]} from {low[0]} to {low[-1]}, or null (dense)" if low else "null (dense)"
         raise UsageError(
             f"rank {saved.rank} of {matrix.name} in {path} is not on its ladder: expected {legal}; a larger one costs as much as the "
-            "dense matrix, other steps need another ranks.multiple"
+            "dense matrix, other steps need another ranks.multiple, and under ranks.objective=latency some may be slower than dense"
         )
     return ladder.ranks.index(saved.rank)

@@ -9,6 +9,7 @@ from tasks.parameters import load
 from tests.processes import ROOT
 
 FILE = ROOT / "params.yaml"
+PARAMETERS = {"objective": "parameters", "profile": None, "tokens": None, "device": None}
 
 
 def dumped(override: str, *more: str) -> list[object]:
@@ -28,7 +29,9 @@ def test_the_name_of_the_selected_method_takes_its_options() -> None:
     assert dumped("sweep.ratios=[softmax]", *selected) == [
         {"method": "softmax", "options": {"temperature": 0.3}, "band": 0.05}
     ]
-    assert dumped("sweep.ranks=[energy]", *selected) == [{"method": "energy", "options": {"power": 1.0}, "multiple": 2}]
+    assert dumped("sweep.ranks=[energy]", *selected) == [
+        {"method": "energy", "options": {"power": 1.0}, "multiple": 2, **PARAMETERS}
+    ]
 
 
 def test_the_name_of_another_method_takes_its_defaults_and_the_common_multiple() -> None:
@@ -36,7 +39,9 @@ def test_the_name_of_another_method_takes_its_defaults_and_the_common_multiple()
     assert dumped("sweep.ratios=[softmax]", *others) == [
         {"method": "softmax", "options": {"temperature": 0.1}, "band": None}
     ]
-    assert dumped("sweep.ranks=[energy]", *others) == [{"method": "energy", "options": {"power": 1.0}, "multiple": 2}]
+    assert dumped("sweep.ranks=[energy]", *others) == [
+        {"method": "energy", "options": {"power": 1.0}, "multiple": 2, **PARAMETERS}
+    ]
 
 
 def test_a_mapping_sets_options() -> None:
@@ -45,8 +50,17 @@ def test_a_mapping_sets_options() -> None:
         {"method": "uniform", "options": {}, "band": None},
     ]
     assert dumped("sweep.ranks=[{method: energy, power: 0.5, multiple: 8}]") == [
-        {"method": "energy", "options": {"power": 0.5}, "multiple": 8}
+        {"method": "energy", "options": {"power": 0.5}, "multiple": 8, **PARAMETERS}
     ]
+
+
+def test_what_is_asked_of_all_ranks_holds_for_every_entry_that_says_nothing_else() -> None:
+    latency = {"objective": "latency", "profile": "latency.json", "tokens": 1, "device": "cpu"}
+    asked = [f"ranks.{name}={value}" for name, value in latency.items()]
+    entries = "sweep.ranks=[energy,uniform,{method: energy, objective: parameters}]"
+    selected, other, plain = (each.latency for each in load(FILE, [entries, *asked]).sweep.ranks)
+    assert selected == other == {"profile": "latency.json", "tokens": 1, "device": "cpu"}
+    assert plain is None
 
 
 @pytest.mark.parametrize("given", ["sweep=null", "sweep={}"])

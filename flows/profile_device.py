@@ -1,0 +1,59 @@
+"""How fast the linears of a model are on this device, dense and at low ranks: what `ranks.objective=latency` allocates by.
+
+    python -m flows.profile_device [section.key=value ...]
+
+Times every distinct shape of `backbone.source` on `backbone.device` in its dtype, with random weights (those of the model are not loaded),
+and writes `results/latency.json` (`profile.output`). Run it on the device that the compressed model is meant for, with nothing beside it,
+and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. No step: time is not cached.
+"""
+
+import sys
+
+from flows.evaluate import device
+from tasks.parameters import Parameters
+
+
+def profile_device(parameters: Parameters) -> None:
+    """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
+    from mgaa.profiling import measure
+    from mgaa.skeleton import skeleton
+    from tasks.rehearse import adds_biases
+
+    p = parameters
+    matrices, dtype = skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype)
+    profile = measure(
+        matrices,
+        dtype=dtype,
+        device=device(p),
+        tokens=p.profile.tokens,
+        repetitions=p.profile.repetitions,
+        ranks=p.profile.ranks,
+        multiple=p.ranks.multiple,
+        centred=adds_biases((p.factors.method, p.factors.options)),
+        threads=p.profile.threads,
+    )
+    profile.save(p.folder / p.profile.output)
+
+
+def show(parameters: Parameters) -> None:
+    """Print for every shape what dense takes, the largest measured rank that is faster, and break-even in parameters."""
+    from mgaa.latency import load
+
+    path = parameters.folder / parameters.profile.output
+    found = load(path)
+    print(f"{found.name} ({found.device}), {found.dtype}, {found.threads} threads")
+    for (m, n, bias), curves in found.curves.items():
+        for tokens, curve in curves.items():
+            faster = [rank for rank, timing in curve.low_rank.items() if timing.seconds < curve.dense.seconds]
+            until = f"rank {max(faster)}" if faster else "no rank"
+            print(
+                f"{m} x {n}{' with bias' if bias else ''}, {tokens} tokens: dense {1e6 * curve.dense.seconds:.1f} us, faster at {until} of "
+                f"those measured; as many parameters at rank {m * n / (m + n):.0f}"
+            )
+    print(f"The profile is in {path}")
+
+
+if __name__ == "__main__":
+    from flows.cli import main
+
+    sys.exit(main(profile_device, show=show))
