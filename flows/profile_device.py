@@ -15,12 +15,14 @@ from tasks.parameters import Parameters
 
 def profile_device(parameters: Parameters) -> None:
     """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
+    from mgaa.architectures import matrices_of
     from mgaa.profiling import measure
     from mgaa.skeleton import skeleton
     from tasks.rehearse import adds_biases
 
     p = parameters
-    matrices, dtype = skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype)
+    model = skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype)
+    matrices, dtype = matrices_of(model), model.dtype
     profile = measure(
         matrices,
         dtype=dtype,

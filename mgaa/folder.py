@@ -70,7 +70,7 @@ def backbone_files(source: str | Path, revision: str | None = None) -> list[Path
 
 def examine(folder: Path) -> None:
     """Raise InputError, with the remedy, at the first thing that forbids to load a folder."""
-    _examine_config(folder)
+    examine_config(folder)
     _examine_tokenizer(folder)
     for path in weight_files(folder):
         _examine_header(path)
@@ -86,12 +86,14 @@ def stored_dtype(folder: Path) -> torch.dtype:
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)
-                if (dtype := tensors.get_tensor(name).dtype).is_floating_point:
+                dtype: torch.dtype = tensors.get_tensor(name).dtype
+                if dtype.is_floating_point:
                     return dtype
     return torch.float32
 
 
-def _examine_config(folder: Path) -> None:
+def examine_config(folder: Path) -> None:
+    """Raise InputError, with the remedy, for a config that is missing, damaged, quantised, or asks for code of its own."""
     config = _json(folder, CONFIG)
     if not isinstance(config.get("model_type"), str):
         raise InputError(f"{folder / CONFIG} has no model_type: it is not the config of a transformers model")
@@ -195,7 +197,7 @@ def _may_be_hub_id(source: str | Path) -> bool:
 def _fetch(name: str, revision: str) -> Path:
     """Small files first, so that a model that will be refused costs no gigabytes."""
     folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES])
-    _examine_config(folder)
+    examine_config(folder)
     _examine_tokenizer(folder)
     return _snapshot(name, revision, list(_wanted(folder)))
 

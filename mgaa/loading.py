@@ -21,7 +21,7 @@ from transformers import (
 from transformers.utils import logging
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.folder import CONFIG, examine, locate, stored_dtype, weight_files
+from mgaa.folder import CONFIG, examine, locate, weight_files
 from mgaa.lowrank import non_finite
 from mgaa.shelf import aligned, shelve_
 
@@ -84,23 +84,6 @@ def config_and_tokenizer(
     folder = locate(source, revision)
     examine(folder)
     return _config(folder), _tokenizer(folder)
-
-
-def config_and_dtype(
-    source: str | Path, revision: str | None = None, dtype: str = "auto"
-) -> tuple[PreTrainedConfig, torch.dtype]:
-    """The config of a model, and the dtype that `load` gives its weights; nothing but the config is read where it says the dtype.
-
-    Raises:
-        InputError: they are missing or damaged (folder.py).
-    """
-    folder = locate(source, revision)
-    config = _config(folder)
-    if dtype != "auto":
-        return config, getattr(torch, dtype)
-    if isinstance(config.dtype, torch.dtype):
-        return config, config.dtype
-    return config, stored_dtype(folder)
 
 
 def _device(name: str) -> torch.device:

@@ -5,20 +5,19 @@ weights. Each stage is the sum of the tensors that its code holds at the worst m
 is named beside it. Pages of files that the system keeps and can drop (the page cache) do not count. Time is arithmetic over the rates
 of this machine (`mgaa.hardware`), plus bytes over the rate of its disk: an estimate, good for telling minutes from hours.
 
-Legend: m outputs, n inputs, p = min(m, n), k basis vectors, d width of the side measured, t tokens of a sequence, s tokens of a micro-batch.
+Legend: m outputs, n inputs, p = min(m, n), k basis vectors, d width of the side measured.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import log2
+from typing import Any
 
-import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.budget import Matrix
-from mgaa.fused import unfuse_
 from mgaa.hardware import Rates
 from mgaa.hidden import Place
 from mgaa.moments import PANELS, Share
@@ -142,19 +141,17 @@ class Stage:
 
     def seconds(self, rates: Rates) -> float:
         """On a machine of these rates."""
-        arithmetic = sum(count / getattr(rates, kind) for kind, count in self.operations.items())
+        arithmetic: float = sum(count / getattr(rates, kind) for kind, count in self.operations.items())
         return arithmetic + self.read / rates.read + (self.disk + self.scratch) / rates.write
 
 
-def layout_of(config: PreTrainedConfig, dtype: torch.dtype) -> Layout:
-    """The shapes of a model of this config, without its weights.
+def layout_of(model: PreTrainedModel) -> Layout:
+    """The shapes of a model that was taken apart, or of its skeleton (`mgaa.skeleton`).
 
     Raises:
         InputError: the architecture has no entry, or a block has a linear that the entry does not name.
     """
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    matrices = matrices_of(unfuse_(model))
+    matrices = matrices_of(model)
     blocks = decoder_blocks(model)
     inside = {id(tensor) for tensor in (*blocks.parameters(), *blocks.buffers())}
     rest = {id(tensor): tensor.nbytes for tensor in (*model.parameters(), *model.buffers()) if id(tensor) not in inside}
@@ -163,9 +160,9 @@ def layout_of(config: PreTrainedConfig, dtype: torch.dtype) -> Layout:
         blocks=tuple(_block(model, index, [m for m in matrices if m.block == index]) for index in range(len(blocks))),
         rest=sum(rest.values()),
         head=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
-        hidden=config.hidden_size,
+        hidden=model.config.hidden_size,
         vocabulary=model.get_input_embeddings().num_embeddings,
-        itemsize=dtype.itemsize,
+        itemsize=model.dtype.itemsize,
     )
 
 
@@ -183,7 +180,8 @@ def _block(model: PreTrainedModel, index: int, matrices: Sequence[Matrix]) -> Bl
 def _moments(model: PreTrainedModel, block: nn.Module) -> Iterator[Moment]:
     for sublayer in architecture_of(model.config.model_type).sublayers:
         for group in sublayer.groups(block):
-            shapes = [tuple(block.get_submodule(name).weight.shape) for name in group.linears]  # type: ignore[union-attr, operator]
+            weights: list[Tensor] = [block.get_submodule(name).weight for name in group.linears]  # type: ignore[misc]
+            shapes = [tuple(weight.shape) for weight in weights]
             if is_narrow(shapes):
                 yield from (Moment(m, n, m) for m, n in shapes)
             else:
@@ -453,7 +451,7 @@ def short_of(found: Peaks, room: Room, settings: Settings) -> list[str]:
 def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]:
     """Settings that take less, the gentlest first, each with those before it: what to set, and the settings it makes."""
     changed: dict[str, object] = {}
-    for name, key, value in (
+    steps: list[tuple[str, str, Any]] = [
         ("stream", "backbone.stream", True),
         ("hidden", "backbone.hidden", "host" if settings.accelerator else "disk"),
         ("hidden", "backbone.hidden", "disk"),
@@ -465,7 +463,8 @@ def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]
             "evaluation.batch_size",
             tuple((tokens, length, 1) for tokens, length, _ in settings.evaluation),
         ),
-    ):
+    ]
+    for name, key, value in steps:
         if getattr(settings, name) != value:
             settings = replace(settings, **{name: value})
             changed[key] = {"stream": "always", "evaluation": 1}.get(name, value)

@@ -1,37 +1,36 @@
-"""A model without its weights: the shapes of its matrices from its config alone, in milliseconds and no memory at any size."""
+"""A model without its weights: the shapes of all its tensors from its config alone, in milliseconds and no memory at any size."""
 
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from mgaa.architectures import architecture_of, matrices_of
-from mgaa.budget import Matrix
+from mgaa.architectures import architecture_of
 from mgaa.errors import InputError, UsageError
-from mgaa.folder import CONFIG, examine, locate
+from mgaa.folder import CONFIG, examine_config, locate, stored_dtype
 from mgaa.fused import unfuse_
 from mgaa.loading import UNREADABLE
 
 
-def skeleton(
-    source: str | Path, *, revision: str | None = None, dtype: str = "auto"
-) -> tuple[list[Matrix], torch.dtype]:
-    """Every compressible matrix of a dense backbone, and the dtype in which it would be loaded.
+def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+    """A dense backbone on the meta device, taken apart into linears, in the dtype in which `load` would give it.
 
     Args:
-        source, revision, dtype: as in `mgaa.load`.
+        source, revision, dtype: as in `mgaa.load`; of a folder nothing but the config need be there, if that says the dtype.
 
     Raises:
-        UsageError: `dtype` is `auto`, and the config does not say in which the model is stored.
-        InputError: the checkpoint is missing, damaged, compressed already or of an unknown architecture.
+        UsageError: `dtype` is `auto`, and neither the config nor the files say in which the model is stored.
+        InputError: the config is missing, damaged, of a compressed model or of an unknown architecture.
     """
     folder = locate(source, revision)
-    examine(folder)
+    examine_config(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         architecture_of(config.model_type)
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, dtype=_dtype(folder, config.dtype, dtype), trust_remote_code=False
+            )
     except UNREADABLE as error:
         said = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -39,9 +38,18 @@ def skeleton(
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"{folder} is compressed already: give the dense backbone")
-    stored = getattr(torch, dtype) if dtype != "auto" else config.dtype
-    if stored is None:
+    return unfuse_(model)
+
+
+def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
+    if wanted != "auto":
+        given: torch.dtype = getattr(torch, wanted)
+        return given
+    if config is not None:
+        return config
+    try:
+        return stored_dtype(folder)
+    except InputError as error:
         raise UsageError(
             f"backbone.dtype is auto, but {folder / CONFIG} does not say in which dtype the weights are: set backbone.dtype"
-        )
-    return matrices_of(unfuse_(model)), stored
+        ) from error

@@ -47,11 +47,10 @@ def outlook(p: Parameters, where: Where, *, models: int) -> Outlook:
     import torch
 
     from mgaa import hardware
-    from mgaa.loading import config_and_dtype
     from mgaa.plan import Room, layout_of, peaks, plan
+    from mgaa.skeleton import skeleton
 
-    config, dtype = config_and_dtype(p.backbone.source, p.backbone.revision, p.backbone.dtype)
-    layout = layout_of(config, dtype)
+    layout = layout_of(skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype))
     settings = settings_of(p, where, layout, models=models)
     stages = plan(layout, settings)
     device = torch.device(where)

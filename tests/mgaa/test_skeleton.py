@@ -22,8 +22,10 @@ def test_the_matrices_are_those_of_the_model(
     tiny: Tiny, words: PreTrainedTokenizerFast, tmp_path: Path, family: str
 ) -> None:
     mgaa.save(tiny(family).to(torch.bfloat16), words, tmp_path)
-    assert skeleton(tmp_path) == (matrices_of(unfuse_(tiny(family))), torch.bfloat16)
-    assert skeleton(tmp_path, dtype="float16")[1] == torch.float16
+    found = skeleton(tmp_path)
+    assert (matrices_of(found), found.dtype) == (matrices_of(unfuse_(tiny(family))), torch.bfloat16)
+    assert all(tensor.is_meta for tensor in found.parameters())
+    assert skeleton(tmp_path, dtype="float16").dtype == torch.float16
 
 
 def test_a_compressed_model_and_one_of_unknown_dtype_are_refused(
@@ -34,8 +36,12 @@ def test_a_compressed_model_and_one_of_unknown_dtype_are_refused(
     config = tmp_path / "dense" / "config.json"
     content = json.loads(config.read_text())
     config.write_text(json.dumps({key: value for key, value in content.items() if key not in ("dtype", "torch_dtype")}))
+    assert skeleton(tmp_path / "dense").dtype == torch.float32  # as the files say
+    weights = tmp_path / "dense" / "model.safetensors"
+    weights.rename(tmp_path / "elsewhere")
     with pytest.raises(UsageError, match=r"backbone\.dtype is auto, .*set backbone\.dtype"):
         skeleton(tmp_path / "dense")
+    (tmp_path / "elsewhere").rename(weights)
     config.write_text(json.dumps(content | {"hidden_size": "wide"}))
     with pytest.raises(InputError, match="cannot build a model"):
         skeleton(tmp_path / "dense")
