@@ -12,6 +12,7 @@ statistics to factors is one step per block, behind the compressed blocks before
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
 from flows.searching import candidates_of, rehearsed, searched
 from flows.workers import runner
+from mgaa.errors import InputError
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
@@ -35,6 +37,7 @@ from tasks.evaluate import evaluate
 from tasks.factorize import factorize
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters
+from tasks.planning import outlook, refuse_what_cannot_fit
 from tasks.recipes import Recipe, recipes
 from tasks.recording import recording
 from tasks.records import backbone_record
@@ -98,7 +101,9 @@ def compress(parameters: Parameters) -> Results:
 
 
 def backbone_of(p: Parameters, store: Store) -> Artifact:
-    """The backbone of a run, looked at once."""
+    """The backbone of a run, looked at once; a run that cannot fit into memory or onto the disk ends before."""
+    with suppress(InputError):  # of a backbone that cannot be planned with, `load_backbone` says what is wrong
+        refuse_what_cannot_fit(outlook(p, device(p), models=len(recipes(p))))
     source, revision = p.backbone.source, p.backbone.revision
     given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
     found: Artifact = load_backbone(store, **given, files=identify(source, revision))

@@ -434,18 +434,22 @@ def peaks(stages: Sequence[Stage], settings: Settings, base: int) -> Peaks:
     return Peaks(on_device(first), on_host(second), disk, (first.name, second.name))
 
 
+ERROR = 0.15
+"""What a prediction may be too high by (docs/performance.md): so much more than there is does not refuse a run."""
+
+
 def short_of(found: Peaks, room: Room, settings: Settings) -> list[str]:
     """What does not fit, in words; empty where everything does."""
-    said = []
-    if settings.accelerator and found.device > room.device:
-        said.append(
-            f"{gigabytes(found.device)} on the device in '{found.stages[0]}', {gigabytes(room.device)} are free"
-        )
-    if found.host > room.host:
-        said.append(f"{gigabytes(found.host)} of memory in '{found.stages[1]}', {gigabytes(room.host)} are free")
-    if found.disk > room.disk:
-        said.append(f"{gigabytes(found.disk)} of disk, {gigabytes(room.disk)} are free")
-    return said
+    wanted = [
+        (found.device if settings.accelerator else 0, room.device, f"on the device in '{found.stages[0]}'"),
+        (found.host, room.host, f"of memory in '{found.stages[1]}'"),
+        (found.disk, room.disk, "of disk"),
+    ]
+    return [
+        f"{gigabytes(needed)} {what}, {gigabytes(free)} are free"
+        for needed, free, what in wanted
+        if (1 - ERROR) * needed > free
+    ]
 
 
 def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]:

@@ -1,6 +1,7 @@
 """The plan of a run: what it will take, compared with what is there, before anything is loaded (`mgaa.plan`)."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import ResourceError
@@ -57,7 +58,7 @@ def outlook(p: Parameters, where: Where, *, models: int) -> Outlook:
     room = Room(
         hardware.free_memory(device),
         hardware.free_memory(torch.device("cpu")) + resident_bytes(),
-        hardware.free_disk(p.store_path),
+        hardware.free_disk(p.store_path) + bytes_below(p.store_path),  # what the store holds may be what this run makes
     )
     return Outlook(layout, settings, stages, peaks(stages, settings, resident_bytes() + IMPORTS), room)
 
@@ -90,7 +91,7 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int) -
 
 
 def refuse_what_cannot_fit(found: Outlook) -> None:
-    """Stop before the work where memory or disk is missing, and name what would fit.
+    """Stop before the work where memory or disk is clearly missing (by more than the plan may err), and name what would fit.
 
     Raises:
         ResourceError: as said.
@@ -115,6 +116,11 @@ def remedy(found: Outlook) -> str:
     if not short_of(found.peaks, without_disk, found.settings):
         return "Put the store on a larger disk with store.path=<folder>, or make room."
     return "No setting makes it fit: take a machine with more memory, or a smaller model."
+
+
+def bytes_below(folder: Path) -> int:
+    """Of all files in a folder, which need not be there."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def resident_bytes() -> int:
