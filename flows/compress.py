@@ -21,7 +21,7 @@ from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
 from flows.searching import candidates_of, rehearsed, searched
-from flows.workers import runner
+from flows.workers import THREADS, opened
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
@@ -43,16 +43,14 @@ from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
-RUNNER = runner()
 
-
-@flow(name="compress", task_runner=RUNNER, validate_parameters=False)
+@flow(name="compress", task_runner=THREADS, validate_parameters=False)
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began = parameters, time.perf_counter()
-    store, where = Store(p.store_path, p.store.lock_timeout), device(parameters)
+    store, where = opened(p), device(parameters)
     factorizer = p.factors.method, p.factors.options
-    with tracked(p) as run, recording() as executions:
+    with tracked(p) as run, recording(store) as executions:
         wanted, plan = recipes(p), plan_of(p)
         backbone = backbone_of(p, store)
         rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)

@@ -25,6 +25,7 @@ from tasks.sections import (
     Ranks,
     Ratios,
     Recovery,
+    RunnerSection,
     Search,
     Section,
     Sensitivity,
@@ -59,6 +60,7 @@ class Parameters(Section):
     sweep: Sweep
     study: Study
     sensitivity: Sensitivity
+    runner: RunnerSection
     store: StoreSection
     tracking: Tracking
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
