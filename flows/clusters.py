@@ -6,6 +6,7 @@ for what is missing, before anything is computed. What a worker was computing wh
 the store whatever was finished.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,7 +20,8 @@ from prefect.task_runners import TaskRunner
 from mgaa.errors import ResourceError, UsageError
 from tasks.parameters import Parameters
 
-PATIENCE = "30s"
+PATIENCE, ANSWER = "30s", "10s"
+"""How long a cluster may be without a worker, and how long its scheduler may take to answer."""
 LOCAL = {None, "", "localhost", "127.0.0.1", "::1"}
 
 
@@ -88,19 +90,17 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
 
     with ExitStack() as until_then:
         if address is None:
-            threads = str(max(1, (os.cpu_count() or 1) // workers))
+            options = {"nthreads": 1, "memory_limit": 0}
             specification = {
-                index: {
-                    "cls": distributed.Nanny,
-                    "options": {"nthreads": 1, "memory_limit": 0, "env": {"OMP_NUM_THREADS": threads, **card(index)}},
-                }
+                index: {"cls": distributed.Nanny, "options": {**options, "env": environment(workers) | card(index)}}
                 for index in range(workers)
             }
             scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-            made = distributed.SpecCluster(specification, scheduler, silence_logs=50)
+            made = distributed.SpecCluster(specification, scheduler, silence_logs=False)
             address = until_then.enter_context(made).scheduler_address
+            until_then.callback(logging.getLogger("distributed").setLevel, logging.ERROR)  # what it says of closing is no news
         try:
-            client = until_then.enter_context(distributed.Client(address, timeout=10, set_as_default=False))
+            client = until_then.enter_context(distributed.Client(address, timeout=ANSWER, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
             raise ResourceError(
                 f"runner.address is {address!r}, where no scheduler of Dask answers ({error}): start `dask scheduler` there, or set "
@@ -120,6 +120,11 @@ def give_up(seconds: str, dask_scheduler: Any = None) -> None:
 
     if dask_scheduler.no_workers_timeout is None:
         dask_scheduler.no_workers_timeout = parse_timedelta(seconds)
+
+
+def environment(workers: int) -> dict[str, str]:
+    """Of each of so many workers of this machine: a share of the cores, and no progress bars."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def card(index: int) -> dict[str, str]:
@@ -144,9 +149,8 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     options: dict[str, Any] = {"logging_level": "ERROR"}
     cards = torch.cuda.device_count()
     if address is None:
-        threads = str(max(1, (os.cpu_count() or 1) // workers))
         options |= {"num_cpus": workers, "num_gpus": cards, "include_dashboard": False}
-        options |= {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": threads}}}
+        options |= {"runtime_env": {"env_vars": environment(workers)}}
     try:
         ray.init(address or "local", namespace="prefect", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
