@@ -1,6 +1,7 @@
 """Where steps run changes no digest; a worker that dies loses the block it was at, and all of them dying is one message."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,31 +12,45 @@ import pytest
 
 from flows import clusters
 from flows.sweep import sweep
-from tests.flows.laboratory import Laboratory, Outcome, striking
+from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tests.processes import ROOT
 
 Lab = tuple[Laboratory, Outcome]
+ALONE = "evaluation.baselines=[]"
 
 
 @contextmanager
-def dask_workers(count: int, *, restart: bool) -> Iterator[Any]:
-    """A client of a Dask cluster of worker processes; if told so, dead ones are started again."""
+def dask_workers(count: int) -> Iterator[Any]:
+    """A client of a Dask cluster of so many worker processes; dead ones are started again."""
     import distributed
 
-    options = {"nthreads": 1, "auto_restart": restart, "memory_limit": 0}
-    workers = {index: {"cls": distributed.Nanny, "options": options} for index in range(count)}
+    workers = {index: {"cls": distributed.Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for index in range(count)}
     scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
     with (
         distributed.SpecCluster(workers, scheduler, silence_logs=50) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
     ):
-        client.wait_for_workers(count)
+        if count:
+            client.wait_for_workers(count)
         yield client
+
+
+@contextmanager
+def dask_worker(address: str) -> Iterator[None]:
+    """A worker that nobody starts again."""
+    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")
 def dask() -> Iterator[Any]:
     """Two workers, shared by the tests."""
-    with dask_workers(2, restart=True) as client:
+    with dask_workers(2) as client:
         yield client
 
 
@@ -50,6 +65,12 @@ def on_dask(empty: Laboratory, dask: Any, prefect_server: str, tmp_path_factory:
 
 def address(client: Any) -> str:
     return str(client.scheduler.address)
+
+
+def same(part: Laboratory, whole: Laboratory) -> bool:
+    """Whether the steps of a run without baselines gave what they gave in the whole run; its figures show less."""
+    records = {key: record for key, record in part.records().items() if record[0] != "draw_figures"}
+    return len(records) > 2 * BLOCKS and records.items() <= whole.records().items()
 
 
 def effort(lab: Laboratory) -> tuple[int, int]:
@@ -70,9 +91,9 @@ def test_the_steps_of_workers_are_counted_like_those_of_threads(first: Lab, on_d
 
 
 def test_ray_gives_the_digests_of_threads(first: Lab, fresh: Laboratory) -> None:
-    outcome = fresh.run("runner.kind=ray", "runner.workers=2")
+    outcome = fresh.run(ALONE, "runner.kind=ray", "runner.workers=1")
     assert (outcome.code, outcome.message) == (0, "")
-    assert fresh.records() == first[0].records()
+    assert same(fresh, first[0])
     assert effort(fresh) == (sum(outcome.executed.values()), 0)
 
 
@@ -88,16 +109,17 @@ def test_no_worker_left_is_one_message_and_the_next_run_goes_on(
     fresh: Laboratory, first: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clusters, "PATIENCE", "1s")
-    with dask_workers(1, restart=False) as client:
+    with dask_workers(0) as client, dask_worker(address(client)):
+        client.wait_for_workers(1)
         client.run(exec, striking("SIGKILL", "spectra", 2), {})
-        outcome = fresh.run("runner.kind=dask", f"runner.address={address(client)}")
+        outcome = fresh.run(ALONE, "runner.kind=dask", f"runner.address={address(client)}")
     assert (outcome.code, outcome.message.count("\n")) == (5, 1)
     assert outcome.message.startswith("error: The run lost its workers (")
     assert outcome.executed["decompose"] == 1
-    finished = fresh.run()
-    assert (finished.code, finished.executed["decompose"]) == (0, len(fresh.artifacts("spectra")) - 1)
+    finished = fresh.run(ALONE)
+    assert (finished.code, finished.executed["decompose"]) == (0, BLOCKS - 1)
     assert "calibrate" not in finished.executed
-    assert fresh.records() == first[0].records()
+    assert same(fresh, first[0])
 
 
 def test_an_error_on_a_worker_is_the_message_that_it_is_in_a_thread(on_dask: Lab, dask: Any, tmp_path: Path) -> None:
@@ -132,7 +154,6 @@ def unanswered(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://127.0.0.1:9")
     return ["store.remote=file:///proc/no/such"]
 
 
