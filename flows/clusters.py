@@ -86,7 +86,7 @@ def sent() -> None:
 def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     """Prefect's runner on a Dask cluster; of this machine, one process per worker, each with one thread for steps."""
     import distributed
-    from prefect_dask import DaskTaskRunner
+    from prefect_dask.task_runners import DaskTaskRunner
 
     with ExitStack() as until_then:
         if address is None:
@@ -98,7 +98,9 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
             scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
             made = distributed.SpecCluster(specification, scheduler, silence_logs=False)
             address = until_then.enter_context(made).scheduler_address
-            until_then.callback(logging.getLogger("distributed").setLevel, logging.ERROR)  # what it says of closing is no news
+            until_then.callback(
+                logging.getLogger("distributed").setLevel, logging.ERROR
+            )  # what it says of closing is no news
         try:
             client = until_then.enter_context(distributed.Client(address, timeout=ANSWER, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
@@ -143,8 +145,8 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     """Prefect's runner on a Ray cluster; Ray itself gives every task a card, where there are several."""
     import ray
     import torch
-    from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
+    from prefect_ray.task_runners import RayTaskRunner
 
     options: dict[str, Any] = {"logging_level": "ERROR"}
     cards = torch.cuda.device_count()

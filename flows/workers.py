@@ -18,7 +18,7 @@ from tasks.parameters import Parameters
 from tasks.remote import remote_of
 
 LEAST = 2
-THREADS = ThreadPoolTaskRunner(max_workers=LEAST)
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
 """Of the flows that have steps to run side by side, until `run` chooses by the parameters."""
 
 

@@ -64,8 +64,9 @@ def _check(home: Home, path: Path) -> None:
     here = f"process {os.getpid()} on {socket.gethostname()}"
     if home.identity and (not (path / IDENTITY).is_file() or identity(path) != home.identity):
         raise ResourceError(
-            f"The worker ({here}) has no part in the store of the run: {path} is another folder than on {home.host}, expected one that all "
-            "machines share. Put store.path on a shared disk, or give the machines an object store with store.remote=<url>, and start again."
+            f"The worker ({here}) has no part in the store of the run: {path} is another folder than on {home.host}, expected one that "
+            "all machines share. Put store.path on a shared disk, or give the machines an object store with store.remote=<url>, and start "
+            "again."
         )
     if code_digest() != home.code:
         raise ResourceError(

@@ -86,9 +86,9 @@ def recording(store: Store | None = None) -> Iterator[Executions]:
             raise
         reason = str(error).strip().splitlines()
         raise ResourceError(
-            f"The run lost its workers ({type(error).__name__}: {reason[0] if reason else 'no more is said'}). Expected workers that live "
-            "until the run ends; look into their logs (memory that ran out is the usual reason), start them, and start again: finished steps "
-            "are kept."
+            f"The run lost its workers ({type(error).__name__}: {reason[0] if reason else 'no more is said'}). Expected workers that "
+            "live until the run ends; look into their logs (memory that ran out is the usual reason), start them, and start again: "
+            "finished steps are kept."
         ) from error
     finally:
         current.reset(token)
@@ -133,7 +133,9 @@ def left(store: Store, seen: set[str]) -> dict[str, bytes]:
     """The notes that workers left since they were `seen`, by name."""
     if store.remote is not None:
         return store.remote.take(folder(store), seen)
-    return {path.name: path.read_bytes() for path in (store.path / folder(store)).glob("*.json") if path.name not in seen}
+    return {
+        path.name: path.read_bytes() for path in (store.path / folder(store)).glob("*.json") if path.name not in seen
+    }
 
 
 def clear(store: Store | None) -> None:

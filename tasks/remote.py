@@ -1,11 +1,11 @@
-"""The store behind the store: any file system that fsspec knows (`s3://bucket/folder`, `file:///mnt/share`, `sftp://...`), for all machines.
+"""The store behind the store: any file system that fsspec knows (`s3://bucket/folder`, `file:///mnt/share`, `sftp://...`).
 
-The folder of a machine (tasks/artifact.py) is its cache. Layout and names are the same on both sides. An artifact travels as its files,
-then its manifest, then the record of its key: whoever sees a record sees a finished result, and a push that was killed leaves objects
-that nothing names. What is fetched is checked against its manifest before it gets its place. Two machines that compute the same step at once
-write the same content; the last writer wins, harmlessly. (Their steps wait for each other on one machine only.)
+It is shared by all machines; the folder of a machine (tasks/artifact.py) is its cache, with the same layout and names. An artifact travels
+as its files, then its manifest, then the record of its key: whoever sees a record sees a finished result, and a push that was killed
+leaves objects that nothing names. What is fetched is checked against its manifest before it gets its place. Steps wait for each other on
+one machine only: two machines that compute the same step at once write the same content, and the last writer wins, harmlessly.
 
-Where a protocol puts an object whole, it is put; elsewhere under another name, and renamed. Nothing is ever listed but the reports of a run.
+Where a protocol puts an object whole, it is put; elsewhere under another name, and renamed. Nothing is listed but the notes of workers.
 Endpoints and credentials are fsspec's and the client's business (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`...), not ours.
 """
 
@@ -152,9 +152,9 @@ class Remote:
         except Exception as error:  # each client has errors of its own
             reason = " ".join(str(error).split()) or "no more is said"
             raise ResourceError(
-                f"store.remote cannot be used: {self.place(name)} ({type(error).__name__}: {reason}). Expected a store that can be read and "
-                "written: check the URL, the network, and the endpoint and credentials in the environment (docs/workers.md), and start again; "
-                "finished steps are kept."
+                f"store.remote cannot be used: {self.place(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
+                "read and written: check the URL, the network, and the endpoint and credentials in the environment (docs/workers.md), and "
+                "start again; finished steps are kept."
             ) from error
 
 
@@ -184,5 +184,7 @@ def _opened(url: str) -> tuple[Any, str]:
             f"store.remote is {url!r}, but a package for {protocol} is missing ({error}): pip install '{PACKAGES.get(protocol, protocol)}'"
         ) from error
     except ValueError as error:
-        raise UsageError(f"store.remote is {url!r}: {error}; expected s3://, file://, sftp:// or another URL of fsspec") from error
+        raise UsageError(
+            f"store.remote is {url!r}: {error}; expected s3://, file://, sftp:// or another URL of fsspec"
+        ) from error
     return found

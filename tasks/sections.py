@@ -327,13 +327,15 @@ class RunnerSection(Section):
     """Where the steps run that can run side by side; results do not depend on it."""
 
     kind: Literal["threads", "dask", "ray"] = Field(
-        default="threads", description="threads of the run, or worker processes of Dask or Ray, on this machine or on others"
+        default="threads",
+        description="threads of the run, or worker processes of Dask or Ray, on this machine or on others",
     )
     workers: Literal["auto"] | Positive = Field(
         default="auto", description="how many steps run at a time; auto: one per GPU, and 2 where there are fewer"
     )
     address: str | None = Field(
-        default=None, description="of a Dask scheduler or a Ray cluster that is there; null: worker processes on this machine"
+        default=None,
+        description="of a Dask scheduler or a Ray cluster that is there; null: worker processes on this machine",
     )
 
     @model_validator(mode="after")
@@ -341,7 +343,9 @@ class RunnerSection(Section):
         if self.address is not None and self.kind == "threads":
             raise ValueError(f"expected kind dask or ray with address {self.address}, got threads")
         if self.address is not None and self.workers != "auto":
-            raise ValueError(f"expected workers auto with address {self.address}, got {self.workers}: the cluster has its workers")
+            raise ValueError(
+                f"expected workers auto with address {self.address}, got {self.workers}: the cluster has its workers"
+            )
         return self
 
 

@@ -30,7 +30,7 @@ from tasks.artifact import Artifact
 from tasks.recording import Execution, busy, failures, recording
 from tasks.stage import Facts, Stage, store_of
 
-__all__ = ["Execution", "busy", "recording", "plain_task", "resuming_step", "step"]
+__all__ = ["Execution", "busy", "plain_task", "recording", "resuming_step", "step"]
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -24,7 +24,9 @@ def dask_workers(count: int) -> Iterator[Any]:
     """A client of a Dask cluster of so many worker processes; dead ones are started again."""
     import distributed
 
-    workers = {index: {"cls": distributed.Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for index in range(count)}
+    workers = {
+        index: {"cls": distributed.Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for index in range(count)
+    }
     scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
     with (
         distributed.SpecCluster(workers, scheduler, silence_logs=50) as cluster,
@@ -38,7 +40,16 @@ def dask_workers(count: int) -> Iterator[Any]:
 @contextmanager
 def dask_worker(address: str) -> Iterator[None]:
     """A worker that nobody starts again."""
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard"]
+    command = [
+        sys.executable,
+        "-m",
+        "distributed.cli.dask_worker",
+        address,
+        "--nthreads",
+        "1",
+        "--no-nanny",
+        "--no-dashboard",
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         yield
@@ -122,22 +133,24 @@ def test_no_worker_left_is_one_message_and_the_next_run_goes_on(
     assert same(fresh, first[0])
 
 
-def test_an_error_on_a_worker_is_the_message_that_it_is_in_a_thread(on_dask: Lab, dask: Any, tmp_path: Path) -> None:
-    stranger = on_dask[0].copy(tmp_path / "stranger")
-    home = stranger.root / "store" / "identity"
-    home.unlink()
+def other_folder(identity: str) -> str:
+    """Python after which a process finds the identity of another store where that of the run should be."""
+    return f"""
+import sys
+done = []
+def swap(event, arguments):
+    if event == "open" and str(arguments[0]) == {identity!r} and not done:
+        done.append(True)
+        with open({identity!r}, "w") as file:
+            file.write("another store")
+sys.addaudithook(swap)
+"""
 
-    def lose() -> None:
-        import os
 
-        def deny(event: str, arguments: Any) -> None:
-            if event == "open" and str(arguments[0]) == str(home):
-                raise FileNotFoundError(2, os.strerror(2), str(home))
-
-        sys.addaudithook(deny)
-
-    dask.run(lose)
-    outcome = stranger.run("runner.kind=dask", f"runner.address={address(dask)}", "ratios.compression=0.3")
+def test_a_store_that_is_not_shared_is_one_message(on_dask: Lab, dask: Any, tmp_path: Path) -> None:
+    lab = on_dask[0].copy(tmp_path / "lab")
+    dask.run(exec, other_folder(str(lab.root / "store" / "identity")), {})
+    outcome = lab.run("runner.kind=dask", f"runner.address={address(dask)}", "ratios.compression=0.3")
     assert (outcome.code, outcome.message.count("\n")) == (5, 1)
     assert "has no part in the store of the run" in outcome.message
     assert "store.remote=<url>" in outcome.message

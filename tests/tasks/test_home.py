@@ -35,7 +35,9 @@ def test_a_worker_that_sees_another_folder_refuses(elsewhere: str, tmp_path: Pat
     store.path.rename(tmp_path / "out of sight")
     if elsewhere == "another store":
         travelling(store.path)
-    with pytest.raises(ResourceError, match=r"no part in the store of the run: .*store.path on a shared disk.*store\.remote=") as told:
+    with pytest.raises(
+        ResourceError, match=r"no part in the store of the run: .*store.path on a shared disk.*store\.remote="
+    ) as told:
         count.fn(store, upto=3)
     assert str(store.path) in str(told.value)
     assert store.home is not None
@@ -52,7 +54,7 @@ def test_a_worker_with_a_folder_of_its_own_in_front_of_the_remote_is_welcome(tmp
 def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
     store = travelling(tmp_path / "store")
     assert store.home is not None
-    with pytest.raises(ResourceError, match="another version of the project .* bring the checkouts to one commit"):
+    with pytest.raises(ResourceError, match=r"another version of the project .* bring the checkouts to one commit"):
         count.fn(replace(store, home=replace(store.home, code="0" * 64)), upto=3)
 
 

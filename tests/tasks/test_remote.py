@@ -49,7 +49,15 @@ def no_bodies() -> None:
 @contextmanager
 def rclone(folder: Path, port: int) -> Iterator[None]:
     """`rclone serve s3` on a folder, whose folders are its buckets."""
-    command = [Path(sys.executable).with_name("rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
+    command = [
+        Path(sys.executable).with_name("rclone"),
+        "serve",
+        "s3",
+        "--addr",
+        f"127.0.0.1:{port}",
+        "--auth-key",
+        "key,secret",
+    ]
     process = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(1000):
@@ -178,7 +186,11 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
     from tasks.sealing import digest, readable
 
     remote = Remote(f"file://{tmp_path / 'remote'}")
-    manifest: dict[str, Any] = {"kind": "numbers", "digest": "0" * 64, "files": {"../../out.txt": {"sha256": "", "size": 1}}}
+    manifest: dict[str, Any] = {
+        "kind": "numbers",
+        "digest": "0" * 64,
+        "files": {"../../out.txt": {"sha256": "", "size": 1}},
+    }
     remote.write(f"numbers/{'0' * 64}/{MANIFEST}", readable({**manifest, "seal": digest(manifest)}))
     with pytest.raises(DamagedError, match="does not stay inside"):
         Store(tmp_path / "one", remote=remote).folder(Artifact("numbers", "0" * 64))
@@ -225,7 +237,11 @@ def test_a_push_that_was_killed_anywhere_is_never_seen_as_a_result(tmp_path: Pat
 @pytest.mark.parametrize(
     ("url", "kind", "message"),
     [
-        ("file:///proc/no/such", ResourceError, r"file:///proc/no/such/mgaa-store .*check the URL.*finished steps are kept"),
+        (
+            "file:///proc/no/such",
+            ResourceError,
+            r"file:///proc/no/such/mgaa-store .*check the URL.*finished steps are kept",
+        ),
         ("s3://no-such-bucket/store", ResourceError, r"s3://no-such-bucket/store/mgaa-store .*bucket does not exist"),
         ("nonsense://x", UsageError, "Protocol not known: nonsense; expected s3://, file://"),
     ],
