@@ -86,17 +86,20 @@ def sent() -> None:
 def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     """Prefect's runner on a Dask cluster; of this machine, one process per worker, each with one thread for steps."""
     import distributed
+    from dask import config
     from prefect_dask.task_runners import DaskTaskRunner
 
     with ExitStack() as until_then:
         if address is None:
             options = {"nthreads": 1, "memory_limit": 0}
             specification = {
-                index: {"cls": distributed.Nanny, "options": {**options, "env": environment(workers) | card(index)}}
+                index: {"cls": distributed.Nanny, "options": {**options, "env": card(index)}}
                 for index in range(workers)
             }
             scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-            made = distributed.SpecCluster(specification, scheduler, silence_logs=False)
+            given = environment(workers)  # read when libraries are imported, so it must be there before a worker, or its successor, starts
+            with config.set({"distributed.nanny.pre-spawn-environ": given}), environ(given):
+                made = distributed.SpecCluster(specification, scheduler, silence_logs=False)
             address = until_then.enter_context(made).scheduler_address
             until_then.callback(
                 logging.getLogger("distributed").setLevel, logging.ERROR
@@ -125,8 +128,25 @@ def give_up(seconds: str, dask_scheduler: Any = None) -> None:
 
 
 def environment(workers: int) -> dict[str, str]:
-    """Of each of so many workers of this machine: a share of the cores, and no progress bars."""
-    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers)), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    """Of each of so many workers of this machine: a share of the cores, and silence, for the flow tells what happened to them."""
+    share = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
+    silent = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
+    return {"OMP_NUM_THREADS": share, **silent}
+
+
+@contextmanager
+def environ(values: dict[str, str]) -> Iterator[None]:
+    """Variables of the environment, for the block."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def card(index: int) -> dict[str, str]:

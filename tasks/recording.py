@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from mgaa.errors import MgaaError, ResourceError
 from tasks.artifact import Artifact, Store
-from tasks.writing import write_file
+from tasks.writing import disk_errors, write_file
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,9 @@ def recording(store: Store | None = None) -> Iterator[Executions]:
     from prefect.exceptions import UnfinishedRun
 
     recorder = Recorder(Executions(store))
+    if store is not None and store.home is not None and store.remote is None:
+        with disk_errors(store.path):
+            (store.path / folder(store)).mkdir(parents=True, exist_ok=True)
     token = current.set(recorder)
     try:
         yield recorder.executions
@@ -120,8 +123,9 @@ def note(store: Store, execution: Execution) -> None:
         name, content = f"{folder(store)}/{uuid4().hex}.json", json.dumps(asdict(execution)).encode()
         if store.remote is not None:
             store.remote.write(name, content)
-        else:
-            write_file(store.path / name, content)
+        elif (store.path / folder(store)).is_dir():  # else the run has ended, by the failure of another step
+            with suppress(FileNotFoundError):
+                write_file(store.path / name, content)
 
 
 def folder(store: Store) -> str:
