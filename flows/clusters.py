@@ -97,7 +97,9 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
                 for index in range(workers)
             }
             scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-            given = environment(workers)  # read when libraries are imported, so it must be there before a worker, or its successor, starts
+            given = environment(
+                workers
+            )  # read when libraries are imported, so it must be there before a worker, or its successor, starts
             with config.set({"distributed.nanny.pre-spawn-environ": given}), environ(given):
                 made = distributed.SpecCluster(specification, scheduler, silence_logs=False)
             address = until_then.enter_context(made).scheduler_address
@@ -169,9 +171,8 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     from prefect_ray.task_runners import RayTaskRunner
 
     options: dict[str, Any] = {"logging_level": "ERROR"}
-    cards = torch.cuda.device_count()
     if address is None:
-        options |= {"num_cpus": workers, "num_gpus": cards, "include_dashboard": False}
+        options |= {"num_cpus": workers, "num_gpus": torch.cuda.device_count(), "include_dashboard": False}
         options |= {"runtime_env": {"env_vars": environment(workers)}}
     try:
         ray.init(address or "local", namespace="prefect", **options)
@@ -181,7 +182,8 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
             "runner.address=null for worker processes on this machine"
         ) from error
     try:
-        with remote_options(**({"num_gpus": 1} if cards > 1 else {})):
+        several = ray.cluster_resources().get("GPU", 0) > 1
+        with remote_options(**({"num_gpus": 1} if several else {})):
             yield RayTaskRunner(address=address)
     finally:
         ray.shutdown()
