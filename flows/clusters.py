@@ -170,7 +170,7 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     from prefect_ray.context import remote_options
     from prefect_ray.task_runners import RayTaskRunner
 
-    options: dict[str, Any] = {"logging_level": "ERROR"}
+    options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         options |= {"num_cpus": workers, "num_gpus": torch.cuda.device_count(), "include_dashboard": False}
         options |= {"runtime_env": {"env_vars": environment(workers)}}
@@ -178,8 +178,8 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
         ray.init(address or "local", namespace="prefect", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ResourceError(
-            f"runner.address is {address!r}, where no cluster of Ray answers ({error}): start `ray start --head` there, or set "
-            "runner.address=null for worker processes on this machine"
+            f"runner.address is {address!r}, where no cluster of Ray answers ({error}): start `ray start --head` there, set "
+            "RAY_AUTH_MODE=token if it has a token, or set runner.address=null for worker processes on this machine"
         ) from error
     try:
         several = ray.cluster_resources().get("GPU", 0) > 1
