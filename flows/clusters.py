@@ -96,7 +96,10 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
                 index: {"cls": distributed.Nanny, "options": {**options, "env": card(index)}}
                 for index in range(workers)
             }
-            scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
+            scheduler = {
+                "cls": distributed.Scheduler,
+                "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": ":0"},
+            }
             given = environment(
                 workers
             )  # read when libraries are imported, so it must be there before a worker, or its successor, starts

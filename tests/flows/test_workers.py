@@ -27,7 +27,10 @@ def dask_workers(count: int) -> Iterator[Any]:
     workers = {
         index: {"cls": distributed.Nanny, "options": {"nthreads": 1, "memory_limit": 0}} for index in range(count)
     }
-    scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
+    scheduler = {
+        "cls": distributed.Scheduler,
+        "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": ":0"},
+    }
     with (
         distributed.SpecCluster(workers, scheduler, silence_logs=50) as cluster,
         distributed.Client(cluster, set_as_default=False) as client,
