@@ -64,12 +64,13 @@ def measured(folder: Path, overrides: list[str]) -> int:
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
     """Memory of a run, that of the process alone, and disk."""
     from flows.evaluate import device
+    from flows.workers import workers
     from tasks.parameters import load
     from tasks.planning import IMPORTS, outlook, resident_bytes
     from tasks.recipes import recipes
 
     p = load(folder / "params.yaml", overrides)
-    found = outlook(p, device(p), models=len(recipes(p)))
+    found = outlook(p, device(p), models=len(recipes(p)), workers=workers(p))
     return found.peaks.host, resident_bytes() + IMPORTS, found.peaks.disk
 
 

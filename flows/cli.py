@@ -44,10 +44,12 @@ def main(
     debug = "--debug" in arguments
     if not sys.stderr.isatty():
         hide_bars()
+    from flows.workers import run
+
     try:
         with interruptible(), told_once():
             parameters = load(*parse([text for text in arguments if text not in ("--debug", "--quiet")]))
-            flow(parameters)
+            run(flow, parameters)
             if show is not None and "--quiet" not in arguments:
                 show(parameters)
     except MgaaError as error:

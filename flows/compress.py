@@ -23,7 +23,7 @@ from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
 from flows.searching import candidates_of, rehearsed, searched
-from flows.workers import runner
+from flows.workers import THREADS, opened, workers
 from mgaa.errors import InputError
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
@@ -46,16 +46,14 @@ from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
-RUNNER = runner()
 
-
-@flow(name="compress", task_runner=RUNNER, validate_parameters=False)
+@flow(name="compress", task_runner=THREADS, validate_parameters=False)
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began = parameters, time.perf_counter()
-    store, where = Store(p.store_path, p.store.lock_timeout), device(parameters)
+    store, where = opened(p), device(parameters)
     factorizer = p.factors.method, p.factors.options
-    with tracked(p) as run, recording() as executions:
+    with tracked(p) as run, recording(store) as executions:
         wanted, plan = recipes(p), plan_of(p)
         backbone = backbone_of(p, store)
         rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
@@ -103,7 +101,7 @@ def compress(parameters: Parameters) -> Results:
 def backbone_of(p: Parameters, store: Store) -> Artifact:
     """The backbone of a run, looked at once; a run that cannot fit into memory or onto the disk ends before."""
     with suppress(InputError):  # of a backbone that cannot be planned with, `load_backbone` says what is wrong
-        refuse_what_cannot_fit(outlook(p, device(p), models=len(recipes(p))))
+        refuse_what_cannot_fit(outlook(p, device(p), models=len(recipes(p)), workers=workers(p)))
     source, revision = p.backbone.source, p.backbone.revision
     given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
     found: Artifact = load_backbone(store, **given, files=identify(source, revision))

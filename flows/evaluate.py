@@ -12,6 +12,7 @@ from typing import Any
 from prefect import flow
 
 from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.evaluate import content_of, is_standard
 from tasks.evaluate import evaluate as measure
@@ -30,7 +31,7 @@ RESULT = "results/evaluation.json"
 def evaluate(parameters: Parameters) -> dict[str, Any]:
     """Measure `backbone.source` on the evaluation and validation texts and on `evaluation.tasks`."""
     p = parameters
-    store = Store(p.store_path, p.store.lock_timeout)
+    store = opened(p, alone=True)
     source, revision = p.backbone.source, p.backbone.revision
     model = load_model(
         store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)

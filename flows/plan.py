@@ -9,6 +9,7 @@ measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.pla
 import sys
 
 from flows.evaluate import device
+from flows.workers import workers
 from tasks.parameters import Parameters
 from tasks.planning import Outlook, outlook, refuse_what_cannot_fit
 from tasks.recipes import recipes
@@ -21,7 +22,7 @@ def plan(parameters: Parameters) -> None:
     from mgaa.hardware import rates
 
     where = device(parameters)
-    found = outlook(parameters, where, models=len(recipes(parameters)))
+    found = outlook(parameters, where, models=len(recipes(parameters)), workers=workers(parameters))
     measured = rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
     show(found, where, [stage.seconds(measured) for stage in found.stages])
     refuse_what_cannot_fit(found)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
+from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.parameters import Parameters
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
@@ -23,7 +24,7 @@ PREPARED = "data/prepared"
 @flow(name="prepare_data", validate_parameters=False)
 def prepare_data(parameters: Parameters) -> Artifact:
     """Read the texts of every data section and export them to `data/prepared`."""
-    store = Store(parameters.store_path, parameters.store.lock_timeout)
+    store = opened(parameters, alone=True)
     texts = prepared_texts(parameters, store)
     store.export(texts, parameters.folder / PREPARED)
     return texts

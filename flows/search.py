@@ -21,7 +21,7 @@ from flows.compress import Bench, backbone_of
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.searching import beside, candidates_of, earlier_of, prepared_ground, rehearsed, run_search, within
-from flows.workers import runner, share_of_cores
+from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
@@ -40,16 +40,16 @@ from tasks.tracking_store import recorded, undisturbed
 from tasks.trials import Search
 
 
-@flow(name="search", task_runner=runner(), validate_parameters=False)
+@flow(name="search", task_runner=THREADS, validate_parameters=False)
 def search(parameters: Parameters) -> list[Final]:
     """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
     p, began = parameters, time.perf_counter()
     check(p)
-    store, where = Store(p.store_path, p.store.lock_timeout), device(p)
+    store, where = opened(p), device(p)
     factorizer = p.factors.method, p.factors.options
     with (
         tracked(p, "search", f"search of {len(kinds(p))} kinds and {len(p.study.seeds)} seeds") as run,
-        recording() as executions,
+        recording(store) as executions,
     ):
         backbone = backbone_of(p, store)
         rehearse(store, backbone, factorizer, [both_levels(p)])
@@ -121,7 +121,7 @@ def measured(
     wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None)]
     wanted += [] if mgaa is None else [("mgaa", None, mgaa)]
     wanted += [(each.name, each, each.best) for each in searches]
-    with share_of_cores():
+    with share_of_cores(workers(p)):
         futures = [
             measure.submit(store, ground.backbone, evaluation, ground.spectra if ranks else [], ranks, **shared)
             for _, _, ranks in wanted

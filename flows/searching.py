@@ -12,7 +12,7 @@ from typing import Any
 
 from prefect import unmapped
 
-from flows.workers import WORKERS, share_of_cores
+from flows.workers import share_of_cores, workers
 from mgaa.errors import InputError, NumericalError
 from tasks.allocate_point import allocate_point
 from tasks.allocate_ranks import allocate_ranks
@@ -86,8 +86,8 @@ def chosen(
     dimensions = len(space_of(backbone_matrices(store, backbone), **space))
     points = [drawn(SELECTION_SEED, number, dimensions) for number in range(p.search.selection)]
     same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
-    with share_of_cores():
-        ranks = allocate_point.map(point=points, space=unmapped(space), multiple=p.ranks.multiple, **same)
+    with share_of_cores(workers(p)):
+        ranks = allocate_point.map(point=points, space=unmapped(space), multiple=p.ranks.multiple, **same).result()
         cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": p.data.validation.length, "stride": None}
         futures = measure.map(ranks=ranks, **cut, **measured, **same)
         ended: list[Any] = futures.result(raise_on_failure=False)
@@ -159,7 +159,7 @@ def run_search(
     earlier = earlier_of(p, store, ground) if method != RANDOM else []
     if earlier and first is None:  # measured again here, the best of them can be the result
         first = min(earlier, key=lambda trial: trial["objective"])["point"]
-    at_once = max(given.batch, WORKERS) if method == RANDOM else given.batch
+    at_once = max(given.batch, workers(p)) if method == RANDOM else given.batch
     trials: list[Trial] = []
     while (done := len(trials)) < given.evaluations:
         count = min(at_once, given.evaluations - done)
@@ -180,7 +180,7 @@ def run_search(
             start=first,
         )
         points, seconds = table(store, proposal, PROPOSAL)["points"], store.manifest(proposal)["facts"]
-        with share_of_cores(count):
+        with share_of_cores(min(count, workers(p))):
             threads = torch.get_num_threads()
             running = [
                 run_trial.submit(store, f"{name}-{done + index}", point, ground, threads)

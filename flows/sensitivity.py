@@ -19,7 +19,7 @@ from flows.compress import Bench, backbone_of
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.show import PLAIN
-from flows.workers import runner, share_of_cores
+from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import UsageError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
@@ -38,14 +38,14 @@ ANY = [0.5]
 """The one point of a space of one variable, whose share the budget alone decides."""
 
 
-@flow(name="sensitivity", task_runner=runner(), validate_parameters=False)
+@flow(name="sensitivity", task_runner=THREADS, validate_parameters=False)
 def sensitivity(parameters: Parameters) -> list[Alone]:
     """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
     p, began = parameters, time.perf_counter()
     check(p)
-    store, where = Store(p.store_path, p.store.lock_timeout), device(p)
+    store, where = opened(p), device(p)
     factorizer = p.factors.method, p.factors.options
-    with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording() as executions:
+    with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording(store) as executions:
         backbone = backbone_of(p, store)
         types = sizes(store, backbone)
         wanted = [*product(types, p.sensitivity.compression)]
@@ -67,7 +67,7 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
         windows["batch_size"] = p.evaluation.batch_size
         dense = measure(store, backbone, tokens["validation"], [], None, **windows)
         same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
-        with share_of_cores():
+        with share_of_cores(workers(p)):
             ranks = allocate_point.map(space=spaces, point=unmapped(ANY), multiple=p.ranks.multiple, **same).result()
             measured = measure.map(ranks=ranks, tokens=unmapped(tokens["validation"]), **windows, **same).result()
         found = [

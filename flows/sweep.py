@@ -20,7 +20,7 @@ from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
 from flows.calibration import calibrated
 from flows.evaluate import device
 from flows.prepare_data import prepared_texts, prepared_tokens
-from flows.workers import runner, share_of_cores
+from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifact import Artifact, Store
 from tasks.decompose import decompose
@@ -39,8 +39,6 @@ from tasks.sweep_table import comparisons, numbers, row
 from tasks.tracking import Run, tracked
 from tasks.tracking_store import recorded, undisturbed
 
-RUNNER = runner()
-
 
 @dataclass(frozen=True)
 class Bench:
@@ -54,14 +52,14 @@ class Bench:
     statistics: Artifact
 
 
-@flow(name="sweep", task_runner=RUNNER, validate_parameters=False)
+@flow(name="sweep", task_runner=THREADS, validate_parameters=False)
 def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
     p, began = parameters, time.perf_counter()
     check(p)
-    store = Store(p.store_path, p.store.lock_timeout)
+    store = opened(p)
     wanted = points(p.sweep)
-    with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording() as executions:
+    with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording(store) as executions:
         benches = prepared(p, store, wanted)
         rows: dict[str, dict[str, Any]] = {}
         found: dict[str, Outcome] = {}
@@ -144,7 +142,7 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
 def ended(p: Parameters, store: Store, bench: Bench, wanted: Sequence[Point]) -> Iterator[Outcome]:
     """The points of one backbone as they end; those of a factorizer whose decomposition failed end with its error."""
     groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
-    with share_of_cores():
+    with share_of_cores(workers(p)):
         decomposing = [decomposition(store, bench, factors) for factors, _ in groups]
         running: dict[PrefectFuture[Measured], Point] = {}
         for futures, (_, group) in zip(decomposing, groups, strict=True):

@@ -1,21 +1,68 @@
-"""How many tasks a flow runs at a time, and on how many cores each."""
+"""Where the steps of a flow run that can run side by side, and how many at a time (the section `runner`).
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+Threads of the flow are the default: the linear algebra of the tasks releases the interpreter. Dask and Ray take the same tasks to worker
+processes, on this machine or on others (flows/clusters.py); only names of artifacts travel, so all that workers need is the store.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
+from prefect import Flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-WORKERS = 2
+from tasks.artifact import Store
+from tasks.home import home_of
+from tasks.parameters import Parameters
+from tasks.remote import remote_of
+
+LEAST = 2
+THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
+"""Of the flows that have steps to run side by side, until `run` chooses by the parameters."""
 
 
-def runner() -> TaskRunner[Any]:
-    """Threads: the linear algebra of the tasks releases the interpreter."""
-    return ThreadPoolTaskRunner(max_workers=WORKERS)
+def run(flow: Callable[[Parameters], Any], parameters: Parameters) -> Any:
+    """Run a flow; if it has steps to run side by side, on the workers that its parameters name."""
+    if not isinstance(flow, Flow) or flow.task_runner is not THREADS:
+        return flow(parameters)
+    with ExitStack() as until_then:
+        chosen: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers(parameters))
+        if parameters.runner.kind != "threads":
+            from flows.clusters import cluster
+
+            chosen = until_then.enter_context(cluster(parameters, workers(parameters)))
+        return flow.with_options(task_runner=chosen)(parameters)
+
+
+def workers(p: Parameters) -> int:
+    """How many steps run at a time; of a cluster that is there, as many as it likes."""
+    if p.runner.workers != "auto":
+        return p.runner.workers
+    if p.backbone.device not in ("auto", "cuda"):
+        return LEAST
+    import torch
+
+    return max(LEAST, torch.cuda.device_count())
+
+
+def opened(p: Parameters, *, alone: bool = False) -> Store:
+    """The store of a run, with what its workers need to know of it unless the flow is `alone`.
+
+    Raises:
+        ResourceError: `store.remote` cannot be used; this is said before anything is computed.
+    """
+    remote = remote_of(p.store.remote)
+    if remote is not None:
+        remote.check()
+    store = Store(p.store_path, p.store.lock_timeout, remote)
+    if alone or p.runner.kind == "threads":
+        return store
+    return replace(store, home=home_of(store.path, shared=remote is None))
 
 
 @contextmanager
-def share_of_cores(tasks: int = WORKERS) -> Iterator[None]:
+def share_of_cores(tasks: int) -> Iterator[None]:
     """Inside this block each of so many tasks at a time computes on its part of the cores.
 
     A small model gains more from half of the cores for each of two than from all cores for one. A thread takes over the number when it
@@ -24,7 +71,7 @@ def share_of_cores(tasks: int = WORKERS) -> Iterator[None]:
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // min(tasks, WORKERS)))
+    torch.set_num_threads(max(1, before // tasks))
     try:
         yield
     finally:

@@ -6,6 +6,8 @@ are one folder, wherever they were computed, and a result that did not change en
 
 `store/keys/<stage key>.json` maps what a step depends on (tasks/stage.py) to the artifact it gave. The record holds the plain
 `{kind, digest}`, the whole stage that the key is the sha256 of, and the two fields Prefect needs to read it as a task's result.
+
+With a `remote` (tasks/remote.py) the folder is this machine's cache: what is not here is fetched, what was made here is pushed.
 """
 
 import errno
@@ -21,6 +23,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from tasks.home import Home
+from tasks.remote import Remote
 from tasks.sealing import (
     MANIFEST,
     DamagedError,
@@ -55,12 +59,37 @@ class Artifact:
         return f"{self.kind}/{self.digest[:12]}"
 
 
+published: "set[tuple[Remote, str]]" = set()
+"""Keys that this process has seen in a remote, or put there."""
+
+
+def named_by(content: bytes, key: str, place: str) -> Artifact:
+    """The artifact that the record of a key at `place` names; raises `DamagedError`."""
+    try:
+        record = json.loads(content)
+        artifact = Artifact(record["kind"], record["digest"])
+        sound = digest(record["stage"]) == key and json.loads(record["result"])["data"]["digest"] == artifact.digest
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"The key record {place} is not readable ({error!r}).") from error
+    if not sound:
+        raise DamagedError(f"The key record {place} does not describe the stage it is named after.")
+    return artifact
+
+
 @dataclass(frozen=True)
 class Store:
-    """A folder of artifacts and keys; `lock_timeout` is how many seconds a step waits for another run that computes the same."""
+    """A folder of artifacts and keys.
+
+    Attributes:
+        lock_timeout: how many seconds a step waits for another run that computes the same.
+        remote: the store of all machines, of which this one is a cache.
+        home: what a run tells its worker processes.
+    """
 
     path: Path
     lock_timeout: float = 3600.0
+    remote: Remote | None = None
+    home: Home | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", self.path.absolute())
@@ -84,7 +113,12 @@ class Store:
             ) from damage
 
     def verify(self, artifact: Artifact) -> dict[str, Any]:
-        """`manifest`, with what is wrong and no advice: for those who repair it."""
+        """`manifest`, with what is wrong and no advice: for those who repair it. What lies in the remote alone is fetched."""
+        if self.remote is not None and not self.place(artifact).exists():
+            with self.writing(artifact.kind) as folder:
+                self.remote.fetch(folder, artifact.kind, artifact.digest)
+                flush(folder)
+                self.install(folder, artifact)
         return check_folder(self.place(artifact), artifact.kind, artifact.digest)
 
     @contextmanager
@@ -149,20 +183,36 @@ class Store:
         return self.path / "keys" / f"{key}.json"
 
     def recall(self, key: str) -> Artifact | None:
-        """The checked artifact that a stage key gave, or None when it has given none; raises `DamagedError`."""
-        path = self.key_path(key)
+        """The checked artifact that a stage key gave, here or on another machine, or None; raises `DamagedError`."""
+        path, name = self.key_path(key), f"keys/{key}.json"
+        content, place = self._record(path), str(path)
+        here = content is not None
+        if content is None and self.remote is not None:
+            content, place = self.remote.read(name), self.remote.place(name)
+        if content is None:
+            return None
+        artifact = named_by(content, key, place)
+        self.verify(artifact)
+        if here:
+            self.publish(key, artifact)
+        else:
+            write_file(path, content)
+        return artifact
+
+    def _record(self, path: Path) -> bytes | None:
         try:
-            record = json.loads(path.read_bytes())
-            artifact = Artifact(record["kind"], record["digest"])
-            sound = digest(record["stage"]) == key and json.loads(record["result"])["data"]["digest"] == artifact.digest
+            return path.read_bytes()
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DamagedError(f"The key record {path} is not readable ({error!r}).") from error
-        if not sound:
-            raise DamagedError(f"The key record {path} does not describe the stage it is named after.")
-        self.verify(artifact)
-        return artifact
+
+    def publish(self, key: str, artifact: Artifact, *, fresh: bool = False) -> None:
+        """Push an artifact and then the record of its key, unless they are in the remote; a `fresh` record replaces what is there."""
+        if self.remote is None or ((self.remote, key) in published and not fresh):
+            return
+        self.remote.push(self.place(artifact), artifact.kind, artifact.digest)
+        if fresh or self.remote.read(f"keys/{key}.json") is None:
+            self.remote.write(f"keys/{key}.json", self.key_path(key).read_bytes())
+        published.add((self.remote, key))
 
     def remember(self, key: str, artifact: Artifact, stage: Mapping[str, Any]) -> None:
         """Record that the stage of this key gave this artifact, in a form that Prefect reads as a task's result."""
@@ -172,6 +222,7 @@ class Store:
             "result": json.dumps({"__class__": f"{Artifact.__module__}.Artifact", "data": named}),
         }
         write_file(self.key_path(key), readable({**named, "stage": stage, **prefect}))
+        self.publish(key, artifact, fresh=True)
 
     def forget(self, key: str, damage: DamagedError) -> None:
         """Drop a key whose artifact cannot be used: quarantine what is left of it, so that the step runs again."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from threading import Lock
 
 from mgaa.errors import UsageError
+from tasks.sealing import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mgaa", "demo", "tasks")
@@ -23,9 +24,17 @@ ORCHESTRATION = {
     f"tasks.{name}"
     for name in (
         *("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"),
+        *("home", "remote", "devices"),
         *("parameters", "sections", "choices", "options", "overrides", "explain", "tracking", "lineage"),
     )
 }
+
+
+@cache
+def code_digest() -> str:
+    """One sha256 for all code of the project, committed or not."""
+    files = sorted(path for package in (*PACKAGES, "flows") for path in (ROOT / package).rglob("*.py"))
+    return digest({key(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 
 @cache

@@ -4,19 +4,16 @@ A manifest names its inputs by digest, so from a checkpoint one reaches ranks, r
 with the code, the parameters and the commit of each. Nothing is looked up anywhere else: a copy of the store tells the same.
 """
 
-import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from tasks import provenance
 from tasks.artifact import Artifact, Store
-from tasks.sealing import digest
+from tasks.code import code_digest
 
 TOLD = ("task", "inputs", "parameters", "code", "git", "versions", "device", "start", "end", "seconds")
-PACKAGES = ("mgaa", "demo", "tasks", "flows")
 DVC = {"dvc.stage": "DVC_STAGE", "dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
 
 
@@ -62,16 +59,6 @@ def run_facts() -> dict[str, str]:
         **{tag: os.environ.get(variable) for tag, variable in DVC.items()},
     }
     return {tag: str(value) for tag, value in facts.items() if value}
-
-
-def code_digest() -> str:
-    """One sha256 for all code of the project, committed or not."""
-    files = sorted(path for package in PACKAGES for path in (provenance.ROOT / package).rglob("*.py"))
-    return digest({_below(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
-
-
-def _below(path: Path) -> str:
-    return path.relative_to(provenance.ROOT).as_posix()
 
 
 def flow_run() -> str | None:

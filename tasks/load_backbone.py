@@ -9,7 +9,6 @@ blocks stay in their files (tasks/where.py).
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -58,7 +57,8 @@ def load_model(
     out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
 ) -> None:
     """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
-    model, _ = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
+    with _one_at_a_time:
+        model, _ = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
     write_table(out / BACKBONE, _reference(model, source, revision, files))
 
 
@@ -116,17 +116,22 @@ def weights_of(record: dict[str, Any]) -> int:
 
 
 def forget() -> None:
-    """Drop the loaded model, before a step that needs the memory for another one."""
-    _load.cache_clear()
+    """Drop the loaded models, before a step that needs the memory for another one."""
+    _loaded.clear()
 
 
 _one_at_a_time = Lock()
 """transformers keeps state in globals while it loads, and the blocks are mapped over threads."""
+_loaded: dict[str, tuple[tuple[Any, ...], tuple[Any, Any]]] = {}
+"""The one model that this process has on each device, with what it was loaded from."""
 
 
-@lru_cache(maxsize=1)
 def _load(source: str, revision: str | None, dtype: str, device: str, *, stream: bool, content: str) -> tuple[Any, Any]:
     """`content` makes it another model when the files in the same place are others."""
     from mgaa.checkpoint import load
 
-    return load(source, revision=revision, dtype=dtype, device=device, stream=stream)
+    key = (source, revision, dtype, stream, content)
+    if device not in _loaded or _loaded[device][0] != key:
+        _loaded.pop(device, None)
+        _loaded[device] = key, load(source, revision=revision, dtype=dtype, device=device, stream=stream)
+    return _loaded[device][1]

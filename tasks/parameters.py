@@ -26,6 +26,7 @@ from tasks.sections import (
     Ranks,
     Ratios,
     Recovery,
+    RunnerSection,
     Search,
     Section,
     Sensitivity,
@@ -61,6 +62,7 @@ class Parameters(Section):
     study: Study
     sensitivity: Sensitivity
     profile: Profile
+    runner: RunnerSection
     store: StoreSection
     tracking: Tracking
     _folder: Path = PrivateAttr(default_factory=Path.cwd)

@@ -36,11 +36,12 @@ class Outlook:
         return short_of(self.peaks, self.room, self.settings)
 
 
-def outlook(p: Parameters, where: Where, *, models: int) -> Outlook:
+def outlook(p: Parameters, where: Where, *, models: int, workers: int) -> Outlook:
     """The plan of `flows.compress` with these parameters.
 
     Args:
         models: compressed models that are made: of the method, and of each baseline.
+        workers: steps that run at a time on this machine.
 
     Raises:
         InputError: the backbone's config cannot be read, or its architecture has no entry.
@@ -52,7 +53,7 @@ def outlook(p: Parameters, where: Where, *, models: int) -> Outlook:
     from mgaa.skeleton import skeleton
 
     layout = layout_of(skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype))
-    settings = settings_of(p, where, layout, models=models)
+    settings = settings_of(p, where, layout, models=models, workers=workers)
     stages = plan(layout, settings)
     device = torch.device(where)
     room = Room(
@@ -63,9 +64,8 @@ def outlook(p: Parameters, where: Where, *, models: int) -> Outlook:
     return Outlook(layout, settings, stages, peaks(stages, settings, resident_bytes() + IMPORTS), room)
 
 
-def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int) -> "Settings":
+def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, workers: int) -> "Settings":
     """What a run is asked to do; what is `auto` is decided as the steps decide it."""
-    from flows.workers import WORKERS
     from mgaa.plan import Settings
 
     calibration = p.data.calibration
@@ -82,7 +82,7 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int) -
         compression=p.ratios.compression,
         evaluation=tuple(((text.samples or UNKNOWN) * text.length, text.length, batch) for text in texts),
         models=models,
-        workers=WORKERS,
+        workers=workers,
         shards=p.statistics.shards,
         stream=stream,
         hidden=hidden,

@@ -89,6 +89,7 @@ class Effort:
     @staticmethod
     def since(began: float, executions: Sequence[Execution]) -> "Effort":
         """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
+        executions = [*executions]  # with those of the workers
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
         evaluating = [execution for execution in executions if execution.task in ("evaluate", "measure", "try_ranks")]
@@ -98,7 +99,7 @@ class Effort:
             wall_seconds=wall,
             work_seconds=busy(list(executions)),
             evaluate_seconds=busy(evaluating),
-            peak_memory_bytes=peak_rss(),
+            peak_memory_bytes=max(peak_rss(), *(each.peak_rss for each in executions), 0),
         )
 
 

@@ -7,17 +7,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
 from tasks.measure import measure
 from tasks.points import Measured, Point
+from tasks.step import plain_task
 
 
-@task(name="run_point", task_run_name="{point.name}", cache_policy=NO_CACHE)
+@plain_task(name="run_point", task_run_name="{point.name}")
 def run_point(
     store: Store,
     point: Point,

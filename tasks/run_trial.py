@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from prefect import task
-from prefect.cache_policies import NO_CACHE
-
 from mgaa.errors import NumericalError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
 from tasks.recording import forgive
+from tasks.step import plain_task
 from tasks.try_ranks import try_ranks
 
 
@@ -50,7 +48,7 @@ class Tried:
     error: Exception | None = None
 
 
-@task(name="run_trial", task_run_name="{name}", cache_policy=NO_CACHE)
+@plain_task(name="run_trial", task_run_name="{name}")
 def run_trial(store: Store, name: str, point: list[float], ground: Ground, threads: int) -> Tried:
     """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
     import torch

@@ -376,6 +376,37 @@ class StoreSection(Section):
 
     path: str = Field(description="folder of the artifact store")
     lock_timeout: Annotated[float, Field(gt=0)] = Field(default=3600.0, description="seconds to wait for another run")
+    remote: str | None = Field(
+        default=None,
+        description="URL of the store of all machines, s3://bucket/folder or whatever fsspec knows; null: the folder is all there is",
+        pattern=r"^[a-z0-9+]+://.+",
+    )
+
+
+class RunnerSection(Section):
+    """Where the steps run that can run side by side; results do not depend on it."""
+
+    kind: Literal["threads", "dask", "ray"] = Field(
+        default="threads",
+        description="threads of the run, or worker processes of Dask or Ray, on this machine or on others",
+    )
+    workers: Literal["auto"] | Positive = Field(
+        default="auto", description="how many steps run at a time; auto: one per GPU, and 2 where there are fewer"
+    )
+    address: str | None = Field(
+        default=None,
+        description="of a Dask scheduler or a Ray cluster that is there; null: worker processes on this machine",
+    )
+
+    @model_validator(mode="after")
+    def _addressed(self) -> Self:
+        if self.address is not None and self.kind == "threads":
+            raise ValueError(f"expected kind dask or ray with address {self.address}, got threads")
+        if self.address is not None and self.workers != "auto":
+            raise ValueError(
+                f"expected workers auto with address {self.address}, got {self.workers}: the cluster has its workers"
+            )
+        return self
 
 
 class Tracking(Section):

@@ -31,6 +31,7 @@ from filelock import FileLock, Timeout
 from mgaa.errors import InputError, LockedError, ResourceError
 from tasks import code, provenance
 from tasks.artifact import Artifact, DamagedError, Store
+from tasks.devices import placed
 from tasks.recording import Execution, note, peak_rss
 from tasks.sealing import digest
 from tasks.writing import disk_errors
@@ -86,12 +87,19 @@ class Stage:
         }
 
     def recall(self, arguments: Mapping[str, Any]) -> tuple[str, Artifact | None]:
-        """The stage key, and the sound artifact it gave, if any; raises `DamagedError`."""
-        key = digest(self.identity(arguments))
-        artifact = store_of(arguments).recall(key)
+        """The stage key, and the sound artifact it gave, if any.
+
+        Raises:
+            DamagedError: the artifact or the record of its key.
+            ResourceError: this worker has no part in the store of the run, or `store.remote` cannot be used.
+        """
+        key, store = digest(self.identity(arguments)), store_of(arguments)
+        if store.home is not None:
+            store.home.check(store.path)
+        artifact = store.recall(key)
         if artifact is not None:
-            now = time.perf_counter()
-            note(Execution(self.name, key, artifact, reused=True, start=now, end=now, peak_rss=peak_rss()))
+            now = time.time()
+            note(store, Execution(self.name, key, artifact, reused=True, start=now, end=now, peak_rss=peak_rss()))
         return key, artifact
 
     def result(self, arguments: Mapping[str, Any]) -> Artifact:
@@ -119,8 +127,8 @@ class Stage:
             unfinished = store.path / "unfinished" / key
             if self.resumes:
                 unfinished.mkdir(parents=True, exist_ok=True)
-            with memory_errors(self.name):
-                facts = self.body(out, *[unfinished] * self.resumes, **arguments)
+            with memory_errors(self.name), placed(arguments) as given:
+                facts = self.body(out, *[unfinished] * self.resumes, **given)
             end, ended = time.perf_counter(), datetime.now(UTC)
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},
@@ -134,7 +142,8 @@ class Stage:
             artifact = store.seal(out, self.kind, record)
             store.remember(key, artifact, stage)
             shutil.rmtree(unfinished, ignore_errors=True)  # not before: until here nothing else holds the result
-        note(Execution(self.name, key, artifact, reused=False, start=start, end=end, peak_rss=peak_rss()))
+        times = {"start": began.timestamp(), "end": ended.timestamp()}
+        note(store, Execution(self.name, key, artifact, reused=False, **times, peak_rss=peak_rss()))
         return artifact
 
 

@@ -8,17 +8,21 @@ Prefect asks its cache policy for the key and reads the result in `store/keys/<s
 Prefect's database knows. The record is written by the stage (tasks/stage.py), not by Prefect: it must appear whole, under the lock of its
 key, and only after the artifact is on disk; Prefect's own write is neither atomic nor locked, and a full disk there is a line in a log.
 For the same reason a step works without the engine (`task.fn(store, ...)`), with the same cache.
+
+A task travels to a worker process as the name of its module and its own, and is found there in the worker's checkout.
 """
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import update_wrapper
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, cast
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from prefect import Task
-from prefect.cache_policies import CachePolicy
+from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.context import TaskRunContext
 
 from mgaa.errors import MgaaError
@@ -26,8 +30,9 @@ from tasks.artifact import Artifact
 from tasks.recording import Execution, busy, failures, recording
 from tasks.stage import Facts, Stage, store_of
 
-__all__ = ["Execution", "busy", "recording", "resuming_step", "step"]
+__all__ = ["Execution", "busy", "plain_task", "recording", "resuming_step", "step"]
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def step(
@@ -55,9 +60,29 @@ def resuming_step(
     return decorate
 
 
+def plain_task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function that runs steps without the engine a task, whose own result is not kept; `options` go to `prefect.Task`."""
+    return lambda body: NamedTask(body, cache_policy=NO_CACHE, **options)
+
+
+class NamedTask(Task[P, R]):
+    """A task that is pickled as where it is defined, if that is in a module."""
+
+    def __reduce__(self) -> Any:
+        module, name = self.fn.__module__, self.fn.__name__
+        if getattr(sys.modules.get(module), name, None) is not self:
+            return super().__reduce_ex__(2)
+        return defined, (module, name)
+
+
+def defined(module: str, name: str) -> Any:
+    """What a module calls `name`."""
+    return getattr(import_module(module), name)
+
+
 def task_of(stage: Stage, options: Mapping[str, Any]) -> Task[..., Artifact]:
     """Prefect's task for a stage."""
-    task = Task(
+    task = NamedTask(
         without_out(stage),
         cache_policy=StageKey(stage),
         result_storage=Path("/"),  # keys are absolute paths: only a call knows where its store lies

@@ -23,6 +23,7 @@ from tasks.artifact import Artifact, Store
 from tasks.lineage import lineage, run_facts
 from tasks.parameters import Parameters
 from tasks.records import CARD, CURVE, table
+from tasks.remote import remote_of
 from tasks.results import Results
 from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded, undisturbed
 
@@ -47,7 +48,8 @@ class Run:
 
     def log(self, results: Results, published: Mapping[str, Any]) -> None:
         """Record the artifacts of a finished run, and `published`, the content of `results/{metrics,allocation}.json` by name."""
-        store, folder = Store(self.parameters.store_path), self.parameters.folder / "results"
+        p, folder = self.parameters, self.parameters.folder / "results"
+        store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
 
         def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))

@@ -29,6 +29,10 @@ class Where(str):
         where.stream, where.hidden = stream, hidden
         return where
 
+    def on(self, device: str) -> "Where":
+        """The same on another device."""
+        return Where(device, self.stream, self.hidden)
+
 
 def streams(device: str, weights: int) -> bool:
     """Whether the blocks of a model with so many bytes of weights stay in their files."""

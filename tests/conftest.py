@@ -13,6 +13,7 @@ import pytest
 
 HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
 os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
+os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token into the home folder
 
 import flows  # noqa: E402, F401  (its defaults of the environment)
 from tests.processes import Project, copy_project  # noqa: E402

@@ -47,11 +47,23 @@ class Project:
 def copy_project(root: Path) -> Project:
     """The machinery of the repository around the small steps of tests/project."""
     shutil.copytree(ROOT / "tests" / "project", root)
-    for name in ("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"):
+    for name in (
+        "artifact",
+        "sealing",
+        "writing",
+        "step",
+        "stage",
+        "recording",
+        "code",
+        "provenance",
+        "home",
+        "remote",
+        "devices",
+    ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "sections", "choices", "options", "overrides", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
-    for name in ("__init__", "cli"):
+    for name in ("__init__", "cli", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
     for name in ("errors.py", "methods.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")

@@ -39,7 +39,7 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     }
     keys = own | set(load(ROOT / "params.yaml").flat())
     for key in re.findall(
-        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|sweep|study|sensitivity|profile|store|tracking)(?:\.\w+)+)=",
+        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|sweep|study|sensitivity|profile|runner|store|tracking)(?:\.\w+)+)=",
         document.read_text(),
     ):
         assert key in keys, f"{document.name} overrides {key}"
@@ -80,13 +80,14 @@ def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters()
     stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compress"]
     assert {"flows", "tasks", "mgaa", "demo", "models/demo"} <= set(stage["deps"])
     runtime = {
+        "runner",
         "store",
         "tracking",
         "sweep",
         "study",
         "sensitivity",
         "profile",
-    }  # where results are kept, and flows that are no stage
+    }  # where steps run and results are kept, and flows that are no stage
     assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) - runtime <= set(stage["params"])
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from tasks.artifact import Store
-from tasks.lineage import code_digest, lineage, name, run_facts
+from tasks.code import code_digest
+from tasks.lineage import lineage, name, run_facts
 from tests.finished import Finished, finished_run
 
 

@@ -13,7 +13,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mgaa.errors import InputError, ResourceError, UsageError
-from tasks.lineage import code_digest, name
+from tasks.code import code_digest
+from tasks.lineage import name
 from tasks.parameters import Parameters, load
 from tasks.tracking import measurements, tracked
 from tests.finished import ROOT, finished_run
