@@ -1,11 +1,13 @@
 """What a piece of work costs a process of its own: wall seconds, CPU seconds, and memory above what the process held before.
 
-Memory is anonymous resident memory (`RssAnon`), sampled every 2 ms, so that the pages of libraries, which a process maps as it first runs
-them, do not count.
+Memory is anonymous and shared resident memory (`RssAnon` and `RssShmem`), sampled every 2 ms: everything that a process allocates, without
+the pages of libraries, which it maps as it first runs them. The C library is told to give freed matrices back at once
+(`MALLOC_MMAP_THRESHOLD_`), so that the peak is what is in use and not the holes that its heap keeps, which differ from run to run.
 """
 
 import ctypes
 import multiprocessing
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -64,6 +66,7 @@ class Shape:
 
 def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
     """`work(*arguments)` in a new process."""
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
@@ -71,11 +74,11 @@ def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
 def effort(work: Callable[[], Any]) -> Effort:
     """Do the work in this process and measure it."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not hide what is taken now
-    before, peak, done = _anonymous(), [0], threading.Event()
+    before, peak, done = _allocated(), [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(INTERVAL):
-            peak[0] = max(peak[0], _anonymous())
+            peak[0] = max(peak[0], _allocated())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -87,9 +90,7 @@ def effort(work: Callable[[], Any]) -> Effort:
     return Effort(wall, cpu, peak[0] - before)
 
 
-def _anonymous() -> int:
-    """Anonymous resident bytes of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no RssAnon: this needs Linux")
+def _allocated() -> int:
+    """Resident bytes of this process that no file backs."""
+    lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
+    return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "RssShmem:"))

@@ -1,11 +1,11 @@
 """What a compression costs beside the published SVD-LLM recipe (`benchmarks/svdllm.py`), and that its layer errors are no larger.
 
-    python benchmarks/recipe.py [--blocks 8] [--hidden 1024] [--ffn 2816] [--samples 32] [--length 512] [--threads N]
+    python benchmarks/recipe.py [--blocks 8] [--hidden 1024] [--ffn 2816] [--samples 32] [--length 512] [--threads N] [--targets 1 5]
 
 A random Llama in float32 and random tokens (the work does not depend on the values). Each row is a fresh process, which builds the model, then measures the
 compression alone (`benchmarks/effort.py`): for one target (0.2), then for five (0.1 to 0.5), the recipe repeated whole, and with its calibration
-reused. Ours is `mgaa.compress_` and `mgaa.sweep`, once with the recipe's own choices (`whitened`, uniform ratios and ranks), once with the
-defaults. Then the relative output errors of all matrices on the calibration tokens, at the ranks of the recipe, inputs of the dense model.
+reused. Ours is `mgaa.compress_` and `mgaa.sweep`, once with the recipe's own choices (`whitened`, uniform ratios and ranks, one sequence at a time),
+once with the defaults. Then the relative output errors of all matrices on the calibration tokens, at the ranks of the recipe, inputs of the dense model.
 """
 
 import argparse
@@ -29,8 +29,13 @@ from mgaa.streaming import Measuring
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 ONE = (0.2,)
-SAME: dict[str, Any] = {"factors": "whitened", "ratios": "uniform", "ranks": {"method": "uniform", "multiple": 1}}
-"""The choices of the recipe, as arguments of `mgaa.compress_`."""
+SAME: dict[str, Any] = {
+    "factors": "whitened",
+    "ratios": "uniform",
+    "ranks": {"method": "uniform", "multiple": 1},
+    "batch_size": 1,
+}
+"""The choices of the recipe, one sequence at a time among them, as arguments of `mgaa.compress_`."""
 
 
 def recipe(model: Any, tokens: Tensor, targets: Sequence[float]) -> None:
@@ -106,8 +111,9 @@ def main() -> None:
     for name in ("hidden", "ffn", "heads", "blocks", "vocabulary", "samples", "length"):
         parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--targets", type=int, nargs="+", default=[1, 5], choices=[1, 5])
     given = vars(parser.parse_args())
-    threads = given.pop("threads")
+    threads, wanted = given.pop("threads"), given.pop("targets")
     shape = Shape(**given)
     print(f"{shape}, {sum(p.numel() for p in shape.model().parameters()):,} parameters, float32, {threads} threads\n")
     print(
@@ -115,6 +121,8 @@ def main() -> None:
     )
     first: dict[int, Effort] = {}
     for name, (_, targets, _) in ROWS.items():
+        if len(targets) not in wanted:
+            continue
         it: Effort = fresh(cost, name, shape, threads)
         base = first.setdefault(len(targets), it)
         print(
