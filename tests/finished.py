@@ -85,7 +85,9 @@ def run(p: Parameters, store: Store) -> Results:
     tokens = {
         name: tokenize.fn(store, backbone, texts, section=name, length=16, samples=None, seed=0) for name in sections
     }
-    statistics = calibrate.fn(store, backbone, tokens["calibration"], **p.statistics.model_dump(), device="cpu")
+    statistics = calibrate.fn(
+        store, backbone, tokens["calibration"], **p.statistics.model_dump(exclude={"shards"}), device="cpu"
+    )
     spectra = [
         decompose.fn(store, backbone, statistics, block=block, method="afm", options={}, device="cpu")
         for block in range(BLOCKS)

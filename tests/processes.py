@@ -59,6 +59,7 @@ def copy_project(root: Path) -> Project:
         "home",
         "remote",
         "devices",
+        "where",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "sections", "choices", "options", "overrides", "explain"):
