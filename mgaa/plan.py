@@ -478,6 +478,6 @@ def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]
             yield dict(changed), settings
 
 
-def gigabytes(count: float) -> str:
+def gigabytes(count: int) -> str:
     """A count of bytes as people read it."""
     return f"{count / 1e9:.2f} GB"

@@ -108,13 +108,13 @@ def remedy(found: Outlook) -> str:
 
     base = resident_bytes() + IMPORTS
     without_disk = replace(found.room, disk=2**63)
+    if not short_of(found.peaks, without_disk, found.settings):
+        return "Put the store on a larger disk with store.path=<folder>, or make room."
     for changed, settings in remedies(found.settings):
         fits = peaks(plan(found.layout, settings), settings, base)
         if not short_of(fits, without_disk, settings):
             disk = "" if fits.disk <= found.room.disk else ", and store.path=<a folder on a larger disk>"
             return f"It fits with {' '.join(f'{key}={value}' for key, value in changed.items())}{disk}."
-    if not short_of(found.peaks, without_disk, found.settings):
-        return "Put the store on a larger disk with store.path=<folder>, or make room."
     return "No setting makes it fit: take a machine with more memory, or a smaller model."
 
 

@@ -159,7 +159,8 @@ def memory_errors(task: str) -> Iterator[None]:
             raise
         raise ResourceError(
             f"Step {task!r} ran out of memory ({str(error).splitlines()[0] if str(error) else 'no more given'}): lower "
-            "statistics.batch_size, evaluation.batch_size or recovery.micro_batch, or compute on the CPU with backbone.device=cpu. "
+            "statistics.batch_size, evaluation.batch_size or recovery.micro_batch, leave blocks and hidden states on the disk "
+            "(backbone.stream=always, backbone.hidden=disk), or compute on the CPU with backbone.device=cpu. "
             "Finished steps are kept."
         ) from error
 
