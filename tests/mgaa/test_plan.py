@@ -1,5 +1,6 @@
 """Truths of the plan: what it says of files is what is in them, and what it says of settings has the right sign."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -118,13 +119,13 @@ def test_what_does_not_fit_is_named_with_the_stage_and_the_gentlest_remedy() -> 
         f"{found.device / 1e9:.2f} GB on the device"
     ]
     steps = [(changed, other, peaks(plan(layout, other), other, 10**9)) for changed, other in remedies(settings)]
-    assert [changed for changed, other, less in steps if not short_of(less, room, other)][0] == {
+    assert next(changed for changed, other, less in steps if not short_of(less, room, other)) == {
         "backbone.stream": "always"
     }
     smaller = replace(room, device=int(0.8 * steps[0][2].device))
-    assert [changed for changed, other, less in steps if not short_of(less, smaller, other)][0] == {
+    assert next(changed for changed, other, less in steps if not short_of(less, smaller, other)) == {
         "backbone.stream": "always",
         "backbone.hidden": "host",
     }
-    assert all(less.device <= more.device for (_, _, more), (_, _, less) in zip(steps, steps[1:], strict=False))
+    assert all(less.device <= more.device for (_, _, more), (_, _, less) in itertools.pairwise(steps))
     assert short_of(Peaks(0, 0, 2 * 10**12, ("", "")), room, settings) == ["2000.00 GB of disk, 1000.00 GB are free"]
