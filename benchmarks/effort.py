@@ -1,13 +1,12 @@
 """What a piece of work costs a process of its own: wall seconds, CPU seconds, and memory above what the process held before.
 
 Memory is anonymous and shared resident memory (`RssAnon` and `RssShmem`), sampled every 2 ms: everything that a process allocates, without
-the pages of libraries, which it maps as it first runs them. The C library is told to give freed matrices back at once
-(`MALLOC_MMAP_THRESHOLD_`), so that the peak is what is in use and not the holes that its heap keeps, which differ from run to run.
+the pages of libraries, which it maps as it first runs them. It counts the holes that the C library keeps in its heap; with
+`MALLOC_MMAP_THRESHOLD_=1000000` in the environment there are none, and the seconds are more (fresh pages for every large tensor).
 """
 
 import ctypes
 import multiprocessing
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -66,7 +65,6 @@ class Shape:
 
 def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
     """`work(*arguments)` in a new process."""
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", "1000000")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(work, *arguments).result()
 
