@@ -288,6 +288,8 @@ class Accumulator:
         if self._weight is None:
             return x
         precise = torch.promote_types(x.dtype, torch.float32)
+        if x.is_cuda and x.dtype.itemsize == 2:  # tensor cores multiply 16 bits and add up in float32
+            return torch.mm(x, self._weight.T, out_dtype=precise)
         return x.to(precise) @ self._weight.to(precise).T
 
     def total(self) -> Moments | None:

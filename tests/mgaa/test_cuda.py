@@ -16,6 +16,7 @@ from mgaa.factors import factorize, load_spectra, save_spectra, spectra
 from mgaa.fused import unfuse_
 from mgaa.linalg import Metric, Spectrum, decompose
 from mgaa.methods import available
+from mgaa.moments import Accumulator
 from mgaa.statistics import BlockStatistics
 from mgaa.streaming import stream_statistics
 from mgaa.streams import in_flight
@@ -42,6 +43,20 @@ def test_statistics_agree(tiny: Tiny, tokens: Tensor, family: str) -> None:
             assert two.of(linear).covariance.device.type == "cuda"
             torch.testing.assert_close(two.of(linear).covariance.cpu(), one.of(linear).covariance, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(two.of(linear).mean.cpu(), one.of(linear).mean, rtol=1e-9, atol=1e-9)
+
+
+def test_the_output_side_of_16_bits_is_added_up_in_float32() -> None:
+    """Rounded to 16 bits on the way, the entries would differ by 4e-3."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator).bfloat16() for shape in ((64, 512), (24, 512)))
+    found = []
+    for device in ("cpu", "cuda"):
+        accumulator = Accumulator("down", 1, 1, weight.to(device))
+        accumulator.update(0, x.to(device))
+        found.append(accumulator.finish().covariance.cpu())
+    exact = torch.cov((x.double() @ weight.double().T).T, correction=0)
+    for covariance in found:
+        torch.testing.assert_close(covariance, exact, rtol=1e-5, atol=1e-5 * float(exact.max()))
 
 
 @pytest.mark.parametrize("factorizer", available("factors"))
