@@ -6,13 +6,17 @@ blocks before once more, which gives the same bits.
 """
 
 import json
+import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from tasks.artifact import Artifact, Store
 from tasks.assemble import restore_
@@ -88,7 +92,7 @@ def compress_block(
         "ratios": ratios.digest,
         "factors": (method, options),
         "ranks": (rank_method, rank_options),
-        "target": (compression, multiple, channels),
+        "target": (compression, multiple, channels, latency),
         "measuring": measuring,
     }
     with (
@@ -113,6 +117,7 @@ class Line:
         key: what all of it depends on, but the factors.
         before: those of the blocks that the tokens have passed.
         folder: where the tokens wait for another process.
+        lock: on the folder.
     """
 
     key: tuple[Any, ...]
@@ -120,6 +125,7 @@ class Line:
     model: Any
     calibration: "Calibration"
     folder: Path
+    lock: FileLock
 
 
 _one_at_a_time = Lock()
@@ -151,7 +157,9 @@ def in_front_of(
     key = (store, backbone, tokens, digest(recipe), device)
     with _one_at_a_time:
         line = _line.pop() if _line else None
-        if line is None or line.key != key or line.before != tuple(before[: len(line.before)]):
+        if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
+            line = None  # before another one starts, for its folder may be the same
+        if line is None:
             line = start(key, before, recipe["measuring"])
         for block in range(len(line.before), len(before)):
             line.before = tuple(before[: block + 1])
@@ -165,6 +173,7 @@ def in_front_of(
         else:
             line.calibration.close()
             shutil.rmtree(line.folder, ignore_errors=True)
+            line.lock.release()
 
 
 def start(key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any]) -> Line:
@@ -179,8 +188,9 @@ def start(key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[s
     store, backbone, tokens, recipe, device = key
     model, windows = twin_of(backbone_model(store, backbone, device)[0]), token_windows(store, tokens)
     place = place_of_hidden(device, windows.numel() * model.config.hidden_size * model.dtype.itemsize)
-    name = digest([named(backbone), named(tokens), recipe, str(device)])
-    folder: Path = taken_up(store.path / "unfinished" / f"line-{name}")
+    name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
+    folder, lock = own_folder(store, name)
+    taken_up(folder)
 
     def calibration() -> "Calibration":
         return Calibration(model, windows, Measuring(**measuring), place=place, folder=folder / "hidden")
@@ -190,4 +200,17 @@ def start(key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[s
     if found.passed and passed[: found.passed] != [each.digest for each in before[: found.passed]]:
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
-    return Line(key, tuple(before[: found.passed]), model, found, folder)
+    return Line(key, tuple(before[: found.passed]), model, found, folder, lock)
+
+
+def own_folder(store: Store, name: str) -> tuple[Path, FileLock]:
+    """The folder of that name, or, while another process has a line there, one that nobody else has."""
+    locks = store.path / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    places = (name, f"{name}-{os.getpid()}-{secrets.token_hex(4)}")
+    for place in places:
+        lock = FileLock(locks / f"{place}.lock", timeout=0, thread_local=False)
+        with suppress(Timeout):
+            lock.acquire()
+            return store.path / "unfinished" / place, lock
+    raise AssertionError("a name that was drawn just now is taken")

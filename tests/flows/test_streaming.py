@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from mgaa.blockwise import Blockwise
+from tasks.artifact import Store
+from tasks.compress_block import own_folder
 from tests.flows.laboratory import BLOCKS, Laboratory, Outcome
 
 STREAMED = ["backbone.stream=always", "backbone.hidden=disk"]
@@ -45,6 +47,16 @@ def test_behind_compressed_blocks_as_well(done: Laboratory, fresh: Laboratory) -
     assert before == {"factors": []}
     assert all(names and names <= set(digests(done)[kind]) for kind, names in made.items())
     assert unfinished(fresh) == []
+
+
+def test_two_runs_at_once_keep_their_tokens_apart(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (first, held), (second, other) = own_folder(store, "line-x"), own_folder(store, "line-x")
+    assert first == tmp_path / "unfinished" / "line-x"
+    assert second != first
+    held.release()
+    assert own_folder(store, "line-x")[0] == first
+    other.release()
 
 
 def test_more_shards_than_sequences_and_shards_behind_compressed_blocks_are_refused(done: Laboratory) -> None:
