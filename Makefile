@@ -13,10 +13,14 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo ablation test check demo-backbone wheel wheel-test install clean
+.PHONY: demo plan ablation test check demo-backbone wheel wheel-test install clean
 demo: $(INSTALLED)
 	dvc repro --quiet
 	python -m flows.show
+
+# What a run will take: make plan ARGS='backbone.source=path/to/model ratios.compression=0.3'
+plan: $(INSTALLED)
+	python -m flows.plan $(ARGS)
 
 # Uniform, level 1, level 2 and both, for every factorizer. All compressions of params.yaml: python -m flows.sweep
 ablation: $(INSTALLED)

@@ -3,8 +3,8 @@
     python -m benchmarks.plan [hidden,blocks,stream ...]      default: 512,8,never 1024,6,never 2048,3,never 2048,3,always
 
 For each, a random LLaMA of that width runs through `flows.compress` in a process of its own, on the calibration, validation and evaluation
-texts of the demo. Memory is the peak of what is no page of a file (resident less shared), sampled every 10 ms; disk is what the store holds
-in the end. The prediction is that of `flows.plan`, made before the run with the same parameters; the process itself counts on both
+texts of the demo. Memory is the peak of what is no page of a file (resident less shared), sampled every 10 ms; disk is
+the peak of what the run holds there. The prediction is that of `flows.plan`, made before the run with the same parameters; the process itself counts on both
 sides, so the share above it is printed too.
 """
 
@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import psutil
@@ -44,21 +46,25 @@ def backbone(folder: Path, hidden: int, blocks: int) -> Path:
     return place
 
 
-def measured(folder: Path, overrides: list[str]) -> int:
-    """Run the flow below `folder`; the peak of its memory."""
+def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
+    """Run the flow below `folder`; the peaks of its memory and of what it holds on the disk."""
     command = [sys.executable, "-m", "flows.compress", "--quiet", f"--params={folder / 'params.yaml'}", *overrides]
     process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    peak = 0
-    while process.poll() is None:
+    peak = disk = 0
+    for tick in count():
+        if process.poll() is not None:
+            break
         try:
             memory = process.memory_info()
         except psutil.Error:
             break
         peak = max(peak, memory.rss - memory.shared)
+        if tick % 20 == 0:
+            disk = max(disk, bytes_below(folder / "store") + bytes_below(folder / "models"))
         time.sleep(0.01)
     if process.wait():
         sys.exit(process.stderr.read().decode())
-    return peak
+    return peak, disk
 
 
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
@@ -83,8 +89,12 @@ def prediction_in_a_process_of_its_own(folder: Path, overrides: list[str]) -> tu
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files."""
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    """Of all files, while they come and go."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.stat().st_size
+    return total
 
 
 def main(cases: list[str]) -> None:
@@ -105,8 +115,7 @@ def main(cases: list[str]) -> None:
                 f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
             ]
             memory, base, disk = prediction_in_a_process_of_its_own(folder, overrides)
-            peak = measured(folder, overrides)
-            kept = bytes_below(folder / "store") + bytes_below(folder / "models")
+            peak, kept = measured(folder, overrides)
         above = (memory - base) / (peak - base)
         print(
             f"{hidden:>6} {blocks:>6} {stream:>6}  {memory / 1e9:13.2f} GB {peak / 1e9:6.2f} GB {memory / peak:6.2f} {above:18.2f}  {disk / 1e9:11.2f} GB {kept / 1e9:6.2f} GB {disk / kept:6.2f}",

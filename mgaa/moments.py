@@ -191,14 +191,15 @@ class Moments:
 
     def add_(self, z: Float[Tensor, "t d"], sums: Float[Tensor, "3 n"], group: int) -> None:
         """Add the tokens of one sequence: the side measured, and the sums over its input."""
-        mean, count = z.mean(0), len(z)
+        total, count = column_sums(z), len(z)
+        mean = total / count
         # the outer product that joins two means is one more row
         rows = z.new_empty(count + 1, z.shape[1])
         torch.sub(z, mean, out=rows[:-1])
         torch.mul(mean - self.mean, math.sqrt(self.count * count / (self.count + count)), out=rows[-1])
         _add_gram_(self.scatter, rows)
         self.sums += sums
-        self.group_sums[group] += z.sum(0)
+        self.group_sums[group] += total
         self.group_counts[group] += count
         self._move_(mean, count)
 
@@ -216,6 +217,11 @@ class Moments:
     def _move_(self, mean: Float[Tensor, " d"], count: int) -> None:
         self.mean += (mean - self.mean) * (count / (self.count + count))
         self.count += count
+
+
+def column_sums(x: Float[Tensor, "t n"]) -> Float[Tensor, " n"]:
+    """The sum of the rows, as a product: on a CPU ten times as fast as `sum(0)`."""
+    return x.new_ones(len(x)) @ x
 
 
 def _add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None:
@@ -247,31 +253,42 @@ class Accumulator:
     ) -> None:
         self._name, self._minimum = name, minimum
         self._share = Share(share) if isinstance(share, int) else share
-        self._weight = None if weight is None else weight.double()
+        self._weight = weight
         self._groups = min(groups, self._share.sequences)
         self._leaves = Leaves[Moments](self._share)
 
-    def update(self, sequence: int, x: Float[Tensor, "t n"]) -> None:
+    def update(self, sequence: int, x: Float[Tensor, "t n"], z: Float[Tensor, "t m"] | None = None) -> None:
         """Add the tokens of one sequence; an expert may have none of it.
+
+        Args:
+            z: `W x`, where the output side is measured and it is known; else it is computed, in float32 or, for float64 inputs, float64:
+                products of numbers of 16 bits are exact in it.
 
         Raises:
             NumericalError: an entry is NaN or infinite.
         """
         if len(x) == 0:
             return
+        side = self._side(x) if z is None else z
         x = x.double()
-        sums = torch.stack([x.sum(0), x.square().sum(0), x.abs().sum(0)])
+        sums = torch.stack([column_sums(x), column_sums(x.square()), column_sums(x.abs())])
         if not bool(torch.isfinite(sums[0]).all()):
             bad = int((~torch.isfinite(x)).sum())
             raise NumericalError(
                 f"the input of {self._name} has {bad} non-finite entries in calibration sequence {sequence}: the backbone "
                 "overflows or its weights are damaged; check the weights or set backbone.dtype to bfloat16 or float32"
             )
-        z = x if self._weight is None else x @ self._weight.T
+        z = x if self._weight is None else side.double()
         self._leaves.turn_to(sequence)
         if self._leaves.current is None:
             self._leaves.current = Moments.empty(z, x.shape[1], self._groups)
         self._leaves.current.add_(z, sums, sequence * self._groups // self._share.sequences)
+
+    def _side(self, x: Float[Tensor, "t n"]) -> Float[Tensor, "t d"]:
+        if self._weight is None:
+            return x
+        precise = torch.promote_types(x.dtype, torch.float32)
+        return x.to(precise) @ self._weight.to(precise).T
 
     def total(self) -> Moments | None:
         """The sums over this share; `None` without a token."""
@@ -313,7 +330,8 @@ class Accumulator:
         The diagonal statistics of the channels move as much towards their mean.
         """
         width = len(found.covariance)
-        round_ = torch.eye(width).to(found.mean) if self._weight is None else self._weight @ self._weight.T
+        weight = None if self._weight is None else self._weight.double()
+        round_ = torch.eye(width).to(found.mean) if weight is None else weight @ weight.T
         present = (found.group_counts > 0).to(found.mean).unsqueeze(1)
         variance = found.mean_square - found.mean.square()
         return replace(

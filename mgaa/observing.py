@@ -7,7 +7,7 @@ of the block is checked at every step: a model whose blocks do more than its ent
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size, n channels of an input, E experts, k experts of a token.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -126,18 +126,35 @@ class Observer:
             self._accumulators[key] = Accumulator(f"{self.path}.{key}", self.groups, self.share, own, minimum)
         self._shared |= {name: name if narrow else keys[0] for name in linears}
 
-        def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            if not narrow and (known := self._same_tensor(arguments[0])):
+        def entering(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            if known := self._same_tensor(arguments[0]):
                 self._accumulators.pop(keys[0], None)
                 self._shared |= dict.fromkeys(linears, known)
                 return
-            if not narrow:
-                self._read.append((arguments[0], keys[0]))
+            self._read.append((arguments[0], keys[0]))
             for offset, sequence in enumerate(self._by_sequence(arguments[0], group.expert)):
-                for key in keys:
-                    self._accumulators[key].update(self._first + offset, sequence)
+                self._accumulators[keys[0]].update(self._first + offset, sequence)
 
-        stack.enter_context(_hook(modules[linears[0]].register_forward_pre_hook(hook)))
+        def leaving(key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+                known = self._bias_free(linear, output, group.expert)
+                for offset, sequence in enumerate(self._by_sequence(arguments[0], group.expert)):
+                    z = None if known is None else known[offset]
+                    self._accumulators[key].update(self._first + offset, sequence, z)
+
+            return hook
+
+        if not narrow:
+            stack.enter_context(_hook(modules[linears[0]].register_forward_pre_hook(entering)))
+        for key in keys if narrow else ():
+            stack.enter_context(_hook(modules[key].register_forward_hook(leaving(key))))
+
+    def _bias_free(self, linear: nn.Module, output: Tensor, expert: int | None) -> Sequence[Tensor] | None:
+        """`W x` of every sequence from what the forward has computed; `None` where it was rounded to 16 bits, which would cost too much."""
+        if output.dtype not in (torch.float32, torch.float64):
+            return None
+        bias: Tensor | None = linear.bias  # type: ignore[assignment]
+        return self._by_sequence(output if bias is None else output - bias, expert)
 
     def _same_tensor(self, x: Tensor) -> str | None:
         """The input that is this very tensor, where branches side by side read one norm."""

@@ -23,6 +23,9 @@ from mgaa.hidden import Place
 from mgaa.moments import PANELS, Share
 from mgaa.observing import is_narrow
 
+WHOLE = 5 * 10**9
+"""Bytes of weights up to which a checkpoint is one file (`mgaa.checkpoint.save_blockwise`)."""
+
 DOUBLE, SINGLE = 8, 4
 """Bytes of a number."""
 
@@ -197,6 +200,7 @@ def plan(layout: Layout, settings: Settings) -> list[Stage]:
         _factorize(layout, settings),
         _assemble(layout, settings),
         *([_evaluate(layout, settings)] if settings.evaluation else []),
+        Stage("export", 0, 0, _compressed(layout, settings), 0, {}, _compressed(layout, settings)),
     ]
 
 
@@ -245,13 +249,12 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     branches = 1 + int(log2(len(share.parts)))  # of the tree, and the part at hand
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * (moment.d * (moment.d + groups + 1) + 3 * moment.n) for moment in block.moments)
-    weights = sum(DOUBLE * moment.rows * moment.n for moment in block.moments)
     activations = _activations(layout, block, batch) + 4 * batch * layout.hidden * layout.itemsize  # the watched stream
     sequence = DOUBLE * settings.length * max(3 * moment.n + 2 * moment.d for moment in block.moments)
     largest = max(moment.d for moment in block.moments)
     finishing = sums + DOUBLE * largest * largest + sums  # sums, covariances, one triangle
     saving = int(1.5 * sums) + int(1.5 * DOUBLE * largest * largest)  # packed, with indices
-    return max(branches * sums + weights + activations + sequence, weights + finishing, saving)
+    return max(branches * sums + activations + sequence, finishing, saving)
 
 
 def _activations(layout: Layout, block: Block, tokens: int) -> int:
@@ -353,15 +356,15 @@ def _compressed(layout: Layout, settings: Settings) -> int:
 
 
 def _assemble(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.shards`: a block, the next one read ahead, and the one before it being written. The result is exported once more."""
+    """`mgaa.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one file holds all."""
     size = _compressed(layout, settings)
     model = layout.weights if not settings.stream else layout.rest  # what the process has loaded for the stages before
     return Stage(
         "assemble",
         0,
         model + layout.rest + 3 * layout.largest,
-        (settings.models + 1) * size,
-        size,
+        settings.models * size,
+        size if size <= WHOLE else 0,
         {},
         settings.models * (layout.weights + size),
     )

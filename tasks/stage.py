@@ -32,6 +32,7 @@ from mgaa.errors import InputError, LockedError, ResourceError
 from tasks import code, provenance
 from tasks.artifact import Artifact, DamagedError, Store
 from tasks.devices import placed
+from tasks.memory import give_back
 from tasks.recording import Execution, note, peak_rss
 from tasks.sealing import digest
 from tasks.writing import disk_errors
@@ -129,6 +130,7 @@ class Stage:
                 unfinished.mkdir(parents=True, exist_ok=True)
             with memory_errors(self.name), placed(arguments) as given:
                 facts = self.body(out, *[unfinished] * self.resumes, **given)
+            give_back()
             end, ended = time.perf_counter(), datetime.now(UTC)
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},

@@ -60,6 +60,7 @@ def copy_project(root: Path) -> Project:
         "remote",
         "devices",
         "where",
+        "memory",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "sections", "choices", "options", "overrides", "explain"):
