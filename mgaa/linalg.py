@@ -87,12 +87,12 @@ def decompose(
             stacklevel=1,
         )
     gram = _damped_gram(factor, metric, 1.0 if silent else DAMPING * metric.scale)
+    del factor
     if not all(bool(torch.isfinite(part).all()) for part in (gram, metric.mean) if part is not None):
         raise NumericalError(
             f"W M W^T of {name}, or the mean of its input, has non-finite entries: its weight or its input statistics "
             "are damaged; check the weights and calibrate again"
         )
-    del factor  # the eigenproblem is the place where memory is short
     values, vectors = torch.linalg.eigh(gram, UPLO="U")
     del gram
     energies = torch.zeros_like(values) if silent else values.flip(0).clamp(min=0.0)

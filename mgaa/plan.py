@@ -253,7 +253,9 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     branches = 1 + int(log2(len(share.parts)))  # of the tree, and the part at hand
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * (moment.d * (moment.d + groups + 1) + 3 * moment.n) for moment in block.moments)
-    activations = _activations(layout, block, batch) + 4 * batch * layout.hidden * layout.itemsize  # the watched stream
+    watched = 4 * batch * layout.hidden * layout.itemsize  # the stream around the sublayers
+    inside = _activations(layout, block, batch)
+    entering = batch * (3 * layout.hidden + block.widest) * layout.itemsize  # of those, what the input of a linear leaves
     sequence = DOUBLE * settings.length * max(3 * moment.n + 2 * moment.d for moment in block.moments)
     if layout.itemsize < SINGLE:  # weight and input of an output side that the forward has rounded
         narrow = [moment.n * (moment.rows + settings.length) for moment in block.moments if moment.rows]
@@ -261,7 +263,7 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     largest = max(moment.d for moment in block.moments)
     finishing = sums + DOUBLE * largest * largest + sums  # sums, covariances, one triangle
     saving = int(1.5 * sums) + int(1.5 * DOUBLE * largest * largest)  # packed, with indices
-    return max(branches * sums + activations + sequence, finishing, saving)
+    return max(branches * sums + watched + max(inside, entering + sequence), finishing, saving)
 
 
 def _activations(layout: Layout, block: Block, tokens: int) -> int:
