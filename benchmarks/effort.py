@@ -72,23 +72,25 @@ def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
 def effort(work: Callable[[], Any]) -> Effort:
     """Do the work in this process and measure it."""
     ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not hide what is taken now
-    before, peak, done = _allocated(), [0], threading.Event()
+    before, peak, done = allocated(), [0], threading.Event()
 
     def watch() -> None:
         while not done.wait(INTERVAL):
-            peak[0] = max(peak[0], _allocated())
+            peak[0] = max(peak[0], allocated())
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     wall, cpu = time.perf_counter(), time.process_time()
-    work()
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    done.set()
-    watcher.join()
+    try:
+        work()
+    finally:
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        done.set()
+        watcher.join()
     return Effort(wall, cpu, peak[0] - before)
 
 
-def _allocated() -> int:
+def allocated() -> int:
     """Resident bytes of this process that no file backs."""
     lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
     return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "RssShmem:"))

@@ -14,10 +14,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still get on the device; on the CPU, of the host, within the limits of its container."""
+    """Bytes that a process can still get on the device; on the CPU, of the host, within the limits of its container.
+
+    On CUDA what torch keeps for its next tensors counts as free.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(_available(), _container())
 
 

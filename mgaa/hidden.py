@@ -20,6 +20,7 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mgaa.shelf import aligned
 from mgaa.unfinished import taken_up
 
 Place = Literal["device", "host", "disk"]
@@ -100,7 +101,7 @@ class HiddenStates:
         return self._folder / f"hidden-{generation:04d}-{batch:05d}.safetensors"
 
     def _read(self, batch: int) -> Tensor:
-        return load_file(self._file(self.passed, batch), str(self._device))["hidden"]
+        return aligned(load_file(self._file(self.passed, batch), str(self._device))["hidden"])
 
     @staticmethod
     def _write(hidden: Tensor, path: Path) -> None:

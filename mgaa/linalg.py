@@ -87,18 +87,41 @@ def decompose(
             stacklevel=1,
         )
     gram = _damped_gram(factor, metric, 1.0 if silent else DAMPING * metric.scale)
+    del factor
     if not all(bool(torch.isfinite(part).all()) for part in (gram, metric.mean) if part is not None):
         raise NumericalError(
             f"W M W^T of {name}, or the mean of its input, has non-finite entries: its weight or its input statistics "
             "are damaged; check the weights and calibrate again"
         )
     values, vectors = torch.linalg.eigh(gram, UPLO="U")
-    del gram, factor
+    del gram
     energies = torch.zeros_like(values) if silent else values.flip(0).clamp(min=0.0)
     basis = vectors[:, -min(rank or m, m, n) :].flip(1)
+    del vectors
     if reflectors is not None:
         basis = torch.ormqr(*reflectors, torch.cat([basis, basis.new_zeros(m - n, basis.shape[1])]))
     return Spectrum(energies, fix_signs(basis.to(kept)), metric.mean)
+
+
+def working_bytes(m: int, n: int, rank: int, *, side: Literal["input", "output"] = "input") -> int:
+    """Bytes that `decompose` takes at its worst moment, the result included; weight and metric are there already.
+
+    The moments are: the reflectors are found; the Gram matrix is formed; the eigenproblem is solved, in a workspace of two matrices
+    (LAPACK's and cuSOLVER's `syevd`); the reflectors are applied to the eigenvectors.
+
+    Args:
+        rank: of the basis.
+        side: of the metric.
+    """
+    p = min(m, n)
+    reflectors, triangle = (m * n, n * n) if m > n else (0, m * n)
+    moments = (
+        2 * m * n if m > n else 0,
+        reflectors + triangle + (p * n if side == "input" else 0) + (1 + 1 / PANELS) * p * p,
+        reflectors + 4 * p * p,
+        reflectors + n * rank + 2 * m * rank if m > n else p * p + m * rank,
+    )
+    return int(8 * max(moments))
 
 
 def _damped_gram(factor: Float[Tensor, "p n"], metric: Metric, damping: float) -> Float[Tensor, "p p"]:

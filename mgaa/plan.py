@@ -20,8 +20,10 @@ from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.budget import Matrix
 from mgaa.hardware import Rates
 from mgaa.hidden import Place
+from mgaa.linalg import working_bytes
 from mgaa.moments import PANELS, Share
 from mgaa.observing import is_narrow
+from mgaa.streams import together
 
 WHOLE = 5 * 10**9
 """Bytes of weights up to which a checkpoint is one file (`mgaa.checkpoint.save_blockwise`)."""
@@ -104,6 +106,7 @@ class Settings:
         stream: whether blocks stay in their files until they are needed.
         hidden: where hidden states wait.
         accelerator: whether the device has memory of its own.
+        room: bytes that are free on the device; where they are few, fewer decompositions are in flight (`mgaa.streams`).
     """
 
     samples: int
@@ -118,6 +121,7 @@ class Settings:
     stream: bool = False
     hidden: Place = "device"
     accelerator: bool = False
+    room: int = 2**63
 
 
 @dataclass(frozen=True)
@@ -249,12 +253,19 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     branches = 1 + int(log2(len(share.parts)))  # of the tree, and the part at hand
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * (moment.d * (moment.d + groups + 1) + 3 * moment.n) for moment in block.moments)
-    activations = _activations(layout, block, batch) + 4 * batch * layout.hidden * layout.itemsize  # the watched stream
+    watched = 4 * batch * layout.hidden * layout.itemsize  # the stream around the sublayers
+    inside = _activations(layout, block, batch)
+    entering = (
+        batch * (3 * layout.hidden + block.widest) * layout.itemsize
+    )  # of those, what the input of a linear leaves
     sequence = DOUBLE * settings.length * max(3 * moment.n + 2 * moment.d for moment in block.moments)
+    if layout.itemsize < SINGLE:  # weight and input of an output side that the forward has rounded
+        narrow = [moment.n * (moment.rows + settings.length) for moment in block.moments if moment.rows]
+        sequence += SINGLE * max(narrow, default=0)
     largest = max(moment.d for moment in block.moments)
     finishing = sums + DOUBLE * largest * largest + sums  # sums, covariances, one triangle
     saving = int(1.5 * sums) + int(1.5 * DOUBLE * largest * largest)  # packed, with indices
-    return max(branches * sums + activations + sequence, finishing, saving)
+    return max(branches * sums + watched + max(inside, entering + sequence), finishing, saving)
 
 
 def _activations(layout: Layout, block: Block, tokens: int) -> int:
@@ -282,9 +293,9 @@ def _kept(matrix: Matrix) -> int:
 
 
 def _decompose(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.linalg`: in each worker the statistics and the weights of a block, the bases found so far, and one eigenproblem."""
-    worst = max(_block_decomposition(block) for block in layout.blocks)
+    """`mgaa.linalg`, `mgaa.streams`: in each worker the statistics and the weights of a block, the bases found, and what is in flight."""
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
+    worst = max(_block_decomposition(block, settings, settings.room - model) for block in layout.blocks)
     work = {"double": 0.0, "eigen": 0.0}
     for block in layout.blocks:
         for m in block.matrices:
@@ -298,25 +309,20 @@ def _decompose(layout: Layout, settings: Settings) -> Stage:
     return Stage("decompose", model + settings.workers * worst, 0, spectra, 0, work, read)
 
 
-def _block_decomposition(block: Block) -> int:
+def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
+    """Bytes beside the model: statistics, bases, and the largest decompositions, as many as go at a time."""
     statistics = sum(DOUBLE * moment.d * moment.d for moment in block.moments)
     bases = sum(_basis(matrix) for matrix in block.matrices)
-    return statistics + bases + max(map(_eigenproblem, block.matrices))
+    outputs = {(moment.rows, moment.n) for moment in block.moments}
+    sizes = [
+        working_bytes(m.m, m.n, _kept(m), side="output" if (m.m, m.n) in outputs else "input") for m in block.matrices
+    ]
+    count = together(sizes, room - statistics - bases) if settings.accelerator else 1
+    return statistics + bases + sum(sorted(sizes, reverse=True)[:count])
 
 
 def _basis(matrix: Matrix) -> int:
     return SINGLE * matrix.m * _kept(matrix) + DOUBLE * min(matrix.m, matrix.n)
-
-
-def _eigenproblem(matrix: Matrix) -> int:
-    """The weight and its reflectors, `R`, the damped product, its Gram matrix, the eigenvectors, and the workspace of LAPACK (syevd)."""
-    m, n = matrix.m, matrix.n
-    p = min(m, n)
-    factor = m * n * (2 if m > n else 1) + (p * n if m > n else 0)
-    product = factor + p * n + p * p
-    solving = factor + 4 * p * p
-    lifting = (2 * m * n if m > n else 0) + p * p + 2 * m * _kept(matrix)
-    return DOUBLE * max(product, solving, lifting)
 
 
 def _factorize(layout: Layout, settings: Settings) -> Stage:

@@ -29,6 +29,7 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
 
 from mgaa.architectures import architecture_of, decoder_blocks
 from mgaa.errors import InputError
@@ -165,7 +166,8 @@ class Shelf:
             device_map={"": self._device},
             weight_mapping=self._conversions,
         )
-        found, _ = convert_and_load_state_dict_in_model(model, tensors or _tensors(names), given)
+        with _silent():
+            found, _ = convert_and_load_state_dict_in_model(model, tensors or _tensors(names), given)
         wrong = sorted({*found.unexpected_keys, *(name for name, *_ in found.mismatched_keys)})
         if wrong or found.conversion_errors:
             path = next(iter(names.values()))
@@ -192,6 +194,18 @@ class Shelf:
         below = f"{self._entry.blocks}."
         below = below if any(key.startswith(below) for key in expected) else below.removeprefix(f"{prefix}.")
         return int(target.removeprefix(below).partition(".")[0]) if target.startswith(below) else None
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """No progress bar for each block; a bar takes as long as its tensors."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _names(path: Path) -> list[str]:

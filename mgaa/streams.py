@@ -2,33 +2,48 @@
 
 An eigenproblem of a few thousand rows fills a fraction of a GPU, and the thread that asks for it waits for its end (its error code comes
 back to the host). So each decomposition gets a thread and a stream of its own. On the CPU they go one after the other: there, each
-uses all cores, and only one holds its matrices in float64.
+uses all cores, and only one holds its matrices in float64. How many are in flight changes no bit, so it may depend on the memory that is free.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 
 import torch
 
+from mgaa.hardware import free_memory
 from mgaa.linalg import Spectrum
 
 STREAMS = 4
-"""Decompositions in flight on a device. A choice, not measured."""
+"""Decompositions in flight on a device, where it has the memory. A choice, not measured."""
+
+
+def together(sizes: Collection[int], room: int) -> int:
+    """How many decompositions are in flight: as many of the largest as `room` holds at once, up to `STREAMS`, and one in any case.
+
+    Args:
+        sizes: bytes that each takes (`mgaa.linalg.working_bytes`).
+        room: bytes that are free beside the results of all.
+    """
+    largest = sorted(sizes, reverse=True)[:STREAMS]
+    return max(1, sum(total <= room for total in accumulate(largest)))
 
 
 def in_flight(
-    compute: Callable[[str], Spectrum], names: Collection[str], devices: Collection[torch.device]
+    compute: Callable[[str], Spectrum], sizes: Mapping[str, int], devices: Collection[torch.device], *, results: int = 0
 ) -> dict[str, Spectrum]:
-    """`compute` of every name, in order; where `devices` is one CUDA device, up to `STREAMS` of them at a time.
+    """`compute` of every name, in order; where `devices` is one CUDA device, several of them at a time (`together`).
 
     Args:
         compute: reads what the current stream of the caller has made, and returns results on one of `devices`.
-        names: what to compute.
+        sizes: what to compute, with the bytes that it takes.
         devices: where.
+        results: bytes of all results.
     """
-    if len(names) < 2 or [device.type for device in devices] != ["cuda"]:
-        return {name: compute(name) for name in names}
+    if len(sizes) < 2 or [device.type for device in devices] != ["cuda"]:
+        return {name: compute(name) for name in sizes}
     (device,) = devices
+    count = together(sizes.values(), free_memory(device) - results)
     caller = torch.cuda.current_stream(device)
     torch.linalg.inv(
         torch.ones(1, 1, device=device)
@@ -44,5 +59,5 @@ def in_flight(
             tensor.record_stream(caller)  # its memory serves no other stream while that of the caller still reads it
         return found
 
-    with ThreadPoolExecutor(STREAMS) as threads:
-        return dict(zip(names, threads.map(beside, names), strict=True))
+    with ThreadPoolExecutor(count) as threads:
+        return dict(zip(sizes, threads.map(beside, sizes), strict=True))

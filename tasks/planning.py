@@ -66,6 +66,9 @@ def outlook(p: Parameters, where: Where, *, models: int, workers: int) -> Outloo
 
 def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, workers: int) -> "Settings":
     """What a run is asked to do; what is `auto` is decided as the steps decide it."""
+    import torch
+
+    from mgaa.hardware import free_memory
     from mgaa.plan import Settings
 
     calibration = p.data.calibration
@@ -87,6 +90,7 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
         stream=stream,
         hidden=hidden,
         accelerator=not where.startswith("cpu"),
+        room=free_memory(torch.device(where)),
     )
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mgaa.errors import NumericalError, UsageError
-from mgaa.linalg import Spectrum, decompose, symmetric_product
+from mgaa.linalg import Spectrum, decompose, symmetric_product, working_bytes
 from mgaa.lowrank import Factors
 from mgaa.methods import method
 from mgaa.statistics import BlockStatistics
@@ -43,7 +43,13 @@ def spectra(
         weight = weights[linear]
         return decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
 
-    return in_flight(decomposed, weights, {weight.device for weight in weights.values()})
+    ranks = {linear: _break_even(weight) for linear, weight in weights.items()}
+    sizes = {}
+    for linear, weight in weights.items():
+        m, n = weight.shape
+        sizes[linear] = working_bytes(m, n, ranks[linear], side=statistics.of(linear).side)
+    results = sum(4 * len(weight) * ranks[linear] for linear, weight in weights.items())
+    return in_flight(decomposed, sizes, {weight.device for weight in weights.values()}, results=results)
 
 
 def _break_even(weight: Float[Tensor, "m n"]) -> int:

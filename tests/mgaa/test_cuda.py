@@ -103,7 +103,7 @@ def test_decompositions_in_flight_are_those_one_after_the_other_by_the_bit(shape
         weight = weights[name]
         return decompose(weight, Metric(torch.ones(weight.shape[1]).cuda(), "input", 1.0))
 
-    together = in_flight(compute, weights, {weight.device for weight in weights.values()})
+    together = in_flight(compute, dict.fromkeys(weights, 0), {weight.device for weight in weights.values()})
     assert list(together) == list(weights)
     for name, spectrum in together.items():
         assert torch.equal(spectrum.energies, compute(name).energies)
@@ -118,4 +118,4 @@ def test_an_error_in_flight_names_its_matrix() -> None:
         return decompose(weights[name], Metric(torch.ones(8).cuda(), "input", 1.0), name=name)
 
     with pytest.raises(NumericalError, match=r"W M W\^T of k, or"):
-        in_flight(compute, weights, {weights["q"].device})
+        in_flight(compute, dict.fromkeys(weights, 0), {weights["q"].device})

@@ -1,0 +1,143 @@
+"""The stages of the pipeline in `mgaa` alone, from files to files: what the steps of `tasks` do, without what caches them.
+
+Every stage takes a model that is in memory or stays in its files (`mgaa.shelf`) and does the same to both, so that benchmarks can measure it
+where nothing but torch and transformers is installed.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import mgaa
+from mgaa.architectures import decoder_blocks, matrices_of
+from mgaa.budget import Matrix
+from mgaa.checkpoint import apply_factors, save_blockwise, twin_of
+from mgaa.factors import factorize_linear, load_energies, load_spectra, save_spectra, spectra
+from mgaa.hidden import Place
+from mgaa.levels import Target, allocate
+from mgaa.lowrank import Factors
+from mgaa.perplexity import perplexity
+from mgaa.ranks import ladders_of
+from mgaa.shelf import is_shelved, resident
+from mgaa.statistics import BlockStatistics, load_cosines
+from mgaa.streaming import Calibration, Measuring
+
+FACTORS = "afm"
+RATIOS = ("softmax", {"temperature": 0.1, "band": 0.1})
+RANKS = ("energy", dict[str, object]())
+"""The defaults of `params.yaml`."""
+
+
+def calibrate(
+    model: PreTrainedModel, tokens: Tensor, folder: Path, *, place: Place = "device", batch_size: int = 8
+) -> None:
+    """Write the statistics of every block."""
+    with _waiting(folder, place) as kept:
+        calibration = Calibration(model, tokens, Measuring(batch_size=batch_size), place=place, folder=kept)
+        for index in range(len(calibration)):
+            calibration.measure(index).save(_file(folder, index))
+            calibration.settle()
+        calibration.close()
+
+
+def decompose(model: PreTrainedModel, statistics: Path, folder: Path) -> None:
+    """Write energies and bases of every block."""
+    for index, inside in _by_block(model):
+        with resident(decoder_blocks(model)[index]):
+            weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in inside}
+            found = BlockStatistics.load(_file(statistics, index), str(model.device))
+            save_spectra(spectra(weights, found, FACTORS), _file(folder, index))
+
+
+def allocated(
+    model: PreTrainedModel, statistics: Path, spectra: Path, folder: Path, *, compression: float
+) -> dict[str, int]:
+    """Ratios and ranks of all blocks; the ranks by matrix, without those that stay dense."""
+    energies: dict[str, Tensor] = {}
+    cosines: dict[str, float] = {}
+    centred = False
+    for index, inside in _by_block(model):
+        here, centred = load_energies(_file(spectra, index))
+        energies |= {matrix.name: here[matrix.local] for matrix in inside}
+        cosines |= {f"{index}.{name}": pair[0] for name, pair in load_cosines(_file(statistics, index)).items()}
+    ladders = ladders_of(matrices_of(model), energies, centred=centred)
+    _, outcome = allocate(ladders, cosines, Target(compression), RATIOS, RANKS)
+    ranks = {each.matrix.name: each.rank for each in outcome if each.rank is not None}
+    (folder / "ranks.json").write_text(json.dumps(ranks), encoding="utf-8")
+    return ranks
+
+
+def factorize(model: PreTrainedModel, spectra: Path, ranks: dict[str, int], folder: Path) -> None:
+    """Write the factors of every block."""
+    for index, inside in _by_block(model):
+        tensors: dict[str, Tensor] = {}
+        with resident(decoder_blocks(model)[index]):
+            found = load_spectra(_file(spectra, index), str(model.device))
+            for matrix in inside:
+                if matrix.name in ranks:
+                    made = factorize_linear(model, matrix.name, found.pop(matrix.local), ranks[matrix.name])
+                    tensors |= {f"{matrix.name}/{key}": part for key, part in vars(made).items() if part is not None}
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, _file(folder, index))
+
+
+def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, factors: Path, folder: Path) -> None:
+    """Write the compressed checkpoint; the model stays as it is."""
+    twin = twin_of(model)
+
+    def change(index: int) -> None:
+        tensors = load_file(_file(factors, index))
+        names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
+        parts = {name: [tensors.get(f"{name}/{key}") for key in ("A", "B", "bias")] for name in names}
+        apply_factors(twin, {name: Factors(*pair) for name, pair in parts.items()})  # type: ignore[arg-type]
+
+    if is_shelved(twin):
+        save_blockwise(twin, tokenizer, folder, change=change)
+        return
+    for index in range(len(decoder_blocks(twin))):
+        change(index)
+    mgaa.save(twin, tokenizer, folder)
+
+
+def evaluate(
+    source: Path, stream: Tensor, folder: Path, *, length: int, streamed: bool, place: Place = "device"
+) -> None:
+    """Write the losses of all windows of a checkpoint."""
+    model, _ = mgaa.load(source, stream=streamed)
+    with _waiting(folder, place) as kept:
+        found = perplexity(model, stream, length=length, place=place, folder=kept)
+    (folder / "losses.json").write_text(json.dumps(found.losses), encoding="utf-8")
+
+
+def densify(source: Path, folder: Path, *, streamed: bool) -> None:
+    """Write a checkpoint with its factors folded back."""
+    if streamed:
+        mgaa.densify_folder(source, folder)
+        return
+    model, tokenizer = mgaa.load(source, device="cpu")
+    mgaa.save(mgaa.densify(model), tokenizer, folder)
+
+
+@contextmanager
+def _waiting(folder: Path, place: Place) -> Iterator[Path | None]:
+    """A folder for hidden states that wait on the disk."""
+    if place != "disk":
+        yield None
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as kept:
+        yield Path(kept)
+
+
+def _by_block(model: PreTrainedModel) -> Iterator[tuple[int, list[Matrix]]]:
+    matrices = matrices_of(model)
+    for index in range(len(decoder_blocks(model))):
+        yield index, [matrix for matrix in matrices if matrix.block == index]
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"block-{index:04d}.safetensors"
