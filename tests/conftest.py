@@ -1,6 +1,7 @@
 """What tests share: an environment that neither reads nor writes the user's, one Prefect server, and a small project to run and break.
 
-The environment is set before anything imports Prefect, which reads it once.
+The environment is set before anything imports Prefect or torch, which read it once. Each of several test processes
+(`make test`) reads this file: nothing here is shared between them, and each has one thread, for they share the cores.
 """
 
 import os
@@ -13,10 +14,16 @@ import pytest
 
 HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
 os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
+os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token into the home folder
 
 import flows  # noqa: E402, F401  (its defaults of the environment)
 from tests.processes import Project, copy_project  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The flows first: a test process takes whole files, and a long one that is taken last would run alone at the end."""
+    items.sort(key=lambda item: "tests/flows/" not in item.nodeid)
 
 
 def pytest_unconfigure() -> None:
