@@ -29,7 +29,6 @@ from benchmarks import stages
 from benchmarks.effort import allocated, effort, fresh
 from mgaa.folder import INDEX
 from mgaa.hardware import Rates, free_memory, rates
-from mgaa.hidden import Place
 from mgaa.plan import Layout, Settings, Stage, gigabytes, layout_of, plan
 from mgaa.skeleton import skeleton
 
@@ -102,7 +101,9 @@ def write_random(config: LlamaConfig, folder: Path, device: str) -> None:
         parts = name.split(".")
         files[name] = f"block-{parts[2]}.safetensors" if parts[1] == "layers" else "rest.safetensors"
     for file in dict.fromkeys(files.values()):
-        save_file({n: random(shape) for n, shape in shapes.items() if files[n] == file}, folder / file, {"format": "pt"})
+        save_file(
+            {n: random(shape) for n, shape in shapes.items() if files[n] == file}, folder / file, {"format": "pt"}
+        )
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8")
 
 

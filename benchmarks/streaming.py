@@ -89,9 +89,7 @@ def pipeline(way: Way, shape: Shape, source: Path, threads: int) -> Outcome:
             del model
             with stage("perplexity") as folder:
                 text = tokens.flatten()
-                stages.evaluate(
-                    checkpoint, text, folder, length=shape.length, streamed=way.streamed, place=way.place
-                )
+                stages.evaluate(checkpoint, text, folder, length=shape.length, streamed=way.streamed, place=way.place)
             with stage("densify") as folder:
                 stages.densify(checkpoint, folder, streamed=way.streamed)
 

@@ -218,7 +218,7 @@ def _held(layout: Layout, settings: Settings) -> tuple[int, int]:
     """Bytes of the model on the device and on the host while a stage goes block by block, the next block read ahead."""
     if not settings.stream:
         return layout.weights, 0
-    return layout.rest + layout.largest, layout.largest
+    return layout.rest + layout.largest, layout.largest if len(layout.blocks) > 1 else 0
 
 
 def _calibrate(layout: Layout, settings: Settings) -> Stage:
@@ -255,7 +255,9 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     sums = sum(DOUBLE * (moment.d * (moment.d + groups + 1) + 3 * moment.n) for moment in block.moments)
     watched = 4 * batch * layout.hidden * layout.itemsize  # the stream around the sublayers
     inside = _activations(layout, block, batch)
-    entering = batch * (3 * layout.hidden + block.widest) * layout.itemsize  # of those, what the input of a linear leaves
+    entering = (
+        batch * (3 * layout.hidden + block.widest) * layout.itemsize
+    )  # of those, what the input of a linear leaves
     sequence = DOUBLE * settings.length * max(3 * moment.n + 2 * moment.d for moment in block.moments)
     if layout.itemsize < SINGLE:  # weight and input of an output side that the forward has rounded
         narrow = [moment.n * (moment.rows + settings.length) for moment in block.moments if moment.rows]
@@ -334,9 +336,7 @@ def _factorize(layout: Layout, settings: Settings) -> Stage:
     for block in layout.blocks:
         bases = sum(_basis(matrix) for matrix in block.matrices)
         made = (1 - settings.compression) * block.parameters * layout.itemsize
-        one = max(
-            DOUBLE * (m.m * m.n + 2 * m.m * rank(m) + 2 * rank(m) ** 2 + 2 * rank(m) * m.n) for m in block.matrices
-        )
+        one = max(DOUBLE * (m.m * m.n + m.m * rank(m) + 2 * rank(m) ** 2 + 2 * rank(m) * m.n) for m in block.matrices)
         worst = max(worst, bases + made + one)
         factors += made
         work += sum(2.0 * m.m * m.n * rank(m) + 2.0 * rank(m) ** 2 * m.n for m in block.matrices)

@@ -45,7 +45,7 @@ def spectra(
 
     ranks = {linear: _break_even(weight) for linear, weight in weights.items()}
     sizes = {
-        linear: working_bytes(*weight.shape, ranks[linear], side=statistics.of(linear).side)
+        linear: working_bytes(weight.shape[0], weight.shape[1], ranks[linear], side=statistics.of(linear).side)
         for linear, weight in weights.items()
     }
     results = sum(4 * len(weight) * ranks[linear] for linear, weight in weights.items())
