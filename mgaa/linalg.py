@@ -106,8 +106,8 @@ def decompose(
 def working_bytes(m: int, n: int, rank: int, *, side: Literal["input", "output"] = "input") -> int:
     """Bytes that `decompose` takes at its worst moment, the result included; weight and metric are there already.
 
-    The moments are: the reflectors are found; the Gram matrix is formed; the eigenproblem is solved, in a workspace of two matrices
-    (LAPACK's and cuSOLVER's `syevd`); the reflectors are applied to the eigenvectors.
+    The moments: the reflectors are found; the Gram matrix is formed; the eigenproblem is solved, in a workspace of two matrices (`syevd`
+    of LAPACK and cuSOLVER); the reflectors are applied to the eigenvectors.
 
     Args:
         rank: of the basis.

@@ -218,7 +218,7 @@ def _held(layout: Layout, settings: Settings) -> tuple[int, int]:
     """Bytes of the model on the device and on the host while a stage goes block by block, the next block read ahead."""
     if not settings.stream:
         return layout.weights, 0
-    return layout.rest + layout.largest, layout.largest
+    return layout.rest + layout.largest, layout.largest if len(layout.blocks) > 1 else 0
 
 
 def _calibrate(layout: Layout, settings: Settings) -> Stage:
@@ -336,9 +336,7 @@ def _factorize(layout: Layout, settings: Settings) -> Stage:
     for block in layout.blocks:
         bases = sum(_basis(matrix) for matrix in block.matrices)
         made = (1 - settings.compression) * block.parameters * layout.itemsize
-        one = max(
-            DOUBLE * (m.m * m.n + 2 * m.m * rank(m) + 2 * rank(m) ** 2 + 2 * rank(m) * m.n) for m in block.matrices
-        )
+        one = max(DOUBLE * (m.m * m.n + m.m * rank(m) + 2 * rank(m) ** 2 + 2 * rank(m) * m.n) for m in block.matrices)
         worst = max(worst, bases + made + one)
         factors += made
         work += sum(2.0 * m.m * m.n * rank(m) + 2.0 * rank(m) ** 2 * m.n for m in block.matrices)

@@ -2,8 +2,8 @@
 
 An eigenproblem of a few thousand rows fills a fraction of a GPU, and the thread that asks for it waits for its end (its error code comes
 back to the host). So each decomposition gets a thread and a stream of its own. On the CPU they go one after the other: there, each
-uses all cores, and only one holds its matrices in float64. How many are in flight changes no bit, so it may depend on the memory that is
-free."""
+uses all cores, and only one holds its matrices in float64. How many are in flight changes no bit, so the memory that is free may decide.
+"""
 
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor

@@ -44,10 +44,10 @@ def spectra(
         return decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
 
     ranks = {linear: _break_even(weight) for linear, weight in weights.items()}
-    sizes = {}
-    for linear, weight in weights.items():
-        m, n = weight.shape
-        sizes[linear] = working_bytes(m, n, ranks[linear], side=statistics.of(linear).side)
+    sizes = {
+        linear: working_bytes(weight.shape[0], weight.shape[1], ranks[linear], side=statistics.of(linear).side)
+        for linear, weight in weights.items()
+    }
     results = sum(4 * len(weight) * ranks[linear] for linear, weight in weights.items())
     return in_flight(decomposed, sizes, {weight.device for weight in weights.values()}, results=results)
 

@@ -70,6 +70,15 @@ def test_what_was_written_before_the_machine_was_started_anew_is_not_trusted(
     assert not HiddenStates(1, CPU, folder=tmp_path / "kept").resumed
 
 
+def test_states_from_files_lie_where_torch_would_have_put_them(tmp_path: Path) -> None:
+    """At a multiple of 64 bytes: kernels round differently elsewhere."""
+    states, given = HiddenStates(1, CPU, place="disk", folder=tmp_path / "kept"), torch.randn(2, 5, 7)
+    states.put(0, given)
+    states.settle()
+    assert torch.equal(states.get(0), given)
+    assert states.get(0).data_ptr() % 64 == 0
+
+
 def test_a_micro_batch_that_cannot_be_written_stops_the_run(tmp_path: Path) -> None:
     states = HiddenStates(1, CPU, folder=tmp_path / "kept")
     (tmp_path / "kept" / "hidden-0001-00000.safetensors").mkdir()

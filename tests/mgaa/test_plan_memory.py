@@ -9,8 +9,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.large import SHAPES, config_of
 from mgaa.architectures import decoder_blocks
-from mgaa.factors import spectra
+from mgaa.factors import factorize, spectra
 from mgaa.hardware import Rates
+from mgaa.lowrank import Factors
 from mgaa.plan import Layout, Settings, layout_of, peaks, plan
 from mgaa.skeleton import skeleton
 from mgaa.streaming import Calibration, Measuring
@@ -56,7 +57,7 @@ def test_the_floor_of_a_stage_is_its_work_over_the_rates(tmp_path: Path) -> None
         assert stage.seconds(slow) == pytest.approx(3 * stage.seconds(rates))
 
 
-def test_calibration_and_decomposition_take_what_is_foreseen(tmp_path: Path) -> None:
+def test_the_stages_take_what_is_foreseen(tmp_path: Path) -> None:
     """Within 20 %, of a model in memory, by the count of the allocator."""
     torch.manual_seed(0)
     made = layout(tmp_path, "tiny", 1)
@@ -74,3 +75,11 @@ def test_calibration_and_decomposition_take_what_is_foreseen(tmp_path: Path) -> 
     weights = {name: block.get_submodule(name).weight.detach() for name in statistics.shared}
     decomposed = held + peak_of(lambda: spectra(weights, statistics, "afm"))
     assert foreseen["decompose"] == pytest.approx(decomposed, rel=0.2)
+    found = spectra(weights, statistics, "afm")
+    bases = sum(spectrum.basis.nbytes + spectrum.energies.nbytes for spectrum in found.values())
+
+    def factors() -> list[Factors]:
+        ranks = {name: int(0.8 * weight.numel() / sum(weight.shape)) for name, weight in weights.items()}
+        return [factorize(weight, None, found[name], ranks[name]) for name, weight in weights.items()]
+
+    assert foreseen["factorize"] == pytest.approx(bases + peak_of(factors), rel=0.2)
