@@ -82,7 +82,8 @@ class Ladder:
     def of(matrix: Matrix, spectrum: Float[Tensor, " p"], *, multiple: int, centred: bool) -> "Ladder":
         """The ranks `multiple, 2 multiple, ...` below break-even, and dense."""
         ranks = range(multiple, matrix.largest_rank(centred=centred) + 1, multiple)
-        costs = [matrix.cost(rank, centred=centred) for rank in ranks]
+        each, added = matrix.m + matrix.n, matrix.cost(0, centred=centred)
+        costs = [rank * each + added for rank in ranks]
         return Ladder(matrix, spectrum, (*ranks, None), (*costs, matrix.parameters), ()).weighed(1.0)
 
     def weighed(self, power: float) -> "Ladder":

@@ -6,6 +6,7 @@ The environment is set before anything imports Prefect or torch, which read it o
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,12 @@ HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
 os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
 os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token into the home folder
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it, and what a test starts would inherit that
+
+# Before the library: what the library is the first to import misses the bytecode cache below jaxtyping's import hook.
+import torch  # noqa: E402, F401
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402, F401
 
 import flows  # noqa: E402, F401  (its defaults of the environment)
 from tests.processes import Project, copy_project  # noqa: E402

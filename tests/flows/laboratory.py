@@ -154,7 +154,8 @@ def build(root: Path, model: Path) -> Laboratory:
             "length": 32,
             "samples": None,
         }
-    parameters["data"]["calibration"]["samples"] = 24
+    for name, samples in {"calibration": 24, "validation": 40, "evaluation": 40}.items():
+        parameters["data"][name]["samples"] = samples
     parameters["statistics"]["groups"] = 4
     parameters["evaluation"] |= {"tasks": ["last_word", "continuation"], "limit": 6}
     parameters["tracking"]["uri"] = f"sqlite:///{root / 'mlflow.db'}"  # one for all copies: a new one takes seconds
