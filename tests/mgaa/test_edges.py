@@ -286,7 +286,9 @@ READ = {
 }
 
 
-@pytest.mark.parametrize(("name", "field"), [(name, field) for name, fields in READ.items() for field in sorted(fields)])
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, fields in READ.items() for field in sorted(fields)]
+)
 @pytest.mark.parametrize(("shape", "side"), SIDES)
 def test_a_damaged_statistic_that_is_read_names_the_linear_and_the_remedy(
     shape: tuple[int, int], side: str, name: str, field: str
