@@ -3,6 +3,8 @@
 # Another interpreter: make PYTHON=python3.12 demo      Another build of torch: see the README.
 PYTHON ?= python3
 BIN := .venv/bin
+# Test processes. Each takes whole files, for what their tests share is built once in each process; `make WORKERS=0 test` starts none.
+WORKERS ?= 2
 INSTALLED := .venv/.installed
 
 # Nothing phones home, and LAPACK's threads sleep instead of spinning beside another busy process.
@@ -27,7 +29,7 @@ ablation: $(INSTALLED)
 	python -m flows.sweep 'sweep.compression=[0.2]'
 
 test: $(INSTALLED)
-	python -m pytest
+	python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)
 	ruff format --check .
