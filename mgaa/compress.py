@@ -24,6 +24,7 @@ from mgaa.fused import unfuse_
 from mgaa.latency import COMMAND, Latency, latency_of
 from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, ratios_of, rehearse
 from mgaa.linalg import Spectrum
+from mgaa.memory import give_back
 from mgaa.methods import available, method
 from mgaa.ranks import Rank, ladders_of
 from mgaa.report import Report, report
@@ -206,11 +207,13 @@ def decomposed(
     for index, block in enumerate(stream_statistics(model, tokens, **asdict(measuring))):
         weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
         inside = {m.local: m.name for m in low if m.block == index}
+        give_back()
         here = spectra({local: weights[local] for local in inside}, block, name, **options)
         found |= {inside[local]: spectrum for local, spectrum in here.items()}
         scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
         cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
         del block, here  # while the next block is measured
+        give_back()
     energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
     centred = any(spectrum.mean is not None for spectrum in found.values())
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)

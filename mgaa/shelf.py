@@ -15,8 +15,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from types import MethodType
 from typing import Any
+from weakref import ref
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -59,7 +59,7 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
             model._init_weights(module)
     for index, block in enumerate(decoder_blocks(model)):
         vars(block)[_PLACE] = _Place(shelf, index)
-        block.forward = MethodType(_forward_on_demand, block)
+        block.forward = _OnDemand(block)
     return model
 
 
@@ -262,7 +262,18 @@ def _empty_(block: nn.Module) -> None:
                 module._buffers[name] = buffer.to("meta")
 
 
-def _forward_on_demand(self: nn.Module, *arguments: Any, **named: Any) -> Any:
-    """The forward of a shelved block outside `resident`."""
-    with resident(self):
-        return type(self).forward(self, *arguments, **named)
+class _OnDemand:
+    """The forward of a shelved block outside `resident`. It holds the block weakly, or a model would outlive its last user in a cycle."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = ref(block)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_OnDemand":
+        """That of the copy of the block."""
+        return _OnDemand(memo[id(self._block())])
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        block = self._block()
+        assert block is not None, "called by its block"
+        with resident(block):
+            return type(block).forward(block, *arguments, **named)

@@ -29,10 +29,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from mgaa.errors import InputError, LockedError, ResourceError
+from mgaa.memory import give_back
 from tasks import code, provenance
 from tasks.artifact import Artifact, DamagedError, Store
 from tasks.devices import placed
-from tasks.memory import give_back
 from tasks.recording import Execution, note, peak_rss
 from tasks.sealing import digest
 from tasks.writing import disk_errors

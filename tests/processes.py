@@ -60,14 +60,13 @@ def copy_project(root: Path) -> Project:
         "remote",
         "devices",
         "where",
-        "memory",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "sections", "choices", "options", "overrides", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("__init__", "cli", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
-    for name in ("errors.py", "methods.py"):
+    for name in ("errors.py", "memory.py", "methods.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")
     for name in ("factors", "ratios", "ranks"):  # read by the parameters, never imported
         shutil.copytree(ROOT / "mgaa" / name, root / "mgaa" / name)

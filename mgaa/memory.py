@@ -1,14 +1,12 @@
-"""Memory that is no longer used goes back to the system between steps."""
+"""Memory that is no longer used goes back to the system between blocks and between steps."""
 
 import ctypes
-import gc
 from functools import cache
 from typing import Any
 
 
 def give_back() -> None:
-    """Free what only cycles hold, and let the C library return its free pages: the next step begins without the holes of the last one."""
-    gc.collect()
+    """Let the C library return its free pages: what comes next begins without the holes that its heap has kept."""
     if (trim := _trim()) is not None:
         trim(0)
 
