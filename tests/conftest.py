@@ -18,9 +18,8 @@ os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_
 os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token into the home folder
 
-signal.signal(
-    signal.SIGINT, signal.default_int_handler
-)  # pytest-xdist ignores it, and what a test starts would inherit that
+# pytest-xdist's processes ignore it, and what a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before the library: what the library is the first to import misses the bytecode cache below jaxtyping's import hook.
 import torch  # noqa: E402, F401
