@@ -120,7 +120,13 @@ def main() -> None:
         source = Path(scratch) / "model"
         shape.model().save_pretrained(source, max_shard_size="100MB")
         AutoTokenizer.from_pretrained(ROOT / "models" / "demo").save_pretrained(source)
-        found = [[fresh(pipeline, way, shape, source, threads) for way in WAYS] for _ in range(rounds)]
+        found: list[list[Outcome]] = []
+        for number in range(rounds):
+            found.append([])
+            for way in WAYS:
+                found[-1].append(fresh(pipeline, way, shape, source, threads))
+                seconds = sum(found[-1][-1].seconds.values())
+                print(f"round {number + 1}, {way.name}: {seconds:.1f} s", file=sys.stderr, flush=True)
     show(found)
 
 
