@@ -56,7 +56,7 @@ def load(
         InputError: the checkpoint is missing, damaged, incomplete or of a kind that is not loaded (folder.py).
         NumericalError: a weight is not finite.
     """
-    target = _device(device)
+    target = device_of(device)
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
     folder = locate(source, revision)
@@ -86,7 +86,12 @@ def config_and_tokenizer(
     return _config(folder), _tokenizer(folder)
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """The device of that name, `auto` included.
+
+    Raises:
+        UsageError: there is none.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

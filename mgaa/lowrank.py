@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mgaa.errors import UsageError
+from mgaa.errors import NumericalError, UsageError
 
 MARK_SHAPE = (1, 1, 1)
 
@@ -113,3 +113,16 @@ def non_finite(tensor: Tensor) -> int:
     """How many entries are NaN or infinite."""
     finite = torch.isfinite(tensor)
     return 0 if bool(finite.all()) else int((~finite).sum())
+
+
+def check_finite(block: nn.Module, path: str) -> None:
+    """Refuse a module with weights that are not finite; `path` is its name.
+
+    Raises:
+        NumericalError: as said.
+    """
+    for name, weight in block.named_parameters():
+        if bad := non_finite(weight):
+            raise NumericalError(
+                f"{path}.{name} has {bad} non-finite entries of {weight.numel()}: the model is damaged, load it again"
+            )

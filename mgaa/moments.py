@@ -253,7 +253,7 @@ class Accumulator:
     ) -> None:
         self._name, self._minimum = name, minimum
         self._share = Share(share) if isinstance(share, int) else share
-        self._weight = weight
+        self._weight, self._precise = weight, weight
         self._groups = min(groups, self._share.sequences)
         self._leaves = Leaves[Moments](self._share)
 
@@ -290,7 +290,9 @@ class Accumulator:
         precise = torch.promote_types(x.dtype, torch.float32)
         if x.is_cuda and x.dtype.itemsize == 2:  # tensor cores multiply 16 bits and add up in float32
             return torch.mm(x, self._weight.T, out_dtype=precise)
-        return x.to(precise) @ self._weight.to(precise).T
+        if self._precise is None or self._precise.dtype != precise:
+            self._precise = self._weight.to(precise)  # once for all sequences
+        return x.to(precise) @ self._precise.T
 
     def total(self) -> Moments | None:
         """The sums over this share; `None` without a token."""

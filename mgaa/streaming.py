@@ -19,9 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mgaa.anatomy import Architecture
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.blockwise import Blockwise
-from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.errors import InputError, UsageError
 from mgaa.hidden import Place
-from mgaa.lowrank import non_finite
+from mgaa.lowrank import check_finite
 from mgaa.moments import BlockSums, Share
 from mgaa.observing import Observer
 from mgaa.shelf import resident
@@ -176,7 +176,7 @@ def observer_of(
         NumericalError: a weight is not finite.
     """
     path = f"{entry.blocks}.{index}"
-    check_weights(block, path)
+    check_finite(block, path)
     return Observer(entry, config, block, path, measuring.groups, share, measuring.expert_tokens)
 
 
@@ -244,16 +244,3 @@ def check_tokens(tokens: Int[Tensor, "*shape"], vocabulary: int) -> None:
             "give more text or shorter sequences"
         )
     check_vocabulary(tokens, vocabulary)
-
-
-def check_weights(block: nn.Module, path: str) -> None:
-    """Refuse a block with weights that are not finite; `path` is its name.
-
-    Raises:
-        NumericalError: as said.
-    """
-    for name, weight in block.named_parameters():
-        if bad := non_finite(weight):
-            raise NumericalError(
-                f"{path}.{name} has {bad} non-finite entries of {weight.numel()}: the model is damaged, load it again"
-            )

@@ -35,15 +35,15 @@ def load_backbone(
     from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
     from mgaa.checkpoint import load
     from mgaa.fused import unfuse_
+    from mgaa.lowrank import check_finite
     from mgaa.shelf import resident
-    from mgaa.streaming import check_weights
 
     model, _ = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
     matrices = matrices_of(unfuse_(model))
     path = architecture_of(model.config.model_type).blocks
     for index, block in enumerate(decoder_blocks(model)):
         with resident(block, ahead=True):
-            check_weights(block, f"{path}.{index}")
+            check_finite(block, f"{path}.{index}")
     shapes = {
         "blocks": 1 + max(matrix.block for matrix in matrices),
         "linear_parameters": sum(matrix.parameters for matrix in matrices),

@@ -49,13 +49,14 @@ def outlook(p: Parameters, where: Where, *, models: int, workers: int) -> Outloo
     import torch
 
     from mgaa import hardware
+    from mgaa.loading import device_of
     from mgaa.plan import Room, layout_of, peaks, plan
     from mgaa.skeleton import skeleton
 
     layout = layout_of(skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype))
     settings = settings_of(p, where, layout, models=models, workers=workers)
     stages = plan(layout, settings)
-    device = torch.device(where)
+    device = device_of(str(where))
     room = Room(
         hardware.free_memory(device),
         hardware.free_memory(torch.device("cpu")) + resident_bytes(),

@@ -126,10 +126,10 @@ def runs(lab: Laboratory, flow: str) -> tuple[Any, dict[str, Any]]:
 def striking(signal: str, kind: str, number: int) -> str:
     """Python that sends its own process a signal just before the artifact `number` of `kind`, written in full, gets its name."""
     return f"""
-import os, signal, sys
+import os, re, signal, sys
 places = []
 def strike(event, arguments):
-    if event == "os.rename" and "/store/{kind}/" in str(arguments[1]):
+    if event == "os.rename" and re.search(r"/store/{kind}/[0-9a-f]{{64}}$", str(arguments[1])):
         places.append(arguments[1])
         if len(places) == {number}:
             os.kill(os.getpid(), signal.{signal})
