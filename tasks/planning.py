@@ -53,10 +53,10 @@ def outlook(p: Parameters, where: Where, *, models: int, workers: int) -> Outloo
     from mgaa.plan import Room, layout_of, peaks, plan
     from mgaa.skeleton import skeleton
 
+    device = device_of(str(where))
     layout = layout_of(skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype))
     settings = settings_of(p, where, layout, models=models, workers=workers)
     stages = plan(layout, settings)
-    device = device_of(str(where))
     room = Room(
         hardware.free_memory(device),
         hardware.free_memory(torch.device("cpu")) + resident_bytes(),
