@@ -1,7 +1,7 @@
 """What can be said of a decoder: its blocks, their residual branches, and the linears in them. The entries are in `mgaa.architectures`."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
@@ -104,15 +104,35 @@ class Architecture:
         """Whether all sublayers of a block read its input."""
         if isinstance(self.parallel, bool):
             return self.parallel
-        return any(bool(getattr(config, field)) for field in self.parallel)
+        return any(bool(getattr(config.get_text_config(), field)) for field in self.parallel)
 
     def branch_scale(self, config: PreTrainedConfig) -> float:
         """The factor on the output of a sublayer, before it joins the residual stream."""
-        return float(getattr(config, self.scale)) if self.scale else 1.0
+        return float(getattr(config.get_text_config(), self.scale)) if self.scale else 1.0
 
     def ffn_width(self, config: PreTrainedConfig) -> int:
         """The channels inside the FFN of a model of this config (of one without experts)."""
+        config = config.get_text_config()
         return int(getattr(config, self.width, None) or 4 * config.hidden_size)
+
+
+@dataclass(frozen=True)
+class Multimodal:
+    """A model that sees: a decoder, whose entry is that of its own family, behind what makes images into inputs of it.
+
+    Attributes:
+        decoder: path of the decoder.
+        vision: path of the vision tower.
+        projector: path of what makes the features of the tower into inputs of the decoder.
+    """
+
+    decoder: str
+    vision: str
+    projector: str
+
+    def around(self, entry: Architecture) -> Architecture:
+        """The entry of the whole model, by that of its decoder's family, whose paths begin with the name of the model below the head."""
+        return replace(entry, blocks=f"{self.decoder}.{entry.blocks.partition('.')[2]}")
 
 
 def _expanded(pattern: Mapping[str, str], block: nn.Module) -> Iterator[Group]:

@@ -5,6 +5,9 @@ block, and inside a sublayer the linears, grouped by the input that they share: 
 all three. It also says what is unusual: layers that hold several matrices in one tensor (`mgaa.fused` takes them apart), stacked experts,
 branches that are scaled or computed in parallel. Nothing else of the library knows a model by name.
 
+A model that sees (`MULTIMODAL`) names the place of its decoder, which has the entry of its own family; the vision tower and the projector
+are left alone.
+
 To support another architecture, add an entry here (about ten lines, with the path of its modelling file below
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers); the contract tests find it by themselves.
 """
@@ -12,9 +15,9 @@ https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers); the 
 from collections.abc import Iterator
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from mgaa.anatomy import Architecture, Fused, Sublayer, has
+from mgaa.anatomy import Architecture, Fused, Multimodal, Sublayer, has
 from mgaa.budget import Matrix
 from mgaa.errors import InputError
 
@@ -144,27 +147,53 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_moe": _MIXTURE,
     # models/olmoe/modeling_olmoe.py
     "olmoe": _MIXTURE,
+    # models/qwen2_5_vl/modeling_qwen2_5_vl.py (the decoder of qwen2_5_vl, which is never alone)
+    "qwen2_5_vl_text": _GATED_PRE_NORM,
+}
+
+_LLAVA = Multimodal("model.language_model", vision="model.vision_tower", projector="model.multi_modal_projector")
+
+MULTIMODAL: dict[str, Multimodal] = {
+    # models/llava/modeling_llava.py
+    "llava": _LLAVA,
+    # models/llava_next/modeling_llava_next.py (an image is cut into several, of its own shape)
+    "llava_next": _LLAVA,
+    # models/qwen2_5_vl/modeling_qwen2_5_vl.py (as many tokens as an image has patches; positions of three dimensions)
+    "qwen2_5_vl": Multimodal("model.language_model", vision="model.visual", projector="model.visual.merger"),
 }
 
 
-def architecture_of(model_type: str) -> Architecture:
-    """The entry of a `model_type`.
+def architecture_of(config: PreTrainedConfig) -> Architecture:
+    """The entry of a model with this config; of one that sees, that of its decoder.
 
     Raises:
         InputError: there is none.
     """
-    if model_type not in ARCHITECTURES:
-        known = ", ".join(sorted(ARCHITECTURES))
+    seeing = MULTIMODAL.get(config.model_type)
+    family: str = config.model_type if seeing is None else config.get_text_config().model_type
+    if family not in ARCHITECTURES:
+        known = ", ".join(sorted({*ARCHITECTURES, *MULTIMODAL}))
         raise InputError(
-            f"the architecture {model_type!r} has no entry; known are {known}. "
+            f"the architecture {family!r} has no entry; known are {known}. "
             "To add it, write its block list and sublayers into mgaa/architectures.py"
         )
-    return ARCHITECTURES[model_type]
+    return ARCHITECTURES[family] if seeing is None else seeing.around(ARCHITECTURES[family])
+
+
+def has_entry(config: PreTrainedConfig) -> bool:
+    """Whether a model with this config has an entry."""
+    family = config.get_text_config().model_type if is_multimodal(config) else config.model_type
+    return family in ARCHITECTURES
+
+
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Whether a model with this config sees, by an entry in `MULTIMODAL`."""
+    return config.model_type in MULTIMODAL
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of a transformers model, with or without a head, in order."""
-    path = architecture_of(model.config.model_type).blocks
+    path = architecture_of(model.config).blocks
     below = path.removeprefix(f"{model.base_model_prefix}.")
     blocks = model.get_submodule(path if has(model, path) else below)
     assert isinstance(blocks, nn.ModuleList)
@@ -177,7 +206,7 @@ def matrices_of(model: PreTrainedModel) -> list[Matrix]:
     Raises:
         InputError: the architecture has no entry, or a block has a linear that the entry does not name.
     """
-    entry = architecture_of(model.config.model_type)
+    entry = architecture_of(model.config)
     return [
         matrix
         for index, block in enumerate(decoder_blocks(model))

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.errors import InputError
 from mgaa.hidden import HiddenStates, Place
+from mgaa.prompts import IDS, Inputs
 from mgaa.shelf import resident
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -32,20 +33,20 @@ class Blockwise:
 
     Args:
         model: a transformers causal language model with an entry in `mgaa.architectures`, in eval mode.
-        batches: token ids of each micro-batch.
+        batches: the inputs of each micro-batch: token ids, and what the model takes beside them (`mgaa.prompts`).
         place, folder: where the hidden states wait (`mgaa.hidden`). Those of an interrupted run over the same batches are taken up there.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        batches: Sequence[Int[Tensor, "_ _"]],
+        batches: Sequence[Inputs],
         *,
         place: Place = "device",
         folder: Path | None = None,
     ) -> None:
         self._model, self._batches, self._blocks = model, batches, decoder_blocks(model)
-        self._tuples = architecture_of(model.config.model_type).returns == "tuple"
+        self._tuples = architecture_of(model.config).returns == "tuple"
         self._device: torch.device = model.get_input_embeddings().weight.device
         self._hidden = HiddenStates(len(batches), self._device, place=place, folder=folder)
         self._arguments = self._record()
@@ -101,14 +102,15 @@ class Blockwise:
             return self._returned(arrived if index == last else hidden)
 
         with replaced(self._blocks, forward):
-            return self._model(input_ids=self._batches[batch].to(self._device), use_cache=False, **options)
+            # what is made of images has gone into the hidden states long ago
+            return self._model(input_ids=self._batches[batch][IDS].to(self._device), use_cache=False, **options)
 
     @torch.no_grad()
     def _record(self) -> list[list[Arguments]]:
         """Each block's other arguments for every micro-batch; the hidden states before the first block are put in their place."""
         recorded, pool = [], list[Tensor]()
         fresh = not self._hidden.resumed
-        for batch, ids in enumerate(self._batches):
+        for batch, inputs in enumerate(self._batches):
             calls: list[tuple[Tensor, Arguments]] = []
 
             def remember(_: int, hidden: Tensor, *positional: Any, calls: Any = calls, **named: Any) -> Any:
@@ -116,7 +118,7 @@ class Blockwise:
                 return self._returned(hidden)
 
             with replaced(self._blocks, remember):
-                self._model.base_model(input_ids=ids.to(self._device), use_cache=False)
+                self._enter(inputs)
             known: dict[int, Tensor] = {}
             recorded.append([_pooled(arguments, pool, known) for _, arguments in calls])
             if fresh:
@@ -126,6 +128,21 @@ class Blockwise:
         else:
             self._hidden.resume()
         return recorded
+
+    def _enter(self, inputs: Inputs) -> None:
+        """Run what comes before the first block."""
+        given = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        try:
+            self._model.base_model(**given, use_cache=False)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if len(given) == 1:
+                raise
+            shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+            raise InputError(
+                f"the model does not take a prompt with {shapes} ({str(error).strip().partition(chr(10))[0]}): expected as many image "
+                "tokens as its vision tower gives features; the processor's patch size, image size or "
+                "vision_feature_select_strategy belong to another model"
+            ) from error
 
     def _returned(self, hidden: Tensor) -> Any:
         return (hidden, None) if self._tuples else hidden

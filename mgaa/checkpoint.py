@@ -14,15 +14,16 @@ from typing import Any, cast
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from mgaa.architectures import ARCHITECTURES
+from mgaa.architectures import has_entry
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG
 from mgaa.format import NOTICE, describe, is_described
 from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Factors, LowRankLinear, non_finite
+from mgaa.processors import Processor, tokenizer_of
 from mgaa.shards import save_model, write_blockwise
 from mgaa.widths import prune_
 
@@ -66,12 +67,12 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
 
 def save(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     folder: str | Path,
     *,
     max_shard_size: int | str = "5GB",
 ) -> None:
-    """Write a model, dense or compressed, and its tokenizer as a Hugging Face folder, in the dtype of the model.
+    """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
     Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
     (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
@@ -80,19 +81,19 @@ def save(
         ResourceError: the folder cannot be written.
     """
     describe(model)
-    if not is_described(model) and model.config.model_type in ARCHITECTURES:
+    if not is_described(model) and has_entry(model.config):
         fuse_(model)
     folder = Path(folder)
     with _writing(folder):
         for stale in folder.glob("model*.safetensors*"):
             stale.unlink()
         save_model(model, folder, max_shard_size=max_shard_size)
-        _complete(model, tokenizer, folder)
+        _complete(model, processor, folder)
 
 
 def save_blockwise(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    processor: Processor,
     folder: str | Path,
     *,
     change: Callable[[int], None],
@@ -117,7 +118,7 @@ def save_blockwise(
 
     with _writing(folder):
         write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
-        _complete(written, tokenizer, folder)
+        _complete(written, processor, folder)
 
 
 @contextmanager
@@ -131,9 +132,9 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
     """What belongs into a folder beside weights and config."""
-    _save_tokenizer(tokenizer, folder)
+    _save_processor(processor, folder)
     if is_described(model):
         _edit(folder / CONFIG, transformers_weights=NOTICE)
 
@@ -160,13 +161,13 @@ def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRa
     return layer.requires_grad_(weight.requires_grad)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Without the truncation and padding of its last call, which a fast tokenizer keeps, and without its origin."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+def _save_processor(processor: Processor, folder: Path) -> None:
+    """Without the truncation and padding of its tokenizer's last call, which a fast one keeps, and without its origin."""
+    backend = getattr(tokenizer_of(processor), "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-    tokenizer.save_pretrained(folder)
+    processor.save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
 
 

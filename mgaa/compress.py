@@ -29,6 +29,7 @@ from mgaa.methods import available, method
 from mgaa.ranks import Rank, ladders_of
 from mgaa.report import Report, report
 from mgaa.sequential import CompressedBlock, compress_block, put_
+from mgaa.prompts import Prompts
 from mgaa.shelf import is_shelved
 from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines, stream_statistics
 
@@ -58,7 +59,7 @@ Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 
 def compress_(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     *,
     compression: float = 0.2,
     factors: Method = "afm",
@@ -107,7 +108,7 @@ def compress_(
 
 def sweep(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     compressions: Sequence[float],
     *,
     factors: Method = "afm",
@@ -192,7 +193,7 @@ class Decomposed:
 
 def decomposed(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     matrices: Sequence[Matrix],
     target: Target,
     measuring: Measuring,
@@ -222,7 +223,7 @@ def decomposed(
 
 def _at_once(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     matrices: list[Matrix],
     target: Target,
     measuring: Measuring,
@@ -240,7 +241,7 @@ def _at_once(
 
 def _sequentially(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     matrices: list[Matrix],
     target: Target,
     measuring: Measuring,
@@ -291,7 +292,7 @@ def _target(compression: float, ranks: Method, channels: Method, model: PreTrain
 
 def _checked(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     targets: Sequence[Target],
     measuring: Measuring,
     methods: Mapping[str, Chosen],

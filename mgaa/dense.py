@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from mgaa.architectures import ARCHITECTURES, architecture_of, decoder_blocks
+from mgaa.architectures import architecture_of, decoder_blocks, has_entry, is_multimodal
 from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
 from mgaa.format import describe
@@ -47,17 +47,18 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     expected = set(shell.state_dict())
     for name, layer in low_rank_layers(model).items():
         model.set_submodule(name, layer.dense())
-    if model.config.model_type in ARCHITECTURES:
+    if has_entry(model.config):
         for index in range(len(decoder_blocks(model))):
             _own_form_(model, index, shell, wide)
     _fill_biases(model, expected)
     model.__dict__.pop(
         "_weight_conversions", None
     )  # those of the compressed files; transformers finds the model's own again
-    if type(shell) is type(model):
-        for field in (*BIAS_FLAGS, *((architecture_of(model.config.model_type).width,) if wide else ())):
-            if hasattr(shell.config, field):
-                setattr(model.config, field, getattr(shell.config, field))
+    if _is_alike(model, shell):
+        own, other = model.config.get_text_config(), shell.config.get_text_config()
+        for field in (*BIAS_FLAGS, *((architecture_of(model.config).width,) if wide else ())):
+            if hasattr(other, field):
+                setattr(own, field, getattr(other, field))
         describe(model)
         return model
     return _moved(model, shell)
@@ -75,7 +76,7 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
     wide = widest(model)
     shell = _shell(model, wide)
     expected = set(shell.state_dict())
-    blocks, path = decoder_blocks(model), architecture_of(model.config.model_type).blocks
+    blocks, path = decoder_blocks(model), architecture_of(model.config).blocks
 
     def change(index: int) -> None:
         for name, layer in low_rank_layers(blocks[index]).items():
@@ -91,13 +92,13 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
 def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide: int | None) -> None:
     """Give a block the modules that transformers builds, with FFNs of one width."""
     entry, block, empty = (
-        architecture_of(model.config.model_type),
+        architecture_of(model.config),
         decoder_blocks(model)[index],
         decoder_blocks(shell)[index],
     )
     if wide is not None:
         widen_block_(model, index, wide)
-    if type(shell) is type(model):
+    if _is_alike(model, shell):
         fuse_block_(entry, block, empty)
 
 
@@ -113,7 +114,7 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
         missing = sorted(biases - set(shell.state_dict()))
         if not missing:
             return shell
-    window = getattr(model.config, "sliding_window", None)
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
     remedy = f", or set model.config.sliding_window = None if no context exceeds its {window} tokens" if window else ""
     raise UsageError(
         f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias')} ({len(missing)} such), so a plain "
@@ -125,22 +126,35 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
 def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type[PreTrainedModel], PreTrainedConfig]]:
     config = copy.deepcopy(model.config)
     if wide is not None:
-        setattr(config, architecture_of(config.model_type).width, wide)
+        setattr(config.get_text_config(), architecture_of(config).width, wide)
+    text = config.get_text_config()
     for flags in ((), *((flag,) for flag in BIAS_FLAGS), BIAS_FLAGS[:2]):
-        if all(hasattr(config, flag) for flag in flags):
+        if all(hasattr(text, flag) for flag in flags):
             yield type(model), _with(config, flags)
-    if config.model_type in LIKE_LLAMA and getattr(config, "sliding_window", None) is None:
+    if text.model_type in LIKE_LLAMA and getattr(text, "sliding_window", None) is None:
         fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-        twin = LlamaConfig(**{key: value for key, value in config.to_dict().items() if key in fields})
-        twin._attn_implementation = config._attn_implementation
-        yield LlamaForCausalLM, _with(twin, BIAS_FLAGS[:2])
+        twin = LlamaConfig(**{key: value for key, value in text.to_dict().items() if key in fields})
+        twin._attn_implementation = text._attn_implementation
+        if is_multimodal(config):
+            config.text_config = twin
+            yield type(model), _with(config, BIAS_FLAGS[:2])
+        else:
+            yield LlamaForCausalLM, _with(twin, BIAS_FLAGS[:2])
 
 
 def _with(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreTrainedConfig:
     config = copy.deepcopy(config)
     for flag in flags:
-        setattr(config, flag, True)
+        setattr(config.get_text_config(), flag, True)
     return config
+
+
+def _is_alike(model: PreTrainedModel, shell: PreTrainedModel) -> bool:
+    """Whether the shell has the class of the model, and its decoder that of the model's."""
+    return (
+        type(shell) is type(model)
+        and shell.config.get_text_config().model_type == model.config.get_text_config().model_type
+    )
 
 
 def _fill_biases(module: nn.Module, expected: set[str], prefix: str = "") -> None:

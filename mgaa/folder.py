@@ -27,6 +27,12 @@ TOKENIZER_FILES = (
     *VOCABULARIES,
     *("tokenizer_config.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
 )
+PROCESSOR_FILES = (
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -61,7 +67,7 @@ def backbone_files(source: str | Path, revision: str | None = None) -> list[Path
     """The files that make a checkpoint what it is, sorted: config, tokenizer and weights; examined, so complete."""
     folder = locate(source, revision)
     examine(folder)
-    small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES]
+    small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES]
     present = [folder / name for name in small if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
         present = [path for path in present if path.name != INDEX]
@@ -120,11 +126,11 @@ def examine_config(folder: Path) -> None:
 def _examine_tokenizer(folder: Path) -> None:
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's own there")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", *PROCESSOR_FILES):
         if (folder / name).exists() and "auto_map" in _json(folder, name):
             raise InputError(
                 f"{folder / name} asks for code of its own (auto_map), which is never run: "
-                "use a tokenizer whose class is part of transformers"
+                "use a tokenizer and a processor whose classes are part of transformers"
             )
 
 
@@ -196,7 +202,7 @@ def _may_be_hub_id(source: str | Path) -> bool:
 
 def _fetch(name: str, revision: str) -> Path:
     """Small files first, so that a model that will be refused costs no gigabytes."""
-    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES])
+    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES])
     examine_config(folder)
     _examine_tokenizer(folder)
     return _snapshot(name, revision, list(_wanted(folder)))

@@ -31,7 +31,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mgaa.architectures import ARCHITECTURES
+from mgaa.architectures import has_entry
 from mgaa.errors import InputError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import LowRankLinear, low_rank_layers
@@ -86,7 +86,7 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         return config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        if model.config.model_type in ARCHITECTURES:
+        if has_entry(model.config):
             unfuse_(model)
         if (given := getattr(self.quantization_config, "widths", None)) is not None:
             narrow_(model, given)

@@ -82,7 +82,7 @@ def unfuse_(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         InputError: the architecture has no entry, or a fused layer has another shape than its config says.
     """
-    entry = architecture_of(model.config.model_type)
+    entry = architecture_of(model.config)
     for index, block in enumerate(decoder_blocks(model)):
         unfuse_block_(entry, model.config, index, block)
     return model
@@ -113,7 +113,7 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
     """
     if low := low_rank_layers(model):
         raise UsageError(f"the model has {len(low)} low-rank layers, expected dense ones: fold them by mgaa.densify")
-    entry = architecture_of(model.config.model_type)
+    entry = architecture_of(model.config)
     if shell is None:
         with torch.device("meta"):
             shell = type(model)(copy.deepcopy(model.config))
@@ -155,6 +155,7 @@ def _layout(fused: Fused, rows: int, config: PreTrainedConfig, path: str) -> tup
         if rows % len(fused.parts):
             raise InputError(f"{path} has {rows} rows, expected {len(fused.parts)} equal parts: {_foreign()}")
         return 1, (rows // len(fused.parts),) * len(fused.parts)
+    config = config.get_text_config()
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     shared, rest = divmod(rows - heads * width, 2 * width)  # heads of k, and as many of v

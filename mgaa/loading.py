@@ -13,16 +13,18 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 from transformers.utils import logging
 
+from mgaa.architectures import is_multimodal
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.folder import CONFIG, examine, locate, weight_files
+from mgaa.folder import CONFIG, PROCESSOR_FILES, examine, locate, weight_files
 from mgaa.lowrank import non_finite
+from mgaa.processors import Processor, load_processor, tokenizer_of
 from mgaa.shelf import aligned, shelve_
 
 # What transformers raises over files whose contents make no sense; its loaders hardly check what they read.
@@ -40,8 +42,10 @@ def load(
     dtype: str = "auto",
     device: str = "auto",
     stream: bool = False,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, Processor]:
     """Load a causal language model, dense or compressed, and its tokenizer; in evaluation mode, without gradients.
+
+    Of a model that sees (`mgaa.architectures.MULTIMODAL`): the whole model, and its processor.
 
     Args:
         source: a local folder, or the id of a Hub model.
@@ -62,28 +66,32 @@ def load(
     folder = locate(source, revision)
     examine(folder)
     config = _config(folder)
-    tokenizer = _tokenizer(folder)
+    processor = _processor(folder, config)
     model = _model(folder, config, dtype, device_map="meta" if stream else None)
-    _fit(tokenizer, model, folder)
+    _fit(processor, model, folder)
     if stream:
         shelve_(model, weight_files(folder), target)
     else:
         _align_(model.to(target))
     _finite(model, folder)
-    return model.eval().requires_grad_(False), tokenizer
+    return model.eval().requires_grad_(False), processor
 
 
-def config_and_tokenizer(
-    source: str | Path, revision: str | None = None
-) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
-    """The config of a model and its tokenizer, without the weights.
+def config_and_processor(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, Processor]:
+    """The config of a model and its tokenizer or processor, without the weights.
 
     Raises:
         InputError: they are missing or damaged (folder.py).
     """
     folder = locate(source, revision)
     examine(folder)
-    return _config(folder), _tokenizer(folder)
+    config = _config(folder)
+    return config, _processor(folder, config)
+
+
+def class_of(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """The class of transformers that builds a model with this config."""
+    return AutoModelForImageTextToText if is_multimodal(config) else AutoModelForCausalLM
 
 
 def device_of(name: str) -> torch.device:
@@ -103,13 +111,19 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
+    """A model that sees, in a folder without a processor, is one that reads: its tokenizer is all that text takes."""
+    sees = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
+    what = "processor" if sees else "tokenizer"
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UNREADABLE as error:
+        if sees:
+            return load_processor(folder, config)
+        found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (*UNREADABLE, ImportError) as error:
         raise InputError(
-            f"the tokenizer in {folder} does not load ({_said(error)}): copy the model's own there"
+            f"the {what} in {folder} does not load ({_said(error)}): copy the model's own there"
         ) from error
+    return found
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -123,7 +137,7 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
     """Differing shapes are asked back with the other deviations instead of raising: one message names them all."""
     try:
         with _quiet():
-            model, report = AutoModelForCausalLM.from_pretrained(
+            model, report = class_of(config).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -173,8 +187,8 @@ def _few(names: set[str]) -> str:
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
-def _fit(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path) -> None:
-    highest = max(tokenizer.get_vocab().values(), default=-1)
+def _fit(processor: Processor, model: PreTrainedModel, folder: Path) -> None:
+    highest = max(tokenizer_of(processor).get_vocab().values(), default=-1)
     rows = model.get_input_embeddings().weight.shape[0]
     if not 0 <= highest < rows:
         raise InputError(

@@ -18,7 +18,7 @@ Legend: t tokens of one sequence, n channels of the input, d = n or m (channels 
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -367,11 +367,13 @@ class CosineAccumulator:
         self._name, self._leaves = name, Leaves[CosineSum](Share(share) if isinstance(share, int) else share)
 
     def update(self, sequence: int, a: Float[Tensor, "t h"], b: Float[Tensor, "t h"]) -> None:
-        """Add the tokens of one sequence.
+        """Add the tokens of one sequence; there may be none of them.
 
         Raises:
             NumericalError: a cosine is not finite.
         """
+        if len(a) == 0:
+            return
         cosines = torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1)
         total = float(cosines.double().sum())
         if total != total:
@@ -389,9 +391,14 @@ class CosineAccumulator:
 
     def finish(self, shares: Iterable[CosineSum | None] | None = None) -> float:
         """The mean cosine of everything added so far, or of the totals of all shares in order."""
-        found = self.total() if shares is None else merged(shares)
+        found = self.mean(shares)
         assert found is not None, "calibration has at least one token"
-        return found.total / found.count
+        return found
+
+    def mean(self, shares: Iterable[CosineSum | None] | None = None) -> float | None:
+        """`finish`, and `None` where there was no token."""
+        found = self.total() if shares is None else merged(shares)
+        return None if found is None else found.total / found.count
 
 
 @dataclass(frozen=True)
@@ -401,26 +408,28 @@ class BlockSums:
     Attributes:
         inputs: by the first linear that reads them; `None` where the share has no token (of an expert).
         cosines: by sublayer: of the stream, and of the branch.
-        shared: as in `mgaa.statistics.BlockStatistics`.
+        shared, apart: as in `mgaa.statistics.BlockStatistics`.
     """
 
     inputs: dict[str, Moments | None]
     cosines: dict[str, tuple[CosineSum | None, CosineSum | None]]
     shared: dict[str, str]
+    apart: dict[str, CosineSum | None] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write one safetensors file; scatters as their packed upper triangle."""
         tensors: dict[str, Tensor] = {}
         for key, moments in self.inputs.items():
-            for field in fields(Moments) if moments is not None else ():
-                value = getattr(moments, field.name)
-                if field.name == "scatter":
+            for each in fields(Moments) if moments is not None else ():
+                value = getattr(moments, each.name)
+                if each.name == "scatter":
                     value = value[tuple(torch.triu_indices(*value.shape))]
-                tensors[f"{key}/{field.name}"] = torch.as_tensor(value).cpu().contiguous()
+                tensors[f"{key}/{each.name}"] = torch.as_tensor(value).cpu().contiguous()
         notes = {
             "cosines": {name: [vars(each) for each in pair] for name, pair in self.cosines.items()},
             "inputs": list(self.inputs),
             "shared": self.shared,
+            "apart": {name: None if each is None else vars(each) for name, each in self.apart.items()},
         }
         save_file(tensors, path, metadata={"notes": json.dumps(notes)})
 
@@ -434,11 +443,12 @@ class BlockSums:
             {key: _unpacked(key, tensors) if f"{key}/count" in tensors else None for key in notes["inputs"]},
             {name: (CosineSum(**stream), CosineSum(**branch)) for name, (stream, branch) in notes["cosines"].items()},
             notes["shared"],
+            {name: None if each is None else CosineSum(**each) for name, each in notes["apart"].items()},
         )
 
 
 def _unpacked(key: str, tensors: Mapping[str, Tensor]) -> Moments:
-    given = {field.name: tensors[f"{key}/{field.name}"] for field in fields(Moments)}
+    given = {each.name: tensors[f"{key}/{each.name}"] for each in fields(Moments)}
     width = len(given["mean"])
     scatter = given["scatter"].new_zeros(width, width)
     scatter[tuple(torch.triu_indices(width, width))] = given["scatter"]

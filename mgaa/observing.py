@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -21,7 +21,7 @@ from mgaa.anatomy import Architecture, Group, Sublayer, has
 from mgaa.blockwise import first_of
 from mgaa.errors import InputError
 from mgaa.moments import Accumulator, BlockSums, CosineAccumulator, Share
-from mgaa.statistics import BlockStatistics
+from mgaa.statistics import KINDS, BlockStatistics
 
 RESIDUE = 0.02
 """Largest relative difference between the output of a block and the sum of its branches; bfloat16 rounds by a tenth of it."""
@@ -49,10 +49,12 @@ class Observer:
     _stream: Tensor = field(default_factory=lambda: torch.empty(0))
     _entered: Tensor = field(default_factory=lambda: torch.empty(0))
     _routed: Tensor = field(default_factory=lambda: torch.empty(0))
+    _images: Tensor | None = None
     _read: list[tuple[Tensor, str]] = field(default_factory=list)
     _accumulators: dict[str, Accumulator] = field(default_factory=dict)
     _shared: dict[str, str] = field(default_factory=dict)
     _cosines: dict[str, tuple[CosineAccumulator, CosineAccumulator]] = field(default_factory=dict)
+    _apart: dict[str, CosineAccumulator] = field(default_factory=dict)
 
     @contextmanager
     def attached(self, *, inputs: bool = True) -> Iterator[None]:
@@ -67,9 +69,10 @@ class Observer:
                     self._watch_input(stack, group)
             yield
 
-    def enter(self, first: int, hidden: Float[Tensor, "s t h"]) -> None:
-        """A micro-batch enters the block; `first` is the index of its first sequence."""
+    def enter(self, first: int, hidden: Float[Tensor, "s t h"], images: Bool[Tensor, "s t"] | None = None) -> None:
+        """A micro-batch enters the block; `first` is the index of its first sequence, `images` says which tokens stand for images."""
         self._first, self._entered, self._stream = first, hidden, hidden
+        self._images = None if images is None else images.to(hidden.device)
         self._read = []
 
     def leave(self, hidden: Float[Tensor, "s t h"]) -> None:
@@ -94,6 +97,7 @@ class Observer:
             {key: accumulator.total() for key, accumulator in self._accumulators.items()},
             {name: (stream.total(), branch.total()) for name, (stream, branch) in self._cosines.items()},
             self._shared,
+            {name: each.total() for name, each in self._apart.items()},
         )
 
     def finish(self, shares: Sequence[BlockSums] | None = None) -> BlockStatistics:
@@ -112,6 +116,11 @@ class Observer:
                 key: self._accumulators[key].finish([share.inputs[key] for share in shares]) for key in shares[0].inputs
             },
             shared=dict(shares[0].shared),
+            apart={
+                name: cosine
+                for name, each in self._apart.items()
+                if (cosine := each.mean([share.apart.get(name) for share in shares])) is not None
+            },
         )
 
     def _watch_input(self, stack: ExitStack, group: Group) -> None:
@@ -175,6 +184,8 @@ class Observer:
     def _watch_branch(self, stack: ExitStack, sublayer: Sublayer) -> None:
         stream, branch = (CosineAccumulator(f"{self.path}.{sublayer.name}", self.share) for _ in range(2))
         self._cosines[sublayer.name] = (stream, branch)
+        kinds = {kind: CosineAccumulator(f"{self.path}.{sublayer.name}", self.share) for kind in KINDS}
+        self._apart |= {f"{sublayer.name}/{kind}": each for kind, each in kinds.items()}
         parallel, scale = self.entry.is_parallel(self.config), self.entry.branch_scale(self.config)
 
         def leave(_: nn.Module, __: Any, output: Any) -> None:
@@ -185,6 +196,10 @@ class Observer:
             for offset, (a, b) in enumerate(zip(before, after, strict=True)):
                 stream.update(self._first + offset, a, b)
                 branch.update(self._first + offset, a, b - a)
+                if self._images is not None:
+                    masks = zip(kinds.values(), (self._images[offset], ~self._images[offset]), strict=True)
+                    for kind, mask in masks:
+                        kind.update(self._first + offset, a[mask], b[mask])
             self._stream = self._stream + added if parallel else after
 
         module = self.block.get_submodule(sublayer.output or sublayer.module)

@@ -39,6 +39,7 @@ from transformers import PreTrainedModel
 from mgaa.blockwise import Blockwise
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.hidden import Place
+from mgaa.prompts import IDS
 from mgaa.shelf import is_shelved
 from mgaa.tokens import check_vocabulary
 
@@ -138,7 +139,7 @@ def _plain(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: to
 
 def _blockwise(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None) -> Forward:
     with evaluating(model):
-        line = Blockwise(model, ids, place=place, folder=folder)
+        line = Blockwise(model, [{IDS: each} for each in ids], place=place, folder=folder)
         for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
             line.through(index)
             line.settle()
@@ -151,7 +152,7 @@ def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride
     Raises:
         UsageError, InputError: as `perplexity`.
     """
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if length < 2 or (positions is not None and length > positions):
         raise UsageError(
             f"The evaluation length is {length}, expected 2 to {positions} (the model's positions): change `length`."

@@ -167,7 +167,7 @@ def layout_of(model: PreTrainedModel) -> Layout:
         blocks=tuple(_block(model, index, [m for m in matrices if m.block == index]) for index in range(len(blocks))),
         rest=sum(rest.values()),
         head=0 if head is None else sum(parameter.numel() for parameter in head.parameters()),
-        hidden=model.config.hidden_size,
+        hidden=model.config.get_text_config().hidden_size,
         vocabulary=model.get_input_embeddings().num_embeddings,
         itemsize=model.dtype.itemsize,
     )
@@ -185,7 +185,7 @@ def _block(model: PreTrainedModel, index: int, matrices: Sequence[Matrix]) -> Bl
 
 
 def _moments(model: PreTrainedModel, block: nn.Module) -> Iterator[Moment]:
-    for sublayer in architecture_of(model.config.model_type).sublayers:
+    for sublayer in architecture_of(model.config).sublayers:
         for group in sublayer.groups(block):
             weights: list[Tensor] = [block.get_submodule(name).weight for name in group.linears]  # type: ignore[misc]
             shapes = [tuple(weight.shape) for weight in weights]

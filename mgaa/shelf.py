@@ -119,7 +119,7 @@ class Shelf:
 
     def __init__(self, skeleton: PreTrainedModel, files: Sequence[Path], device: torch.device) -> None:
         self._skeleton, self._device = skeleton, device
-        self._entry = architecture_of(skeleton.config.model_type)
+        self._entry = architecture_of(skeleton.config)
         self._conversions: list[Any] = getattr(skeleton, "_weight_conversions", None) or []
         self._lock, self._ahead = Lock(), dict[int, Future[dict[str, Tensor]]]()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.architectures import architecture_of
 from mgaa.errors import InputError, UsageError
 from mgaa.folder import CONFIG, examine_config, locate, stored_dtype
 from mgaa.fused import unfuse_
-from mgaa.loading import UNREADABLE
+from mgaa.loading import UNREADABLE, class_of
 
 
 def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
@@ -26,9 +26,9 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
     examine_config(folder)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        architecture_of(config.model_type)
+        architecture_of(config)
         with torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = class_of(config).from_config(
                 config, dtype=_dtype(folder, config.dtype, dtype), trust_remote_code=False
             )
     except UNREADABLE as error:

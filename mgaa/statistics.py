@@ -11,7 +11,7 @@ Legend: n channels of the input, d = n or m (channels of the side measured), g g
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +20,9 @@ from jaxtyping import Float, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+KINDS = ("image", "text")
+"""Of tokens, whose cosines are also kept apart."""
 
 ROUNDING = 1e-12
 """Share of the mean square below which the difference to the squared mean is rounding and no variance."""
@@ -73,12 +76,15 @@ class BlockStatistics:
         branch_cosines: by sublayer: mean cosine of the stream before it and of what the sublayer adds.
         inputs: the distinct statistics, by the first linear that reads them.
         shared: for every linear of the block (its name inside the block) the key in `inputs`.
+        apart: of prompts with images, the cosines over those tokens alone which stand for images, and over the others, by
+            `<sublayer>/<kind>` (`KINDS`).
     """
 
     cosines: dict[str, float]
     branch_cosines: dict[str, float]
     inputs: dict[str, InputStatistics]
     shared: dict[str, str]
+    apart: dict[str, float] = field(default_factory=dict)
 
     def of(self, linear: str) -> InputStatistics:
         """The statistics of the input of `linear`."""
@@ -90,14 +96,16 @@ class BlockStatistics:
         for key, stats in self.inputs.items():
             rows, columns = torch.triu_indices(*stats.covariance.shape)
             tensors[f"{key}/covariance"] = stats.covariance[rows, columns].cpu()
-            for field in _VECTORS:
-                tensors[f"{key}/{field}"] = getattr(stats, field).cpu().contiguous()
+            for name in _VECTORS:
+                tensors[f"{key}/{name}"] = getattr(stats, name).cpu().contiguous()
             tensors[f"{key}/count"] = torch.tensor(stats.count)
             tensors[f"{key}/output_side"] = torch.tensor(stats.side == "output")
         for sublayer in self.cosines:
             tensors[f"{_COSINE}{sublayer}"] = torch.tensor(
                 [self.cosines[sublayer], self.branch_cosines[sublayer]], dtype=torch.float64
             )
+        for name, cosine in self.apart.items():
+            tensors[f"{_APART}{name}"] = torch.tensor(cosine, dtype=torch.float64)
         # one entry of metadata, because safetensors writes several in random order
         save_file(tensors, path, metadata={"shared": json.dumps(self.shared)})
 
@@ -113,7 +121,14 @@ class BlockStatistics:
             branch_cosines={name: branch for name, (_, branch) in cosines.items()},
             inputs={key: _unpack(key, tensors) for key in dict.fromkeys(shared.values())},
             shared=shared,
+            apart=_apart(tensors),
         )
+
+
+def load_apart(path: Path) -> dict[str, float]:
+    """The cosines over the tokens of one kind in a file of `BlockStatistics.save`, by `<sublayer>/<kind>`; none in plain text."""
+    with safe_open(path, framework="pt") as file:
+        return _apart({name: file.get_tensor(name) for name in file.keys() if name.startswith(_APART)})  # noqa: SIM118
 
 
 def load_cosines(path: Path) -> dict[str, tuple[float, float]]:
@@ -127,7 +142,11 @@ def _cosines(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
     return {name: (float(pair[0]), float(pair[1])) for name, pair in pairs.items()}
 
 
-_COSINE = "cosine/"
+def _apart(tensors: dict[str, Tensor]) -> dict[str, float]:
+    return {name.removeprefix(_APART): float(each) for name, each in tensors.items() if name.startswith(_APART)}
+
+
+_COSINE, _APART = "cosine/", "apart/"
 
 
 _VECTORS = ("mean", "mean_square", "mean_abs", "group_means", "group_counts")
@@ -143,5 +162,5 @@ def _unpack(key: str, tensors: dict[str, Tensor]) -> InputStatistics:
         side="output" if bool(tensors[f"{key}/output_side"]) else "input",
         count=int(tensors[f"{key}/count"]),
         covariance=covariance,
-        **{field: tensors[f"{key}/{field}"] for field in _VECTORS},
+        **{name: tensors[f"{key}/{name}"] for name in _VECTORS},
     )

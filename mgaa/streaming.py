@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -19,11 +19,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from mgaa.anatomy import Architecture
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.blockwise import Blockwise
-from mgaa.errors import InputError, UsageError
+from mgaa.errors import UsageError
 from mgaa.hidden import Place
 from mgaa.lowrank import check_finite
 from mgaa.moments import BlockSums, Share
 from mgaa.observing import Observer
+from mgaa.prompts import Prompts
 from mgaa.shelf import resident
 from mgaa.statistics import BlockStatistics
 from mgaa.tokens import check_vocabulary
@@ -63,7 +64,7 @@ class Calibration:
     Args:
         model: a transformers causal language model with an entry in `mgaa.architectures`, taken apart (`mgaa.fused.unfuse_`), dense, in
             eval mode. Blocks may be compressed later, in place.
-        tokens: calibration sequences without padding.
+        tokens: calibration sequences without padding; or prompts, some with images.
         measuring: how.
         share: the sequences that are measured here, where several workers share them.
         place, folder: where the hidden states wait (`mgaa.hidden`).
@@ -75,21 +76,21 @@ class Calibration:
     def __init__(
         self,
         model: PreTrainedModel,
-        tokens: Int[Tensor, "s t"],
+        tokens: Prompts | Int[Tensor, "s t"],
         measuring: Measuring,
         *,
         share: Share | None = None,
         place: Place = "device",
         folder: Path | None = None,
     ) -> None:
-        check_tokens(tokens, model.get_input_embeddings().num_embeddings)
+        prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
         matrices_of(model)  # refuses a model that was not taken apart, of which linears would be passed over
-        self._entry, self._config = architecture_of(model.config.model_type), model.config
+        self._entry, self._config = architecture_of(model.config), model.config
         self._blocks, self._measuring = decoder_blocks(model), measuring
-        self._share = Share(len(tokens)) if share is None else share
-        self._ranges = self._share.batches(measuring.batch_size)
-        batches = [tokens[each.start : each.stop] for each in self._ranges]
-        self._line = Blockwise(model, batches, place=place, folder=folder)
+        self._share = Share(len(prompts)) if share is None else share
+        self._ranges = prompts.alike(self._share.batches(measuring.batch_size))
+        self._images = [prompts.image_mask(each) for each in self._ranges]
+        self._line = Blockwise(model, [prompts.batch(each) for each in self._ranges], place=place, folder=folder)
 
     def __len__(self) -> int:
         """How many blocks there are."""
@@ -140,7 +141,7 @@ class Calibration:
         block = self._blocks[index]
         with resident(block):
             observer = observer_of(self._entry, self._config, block, index, self._measuring, self._share)
-            watch = _Numbered(observer, self._ranges)
+            watch = _Numbered(observer, self._ranges, self._images)
             with observer.attached(inputs=inputs):
                 self._line.through(index, keep=keep, watch=watch)
         return observer
@@ -152,10 +153,11 @@ class _Numbered:
 
     observer: Observer
     ranges: list[range]
+    images: list[Bool[Tensor, "_ _"] | None]
 
     def enter(self, batch: int, hidden: Tensor) -> None:
         """A micro-batch enters the block."""
-        self.observer.enter(self.ranges[batch].start, hidden)
+        self.observer.enter(self.ranges[batch].start, hidden, self.images[batch])
 
     def leave(self, hidden: Tensor) -> None:
         """It leaves the block."""
@@ -188,7 +190,7 @@ def merge(
     Raises:
         InputError: an expert that no token reaches.
     """
-    entry, block = architecture_of(model.config.model_type), decoder_blocks(model)[index]
+    entry, block = architecture_of(model.config), decoder_blocks(model)[index]
     with resident(block):
         observer = observer_of(entry, model.config, block, index, measuring, Share(sequences))
         with observer.attached():
@@ -197,7 +199,7 @@ def merge(
 
 def stream_statistics(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
+    tokens: Prompts | Int[Tensor, "s t"],
     *,
     groups: int = 32,
     batch_size: int = 8,
@@ -216,7 +218,7 @@ def stream_statistics(
 
 
 def stream_cosines(
-    model: PreTrainedModel, tokens: Int[Tensor, "s t"], *, batch_size: int = 8
+    model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], *, batch_size: int = 8
 ) -> Iterator[BlockStatistics]:
     """The cosines of every decoder block in order, with dense inputs and without any moment; see `Calibration`."""
     calibration = Calibration(model, tokens, Measuring(batch_size=batch_size))
@@ -232,15 +234,12 @@ def counted(calibration: Calibration) -> Iterable[int]:
     return bar
 
 
-def check_tokens(tokens: Int[Tensor, "*shape"], vocabulary: int) -> None:
-    """Refuse token tensors that cannot calibrate a model with `vocabulary` embeddings.
+def checked(tokens: Prompts | Int[Tensor, "*shape"], vocabulary: int) -> Prompts:
+    """Tokens as prompts, after those were refused that cannot calibrate a model with `vocabulary` embeddings.
 
     Raises:
         InputError: not two-dimensional, empty, or ids outside `[0, vocabulary)`.
     """
-    if tokens.ndim != 2 or tokens.numel() == 0:
-        raise InputError(
-            f"calibration tokens have shape {tuple(tokens.shape)}, expected (sequences, length) with at least one token: "
-            "give more text or shorter sequences"
-        )
-    check_vocabulary(tokens, vocabulary)
+    prompts = Prompts.of(tokens)
+    check_vocabulary(prompts.ids(), vocabulary)
+    return prompts

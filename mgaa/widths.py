@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from mgaa.anatomy import Architecture
-from mgaa.architectures import ARCHITECTURES, architecture_of, decoder_blocks
+from mgaa.architectures import architecture_of, decoder_blocks, has_entry
 from mgaa.errors import InputError, UsageError
 
 KNOWN = ({"gate", "up", "down"}, {"up", "down"})
@@ -38,9 +38,8 @@ def ffn_linears(entry: Architecture, block: nn.Module) -> dict[str, str]:
 
 def widths(model: PreTrainedModel) -> list[int | None]:
     """The width of every block's FFN where it is not the config's, else `None`; empty where all are, or none can be pruned."""
-    if model.config.model_type not in ARCHITECTURES or ARCHITECTURES[model.config.model_type].experts:
+    if not has_entry(model.config) or (entry := architecture_of(model.config)).experts:
         return []
-    entry = architecture_of(model.config.model_type)
     dense = entry.ffn_width(model.config)
     found = [_width(entry, block) for block in decoder_blocks(model)]
     narrow = [None if width == dense else width for width in found]
@@ -107,7 +106,7 @@ def widest(model: PreTrainedModel) -> int | None:
     """The width that every FFN is to be padded to; `None` where all have the width of the config."""
     if not widths(model):
         return None
-    entry = architecture_of(model.config.model_type)
+    entry = architecture_of(model.config)
     return max(width for block in decoder_blocks(model) if (width := _width(entry, block)) is not None)
 
 
@@ -138,7 +137,7 @@ def _linears(model: PreTrainedModel, index: int) -> Iterator[tuple[str, nn.Linea
         raise UsageError(
             f"there is no block {index} in a model with {len(blocks)} blocks: expected 0 to {len(blocks) - 1}"
         )
-    found = ffn_linears(architecture_of(model.config.model_type), blocks[index])
+    found = ffn_linears(architecture_of(model.config), blocks[index])
     if not found:
         raise UsageError(
             f"block {index} has no FFN with one gate or none, one up and one down: it has no width that can change"

@@ -31,7 +31,7 @@ def started(
     model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
     windows = token_windows(store, tokens)
     mine = Share(len(windows), *share)
-    size = windows.numel() * model.config.hidden_size * model.dtype.itemsize // mine.of
+    size = windows.numel() * model.config.get_text_config().hidden_size * model.dtype.itemsize // mine.of
     place = place_of_hidden(device, size)
     return Calibration(model, windows, Measuring(**measuring), share=mine, place=place, folder=unfinished / "hidden")
 

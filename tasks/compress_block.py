@@ -187,7 +187,7 @@ def start(key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[s
 
     store, backbone, tokens, recipe, device = key
     model, windows = twin_of(backbone_model(store, backbone, device)[0]), token_windows(store, tokens)
-    place = place_of_hidden(device, windows.numel() * model.config.hidden_size * model.dtype.itemsize)
+    place = place_of_hidden(device, windows.numel() * model.config.get_text_config().hidden_size * model.dtype.itemsize)
     name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     taken_up(folder)

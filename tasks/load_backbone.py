@@ -40,7 +40,7 @@ def load_backbone(
 
     model, _ = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
     matrices = matrices_of(unfuse_(model))
-    path = architecture_of(model.config.model_type).blocks
+    path = architecture_of(model.config).blocks
     for index, block in enumerate(decoder_blocks(model)):
         with resident(block, ahead=True):
             check_finite(block, f"{path}.{index}")

@@ -43,7 +43,7 @@ def make_examples(
         content: `source_content` of the source; not read, only part of the stage key.
     """
     config, tokenizer = backbone_tokenizer(store, backbone)
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"data.recovery.length is {length}, expected at most {positions} (the model's positions).")
     make = of_instructions if form == "instructions" else of_text

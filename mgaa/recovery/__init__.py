@@ -114,7 +114,7 @@ def _check(model: PreTrainedModel, what: str, given: Examples) -> None:
             "give more text."
         )
     check_vocabulary(given.ids, model.get_input_embeddings().num_embeddings)
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and given.longest > positions:
         raise UsageError(
             f"The {what} of the recovery have up to {given.longest} tokens, the model has {positions} positions: "

@@ -42,7 +42,7 @@ def targets(model: PreTrainedModel, plan: Plan) -> list[str]:
         InputError: the architecture has no entry, or its blocks hold no linear.
         UsageError: diagonals, and no linear is low-rank.
     """
-    blocks, entry = decoder_blocks(model), architecture_of(model.config.model_type)
+    blocks, entry = decoder_blocks(model), architecture_of(model.config)
     untouched = {id(block.get_submodule(name)) for block in blocks for name in entry.untouched if has(block, name)}
     inside = {id(module) for module in blocks.modules()} - untouched
     found = {name: module for name, module in model.named_modules() if id(module) in inside}

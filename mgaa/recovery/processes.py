@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from mgaa import errors
 from mgaa.errors import InputError, MgaaError, ResourceError, UsageError
 from mgaa.format import describe
+from mgaa.loading import class_of
 from mgaa.recovery.examples import Examples
 from mgaa.recovery.job import JOB, Job, model_digest, read_job, read_json, write_json
 
@@ -67,7 +68,8 @@ def work(folder: Path, device: str) -> None:
     try:
         logging.disable_progress_bar()
         job = read_job(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder / MODEL, dtype="auto", local_files_only=True).eval()
+        config = AutoConfig.from_pretrained(folder / MODEL, local_files_only=True)
+        model = class_of(config).from_pretrained(folder / MODEL, dtype="auto", local_files_only=True).eval()
         if model_digest(model) != job.model:
             raise InputError(
                 f"the model does not survive being saved and loaded: {folder / MODEL} holds other tensors than those "

@@ -224,7 +224,7 @@ def _arguments(model: PreTrainedModel, examples: int, job: Job) -> TrainingArgum
         fp16=plan.precision == "float16",
         use_cpu=model.device.type == "cpu",
         ddp_backend="gloo" if plan.processes > 1 and model.device.type == "cpu" else None,
-        ddp_find_unused_parameters=bool(architecture_of(model.config.model_type).experts),
+        ddp_find_unused_parameters=bool(architecture_of(model.config).experts),
         seed=plan.seed,
         logging_steps=1,
         logging_nan_inf_filter=False,

@@ -7,11 +7,12 @@ import torch
 from hypothesis import settings
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.architectures import ARCHITECTURES, matrices_of
+from mgaa.architectures import ARCHITECTURES, MULTIMODAL, is_multimodal, matrices_of
 from mgaa.checkpoint import apply_factors
 from mgaa.fused import unfuse_
+from mgaa.loading import class_of
 from mgaa.lowrank import Factors
 
 SHAPE: dict[str, object] = {
@@ -63,7 +64,45 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 }
 """What the fields of a config change inside a family."""
 
-FAMILIES = [*sorted(ARCHITECTURES), *VARIANTS]
+CLIP: dict[str, object] = {
+    "model_type": "clip_vision_model",
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 4,
+    "projection_dim": 8,
+}
+SEEING: dict[str, dict[str, object]] = {
+    "llava": {"vision_config": CLIP},
+    "llava_next": {"vision_config": CLIP, "image_grid_pinpoints": [[16, 32], [32, 16]]},
+    "qwen2_5_vl": {
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "patch_size": 4,
+            "window_size": 16,
+            "fullatt_block_indexes": [1],
+        }
+    },
+}
+"""What models that see need around their decoders."""
+TOKENS: dict[str, object] = {
+    "image_token_id": 63,
+    "vision_start_token_id": 58,
+    "vision_end_token_id": 59,
+    "video_token_id": 57,
+}
+DECODERS = {"llava": "llama", "llava_next": "mistral", "qwen2_5_vl": "qwen2_5_vl_text"}
+
+SINGLE = [
+    family for family in sorted(ARCHITECTURES) if family not in DECODERS.values() or family in ("llama", "mistral")
+]
+FAMILIES = [*SINGLE, *MULTIMODAL, *VARIANTS]
 """Every entry, and the variants; `tiny` takes both."""
 
 
@@ -78,17 +117,36 @@ def tiny() -> Callable[..., PreTrainedModel]:
     def build(family: str = "llama", **settings: object) -> PreTrainedModel:
         torch.manual_seed(0)
         family, varied = VARIANTS.get(family, (family, {}))
+        if family in MULTIMODAL:
+            return seeing(family, settings)
         given = SHAPE | MIXTURE | OF_FAMILY.get(family, {}) | varied | settings
         config = AutoConfig.for_model(
             family, **{key: value for key, value in given.items() if key not in MIXTURE or is_mixture(family)}
         )
-        model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").eval()
-        for name, parameter in model.named_parameters():
-            if name.endswith(".bias"):
-                nn.init.normal_(parameter)
-        return model
+        return biased(class_of(config).from_config(config, experts_implementation="eager").eval())
 
     return build
+
+
+def seeing(family: str, settings: dict[str, object]) -> PreTrainedModel:
+    """A model that sees, with a decoder of the same shape; the settings are the decoder's, but for those that every model has."""
+    whole = {key: settings.pop(key) for key in ("tie_word_embeddings",) if key in settings}
+    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
+    text = SHAPE | OF_FAMILY.get(DECODERS[family], {}) | (rope if family == "qwen2_5_vl" else {}) | whole | settings
+    config = AutoConfig.for_model(
+        family, text_config={"model_type": DECODERS[family], **text}, **SEEING[family], **TOKENS, **whole
+    )
+    model = biased(class_of(config).from_config(config).eval())
+    assert is_multimodal(model.config)
+    return model
+
+
+def biased(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with biases that are not zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".bias"):
+            nn.init.normal_(parameter)
+    return model
 
 
 @pytest.fixture

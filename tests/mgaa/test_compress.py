@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
 import mgaa
-from mgaa.architectures import ARCHITECTURES, decoder_blocks, matrices_of
+from mgaa.architectures import decoder_blocks, matrices_of
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.methods import available, constant
 from mgaa.streaming import stream_statistics
 from tests.mgaa.allocations import reads_file
+from tests.mgaa.conftest import FAMILIES
 
 Tiny = Callable[..., PreTrainedModel]
 
@@ -43,7 +44,7 @@ def logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
         return model(tokens).logits
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("compression", [0.1, 0.3, 0.6])
 def test_the_report_counts_the_parameters_that_the_modules_have(
     tiny: Tiny, tokens: Tensor, family: str, compression: float

@@ -79,7 +79,7 @@ def test_what_is_written_block_by_block_is_what_save_writes(
     place = folder(family)
     model, tokenizer = load(place)
     factors = low_rank_layers(compress(model))
-    blocks = architecture_of(model.config.model_type).blocks
+    blocks = architecture_of(model.config).blocks
     save(model, tokenizer, tmp_path / "whole")
     for name, size in (("one", 10**9), ("shards", 1000)):
         streamed, _ = load(place, stream=True)

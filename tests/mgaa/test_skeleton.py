@@ -9,15 +9,16 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
-from mgaa.architectures import ARCHITECTURES, matrices_of
+from mgaa.architectures import matrices_of
 from mgaa.errors import InputError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.skeleton import skeleton
+from tests.mgaa.conftest import SINGLE
 
 Tiny = Callable[..., PreTrainedModel]
 
 
-@pytest.mark.parametrize("family", ARCHITECTURES)
+@pytest.mark.parametrize("family", SINGLE)
 def test_the_matrices_are_those_of_the_model(
     tiny: Tiny, words: PreTrainedTokenizerFast, tmp_path: Path, family: str
 ) -> None:
