@@ -1,0 +1,65 @@
+"""Processors for the tiny models that see (`tiny("llava")`...): 57 words, images of 16 x 16 pixels, no files, no network."""
+
+import numpy
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessorPil,
+)
+
+from mgaa.processors import _without_videos
+
+SPECIAL = {"<video>": 57, "<vs>": 58, "<ve>": 59, "<unk>": 60, "<s>": 61, "</s>": 62, "<image>": 63}
+"""The ids that configs of the tiny models name; `w0` to `w56` are before them."""
+
+_SQUARE = {"height": 16, "width": 16}
+_TEMPLATE = """{% for turn in messages %}{% if turn.role == 'user' %}<s>{% endif %}\
+{% for part in turn.content %}{% if part.type == 'image' %}IMAGE{% else %} {{ part.text }}{% endif %}{% endfor %}\
+{% if turn.role == 'assistant' %}</s>{% endif %}{% endfor %}"""
+
+
+def processor(family: str) -> ProcessorMixin:
+    """The processor of `tiny(family)`: 16 image tokens in llava, as many as the shape of an image asks for in the other two."""
+    words = tokenizer()
+    mark = "<vs><image><ve>" if family == "qwen2_5_vl" else "<image>"
+    template = _TEMPLATE.replace("IMAGE", mark)
+    if family == "qwen2_5_vl":
+        images = Qwen2VLImageProcessorPil(
+            patch_size=4, merge_size=2, temporal_patch_size=2, min_pixels=8 * 8, max_pixels=32 * 32
+        )
+        kind = _without_videos(Qwen2_5_VLProcessor, {})
+        return kind(image_processor=images, tokenizer=words, chat_template=template)
+    clip = {"size": {"shortest_edge": 16}, "crop_size": _SQUARE}
+    vision = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    if family == "llava_next":
+        several = LlavaNextImageProcessorPil(image_grid_pinpoints=[[16, 32], [32, 16]], **clip)
+        return LlavaNextProcessor(image_processor=several, tokenizer=words, chat_template=template, **vision)
+    return LlavaProcessor(
+        image_processor=CLIPImageProcessorPil(**clip), tokenizer=words, chat_template=template, **vision
+    )
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """The words `w0` to `w56`, each a token, and the special ones."""
+    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(57)} | SPECIAL, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        extra_special_tokens={"image_token": "<image>", "video_token": "<video>", "start": "<vs>", "end": "<ve>"},
+    )
+
+
+def picture(seed: int, width: int = 16, height: int = 16) -> Image.Image:
+    """An image of noise, the same for the same seed."""
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
+    return Image.fromarray(pixels)
