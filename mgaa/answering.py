@@ -3,7 +3,8 @@
 Prompts of one shape go through the model together, so nothing is padded: an answer is the one that the model gives to its question alone,
 up to the rounding of kernels, which may depend on how many go together. Generation takes the most likely token, always: of the model's
 generation config only the special tokens are used, because sampling settings and penalties of repetition belong to a chat, not to a
-measurement. An answer ends before the first end mark of the model or of its tokenizer, or after `max_new_tokens`.
+measurement. A logit that is not finite is an error: such a model would still say something. An answer ends before the first end mark of
+the model or of its tokenizer, or after `max_new_tokens`.
 
 Exact match: an answer is right where it equals the expected one after both are normalised (`normalised`). Lower case, the end of a
 sentence and articles are treated as in the evaluation code of VQA (Antol et al. 2015, https://visualqa.org/evaluation.html and
@@ -30,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.perplexity import cross_entropy, evaluating, mean_loss
@@ -134,6 +135,7 @@ def answer(
     Raises:
         UsageError: a number below one, or a processor without a chat template.
         InputError: a prompt that does not fit the model, alone or with its answer.
+        NumericalError: a logit is not finite (the message names the question).
     """
     _check(batch_size=batch_size, max_new_tokens=max_new_tokens)
     tokenizer = tokenizer_of(processor)
@@ -149,7 +151,8 @@ def answer(
             _check_room(model, prompts.lengths[-1], max_new_tokens)
             answers = [""] * len(chunk)
             for batch in _batches(prompts, batch_size):
-                rows = _generated(model, prompts.batch(batch))
+                asked = [chunk[order[index]].text for index in batch]
+                rows = _generated(model, prompts.batch(batch), asked)
                 for index, row in zip(batch, rows, strict=True):
                     text = tokenizer.decode(_before(row, ends), skip_special_tokens=True)
                     answers[order[index]] = text.strip()
@@ -284,11 +287,31 @@ def _greedy(model: PreTrainedModel, ends: list[int], max_new_tokens: int) -> Ite
         model.generation_config = own
 
 
-def _generated(model: PreTrainedModel, inputs: Inputs) -> list[list[int]]:
+class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is not followed by types
+    """Raises a `NumericalError` where a logit is not finite, naming the prompt; changes nothing."""
+
+    def __init__(self, asked: Sequence[str]) -> None:
+        self.asked = asked
+
+    def __call__(self, input_ids: Int[Tensor, "b n"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
+        """The logits as they are."""
+        finite = scores.isfinite()
+        if not bool(finite.all()):
+            row, wrong = next((row, int((~each).sum())) for row, each in enumerate(finite) if not bool(each.all()))
+            raise NumericalError(
+                f"{wrong} of {scores.shape[1]} logits in the answer to {self.asked[row]!r} are not finite, expected 0: check the weights, "
+                "or load the model in bfloat16 or float32 (`backbone.dtype`)."
+            )
+        return scores
+
+
+def _generated(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> list[list[int]]:
     """The new tokens of each prompt, in whose batch some may end before others."""
     given = _placed(model, inputs)
     ids = given[IDS]
-    whole: Int[Tensor, "b n"] = model.generate(**given, attention_mask=torch.ones_like(ids))
+    whole: Int[Tensor, "b n"] = model.generate(
+        **given, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([FiniteLogits(asked)])
+    )
     return whole[:, ids.shape[1] :].tolist()
 
 

@@ -151,6 +151,13 @@ def test_a_loss_that_is_not_finite_is_an_error_with_the_question(tiny: Tiny, que
         caption_losses(model, processor("llava"), questions[:1])
 
 
+def test_a_logit_that_is_not_finite_is_an_error_with_the_question(tiny: Tiny, questions: list[Question]) -> None:
+    model = tiny("llava")
+    nn.init.constant_(model.lm_head.weight[5:7], math.inf)
+    with pytest.raises(NumericalError, match="2 of 64 logits in the answer to 'w3' are not finite"):
+        answer(model, processor("llava"), questions[1:3])
+
+
 def test_an_answer_that_the_template_leaves_out_is_refused(tiny: Tiny, questions: list[Question]) -> None:
     given = processor("llava")
     given.chat_template = "{% for turn in messages if turn.role == 'user' %}<image> w1{% endfor %}"
