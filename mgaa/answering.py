@@ -309,9 +309,11 @@ def _generated(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> 
     """The new tokens of each prompt, in whose batch some may end before others."""
     given = _placed(model, inputs)
     ids = given[IDS]
-    whole: Int[Tensor, "b n"] = model.generate(
-        **given, attention_mask=torch.ones_like(ids), logits_processor=LogitsProcessorList([FiniteLogits(asked)])
-    )
+    finite = LogitsProcessorList([FiniteLogits(asked)])
+    with _fitting(given):
+        whole: Int[Tensor, "b n"] = model.generate(
+            **given, attention_mask=torch.ones_like(ids), logits_processor=finite
+        )
     return whole[:, ids.shape[1] :].tolist()
 
 
@@ -331,7 +333,8 @@ def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Seque
             )
     scored = max(counts)
     given = _placed(model, prompts.batch(batch))
-    logits: Float[Tensor, "b n v"] = model(**given, use_cache=False, logits_to_keep=scored + 1).logits
+    with _fitting(given):
+        logits: Float[Tensor, "b n v"] = model(**given, use_cache=False, logits_to_keep=scored + 1).logits
     losses = cross_entropy(logits[:, :-1], given[IDS][:, -scored:])
     found = []
     for row, question, count in zip(losses, asked, counts, strict=True):
@@ -343,6 +346,24 @@ def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Seque
             )
         found.append(float(own.double().sum()))
     return found
+
+
+@contextmanager
+def _fitting(given: Inputs) -> Iterator[None]:
+    """What a model raises over an image's tokens becomes an error with the remedy."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, IndexError) as error:
+        if len(given) == 1:
+            raise
+        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        raise InputError(
+            f"the model does not take a prompt with {shapes} ({str(error).strip().partition(chr(10))[0]}): expected as many image tokens "
+            "as its vision tower gives features; the processor's patch size, image size or vision_feature_select_strategy belong to "
+            "another model"
+        ) from error
 
 
 def _placed(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:

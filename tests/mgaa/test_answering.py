@@ -180,6 +180,19 @@ def test_what_cannot_be_answered_is_refused(tiny: Tiny, questions: list[Question
     assert answer(model, given, []) == []
 
 
+@pytest.mark.parametrize("family", MULTIMODAL)
+def test_the_processor_of_another_model_is_refused(tiny: Tiny, questions: list[Question], family: str) -> None:
+    model, given = tiny(family), processor(family)
+    if family == "qwen2_5_vl":
+        given.image_processor.merge_size = 4
+    else:
+        given.patch_size = 8
+    asked = [Question("w1", "w2", picture(0, 32, 32))]
+    for call in (answer, caption_losses):
+        with pytest.raises(InputError, match="expected as many image tokens as its vision tower gives features"):
+            call(model, given, asked)
+
+
 def test_image_tokens_are_counted_per_prompt(tiny: Tiny, questions: list[Question]) -> None:
     assert image_tokens(tiny("llava"), processor("llava"), questions) == [16, 16, 16, 16, 16, 0, 16]
     found = image_tokens(tiny("qwen2_5_vl"), processor("qwen2_5_vl"), questions)
