@@ -202,7 +202,7 @@ def fitting(model: PreTrainedModel, length: int) -> int:
 def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list[_Window]) -> list[float]:
     """The summed loss of each window, from the logits at scored positions (the one before each scored token) and the one behind them."""
     scored = batch[0].scored
-    losses = _cross_entropy(logits[:, -scored - 1 : -1], ids[:, -scored:].to(logits.device))
+    losses = cross_entropy(logits[:, -scored - 1 : -1], ids[:, -scored:].to(logits.device))
     for cut, finite in zip(batch, losses.isfinite(), strict=True):
         if not bool(finite.all()):
             raise NumericalError(
@@ -212,8 +212,8 @@ def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list
     return losses.double().sum(dim=1).tolist()
 
 
-def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> Float[Tensor, "b s"]:
-    """Losses in float32, or float64 where the logits are, a chunk of positions at a time."""
+def cross_entropy(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> Float[Tensor, "b s"]:
+    """Negative log-likelihoods in float32, or float64 where the logits are, a chunk of positions at a time."""
     precise = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, _CHUNK // (logits.shape[0] * logits.shape[2]))
     parts = zip(torch.split(logits, step, dim=1), torch.split(targets, step, dim=1), strict=True)
@@ -225,13 +225,29 @@ def _cross_entropy(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) 
 
 
 def _summary(losses: list[float], counts: list[int], length: int, stride: int) -> Perplexity:
+    nll, error = mean_loss(losses, counts)
+    return Perplexity(nll, math.exp(nll), error, sum(counts), len(losses), length, stride, tuple(losses), tuple(counts))
+
+
+def mean_loss(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
+    """The mean loss of a token and its standard error, both in nats, from the summed losses of groups; see the top of this file.
+
+    Args:
+        losses: of each group (a window, an answer), the sum over its scored tokens.
+        counts: scored tokens of each.
+
+    Returns:
+        The error is None where there is a single group.
+
+    Raises:
+        NumericalError: a mean whose exponential is not finite.
+    """
     tokens, number = sum(counts), len(losses)
     nll = math.fsum(losses) / tokens
     if nll > 700:
         raise NumericalError(f"The mean loss is {nll:.3g} nats, so the perplexity is not finite: the model is broken.")
     scatter = math.fsum((loss - nll * count) ** 2 for loss, count in zip(losses, counts, strict=True))
-    error = math.sqrt(number / (number - 1) * scatter) / tokens if number > 1 else None
-    return Perplexity(nll, math.exp(nll), error, tokens, number, length, stride, tuple(losses), tuple(counts))
+    return nll, math.sqrt(number / (number - 1) * scatter) / tokens if number > 1 else None
 
 
 @contextmanager
