@@ -72,7 +72,7 @@ ANSWERS = {
 _JITTER = 20
 _FINE = 4
 _STROKE = 0.36
-_MARGIN = 1.5
+_INSIDE, _GAP = 1.5, 1.0
 
 _WORDS: dict[str, tuple[str, ...]] = {
     "shape of all": (
@@ -105,7 +105,11 @@ _WORDS: dict[str, tuple[str, ...]] = {
         "how many {noun}s are in the image?",
         "how many {noun}s does the image contain?",
     ),
-    "position": ("where is the {noun}?", "in which part of the image is the {noun}?", "what is the position of the {noun}?"),
+    "position": (
+        "where is the {noun}?",
+        "in which part of the image is the {noun}?",
+        "what is the position of the {noun}?",
+    ),
     "present": (
         "is there a {noun}?",
         "is there a {noun} in the image?",
@@ -120,7 +124,12 @@ _WORDS: dict[str, tuple[str, ...]] = {
     ),
     "filled": ("is there a shape in the {place}?", "is a shape in the {place}?"),
     "empty": ("is there no shape in the {place}?", "is the {place} empty?"),
-    CAPTION: ("describe the image.", "describe this image.", "what does the image show?", "write a caption for the image."),
+    CAPTION: (
+        "describe the image.",
+        "describe this image.",
+        "what does the image show?",
+        "write a caption for the image.",
+    ),
 }
 
 
@@ -347,11 +356,22 @@ def _presence(scene: Scene, random: Random) -> list[list[Pair]]:
         [(f"{colour} shape", colour in colours) for colour in COLOURS],
         [(f"{colour} {shape}", (shape, colour) in twins) for shape, colour in close],
     ]
-    groups = [[_claim(("present", "absent"), is_true, random, noun=noun) for noun, is_true in each] for each in nouns]
-    places = [
-        _claim(("filled", "empty"), cell in cells, random, place=place) for cell, place in enumerate(PLACES)
+    places = [(place, cell in cells) for cell, place in enumerate(PLACES)]
+    claims = [
+        [_claim(("present", "absent"), is_true, random, noun=noun) for noun, is_true in _even(each, random)]
+        for each in nouns
     ]
-    return [*groups, places]
+    return [
+        *claims,
+        [_claim(("filled", "empty"), is_true, random, place=place) for place, is_true in _even(places, random)],
+    ]
+
+
+def _even(facts: Sequence[tuple[str, bool]], random: Random) -> list[tuple[str, bool]]:
+    """As many true ones as false ones; otherwise, most things being absent, most negations would have the answer yes."""
+    true, false = ([each for each in facts if each[1] is wanted] for wanted in (True, False))
+    count = min(len(true), len(false))
+    return random.sample(true, count) + random.sample(false, count)
 
 
 def _claim(words: tuple[str, str], is_true: bool, random: Random, **values: str) -> Pair:
@@ -384,9 +404,9 @@ def _draw(pen: ImageDraw.ImageDraw, thing: Thing, random: Random, *, alone: bool
 def _centre(start: float, cell: float, half: float, random: Random, *, alone: bool) -> float:
     """A coordinate of the centre, so that the thing stays in its cell or, alone, in the image with the centre in the cell."""
     if alone:
-        low, high = max(start + _MARGIN, half + 0.5), min(start + cell - _MARGIN, SIZE - half - 0.5)
+        low, high = max(start + _INSIDE, half + _GAP), min(start + cell - _INSIDE, SIZE - half - _GAP)
     else:
-        low, high = start + half + 0.5, start + cell - half - 0.5
+        low, high = start + half + _GAP, start + cell - half - _GAP
     return random.uniform(low, high)
 
 
