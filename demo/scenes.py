@@ -389,7 +389,7 @@ def _phrase(words: str, random: Random, **values: str) -> str:
 
 
 def _is_unique(scene: Scene, attribute: str, value: str) -> bool:
-    return sum(getattr(each, attribute) == value for each in scene) == 1
+    return [getattr(each, attribute) for each in scene].count(value) == 1
 
 
 def _draw(pen: ImageDraw.ImageDraw, thing: Thing, random: Random, *, alone: bool) -> None:

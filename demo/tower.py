@@ -45,7 +45,7 @@ def labels(drawn: Sequence[Scene], patch: int) -> list[Tensor]:
 
 
 def words(embeddings: Tensor, tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
-    """For places, shapes and colours (with the word for none) a row of the mean embedding of each name's tokens, in and after a sentence."""
+    """For places, shapes and colours (with the word for none) the mean embedding of each name's tokens, with and without a blank."""
     names = [[*PLACES, "empty"], [*SHAPES, "empty"], [*COLOURS, "empty"]]
     return [torch.stack([_word(each, embeddings, tokenizer) for each in group]) for group in names]
 

@@ -1,15 +1,17 @@
 """Trains the embedded vision-language model: a small, real LLaVA on drawn scenes and docstrings. `make demo-vlm-backbone` calls it.
 
-    python -m demo.train_vlm                                      # on drawn scenes alone
-    python -m demo.train_vlm --easy-vqa data/vqa/train --easy-vqa-test data/vqa/test    # the committed one
+    python -m demo.train_vlm                                                          # without easy-VQA
+    python -m demo.train_vlm --easy-vqa vqa/train --easy-vqa-test vqa/test            # the committed one
 
-The vision tower learns alone first (`tower.py`), then everything together: each step takes a batch of dialogues about images
+Vision tower and projector learn first (`tower.py`), then everything together: each step takes a batch of dialogues about images
 (`dialogues.py`; every fourth has single questions, the form it is asked in) and a batch of docstrings of the demo's train split, so
-that the language model keeps its language. Scenes have one thing at first, then two, then up to four: finding the place in the image
-that a question means is learned first where there is only one. The rate is low for so small a model: at three times of it the language
-model lost what it can do, copying from what is alike above all, and answered from the questions alone. The loss is that of answers with their `</s>` and of docstring tokens. AdamW with a linear
-warm-up and a linear decay to zero, all by steps, so that the result repeats on one machine. In float32 and without `torch.compile`:
-on 2 cores bfloat16 autocast halved the speed of the tower, and neither it nor compiling made the rest faster.
+that the language model keeps its language. Scenes have one thing at first, then two, then up to four, for where to look is learned
+first where there is one place only. The rate is low for so small a model: at three times of it the language model lost what it can do,
+copying from what is alike above all, and answered from the questions alone.
+
+The loss is that of answers with their `</s>` and of docstring tokens. AdamW with a linear warm-up and a linear decay to zero, all by
+steps, so that the result repeats on one machine. In float32 and without `torch.compile`: on 2 cores bfloat16 autocast halved the speed
+of the tower, and neither it nor compiling made the rest faster.
 """
 
 import argparse

@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +44,16 @@ def answers(
     model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example], *, see: str = "image"
 ) -> list[str]:
     """The greedy answers; `see` is `image`, `blank` (mid-gray instead) or `text` (no image at all)."""
-    blank = Image.new("RGB", (scenes.SIZE, scenes.SIZE), GRAY)
-    shown = {"image": lambda each: each.image, "blank": lambda each: blank, "text": lambda each: None}[see]
+    shown: dict[str, Callable[[Example], Image.Image | None]] = {
+        "image": lambda each: each.image,
+        "blank": lambda each: Image.new("RGB", each.image.size, GRAY),
+        "text": lambda each: None,
+    }
     model.eval()
     found = []
     for start in tqdm(range(0, len(asked), 64), desc=f"answering by {see}", leave=False, disable=None):
         part = asked[start : start + 64]
-        found += vlm.answer(model, reader, [(shown(each), each.question) for each in part])
+        found += vlm.answer(model, reader, [(shown[see](each), each.question) for each in part])
     model.train()
     return found
 

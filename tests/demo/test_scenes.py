@@ -67,7 +67,7 @@ def test_examples_repeat_with_the_seed_and_differ_without() -> None:
 
 
 def test_no_set_of_things_is_in_two_splits() -> None:
-    drawn = {split: {each for each in islice(scenes.scenes(split, Random(1)), 1500)} for split in SPLITS}
+    drawn = {split: set(islice(scenes.scenes(split, Random(1)), 1500)) for split in SPLITS}
     for split in SPLITS:
         assert all(scenes.split_of(each) == split for each in drawn[split])
         assert not drawn[split] & set().union(*(drawn[other] for other in SPLITS if other != split))
@@ -164,7 +164,7 @@ def test_types_and_answers_come_in_equal_shares(test_examples: list[Example]) ->
 
 
 def test_presence_is_balanced_for_every_polarity(test_examples: list[Example]) -> None:
-    presence = [each for each in scenes.examples("train", 1000, types=["presence"])]
+    presence = scenes.examples("train", 1000, types=["presence"])
     negated = [each for each in presence if re.search(r"\b(not|no|empty)\b", each.question)]
     assert 400 <= len(negated) <= 600
     assert 0.4 <= sum(each.answer == "yes" for each in negated) / len(negated) <= 0.6
