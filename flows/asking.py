@@ -1,11 +1,11 @@
 """The part of `flows.compress` that asks a model that sees: questions about images, for exact match, and captions, for perplexity."""
 
 import logging
-
-from tasks.answer import answer
+from typing import Any
 
 from flows.evaluate import device
 from mgaa.errors import UsageError
+from tasks.answer import answer
 from tasks.artifact import Artifact, Store
 from tasks.parameters import Parameters
 from tasks.records import backbone_record
@@ -37,7 +37,11 @@ def check_sight(p: Parameters, store: Store, backbone: Artifact) -> str | None:
 
 def answers_of(p: Parameters, store: Store, model: Artifact, questions: Artifact | None) -> dict[str, Artifact]:
     """The artifact `answers` of a model for every set of questions."""
-    given = {"batch_size": p.evaluation.batch_size, "max_new_tokens": p.evaluation.answer_tokens, "device": device(p)}
+    given: dict[str, Any] = {
+        "batch_size": p.evaluation.batch_size,
+        "max_new_tokens": p.evaluation.answer_tokens,
+        "device": device(p),
+    }
     return {
         each.name: answer(store, model, questions, section=f"questions.{each.name}", **given)
         for each in p.data.questions

@@ -9,6 +9,7 @@ questions about images go to `data/prepared/questions/<section>`.
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from prefect import flow
 
@@ -83,8 +84,8 @@ def prepared_tokens(
             assert questions is not None, "they were prepared"
             found[name] = encode_questions(store, model, questions, section=name)
             continue
-        cut = {"samples": given.samples, "seed": given.seed}
-        found[name] = tokenize(store, model, texts, section=name, length=given.length, **cut)
+        cut: dict[str, Any] = {"length": given.length, "samples": given.samples, "seed": given.seed}
+        found[name] = tokenize(store, model, texts, section=name, **cut)
     return found
 
 

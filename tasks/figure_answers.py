@@ -1,13 +1,16 @@
 """Some of the questions that a model that sees was asked, with their images and its answers before and after compression."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.figure_style import COLOURS, label_of, sheet
+from tasks.figure_style import COLOURS, INK, label_of, sheet
 
 SHOWN = 8
-COLUMNS = 4
+COLUMNS, WIDTH = 4, 30
+SIDE, CELL = 1.8, 2.9
+"""Inches of an image, and of an image with what is said below it."""
 RIGHT, WRONG = COLOURS["level1"], COLOURS["uniform"]
 
 
@@ -38,24 +41,27 @@ def answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, A
 
     first = next(iter(given.values()))
     chosen = shown(first)
-    rows = -(-len(chosen) // COLUMNS)
+    rows = max(1, -(-len(chosen) // COLUMNS))
+    height = 0.6 + CELL * rows
     figure = sheet(
         9.0,
-        0.9 + 2.3 * rows,
+        height,
         f"Questions of {name}",
-        "The answers before and after compression; the first of every type.",
+        "Answers before and after compression, green where right; the first of every type.",
     )
-    axes = figure.subplots(rows, COLUMNS, squeeze=False).flat
-    for axis in axes:
+    figure.set_layout_engine("none")  # axes stand where they are put
+    for place, index in enumerate(chosen):
+        row, column = divmod(place, COLUMNS)
+        corner = 0.3 + 2.2 * column, height - 0.6 - CELL * row - SIDE  # in inches
+        axis = figure.add_axes((corner[0] / 9.0, corner[1] / height, SIDE / 9.0, SIDE / height), in_layout=False)
         axis.axis("off")
-    for axis, index in zip(figure.axes, chosen, strict=False):
-        with Image.open(folder / first[index]["image"]) as image:
+        with Image.open(folder / "images" / first[index]["image"]) as image:
             axis.imshow(image)
-        lines = [(f"{first[index]['question']}  ({first[index]['expected']})", "black")]
+        question = textwrap.wrap(f"{first[index]['question']} ({first[index]['expected']})", WIDTH)[:2]
+        lines = [(line, INK) for line in question]
         for model, each in given.items():
-            lines.append((f"{label_of(model)}: {each[index]['answer']}", RIGHT if each[index]["correct"] else WRONG))
+            said = textwrap.shorten(f"{label_of(model)}: {each[index]['answer']}", WIDTH, placeholder="...")
+            lines.append((said, RIGHT if each[index]["correct"] else WRONG))
         for line, (text, colour) in enumerate(lines):
-            axis.text(
-                0.5, -0.06 - 0.12 * line, text[:44], transform=axis.transAxes, ha="center", va="top", color=colour
-            )
+            axis.text(0.5, -0.05 - 0.11 * line, text, transform=axis.transAxes, ha="center", va="top", color=colour)
     return figure

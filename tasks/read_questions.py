@@ -56,7 +56,7 @@ def read_questions(
         records = [_kept(out / name, record, image) for record, image in chosen(given)]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (out / name).mkdir(exist_ok=True)
-        (out / name / questions.FILE).write_text(lines, encoding="utf-8")
+        (out / name / questions.QUESTIONS).write_text(lines, encoding="utf-8")
         seen[name] = {record["image"] for record in records if record["image"] is not None}
         identity = {"source": Path(given["source"]).name, "split": given["split"], "content": content[name]}
         card[name] = {
@@ -88,7 +88,8 @@ def _drawn(given: Mapping[str, Any]) -> Iterable[tuple[Record, "Image | None"]]:
 
     if given["samples"] is None:
         raise UsageError(f"samples is null, but {SCENES} are drawn without end: set how many questions there shall be")
-    for each in scenes.examples(given["split"], given["samples"], given["seed"]):
+    types = (*scenes.TYPES, scenes.CAPTION)
+    for each in scenes.examples(given["split"], given["samples"], given["seed"], types):
         yield {"image": None, "question": each.question, "answer": each.answer, "type": each.type}, each.image
 
 
