@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo plan ablation test check demo-backbone wheel wheel-test install clean
+.PHONY: demo plan ablation test check demo-backbone demo-vlm-backbone wheel wheel-test install clean
 demo: $(INSTALLED)
 	dvc repro --quiet
 	python -m flows.show
@@ -38,6 +38,9 @@ check: $(INSTALLED)
 
 demo-backbone: $(INSTALLED)
 	python -m demo.train
+
+demo-vlm-backbone: $(INSTALLED)
+	python -m demo.train_vlm
 
 wheel: $(INSTALLED)
 	python -m build --wheel

@@ -18,13 +18,14 @@ from typing import Any
 
 from prefect import flow, unmapped
 
+from flows.asking import answers_of, check_sight
 from flows.calibration import calibrated
 from flows.evaluate import device, measurement
-from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
 from flows.searching import candidates_of, rehearsed, searched
 from flows.workers import THREADS, opened, workers
-from mgaa.errors import InputError
+from mgaa.errors import InputError, UsageError
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
 from tasks.artifact import Artifact, Store
@@ -42,7 +43,7 @@ from tasks.recipes import Recipe, recipes
 from tasks.recording import recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
-from tasks.results import UNRECOVERED, Compressed, Effort, Results, publish
+from tasks.results import UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
@@ -56,12 +57,13 @@ def compress(parameters: Parameters) -> Results:
     with tracked(p) as run, recording(store) as executions:
         wanted, plan = recipes(p), plan_of(p)
         backbone = backbone_of(p, store)
+        warning = check_sight(p, store, backbone)
         rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
         if p.search.method != "none":
             rehearsed(p, store, backbone, p.search.groups)
-        texts = prepared_texts(p, store)
-        examples = None if plan is None else examples_of(p, store, backbone, texts)
-        tokens = prepared_tokens(p, store, backbone, texts)
+        texts, questions = prepared_texts(p, store), prepared_questions(p, store)
+        examples = None if plan is None else examples_of(p, store, backbone, texts, questions)
+        tokens = prepared_tokens(p, store, backbone, texts, questions=questions)
         if p.search.method != "none":
             candidates_of(p, store, backbone, texts)
         check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
@@ -69,7 +71,7 @@ def compress(parameters: Parameters) -> Results:
         statistics = calibrated(p, store, backbone, tokens["calibration"], where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra() if p.statistics.inputs == "dense" else []
-        dense = evaluate(store, backbone, **measured)
+        dense = Evaluated(evaluate(store, backbone, **measured), answers_of(p, store, backbone, questions))
         models: dict[str, Compressed] = {}
         searches = searched(p, store, run, backbone, texts, statistics, spectra, wanted, where)
         for name, recipe in wanted.items():
@@ -83,17 +85,19 @@ def compress(parameters: Parameters) -> Results:
                     bench.at_once(recipe, spectra, ratios) if spectra else bench.one_by_one(recipe, ratios)
                 )
             checkpoint = assemble(store, backbone, factors)
-            metrics = evaluate(store, checkpoint, **measured)
+            metrics, answers = evaluate(store, checkpoint, **measured), answers_of(p, store, checkpoint, questions)
             found = searches[name].made(store) if name in searches else []
-            models[name] = Compressed(ratios, ranks, factors, checkpoint, metrics, scores, searched=found)
+            models[name] = Compressed(
+                ratios, ranks, factors, checkpoint, metrics, scores, searched=found, answers=answers
+            )
         if plan is not None and examples is not None:
             models[UNRECOVERED] = models.pop(p.method)
             given = backbone, examples, tokens["validation"], models[UNRECOVERED]
-            models[p.method] = recovered(p, store, *given, plan=plan, measured=measured)
+            models[p.method] = recovered(p, store, *given, plan=plan, measured=measured, questions=questions)
 
-        results = Results(backbone, texts, tokens, statistics, spectra, dense, models)
+        results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning)
         figures = draw_figures(store, **drawn(results))
-        published = publish(p.folder, store, results, figures, Effort.since(began, executions))
+        published = publish(p, store, results, figures, Effort.since(began, executions))
         run.log(results, published)
     return results
 
@@ -103,9 +107,26 @@ def backbone_of(p: Parameters, store: Store) -> Artifact:
     with suppress(InputError):  # of a backbone that cannot be planned with, `load_backbone` says what is wrong
         refuse_what_cannot_fit(outlook(p, device(p), models=len(recipes(p)), workers=workers(p)))
     source, revision = p.backbone.source, p.backbone.revision
-    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
+    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype, "parts": parts_of(p)}
     found: Artifact = load_backbone(store, **given, files=identify(source, revision))
     return found
+
+
+def parts_of(p: Parameters) -> list[str]:
+    """What of the backbone is compressed.
+
+    Raises:
+        UsageError: a method that is for the decoder alone.
+    """
+    from mgaa.levels import check_parts
+
+    check_parts(p.backbone.parts, inputs=p.statistics.inputs, pruned=p.channels.method != "none")
+    if len(p.backbone.parts) > 1 and p.search.method != "none":
+        raise UsageError(
+            f"backbone.parts is {p.backbone.parts}, but a search (search.method={p.search.method}) varies the decoder alone: set "
+            "backbone.parts=[decoder], or search.method=none"
+        )
+    return list(p.backbone.parts)
 
 
 @dataclass(frozen=True)
@@ -179,9 +200,12 @@ def drawn(results: Results) -> dict[str, Any]:
         "scores": models[-1].scores,
         "ratios": [model.ratios for model in models],
         "ranks": [model.ranks for model in models],
-        "metrics": [results.dense, *(model.metrics for model in models)],
+        "metrics": [results.dense.metrics, *(model.metrics for model in models)],
+        "answers": [each.answers[name] for each in (results.dense, models[-1]) for name in sorted(each.answers)],
+        "questions": results.questions,
         "tuned": models[-1].checkpoint if models[-1].untuned else None,
         "models": list(results.models),
+        "sets": sorted(results.dense.answers),
     }
 
 

@@ -2,7 +2,8 @@
 
     python -m flows.prepare_data [section.key=value ...]
 
-Writes `data/prepared/{calibration,validation,evaluation}.jsonl`, one JSON string per document, with `card.json` and `manifest.json`.
+Writes `data/prepared/{calibration,validation,evaluation}.jsonl`, one JSON string per document, with `card.json` and `manifest.json`;
+questions about images go to `data/prepared/questions/<section>`.
 `flows.compress` reads the same texts through the same cached step.
 """
 
@@ -13,9 +14,12 @@ from prefect import flow
 
 from flows.workers import opened
 from tasks.artifact import Artifact, Store
+from tasks.encode_questions import encode_questions
 from tasks.parameters import Parameters
+from tasks.read_questions import READING as ASKING
+from tasks.read_questions import questions_content, read_questions
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
-from tasks.sections import Texts
+from tasks.sections import Questions, Texts
 from tasks.tokenize import tokenize
 
 PREPARED = "data/prepared"
@@ -23,16 +27,18 @@ PREPARED = "data/prepared"
 
 @flow(name="prepare_data", validate_parameters=False)
 def prepare_data(parameters: Parameters) -> Artifact:
-    """Read the texts of every data section and export them to `data/prepared`."""
+    """Read the texts and questions of every data section and export them to `data/prepared`."""
     store = opened(parameters, alone=True)
     texts = prepared_texts(parameters, store)
     store.export(texts, parameters.folder / PREPARED)
+    if (questions := prepared_questions(parameters, store)) is not None:
+        store.export(questions, parameters.folder / PREPARED / "questions")
     return texts
 
 
 def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
     """The artifact `texts` of these parameters."""
-    sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in SECTIONS}
+    sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in text_sections(parameters)}
     return read_texts(
         store,
         sections={name: reading(given) for name, given in sections.items()},
@@ -40,20 +46,56 @@ def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
     )
 
 
+def text_sections(parameters: Parameters) -> list[str]:
+    """The sections that are text; that of the calibration may be questions."""
+    return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form == "text"]
+
+
+def prepared_questions(parameters: Parameters, store: Store) -> Artifact | None:
+    """The artifact `questions` of these parameters: those that calibrate and those that are asked; null where there are none."""
+    data = parameters.data
+    sections: dict[str, Texts | Questions] = {f"questions.{each.name}": each for each in data.questions}
+    for name, given in (("calibration", data.calibration), ("recovery", data.recovery)):
+        if given.form == "questions" and (name == "calibration" or parameters.recovery.method != "none"):
+            sections = {name: given, **sections}
+    if not sections:
+        return None
+    return read_questions(
+        store,
+        sections={name: asked(given) for name, given in sections.items()},
+        content={name: questions_content(given.source) for name, given in sections.items()},
+    )
+
+
 def prepared_tokens(
-    parameters: Parameters, store: Store, model: Artifact, texts: Artifact, names: Sequence[str] = SECTIONS
+    parameters: Parameters,
+    store: Store,
+    model: Artifact,
+    texts: Artifact,
+    names: Sequence[str] = SECTIONS,
+    questions: Artifact | None = None,
 ) -> dict[str, Artifact]:
-    """The artifact `tokens` of the sections `names`, by the tokenizer of `model`."""
-    sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in names}
-    return {
-        name: tokenize(store, model, texts, section=name, length=given.length, samples=given.samples, seed=given.seed)
-        for name, given in sections.items()
-    }
+    """The artifact `tokens` of the sections `names`, by the tokenizer or the processor of `model`."""
+    found = {}
+    for name in names:
+        given: Texts = getattr(parameters.data, name)
+        if name not in text_sections(parameters):
+            assert questions is not None, "they were prepared"
+            found[name] = encode_questions(store, model, questions, section=name)
+            continue
+        cut = {"samples": given.samples, "seed": given.seed}
+        found[name] = tokenize(store, model, texts, section=name, length=given.length, **cut)
+    return found
 
 
 def reading(given: Texts) -> dict[str, object]:
     """The parameters of a section that choose its documents."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in READING}
+
+
+def asked(given: Texts | Questions) -> dict[str, object]:
+    """The parameters of a section that choose its questions."""
+    return {name: value for name, value in given.model_dump(by_alias=True).items() if name in ASKING}
 
 
 if __name__ == "__main__":

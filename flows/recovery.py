@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from flows.asking import answers_of
 from flows.evaluate import device
 from flows.prepare_data import reading
 from tasks.artifact import Artifact, Store
+from tasks.ask_examples import ask_examples
 from tasks.collect_recovered import collect_recovered
 from tasks.evaluate import evaluate
 from tasks.make_examples import make_examples
@@ -35,9 +37,15 @@ def plan_of(p: Parameters) -> dict[str, Any] | None:
     return {**p.recovery.plan, "precision": resolve(plan.precision, torch.device(device(p)))}
 
 
-def examples_of(p: Parameters, store: Store, backbone: Artifact, texts: Artifact) -> Artifact:
-    """What is trained on; it must not overlap with the `texts` of validation and evaluation."""
+def examples_of(
+    p: Parameters, store: Store, backbone: Artifact, texts: Artifact, questions: Artifact | None = None
+) -> Artifact:
+    """What is trained on; it must not overlap with the `texts` of validation and evaluation, nor with the questions that are asked."""
     given = p.data.recovery
+    if given.form == "questions":
+        assert questions is not None, "they were prepared"
+        asked: Artifact = ask_examples(store, backbone, questions)
+        return asked
     return make_examples(
         store,
         backbone,
@@ -61,6 +69,7 @@ def recovered(
     *,
     plan: Mapping[str, Any],
     measured: Mapping[str, Any],
+    questions: Artifact | None = None,
 ) -> Compressed:
     """The model after its recovery, evaluated like all others.
 
@@ -68,9 +77,12 @@ def recovered(
         validation: artifact `tokens`, by whose loss the best state is chosen.
         plan: of `plan_of`.
         measured: arguments of `evaluate`.
+        questions: about images, which the model is asked again.
     """
     checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=device(p))
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
     metrics = evaluate(store, checkpoint, **measured)
     tuned = [model.checkpoint, examples]
-    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, model.scores, tuned, model.searched)
+    answers = answers_of(p, store, checkpoint, questions)
+    kept = model.scores, tuned, model.searched
+    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, *kept, answers)

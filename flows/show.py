@@ -33,7 +33,7 @@ def show(parameters: Parameters) -> None:
     """
     from rich.console import Console
 
-    folder = parameters.folder / "results"
+    folder = parameters.results
     metrics, allocations = read(folder / "metrics.json"), read(folder / "allocation.json")
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else PLAIN)
@@ -70,7 +70,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
     """One table of all models; where that is too wide, it goes on in further tables."""
-    columns = [*{**sizes(models), **scores(models), **seconds(models)}.items()]
+    columns = [*{**sizes(models), **scores(models), **answered(models), **seconds(models)}.items()]
     while columns:
         fitting = (n for n in range(len(columns), 0, -1) if fits(table(models, columns[:n]), width))
         count = next(fitting, 1)
@@ -122,6 +122,20 @@ def scores(models: Mapping[str, Any]) -> dict[str, list[str]]:
     return found
 
 
+def answered(models: Mapping[str, Any]) -> dict[str, list[str]]:
+    """A column per set of questions: the accuracy, and the perplexity of captions."""
+    found = {}
+    for name, first in models[DENSE].get("questions", {}).items():
+        results = [m["questions"][name] for m in models.values()]
+        if first["n"]:
+            found[f"{name}\naccuracy"] = [measured(each["accuracy"], each["stderr"], 3) for each in results]
+        if first["captions"]:
+            found[f"{name}\ncaptions"] = [
+                measured(each["caption_perplexity"], each["caption_perplexity_stderr"], 3) for each in results
+            ]
+    return found
+
+
 def seconds(models: Mapping[str, Any]) -> dict[str, list[str]]:
     """Columns of what it took: of the steps that made a model, whether they ran in this run or in an earlier one."""
     return {
@@ -151,6 +165,14 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
     if method != final:
         added = allocations[final]["linear_parameters"] - allocations[method]["linear_parameters"]
         yield f"Recovery: from {above[method]:+.4f} to {above[final]:+.4f}, with {added:,} linear parameters more."
+    for name, compared in metrics.get("comparison", {}).items():
+        for model, each in compared.items():
+            yield (
+                f"Accuracy on {name} above uniform: {label_of(model)} {100 * each['value']:+.1f} points "
+                f"(95 %: {100 * each['low']:+.1f} to {100 * each['high']:+.1f})."
+            )
+    if warning := metrics["card"].get("calibration", {}).get("warning"):
+        yield f"Warning: {warning}."
     if latency := allocations[method].get("latency"):
         shares = (
             f"{seconds['compressed'] / seconds['dense']:.2f} at {tokens}"
@@ -169,14 +191,15 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
 def places(parameters: Parameters, metrics: Mapping[str, Any]) -> Iterator[str]:
     """Where the checkpoint, the figures and the records are, and the commands that open them."""
     method = [*metrics["models"]][-1]
+    kind = "AutoModelForImageTextToText" if "calibration" in metrics["card"] else "AutoModelForCausalLM"
     checkpoint = metrics["models"][method]["checkpoint"]
     folder = programs(parameters.folder)
     yield f"""
 Checkpoint  {checkpoint} ({label_of(method)}); load it with
               import mgaa
-              from transformers import AutoModelForCausalLM
-              model = AutoModelForCausalLM.from_pretrained("{checkpoint}")
-Figures     results/figures/*.png, and as vectors *.svg
+              from transformers import {kind}
+              model = {kind}.from_pretrained("{checkpoint}")
+Figures     {parameters.output.results}/figures/*.png, and as vectors *.svg
 MLflow      {mlflow(parameters, folder)}
 Prefect     PREFECT_HOME={os.environ.get("PREFECT_HOME", "~/.prefect")} {folder}prefect server start"""
 

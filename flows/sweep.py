@@ -108,6 +108,7 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
     for source in p.sweep.backbone:
         files = identify(source.source, source.revision)
         given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": p.backbone.dtype}
+        given["parts"] = p.backbone.parts
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
         rehearse(store, backbones[point.backbone], (point.factors.method, point.factors.options), [point.recipe])

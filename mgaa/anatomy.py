@@ -88,6 +88,7 @@ class Architecture:
         parallel: whether all sublayers read the input of the block; or the fields of the config of which any one says so.
         scale: field of the config by which the output of a sublayer is multiplied.
         returns: what a block returns.
+        residual: whether sublayers add to a stream; what is a single module, such as a projector, is one block in which nothing does.
     """
 
     blocks: str
@@ -99,6 +100,7 @@ class Architecture:
     parallel: bool | tuple[str, ...] = False
     scale: str = ""
     returns: Literal["tensor", "tuple"] = "tensor"
+    residual: bool = True
 
     def is_parallel(self, config: PreTrainedConfig) -> bool:
         """Whether all sublayers of a block read its input."""
@@ -123,16 +125,26 @@ class Multimodal:
     Attributes:
         decoder: path of the decoder.
         vision: path of the vision tower.
-        projector: path of what makes the features of the tower into inputs of the decoder.
+        projector: what makes the features of the tower into inputs of the decoder.
+        layer: field of the config with the layers of the tower whose output is used, as transformers counts hidden states; where it is
+            empty all blocks are.
     """
 
     decoder: str
     vision: str
-    projector: str
+    projector: Architecture
+    layer: str = ""
 
     def around(self, entry: Architecture) -> Architecture:
         """The entry of the whole model, by that of its decoder's family, whose paths begin with the name of the model below the head."""
         return replace(entry, blocks=f"{self.decoder}.{entry.blocks.partition('.')[2]}")
+
+    def used(self, config: PreTrainedConfig, blocks: int) -> int:
+        """How many blocks of the vision tower have an effect: what follows the last layer that is read has none."""
+        if not self.layer:
+            return blocks
+        given: int | list[int] = getattr(config, self.layer)
+        return max(layer % (blocks + 1) for layer in (given if isinstance(given, list) else [given]))
 
 
 def _expanded(pattern: Mapping[str, str], block: nn.Module) -> Iterator[Group]:

@@ -5,21 +5,22 @@ block, and inside a sublayer the linears, grouped by the input that they share: 
 all three. It also says what is unusual: layers that hold several matrices in one tensor (`mgaa.fused` takes them apart), stacked experts,
 branches that are scaled or computed in parallel. Nothing else of the library knows a model by name.
 
-A model that sees (`MULTIMODAL`) names the place of its decoder, which has the entry of its own family; the vision tower and the projector
-are left alone.
+A model that sees (`MULTIMODAL`) names the place of its decoder, which has the entry of its own family, of its vision tower (`VISION`)
+and of the projector between them. The decoder is what is compressed, and the others where asked for: each is a `Stack` of blocks.
 
 To support another architecture, add an entry here (about ten lines, with the path of its modelling file below
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers); the contract tests find it by themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from mgaa.anatomy import Architecture, Fused, Multimodal, Sublayer, has
 from mgaa.budget import Matrix
-from mgaa.errors import InputError
+from mgaa.errors import InputError, UsageError
 
 _SEPARATE = ("q_proj k_proj v_proj", "o_proj")
 _GATED = ("gate_proj up_proj", "down_proj")
@@ -151,7 +152,32 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2_5_vl_text": _GATED_PRE_NORM,
 }
 
-_LLAVA = Multimodal("model.language_model", vision="model.vision_tower", projector="model.multi_modal_projector")
+VISION: dict[str, Architecture] = {
+    # models/clip/modeling_clip.py
+    "clip_vision_model": Architecture(
+        blocks="encoder.layers",
+        sublayers=(
+            Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
+            Sublayer("ffn", "mlp", ("fc1", "fc2")),
+        ),
+    ),
+    # models/qwen2_5_vl/modeling_qwen2_5_vl.py
+    "qwen2_5_vl_vision": Architecture(
+        blocks="blocks",
+        sublayers=(Sublayer("attention", "attn", ("qkv.q qkv.k qkv.v", "proj")), Sublayer("ffn", "mlp", _GATED)),
+        fused=(Fused("attn.qkv", ("q", "k", "v")),),
+    ),
+}
+"""Vision towers, by their own `model_type`, with paths from the tower."""
+
+_LLAVA = Multimodal(
+    "model.language_model",
+    vision="model.vision_tower",
+    projector=Architecture(
+        "model.multi_modal_projector", (Sublayer("ffn", "", ("linear_1", "linear_2")),), residual=False
+    ),
+    layer="vision_feature_layer",
+)
 
 MULTIMODAL: dict[str, Multimodal] = {
     # models/llava/modeling_llava.py
@@ -159,8 +185,39 @@ MULTIMODAL: dict[str, Multimodal] = {
     # models/llava_next/modeling_llava_next.py (an image is cut into several, of its own shape)
     "llava_next": _LLAVA,
     # models/qwen2_5_vl/modeling_qwen2_5_vl.py (as many tokens as an image has patches; positions of three dimensions)
-    "qwen2_5_vl": Multimodal("model.language_model", vision="model.visual", projector="model.visual.merger"),
+    "qwen2_5_vl": Multimodal(
+        "model.language_model",
+        vision="model.visual",
+        projector=Architecture("model.visual.merger", (Sublayer("ffn", "", ("mlp.0", "mlp.2")),), residual=False),
+    ),
 }
+
+PARTS = ("decoder", "vision", "projector")
+"""What of a model can be compressed."""
+DECODER = PARTS[:1]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The blocks of one part of a model.
+
+    Attributes:
+        part: one of `PARTS`.
+        entry: with paths from the model.
+        config: that of the part.
+        first: the number of its first block among the blocks of all parts that are compressed.
+        blocks: those that have an effect.
+    """
+
+    part: str
+    entry: Architecture
+    config: PreTrainedConfig
+    first: int
+    blocks: tuple[nn.Module, ...]
+
+    def path(self, index: int) -> str:
+        """Where a block is in the model, by its place in the stack."""
+        return f"{self.entry.blocks}.{index}" if self.entry.residual else self.entry.blocks
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
@@ -200,22 +257,80 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     return blocks
 
 
-def matrices_of(model: PreTrainedModel) -> list[Matrix]:
-    """Every compressible weight matrix of a model that was taken apart (`mgaa.fused.unfuse_`): block by block, in the order of the entry.
+def stacks_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Stack]:
+    """The blocks of these parts of a model, the decoder's first.
 
     Raises:
-        InputError: the architecture has no entry, or a block has a linear that the entry does not name.
+        UsageError: a model that does not see has no such part.
+        InputError: the decoder or the vision tower has no entry.
     """
-    entry = architecture_of(model.config)
+    stacks: list[Stack] = []
+    for part in PARTS:
+        if part in parts:
+            entry, config, blocks = _part(model, part)
+            stacks.append(Stack(part, entry, config, sum(len(stack.blocks) for stack in stacks), tuple(blocks)))
+    return stacks
+
+
+def stack_at(model: PreTrainedModel, block: int, parts: Sequence[str] = DECODER) -> Stack:
+    """The stack with the block of that number among those of all parts."""
+    return next(stack for stack in reversed(stacks_of(model, parts)) if stack.first <= block)
+
+
+def _part(model: PreTrainedModel, part: str) -> tuple[Architecture, PreTrainedConfig, Sequence[nn.Module]]:
+    config = model.config
+    if part == "decoder":
+        return architecture_of(config), config, list(decoder_blocks(model))
+    if not is_multimodal(config):
+        raise UsageError(
+            f"a {config.model_type} has no {part}: it does not see; compress its decoder alone (backbone.parts)"
+        )
+    seeing = MULTIMODAL[config.model_type]
+    if part == "projector":
+        return seeing.projector, config, [model.get_submodule(seeing.projector.blocks)]
+    tower: str = config.vision_config.model_type
+    if tower not in VISION:
+        raise InputError(
+            f"the vision tower {tower!r} has no entry; known are {', '.join(VISION)}. Leave `vision` out of backbone.parts, or write its "
+            "blocks into mgaa/architectures.py"
+        )
+    entry = replace(VISION[tower], blocks=f"{seeing.vision}.{VISION[tower].blocks}")
+    blocks = list(model.get_submodule(entry.blocks).children())
+    return entry, config.vision_config, blocks[: seeing.used(config, len(blocks))]
+
+
+def parts_with(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
+    """The parts of a model in which modules of these names are."""
+    seeing = MULTIMODAL.get(model.config.model_type)
+    if seeing is None:
+        return [*DECODER]
+    places = dict(zip(PARTS, (seeing.decoder, seeing.vision, seeing.projector.blocks), strict=True))
+    given = [*names]
     return [
-        matrix
-        for index, block in enumerate(decoder_blocks(model))
-        for matrix in _matrices(entry, index, block, model.config.model_type)
+        part for part, place in places.items() if part in DECODER or any(name.startswith(f"{place}.") for name in given)
     ]
 
 
-def _matrices(entry: Architecture, index: int, block: nn.Module, model_type: str) -> Iterator[Matrix]:
-    path = f"{entry.blocks}.{index}"
+def matrices_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Matrix]:
+    """Every compressible weight matrix of a model that was taken apart (`mgaa.fused.unfuse_`): block by block, in the order of the entry.
+
+    Args:
+        parts: what of the model is compressed, some of `PARTS`.
+
+    Raises:
+        UsageError: the model has no such part.
+        InputError: the architecture has no entry, or a block has a linear that the entry does not name.
+    """
+    return [
+        matrix
+        for stack in stacks_of(model, parts)
+        for index, block in enumerate(stack.blocks)
+        for matrix in _matrices(stack, index, block, model.config.model_type)
+    ]
+
+
+def _matrices(stack: Stack, index: int, block: nn.Module, model_type: str) -> Iterator[Matrix]:
+    entry, path, number = stack.entry, stack.path(index), stack.first + index
     if (
         entry.experts
         and has(block, entry.experts)
@@ -236,8 +351,8 @@ def _matrices(entry: Architecture, index: int, block: nn.Module, model_type: str
             yield Matrix(
                 name=f"{path}.{local}",
                 local=local,
-                block=index,
-                sublayer=f"{index}.{sublayer.name}",
+                block=number,
+                sublayer=f"{number}.{sublayer.name}",
                 m=linear.out_features,
                 n=linear.in_features,
                 bias=linear.bias is not None,

@@ -10,7 +10,7 @@ Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.architectures import DECODER, Stack, stacks_of
 from mgaa.errors import InputError
 from mgaa.hidden import HiddenStates, Place
 from mgaa.prompts import IDS, Inputs
@@ -34,6 +34,7 @@ class Blockwise:
     Args:
         model: a transformers causal language model with an entry in `mgaa.architectures`, in eval mode.
         batches: the inputs of each micro-batch: token ids, and what the model takes beside them (`mgaa.prompts`).
+        stack: the blocks; by default those of the decoder.
         place, folder: where the hidden states wait (`mgaa.hidden`). Those of an interrupted run over the same batches are taken up there.
     """
 
@@ -42,11 +43,13 @@ class Blockwise:
         model: PreTrainedModel,
         batches: Sequence[Inputs],
         *,
+        stack: Stack | None = None,
         place: Place = "device",
         folder: Path | None = None,
     ) -> None:
-        self._model, self._batches, self._blocks = model, batches, decoder_blocks(model)
-        self._tuples = architecture_of(model.config).returns == "tuple"
+        self._stack = stacks_of(model)[0] if stack is None else stack
+        self._model, self._batches, self._blocks = model, batches, self._stack.blocks
+        self._tuples = self._stack.entry.returns == "tuple"
         self._device: torch.device = model.get_input_embeddings().weight.device
         self._hidden = HiddenStates(len(batches), self._device, place=place, folder=folder)
         self._arguments = self._record()
@@ -113,11 +116,13 @@ class Blockwise:
         for batch, inputs in enumerate(self._batches):
             calls: list[tuple[Tensor, Arguments]] = []
 
-            def remember(_: int, hidden: Tensor, *positional: Any, calls: Any = calls, **named: Any) -> Any:
+            def remember(index: int, hidden: Tensor, *positional: Any, calls: Any = calls, **named: Any) -> Any:
                 calls.append((hidden, (positional, named)))
+                if index + 1 == len(self._blocks) and self._stack.part not in DECODER:
+                    raise _Recorded  # what follows would be given what no block has made
                 return self._returned(hidden)
 
-            with replaced(self._blocks, remember):
+            with replaced(self._blocks, remember), suppress(_Recorded):
                 self._enter(inputs)
             known: dict[int, Tensor] = {}
             recorded.append([_pooled(arguments, pool, known) for _, arguments in calls])
@@ -148,6 +153,10 @@ class Blockwise:
         return (hidden, None) if self._tuples else hidden
 
 
+class _Recorded(Exception):  # noqa: N818 (no error)
+    """All blocks were called."""
+
+
 def first_of(output: Any) -> Tensor:
     """The hidden states among what a module returns."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
@@ -155,7 +164,7 @@ def first_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def replaced(blocks: nn.ModuleList, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Let `forward(index, hidden, ...)` stand in for the forward of every block; the modules keep their other attributes."""
     own = [vars(block).get("forward") for block in blocks]  # an instance has one where others have wrapped it
     try:

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.architectures import matrices_of
+from mgaa.architectures import DECODER, matrices_of
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.channels import Channels, Pruning, Scores, score
 from mgaa.checkpoint import apply_channels, apply_factors, twin_of
@@ -22,14 +22,14 @@ from mgaa.errors import UsageError
 from mgaa.factors import factorize_linear, spectra
 from mgaa.fused import unfuse_
 from mgaa.latency import COMMAND, Latency, latency_of
-from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, ratios_of, rehearse
+from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, check_parts, ratios_of, rehearse
 from mgaa.linalg import Spectrum
 from mgaa.memory import give_back
 from mgaa.methods import available, method
+from mgaa.prompts import Prompts
 from mgaa.ranks import Rank, ladders_of
 from mgaa.report import Report, report
 from mgaa.sequential import CompressedBlock, compress_block, put_
-from mgaa.prompts import Prompts
 from mgaa.shelf import is_shelved
 from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines, stream_statistics
 
@@ -70,13 +70,14 @@ def compress_(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    parts: Sequence[str] = DECODER,
 ) -> Report:
     """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
 
     Args:
         model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
             matrices by one linear for each (`mgaa.fused`).
-        tokens: calibration token ids, (sequences, length), without padding.
+        tokens: calibration token ids, (sequences, length), without padding; or prompts with images (`mgaa.encode`).
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
             `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
@@ -87,6 +88,8 @@ def compress_(
         groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
+        parts: what of the model is compressed: the decoder, and of a model that sees also `vision` and `projector`, whose parameters then
+            count as well.
 
     Returns:
         What was done; the model then saves with `mgaa.save` and loads with `from_pretrained` once `mgaa` is imported.
@@ -100,9 +103,11 @@ def compress_(
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     methods, target = _methods(factors, ratios, ranks), _target(compression, ranks, channels, model)
     measuring = Measuring(groups, batch_size, expert_tokens)
-    matrices = _checked(model, tokens, [target], measuring, methods, inputs)
-    run = _sequentially if inputs == "compressed" else _at_once
-    given, outcome, cosines = run(model, tokens, matrices, target, measuring, **methods)
+    matrices = _checked(model, tokens, [target], measuring, methods, inputs, parts)
+    if inputs == "compressed":
+        given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, **methods)
+    else:
+        given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, parts=parts, **methods)
     return report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
 
 
@@ -118,6 +123,7 @@ def sweep(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """Several compressions of one model on dense inputs, by one calibration and one decomposition; each is what `compress_` gives.
 
@@ -125,7 +131,7 @@ def sweep(
         model: as in `compress_`; it stays dense (layers that hold several matrices are taken apart).
         tokens: as in `compress_`.
         compressions: the fractions to remove.
-        factors, ratios, ranks, channels, groups, batch_size, expert_tokens: as in `compress_`.
+        factors, ratios, ranks, channels, groups, batch_size, expert_tokens, parts: as in `compress_`.
 
     Returns:
         For each compression in order: a compressed model that shares every other tensor with `model`, and what was done. Each is made
@@ -137,10 +143,10 @@ def sweep(
     methods = _methods(factors, ratios, ranks)
     targets = [_target(compression, ranks, channels, model) for compression in compressions]
     measuring = Measuring(groups, batch_size, expert_tokens)
-    matrices = _checked(model, tokens, targets, measuring, methods)
+    matrices = _checked(model, tokens, targets, measuring, methods, parts=parts)
     if not targets:
         return iter(())
-    measured = decomposed(model, tokens, matrices, targets[0], measuring, methods["factors"])
+    measured = decomposed(model, tokens, matrices, targets[0], measuring, methods["factors"], parts)
 
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
         given, outcome = measured.allocate(target, methods["ratios"], methods["ranks"])
@@ -198,6 +204,7 @@ def decomposed(
     target: Target,
     measuring: Measuring,
     factors: Chosen,
+    parts: Sequence[str] = DECODER,
 ) -> Decomposed:
     """Measure every block on dense inputs and decompose its matrices; nothing of the model changes."""
     name, options = factors
@@ -205,7 +212,7 @@ def decomposed(
     cosines: dict[str, float] = {}
     found: dict[str, Spectrum] = {}
     scores: dict[Channels, Scores] = {}
-    for index, block in enumerate(stream_statistics(model, tokens, **asdict(measuring))):
+    for index, block in enumerate(stream_statistics(model, tokens, **asdict(measuring), parts=parts)):
         weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
         inside = {m.local: m.name for m in low if m.block == index}
         give_back()
@@ -231,9 +238,10 @@ def _at_once(
     factors: Chosen,
     ratios: Chosen,
     ranks: Chosen,
+    parts: Sequence[str],
 ) -> Allocated:
     """Dense inputs: every block is measured before the first is compressed."""
-    measured = decomposed(model, tokens, matrices, target, measuring, factors)
+    measured = decomposed(model, tokens, matrices, target, measuring, factors, parts)
     given, outcome = measured.allocate(target, ratios, ranks)
     measured.put_(model, outcome, last=True)
     return given, outcome, measured.cosines
@@ -297,14 +305,16 @@ def _checked(
     measuring: Measuring,
     methods: Mapping[str, Chosen],
     inputs: str = "dense",
+    parts: Sequence[str] = DECODER,
 ) -> list[Matrix]:
     """The matrices of the model, after everything that can be refused before anything is measured."""
+    check_parts(parts, inputs=inputs, pruned=any(target.pruning is not None for target in targets))
     if is_shelved(model):
         raise UsageError(
             "the blocks of the model stay in their files, where nothing can be put into them: load it without stream, or compress it by "
             "python -m flows.compress, which goes block by block"
         )
-    matrices = matrices_of(unfuse_(model))
+    matrices = matrices_of(unfuse_(model, parts), parts)
     for target in targets:
         parameter_budget(matrices, target.compression)
         rehearse(matrices, target, inputs=inputs, **methods)

@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from mgaa.architectures import architecture_of, decoder_blocks, has_entry, is_multimodal
+from mgaa.architectures import DECODER, architecture_of, decoder_blocks, has_entry, is_multimodal
 from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
 from mgaa.format import describe
-from mgaa.fused import fuse_block_, fused_name
+from mgaa.fused import fuse_block_, fuse_parts_, fused_name, fused_parts
 from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
 from mgaa.widths import widen_block_, widest
@@ -50,6 +50,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     if has_entry(model.config):
         for index in range(len(decoder_blocks(model))):
             _own_form_(model, index, shell, wide)
+        _around_(model, shell)
     _fill_biases(model, expected)
     model.__dict__.pop(
         "_weight_conversions", None
@@ -84,6 +85,11 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
         _own_form_(model, index, shell, wide)
         _fill_biases(blocks[index], expected, f"{path}.{index}.")
 
+    for name, layer in low_rank_layers(model).items():
+        if not name.startswith(f"{path}."):  # of a vision tower or a projector, which is in memory
+            model.set_submodule(name, layer.dense())
+    if has_entry(model.config):
+        _around_(model, shell)
     model.__dict__.pop("_weight_conversions", None)
     shell.generation_config = model.generation_config
     save_blockwise(model, tokenizer, target, change=change, shell=shell, max_shard_size=max_shard_size)
@@ -100,6 +106,13 @@ def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide:
         widen_block_(model, index, wide)
     if _is_alike(model, shell):
         fuse_block_(entry, block, empty)
+
+
+def _around_(model: PreTrainedModel, shell: PreTrainedModel) -> None:
+    """The same for what is compressed beside the decoder of a model that sees."""
+    parts = [part for part in fused_parts(model) if part not in DECODER]
+    if parts and type(shell) is type(model):
+        fuse_parts_(model, shell, parts)
 
 
 def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
@@ -137,6 +150,7 @@ def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type
         twin._attn_implementation = text._attn_implementation
         if is_multimodal(config):
             config.text_config = twin
+            config.__dict__.pop("quantization_config", None)
             yield type(model), _with(config, BIAS_FLAGS[:2])
         else:
             yield LlamaForCausalLM, _with(twin, BIAS_FLAGS[:2])

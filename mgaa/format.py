@@ -31,7 +31,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mgaa.architectures import has_entry
+from mgaa.architectures import has_entry, parts_with
 from mgaa.errors import InputError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import LowRankLinear, low_rank_layers
@@ -87,7 +87,7 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         if has_entry(model.config):
-            unfuse_(model)
+            unfuse_(model, parts_with(model, self.quantization_config.modules))
         if (given := getattr(self.quantization_config, "widths", None)) is not None:
             narrow_(model, given)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}

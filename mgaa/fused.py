@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mgaa.anatomy import Architecture, Fused, has
-from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.architectures import DECODER, parts_with, stacks_of
 from mgaa.errors import InputError, UsageError
 from mgaa.lowrank import MARK_SHAPE, low_rank_layers
 
@@ -76,15 +76,18 @@ class Experts(nn.ModuleList):
         return mixed
 
 
-def unfuse_(model: PreTrainedModel) -> PreTrainedModel:
-    """Replace every fused, stacked or transposed layer of the decoder blocks by linears, in place; changes nothing the second time.
+def unfuse_(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> PreTrainedModel:
+    """Replace every fused, stacked or transposed layer of the blocks by linears, in place; changes nothing the second time.
+
+    Args:
+        parts: those of the model whose blocks are meant (`mgaa.architectures.PARTS`).
 
     Raises:
         InputError: the architecture has no entry, or a fused layer has another shape than its config says.
     """
-    entry = architecture_of(model.config)
-    for index, block in enumerate(decoder_blocks(model)):
-        unfuse_block_(entry, model.config, index, block)
+    for stack in stacks_of(model, parts):
+        for index, block in enumerate(stack.blocks):
+            unfuse_block_(stack.entry, stack.config, index, block)
     return model
 
 
@@ -113,12 +116,22 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
     """
     if low := low_rank_layers(model):
         raise UsageError(f"the model has {len(low)} low-rank layers, expected dense ones: fold them by mgaa.densify")
-    entry = architecture_of(model.config)
     if shell is None:
         with torch.device("meta"):
             shell = type(model)(copy.deepcopy(model.config))
-    for block, empty in zip(decoder_blocks(model), decoder_blocks(shell), strict=True):
-        fuse_block_(entry, block, empty)
+    return fuse_parts_(model, shell, fused_parts(model))
+
+
+def fused_parts(model: PreTrainedModel) -> list[str]:
+    """The decoder, and the parts of a model that sees which were taken apart."""
+    return parts_with(model, (name for name, module in model.named_modules() if isinstance(module, FusedLinear)))
+
+
+def fuse_parts_(model: PreTrainedModel, shell: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
+    """`fuse_` for some parts of a model."""
+    for stack, other in zip(stacks_of(model, parts), stacks_of(shell, parts), strict=True):
+        for block, empty in zip(stack.blocks, other.blocks, strict=True):
+            fuse_block_(stack.entry, block, empty)
     return model
 
 

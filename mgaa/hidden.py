@@ -5,7 +5,7 @@ They are the one thing that grows with the number of tokens, so they may lie whe
 a run that was killed goes on at the block where it stopped. A *generation* is the number of blocks that the tokens have passed; its
 files are complete once its mark is there, and only then are those of the generation before it deleted.
 
-Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
+Legend: rows are the sequences of a micro-batch and their tokens, or patches of images; h hidden size.
 """
 
 import re
@@ -64,12 +64,12 @@ class HiddenStates:
             for batch in range(len(self._states)):
                 self._states[batch] = self._kept(self._read(batch))
 
-    def get(self, batch: int) -> Float[Tensor, "s t h"]:
+    def get(self, batch: int) -> Float[Tensor, "*rows h"]:
         """The states of a micro-batch, on the device."""
         state = self._states[batch]
         return self._read(batch) if state is None else state.to(self._device)
 
-    def put(self, batch: int, hidden: Float[Tensor, "s t h"]) -> None:
+    def put(self, batch: int, hidden: Float[Tensor, "*rows h"]) -> None:
         """What they are behind the block at hand."""
         self._states[batch] = None if self._place == "disk" else self._kept(hidden)
         if self._folder is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mgaa.architectures import DECODER, PARTS
 from mgaa.budget import Ladder, Matrix
 from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
@@ -104,6 +105,25 @@ def ratios_of(
     return _ratios(ladders, cosines, target, ratios, pruned)
 
 
+def check_parts(parts: Sequence[str], *, inputs: str, pruned: bool) -> None:
+    """Refuse parts of a model that there are not, and beside the decoder what goes through it block by block or changes its widths.
+
+    Raises:
+        UsageError: as said.
+    """
+    if unknown := sorted(set(parts) - set(PARTS)) or (not parts and ["nothing"]):
+        raise UsageError(
+            f"the parts to compress have {unknown[0]}, expected some of {', '.join(PARTS)} (backbone.parts)"
+        )
+    beside = [part for part in parts if part not in DECODER]
+    if beside and (inputs == "compressed" or pruned):
+        setting = "statistics.inputs is compressed" if inputs == "compressed" else "channels.method prunes FFNs"
+        raise UsageError(
+            f"the {beside[0]} is to be compressed (backbone.parts), but {setting}, which is for the decoder alone: set "
+            "statistics.inputs=dense and channels.method=none, or backbone.parts=[decoder]"
+        )
+
+
 def rehearse(
     matrices: Sequence[Matrix],
     target: Target,
@@ -137,7 +157,10 @@ def _ratios(
     ladders: Sequence[Ladder], cosines: Mapping[str, float], target: Target, ratios: Chosen, pruned: Pruned
 ) -> dict[str, float]:
     (name, options), sizes, reach = ratios, sizes_of(ladders, pruned), reach_of(ladders, pruned)
-    return allocate_ratios(name, cosines, sizes, reach, compression=target.compression, **options)
+    known = [cosines[sublayer] for sublayer in sizes if sublayer in cosines]
+    # what adds to no stream (a projector) has no cosine: it counts as an average sublayer, and is compressed about as much as the whole
+    given = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}
+    return allocate_ratios(name, given, sizes, reach, compression=target.compression, **options)
 
 
 def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> list[Ladder]:

@@ -7,6 +7,7 @@ id exceeds the embedding. What a folder must look like before this is tried is s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -89,7 +90,7 @@ def config_and_processor(source: str | Path, revision: str | None = None) -> tup
     return config, _processor(folder, config)
 
 
-def class_of(config: PreTrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+def class_of(config: PreTrainedConfig) -> Any:
     """The class of transformers that builds a model with this config."""
     return AutoModelForImageTextToText if is_multimodal(config) else AutoModelForCausalLM
 

@@ -64,7 +64,8 @@ class Observer:
                 experts = self.block.get_submodule(self.entry.experts)
                 stack.enter_context(_hook(experts.register_forward_pre_hook(self._watch_router)))
             for sublayer in self.entry.sublayers:
-                self._watch_branch(stack, sublayer)
+                if self.entry.residual:
+                    self._watch_branch(stack, sublayer)
                 for group in sublayer.groups(self.block) if inputs else ():
                     self._watch_input(stack, group)
             yield
@@ -75,12 +76,16 @@ class Observer:
         self._images = None if images is None else images.to(hidden.device)
         self._read = []
 
-    def leave(self, hidden: Float[Tensor, "s t h"]) -> None:
+    def leave(self, hidden: Float[Tensor, "*rows h"]) -> None:
         """The micro-batch has left the block.
 
         Raises:
             InputError: the block adds something else to the stream than the branches of the entry.
         """
+        if not self.entry.residual:
+            self._read = []
+            return
+        hidden = hidden.reshape(self._stream.shape)
         whole, rest = (float(torch.linalg.vector_norm(x.float())) for x in (hidden, hidden - self._stream))
         difference = rest / whole if whole else rest
         self._read = []

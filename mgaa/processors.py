@@ -8,13 +8,13 @@ came: nothing here makes use of it.
 import json
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import transformers
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
-Processor = PreTrainedTokenizerBase | ProcessorMixin
+Processor: TypeAlias = PreTrainedTokenizerBase | ProcessorMixin
 
 _VIDEOS = "video_processor"
 _VIDEO_FILE = "video_preprocessor_config.json"

@@ -92,12 +92,16 @@ class Prompts:
     @property
     def image_tokens(self) -> int:
         """How many of them stand for images."""
-        return sum(int((each[IDS] == self.image_token).sum()) for each in self.sequences) if self.sees else 0
+        return 0 if self.image_token is None else int(torch.eq(self.ids(), self.image_token).sum())
 
     @property
     def sees(self) -> bool:
         """Whether any sequence has an image."""
-        return any(len(each) > 1 for each in self.sequences)
+        return self.image_tokens > 0
+
+    def has_image(self, index: int) -> bool:
+        """Whether a sequence has one."""
+        return self.image_token is not None and bool((self.sequences[index][IDS] == self.image_token).any())
 
     def ids(self) -> Int[Tensor, " t"]:
         """The tokens of all sequences in one row."""
@@ -194,9 +198,15 @@ def _encoded(question: Question, processor: Any, token: int, *, answered: bool) 
     """The inputs of one sequence, and how many of its last tokens are the answer."""
     asked = conversation(question, answered=False)
     turns = conversation(question, answered=True) if answered else asked
-    given = processor.apply_chat_template(
-        turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not answered
-    )
+    try:
+        given = processor.apply_chat_template(
+            turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not answered
+        )
+    except ValueError as error:
+        raise InputError(
+            f"the processor makes no prompt of the question {question.text!r} ({str(error).partition(chr(10))[0]}): the question itself "
+            "must not hold the image token, and the chat template must show it where there is an image"
+        ) from error
     inputs = {name: tensor for name, tensor in given.items() if name not in _UNUSED}
     shown = int((inputs[IDS] == token).sum())
     if (question.image is not None) != (shown > 0):

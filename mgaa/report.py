@@ -12,10 +12,10 @@ from mgaa.ranks import Rank
 
 @dataclass(frozen=True)
 class SublayerReport:
-    """Level 1 of one sublayer: mean cosine, ratio asked for, ratio reached."""
+    """Level 1 of one sublayer: mean cosine (`None` of what adds to no stream), ratio asked for, ratio reached."""
 
     name: str
-    cosine: float
+    cosine: float | None
     ratio: float
     reached: float
 
@@ -103,7 +103,7 @@ def report(
         compression=1 - sum(kept.values()) / sum(dense.values()),
         linear_parameters=sum(kept.values()),
         budget_left=budget - sum(kept.values()),
-        sublayers=[SublayerReport(s, cosines[s], ratios[s], 1 - kept[s] / dense[s]) for s in ratios],
+        sublayers=[SublayerReport(s, cosines.get(s), ratios[s], 1 - kept[s] / dense[s]) for s in ratios],
         matrices=[
             MatrixReport(
                 r.matrix.name,

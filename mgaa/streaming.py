@@ -11,13 +11,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Bool, Int
-from torch import Tensor, nn
+from jaxtyping import Int
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from mgaa.anatomy import Architecture
-from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
+from mgaa.architectures import DECODER, Stack, matrices_of, stacks_of
 from mgaa.blockwise import Blockwise
 from mgaa.errors import UsageError
 from mgaa.hidden import Place
@@ -66,6 +65,8 @@ class Calibration:
             eval mode. Blocks may be compressed later, in place.
         tokens: calibration sequences without padding; or prompts, some with images.
         measuring: how.
+        stack: the blocks; by default those of the decoder. What is before a block of a vision tower are the patches of images: a
+            prompt without one has none.
         share: the sequences that are measured here, where several workers share them.
         place, folder: where the hidden states wait (`mgaa.hidden`).
 
@@ -79,18 +80,29 @@ class Calibration:
         tokens: Prompts | Int[Tensor, "s t"],
         measuring: Measuring,
         *,
+        stack: Stack | None = None,
         share: Share | None = None,
         place: Place = "device",
         folder: Path | None = None,
     ) -> None:
         prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
-        matrices_of(model)  # refuses a model that was not taken apart, of which linears would be passed over
-        self._entry, self._config = architecture_of(model.config), model.config
-        self._blocks, self._measuring = decoder_blocks(model), measuring
+        self._stack, self._measuring = stacks_of(model)[0] if stack is None else stack, measuring
+        matrices_of(
+            model, [self._stack.part]
+        )  # refuses a model that was not taken apart, of which linears would be passed over
         self._share = Share(len(prompts)) if share is None else share
         self._ranges = prompts.alike(self._share.batches(measuring.batch_size))
-        self._images = [prompts.image_mask(each) for each in self._ranges]
-        self._line = Blockwise(model, [prompts.batch(each) for each in self._ranges], place=place, folder=folder)
+        self._images: list[Tensor | None] = [prompts.image_mask(each) for each in self._ranges]
+        if self._stack.part not in DECODER:
+            self._ranges = [each for each in self._ranges if prompts.has_image(each.start)]
+            self._images = [None] * len(self._ranges)
+            if not self._ranges:
+                raise UsageError(
+                    f"the {self._stack.part} is to be compressed, but none of the {len(prompts)} calibration sequences has an image: "
+                    "calibrate on questions about images (data.calibration.form), or leave it out (backbone.parts)"
+                )
+        batches = [prompts.batch(each) for each in self._ranges]
+        self._line = Blockwise(model, batches, stack=self._stack, place=place, folder=folder)
 
     def __len__(self) -> int:
         """How many blocks there are."""
@@ -138,9 +150,8 @@ class Calibration:
         self._line.close()
 
     def _watched(self, index: int, *, keep: bool = True, inputs: bool = True) -> Observer:
-        block = self._blocks[index]
-        with resident(block):
-            observer = observer_of(self._entry, self._config, block, index, self._measuring, self._share)
+        with resident(self._stack.blocks[index]):
+            observer = observer_of(self._stack, index, self._measuring, self._share)
             watch = _Numbered(observer, self._ranges, self._images)
             with observer.attached(inputs=inputs):
                 self._line.through(index, keep=keep, watch=watch)
@@ -153,46 +164,39 @@ class _Numbered:
 
     observer: Observer
     ranges: list[range]
-    images: list[Bool[Tensor, "_ _"] | None]
+    images: list[Tensor | None]
 
     def enter(self, batch: int, hidden: Tensor) -> None:
         """A micro-batch enters the block."""
-        self.observer.enter(self.ranges[batch].start, hidden, self.images[batch])
+        sequences = self.ranges[batch]
+        self.observer.enter(sequences.start, hidden.reshape(len(sequences), -1, hidden.shape[-1]), self.images[batch])
 
     def leave(self, hidden: Tensor) -> None:
         """It leaves the block."""
         self.observer.leave(hidden)
 
 
-def observer_of(
-    entry: Architecture,
-    config: PreTrainedConfig,
-    block: nn.Module,
-    index: int,
-    measuring: Measuring,
-    share: Share,
-) -> Observer:
-    """The observer of a block, after its weights were looked at.
+def observer_of(stack: Stack, index: int, measuring: Measuring, share: Share) -> Observer:
+    """The observer of a block of a stack, after its weights were looked at.
 
     Raises:
         NumericalError: a weight is not finite.
     """
-    path = f"{entry.blocks}.{index}"
+    path, block = stack.path(index), stack.blocks[index]
     check_finite(block, path)
-    return Observer(entry, config, block, path, measuring.groups, share, measuring.expert_tokens)
+    return Observer(stack.entry, stack.config, block, path, measuring.groups, share, measuring.expert_tokens)
 
 
 def merge(
-    model: PreTrainedModel, index: int, shares: Sequence[BlockSums], measuring: Measuring, sequences: int
+    stack: Stack, index: int, shares: Sequence[BlockSums], measuring: Measuring, sequences: int
 ) -> BlockStatistics:
-    """The statistics of block `index` from the sums of all shares in order: the bits of a calibration that is not shared.
+    """The statistics of block `index` of a stack from the sums of all shares in order: the bits of a calibration that is not shared.
 
     Raises:
         InputError: an expert that no token reaches.
     """
-    entry, block = architecture_of(model.config), decoder_blocks(model)[index]
-    with resident(block):
-        observer = observer_of(entry, model.config, block, index, measuring, Share(sequences))
+    with resident(stack.blocks[index]):
+        observer = observer_of(stack, index, measuring, Share(sequences))
         with observer.attached():
             return observer.finish(shares)
 
@@ -204,17 +208,20 @@ def stream_statistics(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    parts: Sequence[str] = DECODER,
 ) -> Iterator[BlockStatistics]:
-    """Statistics of every decoder block in order, with dense inputs, in one pass over the tokens.
+    """Statistics of every block in order, with dense inputs, in one pass over the tokens per part.
 
     Args:
         model, tokens: as in `Calibration`, with its errors.
         groups, batch_size, expert_tokens: as in `Measuring`.
+        parts: of the model (`mgaa.architectures.PARTS`).
     """
-    calibration = Calibration(model, tokens, Measuring(groups, batch_size, expert_tokens))
-    for index in counted(calibration):
-        yield calibration.measure(index)
-        calibration.settle()
+    for stack in stacks_of(model, parts):
+        calibration = Calibration(model, tokens, Measuring(groups, batch_size, expert_tokens), stack=stack)
+        for index in counted(calibration):
+            yield calibration.measure(index)
+            calibration.settle()
 
 
 def stream_cosines(

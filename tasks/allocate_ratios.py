@@ -43,10 +43,14 @@ def allocate_ratios(
 
 
 def sublayer_cosines(store: Store, backbone: Artifact, statistics: Artifact) -> dict[str, float]:
-    """The mean cosine of every sublayer, in model order, by `<block>.<sublayer>`."""
+    """The mean cosine of every sublayer that adds to a stream, in model order, by `<block>.<sublayer>`."""
     from mgaa.statistics import load_cosines
 
     folder = store.folder(statistics)
     sublayers = dict.fromkeys((matrix.block, matrix.sublayer) for matrix in backbone_matrices(store, backbone))
     loaded = {block: load_cosines(folder / block_file(block)) for block in {block for block, _ in sublayers}}
-    return {sublayer: loaded[block][sublayer.partition(".")[2]][0] for block, sublayer in sublayers}
+    return {
+        sublayer: loaded[block][name][0]
+        for block, sublayer in sublayers
+        if (name := sublayer.partition(".")[2]) in loaded[block]
+    }

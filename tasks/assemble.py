@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.load_backbone import parts_of
 from tasks.records import CHANNELS, backbone_record, block_file
 from tasks.step import resuming_step
 
@@ -13,18 +14,21 @@ from tasks.step import resuming_step
 @resuming_step(kind="checkpoint")
 def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, factors: Sequence[Artifact]) -> None:
     """Put the factors and channels of all blocks into the backbone and write it with its tokenizer, one block after the other."""
+    from mgaa.architectures import decoder_blocks
     from mgaa.checkpoint import load, save_blockwise
     from mgaa.fused import unfuse_
 
     record = backbone_record(store, backbone)
     given: dict[str, Any] = {"revision": record["revision"], "dtype": record["dtype"]}
-    model, tokenizer = load(record["source"], **given, device="cpu", stream=True)
-    unfuse_(model)
+    model, processor = load(record["source"], **given, device="cpu", stream=True)
+    unfuse_(model, parts_of(store, backbone))
 
     def change(block: int) -> None:
         restore_(model, block, store.folder(factors[block]) / block_file(block))
 
-    save_blockwise(model, tokenizer, unfinished / "model", change=change)
+    for block in range(len(decoder_blocks(model)), len(factors)):
+        change(block)  # of a vision tower or a projector, which are in memory
+    save_blockwise(model, processor, unfinished / "model", change=change)
     for path in (unfinished / "model").iterdir():
         os.replace(path, out / path.name)
 

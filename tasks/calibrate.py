@@ -31,10 +31,10 @@ def calibrate(
     from mgaa.unfinished import whole
 
     measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
-    calibration = started(store, backbone, tokens, unfinished, measuring, device)
-    measure = calibration.measure if inputs == "dense" else calibration.cosines
-    for index in blocks_of(calibration):
-        statistics = measure(index)
-        with whole(unfinished / block_file(index)) as draft:
-            statistics.save(draft)
+    for first, calibration in started(store, backbone, tokens, unfinished, measuring, device):
+        measure = calibration.measure if inputs == "dense" else calibration.cosines
+        for index in blocks_of(calibration):
+            statistics = measure(index)
+            with whole(unfinished / block_file(first + index)) as draft:
+                statistics.save(draft)
     collect(unfinished, out)

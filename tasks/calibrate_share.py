@@ -28,9 +28,9 @@ def calibrate_share(
     from mgaa.unfinished import whole
 
     measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
-    calibration = started(store, backbone, tokens, unfinished, measuring, device, (share, shares))
-    for index in blocks_of(calibration):
-        sums = calibration.sums(index)
-        with whole(unfinished / block_file(index)) as draft:
-            sums.save(draft)
+    for first, calibration in started(store, backbone, tokens, unfinished, measuring, device, (share, shares)):
+        for index in blocks_of(calibration):
+            sums = calibration.sums(index)
+            with whole(unfinished / block_file(first + index)) as draft:
+                sums.save(draft)
     collect(unfinished, out)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
-from tasks.records import token_windows
+from tasks.load_backbone import backbone_model, parts_of
+from tasks.records import sequences_of
 from tasks.where import place_of_hidden
 
 if TYPE_CHECKING:
@@ -22,18 +22,23 @@ def started(
     measuring: dict[str, Any],
     device: str,
     share: tuple[int, int] = (0, 1),
-) -> "Calibration":
-    """A calibration, where an interrupted one left it."""
+) -> Iterator[tuple[int, "Calibration"]]:
+    """A calibration for every part of the model that is compressed, with the number of the first block of that part; where an interrupted
+    one left it."""
+    from mgaa.architectures import stacks_of
     from mgaa.checkpoint import twin_of
     from mgaa.moments import Share
+    from mgaa.prompts import Prompts
     from mgaa.streaming import Calibration, Measuring
 
     model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
-    windows = token_windows(store, tokens)
-    mine = Share(len(windows), *share)
-    size = windows.numel() * model.config.get_text_config().hidden_size * model.dtype.itemsize // mine.of
+    prompts = Prompts.of(sequences_of(store, tokens))
+    mine = Share(len(prompts), *share)
+    size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize // mine.of
     place = place_of_hidden(device, size)
-    return Calibration(model, windows, Measuring(**measuring), share=mine, place=place, folder=unfinished / "hidden")
+    for stack in stacks_of(model, parts_of(store, backbone)):
+        waiting: dict[str, Any] = {"place": place, "folder": unfinished / f"hidden-{stack.part}"}
+        yield stack.first, Calibration(model, prompts, Measuring(**measuring), stack=stack, share=mine, **waiting)
 
 
 def blocks_of(calibration: "Calibration") -> Iterator[int]:

@@ -31,8 +31,8 @@ from tasks.records import (
     energy_file,
     rank_table,
     score_file,
+    sequences_of,
     table,
-    token_windows,
     write_table,
 )
 from tasks.sealing import digest
@@ -182,18 +182,19 @@ def start(key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[s
     The model shares its tensors with the backbone of this process, which stays as it is.
     """
     from mgaa.checkpoint import twin_of
+    from mgaa.prompts import Prompts
     from mgaa.streaming import Calibration, Measuring
     from mgaa.unfinished import taken_up
 
     store, backbone, tokens, recipe, device = key
-    model, windows = twin_of(backbone_model(store, backbone, device)[0]), token_windows(store, tokens)
-    place = place_of_hidden(device, windows.numel() * model.config.get_text_config().hidden_size * model.dtype.itemsize)
+    model, prompts = twin_of(backbone_model(store, backbone, device)[0]), Prompts.of(sequences_of(store, tokens))
+    place = place_of_hidden(device, prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize)
     name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     taken_up(folder)
 
     def calibration() -> "Calibration":
-        return Calibration(model, windows, Measuring(**measuring), place=place, folder=folder / "hidden")
+        return Calibration(model, prompts, Measuring(**measuring), place=place, folder=folder / "hidden")
 
     found = calibration()
     passed = json.loads((folder / _BEFORE).read_text()) if (folder / _BEFORE).exists() else []

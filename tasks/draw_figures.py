@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
-from tasks.records import CURVE, METRICS, RANKS, backbone_matrices, block_file, energy_file, score_file, table
+from tasks.records import ANSWERS, CURVE, METRICS, RANKS, backbone_matrices, block_file, energy_file, score_file, table
 from tasks.step import step
 from tasks.summarize import allocation
 
@@ -24,10 +24,13 @@ def draw_figures(
     ranks: Sequence[Artifact],
     metrics: Sequence[Artifact],
     tuned: Artifact | None,
+    answers: Sequence[Artifact],
+    questions: Artifact | None,
     *,
     models: list[str],
+    sets: list[str],
 ) -> None:
-    """Draw `ranks`, `sublayers`, `energies`, `errors` and `sizes`, and `recovery` where there was one.
+    """Draw `ranks`, `sublayers`, `energies`, `errors` and `sizes`, `recovery` where there was one, and `answers_<set>` of questions.
 
     Args:
         spectra: of all blocks, or the `factors` that were made behind compressed blocks.
@@ -35,9 +38,12 @@ def draw_figures(
         tuned: the checkpoint after recovery.
         ratios, ranks: of every compressed model, in the order of `models`.
         metrics: of the dense model, then of every compressed one.
+        answers: of the dense model, then of the run's method, to every set of questions.
+        questions: with the images that those are about.
         models: names of the compressed models, the run's method last.
+        sets: names of the sets of questions, in the order of the answers of a model.
     """
-    from tasks import figures
+    from tasks import figure_answers, figures
     from tasks.figure_style import save, style
 
     pairs = zip(models, ratios, ranks, strict=True)
@@ -52,6 +58,14 @@ def draw_figures(
         save(figures.sizes(measured), out / "sizes")
         if tuned is not None:
             save(figures.recovery(table(store, tuned, CURVE)), out / "recovery")
+        for index, name in enumerate(sets):
+            assert questions is not None, "there are answers"
+            pair = {DENSE: answers[index], models[-1]: answers[len(sets) + index]}
+            given = {model: table(store, each, ANSWERS)["answers"] for model, each in pair.items()}
+            save(
+                figure_answers.answers(name, store.folder(questions) / f"questions.{name}", given),
+                out / f"answers_{name}",
+            )
 
 
 def energy_curves(

@@ -44,8 +44,10 @@ def evaluate(
         tasks_folder, tasks_content: where the items of the other tasks lie, and the sha256 of each file.
     """
     from mgaa.perplexity import perplexity
+    from mgaa.processors import tokenizer_of
 
-    loaded, tokenizer = load_artifact(store, model, device)
+    loaded, processor = load_artifact(store, model, device)
+    tokenizer = tokenizer_of(processor)
     ids, card = token_stream(store, evaluation)
     choosing, choosing_card = token_stream(store, validation)
     width = loaded.config.get_text_config().hidden_size * loaded.dtype.itemsize
@@ -112,14 +114,14 @@ def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
 
 
 def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
-    """Model and tokenizer of an artifact `backbone`, `model` or `checkpoint`, read from its files."""
-    from mgaa.architectures import ARCHITECTURES
+    """Model and tokenizer, or processor where it sees, of an artifact `backbone`, `model` or `checkpoint`, read from its files."""
+    from mgaa.architectures import ARCHITECTURES, MULTIMODAL
     from mgaa.checkpoint import load
 
     given: dict[str, Any] = {"source": store.folder(model)}
     if model.kind != "checkpoint":
         given = {name: backbone_record(store, model)[name] for name in ("source", "revision", "dtype", "model_type")}
-    known = given.pop("model_type", None) in (None, *ARCHITECTURES)
+    known = given.pop("model_type", None) in (None, *ARCHITECTURES, *MULTIMODAL)
     return load(**given, device=str(device), stream=known and streams(device, weight_bytes(store, model)))
 
 

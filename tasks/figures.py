@@ -28,6 +28,9 @@ from tasks.figure_style import (
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Kept share of parameters and kept energy at every rank, by matrix."""
 
+SEEN = {"image": (0, (4, 2)), "text": (0, (1, 1.5))}
+"""Kinds of tokens whose cosines are also drawn apart, with their dashes."""
+
 WIDE = 24
 """Blocks from which the numbers in a heat map stand upright."""
 
@@ -114,10 +117,18 @@ def sublayers(allocations: Mapping[str, Allocation]) -> Any:
             "fillstyle": "none",
             "markeredgewidth": 0.8,
         }
-        top.plot(list(found), [s["cosine"] for s in found.values()], **line)
+        turned = {block: s for block, s in found.items() if s["cosine"] is not None}  # a projector adds to no stream
+        top.plot(list(turned), [s["cosine"] for s in turned.values()], **line)
+        for seen, dashes in SEEN.items():
+            if apart := {block: s[f"cosine_{seen}"] for block, s in turned.items() if f"cosine_{seen}" in s}:
+                thin = {"color": colour, "linewidth": 0.9, "linestyle": dashes, "label": f"{kind}, {seen} tokens"}
+                top.plot(list(apart), list(apart.values()), **thin)
         bottom.plot(list(found), [s["ratio"] for s in found.values()], **line)
         bottom.plot(list(found), [s["reached"] for s in found.values()], **ring, linestyle="none", clip_on=False)
-    distance_scale(top, [s["cosine"] for s in allocation["sublayers"].values()])
+    every = [s for s in allocation["sublayers"].values() if s["cosine"] is not None]
+    distance_scale(
+        top, [value for s in every for key, value in s.items() if key == "cosine" or key.startswith("cosine_")]
+    )
     target = allocation["compression"]
     bottom.axhline(target, color=GREY, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     bottom.text(

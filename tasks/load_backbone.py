@@ -29,23 +29,36 @@ def identify(source: str, revision: str | None) -> dict[str, str]:
 
 @step(kind="backbone")
 def load_backbone(
-    out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
+    out: Path,
+    store: Store,
+    *,
+    source: str,
+    revision: str | None,
+    dtype: str,
+    files: dict[str, str],
+    parts: list[str],
 ) -> None:
-    """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices."""
-    from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
+    """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices.
+
+    Args:
+        parts: what of the model is compressed (`mgaa.architectures.PARTS`).
+    """
+    from mgaa.architectures import matrices_of, stacks_of
     from mgaa.checkpoint import load
     from mgaa.fused import unfuse_
     from mgaa.lowrank import check_finite
     from mgaa.shelf import resident
 
     model, _ = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
-    matrices = matrices_of(unfuse_(model))
-    path = architecture_of(model.config).blocks
-    for index, block in enumerate(decoder_blocks(model)):
-        with resident(block, ahead=True):
-            check_finite(block, f"{path}.{index}")
+    matrices = matrices_of(unfuse_(model, parts), parts)
+    stacks = stacks_of(model, parts)
+    for stack in stacks:
+        for index, block in enumerate(stack.blocks):
+            with resident(block, ahead=True):
+                check_finite(block, stack.path(index))
     shapes = {
-        "blocks": 1 + max(matrix.block for matrix in matrices),
+        "parts": [stack.part for stack in stacks],
+        "blocks": sum(len(stack.blocks) for stack in stacks),
         "linear_parameters": sum(matrix.parameters for matrix in matrices),
         "matrices": [asdict(matrix) for matrix in matrices],
     }
@@ -63,19 +76,22 @@ def load_model(
 
 
 def _reference(model: Any, source: str, revision: str | None, files: dict[str, str]) -> dict[str, Any]:
+    from mgaa.architectures import is_multimodal
+
     return {
         "source": source,
         "revision": revision,
         "files": files,
         "dtype": str(model.dtype).removeprefix("torch."),
         "model_type": model.config.model_type,
+        "sees": is_multimodal(model.config),
         "vocabulary": model.get_input_embeddings().num_embeddings,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
 
 
 def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, Any]:
-    """The model in eval mode on `device`, and its tokenizer; shared by the steps of a process, so never changed in place.
+    """The model in eval mode on `device`, and its tokenizer or processor; shared by the steps of a process, so never changed in place.
 
     A `backbone` comes taken apart into linears (`mgaa.fused`), a `model` that is only evaluated as it is.
     """
@@ -85,26 +101,42 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
     given: dict[str, Any] = {"stream": streams(device, weights_of(record)), "content": digest(record["files"])}
     with _one_at_a_time:
         model, tokenizer = _load(record["source"], record["revision"], record["dtype"], str(device), **given)
-        return unfuse_(model) if backbone.kind == "backbone" else model, tokenizer
+        return unfuse_(model, record["parts"]) if backbone.kind == "backbone" else model, tokenizer
 
 
 @contextmanager
 def backbone_block(store: Store, backbone: Artifact, block: int, device: str) -> Iterator[Any]:
     """The model, with the tensors of one block on the device."""
-    from mgaa.architectures import decoder_blocks
+    from mgaa.architectures import stack_at
     from mgaa.shelf import resident
 
     model, _ = backbone_model(store, backbone, device)
-    with resident(decoder_blocks(model)[block]):
+    stack = stack_at(model, block, parts_of(store, backbone))
+    with resident(stack.blocks[block - stack.first]):
         yield model
+
+
+def parts_of(store: Store, backbone: Artifact) -> list[str]:
+    """What of the backbone is compressed."""
+    found: list[str] = backbone_record(store, backbone)["parts"]
+    return found
+
+
+def backbone_processor(store: Store, backbone: Artifact) -> tuple[Any, Any]:
+    """The config of the model and its tokenizer, or its processor where it sees, without its weights."""
+    from mgaa.loading import config_and_processor
+
+    record = backbone_record(store, backbone)
+    found: tuple[Any, Any] = config_and_processor(record["source"], record["revision"])
+    return found
 
 
 def backbone_tokenizer(store: Store, backbone: Artifact) -> tuple[Any, Any]:
     """The config of the model and its tokenizer, without its weights."""
-    from mgaa.loading import config_and_tokenizer
+    from mgaa.processors import tokenizer_of
 
-    record = backbone_record(store, backbone)
-    return config_and_tokenizer(record["source"], record["revision"])
+    config, processor = backbone_processor(store, backbone)
+    return config, tokenizer_of(processor)
 
 
 def weights_of(record: dict[str, Any]) -> int:

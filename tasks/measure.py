@@ -72,10 +72,11 @@ def at_ranks(
     Args:
         scratch: a folder on a disk that has room for a compressed model.
     """
+    from mgaa.architectures import decoder_blocks
     from mgaa.checkpoint import apply_factors, load, save_blockwise, twin_of
     from mgaa.shelf import is_shelved
 
-    model, tokenizer = backbone_model(store, backbone, device)
+    model, processor = backbone_model(store, backbone, device)
     if ranks is None:
         yield twin_of(model)
         return
@@ -94,5 +95,7 @@ def at_ranks(
         yield twin
         return
     with temporary(scratch) as folder:
-        save_blockwise(twin, tokenizer, folder / "model", change=change)
+        for block in range(len(decoder_blocks(twin)), len(inside)):
+            change(block)  # of a vision tower or a projector, which are in memory
+        save_blockwise(twin, processor, folder / "model", change=change)
         yield load(folder / "model", device=str(device), stream=True)[0]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import backbone_model
-from tasks.records import block_file, token_windows
+from tasks.load_backbone import backbone_model, parts_of
+from tasks.records import block_file, sequences_of
 from tasks.step import step
 
 
@@ -22,12 +22,14 @@ def merge_shares(
     device: str,
 ) -> None:
     """The statistics from the sums of all shares, in their order."""
-    from mgaa.architectures import decoder_blocks
+    from mgaa.architectures import stacks_of
     from mgaa.moments import BlockSums
     from mgaa.streaming import Measuring, merge
 
     model, _ = backbone_model(store, backbone, device)
-    measuring, sequences = Measuring(groups=groups, expert_tokens=expert_tokens), len(token_windows(store, tokens))
-    for index in range(len(decoder_blocks(model))):
-        shares = [BlockSums.load(store.folder(share) / block_file(index), device) for share in sums]
-        merge(model, index, shares, measuring, sequences).save(out / block_file(index))
+    measuring, sequences = Measuring(groups=groups, expert_tokens=expert_tokens), len(sequences_of(store, tokens))
+    for stack in stacks_of(model, parts_of(store, backbone)):
+        for index in range(len(stack.blocks)):
+            name = block_file(stack.first + index)
+            shares = [BlockSums.load(store.folder(share) / name, device) for share in sums]
+            merge(stack, index, shares, measuring, sequences).save(out / name)

@@ -22,6 +22,7 @@ from tasks.sections import (
     Data,
     Evaluation,
     Factors,
+    Output,
     Profile,
     Ranks,
     Ratios,
@@ -44,6 +45,10 @@ TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 class Parameters(Section):
     """Everything that can be set."""
 
+    case: str = Field(description="what is compressed, and on which data: one of those under `cases`")
+    cases: dict[str, dict[str, Any]] = Field(
+        exclude=True, description="what the name of a case stands for: values in the place of those of the sections"
+    )
     method: str = Field(description="the run's method: one of those under `methods`")
     methods: dict[str, dict[str, Any]] = Field(
         exclude=True, description="what the name of a method stands for: values in the place of those of the sections"
@@ -58,6 +63,7 @@ class Parameters(Section):
     search: Search
     recovery: Recovery
     evaluation: Evaluation
+    output: Output
     sweep: Sweep
     study: Study
     sensitivity: Sensitivity
@@ -71,6 +77,11 @@ class Parameters(Section):
     def folder(self) -> Path:
         """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
         return self._folder
+
+    @property
+    def results(self) -> Path:
+        """Where metrics, allocations, figures and plots are published."""
+        return self._folder / self.output.results
 
     @property
     def store_path(self) -> Path:
@@ -93,7 +104,7 @@ class Parameters(Section):
 def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
     given = parse(overrides)
-    values = together(preset(merge(read(path), given), given), given)
+    values = together(chosen_method(chosen_case(merge(read(path), given), given), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
             by_hand = given.get(section)
@@ -107,29 +118,50 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     return parameters
 
 
-def preset(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def chosen_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with what the selected case stands for; what was `given` by hand wins.
+
+    Raises:
+        UsageError: there is no such case.
+    """
+    return preset(values, given, "case", "cases", "{backbone: {source: models/demo}}", ("case", "cases", "methods"))
+
+
+def chosen_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The sections with what the selected method stands for; what was `given` by hand wins.
 
     Raises:
         UsageError: there is no such method.
     """
-    methods, chosen = values.get("methods"), values.get("method")
-    if not isinstance(methods, dict):
+    kept = ("case", "cases", "method", "methods")
+    found = preset(values, given, "method", "methods", "{factors: {method: afm}}", kept)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", found["method"]) or found["method"] in TAKEN:
         raise UsageError(
-            f"methods is {methods!r}: expected the methods by name, each with its sections (params.yaml of the project has them)."
+            f"method is {found['method']!r}: expected a name of lower-case letters, digits and _ that is none of {', '.join(TAKEN)}, the "
+            "other models of a run: call the method otherwise under methods."
         )
-    if not isinstance(chosen, str) or chosen not in methods:
-        raise UsageError(f"method is {chosen!r}: expected one of {', '.join(methods)}{suggest(chosen, methods)}")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", chosen) or chosen in TAKEN:
+    return found
+
+
+def preset(
+    values: Mapping[str, Any], given: Mapping[str, Any], key: str, keys: str, example: str, kept: Sequence[str]
+) -> dict[str, Any]:
+    """The sections with what the selected entry of `keys` stands for.
+
+    Args:
+        example: of an entry.
+        kept: what no entry may set.
+    """
+    entries, chosen = values.get(keys), values.get(key)
+    if not isinstance(entries, dict):
         raise UsageError(
-            f"method is {chosen!r}: expected a name of lower-case letters, digits and _ that is none of {', '.join(TAKEN)}, the other "
-            "models of a run: call the method otherwise under methods."
+            f"{keys} is {entries!r}: expected the {keys} by name, each with its sections (params.yaml of the project has them)."
         )
-    stands_for = methods[chosen] if methods[chosen] is not None else {}
-    if not isinstance(stands_for, dict) or {"method", "methods"} & stands_for.keys():
-        raise UsageError(
-            f"methods.{chosen} is {stands_for!r}: expected sections with their values, such as {{factors: {{method: afm}}}}."
-        )
+    if not isinstance(chosen, str) or chosen not in entries:
+        raise UsageError(f"{key} is {chosen!r}: expected one of {', '.join(entries)}{suggest(chosen, entries)}")
+    stands_for = entries[chosen] if entries[chosen] is not None else {}
+    if not isinstance(stands_for, dict) or set(kept) & stands_for.keys():
+        raise UsageError(f"{keys}.{chosen} is {stands_for!r}: expected sections with their values, such as {example}.")
     return merge(merge(values, stands_for), given)
 
 

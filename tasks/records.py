@@ -13,12 +13,15 @@ from tasks.artifact import Artifact, Store
 BACKBONE = "backbone.json"
 CARD = "card.json"
 TOKENS = "tokens.safetensors"
+PROMPTS = "prompts.safetensors"
+ANSWERS = "answers.json"
 RATIOS = "ratios.json"
 RANKS = "ranks.json"
 METRICS = "metrics.json"
 ANSWERS = "answers.json"
 MEASUREMENT = "measurement.json"
 EXAMPLES = "examples.safetensors"
+HELD_OUT = "held_out.safetensors"
 CURVE = "recovery.json"
 REFERENCE = "reference.safetensors"
 TRIAL = "trial.json"
@@ -99,6 +102,14 @@ def token_stream(store: Store, tokens: Artifact) -> tuple[Any, dict[str, Any]]:
     from safetensors.torch import load_file
 
     return load_file(store.folder(tokens) / TOKENS)["ids"], table(store, tokens, CARD)
+
+
+def sequences_of(store: Store, tokens: Artifact) -> Any:
+    """What calibrates: windows of text (sequences, length), or `mgaa.prompts.Prompts`."""
+    from mgaa.prompts import Prompts
+
+    path = store.folder(tokens) / PROMPTS
+    return Prompts.load(path) if path.exists() else token_windows(store, tokens)
 
 
 def token_windows(store: Store, tokens: Artifact) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.load_backbone import forget
-from tasks.records import CURVE, EXAMPLES, token_windows, write_table
+from tasks.records import CURVE, EXAMPLES, HELD_OUT, token_windows, write_table
 from tasks.step import resuming_step
 
 
@@ -27,15 +27,17 @@ def recover(
     """Tune a checkpoint, and keep the losses beside it.
 
     Args:
-        validation: artifact `tokens`, by whose loss the best state is chosen.
+        validation: artifact `tokens`, by whose loss the best state is chosen, where the examples hold out none themselves.
         plan: arguments of `mgaa.recovery.Plan`.
     """
     from mgaa.checkpoint import load, save
     from mgaa.recovery import Examples, Plan, from_windows, recover_
 
     forget()
-    model, tokenizer = load(store.folder(checkpoint), device=device)
-    given = Examples.load(store.folder(examples) / EXAMPLES), from_windows(token_windows(store, validation))
-    curve = recover_(model, *given, Plan(**plan), folder=unfinished)
-    save(model.cpu(), tokenizer, out)
+    model, processor = load(store.folder(checkpoint), device=device)
+    folder = store.folder(examples)
+    own = folder / HELD_OUT
+    chosen = Examples.load(own) if own.exists() else from_windows(token_windows(store, validation))
+    curve = recover_(model, Examples.load(folder / EXAMPLES), chosen, Plan(**plan), folder=unfinished)
+    save(model.cpu(), processor, out)
     write_table(out / CURVE, {"plan": plan, **curve.to_dict()})

@@ -9,7 +9,7 @@ from typing import Any
 from tasks.artifact import Artifact, Store
 from tasks.ladders import latency_of, pruning_of
 from tasks.recipes import Recipe
-from tasks.records import backbone_matrices, token_windows
+from tasks.records import backbone_matrices, sequences_of
 
 
 def rehearse(
@@ -82,7 +82,7 @@ def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str
     """
     from mgaa import levels
 
-    levels.check_groups(factors, groups, len(token_windows(store, tokens)))
+    levels.check_groups(factors, groups, len(sequences_of(store, tokens)))
 
 
 def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:

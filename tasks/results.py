@@ -10,16 +10,22 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.bootstrap import Bootstrap, Interval
+from tasks.parameters import Parameters
+from tasks.recipes import EVEN
 from tasks.recording import Execution, busy, peak_rss
-from tasks.records import METRICS, RANKS, backbone_record, table
+from tasks.records import ANSWERS, CARD, METRICS, RANKS, backbone_record, table
 from tasks.sealing import readable
 from tasks.summarize import allocation, plots
 from tasks.writing import replacing, write_file
 
 DENSE = "dense"
+EVALUATING = ("answer", "evaluate", "measure", "try_ranks")
+"""Steps that measure."""
+BY_QUESTION = ("card", "answers", "caption_losses", "caption_counts")
+"""What `answers` tell beside their summary."""
 UNRECOVERED = "unrecovered"
 """The method's model before its recovery."""
-CHECKPOINT = "models/compressed"
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Compressed:
         scores: of the channels, where FFNs are pruned.
         untuned: the checkpoint before its recovery, and what it was tuned on, where there was one.
         searched: what was made to find its ranks, where there was a search.
+        answers: to every set of questions about images, by its name.
     """
 
     ratios: Artifact
@@ -40,6 +47,7 @@ class Compressed:
     scores: list[Artifact] = field(default_factory=list)
     untuned: list[Artifact] = field(default_factory=list)
     searched: list[Artifact] = field(default_factory=list)
+    answers: dict[str, Artifact] = field(default_factory=dict)
 
     @property
     def made(self) -> list[Artifact]:
@@ -49,16 +57,29 @@ class Compressed:
 
 
 @dataclass(frozen=True)
+class Evaluated:
+    """The artifacts of a model that was measured as it is."""
+
+    metrics: Artifact
+    answers: dict[str, Artifact]
+
+
+@dataclass(frozen=True)
 class Results:
-    """The artifacts of a run; `models` by name, the run's method last. Behind compressed blocks there are no shared `spectra`."""
+    """The artifacts of a run; `models` by name, the run's method last. Behind compressed blocks there are no shared `spectra`.
+
+    `questions` are those about images, where there are any; `warning` is what must be said of the calibration.
+    """
 
     backbone: Artifact
     texts: Artifact
     tokens: dict[str, Artifact]
     statistics: Artifact
     spectra: list[Artifact]
-    dense: Artifact
+    dense: Evaluated
     models: dict[str, Compressed]
+    questions: Artifact | None = None
+    warning: str | None = None
 
     def artifacts(self) -> dict[str, Artifact | list[Artifact]]:
         """Every artifact by the stage that it belongs to, for lineage."""
@@ -68,10 +89,14 @@ class Results:
             **{f"tokens.{name}": tokens for name, tokens in self.tokens.items()},
             "statistics": self.statistics,
             "spectra": self.spectra,
-            "metrics.dense": self.dense,
+            "metrics.dense": self.dense.metrics,
+            "answers.dense": [*self.dense.answers.values()],
         }
+        if self.questions is not None:
+            shared["questions"] = self.questions
         for name, model in self.models.items():
-            shared |= {f"{kind}.{name}": artifact for kind, artifact in vars(model).items()}
+            kinds = {**vars(model), "answers": [*model.answers.values()]}
+            shared |= {f"{kind}.{name}": artifact for kind, artifact in kinds.items()}
         return {stage: given for stage, given in shared.items() if given}
 
 
@@ -92,7 +117,7 @@ class Effort:
         executions = [*executions]  # with those of the workers
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
-        evaluating = [execution for execution in executions if execution.task in ("evaluate", "measure", "try_ranks")]
+        evaluating = [execution for execution in executions if execution.task in EVALUATING]
         return Effort(
             executed=len(executions) - reused,
             reused=reused,
@@ -111,50 +136,96 @@ def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> d
     """
     backbone = backbone_record(store, results.backbone)
     common = [results.backbone, results.texts, results.tokens["calibration"], results.statistics, *results.spectra]
-    models = {DENSE: _model(store, results.dense, backbone["linear_parameters"], backbone, [])}
+    dense = results.dense
+    models = {DENSE: _model(store, dense.metrics, dense.answers, backbone["linear_parameters"], backbone, [])}
     for name, model in results.models.items():
         kept = table(store, model.ranks, RANKS)["linear_parameters"]
         made = [*common, *model.made]
         kept_in = Path(store.path.name, model.checkpoint.kind, model.checkpoint.digest)
         checkpoint = place if name == [*results.models][-1] else kept_in
-        models[name] = {**_model(store, model.metrics, kept, backbone, made), "checkpoint": str(checkpoint)}
-    return {"models": models, "card": table(store, results.dense, METRICS)["card"], "run": asdict(effort)}
+        models[name] = {
+            **_model(store, model.metrics, model.answers, kept, backbone, made),
+            "checkpoint": str(checkpoint),
+        }
+    card = table(store, dense.metrics, METRICS)["card"] | _sight(store, results)
+    found = {"models": models, "card": card, "run": asdict(effort)}
+    return found if results.questions is None else {**found, "comparison": comparison(store, results)}
+
+
+def _sight(store: Store, results: Results) -> dict[str, Any]:
+    """What the evaluation card says of images, where the model sees."""
+    if not backbone_record(store, results.backbone)["sees"]:
+        return {}
+    calibration = table(store, results.tokens["calibration"], CARD)
+    seen = {name: calibration.get(name, 0) for name in ("tokens", "image_tokens")}
+    asked = {name: table(store, each, ANSWERS)["card"] for name, each in results.dense.answers.items()}
+    return {"calibration": {**seen, "warning": results.warning}, "questions": asked}
+
+
+def comparison(store: Store, results: Results) -> dict[str, Any]:
+    """For every set of questions, how far each model's accuracy is above the uniform one's, with the paired bootstrap's interval."""
+    if EVEN not in results.models:
+        return {}
+    return {
+        name: {
+            model: asdict(above(table(store, each.answers[name], ANSWERS), table(store, reference, ANSWERS)))
+            for model, each in results.models.items()
+            if model != EVEN
+        }
+        for name, reference in results.models[EVEN].answers.items()
+    }
+
+
+def above(answers: Mapping[str, Any], reference: Mapping[str, Any]) -> Interval:
+    """How far one accuracy is above another over the same questions."""
+    correct, other = ([float(each["correct"]) for each in given["answers"]] for given in (answers, reference))
+    return Bootstrap([1] * len(correct)).difference(correct, other)
 
 
 def _model(
-    store: Store, evaluated: Artifact, kept: int, backbone: Mapping[str, Any], made: list[Artifact]
+    store: Store,
+    evaluated: Artifact,
+    answers: Mapping[str, Artifact],
+    kept: int,
+    backbone: Mapping[str, Any],
+    made: list[Artifact],
 ) -> dict[str, Any]:
     measured = {key: value for key, value in table(store, evaluated, METRICS).items() if key != "card"}
+    questions = {
+        name: {key: value for key, value in table(store, each, ANSWERS).items() if key not in BY_QUESTION}
+        for name, each in answers.items()
+    }
     return {
         **measured,
+        **({"questions": questions} if questions else {}),
         "linear_parameters": kept,
         "compression": 1 - kept / backbone["linear_parameters"],
         "model_compression": 1 - measured["parameters"] / backbone["parameters"],
         "seconds": {
             "compress": sum(store.manifest(artifact)["seconds"] for artifact in made),
-            "evaluate": store.manifest(evaluated)["seconds"],
+            "evaluate": sum(store.manifest(each)["seconds"] for each in (evaluated, *answers.values())),
         },
     }
 
 
-def publish(folder: Path, store: Store, results: Results, figures: Artifact, effort: Effort) -> dict[str, Any]:
-    """Write the results below `folder`, and export the checkpoint of the run's method with its manifest and evaluation.
+def publish(p: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort) -> dict[str, Any]:
+    """Write the results where `output` says, and export the checkpoint of the run's method with its manifest and evaluation.
 
     Returns:
         The content of `metrics.json` and `allocation.json` by name.
     """
     method = [*results.models][-1]
-    found = metrics(store, results, place=Path(CHECKPOINT), effort=effort)
+    found = metrics(store, results, place=Path(p.output.checkpoint), effort=effort)
     allocations = {
         name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
         for name, model in results.models.items()
     }
     evaluation = readable({"model": found["models"][method], "card": found["card"]})
-    store.export(results.models[method].checkpoint, folder / CHECKPOINT, {"evaluation.json": evaluation})
-    store.export(figures, folder / "results" / "figures")
-    with replacing(folder / "results" / "plots") as out:
+    store.export(results.models[method].checkpoint, p.folder / p.output.checkpoint, {"evaluation.json": evaluation})
+    store.export(figures, p.results / "figures")
+    with replacing(p.results / "plots") as out:
         for name, text in plots(allocations, found["models"]).items():
             (out / name).write_text(text, encoding="utf-8")
-    write_file(folder / "results" / "allocation.json", readable(allocations))
-    write_file(folder / "results" / "metrics.json", readable(found))
+    write_file(p.results / "allocation.json", readable(allocations))
+    write_file(p.results / "metrics.json", readable(found))
     return {"metrics": found, "allocation": allocations}

@@ -4,6 +4,7 @@ Every field says what it means, so that `--help` and the error messages are writ
 that selects a method also holds that method's options (tasks/options.py); the lists of a sweep hold many such sections (tasks/choices.py).
 """
 
+from pathlib import PurePath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -50,6 +51,11 @@ class Backbone(Section):
         default="auto",
         description="whether blocks stay in their files until they are needed; auto: where the model takes half of the free memory",
     )
+    parts: list[Literal["decoder", "vision", "projector"]] = Field(
+        default=["decoder"],
+        min_length=1,
+        description="what is compressed; of a model that sees also its vision tower, and the projector behind it",
+    )
     hidden: Literal["auto", "device", "host", "disk"] = Field(
         default="auto", description="where the hidden states of all tokens wait between blocks; auto: as fits"
     )
@@ -69,7 +75,7 @@ class Texts(Section):
     from_: Fraction = Field(default=0.0, alias="from", description="first document, as a fraction of all in file order")
     to: Fraction = Field(default=1.0, description="end of the documents, as a fraction of all in file order")
     samples: Positive | None = Field(default=None, description="number of sequences drawn; null: all, in order")
-    length: Annotated[int, Field(ge=2)] = Field(description="tokens per sequence")
+    length: Annotated[int, Field(ge=2)] = Field(description="tokens per sequence of text")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the draw")
 
     @model_validator(mode="after")
@@ -77,6 +83,15 @@ class Texts(Section):
         if self.from_ >= self.to:
             raise ValueError(f"expected from < to, got from {self.from_} to {self.to}")
         return self
+
+
+class CalibrationTexts(Texts):
+    """What the statistics are measured on; of a model that sees it should be questions about images."""
+
+    form: Literal["text", "questions"] = Field(
+        default="text",
+        description="text; or questions about images: scenes that the demo draws, or a .jsonl of image, question and answer",
+    )
 
 
 class EvaluationTexts(Texts):
@@ -99,18 +114,42 @@ class EvaluationTexts(Texts):
 class RecoveryTexts(Texts):
     """What recovery is trained on; read only where there is one."""
 
-    form: Literal["text", "instructions"] = Field(
-        default="text", description="text; or instructions: a .json or .jsonl file in the format of Alpaca"
+    form: Literal["text", "instructions", "questions"] = Field(
+        default="text",
+        description="text; instructions: a .json or .jsonl file in the format of Alpaca; or questions about images, as of calibration",
     )
 
 
-class Data(Section):
-    """Three disjoint sets of text, to measure on, to choose on, and to report; and what recovery is trained on."""
+class Questions(Section):
+    """A set of questions about images, with their answers."""
 
-    calibration: Texts = Field(description="what the statistics are measured on")
+    name: str = Field(description="what the set is called in tables", pattern=r"^[a-z][a-z0-9_]*$")
+    source: str = Field(description="scenes, which the demo draws, or a .jsonl of image, question and answer")
+    split: str | None = Field(default=None, description="of the scenes: train, calibration, validation or test")
+    from_: Fraction = Field(default=0.0, alias="from", description="first question, as a fraction of all in file order")
+    to: Fraction = Field(default=1.0, description="end of the questions, as a fraction of all in file order")
+    samples: Positive | None = Field(default=None, description="number of questions drawn; null: all, in order")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the draw")
+
+
+class Data(Section):
+    """Three disjoint sets of text, to measure on, to choose on, and to report; what recovery is trained on; and questions about images."""
+
+    calibration: CalibrationTexts = Field(description="what the statistics are measured on")
     validation: Texts = Field(description="what choices are made on")
     evaluation: EvaluationTexts = Field(description="what the reported perplexity is measured on")
     recovery: RecoveryTexts = Field(description="what recovery is trained on, apart from validation and evaluation")
+    questions: list[Questions] = Field(
+        default=[],
+        description="sets of questions about images, which models that see are asked; apart from calibration",
+    )
+
+    @model_validator(mode="after")
+    def _called(self) -> Self:
+        names = [each.name for each in self.questions]
+        if again := [name for index, name in enumerate(names) if name in names[:index]]:
+            raise ValueError(f"expected questions with names that differ, got {again[0]} twice")
+        return self
 
 
 class Statistics(Section):
@@ -335,6 +374,21 @@ class Evaluation(Section):
     tasks_folder: str | None = Field(default=None, description="folder with local data of the standard tasks")
     limit: Positive | None = Field(default=None, description="examples per task; null: all")
     batch_size: Positive = Field(description="sequences per forward pass")
+    answer_tokens: Positive = Field(default=16, description="of questions about images: tokens of an answer at most")
+
+
+class Output(Section):
+    """Where a run leaves what it publishes, below the folder of the parameters."""
+
+    results: str = Field(default="results", description="folder of metrics, allocations, figures and plots")
+    checkpoint: str = Field(default="models/compressed", description="folder of the compressed model")
+
+    @model_validator(mode="after")
+    def _below(self) -> Self:
+        for name, value in self:
+            if PurePath(value).is_absolute() or ".." in PurePath(value).parts or not PurePath(value).parts:
+                raise ValueError(f"expected {name} to be a folder below that of the parameters, got {value}")
+        return self
 
 
 class Source(Section):

@@ -28,7 +28,8 @@ def allocation(
         sublayer, matrix, m, n, rank, parameters, energy, error}}`; `ratio` is what level 1 asked for, `reached` what the ranks
         gave, a `rank` of null is a matrix that stays dense; one of a pruned FFN has a `width`. Under the objective latency `latency`
         says what its profile was measured on, and `predicted_seconds`, there and of every matrix, what a call takes by it at each
-        number of tokens, dense and compressed.
+        number of tokens, dense and compressed. Sublayers that were calibrated on images as well have `cosine_image` and `cosine_text`,
+        over the tokens of one kind alone.
     """
     outcome = table(store, ranks, RANKS)
     matrices = {
@@ -67,17 +68,22 @@ def _latency(outcome: Mapping[str, Any]) -> dict[str, Any]:
 
 def _sublayers(
     store: Store, statistics: Artifact, ratios: Mapping[str, float], matrices: Sequence[Mapping[str, Any]]
-) -> dict[str, dict[str, float]]:
-    from mgaa.statistics import load_cosines
+) -> dict[str, dict[str, float | None]]:
+    from mgaa.statistics import KINDS, load_apart, load_cosines
 
     folder = store.folder(statistics)
-    blocks = {block: load_cosines(folder / block_file(block)) for block in {matrix["block"] for matrix in matrices}}
+    files = {block: folder / block_file(block) for block in {matrix["block"] for matrix in matrices}}
+    blocks = {block: load_cosines(path) for block, path in files.items()}
+    apart = {block: load_apart(path) for block, path in files.items()}
     found = {}
     for sublayer, ratio in ratios.items():
         inside = [matrix for matrix in matrices if matrix["sublayer"] == sublayer]
         kept = sum(matrix["parameters"] for matrix in inside) / sum(matrix["m"] * matrix["n"] for matrix in inside)
-        cosine, branch = blocks[inside[0]["block"]][sublayer.partition(".")[2]]
+        block, name = inside[0]["block"], sublayer.partition(".")[2]
+        cosine, branch = blocks[block].get(name, (None, None))
         found[sublayer] = {"cosine": cosine, "branch_cosine": branch, "ratio": ratio, "reached": 1 - kept}
+        seen = {f"cosine_{kind}": apart[block][f"{name}/{kind}"] for kind in KINDS if f"{name}/{kind}" in apart[block]}
+        found[sublayer] |= seen
     return found
 
 
@@ -96,14 +102,17 @@ def plots(allocations: Mapping[str, Mapping[str, Any]], models: Mapping[str, Map
         )
         for matrix in method["matrices"].values()
     )
-    sublayers = ((*name.split(".", 1), *values.values()) for name, values in method["sublayers"].items())
+    columns = ("cosine", "branch_cosine", "ratio", "reached")
+    sublayers = (
+        (*name.split(".", 1), *(values[column] for column in columns)) for name, values in method["sublayers"].items()
+    )
     sizes = (
         (name, model["bytes"] / 1e6, model["parameters"], model["perplexity"], model["bits_per_byte"])
         for name, model in models.items()
     )
     return {
         "ranks.csv": _csv(("block", "matrix", "rank", "width", "kept", "energy", "error"), ranks),
-        "sublayers.csv": _csv(("block", "sublayer", "cosine", "branch_cosine", "ratio", "reached"), sublayers),
+        "sublayers.csv": _csv(("block", "sublayer", *columns), sublayers),
         "sizes.csv": _csv(("model", "megabytes", "parameters", "perplexity", "bits_per_byte"), sizes),
     }
 

@@ -48,7 +48,7 @@ class Run:
 
     def log(self, results: Results, published: Mapping[str, Any]) -> None:
         """Record the artifacts of a finished run, and `published`, the content of `results/{metrics,allocation}.json` by name."""
-        p, folder = self.parameters, self.parameters.folder / "results"
+        p, folder = self.parameters, self.parameters.results
         store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
 
         def write() -> None:
@@ -210,7 +210,13 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
 
     A matrix that stays dense has the rank `min(m, n)`, one of a pruned FFN a width in its place.
     """
-    found = {f"cosine/{name}": each["cosine"] for a in allocations.values() for name, each in a["sublayers"].items()}
+    found = {
+        f"{key.replace('_', '/')}/{name}": value
+        for allocation in allocations.values()
+        for name, each in allocation["sublayers"].items()
+        for key, value in each.items()
+        if key.startswith("cosine") and value is not None
+    }
     for model, allocation in allocations.items():
         for name, each in allocation["sublayers"].items():
             found[f"ratio/{model}/{name}"] = each["ratio"]
@@ -224,6 +230,12 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
         found[f"slack/{model}"] = allocation["slack"]
     for model, entry in metrics["models"].items():
         found |= {f"{key}/{model}{rest}": value for key, given in entry.items() for rest, value in numbers(given)}
+    for name, models in metrics.get("comparison", {}).items():
+        found |= {
+            f"above_uniform/{model}/{name}/{key}": value
+            for model, each in models.items()
+            for key, value in each.items()
+        }
     found |= {f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in numbers(given)}
     return {name: float(value) for name, value in found.items()}
 

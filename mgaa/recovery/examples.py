@@ -2,7 +2,8 @@
 
 Two sources. Instructions in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and
 the answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs`
-is off). And plain text, cut into windows (`mgaa.tokens.windows`), all of which is scored.
+is off). And plain text, cut into windows (`mgaa.tokens.windows`), all of which is scored. A model that sees is tuned on questions about
+images (`mgaa.prompts`), of which the answers are scored.
 
 The boundary: prompt and prompt with answer are tokenized apart; the tokens that both begin with are the prompt, so a token that spans
 the boundary counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits [C].
@@ -25,10 +26,12 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from mgaa.errors import InputError, ResourceError, UsageError
+from mgaa.prompts import IDS, Inputs, Prompts
 from mgaa.tokens import digest
 
 UNSCORED = -100
@@ -51,12 +54,14 @@ class Examples:
         labels: the same where a token is scored, else `UNSCORED`.
         starts: where the examples begin, and the end of the last.
         dropped: rows of the source of which nothing was left to score.
+        images: what the model takes beside the tokens of each example, where there is anything.
     """
 
     ids: Int[Tensor, " t"]
     labels: Int[Tensor, " t"]
     starts: Int[Tensor, " e1"]
     dropped: int = 0
+    images: tuple[Inputs, ...] = ()
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -64,7 +69,8 @@ class Examples:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """One example, as the models of transformers name its parts."""
         begin, end = self.starts[index : index + 2].tolist()
-        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end]}
+        beside = self.images[index] if self.images else {}
+        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end], **beside}
 
     @property
     def scored(self) -> int:
@@ -79,8 +85,13 @@ class Examples:
     @property
     def digest(self) -> str:
         """The identity of the examples, whatever file they came from."""
-        parts = (self.ids, self.labels, self.starts)
-        return hashlib.sha256("".join(digest(part) for part in parts).encode()).hexdigest()
+        parts = [digest(part) for part in (self.ids, self.labels, self.starts)]
+        parts += [
+            f"{name}{tuple(tensor.shape)}{hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}"
+            for each in self.images
+            for name, tensor in sorted(each.items())
+        ]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the same bytes for the same examples.
@@ -89,6 +100,9 @@ class Examples:
             ResourceError: the file cannot be written.
         """
         tensors = {"ids": self.ids, "labels": self.labels, "starts": self.starts}
+        tensors |= {
+            f"{index}/{name}": each for index, beside in enumerate(self.images) for name, each in beside.items()
+        }
         try:
             save_file({name: each.contiguous() for name, each in tensors.items()}, path, {"dropped": str(self.dropped)})
         except (OSError, SafetensorError) as error:
@@ -106,10 +120,15 @@ class Examples:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("ids", "labels", "starts")}
+                beside = {name: file.get_tensor(name) for name in file.keys() if "/" in name}  # noqa: SIM118 (not a mapping)
                 dropped = int((file.metadata() or {})["dropped"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} holds no examples of mgaa ({error}): prepare them again") from error
-        return cls(**tensors, dropped=dropped)
+        images: list[dict[str, Tensor]] = [{} for _ in range(len(tensors["starts"]) - 1)] if beside else []
+        for name, tensor in beside.items():
+            index, _, key = name.partition("/")
+            images[int(index)][key] = tensor
+        return cls(**tensors, dropped=dropped, images=tuple(images))
 
 
 def from_windows(windows: Int[Tensor, "n l"]) -> Examples:
@@ -165,6 +184,24 @@ def from_instructions(
     return Examples(torch.cat(ids), torch.cat(labels), starts, dropped=len(rows) - len(found))
 
 
+def from_prompts(prompts: Prompts) -> Examples:
+    """Questions about images with their answers, which are scored.
+
+    Raises:
+        InputError: no prompt has an answer.
+    """
+    given = Prompts.of(prompts)
+    if not any(given.answers):
+        raise InputError(f"None of the {len(given)} prompts has an answer, expected some: give questions with answers.")
+    ids = [each[IDS][0] for each in given.sequences]
+    labels = [each.clone() for each in ids]
+    for label, answer in zip(labels, given.answers, strict=True):
+        label[: max(1, len(label) - answer)] = UNSCORED
+    beside = tuple({name: each for name, each in inputs.items() if name != IDS} for inputs in given.sequences)
+    starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
+    return Examples(torch.cat(ids), torch.cat(labels), starts, images=beside if any(beside) else ())
+
+
 def prompt_of(row: Mapping[str, str]) -> str:
     """The prompt of Alpaca, with and without an input (https://github.com/tatsu-lab/stanford_alpaca)."""
     if row["input"]:
@@ -206,8 +243,8 @@ def _lines(text: str) -> list[Any]:
     return rows
 
 
-def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Int[Tensor, "b l"]]:
-    """One batch: shorter examples get zeros behind their end, which are neither attended to nor scored."""
+def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch: shorter examples get zeros behind their end, which are neither attended to nor scored; images come one after the other."""
     longest = max(len(example["input_ids"]) for example in examples)
     shape = (len(examples), longest)
     batch = {
@@ -220,7 +257,17 @@ def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Int[Tensor, "
         batch["input_ids"][index, :length] = example["input_ids"]
         batch["attention_mask"][index, :length] = 1
         batch["labels"][index, :length] = example["labels"]
-    return batch
+    names = dict.fromkeys(name for example in examples for name in example if name not in batch)
+    return batch | {
+        name: torch.cat([_padded(each, name, longest) for each in examples if name in each]) for name in names
+    }
+
+
+def _padded(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
+    """What a model takes beside the tokens; what it takes of each token gets zeros behind the end."""
+    given, length = example[name], len(example["input_ids"])
+    of_tokens = given.shape == (1, length)
+    return functional.pad(given, (0, longest - length)) if of_tokens else given
 
 
 def _check_row(row: object, where: str) -> None:

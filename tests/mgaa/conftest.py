@@ -1,6 +1,8 @@
 """Tiny random models of every family, their tokenizer, and low-rank factors of all their linears: no network, no training."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,6 +141,11 @@ def seeing(family: str, settings: dict[str, object]) -> PreTrainedModel:
     model = biased(class_of(config).from_config(config).eval())
     assert is_multimodal(model.config)
     return model
+
+
+def reload(folder: Path, **given: object) -> Any:
+    """What transformers makes of a saved model, by its auto class."""
+    return class_of(AutoConfig.from_pretrained(folder)).from_pretrained(folder, **given)
 
 
 def biased(model: PreTrainedModel) -> PreTrainedModel:

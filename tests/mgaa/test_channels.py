@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.architectures import ARCHITECTURES, decoder_blocks, matrices_of
+from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.budget import Matrix, kept_width
 from mgaa.channels import Channels, Pruning, Scores, load_scores, prunable, save_scores, score
 from mgaa.errors import InputError, NumericalError, UsageError
@@ -180,7 +180,7 @@ def test_a_pruned_ffn_computes_as_if_its_channels_were_zero(family: str, tiny: T
     kept = torch.tensor([0, 3, 5, 11, 40])
     prune_(model, {1: kept})
     block = decoder_blocks(silenced)[1]
-    linears = ffn_linears(ARCHITECTURES[silenced.config.model_type], block)
+    linears = ffn_linears(architecture_of(silenced.config), block)
     down = next(block.get_submodule(name) for name, role in linears.items() if role == "down")
     gone = torch.ones(48, dtype=torch.bool).index_fill(0, kept, False)
     with torch.no_grad():

@@ -18,7 +18,7 @@ from mgaa.dense import densify
 from mgaa.errors import UsageError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import low_rank_layers
-from tests.mgaa.conftest import FAMILIES, svd_factors
+from tests.mgaa.conftest import FAMILIES, reload, svd_factors
 
 Build = Callable[..., PreTrainedModel]
 Forward = Callable[[PreTrainedModel], Tensor]
@@ -41,9 +41,7 @@ def test_a_densified_model_computes_the_same_before_and_after_a_round_trip(
     torch.testing.assert_close(logits(dense), expected, rtol=1e-10, atol=1e-10)
     dense.save_pretrained(tmp_path)
     assert b"mgaa" not in (tmp_path / "config.json").read_bytes()
-    loaded, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path, output_loading_info=True, experts_implementation="eager"
-    )
+    loaded, report = reload(tmp_path, output_loading_info=True, experts_implementation="eager")
     assert not any(report.values())
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in dense.state_dict().items())
     torch.testing.assert_close(logits(loaded), logits(dense), rtol=1e-4, atol=1e-5)  # buffers are those of float32

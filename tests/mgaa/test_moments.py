@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mgaa.architectures import stacks_of
 from mgaa.errors import UsageError
 from mgaa.fused import unfuse_
 from mgaa.moments import Accumulator, BlockSums, Pairwise, Share
@@ -73,7 +74,7 @@ def test_shares_merged_in_order_have_the_bits_of_one_worker(tiny: Tiny, family: 
             shares[-1].append(BlockSums.load(tmp_path / "sums.safetensors"))
             calibration.settle()
     for block, whole in enumerate(stream_statistics(model, tokens, groups=3, batch_size=4, expert_tokens=0.5)):
-        merged = merge(model, block, [share[block] for share in shares], measuring, 6)
+        merged = merge(stacks_of(model)[0], block, [share[block] for share in shares], measuring, 6)
         assert same(merged, whole)
         assert merged.shared == whole.shared
 

@@ -17,6 +17,7 @@ from mgaa.checkpoint import apply_channels
 from mgaa.errors import InputError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.widths import widths
+from tests.mgaa.conftest import reload
 from tests.mgaa.test_channels import DENSE_FFNS
 
 Tiny = Callable[..., PreTrainedModel]
@@ -39,7 +40,7 @@ def test_a_pruned_model_is_loaded_as_it_was_saved(
     mgaa.save(model, words, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert (config["widths"], config["modules"]) == ([16, 22], {})
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    loaded = reload(tmp_path)
     assert all(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
     )
@@ -67,7 +68,7 @@ def test_pruned_and_low_rank_sublayers_live_in_one_model(
     tokens = torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(0))
     mgaa.compress_(model, tokens, compression=0.4, channels="weighted")
     mgaa.save(model, words, tmp_path)
-    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(model))
+    torch.testing.assert_close(logits(reload(tmp_path)), logits(model))
 
 
 def test_a_headless_model_loads_its_narrow_ffns(tiny: Tiny, words: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_different_widths_are_padded_to_a_plain_checkpoint_that_computes_the_sam
     plain.save_pretrained(tmp_path)
     assert b"mgaa" not in (tmp_path / "config.json").read_bytes()
     torch.testing.assert_close(logits(plain), before, rtol=1e-9, atol=1e-9)
-    again = AutoModelForCausalLM.from_pretrained(tmp_path)  # whose buffers are those of float32
+    again = reload(tmp_path)  # whose buffers are those of float32
     torch.testing.assert_close(logits(again), before, rtol=1e-3, atol=1e-5)
     script = "import sys; from transformers import AutoModelForCausalLM as A; A.from_pretrained(sys.argv[1])"
     if family in ("llama", "gpt2"):

@@ -1,0 +1,230 @@
+"""Trains the embedded vision-language model: a small, real LLaVA on drawn scenes and docstrings. `make demo-vlm-backbone` calls it.
+
+    python -m demo.train_vlm                                                          # without easy-VQA
+    python -m demo.train_vlm --easy-vqa vqa/train --easy-vqa-test vqa/test            # the committed one
+
+Vision tower and projector learn first (`tower.py`), then everything together: each step takes a batch of dialogues about images
+(`dialogues.py`; every fourth has single questions, the form it is asked in) and a batch of docstrings of the demo's train split, so
+that the language model keeps its language. Scenes have one thing at first, then two, then up to four, for where to look is learned
+first where there is one place only. The rate is low for so small a model: at three times of it the language model lost what it can do,
+copying from what is alike above all, and answered from the questions alone.
+
+The loss is that of answers with their `</s>` and of docstring tokens. AdamW with a linear warm-up and a linear decay to zero, all by
+steps, so that the result repeats on one machine. In float32 and without `torch.compile`: on 2 cores bfloat16 autocast halved the speed
+of the tower, and neither it nor compiling made the rest faster.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
+
+from demo import corpus, dialogues, easy_vqa, packing, scenes, tower, vlm, vlm_record
+from demo.scenes import Example
+from mgaa.errors import MgaaError, NumericalError, UsageError
+
+FINAL = Path(__file__).parents[1] / "models" / "demo-vlm"
+POINTS = 15
+SINGLE = 4
+"""Every so many steps the rows have one question, and there are twice as many."""
+
+FEW = (0.1, 0.2)
+"""Shares of the training up to which drawn scenes have one thing and at most two."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the result depends on beside the data."""
+
+    steps: int = 2400
+    batch: int = 12
+    turns: int = 7
+    length: int = 96
+    single_length: int = 40
+    rate: float = 5e-4
+    text_batch: int = 2
+    text_length: int = 256
+    text_weight: float = 0.5
+    decay: float = 0.05
+    warmup: float = 0.04
+    tower_steps: int = 1800
+    tower_batch: int = 64
+    tower_rate: float = 2e-3
+    seed: int = 0
+
+
+def answer_loss(model: LlavaForConditionalGeneration, ids: Tensor, mask: Tensor, images: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of the masked tokens; the head is computed for them alone."""
+    wanted = mask[:, 1:]
+    hidden = model.model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False)[0]
+    return cross_entropy(model.lm_head(hidden[wanted]), ids[:, 1:][wanted])
+
+
+def text_loss(model: LlavaForConditionalGeneration, rows: Tensor) -> Tensor:
+    """Mean negative log-likelihood in nats of the tokens after the first of each row."""
+    logits = model(input_ids=rows[:, :-1], use_cache=False).logits
+    return cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+
+
+def fit(
+    model: LlavaForConditionalGeneration,
+    reader: LlavaProcessor,
+    texts: Sequence[Tensor],
+    easy: Sequence[Example],
+    validation: Sequence[Example],
+    plan: Plan,
+) -> list[list[float]]:
+    """Trains in place; returns the curve: step, loss of answers and of text since the last point, share of right validation answers."""
+    optimizer = _optimizer(model, plan)
+    curve, recent = list[list[float]](), list[Tensor]()
+    with tqdm(total=plan.steps, desc="training the demo vision-language model", disable=None) as bar:
+        for step, ((ids, mask, images), rows) in enumerate(_batches(reader, texts, easy, plan), start=1):
+            losses = answer_loss(model, ids, mask, images), text_loss(model, rows)
+            recent.append(_step(model, optimizer, losses, step, plan))
+            bar.update()
+            if step % max(1, plan.steps // POINTS) == 0 or step == plan.steps:
+                right = vlm_record.right(model, reader, validation)
+                curve.append(
+                    [step, *(round(each, 4) for each in torch.stack(recent).mean(0).tolist()), round(right, 4)]
+                )
+                tqdm.write(f"step {step}: answers {curve[-1][1]}, text {curve[-1][2]}, validation {right:.1%} right")
+                recent.clear()
+    return curve
+
+
+def _batches(
+    reader: LlavaProcessor, texts: Sequence[Tensor], easy: Sequence[Example], plan: Plan
+) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+    source = dialogues.Source(Random(f"dialogues {plan.seed}"), easy)
+    rows = packing.batches(texts, batch=plan.text_batch, length=plan.text_length, seed=plan.seed)
+    for step in range(plan.steps):
+        single = step % SINGLE == SINGLE - 1
+        most = next((few for few, end in enumerate(FEW, start=1) if step < end * plan.steps), scenes.MOST)
+        taken = source.take(plan.batch * (2 if single else 1), 1 if single else plan.turns, most=most)
+        yield dialogues.encode(reader, taken, plan.single_length if single else plan.length), next(rows)
+
+
+def _step(
+    model: LlavaForConditionalGeneration,
+    optimizer: torch.optim.Optimizer,
+    losses: tuple[Tensor, Tensor],
+    step: int,
+    plan: Plan,
+) -> Tensor:
+    share = step / plan.steps
+    for group in optimizer.param_groups:
+        group["lr"] = plan.rate * min(share / plan.warmup, (1 - share) / (1 - plan.warmup))
+    value = losses[0] + plan.text_weight * losses[1]
+    value.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    if not torch.isfinite(value):
+        raise NumericalError(
+            f"The training loss is {float(value.detach())} at step {step}, expected a finite number: lower --rate."
+        )
+    return torch.stack([each.detach() for each in losses])
+
+
+def _optimizer(model: LlavaForConditionalGeneration, plan: Plan) -> torch.optim.AdamW:
+    """Weight decay on matrices only."""
+    matrices = [each for each in model.parameters() if each.ndim >= 2]
+    others = [each for each in model.parameters() if each.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": plan.decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.95), fused=True)
+
+
+def check(plan: Plan) -> None:
+    """Refuses a plan that cannot run.
+
+    Raises:
+        UsageError: no steps, or a rate that is not positive.
+    """
+    if plan.steps < 1 or plan.tower_steps < 1 or plan.rate <= 0:
+        raise UsageError(
+            f"Got {plan.steps} steps, {plan.tower_steps} steps of the tower and rate {plan.rate}; each must be above 0."
+        )
+
+
+def train(plan: Plan, output: Path, easy: Path | None = None, easy_test: Path | None = None) -> None:
+    """Draws and reads the data, trains, saves, measures what was saved, and writes the record."""
+    check(plan)
+    start = time.monotonic()
+    questions = [] if easy is None else easy_vqa.read(easy)
+    asked = [] if easy_test is None else easy_vqa.read(easy_test)
+    documents = corpus.splits()
+    torch.manual_seed(plan.seed)
+    reader = vlm.processor()
+    texts = {name: packing.encode(vlm.tokenizer(), documents[name]) for name in ("train", "test")}
+    model = vlm.build(reader)
+    seen = tower.fit(
+        model.model.vision_tower,
+        model.model.multi_modal_projector,
+        tower.words(model.get_input_embeddings().weight.detach().clone(), vlm.tokenizer()),
+        steps=plan.tower_steps,
+        batch=plan.tower_batch,
+        rate=plan.tower_rate,
+        seed=plan.seed,
+    )
+    curve = fit(model, reader, texts["train"], questions, scenes.examples("validation", 150), plan)
+    seconds = time.monotonic() - start
+    save(model, reader, output)
+    vlm_record.write(
+        output,
+        plan,
+        documents=documents,
+        test_texts=texts["test"],
+        easy=questions,
+        easy_test=asked,
+        curves={"tower": seen, "joint": curve},
+        seconds=seconds,
+    )
+
+
+def save(model: LlavaForConditionalGeneration, reader: LlavaProcessor, output: Path) -> None:
+    """Writes the weights in bfloat16, the configuration, the processor with its tokenizer, and what generation needs."""
+    model.generation_config = GenerationConfig(
+        bos_token_id=model.config.text_config.bos_token_id,
+        eos_token_id=model.config.text_config.eos_token_id,
+        pad_token_id=reader.tokenizer.pad_token_id,
+    )
+    model.to(torch.bfloat16).save_pretrained(output)
+    reader.save_pretrained(output)
+
+
+def main() -> None:
+    """Reads the command line."""
+    plan = Plan()
+    parser = argparse.ArgumentParser(
+        prog="python -m demo.train_vlm", description="Train the embedded vision-language model."
+    )
+    parser.add_argument("--steps", type=int, default=plan.steps, help="optimizer steps together (default: %(default)s)")
+    parser.add_argument(
+        "--tower-steps",
+        type=int,
+        default=plan.tower_steps,
+        help="steps of the tower alone before (default: %(default)s)",
+    )
+    parser.add_argument("--rate", type=float, default=plan.rate, help="highest learning rate (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and data (default: %(default)s)")
+    parser.add_argument("--easy-vqa", type=Path, metavar="FOLDER", help="easy-VQA's train part, to learn from as well")
+    parser.add_argument("--easy-vqa-test", type=Path, metavar="FOLDER", help="easy-VQA's test part, to be measured on")
+    parser.add_argument("--output", type=Path, default=FINAL, help="folder of the result (default: models/demo-vlm)")
+    given = parser.parse_args()
+    plan = Plan(steps=given.steps, tower_steps=given.tower_steps, rate=given.rate, seed=given.seed)
+    try:
+        train(plan, given.output, given.easy_vqa, given.easy_vqa_test)
+    except MgaaError as error:
+        parser.exit(error.exit_code, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""What stands in `models/demo-vlm/training.json`: the data, the recipe and the results of the vision-language training.
+
+Everything is measured on the saved bfloat16 weights in float32 arithmetic. An answer is right where the greedy text equals the expected
+one (exact match); each question is asked alone, by the processor's chat template. Two blind yardsticks stand beside it: the same model
+on mid-gray images and without an image at all, for what they get right comes from the question. So does the share of the most frequent
+answer of each type. The perplexity of docstrings is that of `train.py`, for this model and for the language model it was made from.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlamaForCausalLM,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+)
+
+from demo import corpus, dialogues, packing, scenes, train, vlm
+from demo.corpus import Document
+from demo.scenes import CAPTION, Example
+
+if TYPE_CHECKING:
+    from demo.train_vlm import Plan
+
+QUESTIONS = 1000
+CAPTIONS = 200
+GRAY = (128, 128, 128)
+
+
+def answers(
+    model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example], *, see: str = "image"
+) -> list[str]:
+    """The greedy answers; `see` is `image`, `blank` (mid-gray instead) or `text` (no image at all)."""
+    shown: dict[str, Callable[[Example], Image.Image | None]] = {
+        "image": lambda each: each.image,
+        "blank": lambda each: Image.new("RGB", each.image.size, GRAY),
+        "text": lambda each: None,
+    }
+    model.eval()
+    found = []
+    for start in tqdm(range(0, len(asked), 64), desc=f"answering by {see}", leave=False, disable=None):
+        part = asked[start : start + 64]
+        found += vlm.answer(model, reader, [(shown[see](each), each.question) for each in part])
+    model.train()
+    return found
+
+
+def right(model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example]) -> float:
+    """The share of exact matches."""
+    found = answers(model, reader, asked)
+    return sum(one == each.answer for one, each in zip(found, asked, strict=True)) / len(asked)
+
+
+def scores(
+    model: LlavaForConditionalGeneration,
+    reader: LlavaProcessor,
+    asked: Sequence[Example],
+    sights: Sequence[str] = ("image", "blank", "text"),
+) -> dict[str, dict[str, float | int]]:
+    """Exact match overall and by type for each way of seeing, beside the share of the most frequent answer."""
+    hits = {
+        see: [one == each.answer for one, each in zip(answers(model, reader, asked, see=see), asked, strict=True)]
+        for see in sights
+    }
+    kinds = ["overall", *sorted({each.type for each in asked})]
+    return {kind: _score(asked, hits, kind) for kind in kinds}
+
+
+@torch.no_grad()
+def caption_perplexity(model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example]) -> float:
+    """Perplexity of the captions' tokens and their `</s>`, each asked alone."""
+    total, count = 0.0, 0
+    for start in range(0, len(asked), 50):
+        part = [(each.image, [(each.question, each.answer)]) for each in asked[start : start + 50]]
+        ids, mask, images = dialogues.encode(reader, part)
+        logits = model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False).logits
+        wanted = mask[:, 1:]
+        total += float(torch.nn.functional.cross_entropy(logits[wanted], ids[:, 1:][wanted], reduction="sum"))
+        count += int(wanted.sum())
+    return math.exp(total / count)
+
+
+def text_perplexity(model: LlavaForConditionalGeneration, texts: Sequence[Tensor]) -> dict[str, float]:
+    """Of the docstrings, by this model and by the language model it was made from, as `train.py` measures the loss."""
+    rows = packing.rows(texts, train.Plan().length)
+    backbone = LlamaForCausalLM.from_pretrained(vlm.BACKBONE, dtype=torch.float32)
+    ours = math.exp(train.evaluate(model, rows, what="docstrings"))
+    theirs = math.exp(train.evaluate(backbone, rows, what="docstrings by models/demo"))
+    return {"this_model": round(ours, 3), "models_demo": round(theirs, 3), "change": round(ours / theirs - 1, 4)}
+
+
+def digest(asked: Sequence[Example]) -> str:
+    """The identity of examples: sha256 over their pixels, questions and answers."""
+    total = hashlib.sha256()
+    for each in asked:
+        total.update(each.image.tobytes() + f"\0{each.question}\0{each.answer}\0".encode())
+    return total.hexdigest()
+
+
+def write(
+    output: Path,
+    plan: "Plan",
+    *,
+    documents: Mapping[str, Sequence[Document]],
+    test_texts: Sequence[Tensor],
+    easy: Sequence[Example],
+    easy_test: Sequence[Example],
+    curves: Mapping[str, list[list[float]]],
+    seconds: float,
+) -> None:
+    """Measures the saved checkpoint and writes `training.json` beside it."""
+    model = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
+    reader = AutoProcessor.from_pretrained(output)
+    test, captions = scenes.examples("test", QUESTIONS), scenes.examples("test", CAPTIONS, types=[CAPTION])
+    results: dict[str, Any] = {"scenes": scores(model, reader, test)}
+    if easy_test:
+        results["easy_vqa"] = scores(model, reader, easy_test, ["image"])
+    results["caption_perplexity"] = round(caption_perplexity(model, reader, captions), 4)
+    results["text_perplexity"] = text_perplexity(model, test_texts)
+    content = {
+        "versions": corpus.versions() | {"pillow": importlib.metadata.version("pillow")},
+        "parameters": _parameters(model),
+        "scenes": {"version": scenes.version(), "test": {"questions": len(test), "sha256": digest(test)}},
+        "easy_vqa": {name: _easy(each) for name, each in (("train", easy), ("test", easy_test))},
+        "docstrings": {name: corpus.digest(documents[name]) for name in ("train", "test")},
+        "plan": asdict(plan),
+        "seen": _seen(plan),
+        "curves": dict(curves),
+        "results": results,
+        "seconds": round(seconds),
+        "device": f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
+    (output / "training.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _score(asked: Sequence[Example], hits: Mapping[str, Sequence[bool]], kind: str) -> dict[str, float | int]:
+    chosen = [place for place, each in enumerate(asked) if kind in ("overall", each.type)]
+    frequent = Counter(asked[place].answer for place in chosen).most_common(1)[0][1]
+    shares = {see: round(sum(values[place] for place in chosen) / len(chosen), 4) for see, values in hits.items()}
+    return {"questions": len(chosen), **shares, "majority": round(frequent / len(chosen), 4)}
+
+
+def _easy(questions: Sequence[Example]) -> dict[str, int | str] | None:
+    """None where that part was not given."""
+    if not questions:
+        return None
+    images = len({id(each.image) for each in questions})
+    return {"questions": len(questions), "images": images, "sha256": digest(questions)}
+
+
+def _seen(plan: "Plan") -> dict[str, int]:
+    """Images and tokens of text that the training consumed."""
+    from demo.train_vlm import SINGLE
+
+    singles = plan.steps // SINGLE
+    return {
+        "tower_images": plan.tower_steps * plan.tower_batch,
+        "dialogues": (plan.steps - singles) * plan.batch,
+        "single_questions": singles * 2 * plan.batch,
+        "text_tokens": plan.steps * plan.text_batch * plan.text_length,
+    }
+
+
+def _parameters(model: LlavaForConditionalGeneration) -> dict[str, int]:
+    parts = {
+        "vision_tower": model.model.vision_tower,
+        "projector": model.model.multi_modal_projector,
+        "language_model": model.model.language_model,
+    }
+    return {name: sum(each.numel() for each in part.parameters()) for name, part in parts.items()}
