@@ -11,11 +11,15 @@ What differs from the harness's command line, each because the record must be ex
 - standard errors are analytic: `s / sqrt(n)` for a mean, and by the delta method for `perplexity = exp(-mean)`;
 - contexts that were cut to fit the model are counted, and a log-likelihood which is not finite is an error.
 
+A task that shows images (`doc_to_image` in its definition) is for models that see, and asks them as `mgaa.answering` does
+(tasks/image_harness.py); its items come from the user, like those of the standard tasks.
+
 The harness is imported on first use (about 2 s), never when this module is.
 """
 
 import importlib.metadata
 import importlib.resources
+import json
 import math
 import statistics
 import tempfile
@@ -27,9 +31,12 @@ import yaml
 from jinja2 import UndefinedError
 
 from mgaa.errors import InputError, NumericalError, UsageError
+from tasks.questions import read
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+    from mgaa.processors import Processor
 
 _MISFITS = (UndefinedError, LookupError, TypeError, ValueError, StopIteration)
 """What templates and preprocessing raise at items of another form, and at none; `datasets` adds its own."""
@@ -54,6 +61,27 @@ OFFICIAL = {
 def known() -> list[str]:
     """The tasks that can be run: ours and the standard ones."""
     return sorted({path.stem for path in DEFINITIONS.glob("*.yaml")} | OFFICIAL.keys())
+
+
+def shows_images(task: str) -> bool:
+    """Whether the items of a task have images."""
+    path = DEFINITIONS / f"{task}.yaml"
+    return path.is_file() and "doc_to_image" in yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def content(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
+    """Every file in `folder` that these tasks read, by name: the items, and their images.
+
+    Raises:
+        UsageError, InputError: as `items`, and items with images that do not have their form.
+    """
+    found = {}
+    for task, path in items(tasks, folder).items():
+        found[path.name] = path
+        for record in read(path) if shows_images(task) else ():
+            if record["image"] is not None:
+                found[record["image"]] = folder / record["image"]
+    return found
 
 
 def items(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
@@ -83,7 +111,7 @@ def harness_version() -> str:
 
 def run(
     model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
+    processor: "Processor",
     tasks: Sequence[str],
     *,
     folder: Path,
@@ -94,8 +122,8 @@ def run(
     """Run `tasks` on `model`.
 
     Args:
-        model: a causal language model of transformers, on its device.
-        tokenizer: its tokenizer.
+        model: a causal language model of transformers, or one that sees, on its device.
+        processor: its tokenizer, or its processor.
         tasks: names out of `known()`.
         folder: holds `<task>.jsonl` for every task, in the field names of the task's data set on the Hub.
         limit: the first so many items of each task; None takes all.
@@ -107,21 +135,42 @@ def run(
         `version` of the task, `truncated` requests and `non_finite` log-likelihoods (always 0, because one of them is an error).
 
     Raises:
-        UsageError: an unknown task or a limit below one.
-        InputError: items that are missing or do not fit their task.
-        NumericalError: a log-likelihood is not finite.
+        UsageError: an unknown task, a limit below one, or a task with images for a model that does not see.
+        InputError: items that are missing or do not fit their task, or an image that cannot be opened.
+        NumericalError: a log-likelihood or a logit is not finite.
     """
     files = items(tasks, folder)
     if not tasks:
         return {}
     if limit is not None and limit < 1:
         raise UsageError(f"The limit is {limit} items per task, expected at least 1, or null for all.")
-    from tasks.harness import InMemory
-
-    harness = InMemory(model, tokenizer, batch_size=batch_size, max_length=max_length)
+    harnesses = {
+        shows: _harness(model, processor, shows, folder, batch_size, max_length)
+        for shows in sorted({shows_images(task) for task in tasks})
+    }
     with tempfile.TemporaryDirectory() as scratch:
         loaded = _load(files, Path(scratch))
-        return {name: _run(harness, name, task, limit) for name, task in loaded.items()}
+        return {name: _run(harnesses[shows_images(name)], name, task, limit) for name, task in loaded.items()}
+
+
+def _harness(
+    model: "PreTrainedModel", processor: "Processor", shows: bool, folder: Path, batch_size: int, max_length: int | None
+) -> Any:
+    """The model as the harness sees it, in tasks that show images or in the others."""
+    from mgaa.architectures import is_multimodal
+    from mgaa.processors import tokenizer_of
+    from tasks.harness import InMemory
+
+    if not shows:
+        return InMemory(model, tokenizer_of(processor), batch_size=batch_size, max_length=max_length)
+    if tokenizer_of(processor) is processor or not is_multimodal(model.config):
+        raise UsageError(
+            f"The tasks {', '.join(filter(shows_images, known()))} show images, which this {model.config.model_type} with its "
+            f"{type(processor).__name__} does not see: leave them out of `evaluation.tasks`, or give a model that sees, with its processor."
+        )
+    from tasks.image_harness import InMemorySeeing
+
+    return InMemorySeeing(model, processor, folder=folder, batch_size=batch_size, max_length=max_length)
 
 
 def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
@@ -130,6 +179,8 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
     from lm_eval.tasks import TaskManager
 
     for name, path in files.items():
+        if shows_images(name):
+            _check_images(name, path)
         (scratch / f"{name}.yaml").write_text(yaml.safe_dump(_definition(name, path.resolve(), scratch)))
     manager = TaskManager(include_path=str(scratch), include_defaults=False)
     loaded = {}
@@ -145,6 +196,19 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
             task.set_config(key="num_fewshot", value=0)
         loaded[name] = task
     return loaded
+
+
+def _check_images(name: str, path: Path) -> None:
+    """Refuse items with images by line, before the harness, which does not know lines, reads them."""
+    records = read(path)
+    lines = path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip() and "choices" not in json.loads(line):
+            raise InputError(f"Line {number} of {path} has no `choices`, which the task {name} asks for: give a list.")
+    if all(record["image"] is None for record in records):
+        raise InputError(
+            f"The items in {path} have 0 images, expected at least 1 for the task {name}: name them in `image`."
+        )
 
 
 def _try_first(task: Any) -> None:
@@ -180,7 +244,8 @@ def _run(harness: Any, name: str, task: Any, limit: int | None) -> dict[str, Any
     harness.doing, harness.truncated = f"zero-shot {name}", 0
     outcome = evaluate(lm=harness, task_dict={"tasks": {name: task}}, limit=limit, bootstrap_iters=0, log_samples=True)
     samples = outcome["samples"][name]
-    _check_finite(name, samples)
+    if task.OUTPUT_TYPE != "generate_until":
+        _check_finite(name, samples)
     found: dict[str, Any] = {}
     for metric, aggregation in task.aggregation().items():
         values = [float(sample[metric]) for sample in samples]

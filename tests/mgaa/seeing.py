@@ -1,5 +1,7 @@
 """Processors for the tiny models that see (`tiny("llava")`...): 57 words, images of 16 x 16 pixels, no files, no network."""
 
+from collections.abc import Sequence
+
 import numpy
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -17,7 +19,8 @@ from transformers import (
 from mgaa.processors import _without_videos
 
 SPECIAL = {"<video>": 57, "<vs>": 58, "<ve>": 59, "<unk>": 60, "<s>": 61, "</s>": 62, "<image>": 63}
-"""The ids that configs of the tiny models name; `w0` to `w56` are before them."""
+"""The ids that configs of the tiny models name; the words are before them."""
+WORDS = tuple(f"w{i}" for i in range(57))
 
 _SQUARE = {"height": 16, "width": 16}
 _TEMPLATE = """{% for turn in messages %}{% if turn.role == 'user' %}<s>{% endif %}\
@@ -25,9 +28,9 @@ _TEMPLATE = """{% for turn in messages %}{% if turn.role == 'user' %}<s>{% endif
 {% if turn.role == 'assistant' %}</s>{% endif %}{% endfor %}"""
 
 
-def processor(family: str) -> ProcessorMixin:
+def processor(family: str, vocabulary: Sequence[str] = WORDS) -> ProcessorMixin:
     """The processor of `tiny(family)`: 16 image tokens in llava, as many as the shape of an image asks for in the other two."""
-    words = tokenizer()
+    words = tokenizer(vocabulary)
     mark = "<vs><image><ve>" if family == "qwen2_5_vl" else "<image>"
     template = _TEMPLATE.replace("IMAGE", mark)
     if family == "qwen2_5_vl":
@@ -46,9 +49,10 @@ def processor(family: str) -> ProcessorMixin:
     )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """The words `w0` to `w56`, each a token, and the special ones."""
-    backend = Tokenizer(models.WordLevel({f"w{i}": i for i in range(57)} | SPECIAL, unk_token="<unk>"))
+def tokenizer(vocabulary: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
+    """The words, each a token, and the special ones."""
+    ids = {word: index for index, word in enumerate(vocabulary)}
+    backend = Tokenizer(models.WordLevel(ids | SPECIAL, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
