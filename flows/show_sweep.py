@@ -8,6 +8,7 @@ difference in log-perplexity with half of its 95 % interval.
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tasks.sweep_results import NAME
 from tasks.sweep_table import COLUMNS
 
 MARKS = {"better": "▼", "worse": "▲", "undecided": "≈"}
+ACCURACY = "Share of right answers to the questions about images; beside uniform: points with their 95 % interval."
 LEGEND = f"""▼ better, ▲ worse than uniform beyond noise, ≈ undecided: log-perplexity, paired bootstrap over windows, 95 %.
 Table   {NAME}.csv, {NAME}.parquet
 Figure  {NAME}.png, {NAME}.svg"""
@@ -37,7 +39,10 @@ def show(parameters: Parameters) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN)
     for (backbone, compression), points in table.groupby(["backbone", "compression"], sort=False):
         console.print(f"{backbone} at compression {compression:g}: {shared(points)}", soft_wrap=True)
-        console.print(grid(points))
+        console.print(grid(points, cell))
+        if points.accuracy.notna().any():
+            console.print(ACCURACY, soft_wrap=True)
+            console.print(grid(points, answered))
     console.print(LEGEND, soft_wrap=True)
 
 
@@ -73,7 +78,7 @@ def shared(points: Any) -> str:
     return f"{kept} of {first.budget:,} linear parameters; dense has perplexity {math.exp(first.nll - first.above_dense):.2f}"
 
 
-def grid(points: Any) -> Any:
+def grid(points: Any, cell: Callable[[Any], str]) -> Any:
     """Factorizers as rows, allocations as columns."""
     from rich import box
     from rich.table import Table
@@ -100,6 +105,19 @@ def cell(point: Any) -> str:
     half = (point.difference_high - point.difference_low) / 2
     width = "" if isna(half) else f" ± {half:.4f}"
     return f"{point.perplexity:.2f} {point.difference:+.4f}{width} {MARKS[point.verdict]}"
+
+
+def answered(point: Any) -> str:
+    """One point: its share of right answers, and how it compares with the reference, in points."""
+    from pandas import isna
+
+    if isna(point.accuracy):
+        return "failed"
+    if isna(point.accuracy_difference) or point.reference == point.point:
+        return f"{point.accuracy:.3f}"
+    low, high = point.accuracy_difference_low, point.accuracy_difference_high
+    mark = MARKS["better" if low > 0 else "worse" if high < 0 else "undecided"]
+    return f"{point.accuracy:.3f} {100 * point.accuracy_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) {mark}"
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
 
+from flows.asking import check_sight
 from flows.calibration import calibrated
 from flows.evaluate import device
-from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifact import Artifact, Store
@@ -112,9 +113,11 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
         rehearse(store, backbones[point.backbone], (point.factors.method, point.factors.options), [point.recipe])
-    texts, split = prepared_texts(p, store), p.sweep.split
+    texts, questions, split = prepared_texts(p, store), prepared_questions(p, store), p.sweep.split
+    for backbone in backbones.values():
+        check_sight(p, store, backbone)
     tokens = {
-        source: prepared_tokens(p, store, backbone, texts, ("calibration", split))
+        source: prepared_tokens(p, store, backbone, texts, ("calibration", split), questions)
         for source, backbone in backbones.items()
     }
     for point in wanted:
@@ -125,6 +128,9 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
         "length": measured_on.length,
         "stride": getattr(measured_on, "stride", None),
         "batch_size": p.evaluation.batch_size,
+        "questions": questions,
+        "sets": [each.name for each in p.data.questions],
+        "answer_tokens": p.evaluation.answer_tokens,
         "device": where,
     }
     return [

@@ -52,15 +52,20 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
     shelf.fill_(model, shelf.rest)
     model.tie_weights()
     model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
-    for module in model.modules():
-        if (
-            module._non_persistent_buffers_set
-        ):  # what no file holds (rotary frequencies), transformers computes where it initialises
-            model._init_weights(module)
+    _compute_buffers_(model, model)
     for index, block in enumerate(decoder_blocks(model)):
         vars(block)[_PLACE] = _Place(shelf, index)
         block.forward = _OnDemand(block)
     return model
+
+
+def _compute_buffers_(module: nn.Module, owner: PreTrainedModel) -> None:
+    """What no file holds (rotary frequencies, positions of patches), transformers computes where it initialises; each model inside its own."""
+    owner = module if isinstance(module, PreTrainedModel) else owner
+    if module._non_persistent_buffers_set:
+        owner._init_weights(module)
+    for child in module.children():
+        _compute_buffers_(child, owner)
 
 
 def is_shelved(model: PreTrainedModel) -> bool:

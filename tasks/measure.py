@@ -4,7 +4,7 @@ The factors are sliced out of the spectra in memory and put beside the tensors o
 share (of a backbone that stays in its files, the compressed model is written to a folder of its own for as long as it is measured); they
 are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would leave, up to the rounding of
 kernels, which may depend on the number of threads. The losses of all windows are kept, because models are compared on the same windows
-(tasks/bootstrap.py)."""
+(tasks/bootstrap.py). Models that see are asked questions about images as well."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +17,7 @@ from tasks.artifact import Artifact, Store
 from tasks.factorize import sliced
 from tasks.load_backbone import backbone_model
 from tasks.protocol import protocol
+from tasks.questions import CAPTION, questions_of, records_of
 from tasks.records import MEASUREMENT, RANKS, backbone_matrices, block_file, table, token_stream, write_table
 from tasks.step import step
 from tasks.writing import temporary
@@ -30,16 +31,20 @@ def measure(
     tokens: Artifact,
     spectra: Sequence[Artifact],
     ranks: Artifact | None,
+    questions: Artifact | None = None,
     *,
     length: int,
     stride: int | None,
     batch_size: int,
+    sets: Sequence[str] = (),
+    answer_tokens: int = 16,
     device: str,
 ) -> dict[str, Any]:
     """Measure the backbone at `ranks`, or dense where there are none; the manifest tells the seconds of the evaluation alone.
 
     Args:
         spectra: of all blocks; empty for the dense model.
+        questions: about images, of which the `sets` are asked as well, all together; with at most `answer_tokens` to an answer.
         length, stride: of the windows, in tokens (`mgaa.perplexity`).
     """
     from mgaa.perplexity import perplexity
@@ -59,8 +64,34 @@ def measure(
             "losses": result.losses,
             "counts": result.counts,
         }
+        if questions is not None and sets:
+            _, processor = backbone_model(store, backbone, device)
+            record |= asked(
+                model, processor, store, questions, sets, batch_size=batch_size, max_new_tokens=answer_tokens
+            )
     write_table(out / MEASUREMENT, record)
     return {"evaluation_seconds": seconds}
+
+
+def asked(
+    model: Any, processor: Any, store: Store, questions: Artifact, sets: Sequence[str], **given: int
+) -> dict[str, Any]:
+    """The share of the questions of all sets that a model answers, and which, by one."""
+    from mgaa.answering import answer, is_match
+
+    pairs = [
+        (record, question)
+        for name in sets
+        for record, question in zip(
+            records_of(store, questions, f"questions.{name}"),
+            questions_of(store, questions, f"questions.{name}"),
+            strict=True,
+        )
+        if record["type"] != CAPTION
+    ]
+    said = answer(model, processor, [question for _, question in pairs], **given)
+    right = [is_match(each, record["answer"]) for each, (record, _) in zip(said, pairs, strict=True)]
+    return {"accuracy": sum(right) / len(right), "correct": right} if right else {}
 
 
 @contextmanager

@@ -23,6 +23,9 @@ COLUMNS = {
     # less that of the reference, which has the same factorizer and compression and is uniform on both levels
     **{"reference": "string", "difference": "float64", "difference_low": "float64", "difference_high": "float64"},
     "verdict": "string",
+    # share of right answers to all questions about images with its interval, and the same less that of the reference
+    **{"accuracy": "float64", "accuracy_low": "float64", "accuracy_high": "float64"},
+    **{"accuracy_difference": "float64", "accuracy_difference_low": "float64", "accuracy_difference_high": "float64"},
     # of the evaluation, whenever it ran; of everything else of the point in this run
     **{"evaluation_seconds": "float64", "seconds": "float64"},
     # measured, or failed and why
@@ -63,6 +66,13 @@ def comparisons(store: Store, dense: Artifact, outcomes: Sequence[Outcome]) -> d
         for each in outcomes
         if each.measured is not None
     }
+    answers = {
+        each.point.name: [
+            float(right) for right in table(store, each.measured.measurement, MEASUREMENT).get("correct", [])
+        ]
+        for each in outcomes
+        if each.measured is not None
+    }
     even: dict[Any, str] = {}
     for name, point in points.items():
         if point.even:
@@ -74,6 +84,11 @@ def comparisons(store: Store, dense: Artifact, outcomes: Sequence[Outcome]) -> d
         if (reference := even.get(point.setting)) is not None:
             difference = bootstrap.difference(losses[name], losses[reference])
             found[name] |= {"reference": reference, "verdict": verdict(difference), **columns("difference", difference)}
+        if right := answers.get(name):
+            over = Bootstrap([1] * len(right))
+            found[name] |= columns("accuracy", over.nll(right))
+            if reference is not None:
+                found[name] |= columns("accuracy_difference", over.difference(right, answers[reference]))
     return found
 
 
