@@ -132,7 +132,8 @@ def run(
 
     Returns:
         Task -> each metric with its standard error (`stderr` that of `acc`, else `<metric>_stderr`; None for a single item), `n` items, the
-        `version` of the task, `truncated` requests and `non_finite` log-likelihoods (always 0, because one of them is an error).
+        `version` of the task, `truncated` requests and `non_finite` log-likelihoods (always 0, because one of them is an error). The exact
+        match of what is generated is an `acc`.
 
     Raises:
         UsageError: an unknown task, a limit below one, or a task with images for a model that does not see.
@@ -249,8 +250,9 @@ def _run(harness: Any, name: str, task: Any, limit: int | None) -> dict[str, Any
     found: dict[str, Any] = {}
     for metric, aggregation in task.aggregation().items():
         values = [float(sample[metric]) for sample in samples]
-        found[metric] = float(outcome["results"][name][f"{metric},none"])
-        found["stderr" if metric == "acc" else f"{metric}_stderr"] = _standard_error(aggregation.__name__, values)
+        own = "acc" if metric == "exact_match" else metric
+        found[own] = float(outcome["results"][name][f"{metric},none"])
+        found["stderr" if own == "acc" else f"{own}_stderr"] = _standard_error(aggregation.__name__, values)
     return found | {
         "n": len(samples),
         "version": outcome["versions"][name],

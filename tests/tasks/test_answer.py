@@ -19,7 +19,7 @@ from mgaa.errors import InputError, UsageError
 from mgaa.loading import load
 from tasks.answer import answer, scored
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import identify, load_backbone, load_model
+from tasks.load_backbone import identify, load_model
 from tasks.questions import questions_of
 from tasks.records import ANSWERS, table
 from tests.mgaa.conftest import SHAPE, seeing, svd_factors
@@ -62,9 +62,9 @@ def saved(folder: Path, family: str) -> str:
     return str(folder)
 
 
-def backbone(store: Store, source: str, step: Any = load_backbone) -> Artifact:
-    found: Artifact = step.fn(store, source=source, revision=None, dtype="auto", files=identify(source, None))
-    return found
+def referred(store: Store, source: str) -> Artifact:
+    """The artifact `model` of a folder."""
+    return load_model.fn(store, source=source, revision=None, dtype="auto", files=identify(source, None))
 
 
 @pytest.mark.parametrize("family", MULTIMODAL)
@@ -74,7 +74,7 @@ def test_the_record_is_what_the_library_says_of_the_files(
     family: str,
 ) -> None:
     source, given = saved(tmp_path / "model", family), prompts(store, [*ASKED[:2], *TOLD, *ASKED[2:]])
-    found = table(store, answer.fn(store, backbone(store, source), given, **OPTIONS), ANSWERS)
+    found = table(store, answer.fn(store, referred(store, source), given, **OPTIONS), ANSWERS)
     model, own = load(source, device="cpu")
     questions = questions_of(store, given, "evaluation")
     asked, told = [*questions[:2], *questions[4:]], questions[2:4]
@@ -94,7 +94,7 @@ def test_the_record_is_what_the_library_says_of_the_files(
 
 def test_the_card_says_how_it_was_measured(store: Store, tmp_path: Path) -> None:
     source = saved(tmp_path / "model", "llava")
-    model = backbone(store, source, load_model)
+    model = referred(store, source)
     card = table(store, answer.fn(store, model, prompts(store, ASKED), **OPTIONS), ANSWERS)["card"]
     template = (tmp_path / "model" / "chat_template.jinja").read_text()
     assert card["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest()
@@ -125,7 +125,7 @@ def test_a_checkpoint_is_asked_too(
 
 
 def test_parts_that_are_absent_are_null(store: Store, tmp_path: Path) -> None:
-    model = backbone(store, saved(tmp_path / "model", "llava"))
+    model = referred(store, saved(tmp_path / "model", "llava"))
     found = table(store, answer.fn(store, model, prompts(store, TOLD[:1]), **OPTIONS), ANSWERS)
     assert (found["accuracy"], found["stderr"], found["majority"], found["n"]) == (None, None, None, 0)
     assert (found["types"], found["answers"]) == ({}, [])
@@ -140,11 +140,11 @@ def test_a_model_without_a_processor_is_refused(store: Store, tmp_path: Path) ->
     LlamaForCausalLM(LlamaConfig(**SHAPE)).save_pretrained(tmp_path / "model")
     processor("llava").tokenizer.save_pretrained(tmp_path / "model")
     with pytest.raises(UsageError, match="no processor with a chat template, so it cannot be asked about images"):
-        answer.fn(store, backbone(store, str(tmp_path / "model")), prompts(store, ASKED), **OPTIONS)
+        answer.fn(store, referred(store, str(tmp_path / "model")), prompts(store, ASKED), **OPTIONS)
 
 
 def test_a_section_that_is_not_there_is_refused(store: Store, tmp_path: Path) -> None:
-    model = backbone(store, saved(tmp_path / "model", "llava"))
+    model = referred(store, saved(tmp_path / "model", "llava"))
     with pytest.raises(InputError, match="no section 'evaluation'; there is: validation"):
         answer.fn(store, model, prompts(store, ASKED, "validation"), **OPTIONS)
 

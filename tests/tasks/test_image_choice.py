@@ -97,8 +97,8 @@ def test_the_letter_is_what_counts(tmp_path: Path, letter: str, right: int) -> N
     written(tmp_path, rows())
     found = zero_shot.run(always(letter), processor("llava", LETTERS), ["image_choice"], folder=tmp_path)
     assert found["image_choice"] == {
-        "exact_match": right / 6,
-        "exact_match_stderr": pytest.approx((right / 6 * (1 - right / 6) / 5) ** 0.5),
+        "acc": right / 6,
+        "stderr": pytest.approx((right / 6 * (1 - right / 6) / 5) ** 0.5),
         "n": 6,
         "version": 1.0,
         "truncated": 0,
@@ -109,7 +109,7 @@ def test_the_letter_is_what_counts(tmp_path: Path, letter: str, right: int) -> N
 def test_a_limit_takes_the_first_items(tmp_path: Path) -> None:
     written(tmp_path, rows())
     found = zero_shot.run(always("A"), processor("llava", LETTERS), ["image_choice"], folder=tmp_path, limit=1)
-    assert (found["image_choice"]["n"], found["image_choice"]["exact_match"]) == (1, 1.0)
+    assert (found["image_choice"]["n"], found["image_choice"]["acc"]) == (1, 1.0)
 
 
 @pytest.mark.parametrize("family", MULTIMODAL)
