@@ -140,7 +140,7 @@ class Blockwise:
         try:
             self._model.base_model(**given, use_cache=False)
         except (ValueError, RuntimeError, IndexError) as error:
-            if len(given) == 1:
+            if len(given) == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
             shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
             raise InputError(

@@ -109,7 +109,7 @@ class Prompts:
 
     def by_length(self) -> tuple["Prompts", list[int]]:
         """The sequences in the order of rising length, so that many go through the model together; and where each was."""
-        order = sorted(range(len(self)), key=lambda index: self.lengths[index])
+        order = sorted(range(len(self)), key=self.lengths.__getitem__)
         chosen = Prompts(
             tuple(self.sequences[index] for index in order),
             tuple(self.answers[index] for index in order),

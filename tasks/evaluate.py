@@ -44,10 +44,8 @@ def evaluate(
         tasks_folder, tasks_content: where the items of the other tasks lie, and the sha256 of each file.
     """
     from mgaa.perplexity import perplexity
-    from mgaa.processors import tokenizer_of
 
     loaded, processor = load_artifact(store, model, device)
-    tokenizer = tokenizer_of(processor)
     ids, card = token_stream(store, evaluation)
     choosing, choosing_card = token_stream(store, validation)
     width = loaded.config.get_text_config().hidden_size * loaded.dtype.itemsize
@@ -63,10 +61,10 @@ def evaluate(
     scores: dict[str, Any] = {}
     if items is not None:
         own = [task for task in tasks if not is_standard(task)]
-        scores |= zero_shot.run(loaded, tokenizer, own, folder=store.folder(items), **options)
+        scores |= zero_shot.run(loaded, processor, own, folder=store.folder(items), **options)
     if tasks_folder is not None:
         standard = [task for task in tasks if is_standard(task)]
-        scores |= zero_shot.run(loaded, tokenizer, standard, folder=Path(tasks_folder), **options)
+        scores |= zero_shot.run(loaded, processor, standard, folder=Path(tasks_folder), **options)
     record = {
         "perplexity": result.perplexity,
         "perplexity_stderr": None if result.standard_error is None else result.perplexity * result.standard_error,
@@ -90,7 +88,7 @@ def evaluate(
 
 def is_standard(task: str) -> bool:
     """Whether the items of a task come from a file; the others are made from the evaluation texts."""
-    return task in zero_shot.OFFICIAL
+    return task in zero_shot.OFFICIAL or zero_shot.shows_images(task)
 
 
 def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
@@ -106,10 +104,11 @@ def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
     if standard and folder is None:
         raise UsageError(
             f"evaluation.tasks has {standard[0]!r}, whose items are not part of the project: set evaluation.tasks_folder to a "
-            f"folder with {standard[0]}.jsonl, or take {' and '.join(sorted(set(zero_shot.known()) - set(zero_shot.OFFICIAL)))}"
+            f"folder with {standard[0]}.jsonl, or take {' and '.join(task for task in zero_shot.known() if not is_standard(task))}"
         )
-    paths = zero_shot.items(standard, Path(folder)) if standard and folder else {}
-    paths |= {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks if not is_standard(task)}
+    paths = zero_shot.content(standard, Path(folder)) if standard and folder else {}
+    definitions = {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks}
+    paths |= {name: path for name, path in definitions.items() if path.is_file()}
     return {name: file_digest(path, path.stat()) for name, path in paths.items()}
 
 

@@ -276,7 +276,8 @@ def _ended(history: list[dict[str, Any]], plan: Plan, examples: int) -> bool:
 @contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """What the Trainer changes beside the adapters is as before afterwards."""
-    verbosity, cached = logging.get_verbosity(), model.config.use_cache
+    config = model.config.get_text_config()
+    verbosity, cached = logging.get_verbosity(), config.use_cache
     restore = _generators()
     training, device = model.training, model.device
     try:
@@ -284,7 +285,7 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for mark in ("forward", "_original_forward", "_is_accelerate_prepared"):  # of autocast, on the instance
             model.__dict__.pop(mark, None)
-        model.config.use_cache = cached
+        config.use_cache = cached
         model.train(training).to(device)
         restore()
         logging.set_verbosity(verbosity)
