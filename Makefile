@@ -15,10 +15,15 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo plan ablation test check demo-backbone demo-vlm-backbone wheel wheel-test install clean
+.PHONY: demo demo-vlm plan ablation test check demo-backbone demo-vlm-backbone wheel wheel-test install clean
 demo: $(INSTALLED)
-	dvc repro --quiet
+	dvc repro --quiet compress
 	python -m flows.show
+
+# The same for the embedded vision-language model, which is asked about images before and after.
+demo-vlm: $(INSTALLED)
+	dvc repro --quiet vision
+	python -m flows.show case=vision
 
 # What a run will take: make plan ARGS='backbone.source=path/to/model ratios.compression=0.3'
 plan: $(INSTALLED)
@@ -64,4 +69,4 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf store .prefect mlflow.db mlruns models/compressed results data/prepared
+	rm -rf store .prefect mlflow.db mlruns models/compressed models/compressed-vlm results data/prepared

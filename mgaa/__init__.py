@@ -14,6 +14,7 @@ from mgaa.compress import LORAP, compress_, sweep
 from mgaa.dense import densify, densify_folder
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.lowrank import Factors, LowRankLinear
+from mgaa.prompts import Prompts, Question, encode
 from mgaa.report import Report
 
 __version__ = "0.1.0"
@@ -25,6 +26,8 @@ __all__ = [
     "LowRankLinear",
     "MgaaError",
     "NumericalError",
+    "Prompts",
+    "Question",
     "Report",
     "ResourceError",
     "UsageError",
@@ -32,6 +35,7 @@ __all__ = [
     "compress_",
     "densify",
     "densify_folder",
+    "encode",
     "load",
     "save",
     "sweep",

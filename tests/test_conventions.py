@@ -77,9 +77,16 @@ def test_the_tree_of_the_readme_names_every_step_and_method() -> None:
 
 
 def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters() -> None:
-    stage = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["compress"]
-    assert {"flows", "tasks", "mgaa", "demo", "models/demo"} <= set(stage["deps"])
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    for case, name, backbone in (("language", "compress", "models/demo"), ("vision", "vision", "models/demo-vlm")):
+        stage = stages[name]
+        assert {"flows", "tasks", "mgaa", "demo", backbone} <= set(stage["deps"])
+        assert f"case={case} " in stage["cmd"]
+        assert f"cases.{case}" in stage["params"]
     runtime = {
+        "case",  # the command says which; where it leaves what it publishes is in the outs
+        "cases",
+        "output",
         "runner",
         "store",
         "tracking",
@@ -88,7 +95,8 @@ def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters()
         "sensitivity",
         "profile",
     }  # where steps run and results are kept, and flows that are no stage
-    assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) - runtime <= set(stage["params"])
+    for name in ("compress", "vision"):
+        assert set(yaml.safe_load((ROOT / "params.yaml").read_text())) - runtime <= set(stages[name]["params"])
 
 
 def test_the_constraints_pin_exact_versions_and_no_build_of_torch() -> None:
