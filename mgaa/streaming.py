@@ -87,9 +87,8 @@ class Calibration:
     ) -> None:
         prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
         self._stack, self._measuring = stacks_of(model)[0] if stack is None else stack, measuring
-        matrices_of(
-            model, [self._stack.part]
-        )  # refuses a model that was not taken apart, of which linears would be passed over
+        # refuses a model that was not taken apart, of which linears would be passed over
+        matrices_of(model, [self._stack.part])
         self._share = Share(len(prompts)) if share is None else share
         self._ranges = prompts.alike(self._share.batches(measuring.batch_size))
         self._images: list[Tensor | None] = [prompts.image_mask(each) for each in self._ranges]
