@@ -39,7 +39,9 @@ def referred(store: Store, source: Path | None = None) -> Artifact:
 def reading(store: Store, sections: Mapping[str, Mapping[str, Any]]) -> Artifact:
     """The artifact `questions` of these sections."""
     content = {name: questions_content(given["source"]) for name, given in sections.items()}
-    return read_questions.fn(store, sections={name: {**ASKED, **given} for name, given in sections.items()}, content=content)
+    return read_questions.fn(
+        store, sections={name: {**ASKED, **given} for name, given in sections.items()}, content=content
+    )
 
 
 def scenes(samples: int | None, split: str = "test", seed: int = 0) -> dict[str, Any]:

@@ -151,7 +151,9 @@ def test_scenes_without_a_number_and_of_no_split_are_refused(store: Store) -> No
 
 
 def test_a_file_that_is_not_there_is_refused_with_what_a_source_may_be() -> None:
-    with pytest.raises(InputError, match=r"no file 'scene': expected scenes, or a .jsonl of image, question and answer"):
+    with pytest.raises(
+        InputError, match=r"no file 'scene': expected scenes, or a .jsonl of image, question and answer"
+    ):
         questions_content("scene")
 
 
@@ -179,7 +181,9 @@ def test_an_answer_changes_the_identity_too(store: Store, tmp_path: Path) -> Non
 def test_the_records_are_the_form_that_is_read_again(store: Store, tmp_path: Path) -> None:
     """So what a run kept can be given to the next one as a file."""
     found = reading(store, {"questions.mine": file(tmp_path / "data")})
-    again = reading(store, {"questions.mine": {"source": str(store.folder(found) / "questions.mine" / "questions.jsonl")}})
+    again = reading(
+        store, {"questions.mine": {"source": str(store.folder(found) / "questions.mine" / "questions.jsonl")}}
+    )
     first, second = (
         (store.folder(each) / "questions.mine" / "questions.jsonl").read_text().splitlines() for each in (found, again)
     )
