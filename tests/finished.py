@@ -23,7 +23,7 @@ from tasks.factorize import factorize
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters, load
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
-from tasks.results import Compressed, Effort, Results, publish
+from tasks.results import Compressed, Effort, Evaluated, Results, publish
 from tasks.tokenize import tokenize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -63,18 +63,26 @@ def finished_run() -> Finished:
         [],
         [model.ratios for model in models],
         [model.ranks for model in models],
-        [results.dense, *(model.metrics for model in models)],
+        [results.dense.metrics, *(model.metrics for model in models)],
+        None,
+        [],
         None,
         models=[*results.models],
+        sets=[],
     )
-    published = publish(p.folder, store, results, figures, Effort.since(time.perf_counter(), []))
+    published = publish(p, store, results, figures, Effort.since(time.perf_counter(), []))
     return Finished(p, store, results, figures, published)
 
 
 def run(p: Parameters, store: Store) -> Results:
     """The steps of `flows.compress`, for the baseline `uniform` and the method."""
     backbone = load_backbone.fn(
-        store, source=p.backbone.source, revision=None, dtype="auto", files=identify(p.backbone.source, None)
+        store,
+        source=p.backbone.source,
+        revision=None,
+        dtype="auto",
+        files=identify(p.backbone.source, None),
+        parts=["decoder"],
     )
     sections = {name: getattr(p.data, name).model_dump(by_alias=True) for name in SECTIONS}
     texts = read_texts.fn(
@@ -127,7 +135,7 @@ def run(p: Parameters, store: Store) -> Results:
         "uniform": compressed({**even, "band": None}, even),
         "mgaa": compressed({**ours[0], "band": None}, ours[1]),
     }
-    return Results(backbone, texts, tokens, statistics, spectra, measure(backbone), models)
+    return Results(backbone, texts, tokens, statistics, spectra, Evaluated(measure(backbone), {}), models)
 
 
 def write_model(folder: Path) -> None:

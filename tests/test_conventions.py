@@ -39,7 +39,7 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     }
     keys = own | set(load(ROOT / "params.yaml").flat())
     for key in re.findall(
-        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|sweep|study|sensitivity|profile|runner|store|tracking)(?:\.\w+)+)=",
+        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking)(?:\.\w+)+)=",
         document.read_text(),
     ):
         assert key in keys, f"{document.name} overrides {key}"

@@ -57,7 +57,8 @@ def test_a_model_that_changes_in_its_place_is_loaded_again(done: Laboratory, tmp
 
     def load() -> float:
         files = identify(str(model), None)
-        backbone = load_backbone.fn(store, source=str(model), revision=None, dtype="float32", files=files)
+        given: dict[str, Any] = {"source": str(model), "revision": None, "dtype": "float32", "parts": ["decoder"]}
+        backbone = load_backbone.fn(store, files=files, **given)
         return float(backbone_model(store, backbone, "cpu")[0].model.norm.weight[0])
 
     assert load() == 1.0

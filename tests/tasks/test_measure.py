@@ -38,7 +38,7 @@ def measured(run: Finished, store: Store, ranks: Artifact | None) -> Artifact:
 @pytest.mark.parametrize("name", ["dense", "uniform", "mgaa"])
 def test_the_numbers_are_those_of_the_checkpoint_to_the_bit(name: str, run: Finished, store: Store) -> None:
     model = None if name == "dense" else run.results.models[name]
-    evaluated = table(store, model.metrics if model else run.results.dense, METRICS)
+    evaluated = table(store, model.metrics if model else run.results.dense.metrics, METRICS)
     found = table(store, measured(run, store, model.ranks if model else None), MEASUREMENT)
     for key in ("nll", "perplexity", "nll_stderr", "parameters"):
         assert found[key] == evaluated[key], key
