@@ -3,7 +3,6 @@
 import logging
 from typing import Any
 
-from flows.evaluate import device
 from mgaa.errors import UsageError
 from tasks.answer import answer
 from tasks.artifact import Artifact, Store
@@ -35,12 +34,14 @@ def check_sight(p: Parameters, store: Store, backbone: Artifact) -> str | None:
     return None
 
 
-def answers_of(p: Parameters, store: Store, model: Artifact, questions: Artifact | None) -> dict[str, Artifact]:
+def answers_of(
+    p: Parameters, store: Store, model: Artifact, questions: Artifact | None, device: str
+) -> dict[str, Artifact]:
     """The artifact `answers` of a model for every set of questions."""
     given: dict[str, Any] = {
         "batch_size": p.evaluation.batch_size,
         "max_new_tokens": p.evaluation.answer_tokens,
-        "device": device(p),
+        "device": device,
     }
     return {
         each.name: answer(store, model, questions, section=f"questions.{each.name}", **given)

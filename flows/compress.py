@@ -71,7 +71,7 @@ def compress(parameters: Parameters) -> Results:
         statistics = calibrated(p, store, backbone, tokens["calibration"], where)
         bench = Bench(p, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra() if p.statistics.inputs == "dense" else []
-        dense = Evaluated(evaluate(store, backbone, **measured), answers_of(p, store, backbone, questions))
+        dense = Evaluated(evaluate(store, backbone, **measured), answers_of(p, store, backbone, questions, where))
         models: dict[str, Compressed] = {}
         searches = searched(p, store, run, backbone, texts, statistics, spectra, wanted, where)
         for name, recipe in wanted.items():
@@ -85,7 +85,10 @@ def compress(parameters: Parameters) -> Results:
                     bench.at_once(recipe, spectra, ratios) if spectra else bench.one_by_one(recipe, ratios)
                 )
             checkpoint = assemble(store, backbone, factors)
-            metrics, answers = evaluate(store, checkpoint, **measured), answers_of(p, store, checkpoint, questions)
+            metrics, answers = (
+                evaluate(store, checkpoint, **measured),
+                answers_of(p, store, checkpoint, questions, where),
+            )
             found = searches[name].made(store) if name in searches else []
             models[name] = Compressed(
                 ratios, ranks, factors, checkpoint, metrics, scores, searched=found, answers=answers

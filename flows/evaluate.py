@@ -2,7 +2,8 @@
 
     python -m flows.evaluate backbone.source=models/compressed [section.key=value ...]
 
-The same texts, windows, tasks and card as in `flows.compress`; the metrics go to `results/evaluation.json`.
+The same texts, windows, tasks, questions and card as in `flows.compress`; the metrics go to `results/evaluation.json`, or where `output.results`
+says.
 """
 
 import sys
@@ -11,7 +12,8 @@ from typing import Any
 
 from prefect import flow
 
-from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.asking import answers_of
+from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.evaluate import content_of, is_standard
@@ -19,17 +21,17 @@ from tasks.evaluate import evaluate as measure
 from tasks.load_backbone import identify, load_model
 from tasks.make_items import make_items
 from tasks.parameters import Parameters
-from tasks.records import METRICS, table
+from tasks.records import ANSWERS, METRICS, table
 from tasks.sealing import readable
 from tasks.where import Where
 from tasks.writing import write_file
 
-RESULT = "results/evaluation.json"
+RESULT = "evaluation.json"
 
 
 @flow(name="evaluate", validate_parameters=False)
 def evaluate(parameters: Parameters) -> dict[str, Any]:
-    """Measure `backbone.source` on the evaluation and validation texts and on `evaluation.tasks`."""
+    """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks`, and on `data.questions` if it sees."""
     p = parameters
     store = opened(p, alone=True)
     source, revision = p.backbone.source, p.backbone.revision
@@ -40,7 +42,10 @@ def evaluate(parameters: Parameters) -> dict[str, Any]:
     tokens = prepared_tokens(p, store, model, texts, ("validation", "evaluation"))
     metrics = measure(store, model, **measurement(p, store, texts, tokens))
     record = {"source": source, "revision": revision, **table(store, metrics, METRICS)}
-    write_file(p.folder / RESULT, readable(record))
+    if p.data.questions:
+        answers = answers_of(p, store, model, prepared_questions(p, store), device(p))
+        record["questions"] = {name: table(store, each, ANSWERS) for name, each in answers.items()}
+    write_file(p.results / RESULT, readable(record))
     return record
 
 
@@ -74,4 +79,4 @@ def device(p: Parameters) -> Where:
 if __name__ == "__main__":
     from flows.cli import main
 
-    sys.exit(main(evaluate, show=lambda p: print((p.folder / RESULT).read_text(encoding="utf-8"))))
+    sys.exit(main(evaluate, show=lambda p: print((p.results / RESULT).read_text(encoding="utf-8"))))

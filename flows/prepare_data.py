@@ -76,13 +76,18 @@ def prepared_tokens(
     names: Sequence[str] = SECTIONS,
     questions: Artifact | None = None,
 ) -> dict[str, Artifact]:
-    """The artifact `tokens` of the sections `names`, by the tokenizer or the processor of `model`."""
+    """The artifact `tokens` of the sections `names`, by the tokenizer or the processor of `model`.
+
+    Args:
+        questions: those of `prepared_questions`, where they were prepared.
+    """
     found = {}
     for name in names:
         given: Texts = getattr(parameters.data, name)
         if name not in text_sections(parameters):
-            assert questions is not None, "they were prepared"
-            found[name] = encode_questions(store, model, questions, section=name)
+            found[name] = encode_questions(
+                store, model, questions or prepared_questions(parameters, store), section=name
+            )
             continue
         cut: dict[str, Any] = {"length": given.length, "samples": given.samples, "seed": given.seed}
         found[name] = tokenize(store, model, texts, section=name, **cut)

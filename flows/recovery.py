@@ -83,6 +83,6 @@ def recovered(
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
     metrics = evaluate(store, checkpoint, **measured)
     tuned = [model.checkpoint, examples]
-    answers = answers_of(p, store, checkpoint, questions)
+    answers = answers_of(p, store, checkpoint, questions, device(p))
     kept = model.scores, tuned, model.searched
     return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, *kept, answers)

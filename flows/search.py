@@ -16,6 +16,7 @@ from typing import Any
 
 from prefect import flow
 
+from flows.asking import check_sight
 from flows.calibration import calibrated
 from flows.compress import Bench, backbone_of
 from flows.evaluate import device, measurement
@@ -52,6 +53,7 @@ def search(parameters: Parameters) -> list[Final]:
         recording(store) as executions,
     ):
         backbone = backbone_of(p, store)
+        check_sight(p, store, backbone)
         rehearse(store, backbone, factorizer, [both_levels(p)])
         for groups in p.study.groups:
             rehearsed(p, store, backbone, groups)

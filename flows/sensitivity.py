@@ -14,6 +14,7 @@ from typing import Any
 
 from prefect import flow, unmapped
 
+from flows.asking import check_sight
 from flows.calibration import calibrated
 from flows.compress import Bench, backbone_of
 from flows.evaluate import device
@@ -47,6 +48,7 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
     factorizer = p.factors.method, p.factors.options
     with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording(store) as executions:
         backbone = backbone_of(p, store)
+        check_sight(p, store, backbone)
         types = sizes(store, backbone)
         wanted = [*product(types, p.sensitivity.compression)]
         spaces = [alone(types, name, fraction) for name, fraction in wanted]

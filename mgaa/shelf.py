@@ -60,7 +60,7 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
 
 
 def _compute_buffers_(module: nn.Module, owner: PreTrainedModel) -> None:
-    """What no file holds (rotary frequencies, positions of patches), transformers computes where it initialises; each model inside its own."""
+    """What no file holds (rotary frequencies, positions of patches), transformers computes where it initialises, each model its own."""
     owner = module if isinstance(module, PreTrainedModel) else owner
     if module._non_persistent_buffers_set:
         owner._init_weights(module)

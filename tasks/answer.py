@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact, Store
-from tasks.evaluate import load_artifact
+from tasks.load_artifact import load_artifact
 from tasks.questions import CAPTION, questions_of, records_of
 from tasks.records import ANSWERS, write_table
 from tasks.sealing import digest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.artifact import Artifact, Store
 from tasks.load_backbone import backbone_model, parts_of
-from tasks.records import sequences_of
+from tasks.sequences import sequences_of
 from tasks.where import place_of_hidden
 
 if TYPE_CHECKING:

@@ -31,11 +31,11 @@ from tasks.records import (
     energy_file,
     rank_table,
     score_file,
-    sequences_of,
     table,
     write_table,
 )
 from tasks.sealing import digest
+from tasks.sequences import sequences_of
 from tasks.stage import named
 from tasks.step import step
 from tasks.where import place_of_hidden

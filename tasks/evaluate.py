@@ -9,11 +9,12 @@ from typing import Any
 from mgaa.errors import UsageError
 from tasks import zero_shot
 from tasks.artifact import Artifact, Store
+from tasks.load_artifact import load_artifact, weight_bytes
 from tasks.protocol import protocol
-from tasks.records import METRICS, backbone_record, token_stream, write_table
+from tasks.records import METRICS, token_stream, write_table
 from tasks.sealing import file_digest
 from tasks.step import resuming_step
-from tasks.where import place_of_hidden, streams
+from tasks.where import place_of_hidden
 
 
 @resuming_step(kind="metrics")
@@ -110,25 +111,3 @@ def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
     definitions = {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks}
     paths |= {name: path for name, path in definitions.items() if path.is_file()}
     return {name: file_digest(path, path.stat()) for name, path in paths.items()}
-
-
-def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
-    """Model and tokenizer, or processor where it sees, of an artifact `backbone`, `model` or `checkpoint`, read from its files."""
-    from mgaa.architectures import ARCHITECTURES, MULTIMODAL
-    from mgaa.checkpoint import load
-
-    given: dict[str, Any] = {"source": store.folder(model)}
-    if model.kind != "checkpoint":
-        given = {name: backbone_record(store, model)[name] for name in ("source", "revision", "dtype", "model_type")}
-    known = given.pop("model_type", None) in (None, *ARCHITECTURES, *MULTIMODAL)
-    return load(**given, device=str(device), stream=known and streams(device, weight_bytes(store, model)))
-
-
-def weight_bytes(store: Store, model: Artifact) -> int:
-    """Bytes of the weight files on disk."""
-    from mgaa.folder import locate, weight_files
-
-    if model.kind == "checkpoint":
-        return sum(path.stat().st_size for path in store.folder(model).glob("*.safetensors"))
-    record = backbone_record(store, model)
-    return sum(path.stat().st_size for path in weight_files(locate(record["source"], record["revision"])))

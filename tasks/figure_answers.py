@@ -29,6 +29,11 @@ def shown(answers: Sequence[Mapping[str, Any]]) -> list[int]:
     return [index for index, _ in zip(turns, range(SHOWN), strict=False)]
 
 
+def shown_as(text: str) -> str:
+    """A text as it can be drawn: whatever a model says, without control characters, which no SVG may hold."""
+    return "".join(each if each.isprintable() else " " for each in text)
+
+
 def answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Images with their question, the answer that was expected, and that of every model, in green where it is right.
 
@@ -57,11 +62,20 @@ def answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, A
         axis.axis("off")
         with Image.open(folder / "images" / first[index]["image"]) as image:
             axis.imshow(image)
-        question = textwrap.wrap(f"{first[index]['question']} ({first[index]['expected']})", WIDTH)[:2]
+        question = textwrap.wrap(shown_as(f"{first[index]['question']} ({first[index]['expected']})"), WIDTH)[:2]
         lines = [(line, INK) for line in question]
         for model, each in given.items():
-            said = textwrap.shorten(f"{label_of(model)}: {each[index]['answer']}", WIDTH, placeholder="...")
+            said = textwrap.shorten(f"{label_of(model)}: {shown_as(each[index]['answer'])}", WIDTH, placeholder="...")
             lines.append((said, RIGHT if each[index]["correct"] else WRONG))
         for line, (text, colour) in enumerate(lines):
-            axis.text(0.5, -0.05 - 0.11 * line, text, transform=axis.transAxes, ha="center", va="top", color=colour)
+            axis.text(
+                0.5,
+                -0.05 - 0.11 * line,
+                text,
+                transform=axis.transAxes,
+                ha="center",
+                va="top",
+                color=colour,
+                parse_math=False,
+            )
     return figure

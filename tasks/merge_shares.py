@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tasks.artifact import Artifact, Store
 from tasks.load_backbone import backbone_model, parts_of
-from tasks.records import block_file, sequences_of
+from tasks.records import block_file
+from tasks.sequences import sequences_of
 from tasks.step import step
 
 

@@ -46,11 +46,11 @@ class Parameters(Section):
     """Everything that can be set."""
 
     case: str = Field(description="what is compressed, and on which data: one of those under `cases`")
-    cases: dict[str, dict[str, Any]] = Field(
+    cases: dict[str, dict[str, Any] | None] = Field(
         exclude=True, description="what the name of a case stands for: values in the place of those of the sections"
     )
     method: str = Field(description="the run's method: one of those under `methods`")
-    methods: dict[str, dict[str, Any]] = Field(
+    methods: dict[str, dict[str, Any] | None] = Field(
         exclude=True, description="what the name of a method stands for: values in the place of those of the sections"
     )
     backbone: Backbone

@@ -103,14 +103,6 @@ def token_stream(store: Store, tokens: Artifact) -> tuple[Any, dict[str, Any]]:
     return load_file(store.folder(tokens) / TOKENS)["ids"], table(store, tokens, CARD)
 
 
-def sequences_of(store: Store, tokens: Artifact) -> Any:
-    """What calibrates: windows of text (sequences, length), or `mgaa.prompts.Prompts`."""
-    from mgaa.prompts import Prompts
-
-    path = store.folder(tokens) / PROMPTS
-    return Prompts.load(path) if path.exists() else token_windows(store, tokens)
-
-
 def token_windows(store: Store, tokens: Artifact) -> Any:
     """The ids of a section as windows (sequences, length), without the tail that fills none."""
     ids, card = token_stream(store, tokens)

@@ -9,7 +9,8 @@ from typing import Any
 from tasks.artifact import Artifact, Store
 from tasks.ladders import latency_of, pruning_of
 from tasks.recipes import Recipe
-from tasks.records import backbone_matrices, sequences_of
+from tasks.records import backbone_matrices
+from tasks.sequences import sequences_of
 
 
 def rehearse(

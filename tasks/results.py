@@ -173,6 +173,7 @@ def comparison(store: Store, results: Results) -> dict[str, Any]:
             if model != EVEN
         }
         for name, reference in results.models[EVEN].answers.items()
+        if table(store, reference, ANSWERS)["n"] > 1  # an interval takes two
     }
 
 

@@ -165,7 +165,7 @@ EDITS = {
     "mgaa/factors/whitened.py": set(),
     "mgaa/perplexity.py": {"evaluate", "answer"},
     "mgaa/answering.py": {"evaluate", "answer"},
-    "tasks/harness.py": {"evaluate", "answer"},
+    "tasks/harness.py": {"evaluate"},
     "tasks/figures.py": {"draw_figures"},
     "tasks/figure_answers.py": {"draw_figures"},
     "tasks/questions.py": {"evaluate", "read_questions", "encode_questions", "ask_examples", "answer"},
