@@ -63,7 +63,7 @@ def prepared_questions(parameters: Parameters, store: Store) -> Artifact | None:
         return None
     return read_questions(
         store,
-        sections={name: asked(given) for name, given in sections.items()},
+        sections={name: asking(given) for name, given in sections.items()},
         content={name: questions_content(given.source) for name, given in sections.items()},
     )
 
@@ -85,9 +85,9 @@ def prepared_tokens(
     for name in names:
         given: Texts = getattr(parameters.data, name)
         if name not in text_sections(parameters):
-            found[name] = encode_questions(
-                store, model, questions or prepared_questions(parameters, store), section=name
-            )
+            asked = questions or prepared_questions(parameters, store)
+            assert asked is not None, "the calibration is among them"
+            found[name] = encode_questions(store, model, asked, section=name)
             continue
         cut: dict[str, Any] = {"length": given.length, "samples": given.samples, "seed": given.seed}
         found[name] = tokenize(store, model, texts, section=name, **cut)
@@ -99,7 +99,7 @@ def reading(given: Texts) -> dict[str, object]:
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in READING}
 
 
-def asked(given: Texts | Questions) -> dict[str, object]:
+def asking(given: Texts | Questions) -> dict[str, object]:
     """The parameters of a section that choose its questions."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in ASKING}
 
