@@ -1,4 +1,4 @@
-"""A model that sees to look at: a LLaVA with a random vision tower and projector around the demo language model, and questions for it."""
+"""A model that sees to look at: a LLaVA, random but for the first blocks of the demo language model in it, and questions for it."""
 
 import json
 import os
@@ -12,6 +12,8 @@ from tasks.artifact import Artifact, Store
 from tasks.load_backbone import identify, load_backbone
 from tasks.read_questions import questions_content, read_questions
 
+BLOCKS = 3
+"""Of its decoder."""
 ASKED = {"from": 0.0, "to": 1.0, "samples": None, "seed": 0, "split": None}
 """What chooses all questions of a file."""
 
@@ -25,8 +27,11 @@ def seeing_model() -> Path:
 
     torch.manual_seed(0)
     processor = vlm.processor()
+    model = vlm.build(processor)
+    decoder = model.model.language_model
+    decoder.layers, decoder.config.num_hidden_layers = decoder.layers[:BLOCKS], BLOCKS
     folder = Path(os.environ["PREFECT_HOME"]) / "seeing model"
-    save(vlm.build(processor).to(torch.bfloat16).eval(), processor, folder)
+    save(model.to(torch.bfloat16).eval(), processor, folder)
     return folder
 
 
