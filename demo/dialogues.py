@@ -1,7 +1,9 @@
 """What the vision-language model is trained on: images with several questions each, as token ids and the mask of what is learned.
 
-One row holds the tokens of an image once and several turns about it, so that an image costs little per answer. A share of the rows
-comes from easy-VQA where its train part is given; its images are mirrored half of the time, for its questions know no sides.
+One row holds the tokens of an image once and several turns about it, none of which sees another: what an earlier turn gave away would
+be learned in the place of looking. So an image costs little per answer, and every answer is learned as it will be asked for. A share
+of the rows comes from easy-VQA where its train part is given; its images are mirrored half of the time, for its questions know no
+sides.
 """
 
 from collections import defaultdict
@@ -12,7 +14,8 @@ from random import Random
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from transformers import LlavaProcessor
+from torch.nn.functional import cross_entropy
+from transformers import LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast
 
 from demo import scenes, vlm
 from demo.scenes import CAPTION, TYPES, Example, Pair, Scene
@@ -57,26 +60,71 @@ class Source:
         return scenes.draw(scene, self.random), _turns(scene, turns, self.random)
 
 
-def encode(
-    reader: LlavaProcessor, dialogues: Sequence[Dialogue], length: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids (b, n) padded on the right, the mask of answers with their `</s>` (b, n), and pixels (b, 3, 64, 64).
+@dataclass(frozen=True)
+class Rows:
+    """Dialogues as a model reads them, padded on the right (b, n).
 
-    Rows are as long as the longest, or cut and padded to `length`.
-
-    The text is that of the chat template. The mask is the template's own (`return_assistant_tokens_mask`), found faster: an answer is
-    what stands between a line break and the next `</s>`.
+    Attributes:
+        ids: tokens.
+        learned: whether a token is of an answer or its `</s>`.
+        visible: which tokens a token sees (b, 1, n, n): those before it of the image and of its own turn.
+        positions: of the image's tokens, and behind them of each turn anew.
+        images: pixels (b, 3, 64, 64).
     """
+
+    ids: Tensor
+    learned: Tensor
+    visible: Tensor
+    positions: Tensor
+    images: Tensor
+
+
+def encode(reader: LlavaProcessor, dialogues: Sequence[Dialogue]) -> Rows:
+    """Every turn is read as if it were alone behind its image, in the text of the chat template, so that an image costs once."""
     tokenizer = reader.tokenizer
-    texts = [reader.apply_chat_template(vlm.conversation(turns, image), tokenize=False) for image, turns in dialogues]
-    patches = vlm.IMAGE * (scenes.SIZE // vlm.PATCH) ** 2
-    encoded = tokenizer([text.replace(vlm.IMAGE, patches) for text in texts], add_special_tokens=False)["input_ids"]
-    size = length or max(map(len, encoded))
-    ids = torch.tensor([(each + [tokenizer.pad_token_id] * size)[:size] for each in encoded])
-    starts = (ids == tokenizer.convert_tokens_to_ids("Ċ")).cumsum(1)
-    ends = (ids == tokenizer.eos_token_id).cumsum(1)
-    before = torch.nn.functional.pad(starts - ends, (1, 0))[:, :-1]
-    return ids, before > 0, pixels([image for image, _ in dialogues])
+    shown = _ids(tokenizer, [f"{tokenizer.bos_token}{vlm.IMAGE * (scenes.SIZE // vlm.PATCH) ** 2}"])[0]
+    rows = [[_turn(tokenizer, pair) for pair in turns] for _, turns in dialogues]
+    size = len(shown) + max(sum(len(ids) for ids, _ in row) for row in rows)
+    ids = torch.full((len(rows), size), tokenizer.pad_token_id)
+    turn, positions, learned = (torch.zeros(len(rows), size, dtype=torch.int64) for _ in range(3))
+    for index, row in enumerate(rows):
+        ids[index, : len(shown)] = torch.tensor(shown)
+        positions[index, : len(shown)] = torch.arange(len(shown))
+        end = len(shown)
+        for number, (own, answer) in enumerate(row, start=1):
+            here = slice(end, end + len(own))
+            ids[index, here], turn[index, here] = torch.tensor(own), number
+            positions[index, here] = torch.arange(len(shown), len(shown) + len(own))
+            end += len(own)
+            learned[index, end - answer : end] = 1
+        turn[index, end:] = len(row) + 1  # padding sees itself, and nobody sees it
+    same = (turn[:, :, None] == turn[:, None, :]) | (turn[:, None, :] == 0)
+    visible = same & torch.ones(size, size, dtype=torch.bool).tril()
+    return Rows(ids, learned.bool(), visible[:, None], positions, pixels([image for image, _ in dialogues]))
+
+
+def loss(model: LlavaForConditionalGeneration, rows: Rows) -> Tensor:
+    """Mean negative log-likelihood in nats of what is learned; the head is computed for that alone."""
+    hidden = model.model(
+        input_ids=rows.ids,
+        pixel_values=rows.images,
+        attention_mask=rows.visible,
+        position_ids=rows.positions,
+        use_cache=False,
+    )[0]
+    wanted = rows.learned[:, 1:]
+    return cross_entropy(model.lm_head(hidden[:, :-1][wanted]), rows.ids[:, 1:][wanted])
+
+
+def _turn(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> tuple[list[int], int]:
+    """The tokens of a turn, and how many of the last are the answer."""
+    question, answer = _ids(tokenizer, [f"{pair[0]}\n", f"{pair[1]}{tokenizer.eos_token}"])
+    return question + answer, len(answer)
+
+
+def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return found
 
 
 def _turns(scene: Scene, count: int, random: Random) -> list[Pair]:

@@ -29,6 +29,9 @@ GRID = 3
 MOST = 4
 """Things in a scene, at most."""
 
+COUNTS = (1, 1, 1, 2, 2, 3, MOST)
+"""How many things a scene has, each as likely as the others."""
+
 SHAPES = ("circle", "rectangle", "triangle", "cross", "diamond", "ring")
 COLOURS = {
     "black": (0, 0, 0),
@@ -289,8 +292,8 @@ def _scenes(split: str, random: Random) -> Iterator[Scene]:
 
 
 def _scene(random: Random) -> Scene:
-    """Half of the scenes repeat shapes or colours, so that there is something to count."""
-    count = random.randint(1, MOST)
+    """Half of the scenes repeat shapes or colours, so that there is something to count; fewer things are more common."""
+    count = random.choice(COUNTS)
     cells = random.sample(range(len(PLACES)), count)
     shapes = random.sample(SHAPES, random.choice((2, len(SHAPES))))
     colours = random.sample(list(COLOURS), random.choice((2, len(COLOURS))))

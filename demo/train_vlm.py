@@ -4,7 +4,7 @@
     python -m demo.train_vlm --easy-vqa vqa/train --easy-vqa-test vqa/test            # the committed one
 
 Vision tower and projector learn first (`tower.py`), then everything together: each step takes a batch of dialogues about images
-(`dialogues.py`; every fourth has single questions, the form it is asked in) and a batch of docstrings of the demo's train split, so
+(`dialogues.py`, where each question is read as if it were alone) and a batch of docstrings of the demo's train split, so
 that the language model keeps its language. Scenes have one thing at first, then two, then up to four, for where to look is learned
 first where there is one place only. The rate is low for so small a model: at three times of it the language model lost what it can do,
 copying from what is alike above all, and answered from the questions alone.
@@ -15,6 +15,7 @@ of the tower, and neither it nor compiling made the rest faster.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,18 +26,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
+from transformers import AutoTokenizer, GenerationConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from demo import corpus, dialogues, easy_vqa, packing, scenes, tower, vlm, vlm_record
+from demo.dialogues import Rows
 from demo.scenes import Example
 from mgaa.errors import MgaaError, NumericalError, UsageError
 
 FINAL = Path(__file__).parents[1] / "models" / "demo-vlm"
 POINTS = 15
-SINGLE = 4
-"""Every so many steps the rows have one question, and there are twice as many."""
+SELDOM, LATE = 2, 0.75
+"""Every so many steps there is text as well, and from this share of the training on at every step: its gradient is so much noisier than
+that of answers that it would slow them down."""
 
-FEW = (0.1, 0.2)
+FEW = (0.2, 0.35)
 """Shares of the training up to which drawn scenes have one thing and at most two."""
 
 
@@ -44,28 +47,31 @@ FEW = (0.1, 0.2)
 class Plan:
     """Everything the result depends on beside the data."""
 
-    steps: int = 2400
-    batch: int = 12
-    turns: int = 7
-    length: int = 96
-    single_length: int = 40
-    rate: float = 5e-4
-    text_batch: int = 2
+    steps: int = 3000
+    batch: int = 6
+    turns: int = 8
+    rate: float = 7e-4
+    text_batch: int = 1
     text_length: int = 256
     text_weight: float = 0.5
     decay: float = 0.05
     warmup: float = 0.04
-    tower_steps: int = 1800
+    tower_steps: int = 1000
     tower_batch: int = 64
     tower_rate: float = 2e-3
     seed: int = 0
 
+    goes_on: bool = False
+    """Whether this training goes on from an earlier one: no first stage, scenes of every size and text in every step."""
 
-def answer_loss(model: LlavaForConditionalGeneration, ids: Tensor, mask: Tensor, images: Tensor) -> Tensor:
-    """Mean negative log-likelihood in nats of the masked tokens; the head is computed for them alone."""
-    wanted = mask[:, 1:]
-    hidden = model.model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False)[0]
-    return cross_entropy(model.lm_head(hidden[wanted]), ids[:, 1:][wanted])
+    def reads(self, step: int) -> bool:
+        """Whether a step has text beside its questions."""
+        return self.goes_on or step % SELDOM == 0 or step >= LATE * self.steps
+
+    def most(self, step: int) -> int:
+        """Things in a scene, at most."""
+        early = (few for few, end in enumerate(FEW, start=1) if step < end * self.steps)
+        return scenes.MOST if self.goes_on else next(early, scenes.MOST)
 
 
 def text_loss(model: LlavaForConditionalGeneration, rows: Tensor) -> Tensor:
@@ -86,14 +92,14 @@ def fit(
     optimizer = _optimizer(model, plan)
     curve, recent = list[list[float]](), list[Tensor]()
     with tqdm(total=plan.steps, desc="training the demo vision-language model", disable=None) as bar:
-        for step, ((ids, mask, images), rows) in enumerate(_batches(reader, texts, easy, plan), start=1):
-            losses = answer_loss(model, ids, mask, images), text_loss(model, rows)
+        for step, (rows, text) in enumerate(_batches(reader, texts, easy, plan), start=1):
+            losses = [dialogues.loss(model, rows), *([] if text is None else [text_loss(model, text)])]
             recent.append(_step(model, optimizer, losses, step, plan))
             bar.update()
             if step % max(1, plan.steps // POINTS) == 0 or step == plan.steps:
                 right = vlm_record.right(model, reader, validation)
                 curve.append(
-                    [step, *(round(each, 4) for each in torch.stack(recent).mean(0).tolist()), round(right, 4)]
+                    [step, *(round(each, 4) for each in torch.stack(recent).nanmean(0).tolist()), round(right, 4)]
                 )
                 tqdm.write(f"step {step}: answers {curve[-1][1]}, text {curve[-1][2]}, validation {right:.1%} right")
                 recent.clear()
@@ -102,27 +108,25 @@ def fit(
 
 def _batches(
     reader: LlavaProcessor, texts: Sequence[Tensor], easy: Sequence[Example], plan: Plan
-) -> Iterator[tuple[tuple[Tensor, Tensor, Tensor], Tensor]]:
+) -> Iterator[tuple[Rows, Tensor | None]]:
     source = dialogues.Source(Random(f"dialogues {plan.seed}"), easy)
     rows = packing.batches(texts, batch=plan.text_batch, length=plan.text_length, seed=plan.seed)
     for step in range(plan.steps):
-        single = step % SINGLE == SINGLE - 1
-        most = next((few for few, end in enumerate(FEW, start=1) if step < end * plan.steps), scenes.MOST)
-        taken = source.take(plan.batch * (2 if single else 1), 1 if single else plan.turns, most=most)
-        yield dialogues.encode(reader, taken, plan.single_length if single else plan.length), next(rows)
+        text = next(rows) if plan.reads(step) else None
+        yield dialogues.encode(reader, source.take(plan.batch, plan.turns, most=plan.most(step))), text
 
 
 def _step(
     model: LlavaForConditionalGeneration,
     optimizer: torch.optim.Optimizer,
-    losses: tuple[Tensor, Tensor],
+    losses: Sequence[Tensor],
     step: int,
     plan: Plan,
 ) -> Tensor:
     share = step / plan.steps
     for group in optimizer.param_groups:
         group["lr"] = plan.rate * min(share / plan.warmup, (1 - share) / (1 - plan.warmup))
-    value = losses[0] + plan.text_weight * losses[1]
+    value = losses[0] + plan.text_weight * sum(losses[1:], torch.zeros(()))
     value.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
@@ -131,7 +135,7 @@ def _step(
         raise NumericalError(
             f"The training loss is {float(value.detach())} at step {step}, expected a finite number: lower --rate."
         )
-    return torch.stack([each.detach() for each in losses])
+    return torch.stack([*(each.detach() for each in losses), torch.tensor(torch.nan)])[:2]
 
 
 def _optimizer(model: LlavaForConditionalGeneration, plan: Plan) -> torch.optim.AdamW:
@@ -154,7 +158,9 @@ def check(plan: Plan) -> None:
         )
 
 
-def train(plan: Plan, output: Path, easy: Path | None = None, easy_test: Path | None = None) -> None:
+def train(
+    plan: Plan, output: Path, easy: Path | None = None, easy_test: Path | None = None, start_from: Path | None = None
+) -> None:
     """Draws and reads the data, trains, saves, measures what was saved, and writes the record."""
     check(plan)
     start = time.monotonic()
@@ -164,16 +170,13 @@ def train(plan: Plan, output: Path, easy: Path | None = None, easy_test: Path | 
     torch.manual_seed(plan.seed)
     reader = vlm.processor()
     texts = {name: packing.encode(vlm.tokenizer(), documents[name]) for name in ("train", "test")}
-    model = vlm.build(reader)
-    seen = tower.fit(
-        model.model.vision_tower,
-        model.model.multi_modal_projector,
-        tower.words(model.get_input_embeddings().weight.detach().clone(), vlm.tokenizer()),
-        steps=plan.tower_steps,
-        batch=plan.tower_batch,
-        rate=plan.tower_rate,
-        seed=plan.seed,
+    as_before = packing.encode(AutoTokenizer.from_pretrained(vlm.BACKBONE), documents["test"])
+    model = (
+        vlm.build(reader)
+        if start_from is None
+        else LlavaForConditionalGeneration.from_pretrained(start_from, dtype=torch.float32)
     )
+    seen = [] if start_from else _first_stage(model, plan)
     curve = fit(model, reader, texts["train"], questions, scenes.examples("validation", 150), plan)
     seconds = time.monotonic() - start
     save(model, reader, output)
@@ -181,11 +184,24 @@ def train(plan: Plan, output: Path, easy: Path | None = None, easy_test: Path | 
         output,
         plan,
         documents=documents,
-        test_texts=texts["test"],
+        test_texts=(texts["test"], as_before),
         easy=questions,
         easy_test=asked,
         curves={"tower": seen, "joint": curve},
+        before=None if start_from is None else json.loads((start_from / "training.json").read_text()),
         seconds=seconds,
+    )
+
+
+def _first_stage(model: LlavaForConditionalGeneration, plan: Plan) -> list[list[float]]:
+    return tower.fit(
+        model.model.vision_tower,
+        model.model.multi_modal_projector,
+        tower.words(model.get_input_embeddings().weight.detach().clone(), vlm.tokenizer()),
+        steps=plan.tower_steps,
+        batch=plan.tower_batch,
+        rate=plan.tower_rate,
+        seed=plan.seed,
     )
 
 
@@ -217,11 +233,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and data (default: %(default)s)")
     parser.add_argument("--easy-vqa", type=Path, metavar="FOLDER", help="easy-VQA's train part, to learn from as well")
     parser.add_argument("--easy-vqa-test", type=Path, metavar="FOLDER", help="easy-VQA's test part, to be measured on")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from the result of an earlier training")
     parser.add_argument("--output", type=Path, default=FINAL, help="folder of the result (default: models/demo-vlm)")
     given = parser.parse_args()
-    plan = Plan(steps=given.steps, tower_steps=given.tower_steps, rate=given.rate, seed=given.seed)
+    own = {"steps": given.steps, "tower_steps": given.tower_steps, "rate": given.rate, "seed": given.seed}
+    plan = Plan(**own, goes_on=given.start is not None)
     try:
-        train(plan, given.output, given.easy_vqa, given.easy_vqa_test)
+        train(plan, given.output, given.easy_vqa, given.easy_vqa_test, given.start)
     except MgaaError as error:
         parser.exit(error.exit_code, f"{error}\n")
 

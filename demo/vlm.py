@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPImageProcessorPil,
@@ -31,6 +32,13 @@ from demo.scenes import SIZE
 BACKBONE = RECORD.parent
 PATCH = 16
 IMAGE, PAD = "<image>", "<pad>"
+
+_NAMES = ("circle", "rectangle", "triangle", "diamond", "black", "blue", "brown", "gray", "green", "teal", "yellow")
+_WHOLE = (*_NAMES, "top", "middle", "bottom", "centre", "yes")
+WORDS = (*(mark + word for word in _WHOLE for mark in ("", " ")), " ring")
+"""Words of the scenes that the tokenizer of docstrings would cut (`b`, `l`, `ue`), as tokens of their own, with and without a blank: a
+model finds and copies tokens, and pieces that many names share are hard to tell apart. `ring` is a token already, and part of `string`.
+"""
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -59,13 +67,16 @@ def vision() -> CLIPVisionConfig:
 
 
 def tokenizer(backbone: Path = BACKBONE) -> PreTrainedTokenizerFast:
-    """The language model's own; text goes through it, for a docstring may hold the letters `<image>`."""
-    return AutoTokenizer.from_pretrained(backbone)
+    """The language model's own with `WORDS`; text goes through it, for a docstring may hold the letters `<image>`."""
+    extended = AutoTokenizer.from_pretrained(backbone)
+    extended.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
+    return extended
 
 
 def processor(backbone: Path = BACKBONE) -> LlavaProcessor:
     """The tokenizer of the language model with `<image>` and `<pad>`, the image processor on Pillow, and the chat template."""
-    extended = AutoTokenizer.from_pretrained(backbone, extra_special_tokens={"image_token": IMAGE})
+    extended = tokenizer(backbone)
+    extended.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     extended.add_special_tokens({"pad_token": PAD})
     extended.padding_side = "left"
     images = CLIPImageProcessorPil(
@@ -85,7 +96,7 @@ def processor(backbone: Path = BACKBONE) -> LlavaProcessor:
 
 
 def build(reader: LlavaProcessor, backbone: Path = BACKBONE) -> LlavaForConditionalGeneration:
-    """The model in float32: random tower and projector, the language model's own weights, and two more rows of embeddings."""
+    """The model in float32: random tower and projector, the language model's own weights, and a few more rows of embeddings."""
     language = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
     language.resize_token_embeddings(len(reader.tokenizer))
     text = language.config

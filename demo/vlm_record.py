@@ -85,20 +85,20 @@ def caption_perplexity(model: LlavaForConditionalGeneration, reader: LlavaProces
     total, count = 0.0, 0
     for start in range(0, len(asked), 50):
         part = [(each.image, [(each.question, each.answer)]) for each in asked[start : start + 50]]
-        ids, mask, images = dialogues.encode(reader, part)
-        logits = model(input_ids=ids[:, :-1], pixel_values=images, use_cache=False).logits
-        wanted = mask[:, 1:]
-        total += float(torch.nn.functional.cross_entropy(logits[wanted], ids[:, 1:][wanted], reduction="sum"))
-        count += int(wanted.sum())
+        rows = dialogues.encode(reader, part)
+        count += (learned := int(rows.learned.sum()))
+        total += float(dialogues.loss(model, rows)) * learned
     return math.exp(total / count)
 
 
-def text_perplexity(model: LlavaForConditionalGeneration, texts: Sequence[Tensor]) -> dict[str, float]:
-    """Of the docstrings, by this model and by the language model it was made from, as `train.py` measures the loss."""
-    rows = packing.rows(texts, train.Plan().length)
+def text_perplexity(
+    model: LlavaForConditionalGeneration, texts: tuple[Sequence[Tensor], Sequence[Tensor]]
+) -> dict[str, float]:
+    """Of the docstrings, by this model and by the language model it was made from, each by its own tokenizer, as `train.py` measures."""
+    own, before = (packing.rows(each, train.Plan().length) for each in texts)
     backbone = LlamaForCausalLM.from_pretrained(vlm.BACKBONE, dtype=torch.float32)
-    ours = math.exp(train.evaluate(model, rows, what="docstrings"))
-    theirs = math.exp(train.evaluate(backbone, rows, what="docstrings by models/demo"))
+    ours = math.exp(train.evaluate(model, own, what="docstrings"))
+    theirs = math.exp(train.evaluate(backbone, before, what="docstrings by models/demo"))
     return {"this_model": round(ours, 3), "models_demo": round(theirs, 3), "change": round(ours / theirs - 1, 4)}
 
 
@@ -115,13 +115,14 @@ def write(
     plan: "Plan",
     *,
     documents: Mapping[str, Sequence[Document]],
-    test_texts: Sequence[Tensor],
+    test_texts: tuple[Sequence[Tensor], Sequence[Tensor]],
     easy: Sequence[Example],
     easy_test: Sequence[Example],
     curves: Mapping[str, list[list[float]]],
     seconds: float,
+    before: Mapping[str, Any] | None = None,
 ) -> None:
-    """Measures the saved checkpoint and writes `training.json` beside it."""
+    """Measures the saved checkpoint and writes `training.json` beside it; `before` is that of a training which this one went on from."""
     model = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
     reader = AutoProcessor.from_pretrained(output)
     test, captions = scenes.examples("test", QUESTIONS), scenes.examples("test", CAPTIONS, types=[CAPTION])
@@ -136,6 +137,7 @@ def write(
         "scenes": {"version": scenes.version(), "test": {"questions": len(test), "sha256": digest(test)}},
         "easy_vqa": {name: _easy(each) for name, each in (("train", easy), ("test", easy_test))},
         "docstrings": {name: corpus.digest(documents[name]) for name in ("train", "test")},
+        **({} if before is None else {"before": {key: before[key] for key in ("plan", "seen", "curves", "seconds")}}),
         "plan": asdict(plan),
         "seen": _seen(plan),
         "curves": dict(curves),
@@ -164,14 +166,11 @@ def _easy(questions: Sequence[Example]) -> dict[str, int | str] | None:
 
 def _seen(plan: "Plan") -> dict[str, int]:
     """Images and tokens of text that the training consumed."""
-    from demo.train_vlm import SINGLE
-
-    singles = plan.steps // SINGLE
     return {
         "tower_images": plan.tower_steps * plan.tower_batch,
-        "dialogues": (plan.steps - singles) * plan.batch,
-        "single_questions": singles * 2 * plan.batch,
-        "text_tokens": plan.steps * plan.text_batch * plan.text_length,
+        "images": plan.steps * plan.batch,
+        "questions_at_most": plan.steps * plan.batch * plan.turns,
+        "text_tokens": sum(map(plan.reads, range(plan.steps))) * plan.text_batch * plan.text_length,
     }
 
 

@@ -1,4 +1,4 @@
-"""The demo vision-language model: its text, masks and first stage are what they should be; the committed one sees, and its record is true."""
+"""The demo vision-language model: its text, masks and first stage are right; the committed one sees, and its record is true."""
 
 import json
 import re
@@ -64,27 +64,32 @@ def test_an_image_is_16_tokens_between_the_start_and_the_question(reader: LlavaP
     assert reader.image_token_id not in ids[17:]
 
 
-def test_rows_masks_and_pixels_are_those_of_the_processor(reader: LlavaProcessor) -> None:
+def test_every_turn_is_read_as_if_it_were_alone_behind_its_image(
+    reader: LlavaProcessor, fresh: LlavaForConditionalGeneration
+) -> None:
     taken = few()
-    ids, mask, pixels = dialogues.encode(reader, taken)
-    expected = reader.apply_chat_template(
-        [vlm.conversation(turns, image) for image, turns in taken],
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"return_tensors": "pt", "padding": True, "padding_side": "right"},
-    )
-    assert ids.equal(expected["input_ids"])
-    assert mask.equal(torch.tensor(expected["assistant_masks"]) > 0)
-    torch.testing.assert_close(pixels, expected["pixel_values"])
-    cut = dialogues.encode(reader, taken, 40)
-    assert cut[0].equal(ids[:, :40])
-    assert cut[1].equal(mask[:, :40])
+    rows = dialogues.encode(reader, taken)
+    inputs = {"input_ids": rows.ids, "pixel_values": rows.images, "position_ids": rows.positions}
+    with torch.no_grad():
+        together = fresh(**inputs, attention_mask=rows.visible).logits
+        for row, (image, turns) in enumerate(taken):
+            start = 17
+            for turn in turns:
+                alone = reader.apply_chat_template(
+                    vlm.conversation([turn], image), tokenize=True, return_dict=True, return_tensors="pt"
+                )
+                end = start + alone["input_ids"].shape[1] - 17
+                assert rows.ids[row, start:end].equal(alone["input_ids"][0, 17:])
+                torch.testing.assert_close(
+                    together[row, start:end], fresh(**alone).logits[0, 17:], rtol=1e-4, atol=1e-4
+                )
+                start = end
+    torch.testing.assert_close(rows.images[-1:], alone["pixel_values"])
 
 
-def test_the_mask_holds_every_answer_and_its_end(reader: LlavaProcessor) -> None:
-    ids, mask, _ = dialogues.encode(reader, few())
-    for row, kept, (_, turns) in zip(ids, mask, few(), strict=True):
+def test_what_is_learned_is_every_answer_and_its_end(reader: LlavaProcessor) -> None:
+    rows = dialogues.encode(reader, few())
+    for row, kept, (_, turns) in zip(rows.ids, rows.learned, few(), strict=True):
         assert reader.decode(row[kept]) == "".join(f"{answer}</s>" for _, answer in turns)
 
 
@@ -144,7 +149,7 @@ def test_a_built_model_writes_as_the_language_model_does(fresh: LlavaForConditio
 def test_training_together_lowers_the_loss_of_answers(
     reader: LlavaProcessor, fresh: LlavaForConditionalGeneration
 ) -> None:
-    plan = train_vlm.Plan(steps=12, batch=2, turns=3, length=60, text_batch=1, text_length=32)
+    plan = train_vlm.Plan(steps=12, batch=2, turns=3, text_batch=1, text_length=32)
     texts = [torch.arange(0, 2000) % 4096]
     curve = train_vlm.fit(fresh, reader, texts, [], scenes.examples("validation", 5), plan)
     assert curve[-1][0] == 12
@@ -154,7 +159,7 @@ def test_training_together_lowers_the_loss_of_answers(
 def test_a_loss_that_is_not_finite_stops_the_training_with_the_remedy(
     reader: LlavaProcessor, fresh: LlavaForConditionalGeneration
 ) -> None:
-    plan = train_vlm.Plan(steps=3, batch=1, turns=1, length=40, text_batch=1, text_length=32, rate=float("inf"))
+    plan = train_vlm.Plan(steps=3, batch=1, turns=1, text_batch=1, text_length=32, rate=float("inf"))
     with pytest.raises(NumericalError, match="--rate"):
         train_vlm.fit(fresh, reader, [torch.arange(0, 2000)], [], scenes.examples("validation", 5), plan)
 
