@@ -294,10 +294,14 @@ def test_the_tower_and_the_projector_are_compressed_where_asked_for(done: Labora
     assert record["parts"] == ["decoder", "vision", "projector"]
     assert record["blocks"] > BLOCKS + 1
     before, after = (parameters_of(each) for each in (seeing_model(), done.root / "models" / "compressed-vlm"))
-    for part in ("language_model.layers", "vision_tower", "multi_modal_projector"):
+    for part in PLACES:
         assert after[part] < before[part], part
     assert after["rest"] == before["rest"]
     assert result(done, "metrics.json")["models"]["mgaa"]["compression"] >= 0.2
+
+
+PLACES = ("vision_tower", "multi_modal_projector", ".layers.")
+"""What the names of tensors hold in the tower, in the projector, and in the decoder's blocks, looked for in this order."""
 
 
 def parameters_of(folder: Path) -> Counter[str]:
@@ -306,8 +310,7 @@ def parameters_of(folder: Path) -> Counter[str]:
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                parts = ("language_model.layers", "vision_tower", "multi_modal_projector")
-                part = next((part for part in parts if part in name), "rest")
+                part = next((part for part in PLACES if part in name), "rest")
                 found[part] += math.prod(file.get_slice(name).get_shape())
     return found
 
@@ -316,8 +319,8 @@ def parameters_of(folder: Path) -> Counter[str]:
     ("override", "message"),
     [
         (
-            "search.method=random",
-            r"backbone.parts is .*, but a search \(search.method=random\) varies the decoder alone",
+            "method=bolaco",
+            r"backbone.parts is .*, but a search \(search.method=gp\) varies the decoder alone",
         ),
         ("statistics.inputs=compressed", "the vision is to be compressed .*, but statistics.inputs is compressed"),
         ("channels.method=weighted", "the vision is to be compressed .*, but channels.method prunes FFNs"),
