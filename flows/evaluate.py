@@ -2,8 +2,8 @@
 
     python -m flows.evaluate backbone.source=models/compressed [section.key=value ...]
 
-The same texts, windows, tasks, questions and card as in `flows.compress`; the metrics go to `results/evaluation.json`, or to the folder that
-`output.results` names.
+The same texts, windows, tasks, questions and card as in `flows.compress`; the metrics go to `results/evaluation.json`, or where
+`output.results` says.
 """
 
 import sys

@@ -137,7 +137,7 @@ def test_questions_about_shapes_agree_with_the_scene() -> None:
     random = Random(0)
 
     def pairs(kind: str) -> set[tuple[str, str]]:
-        return {pair for _ in range(60) for group in scenes.questions(scene, kind, random) for pair in group}
+        return {pair for _ in range(400) for group in scenes.questions(scene, kind, random) for pair in group}
 
     assert ("what is the teal shape?", "ring") in pairs("shape")
     assert not any("red" in question for question, _ in pairs("shape"))
