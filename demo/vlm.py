@@ -101,6 +101,7 @@ def build(reader: LlavaProcessor, backbone: Path = BACKBONE) -> LlavaForConditio
     language.resize_token_embeddings(len(reader.tokenizer))
     text = language.config
     text.pad_token_id = reader.tokenizer.pad_token_id
+    text.name_or_path = ""  # where it was read from is nobody's business
     config = LlavaConfig(
         vision_config=vision(),
         text_config=text,

@@ -52,7 +52,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 def test_every_flow_that_make_runs_exists_and_takes_its_overrides() -> None:
     commands = re.findall(r"^\tpython -m (flows\.\w+)(.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert [module for module, _ in commands] == ["flows.show", "flows.plan", "flows.sweep"]
+    assert [module for module, _ in commands] == ["flows.show", "flows.show", "flows.plan", "flows.sweep"]
     for module, words in commands:
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
         load(ROOT / "params.yaml", shlex.split(words.replace("$(ARGS)", "")))

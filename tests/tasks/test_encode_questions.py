@@ -14,7 +14,8 @@ from mgaa.tokens import digest
 from tasks.artifact import Artifact, Store
 from tasks.encode_questions import encode_questions, template_rule
 from tasks.load_backbone import backbone_processor
-from tasks.records import CARD, PROMPTS, backbone_record, sequences_of, table
+from tasks.records import CARD, PROMPTS, backbone_record, table
+from tasks.sequences import sequences_of
 from tests.finished import write_model
 from tests.vision import kept, reading, referred, scenes, written
 
