@@ -16,6 +16,7 @@ from tasks.choices import resolve
 from tasks.explain import explain, suggest
 from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
+from tasks.registry_section import Registry
 from tasks.sections import (
     Backbone,
     Channels,
@@ -71,6 +72,7 @@ class Parameters(Section):
     runner: RunnerSection
     store: StoreSection
     tracking: Tracking
+    registry: Registry = Field(default=Registry())
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
