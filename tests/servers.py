@@ -76,3 +76,25 @@ def rclone(folder: Path, port: int, *options: str) -> Iterator[None]:
     command = [BIN / "rclone", "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", *options]
     with listening([*command, folder], port):
         yield
+
+
+@contextmanager
+def sftp(folder: Path, port: int) -> Iterator[Path]:
+    """An SSH server whose root is the folder; gives the private key that opens it."""
+    import asyncssh
+
+    folder.mkdir()
+    key, host = folder.parent / "key", folder.parent / "host"
+    for path in (key, host):
+        asyncssh.generate_private_key("ssh-ed25519").write_private_key(str(path))
+    (folder.parent / "keys").write_bytes(asyncssh.read_private_key(str(key)).export_public_key())
+    serve = f"""
+import asyncio, asyncssh
+async def main():
+    await asyncssh.listen("127.0.0.1", {port}, server_host_keys=[{str(host)!r}], authorized_client_keys={str(folder.parent / "keys")!r},
+        sftp_factory=lambda channel: asyncssh.SFTPServer(channel, chroot={str(folder)!r}))
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+    with listening([sys.executable, "-c", serve], port):
+        yield key
