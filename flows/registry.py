@@ -12,10 +12,12 @@ import json as notation
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from tasks import buffer, comparison, promotion
-from tasks.parameters import Parameters
+from tasks.parameters import Operation
 from tasks.registering import DIGEST
 
 SHOWN = ("perplexity/", "model_compression/", "bytes/", "tasks/", "questions/")
@@ -25,7 +27,7 @@ PLAIN = 10_000
 """Columns of a table that goes nowhere near a terminal."""
 
 
-def list_(p: Parameters, *, json: bool = False) -> None:
+def list_(p: Operation, json: bool = False) -> None:
     """Show the versions of `registry.model`."""
     found = promotion.versions(p)
     if json:
@@ -50,15 +52,15 @@ def described(version: promotion.Version) -> dict[str, Any]:
     return {**facts, "tags": dict(version.tags), "metrics": dict(version.metrics)}
 
 
-def promote(p: Parameters, version: int | None = None) -> None:
+def promote(p: Operation, version: Annotated[int | None, typer.Argument()] = None) -> None:
     """Make a version, by default the candidate, the champion, if it passes `registry.gate`."""
     chosen = promotion.promote(p, version)
     print(f"Version {chosen.number} of {p.registry.model} is the champion.")
 
 
-def compare(p: Parameters, *runs: str, json: bool = False) -> None:
+def compare(p: Operation, runs: Annotated[list[str] | None, typer.Argument()] = None, json: bool = False) -> None:
     """Show the parameters in which runs differ, and what they measured, side by side."""
-    found = comparison.compare(p, runs)
+    found = comparison.compare(p, runs or ())
     if json:
         print(notation.dumps(found, indent=1))
         return
@@ -73,7 +75,7 @@ def compare(p: Parameters, *runs: str, json: bool = False) -> None:
         show({name: [*rows], **columns})
 
 
-def upload(p: Parameters) -> None:
+def upload(p: Operation) -> None:
     """Copy the runs that wait in the buffer to `tracking.uri`."""
     names = buffer.upload(p)
     print(f"{len(names)} runs uploaded{': ' if names else ''}{', '.join(names)}")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from mgaa.errors import LockedError, ResourceError
-from tasks.parameters import Parameters
+from tasks.parameters import Placed
 from tasks.registering import register
 from tasks.tracking_store import (
     BUFFERED,
@@ -40,17 +40,17 @@ PARENT = "mlflow.parentRunId"
 logger = logging.getLogger(__name__)
 
 
-def database(p: Parameters) -> Path:
+def database(p: Placed) -> Path:
     """The SQLite file of the buffer; files of its runs lie in `mlruns` beside it."""
     return p.store_path / "buffer" / "mlflow.db"
 
 
-def recording_uri(p: Parameters) -> str:
+def recording_uri(p: Placed) -> str:
     """Where a run is recorded while it runs."""
     return f"{SQLITE}{database(p)}" if p.tracking.unreachable == "buffer" else p.tracking_uri
 
 
-def deliver(p: Parameters) -> bool:
+def deliver(p: Placed) -> bool:
     """Copy the buffer to the server if there is a buffer; whether the server could be reached, and a warning if not.
 
     Raises:
@@ -71,7 +71,7 @@ def deliver(p: Parameters) -> bool:
     return True
 
 
-def upload(p: Parameters) -> list[str]:
+def upload(p: Placed) -> list[str]:
     """Copy every run of the buffer to `tracking.uri`; the names of those that have left the buffer.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import UsageError
-from tasks.parameters import Parameters
+from tasks.parameters import Placed
 from tasks.promotion import versions_of
 from tasks.tracking_store import connect, every, recorded
 
@@ -21,7 +21,7 @@ FINISHED = "attributes.status = 'FINISHED'"
 PARENT = "mlflow.parentRunId"
 
 
-def compare(p: Parameters, wanted: Sequence[str] = ()) -> dict[str, Any]:
+def compare(p: Placed, wanted: Sequence[str] = ()) -> dict[str, Any]:
     """The table of the `wanted` runs, or of the newest that have finished: `{runs, parameters: {key: [...]}, metrics: {key: [...]}}`.
 
     Each list has a value per run, null where the run has none. Parameters that are the same in all runs are left out.
@@ -41,7 +41,7 @@ def compare(p: Parameters, wanted: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def chosen(p: Parameters, wanted: Sequence[str]) -> list["Run"]:
+def chosen(p: Placed, wanted: Sequence[str]) -> list["Run"]:
     """The runs that the words mean, in their order; without words the newest, oldest first."""
     client, experiment = connect(p)
     if not wanted:

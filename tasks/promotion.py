@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mgaa.errors import InputError, UsageError
-from tasks.parameters import Parameters
+from tasks.parameters import Placed
 from tasks.registering import CANDIDATE, CHAMPION
 from tasks.registry_section import Gate
 from tasks.results import DENSE
@@ -67,7 +67,7 @@ def names(metrics: Mapping[str, float], before: str, after: str) -> list[str]:
     return [each for each in found if "/" not in each]
 
 
-def versions(p: Parameters) -> list[Version]:
+def versions(p: Placed) -> list[Version]:
     """The versions of `registry.model`, oldest first.
 
     Raises:
@@ -101,7 +101,7 @@ def version_of(client: "MlflowClient", version: "ModelVersion", aliases: list[st
     return Version(int(version.version), tuple(sorted(aliases)), *facts, version.tags, run.data.metrics)
 
 
-def model_of(p: Parameters) -> str:
+def model_of(p: Placed) -> str:
     """The name of the registered model."""
     if p.registry.model is None:
         raise UsageError(
@@ -110,7 +110,7 @@ def model_of(p: Parameters) -> str:
     return p.registry.model
 
 
-def promote(p: Parameters, number: int | None = None) -> Version:
+def promote(p: Placed, number: int | None = None) -> Version:
     """Give a version, by default the candidate, the alias `champion` if it passes the gate.
 
     Raises:

@@ -15,14 +15,13 @@ from typing import Any
 from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.artifact import Artifact, DamagedError, Store, named_by
 from tasks.lineage import lineage
-from tasks.parameters import Parameters, checkout
+from tasks.parameters import Placed, checkout
 from tasks.remote import Remote
+from tasks.run_record import KIND, RECORD
 from tasks.sealing import content_digest, describe, readable
 
 FOLDER = "store"
 """The store's folder in the remote."""
-RUN, RECORD = "run", "record.json"
-"""Kind and file of the artifact that names everything of a run, and that is published as it is."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Shared:
     new_keys: int
 
 
-def push(p: Parameters, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
+def push(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
     """Copy artifacts with everything behind them, and their keys, to the remote.
 
     Args:
@@ -69,7 +68,7 @@ def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, 
     return Shared(len(behind), len(keys), new_artifacts, len(new_keys))
 
 
-def pull(p: Parameters, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
+def pull(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
     """Copy artifacts with everything behind them, and their keys, from the remote, each checked before it gets its place.
 
     Args:
@@ -128,7 +127,7 @@ def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
         ) from error
 
 
-def last(p: Parameters) -> Artifact:
+def last(p: Placed) -> Artifact:
     """The run that is published in `results/`."""
     path = p.results / RECORD
     if not path.is_file():
@@ -136,7 +135,7 @@ def last(p: Parameters) -> Artifact:
             f"There is no {path}: expected the record of a run; make it with `python -m flows.compress`, fetch it with `dvc pull`, or "
             "name what you want, such as checkpoint/<digest>."
         )
-    return Artifact(RUN, content_digest(RUN, {RECORD: describe(path)["sha256"]}))
+    return Artifact(KIND, content_digest(KIND, {RECORD: describe(path)["sha256"]}))
 
 
 def local(store: Store, word: str) -> Artifact:
@@ -170,7 +169,7 @@ def keys_by_artifact(store: Store) -> dict[Artifact, list[str]]:
     return found
 
 
-def team_remote(p: Parameters, name: str | None) -> Remote:
+def team_remote(p: Placed, name: str | None) -> Remote:
     """The folder `store/` of a remote of DVC, on the file system that DVC has configured for it.
 
     Raises:

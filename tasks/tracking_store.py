@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import ResourceError, UsageError
-from tasks.parameters import Parameters, checkout
+from tasks.parameters import Placed, checkout
 from tasks.writing import alive
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ BUFFERED = "buffer.run"
 """The tag of a run that was uploaded from a buffer: its id there."""
 
 
-def connect(parameters: Parameters, uri: str | None = None) -> tuple["MlflowClient", str]:
+def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient", str]:
     """A client and the id of the experiment, which is created where it is missing.
 
     Args:
