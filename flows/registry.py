@@ -1,11 +1,8 @@
 """What a team has in MLflow: the registered versions, the gate to the champion, runs side by side, and records that wait for their server.
 
-    python -m flows.registry list [section.key=value ...]              the versions of registry.model
-    python -m flows.registry promote [version]                         the alias `champion`, if it passes registry.gate
-    python -m flows.registry compare [run ...] [--json]                runs, by id, name, version or alias; without any, the newest
-    python -m flows.registry upload                                    what tracking.unreachable=buffer has kept
+    python -m flows.registry list|promote|compare|upload [section.key=value ...]
 
-A version that does not pass the gate is bad input: one message with every bound it misses, and exit code 3.
+A version that does not pass the gate is bad input: one message with every bound that it misses, and exit code 3 (`InputError`).
 """
 
 import json as notation
@@ -59,7 +56,7 @@ def promote(p: Operation, version: Annotated[int | None, typer.Argument()] = Non
 
 
 def compare(p: Operation, runs: Annotated[list[str] | None, typer.Argument()] = None, json: bool = False) -> None:
-    """Show the parameters in which runs differ, and what they measured, side by side."""
+    """Show the parameters in which runs differ and what they measured: by id, name, version or alias; by default the newest."""
     found = comparison.compare(p, runs or ())
     if json:
         print(notation.dumps(found, indent=1))

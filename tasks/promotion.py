@@ -74,9 +74,10 @@ def versions(p: Placed) -> list[Version]:
         UsageError: no name is set, or no run has registered under it.
         ResourceError: the tracking store cannot be reached.
     """
+    model = model_of(p)
     with recorded(p.tracking_uri):
         client, _ = connect(p)
-        return versions_of(client, model_of(p))
+        return versions_of(client, model)
 
 
 def versions_of(client: "MlflowClient", model: str) -> list[Version]:
@@ -118,17 +119,18 @@ def promote(p: Placed, number: int | None = None) -> Version:
         UsageError: there is no such version.
         ResourceError: the tracking store cannot be reached or written.
     """
+    model = model_of(p)
     with recorded(p.tracking_uri):
         client, _ = connect(p)
-        found = versions_of(client, model_of(p))
+        found = versions_of(client, model)
         chosen, champion = chosen_version(found, number), with_alias(found, CHAMPION)
         if missed := refused(p.registry.gate, chosen, champion):
             stays = "there is no champion" if champion is None else f"version {champion.number} stays champion"
             raise InputError(
-                f"Version {chosen.number} of {p.registry.model} does not pass the gate: {'; '.join(missed)}; {stays}. Compress less or "
+                f"Version {chosen.number} of {model} does not pass the gate: {'; '.join(missed)}; {stays}. Compress less or "
                 "better, or change registry.gate."
             )
-        client.set_registered_model_alias(model_of(p), CHAMPION, str(chosen.number))
+        client.set_registered_model_alias(model, CHAMPION, str(chosen.number))
     return chosen
 
 

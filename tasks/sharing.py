@@ -9,8 +9,6 @@ finds a list finds all that it names; nothing has to be listed or searched.
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.artifact import Artifact, DamagedError, Store, named_by
@@ -176,25 +174,32 @@ def team_remote(p: Placed, name: str | None) -> Remote:
         UsageError: there is no such remote, or a package for it is missing.
         ResourceError: it cannot be reached.
     """
-    from dvc.config import ConfigError
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.config import Config, ConfigError
+    from dvc.fs import get_cloud_fs
+    from fsspec import filesystem
 
-    folder: Path = checkout(p.folder)
+    folder = checkout(p.folder)
+    wanted = "no remote"
     try:
-        with Repo(str(folder)) as repo:
-            found: Any = repo.cloud.get_remote(name, "push")
-            system, path, url = found.fs.fs, found.path, found.fs.unstrip_protocol(found.path)
-    except (ConfigError, DvcException) as error:
-        reason = " ".join(str(error).split())
+        config = Config(str(folder / ".dvc")) if (folder / ".dvc").is_dir() else {"core": {}}
+        wanted = name or config["core"].get("remote")
+        if wanted is None:
+            raise ConfigError("no default is set")
+        kind, options, path = get_cloud_fs(config, name=wanted)
+        system = kind(**options)
+        plain = (
+            filesystem("file") if kind.protocol == "local" else system.fs
+        )  # DVC's own leaves what it could not write whole
+        url = str(system.unstrip_protocol(path))
+        return Remote(f"{url}/{FOLDER}", f"The remote {wanted} of DVC", (plain, f"{path}/{FOLDER}"))
+    except ConfigError as error:
         raise UsageError(
-            f"DVC has no remote {name or 'by default'} for {folder} ({reason}). Expected one: dvc remote add --default team <folder or "
-            "URL>."
+            f"DVC has no remote {name or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
+            "dvc remote add --default team <folder or URL>."
         ) from error
     except Exception as error:  # each client has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ResourceError(
-            f"The remote {name or 'by default'} of DVC cannot be opened ({reason}): check its URL, the network and the credentials "
+            f"The remote {wanted} of DVC cannot be opened ({reason}): check its URL, the network and the credentials "
             "(`dvc remote list`, .dvc/config.local)."
         ) from error
-    return Remote(f"{url}/{FOLDER}", f"The remote {found.name} of DVC", (system, f"{path}/{FOLDER}"))
