@@ -10,15 +10,19 @@
 """
 
 import sys
+from json import dumps
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from flows import verbs
+from mgaa.errors import InputError
 from tasks.artifact import Store
 from tasks.parameters import Operation
-from tasks.targets import resolve
+from tasks.run_record import read_record
+from tasks.targets import resolve, run_of
 
 What = Annotated[
     str, typer.Argument(help="models/compressed, kind/digest, metric:<name>, mlflow:<run>, dvc:<rev>, last")
@@ -53,5 +57,106 @@ def show(
         draw(store, root, figure)
 
 
+def verify(
+    p: Operation,
+    what: What = "last",
+    *,
+    signers: Annotated[
+        Path | None, typer.Option(help="allowed signers, as git has them; the run must be signed")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Hash everything again, and compare manifests, files, dvc.lock, MLflow, git and signatures with each other."""
+    from tasks.verification import audit
+
+    store = opened(p)
+    found = audit(p, store, resolve(p, store, what), signers)
+    if json:
+        print(
+            dumps(
+                {
+                    "disagreements": [vars(each) for each in found.disagreements],
+                    "unchecked": [vars(each) for each in found.unchecked],
+                }
+            )
+        )
+    else:
+        for each in found.findings:
+            print(f"{each.kind:<10} {each}")
+        rate = found.store.bytes / 1e6 / max(found.seconds, 1e-9)
+        print(
+            f"{found.store.artifacts} artifacts and {found.store.keys} keys, {found.store.bytes / 1e6:.1f} MB in {found.seconds:.2f} s "
+            f"({rate:.0f} MB/s): {len(found.disagreements)} disagreements, {len(found.unchecked)} things not looked at"
+        )
+    if found.disagreements:
+        raise InputError(
+            f"{len(found.disagreements)} records disagree, expected none; the first: {found.disagreements[0]}. What is damaged in the "
+            "store is made again by the next run; what is published, by `dvc checkout` or by the run."
+        )
+
+
+def diff(
+    p: Operation,
+    one: Annotated[str, typer.Argument(help="as for show")],
+    other: Annotated[str, typer.Argument(help="as for show")] = "last",
+    *,
+    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+) -> None:
+    """Tell which parameter, data, code, package or device made two results differ, and what then did."""
+    from tasks.difference import difference
+    from tasks.findings import short
+
+    store = opened(p)
+    found = difference(store, resolve(p, store, one), resolve(p, store, other))
+    if json:
+        print(dumps([vars(each) for each in found], indent=1, ensure_ascii=False))
+        return
+    for each in found:
+        print(f"{each.aspect:<9} {each.name}: {short(each.one)} -> {short(each.other)}")
+    causes = sorted({each.aspect for each in found} - {"artifact", "metric"})
+    print(f"{len(found)} differences" + (f"; the results differ by {', '.join(causes)}" if causes else ""))
+
+
+def reproduce(
+    p: Operation,
+    what: What = "last",
+    *,
+    python: Annotated[
+        Path | None, typer.Option(help="an interpreter with the packages; by default they are installed")
+    ] = None,
+) -> None:
+    """Run the recorded commit with the recorded versions and parameters in a temporary clone, and compare the digests."""
+    from tasks.reproduction import reproduce as again
+
+    store = opened(p)
+    root = resolve(p, store, what)
+    with TemporaryDirectory() as folder:
+        found = again(p, read_record(store, run_of(store, root)), Path(folder), python)
+    for name, (recorded, present) in found.versions.items():
+        print(f"package   {name}: {recorded} -> {present}")
+    for stage, same in found.stages.items():
+        print(f"{'same' if same else 'differs':<9} {stage}")
+    print(f"{sum(found.stages.values())} of {len(found.stages)} stages have the same digests")
+    if not found.same:
+        raise InputError(
+            f"{len(found.stages) - sum(found.stages.values())} stages came out otherwise, expected the same digests: look at the device and "
+            "at the versions above."
+        )
+
+
+def sign(
+    p: Operation,
+    what: What = "last",
+    *,
+    key: Annotated[Path, typer.Option(help="a key of OpenSSH")] = Path("~/.ssh/id_ed25519"),
+) -> None:
+    """Sign the record of a run, and with it everything that it names."""
+    from tasks.signing import sign as signed
+
+    store = opened(p)
+    run = resolve(p, store, what)
+    print(f"{run} is signed: {signed(store, run, key)}")
+
+
 if __name__ == "__main__":
-    sys.exit(verbs.main({"show": show}))
+    sys.exit(verbs.main({"show": show, "verify": verify, "diff": diff, "reproduce": reproduce, "sign": sign}))

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from tasks import provenance
@@ -37,6 +38,11 @@ class Node:
     inputs: dict[str, list[Artifact]]
     problem: str | None = None
 
+    @property
+    def behind(self) -> list[Artifact]:
+        """All inputs."""
+        return [each for those in self.inputs.values() for each in those]
+
 
 def node_of(store: Store, artifact: Artifact, key: str | None = None) -> Node:
     """The node of an artifact by its manifest, which is checked against its seal, and by the record of a stage `key` that gave it.
@@ -53,9 +59,17 @@ def node_of(store: Store, artifact: Artifact, key: str | None = None) -> Node:
             content = path.read_bytes()
             named_by(content, str(key), str(path))
             manifest |= {field: json.loads(content)["stage"][field] for field in STAGE}
-        return Node(artifact, manifest, {role: list(_named(value)) for role, value in manifest["inputs"].items()})
+        return node_with(artifact, manifest)
     except DamagedError as damage:
         return Node(artifact, {}, {}, str(damage))
+
+
+def node_with(artifact: Artifact, manifest: dict[str, Any]) -> Node:
+    """The node of an artifact by what its manifest says."""
+    try:
+        return Node(artifact, manifest, {role: [*_named(value)] for role, value in manifest["inputs"].items()})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedError(f"The manifest of {artifact} names no inputs ({error!r}).") from error
 
 
 def ancestry(
@@ -69,28 +83,25 @@ def ancestry(
     Raises:
         DamagedError: an artifact that would be its own ancestor. A digest is made of content, so only a forged manifest says so.
     """
-    found: dict[Artifact, Node] = {}
     nodes: dict[Artifact, Node] = {}
-    path: dict[Artifact, Iterator[Artifact]] = {}
-    waiting = iter([*roots])
-    while True:
-        for artifact in waiting:
-            if artifact in path:
-                loop = [*path][[*path].index(artifact) :]
-                raise DamagedError(
-                    f"The manifests go round in a circle, expected none: {' -> '.join(map(str, [*loop, artifact]))}. One of them was "
-                    "forged: `python -m flows.lineage verify` tells which, or restore the store from its remote."
-                )
-            if artifact not in found:
-                node = nodes[artifact] = node_of(store, artifact, (keys or {}).get(artifact))
-                path[artifact] = waiting
-                waiting = iter([each for those in node.inputs.values() for each in those])
-                break
-        else:
-            if not path:
-                return found
-            artifact, waiting = path.popitem()
-            found[artifact] = nodes.pop(artifact)
+    waiting = [*roots]
+    while waiting:
+        artifact = waiting.pop()
+        if artifact not in nodes:
+            nodes[artifact] = node_of(store, artifact, (keys or {}).get(artifact))
+            waiting += nodes[artifact].behind
+    return {artifact: nodes[artifact] for artifact in in_order(nodes)}
+
+
+def in_order(nodes: Mapping[Artifact, Node]) -> list[Artifact]:
+    """Artifacts after all that they were made from; raises `DamagedError` where there is no such order."""
+    try:
+        return [*TopologicalSorter({artifact: node.behind for artifact, node in nodes.items()}).static_order()]
+    except CycleError as error:
+        raise DamagedError(
+            f"The manifests go round in a circle, expected none: {' -> '.join(map(str, error.args[1]))}. One of them was forged: "
+            "`python -m flows.lineage verify` tells what else is wrong; restore the store from its remote."
+        ) from error
 
 
 def lineage(

@@ -126,11 +126,12 @@ def keep_record(
         inputs = {
             stage: [{"kind": each.kind, "digest": each.digest} for each in those] for stage, those in stages.items()
         }
-        shared = {
-            field: told[field]
-            for field in ("parameters", "code", "git", "versions", "device", "start", "end", "seconds")
-        }
-        found = store.seal(out, KIND, {"task": flow, "key": key, "inputs": inputs, **shared, "facts": {}})
+        shared = {field: told[field] for field in ("code", "git", "versions", "device", "start", "end", "seconds")}
+        found = store.seal(
+            out,
+            KIND,
+            {"task": flow, "key": key, "inputs": inputs, "parameters": identity["parameters"], **shared, "facts": {}},
+        )
     store.remember(key, found, identity)
     write_file(p.results / RECORD, (store.place(found) / RECORD).read_bytes())
     return found
@@ -153,6 +154,12 @@ def read_record(store: Store, run: Artifact) -> dict[str, Any]:
     """The content of a record; raises `DamagedError`."""
     content: dict[str, Any] = json.loads((store.folder(run) / RECORD).read_bytes())
     return content
+
+
+def artifacts_of(store: Store, run: Artifact) -> dict[str, list[Artifact]]:
+    """Everything that a run made or used, by stage."""
+    made: dict[str, list[str]] = read_record(store, run)["artifacts"]
+    return {stage: [Artifact(*each.split("/")) for each in those] for stage, those in made.items()}
 
 
 def keys_of(store: Store, run: Artifact) -> dict[Artifact, str]:

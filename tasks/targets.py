@@ -60,14 +60,24 @@ def resolve(p: Placed, store: Store, word: str) -> Artifact:
 
 def derivation(store: Store, root: Artifact) -> dict[Artifact, str]:
     """The stage keys by which the latest run that had `root` had it and what is behind it; empty where no run did."""
-    if root.kind == KIND:
-        return keys_of(store, root)
-    for run in sorted(
-        artifacts(store, KIND), key=lambda each: node_of(store, each).manifest.get("end", ""), reverse=True
-    ):
-        if any(root in those for those in node_of(store, run).inputs.values()):
-            return keys_of(store, run)
-    return {}
+    run = root if root.kind == KIND else next(runs_with(store, root), None)
+    return {} if run is None else keys_of(store, run)
+
+
+def run_of(store: Store, root: Artifact) -> Artifact:
+    """The latest run that had `root`; raises `InputError` where none did."""
+    run = root if root.kind == KIND else next(runs_with(store, root), None)
+    if run is None:
+        raise InputError(f"No run of {store.path} had {root}, expected one: name a run, such as last or mlflow:<run>.")
+    return run
+
+
+def runs_with(store: Store, artifact: Artifact) -> Iterator[Artifact]:
+    """The runs that had an artifact, the latest first."""
+    nodes = [node_of(store, run) for run in artifacts(store, KIND)]
+    for node in sorted(nodes, key=lambda each: each.manifest.get("end", ""), reverse=True):
+        if artifact in node.behind:
+            yield node.artifact
 
 
 def of_folder(folder: Path) -> Artifact:
