@@ -100,13 +100,12 @@ def collect(
     from tasks.housekeeping import collect as collected
 
     found = collected(p, opened(p), latest=runs, dry=dry_run, wait=wait)
+    done = "would go" if dry_run else "removed"
     for entry in found.removed:
-        print(
-            f"{'would go' if dry_run else 'removed'}  {entry.artifact!s:<28} {megabytes(entry.bytes):>12}  {entry.task}"
-        )
+        print(f"{done:<8}  {entry.artifact!s:<28} {megabytes(entry.bytes):>12}  {entry.task}")
     print(
-        f"{len(found.removed)} artifacts, {found.keys} keys and {found.quarantined} of the quarantine {'would go' if dry_run else 'removed'}, "
-        f"{megabytes(found.bytes)}; {found.kept} artifacts are needed"
+        f"{len(found.removed)} artifacts, {found.keys} keys and {found.quarantined} in quarantine {done}, {megabytes(found.bytes)}; "
+        f"{found.kept} artifacts are needed"
     )
 
 

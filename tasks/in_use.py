@@ -1,7 +1,7 @@
 """Whether a store is in use: runs share it, housekeeping has it alone.
 
-A lock of the operating system on one file of the store, held by the process of the flow (its workers live no longer than it does) and gone
-with the process, however that ends. So nothing that a running flow needs can be removed under it, and no list of what that is must be right.
+A lock of the operating system on one file of the store, held by the process of the flow (its workers live no longer than it) and gone
+with the process, however that ends. So nothing that a running flow needs can be removed under it, and no list of that must be right.
 On a disk that several machines share it holds as far as that disk supports locks.
 """
 

@@ -1,8 +1,8 @@
 """What of a store is needed: everything behind a checkpoint, a revision of DVC, a pin, or one of the latest runs.
 
-Checkpoints and records are found where they were exported, below the folder of `params.yaml`. Revisions of DVC are those of every branch, tag,
-stash and experiment: their `dvc.lock` names records by MD5, which the store knows, and folders, whose manifest DVC's cache has. A revision of
-which neither is here was made elsewhere, or by a store that is gone: it needs nothing of this one that could be told.
+Checkpoints and records are found where they were exported, below the folder of `params.yaml`. Revisions of DVC are those of every branch,
+tag, stash and experiment: their `dvc.lock` names records by MD5, which the store knows, and folders, whose manifest DVC's cache has. A
+revision of which neither is here was made elsewhere, or by a store that is gone: it needs nothing of this one that could be told.
 """
 
 import json
