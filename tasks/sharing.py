@@ -7,19 +7,23 @@ finds a list finds all that it names; nothing has to be listed or searched.
 """
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.artifact import Artifact, DamagedError, Store, named_by
-from tasks.lineage import lineage
+from tasks.in_use import in_use
+from tasks.lineage import name
+from tasks.needed import behind
 from tasks.parameters import Placed, checkout
 from tasks.remote import Remote
-from tasks.run_record import KIND, RECORD
-from tasks.sealing import content_digest, describe, readable
+from tasks.sealing import readable
+from tasks.targets import resolve
 
 FOLDER = "store"
 """The store's folder in the remote."""
+LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -36,41 +40,43 @@ def push(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Sh
     """Copy artifacts with everything behind them, and their keys, to the remote.
 
     Args:
-        wanted: `kind/<beginning of a digest>`; by default the run that `results/record.json` tells of.
+        wanted: words of tasks/targets.py; by default `last`, the run that `results/record.json` tells of.
         remote: by its name in DVC's configuration, by default DVC's default.
 
     Raises:
-        UsageError: there is no such remote, or a word names no artifact.
-        InputError: no run is published, or an artifact is damaged.
+        UsageError: there is no such remote.
+        InputError: a word means no artifact, or one is damaged.
         ResourceError: the remote cannot be used; what was pushed before is sound, and is not pushed again.
     """
     there, store = team_remote(p, remote), Store(p.store_path, p.store.lock_timeout)
-    roots = [local(store, word) for word in wanted] or [last(p)]
-    named = keys_by_artifact(store)
-    told = [push_one(store, there, root, named) for root in roots]
-    return total(told)
+    roots = [resolve(p, store, word) for word in wanted or [LAST]]
+    with in_use(store.path):
+        named = keys_by_artifact(store)
+        return total(push_one(store, there, root, named) for root in roots)
 
 
 def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, list[str]]) -> Shared:
     """One artifact, what is behind it, the keys, and last the list of all that."""
-    behind = [Artifact(*name.split("/")) for name in lineage(store, [root])]  # checked, inputs first
-    keys = [key for artifact in behind for key in named.get(artifact, ())]
+    artifacts = sorted(behind(store, root), key=name)
+    for artifact in artifacts:
+        store.manifest(artifact)
+    keys = [key for artifact in artifacts for key in named.get(artifact, ())]
     before = listed(there, root) or {"artifacts": [], "keys": []}
-    new_artifacts = sum(there.push(store.place(each), each.kind, each.digest) for each in behind)
+    new_artifacts = sum(there.push(store.place(each), each.kind, each.digest) for each in artifacts)
     new_keys = [key for key in keys if key not in before["keys"]]
     for key in new_keys:
         there.write(f"keys/{key}.json", store.key_path(key).read_bytes())
     if new_keys or not before["artifacts"]:
-        names = [f"{each.kind}/{each.digest}" for each in behind]
+        names = sorted({*before["artifacts"], *map(name, artifacts)})
         there.write(list_of(root), readable({"artifacts": names, "keys": sorted({*before["keys"], *keys})}))
-    return Shared(len(behind), len(keys), new_artifacts, len(new_keys))
+    return Shared(len(artifacts), len(keys), new_artifacts, len(new_keys))
 
 
 def pull(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
     """Copy artifacts with everything behind them, and their keys, from the remote, each checked before it gets its place.
 
     Args:
-        wanted: `kind/<digest>` in full; by default the run that `results/record.json` tells of (`dvc pull` brings that file).
+        wanted: the same words, but `kind/<digest>` in full; by default `last` (`dvc pull` brings `results/record.json`).
         remote: by its name in DVC's configuration, by default DVC's default.
 
     Raises:
@@ -80,7 +86,9 @@ def pull(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Sh
     """
     there = team_remote(p, remote)
     store = Store(p.store_path, p.store.lock_timeout, there)
-    return total([pull_one(store, there, root) for root in [in_full(word) for word in wanted] or [last(p)]])
+    roots = [in_full(word) or resolve(p, store, word) for word in wanted or [LAST]]
+    with in_use(store.path):
+        return total(pull_one(store, there, root) for root in roots)
 
 
 def pull_one(store: Store, there: Remote, root: Artifact) -> Shared:
@@ -90,7 +98,7 @@ def pull_one(store: Store, there: Remote, root: Artifact) -> Shared:
         raise InputError(
             f"{root} is not in {there.place('')}: expected something that was pushed; whoever has it runs `python -m flows.store push`."
         )
-    artifacts = [Artifact(*name.split("/")) for name in names["artifacts"]]
+    artifacts = [Artifact(*each.split("/")) for each in names["artifacts"]]
     absent = [artifact for artifact in artifacts if not store.place(artifact).exists()]
     for artifact in artifacts:
         store.verify(artifact)
@@ -125,34 +133,9 @@ def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
         ) from error
 
 
-def last(p: Placed) -> Artifact:
-    """The run that is published in `results/`."""
-    path = p.results / RECORD
-    if not path.is_file():
-        raise InputError(
-            f"There is no {path}: expected the record of a run; make it with `python -m flows.compress`, fetch it with `dvc pull`, or "
-            "name what you want, such as checkpoint/<digest>."
-        )
-    return Artifact(KIND, content_digest(KIND, {RECORD: describe(path)["sha256"]}))
-
-
-def local(store: Store, word: str) -> Artifact:
-    """The artifact of this store that `kind/<beginning of a digest>` means."""
-    kind, _, start = word.partition("/")
-    found = sorted(path.name for path in (store.path / kind).glob(f"{start}*") if len(path.name) == 64) if start else []
-    if len(found) != 1:
-        raise UsageError(
-            f"{word!r} means {len(found)} artifacts of {store.path}: expected kind/<the beginning of one digest>, such as run/1a2b3c."
-        )
-    return Artifact(kind, found[0])
-
-
-def in_full(word: str) -> Artifact:
-    """The artifact of `kind/<digest>`."""
-    try:
-        return Artifact(*word.split("/"))
-    except (DamagedError, TypeError) as error:
-        raise UsageError(f"{word!r} is no artifact: expected kind/<digest of 64 digits>.") from error
+def in_full(word: str) -> Artifact | None:
+    """The artifact of `kind/<digest>`, whether it is here or not."""
+    return Artifact(*word.split("/")) if re.fullmatch("[a-z][a-z_]*/[0-9a-f]{64}", word) else None
 
 
 def keys_by_artifact(store: Store) -> dict[Artifact, list[str]]:
@@ -167,7 +150,7 @@ def keys_by_artifact(store: Store) -> dict[Artifact, list[str]]:
     return found
 
 
-def team_remote(p: Placed, name: str | None) -> Remote:
+def team_remote(p: Placed, given: str | None) -> Remote:
     """The folder `store/` of a remote of DVC, on the file system that DVC has configured for it.
 
     Raises:
@@ -182,7 +165,7 @@ def team_remote(p: Placed, name: str | None) -> Remote:
     wanted = "no remote"
     try:
         config = Config(str(folder / ".dvc")) if (folder / ".dvc").is_dir() else {"core": {}}
-        wanted = name or config["core"].get("remote")
+        wanted = given or config["core"].get("remote")
         if wanted is None:
             raise ConfigError("no default is set")
         kind, options, path = get_cloud_fs(config, name=wanted)
@@ -194,7 +177,7 @@ def team_remote(p: Placed, name: str | None) -> Remote:
         return Remote(f"{url}/{FOLDER}", f"The remote {wanted} of DVC", (plain, f"{path}/{FOLDER}"))
     except ConfigError as error:
         raise UsageError(
-            f"DVC has no remote {name or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
+            f"DVC has no remote {given or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
             "dvc remote add --default team <folder or URL>."
         ) from error
     except Exception as error:  # each client has errors of its own
