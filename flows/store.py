@@ -135,5 +135,5 @@ def megabytes(count: int) -> str:
 
 
 if __name__ == "__main__":
-    housekeeping = {"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}
-    sys.exit(verbs.main({**housekeeping, "push": push, "pull": pull}))
+    looking_after = {"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}
+    sys.exit(verbs.main({**looking_after, "push": push, "pull": pull}))

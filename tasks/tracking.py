@@ -8,6 +8,7 @@ An exception, Ctrl-C and SIGTERM (which Prefect and the command turn into except
 in the tag `error`. Only `MlflowClient` is used, never the fluent interface, whose active run all threads share.
 """
 
+import getpass
 import json
 import logging
 import re
@@ -223,6 +224,7 @@ def start(parameters: Parameters, command: str, title: str | None, uri: str) -> 
     standard = {
         "source.name": f"python -m flows.{command}",
         "source.type": "LOCAL",
+        "user": user(),
         "source.git.commit": facts.get("git.commit", ""),
     }
     tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
@@ -232,6 +234,14 @@ def start(parameters: Parameters, command: str, title: str | None, uri: str) -> 
     log_all(client, run.id, params=params_of(flat))
     client.log_dict(run.id, flat, "parameters.json")
     return run
+
+
+def user() -> str:
+    """Who runs this, as the machine knows it; empty where it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:

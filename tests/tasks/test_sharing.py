@@ -243,7 +243,7 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no .*record\.json .*expected the record of a run"):
         push(one)
     for travel in (push, pull):
-        with pytest.raises(InputError, match="0 artifacts of .* begin with sums/12"):
+        with pytest.raises(InputError, match=r"0 artifacts of .* begin with sums/12"):
             travel(one, ["sums/12"])
     with pytest.raises(UsageError, match="DVC has no remote other"):
         push(one, ["sums/12"], "other")
