@@ -12,7 +12,7 @@ A collection never removes what a checkpoint below this folder, a revision of DV
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -135,5 +135,5 @@ def megabytes(count: int) -> str:
 
 
 if __name__ == "__main__":
-    looking_after = {"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}
+    looking_after: dict[str, Any] = {"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}
     sys.exit(verbs.main({**looking_after, "push": push, "pull": pull}))

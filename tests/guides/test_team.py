@@ -109,6 +109,7 @@ def environment(tmp_path: Path, prefect_server: str) -> dict[str, str]:
         "PATH": path,
         "DVC_SITE_CACHE_DIR": str(tmp_path / "site"),
         "PYTHONPATH": "",
+        "COLUMNS": "300",
     }
     return {**people, **own}
 
