@@ -163,7 +163,7 @@ class Remote:
             reason = " ".join(str(error).split()) or "no more is said"
             raise ResourceError(
                 f"{self.setting} cannot be used: {self.place(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
-                "read and written: check the URL, the network, and the endpoint and credentials in the environment (docs/workers.md), and "
+                "read and written: check the URL, the network, the room, and the endpoint and credentials (docs/workers.md), and "
                 "start again; finished steps are kept."
             ) from error
 
