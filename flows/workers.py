@@ -22,17 +22,19 @@ THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
 """Of the flows that have steps to run side by side, until `run` chooses by the parameters."""
 
 
-def run(flow: Callable[[Parameters], Any], parameters: Parameters) -> Any:
-    """Run a flow; if it has steps to run side by side, on the workers that its parameters name."""
-    if not isinstance(flow, Flow) or flow.task_runner is not THREADS:
+def run(flow: Callable[[Parameters], Any], parameters: Parameters, **options: Any) -> Any:
+    """Run a flow; if it has steps to run side by side, on the workers that its parameters name. `options` go to `prefect.Flow`."""
+    if not isinstance(flow, Flow):
         return flow(parameters)
+    if flow.task_runner is not THREADS:
+        return flow.with_options(**options)(parameters)
     with ExitStack() as until_then:
         chosen: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers(parameters))
         if parameters.runner.kind != "threads":
             from flows.clusters import cluster
 
             chosen = until_then.enter_context(cluster(parameters, workers(parameters)))
-        return flow.with_options(task_runner=chosen)(parameters)
+        return flow.with_options(task_runner=chosen, **options)(parameters)
 
 
 def workers(p: Parameters) -> int:

@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from mgaa.errors import UsageError
 from tasks.choices import resolve
 from tasks.explain import explain, suggest
+from tasks.operation import Schedule
 from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
 from tasks.sections import (
@@ -71,6 +72,7 @@ class Parameters(Section):
     runner: RunnerSection
     store: StoreSection
     tracking: Tracking
+    schedule: Schedule
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property

@@ -1,0 +1,51 @@
+"""Whether a run of `flows.compress` would change nothing, told in seconds and without loading a model.
+
+All that its results depend on (backbone, data, parameters, code, versions) must be that of an earlier run, and what that run published
+must be where it left it: the record is compared byte by byte, small files by their content, and the weights of the checkpoint
+by the manifest beside them and by their size, for to read them may take minutes.
+"""
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Store
+from tasks.parameters import Parameters
+from tasks.remote import remote_of
+from tasks.run_record import RECORD, last_run, read_record
+from tasks.sealing import MANIFEST
+
+SMALL = 1_000_000
+"""Bytes up to which a published file is read."""
+
+
+def unchanged(p: Parameters) -> dict[str, Any] | None:
+    """The record of the earlier run that a run with these parameters would repeat, else None."""
+    store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
+    earlier = last_run(store, p, "compress")
+    if earlier is None:
+        return None
+    record, content = read_record(store, earlier), (store.folder(earlier) / RECORD).read_bytes()
+    return record if in_place(p, record, content) else None
+
+
+def in_place(p: Parameters, record: Mapping[str, Any], content: bytes) -> bool:
+    """Whether `record`, whose bytes are `content`, and all that its run published is where it was left."""
+    try:
+        told = (p.results / RECORD).read_bytes()
+        return told == content and all(
+            same(p.folder / path, expected) for path, expected in record["published"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):  # missing, or not what a run writes
+        return False
+
+
+def same(path: Path, expected: str) -> bool:
+    """Whether a file has this sha256; a large one may be taken at the word of the manifest beside it."""
+    size = path.stat().st_size
+    if size <= SMALL:
+        return sha256(path.read_bytes()).hexdigest() == expected
+    told = json.loads((path.parent / MANIFEST).read_bytes())["files"][path.name]
+    return bool(told["size"] == size and told["sha256"] == expected)
