@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.cli import parse
-from mgaa.errors import MgaaError, ResourceError, UsageError
+from flows.cli import answered, parse
+from mgaa.errors import ResourceError, UsageError
 from tasks.parameters import load
 
 POOL = "mgaa"
@@ -116,12 +116,10 @@ def show(client: Any) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        deploy(*parse(arguments))
-    except MgaaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    if {"-h", "--help"} & set(arguments):
+        print(__doc__)
+        return 0
+    return answered(lambda: deploy(*parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ must be where it left it: the record is compared byte by byte, small files by th
 by the manifest beside them and by their size, for to read them may take minutes.
 """
 
-import json
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +14,7 @@ from tasks.artifact import Store
 from tasks.parameters import Parameters
 from tasks.remote import remote_of
 from tasks.run_record import RECORD, last_run, read_record
-from tasks.sealing import MANIFEST
+from tasks.sealing import DamagedError, read_manifest
 
 SMALL = 1_000_000
 """Bytes up to which a published file is read."""
@@ -38,7 +37,7 @@ def in_place(p: Parameters, record: Mapping[str, Any], content: bytes) -> bool:
         return told == content and all(
             same(p.folder / path, expected) for path, expected in record["published"].items()
         )
-    except (OSError, ValueError, KeyError, TypeError):  # missing, or not what a run writes
+    except (OSError, KeyError, DamagedError):  # not there, or not what a run has written
         return False
 
 
@@ -47,5 +46,5 @@ def same(path: Path, expected: str) -> bool:
     size = path.stat().st_size
     if size <= SMALL:
         return sha256(path.read_bytes()).hexdigest() == expected
-    told = json.loads((path.parent / MANIFEST).read_bytes())["files"][path.name]
+    told = read_manifest(path.parent)["files"][path.name]
     return bool(told["size"] == size and told["sha256"] == expected)
