@@ -9,12 +9,12 @@ A run whose backbone, data, code and parameters are those of an earlier one, wit
 Skipped. Only what a network, a disk or a remote store refused is tried again: what the user has to change fails the same way every time.
 """
 
+import time
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, runtime
-from prefect.flow_engine import FlowRunTimeoutError
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
@@ -22,7 +22,7 @@ from flows.turns import devices, turn
 from flows.vanished import close_vanished, register
 from flows.webhook import tell
 from flows.workers import run
-from mgaa.errors import ResourceError
+from mgaa.errors import MgaaError, ResourceError
 from tasks.operation import Scheduled
 from tasks.parameters import Parameters, load
 from tasks.recording import ENGINES
@@ -88,12 +88,14 @@ def timed(command: str, p: Parameters) -> None:
     Raises:
         ResourceError: it took longer than `schedule.timeout`; steps that compute are waited for, and kept.
     """
-    chosen = getattr(import_module(f"flows.{command}"), command)
+    chosen, limit, began = getattr(import_module(f"flows.{command}"), command), p.schedule.timeout, time.monotonic()
     try:
-        run(chosen, p, timeout_seconds=p.schedule.timeout, on_running=[register])
-    except FlowRunTimeoutError:
+        run(chosen, p, timeout_seconds=limit, on_running=[register])
+    except Exception as error:  # Prefect interrupts whatever it is doing, so that it may be anything
+        if limit is None or time.monotonic() - began < limit or isinstance(error, MgaaError):
+            raise
         raise ResourceError(
-            f"The run of flows.{command} took longer than schedule.timeout, {p.schedule.timeout:g} s: raise it, or give the run less to do. "
+            f"The run of flows.{command} took longer than schedule.timeout, {limit:g} s: raise it, or give the run less to do. "
             "Finished steps are kept."
         ) from None
 

@@ -20,7 +20,7 @@ from tasks.tracking_store import process, vanished
 def register(flow: Any, flow_run: Any, state: Any) -> None:
     """A hook of Prefect: leave with the record of a flow run that it is this process."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, process())
+        client.update_flow_run_labels(flow_run.id, {**process()})
 
 
 def close_vanished() -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,7 +24,9 @@ from flows.scheduled import passing, scheduled
 from flows.turns import folder, turn
 from flows.webhook import post
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
-from tests.flows.laboratory import Laboratory
+from tasks.parameters import Parameters, load
+from tasks.unchanged import unchanged
+from tests.flows.laboratory import Laboratory, Outcome
 from tests.processes import ROOT
 
 
@@ -64,11 +67,72 @@ def run(lab: Laboratory, *overrides: str, command: Any = "compress") -> Any:
 # Nothing has changed
 
 
-def test_what_would_change_nothing_is_skipped_and_says_so(done: Laboratory) -> None:
-    before = done.written()
-    state = run(done)
-    assert (state.name, done.executed(before)) == ("Skipped", {})
-    assert "Nothing has changed since the run of 2" in state.message
+@pytest.fixture(scope="module")
+def published(first: tuple[Laboratory, Outcome], tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+    """A laboratory with the results of a run; whoever alters them puts them back."""
+    lab = first[0].copy(tmp_path_factory.mktemp("schedule") / "published")
+    assert run(lab).name == "Completed"
+    return lab
+
+
+def parameters(lab: Laboratory, *overrides: str) -> Parameters:
+    return load(lab.root / "params.yaml", overrides)
+
+
+def test_what_would_change_nothing_is_skipped_and_says_so(published: Laboratory) -> None:
+    before = published.written()
+    state = run(published, "schedule.retries=0")
+    assert (state.name, published.executed(before)) == ("Skipped", {})
+    record = json.loads((published.root / "results" / "record.json").read_bytes())
+    assert f"Nothing has changed since the run of {record['end']}" in state.message
+
+
+@pytest.mark.parametrize("other", ["ratios.compression=0.3", "output.results=elsewhere", "evaluation.limit=5"])
+def test_a_run_of_other_parameters_is_no_repetition(other: str, published: Laboratory) -> None:
+    assert unchanged(parameters(published, "runner.workers=1", "schedule.notify=all")) is not None
+    assert unchanged(parameters(published, other)) is None
+
+
+PUBLISHED = ("results/record.json", "results/metrics.json", "results/plots/sizes.csv", "models/compressed/config.json")
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_run_whose_results_are_not_in_place_is_repeated(name: str, published: Laboratory) -> None:
+    path = published.root / name
+    sound = path.read_bytes()
+    for damage in (lambda: path.write_bytes(sound.replace(b"0", b"1")), path.unlink):
+        damage()
+        assert unchanged(parameters(published)) is None
+    path.write_bytes(sound)
+    assert unchanged(parameters(published)) is not None
+
+
+def test_weights_are_taken_at_the_word_of_their_manifest_and_their_size(
+    published: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.unchanged.SMALL", 1000)
+    weights = published.root / "models" / "compressed" / "model.safetensors"
+    assert unchanged(parameters(published)) is not None
+    sound = weights.read_bytes()
+    weights.write_bytes(sound[:-1])
+    assert unchanged(parameters(published)) is None
+    weights.write_bytes(sound)
+
+
+def test_a_damaged_record_and_results_that_are_gone_are_made_again(published: Laboratory) -> None:
+    before = published.written()
+    for record in published.artifacts("run"):
+        (record / "record.json").write_bytes(b"{}")
+    shutil.rmtree(published.root / "results")
+    assert run(published).name == "Completed"
+    assert run(published).name == "Skipped"
+    assert published.executed(before) == {}
+
+
+def test_a_run_by_hand_is_not_skipped(published: Laboratory) -> None:
+    record = (published.root / "results" / "record.json").read_bytes()
+    assert published.run().code == 0
+    assert (published.root / "results" / "record.json").read_bytes() != record
 
 
 # One at a time
@@ -144,9 +208,9 @@ def test_only_what_a_network_a_disk_or_a_store_refused_is_tried_again(
     ("mistake", "tries"), [("store.remote=file:///dev/null/store", 3), ("backbone.source=nowhere", 1)]
 )
 def test_an_outage_is_waited_for_and_a_mistake_is_not(
-    mistake: str, tries: int, done: Laboratory, caplog: pytest.LogCaptureFixture, webhook: list[dict[str, Any]]
+    mistake: str, tries: int, published: Laboratory, caplog: pytest.LogCaptureFixture, webhook: list[dict[str, Any]]
 ) -> None:
-    state = run(done, mistake, "schedule.retries=2", "schedule.delay=0")
+    state = run(published, mistake, "schedule.retries=2", "schedule.delay=0")
     assert state.is_failed()
     assert caplog.text.count("Retry ") == tries - 1
     assert [(news["state"], news["flow"]) for news in webhook] == [("Failed", "scheduled")]
@@ -162,10 +226,10 @@ def test_a_run_that_takes_too_long_is_ended(fresh: Laboratory) -> None:
 # News
 
 
-def test_a_run_that_ends_well_is_told_where_it_is_wanted(done: Laboratory, webhook: list[dict[str, Any]]) -> None:
-    run(done)
+def test_a_run_that_ends_well_is_told_where_it_is_wanted(published: Laboratory, webhook: list[dict[str, Any]]) -> None:
+    run(published)
     assert webhook == []
-    run(done, "schedule.notify=all")
+    run(published, "schedule.notify=all")
     assert [news["state"] for news in webhook] == ["Skipped"]
 
 
