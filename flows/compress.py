@@ -45,7 +45,7 @@ from tasks.recording import recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
-from tasks.run_record import keep_record
+from tasks.run_record import Span, keep_record
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
@@ -104,7 +104,8 @@ def compress(parameters: Parameters) -> Results:
         figures = draw_figures(store, **drawn(results))
         published = publish(p, store, results, figures, Effort.since(began, executions))
         made = results.artifacts() | {"figures": figures}
-        record = keep_record(p, store, "compress", artifacts=made, began=started, seconds=time.perf_counter() - began)
+        spent = Span(started, time.perf_counter() - began)
+        record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=spent)
         run.log(results, published, record)
     return results
 
