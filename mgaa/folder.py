@@ -128,7 +128,7 @@ def _examine_tokenizer(folder: Path) -> None:
 def _examine_header(path: Path) -> None:
     """Opening checks that the header is sound and that the file is as long as it says."""
     try:
-        with safe_open(path, framework="pt") as tensors:
+        with safe_open(path, framework="np") as tensors:
             tensors.keys()
     except (SafetensorError, OSError) as error:
         raise InputError(
