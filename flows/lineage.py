@@ -139,8 +139,8 @@ def reproduce(
     print(f"{sum(found.stages.values())} of {len(found.stages)} stages have the same digests")
     if not found.same:
         raise InputError(
-            f"{len(found.stages) - sum(found.stages.values())} stages came out otherwise, expected the same digests: look at the device and "
-            "at the versions above."
+            f"{len(found.stages) - sum(found.stages.values())} stages came out otherwise, expected the same digests: look at the device "
+            "and at the versions above."
         )
 
 

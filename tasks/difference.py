@@ -1,6 +1,6 @@
-"""What made two results differ: every parameter, file of data or code, package and device in which their ancestries differ.
+"""What made two results differ: every parameter, file, package and device in which their ancestries differ.
 
-Both are walked to the end. Of what a run was given its record tells more than its steps: the parameters as they stand in `params.yaml`. Then
+Both are walked to the end. Of what a run was given its record tells more than its steps: the parameters as in `params.yaml`. Then
 come the artifacts, in the order in which they were made, and the numbers: the first line that differs is the cause, the last the effect.
 """
 

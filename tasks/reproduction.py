@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from mgaa.errors import InputError, ResourceError
+from tasks import provenance
 from tasks.parameters import Placed
 from tasks.run_record import RECORD
 from tasks.verify_run import verify_inputs
@@ -64,7 +65,7 @@ def reproduce(p: Placed, record: Mapping[str, Any], folder: Path, python: Path |
             f"{len(wrong)} inputs are not those of the run, expected the same bytes; the first: {wrong[0]}."
         )
     checkout = folder / "checkout"
-    clone(p.folder, record["git"]["commit"], checkout)
+    clone(provenance.ROOT, record["git"]["commit"], checkout)
     bring(p.folder, checkout, record)
     python = python or environment(folder / "environment", checkout)
     run(python, checkout, record)
@@ -126,7 +127,7 @@ def command(words: Sequence[str], folder: Path) -> None:
         said = [*done.stderr.strip().splitlines(), *done.stdout.strip().splitlines()] or ["no more is said"]
         called = " ".join([Path(words[0]).name, *words[1:6]])
         raise ResourceError(
-            f"`{called} ...` ended with {done.returncode} ({said[-1]}), expected it to succeed in {folder}: remove the reason, and start again."
+            f"`{called} ...` ended with {done.returncode} ({said[-1]}), expected it to succeed: remove the reason, and start again."
         )
 
 

@@ -69,7 +69,7 @@ def behind(p: Placed, store: Store, root: Artifact, signers: Path | None) -> Ite
         record = read_record(store, root) if root.kind == KIND else None
     except DamagedError:  # told already
         return
-    yield from verify_code(p, store, nodes)
+    yield from verify_code(nodes)
     if record is not None:
         yield from verify_published(p, root, record)
         yield from verify_inputs(p, record)

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from mgaa.errors import MgaaError
-from tasks.artifact import Artifact, Store
+from tasks import provenance
+from tasks.artifact import Artifact
 from tasks.findings import Finding, differing, disagrees, unchecked
 from tasks.lineage import Node
 from tasks.parameters import Placed
@@ -138,42 +139,37 @@ def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield f"{above}{name}", value
 
 
-def verify_code(p: Placed, store: Store, nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
-    """The files of every step against the commit that its manifest names."""
-    changed = sorted(
-        {
-            str(each.manifest["git"]["commit"])[:8]
-            for each in nodes.values()
-            if each.manifest.get("git", {}).get("dirty")
-        }
-    )
+def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
+    """The files of every step against the commit that its manifest names, in the repository of this project."""
+    changed, absent = set[str](), set[str]()
+    for artifact, node in nodes.items():
+        git = node.manifest.get("git", {})
+        commit = git.get("commit")
+        if git.get("dirty"):
+            changed.add(str(commit)[:8])
+        elif commit is not None and provenance.ask_git("cat-file", "-e", f"{commit}^{{commit}}") is None:
+            absent.add(commit[:8])
+        elif commit is not None:
+            for file, expected in node.manifest.get("sources", {}).items():
+                if at_commit(commit, file) != expected:
+                    yield disagrees(
+                        f"git, {file}", f"is another one at commit {commit[:8]} than the one that made {artifact}"
+                    )
     if changed:
         yield unchecked(
             "git",
-            f"some steps ran beside uncommitted changes ({', '.join(changed)}): their code is known by sha256 alone",
+            f"steps ran beside uncommitted changes to {', '.join(sorted(changed))}: their code is known by sha256",
         )
-    looked = set()
-    for artifact, node in nodes.items():
-        git, sources = node.manifest.get("git", {}), node.manifest.get("sources", {})
-        if git.get("dirty") or git.get("commit") is None:
-            continue
-        for file, expected in sources.items():
-            if (case := (git["commit"], file, expected)) in looked:
-                continue
-            looked.add(case)
-            found = at_commit(p.folder, git["commit"], file)
-            if found is None:
-                yield unchecked(f"git, {file}", f"commit {git['commit'][:8]} is not in this repository")
-            elif found != expected:
-                yield disagrees(
-                    f"git, {file}", f"is another one at commit {git['commit'][:8]} than the one that made {artifact}"
-                )
+    if absent:
+        yield unchecked("git", f"commits are not in this repository: {', '.join(sorted(absent))}")
 
 
 @cache
-def at_commit(folder: Path, commit: str, file: str) -> str | None:
-    """sha256 of a file at a commit."""
-    done = subprocess.run(["git", "-C", str(folder), "show", f"{commit}:{file}"], capture_output=True, check=False)
+def at_commit(commit: str, file: str) -> str | None:
+    """sha256 of a file of the project at a commit."""
+    done = subprocess.run(
+        ["git", "-C", str(provenance.ROOT), "show", f"{commit}:{file}"], capture_output=True, check=False
+    )
     return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else None
 
 
