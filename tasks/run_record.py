@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tasks import provenance
@@ -25,7 +25,7 @@ from tasks.sealing import content_digest, digest, file_digest, read_manifest, re
 from tasks.writing import write_file
 
 KIND, RECORD = "run", "record.json"
-ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking"}
+ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking", "schedule"}
 """Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
 PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
@@ -110,7 +110,7 @@ def keep_record(
         "flow": flow,
         "key": key,
         "start": spent.start.isoformat(),
-        "end": datetime.now(UTC).isoformat(),
+        "end": (spent.start + timedelta(seconds=spent.seconds)).isoformat(),
         "seconds": spent.seconds,
         "parameters": p.flat(),
         "sources": identity["sources"],
