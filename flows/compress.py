@@ -23,6 +23,7 @@ from flows.calibration import calibrated
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
+from flows.sampling import samples_of
 from flows.searching import candidates_of, rehearsed, searched
 from flows.workers import THREADS, opened, workers
 from mgaa.errors import InputError, UsageError
@@ -43,7 +44,7 @@ from tasks.recipes import Recipe, recipes
 from tasks.recording import recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
-from tasks.results import UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
+from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
@@ -98,7 +99,9 @@ def compress(parameters: Parameters) -> Results:
             given = backbone, examples, tokens["validation"], models[UNRECOVERED]
             models[p.method] = recovered(p, store, *given, plan=plan, measured=measured, questions=questions)
 
-        results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning)
+        sampled = {DENSE: backbone, **{name: model.checkpoint for name, model in models.items()}}
+        samples = samples_of(p, store, texts, sampled, where)
+        results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning, samples)
         figures = draw_figures(store, **drawn(results))
         published = publish(p, store, results, figures, Effort.since(began, executions))
         run.log(results, published)
