@@ -1,7 +1,7 @@
 """The model card of a checkpoint in the form of Hugging Face: what the model is, how it loads, how it was measured, where it came from.
 
-https://huggingface.co/docs/hub/model-cards says which fields the front matter has. A place on this machine is no name that others know, so of
-a backbone in a folder the card has the folder's name alone.
+https://huggingface.co/docs/hub/model-cards says which fields the front matter has. A place on this machine is no name that others know, so
+of a backbone in a folder the card has the folder's name alone.
 """
 
 from collections.abc import Iterator, Mapping
@@ -70,11 +70,11 @@ def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator
     """The measurements of a model as the Hub reads them."""
     from huggingface_hub import EvalResult
 
-    texts = {"dataset_type": "text", "dataset_name": text_name(parameters), "task_type": "text-generation"}
+    texts: dict[str, Any] = {"dataset_type": "text", "dataset_name": text_name(parameters), "task_type": "text-generation"}
     texts |= {"dataset_split": parameters["data.evaluation.split"]} if parameters["data.evaluation.split"] else {}
     yield EvalResult(metric_type="perplexity", metric_value=round(model["perplexity"], 4), **texts)
     for task, found in model["tasks"].items():
-        given = {"dataset_type": task, "dataset_name": task, "task_type": "text-generation"}
+        given: dict[str, Any] = {"dataset_type": task, "dataset_name": task, "task_type": "text-generation"}
         yield EvalResult(metric_type="accuracy", metric_value=round(found["acc"], 4), **given)
     for name, found in model.get("questions", {}).items():
         given = {"dataset_type": name, "dataset_name": name, "task_type": "visual-question-answering"}

@@ -1,8 +1,8 @@
 """The audit report: everything that is to be said of a run, as one HTML page that needs nothing beside itself.
 
-The page is a function of the store and of what the record of the run holds: it has no clock, so that made again it has the same bytes, and what
-it says of time and memory is that of the steps, whenever they ran. Figures are those of the artifact `figures`; no script runs, and the page
-allows no request (its Content-Security-Policy). tasks/templates/report.html has the words, report.css the looks.
+The page is a function of the store and of what the record of the run holds: it has no clock, so that made again it has the same bytes, and
+what it says of time and memory is that of the steps, whenever they ran. Figures are those of the artifact `figures`; no script runs, and
+the page allows no request (its Content-Security-Policy). tasks/templates/report.html has the words, report.css the looks.
 """
 
 import base64
@@ -83,7 +83,8 @@ def page(subject: Subject) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    return environment.get_template(PAGE).render(content(subject))
+    html: str = environment.get_template(PAGE).render(content(subject))
+    return html
 
 
 def card_of(subject: Subject) -> str:

@@ -20,6 +20,7 @@ from tasks.decompose import decompose
 from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
+from tasks.generate import generate
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters, load
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
@@ -135,7 +136,13 @@ def run(p: Parameters, store: Store) -> Results:
         "uniform": compressed({**even, "band": None}, even),
         "mgaa": compressed({**ours[0], "band": None}, ours[1]),
     }
-    return Results(backbone, texts, tokens, statistics, spectra, Evaluated(measure(backbone), {}), models)
+    shown = {"dense": backbone, **{name: model.checkpoint for name, model in models.items()}}
+    samples = {
+        name: generate.fn(store, model, texts, **p.evaluation.samples.model_dump(), device="cpu")
+        for name, model in shown.items()
+    }
+    dense = Evaluated(measure(backbone), {})
+    return Results(backbone, texts, tokens, statistics, spectra, dense, models, samples=samples)
 
 
 def write_model(folder: Path) -> None:
