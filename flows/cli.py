@@ -46,12 +46,20 @@ def main(
         hide_bars()
     from flows.workers import run
 
+    def act() -> None:
+        parameters = load(*parse([text for text in arguments if text not in ("--debug", "--quiet")]))
+        run(flow, parameters)
+        if show is not None and "--quiet" not in arguments:
+            show(parameters)
+
+    return answered(act, debug=debug)
+
+
+def answered(act: Callable[[], None], *, debug: bool = False) -> int:
+    """Do what a command does; a failure that explains itself is one line on stderr and its exit code."""
     try:
         with interruptible(), told_once():
-            parameters = load(*parse([text for text in arguments if text not in ("--debug", "--quiet")]))
-            run(flow, parameters)
-            if show is not None and "--quiet" not in arguments:
-                show(parameters)
+            act()
     except MgaaError as error:
         if debug:
             traceback.print_exc()

@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from prefect import flow, unmapped
@@ -45,6 +46,7 @@ from tasks.recording import recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
+from tasks.run_record import keep_record
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
@@ -52,7 +54,7 @@ from tasks.tracking import tracked
 @flow(name="compress", task_runner=THREADS, validate_parameters=False)
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
-    p, began = parameters, time.perf_counter()
+    p, began, started = parameters, time.perf_counter(), datetime.now(UTC)
     store, where = opened(p), device(parameters)
     factorizer = p.factors.method, p.factors.options
     with tracked(p) as run, recording(store) as executions:
@@ -104,7 +106,9 @@ def compress(parameters: Parameters) -> Results:
         results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning, samples)
         figures = draw_figures(store, **drawn(results))
         published = publish(p, store, results, figures, Effort.since(began, executions))
-        run.log(results, published)
+        made = results.artifacts() | {"figures": figures}
+        record = keep_record(p, store, "compress", artifacts=made, began=started, seconds=time.perf_counter() - began)
+        run.log(results, published, record)
     return results
 
 

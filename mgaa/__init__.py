@@ -5,17 +5,27 @@
     mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
 
-Importing the package teaches transformers the checkpoint format (`mgaa.format`), and nothing else.
+Importing the package teaches transformers the checkpoint format (`mgaa.format`), and nothing else: at once where transformers has its
+models already, else as soon as it loads them. So an import that only wants an error class or a path does not wait for torch (seconds).
 """
 
-from mgaa import format as _format  # noqa: F401 (registers the format)
-from mgaa.checkpoint import apply_factors, load, save
-from mgaa.compress import LORAP, compress_, sweep
-from mgaa.dense import densify, densify_folder
+import sys
+from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
-from mgaa.lowrank import Factors, LowRankLinear
-from mgaa.prompts import Prompts, Question, encode
-from mgaa.report import Report
+
+if TYPE_CHECKING:
+    from mgaa.checkpoint import apply_factors, load, save
+    from mgaa.compress import LORAP, compress_, sweep
+    from mgaa.dense import densify, densify_folder
+    from mgaa.lowrank import Factors, LowRankLinear
+    from mgaa.prompts import Prompts, Question, encode
+    from mgaa.report import Report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,3 +50,54 @@ __all__ = [
     "save",
     "sweep",
 ]
+
+_PLACES = {
+    **dict.fromkeys(("apply_factors", "load", "save"), "checkpoint"),
+    **dict.fromkeys(("LORAP", "compress_", "sweep"), "compress"),
+    **dict.fromkeys(("densify", "densify_folder"), "dense"),
+    **dict.fromkeys(("Factors", "LowRankLinear"), "lowrank"),
+    **dict.fromkeys(("Prompts", "Question", "encode"), "prompts"),
+    "Report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """What the package offers, from its module when it is first asked for."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PLACES})
+
+
+class _Teacher(MetaPathFinder):
+    """Waits for the module of transformers behind which every model is built and loaded, and brings the format after it."""
+
+    module = "transformers.modeling_utils"
+
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name != self.module:
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = _then_format(spec.loader)  # type: ignore[method-assign]
+        return spec
+
+
+def _then_format(loader: Loader) -> Any:
+    execute = loader.exec_module
+
+    def exec_module(module: ModuleType) -> None:
+        execute(module)
+        import_module("mgaa.format")
+
+    return exec_module
+
+
+if _Teacher.module in sys.modules:
+    import_module("mgaa.format")
+else:
+    sys.meta_path.insert(0, _Teacher())

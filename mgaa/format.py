@@ -19,10 +19,13 @@ And every low-rank layer carries a mark under the name of the dense weight (lowr
 files name them otherwise, are the exception), so that whatever drops the
 notice (`save_pretrained`, an edited config) or never looks at it (`load_state_dict`, other loaders) meets a size
 mismatch.
+
+transformers brings this module once `import mgaa` has asked for it (`mgaa/__init__.py`), maybe while another module of the package
+is half imported: so it imports those inside its functions.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -31,11 +34,10 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mgaa.architectures import has_entry, parts_with
 from mgaa.errors import InputError
-from mgaa.fused import unfuse_
-from mgaa.lowrank import LowRankLinear, low_rank_layers
-from mgaa.widths import narrow_, widths
+
+if TYPE_CHECKING:
+    from mgaa.lowrank import LowRankLinear
 
 METHOD = "mgaa"
 VERSION = 1
@@ -86,6 +88,10 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         return config
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        from mgaa.architectures import has_entry, parts_with
+        from mgaa.fused import unfuse_
+        from mgaa.widths import narrow_
+
         if has_entry(model.config):
             unfuse_(model, parts_with(model, self.quantization_config.modules))
         if (given := getattr(self.quantization_config, "widths", None)) is not None:
@@ -124,6 +130,9 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
 
 def describe(model: PreTrainedModel) -> None:
     """Write the model's low-rank layers and narrow FFNs into its config, or remove that entry where there are none."""
+    from mgaa.lowrank import low_rank_layers
+    from mgaa.widths import widths
+
     modules = {
         name: {"rank": layer.rank, "bias": layer.B.bias is not None} for name, layer in low_rank_layers(model).items()
     }
@@ -150,7 +159,9 @@ def _place(name: str, linears: Mapping[str, nn.Linear], model: PreTrainedModel) 
     )
 
 
-def _layer(name: str, shape: Mapping[str, int | bool], linear: nn.Linear) -> LowRankLinear:
+def _layer(name: str, shape: Mapping[str, int | bool], linear: nn.Linear) -> "LowRankLinear":
+    from mgaa.lowrank import LowRankLinear
+
     m, n, rank = linear.out_features, linear.in_features, shape.get("rank")
     if not isinstance(rank, int) or not 1 <= rank <= min(m, n):
         raise InputError(

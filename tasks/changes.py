@@ -14,18 +14,12 @@ from typing import Any
 from mgaa.errors import UsageError
 from tasks import provenance
 from tasks.parameters import load
+from tasks.run_record import ELSEWHERE
 from tasks.tracking_store import masked
-
-RESULTS = (
-    *("case", "method", "backbone", "data", "statistics", "factors", "ratios", "ranks", "channels", "search"),
-    *("recovery", "evaluation"),
-)
-"""Sections that the results of `flows.compress` depend on."""
-
 
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's parameters, by dotted key, that its results depend on."""
-    return {key: value for key, value in flat.items() if key.partition(".")[0] in RESULTS}
+    return {key: value for key, value in flat.items() if key.partition(".")[0] not in ELSEWHERE}
 
 
 def changed(flat: Mapping[str, Any], commit: str | None) -> dict[str, tuple[Any, Any]]:

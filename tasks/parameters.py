@@ -7,9 +7,9 @@ copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PrivateAttr, ValidationError
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
 from tasks.choices import resolve
@@ -42,7 +42,50 @@ TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 """Names of models beside the method's."""
 
 
-class Parameters(Section):
+class Placed(Section):
+    """Paths that the sections `output`, `store` and `tracking` stand for."""
+
+    if TYPE_CHECKING:
+        output: Output
+        store: StoreSection
+        tracking: Tracking
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
+        return self._folder
+
+    @property
+    def results(self) -> Path:
+        """Where metrics, allocations, figures and plots are published."""
+        return self._folder / self.output.results
+
+    @property
+    def store_path(self) -> Path:
+        """The store, with the checkout even inside a DVC experiment."""
+        return (checkout(self._folder) / Path(self.store.path).expanduser()).resolve()
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's URI; a relative SQLite file lies with the checkout."""
+        prefix = "sqlite:///"
+        if not self.tracking.uri.startswith(prefix):
+            return self.tracking.uri
+        return f"{prefix}{(checkout(self._folder) / self.tracking.uri.removeprefix(prefix)).resolve()}"
+
+
+class Operation(Placed):
+    """The sections that say where results lie and how they are kept: all that is read where nothing is computed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    output: Output
+    store: StoreSection
+    tracking: Tracking
+
+
+class Parameters(Placed):
     """Everything that can be set."""
 
     case: str = Field(description="what is compressed, and on which data: one of those under `cases`")
@@ -71,30 +114,6 @@ class Parameters(Section):
     runner: RunnerSection
     store: StoreSection
     tracking: Tracking
-    _folder: Path = PrivateAttr(default_factory=Path.cwd)
-
-    @property
-    def folder(self) -> Path:
-        """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
-        return self._folder
-
-    @property
-    def results(self) -> Path:
-        """Where metrics, allocations, figures and plots are published."""
-        return self._folder / self.output.results
-
-    @property
-    def store_path(self) -> Path:
-        """The store, with the checkout even inside a DVC experiment."""
-        return (checkout(self._folder) / Path(self.store.path).expanduser()).resolve()
-
-    @property
-    def tracking_uri(self) -> str:
-        """MLflow's URI; a relative SQLite file lies with the checkout."""
-        prefix = "sqlite:///"
-        if not self.tracking.uri.startswith(prefix):
-            return self.tracking.uri
-        return f"{prefix}{(checkout(self._folder) / self.tracking.uri.removeprefix(prefix)).resolve()}"
 
     def flat(self) -> dict[str, Any]:
         """Every value by its dotted key, as it is written on the command line."""
@@ -116,6 +135,19 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
         raise UsageError(explain(error, Parameters, copies="sweep")) from None
     parameters._folder = path.absolute().parent
     return parameters
+
+
+def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
+    """The same without the sections of the computation, whose methods import torch (seconds); raises `UsageError`."""
+    given = parse(overrides)
+    if unknown := sorted(set(given) - set(Parameters.model_fields)):
+        raise UsageError(f"There is no section {unknown[0]!r}{suggest(unknown[0], list(Parameters.model_fields))}")
+    try:
+        found = Operation.model_validate(chosen_case(merge(read(path), given), given))
+    except ValidationError as error:
+        raise UsageError(explain(error, Operation)) from None
+    found._folder = path.absolute().parent
+    return found
 
 
 def chosen_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,11 +133,12 @@ class Effort:
         )
 
 
-def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> dict[str, Any]:
+def metrics(store: Store, results: Results, *, place: Path, effort: Effort | None = None) -> dict[str, Any]:
     """The content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
 
     Args:
         place: where the checkpoint of the run's method (the last model) goes; those of the baselines stay in the store.
+        effort: of the run, where it is known.
     """
     backbone = backbone_record(store, results.backbone)
     common = [results.backbone, results.texts, results.tokens["calibration"], results.statistics, *results.spectra]
@@ -153,7 +154,7 @@ def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> d
             "checkpoint": str(checkpoint),
         }
     card = table(store, dense.metrics, METRICS)["card"] | _sight(store, results)
-    found = {"models": models, "card": card, "run": asdict(effort)}
+    found = {"models": models, "card": card, **({} if effort is None else {"run": asdict(effort)})}
     return found if results.questions is None else {**found, "comparison": comparison(store, results)}
 
 

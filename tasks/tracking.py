@@ -46,14 +46,20 @@ class Run:
     id: str
     parameters: Parameters
 
-    def log(self, results: Results, published: Mapping[str, Any]) -> None:
-        """Record the artifacts of a finished run, and `published`, the content of `results/{metrics,allocation}.json` by name."""
+    def log(self, results: Results, published: Mapping[str, Any], record: Artifact) -> None:
+        """Record the artifacts of a finished run.
+
+        Args:
+            published: the content of `results/{metrics,allocation}.json` by name.
+            record: of the run (tasks/run_record.py).
+        """
         p, folder = self.parameters, self.parameters.results
         store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
 
         def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))
             self.log_lineage(store, results.artifacts())
+            self.set_tags({"run.record": record.digest})
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
             final = results.models[[*results.models][-1]]

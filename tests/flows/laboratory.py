@@ -90,12 +90,17 @@ class Laboratory:
     def executed(self, before: dict[Path, int]) -> dict[str, int]:
         """How often each step was executed since `written` gave `before`."""
         new = [path for path, time in self.written().items() if before.get(path) != time]
-        return dict(Counter(json.loads(path.read_bytes())["stage"]["task"] for path in new))
+        stages = [json.loads(path.read_bytes())["stage"] for path in new]
+        return dict(Counter(stage["task"] for stage in stages if stage["kind"] != "run"))
 
     def records(self) -> dict[str, tuple[str, str]]:
-        """Task and digest of every stage key in the store."""
+        """Task and digest of every stage key of a step in the store."""
         found = {path.stem: json.loads(path.read_bytes()) for path in self.root.glob("store/keys/*.json")}
-        return {key: (record["stage"]["task"], record["digest"]) for key, record in found.items()}
+        return {
+            key: (record["stage"]["task"], record["digest"])
+            for key, record in found.items()
+            if record["stage"]["kind"] != "run"
+        }
 
     def artifacts(self, kind: str) -> list[Path]:
         """The folders of the artifacts of one kind."""

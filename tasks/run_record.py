@@ -1,0 +1,149 @@
+"""The record of a run: one sealed artifact that names everything the run made, and everything it depended on.
+
+A checkpoint's manifest leads to its ranks, statistics and texts; the record leads to all of them at once, with the parameters, the files of
+the backbone and of the data by sha256, and the files that were published. The same bytes lie in the store (`run/<digest>/record.json`) and
+beside the results (`results/record.json`, an out of DVC), so either is found from the other, and a revision of DVC from both.
+
+It is remembered under the identity of the run, as the result of a step is under its key: whoever wants to know whether the same run was
+made before asks for it (`last_run`), without a model or a text in memory.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from tasks import provenance
+from tasks.artifact import Artifact, Store
+from tasks.code import code_digest
+from tasks.lineage import name, run_facts
+from tasks.parameters import Parameters, flatten
+from tasks.sealing import digest, file_digest, read_manifest, readable
+from tasks.writing import write_file
+
+KIND, RECORD = "run", "record.json"
+ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking"}
+"""Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
+PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
+"""What a run leaves among its results, beside its record."""
+FILES = ("ranks.profile", "ranks.path", "ratios.path", "search.history", "evaluation.tasks_folder")
+"""Parameters that name files which are read."""
+
+
+def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
+    """Everything that the results of a run depend on; like a step's (tasks/stage.py), but for all code and all numerical packages.
+
+    The device is not looked at: `backbone.device` is a parameter, and where it is `auto` a GPU that came or went changes the keys of the
+    steps only.
+
+    Raises:
+        InputError: the backbone or a file of the data is not there.
+    """
+    sections = p.model_dump(by_alias=True, exclude=ELSEWHERE)
+    return {
+        "task": flow,
+        "kind": KIND,
+        "parameters": dict(flatten(sections)),
+        "sources": sources(p),
+        "code": code_digest(),
+        **provenance.environment(provenance.NUMERICAL),
+        "flags": {},
+    }
+
+
+def sources(p: Parameters) -> dict[str, Any]:
+    """sha256 of every file that a run reads: of the backbone, of each section of the data, and of those that parameters name."""
+    from tasks.load_backbone import identify
+    from tasks.read_questions import questions_content
+    from tasks.read_texts import SECTIONS, source_content
+
+    data = {}
+    for section in (*SECTIONS, *["recovery"] * (p.recovery.method != "none")):
+        given = getattr(p.data, section)
+        asked = getattr(given, "form", "text") == "questions"
+        data[section] = (questions_content if asked else source_content)(given.source)
+    data |= {f"questions.{each.name}": questions_content(each.source) for each in p.data.questions}
+    flat = p.flat()
+    named = {key: source_content(flat[key]) for key in FILES if flat.get(key) is not None}
+    return {"backbone": identify(p.backbone.source, p.backbone.revision), "data": data, "parameters": named}
+
+
+def last_run(store: Store, p: Parameters, flow: str) -> Artifact | None:
+    """The record of the latest run of the same identity, here or in the remote of the store.
+
+    Raises:
+        DamagedError: it is there, and damaged.
+    """
+    return store.recall(digest(run_identity(p, flow)))
+
+
+def keep_record(
+    p: Parameters,
+    store: Store,
+    flow: str,
+    *,
+    artifacts: Mapping[str, Artifact | list[Artifact]],
+    began: datetime,
+    seconds: float,
+) -> Artifact:
+    """Seal the record of a run that has published its results, remember it, and publish it beside them.
+
+    Args:
+        artifacts: everything that the run made or used, by stage.
+        began: when it started; `seconds` how long it took, by a clock that does not jump.
+    """
+    identity = run_identity(p, flow)
+    key = digest(identity)
+    stages = {stage: [given] if isinstance(given, Artifact) else given for stage, given in artifacts.items()}
+    told = {
+        "flow": flow,
+        "key": key,
+        "start": began.isoformat(),
+        "end": datetime.now(UTC).isoformat(),
+        "seconds": seconds,
+        "parameters": p.flat(),
+        "sources": identity["sources"],
+        "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
+        "published": published(p),
+        "code": identity["code"],
+        **provenance.origin(),
+        "tags": run_facts(),
+    }
+    with store.writing(KIND) as out:
+        (out / RECORD).write_bytes(readable(told))
+        inputs = {
+            stage: [{"kind": each.kind, "digest": each.digest} for each in those] for stage, those in stages.items()
+        }
+        shared = {
+            field: told[field]
+            for field in ("parameters", "code", "git", "versions", "device", "start", "end", "seconds")
+        }
+        found = store.seal(out, KIND, {"task": flow, "key": key, "inputs": inputs, **shared, "facts": {}})
+    store.remember(key, found, identity)
+    write_file(p.results / RECORD, (store.place(found) / RECORD).read_bytes())
+    return found
+
+
+def published(p: Parameters) -> dict[str, str]:
+    """sha256 of every file that the run has published, by its path below the folder of `params.yaml`."""
+    checkpoint = p.folder / p.output.checkpoint
+    sealed = {checkpoint / file: entry["sha256"] for file, entry in read_manifest(checkpoint)["files"].items()}
+    roots = [
+        checkpoint,
+        *(p.results / given for given in PUBLISHED),
+        *[p.results / "search"] * (p.search.method != "none"),
+    ]
+    paths = sorted(path for root in roots for path in (root, *root.rglob("*")) if path.is_file())
+    return {path.relative_to(p.folder).as_posix(): sealed.get(path) or file_digest(path, path.stat()) for path in paths}
+
+
+def read_record(store: Store, run: Artifact) -> dict[str, Any]:
+    """The content of a record; raises `DamagedError`."""
+    content: dict[str, Any] = json.loads((store.folder(run) / RECORD).read_bytes())
+    return content
+
+
+def md5(content: bytes) -> str:
+    """By what DVC knows a file."""
+    return hashlib.md5(content, usedforsecurity=False).hexdigest()
