@@ -17,6 +17,7 @@ from tasks.parameters import load
 from tasks.run_record import ELSEWHERE
 from tasks.tracking_store import masked
 
+
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's parameters, by dotted key, that its results depend on."""
     return {key: value for key, value in flat.items() if key.partition(".")[0] not in ELSEWHERE}

@@ -70,7 +70,11 @@ def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator
     """The measurements of a model as the Hub reads them."""
     from huggingface_hub import EvalResult
 
-    texts: dict[str, Any] = {"dataset_type": "text", "dataset_name": text_name(parameters), "task_type": "text-generation"}
+    texts: dict[str, Any] = {
+        "dataset_type": "text",
+        "dataset_name": text_name(parameters),
+        "task_type": "text-generation",
+    }
     texts |= {"dataset_split": parameters["data.evaluation.split"]} if parameters["data.evaluation.split"] else {}
     yield EvalResult(metric_type="perplexity", metric_value=round(model["perplexity"], 4), **texts)
     for task, found in model["tasks"].items():

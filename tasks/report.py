@@ -58,7 +58,7 @@ class Subject:
     @property
     def method(self) -> str:
         """The name of the run's method."""
-        return [*self.metrics["models"]][-1]
+        return str([*self.metrics["models"]][-1])
 
     def of(self, stage: str) -> list[Artifact]:
         """The artifacts of a stage."""

@@ -335,7 +335,11 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
         and metrics["models"]["mgaa"]["seconds"]["evaluate"] == each["seconds"]
     ]
     assert metered["parameters"]["length"] == 32
-    assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {MANIFEST, "evaluation.json", "README.md"}
+    assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {
+        MANIFEST,
+        "evaluation.json",
+        "README.md",
+    }
     assert json.loads((folder / "evaluation.json").read_text()) == {
         "model": metrics["models"]["mgaa"],
         "card": metrics["card"],
