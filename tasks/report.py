@@ -106,6 +106,8 @@ def shown_card(text: str) -> dict[str, Any]:
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
             token.tag = f"h{int(token.tag[1]) + 2}"
+        elif token.type == "th_open":
+            token.attrSet("scope", "col")
     return {"front": front, "body": Markup(markdown.renderer.render(tokens, markdown.options, {}))}
 
 
