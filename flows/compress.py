@@ -42,11 +42,11 @@ from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters
 from tasks.planning import outlook, refuse_what_cannot_fit
 from tasks.recipes import Recipe, recipes
-from tasks.recording import recording
+from tasks.recording import keys_by, recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
-from tasks.run_record import keep_record
+from tasks.run_record import Span, keep_record
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
 
@@ -105,9 +105,10 @@ def compress(parameters: Parameters) -> Results:
         samples = samples_of(p, store, texts, sampled, where)
         results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning, samples)
         figures = draw_figures(store, **drawn(results))
-        published = publish(p, store, results, figures, Effort.since(began, executions))
+        published = publish(p, store, results, figures, Effort.since(began, executions), keys_by(executions))
         made = results.artifacts() | {"figures": figures}
-        record = keep_record(p, store, "compress", artifacts=made, began=started, seconds=time.perf_counter() - began)
+        spent = Span(started, time.perf_counter() - began)
+        record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=spent)
         run.log(results, published, record)
     return results
 

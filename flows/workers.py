@@ -14,6 +14,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from tasks.artifact import Store
 from tasks.home import home_of
+from tasks.in_use import in_use
 from tasks.parameters import Parameters
 from tasks.remote import remote_of
 
@@ -24,9 +25,12 @@ THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
 
 def run(flow: Callable[[Parameters], Any], parameters: Parameters) -> Any:
     """Run a flow; if it has steps to run side by side, on the workers that its parameters name."""
-    if not isinstance(flow, Flow) or flow.task_runner is not THREADS:
+    if not isinstance(flow, Flow):  # something that shows or predicts, and has no store
         return flow(parameters)
     with ExitStack() as until_then:
+        until_then.enter_context(in_use(parameters.store_path))
+        if flow.task_runner is not THREADS:
+            return flow(parameters)
         chosen: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers(parameters))
         if parameters.runner.kind != "threads":
             from flows.clusters import cluster

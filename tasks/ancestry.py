@@ -1,100 +1,92 @@
-"""The lineage of a run as people read it: what each step took, the tree from a checkpoint to its sources, and the sources' digests.
+"""The ancestry of a result as people and programs read it: a tree in the terminal, or JSON.
 
-All of it comes from manifests (tasks/lineage.py). Artifacts that are inputs together, such as the spectra of all blocks, are one branch.
+What is made from many artifacts of a kind (a block each) shows them as one line; what was shown above is not unfolded again. Leaves are
+the files that came from outside, by sha256.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.lineage import Node, ancestry, name, told
+from tasks.records import BACKBONE, CARD
+from tasks.targets import derivation
 
-Lineage = Mapping[str, Mapping[str, Any]]
-"""What manifests tell, by `kind/digest`, inputs before what is made from them (`tasks.lineage.lineage`)."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Artifacts that are inputs together.
-
-    Attributes:
-        names: theirs.
-        task: the step that made them, and the seconds that it took, all together.
-        inputs: what they were made from, where this has not been told further up.
-        known: what they were made from and was told further up, by kind.
-    """
-
-    names: tuple[str, ...]
-    task: str
-    seconds: float
-    inputs: list["Branch"] = field(default_factory=list)
-    known: list[tuple[str, ...]] = field(default_factory=list)
-
-    @property
-    def kind(self) -> str:
-        """The kind of the artifacts."""
-        return self.names[0].partition("/")[0]
+SHORT = 12
+"""Characters of a digest."""
+OUTSIDE = ("backbone", "model", "texts", "questions")
+"""Kinds that are made from files of others."""
 
 
-def tree(behind: Lineage, names: Sequence[str]) -> Branch:
-    """The branch of `names`, and below it all that it was made from; everything is told once."""
-    return _branch(behind, tuple(names), set())
+def as_json(store: Store, root: Artifact) -> str:
+    """Every artifact behind `root` by `kind/digest`, inputs first, with the files that came from outside."""
+    nodes = ancestry(store, [root], derivation(store, root))
+    found = {name(artifact): {**told(node), "files": dict(files_of(store, node))} for artifact, node in nodes.items()}
+    return json.dumps({"root": name(root), "artifacts": found}, indent=1, ensure_ascii=False)
 
 
-def _branch(behind: Lineage, names: tuple[str, ...], told: set[tuple[str, ...]]) -> Branch:
-    told.add(names)
-    found = Branch(names, behind[names[0]]["task"], sum(behind[name]["seconds"] for name in names))
-    for group in _inputs(behind, names):
-        if group in told:
-            found.known.append(group)
-        else:
-            found.inputs.append(_branch(behind, group, told))
-    return found
+def as_tree(store: Store, root: Artifact, *, full: bool) -> None:
+    """Print the tree of `root`; `full` unfolds what is one line otherwise, and shows whole digests."""
+    from rich.console import Console
+    from rich.tree import Tree
+
+    nodes = ancestry(store, [root], derivation(store, root))
+    tree = Tree(line(nodes[root], "", full=full), guide_style="dim")
+    grow(tree, store, nodes, nodes[root], shown=set(), full=full)
+    Console(highlight=False, markup=True, width=None if sys.stdout.isatty() else 10_000).print(tree)
+    kinds = len({node.artifact.kind for node in nodes.values()})
+    missing = sum(node.problem is not None for node in nodes.values())
+    print(f"{len(nodes)} artifacts of {kinds} kinds" + (f", {missing} of them missing or damaged" if missing else ""))
 
 
-def _inputs(behind: Lineage, names: Iterable[str]) -> Iterator[tuple[str, ...]]:
-    """What artifacts were made from, by role, each group in the order of the blocks."""
-    roles: dict[str, dict[str, None]] = {}
-    for name in names:
-        for role, given in behind[name]["inputs"].items():
-            roles.setdefault(role, {}).update(dict.fromkeys(given))
-    yield from dict.fromkeys(tuple(group) for group in roles.values() if group)
+def grow(
+    tree: Any, store: Store, nodes: Mapping[Artifact, Node], node: Node, *, shown: set[Artifact], full: bool
+) -> None:
+    """Hang the inputs of a node below it."""
+    for file, digest in files_of(store, node):
+        tree.add(f"[dim]{file}  {digest if full else digest[:SHORT]}[/dim]")
+    for role, inputs in node.inputs.items():
+        first, *others = inputs
+        more = [] if full else others
+        folded = all(nodes[each].problem is None for each in more)
+        for each in inputs if full or not folded else [first]:
+            label = line(nodes[each], role, full=full) + (
+                f" [dim]and {len(more)} more[/dim]" if more and folded else ""
+            )
+            if each in shown and (nodes[each].inputs or nodes[each].artifact.kind in OUTSIDE):
+                tree.add(f"{label} [dim](above)[/dim]")
+                continue
+            shown.add(each)
+            grow(tree.add(label), store, nodes, nodes[each], shown=shown, full=full)
 
 
-def efforts(store: Store, behind: Lineage) -> list[dict[str, Any]]:
-    """What every step took: `{task, kind, count, seconds, longest, peak_rss}`, in the order of the run."""
-    found: dict[str, dict[str, Any]] = {}
-    for name, told in behind.items():
-        kind, _, digest = name.partition("/")
-        new = {"task": told["task"], "kind": kind, "count": 0, "seconds": 0.0, "longest": 0.0, "peak_rss": 0}
-        row, seconds = found.setdefault(told["task"], new), told["seconds"]
-        row |= {"count": row["count"] + 1, "seconds": row["seconds"] + seconds}
-        row |= {
-            "longest": max(row["longest"], seconds),
-            "peak_rss": max(row["peak_rss"], store.manifest(Artifact(kind, digest))["peak_rss"]),
-        }
-    return [*found.values()]
+def line(node: Node, role: str, *, full: bool) -> str:
+    """An artifact in one line: what it is to its parent, its name, when and by which task it was made."""
+    artifact, manifest = node.artifact, node.manifest
+    digest = artifact.digest if full else artifact.digest[:SHORT]
+    called = f"[bold]{role or artifact.kind}[/bold]  [cyan]{artifact.kind}/{digest}[/cyan]"
+    if node.problem is not None:
+        return f"{called}  [red]{node.problem}[/red]"
+    when = datetime.fromisoformat(manifest["end"]).strftime("%Y-%m-%d %H:%M")
+    commit, dirty = str(manifest["git"]["commit"])[:8], " changed" if manifest["git"]["dirty"] else ""
+    return f"{called}  {manifest['task']}, {when}, {manifest['seconds']:.1f} s, commit {commit}{dirty}"
 
 
-def sources(behind: Lineage) -> list[tuple[str, str, str]]:
-    """What no step has made: `(of what, name, sha256 or version)` of every file of the backbone, the texts and the questions."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for name, told in behind.items():
-        kind, given = name.partition("/")[0], told["parameters"]
-        files = {"": given.get("files", {}), **given.get("content", {})} if not told["inputs"] else {}
-        for section, those in files.items():
-            for file, digest in those.items():
-                found.setdefault((kind, file, str(digest)), []).append(section)
-    return [(f"{kind} {', '.join(those)}".strip(), file, digest) for (kind, file, digest), those in found.items()]
-
-
-def origins(behind: Lineage) -> list[dict[str, Any]]:
-    """Where artifacts were made: `{commit, dirty, device, python, count}`, one for each distinct place."""
-    found: dict[tuple[Any, ...], int] = {}
-    for told in behind.values():
-        place = (told["git"]["commit"], told["git"]["dirty"], told["device"], told["versions"]["python"])
-        found[place] = found.get(place, 0) + 1
-    return [
-        {"commit": commit, "dirty": dirty, "device": device, "python": python, "count": count}
-        for (commit, dirty, device, python), count in found.items()
-    ]
+def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
+    """Files from outside that an artifact was made from, with their sha256; of a text that is no file, what identifies it."""
+    place, kind = store.place(node.artifact), node.artifact.kind
+    if node.problem is not None:
+        return
+    if kind in ("backbone", "model") and (path := place / BACKBONE).is_file():
+        record = json.loads(path.read_bytes())
+        for file, digest in record["files"].items():
+            yield f"{record['source']}/{file}", digest
+    if kind in ("texts", "questions") and (path := place / CARD).is_file():
+        for section, card in json.loads(path.read_bytes())["sections"].items():
+            files = card.get("files") or [
+                {"name": str(card.get("kind") or card.get("source")), "sha256": card["data_digest"]}
+            ]
+            yield from ((f"{section}: {file['name']}", file["sha256"]) for file in files)

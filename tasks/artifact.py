@@ -215,14 +215,19 @@ class Store:
         published.add((self.remote, key))
 
     def remember(self, key: str, artifact: Artifact, stage: Mapping[str, Any]) -> None:
-        """Record that the stage of this key gave this artifact, in a form that Prefect reads as a task's result."""
+        """Record that the stage of this key gave this artifact."""
+        write_file(self.key_path(key), self.record(artifact, stage))
+        self.publish(key, artifact, fresh=True)
+
+    @staticmethod
+    def record(artifact: Artifact, stage: Mapping[str, Any]) -> bytes:
+        """The record of a stage key, in a form that Prefect reads as a task's result."""
         named = {"kind": artifact.kind, "digest": artifact.digest}
         prefect = {
             "metadata": {"serializer": {"type": "json"}},
             "result": json.dumps({"__class__": f"{Artifact.__module__}.Artifact", "data": named}),
         }
-        write_file(self.key_path(key), readable({**named, "stage": stage, **prefect}))
-        self.publish(key, artifact, fresh=True)
+        return readable({**named, "stage": stage, **prefect})
 
     def forget(self, key: str, damage: DamagedError) -> None:
         """Drop a key whose artifact cannot be used: quarantine what is left of it, so that the step runs again."""

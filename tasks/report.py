@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks import ancestry
+from tasks import descent
 from tasks.artifact import Artifact, Store
 from tasks.changes import changed, command, relevant, written
 from tasks.figure_rows import pair
@@ -44,6 +44,7 @@ class Subject:
     Attributes:
         parameters: all of the run, by dotted key.
         artifacts: by stage, as in `tasks.results.Results.artifacts`, with `figures`.
+        keys: of the stages by which the run had them.
         metrics, allocations: the content of `results/metrics.json` and `results/allocation.json`.
         origin: `git`, `versions` and `device` of the run, and the digest of its `code`.
     """
@@ -51,6 +52,7 @@ class Subject:
     store: Store
     parameters: Mapping[str, Any]
     artifacts: Mapping[str, Artifact | list[Artifact]]
+    keys: Mapping[Artifact, str]
     metrics: Mapping[str, Any]
     allocations: Mapping[str, Any]
     origin: Mapping[str, Any]
@@ -116,7 +118,7 @@ def content(subject: Subject) -> dict[str, Any]:
     metrics, store = subject.metrics, subject.store
     changes = changed(subject.parameters, subject.origin["git"]["commit"])
     stages = {stage: subject.of(stage) for stage in subject.artifacts}
-    behind = lineage(store, [each for those in stages.values() for each in those])
+    behind = lineage(store, [each for those in stages.values() for each in those], subject.keys)
     shown = pair(subject.allocations)
     return {
         "title": f"{Path(subject.backbone['source']).name} compressed by {label_of(subject.method)}",
@@ -137,10 +139,10 @@ def content(subject: Subject) -> dict[str, Any]:
         "answers": answers(subject),
         "stage_of": {name(each): stage for stage, those in stages.items() for each in those},
         "behind": behind,
-        "tree": ancestry.tree(behind, [name(each) for each in subject.of(f"checkpoint.{subject.method}")]),
-        "efforts": ancestry.efforts(store, behind),
-        "sources": ancestry.sources(behind),
-        "origins": ancestry.origins(behind),
+        "tree": descent.tree(behind, [name(each) for each in subject.of(f"checkpoint.{subject.method}")]),
+        "efforts": descent.efforts(store, behind),
+        "sources": descent.sources(behind),
+        "origins": descent.origins(behind),
         "origin": subject.origin,
         "model_card": shown_card(card_of(subject)),
         "checkpoint": metrics["models"][subject.method]["checkpoint"],

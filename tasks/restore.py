@@ -27,7 +27,8 @@ def restored(store: Store, record: Mapping[str, Any], *, blind: str) -> Subject:
     """
     if record["flow"] != "compress":
         raise InputError(f"The record is of flows.{record['flow']}, expected one of flows.compress: name another run.")
-    artifacts = {stage: [Artifact(*name.split("/")) for name in names] for stage, names in record["artifacts"].items()}
+    artifacts = {stage: [named(name) for name in names] for stage, names in record["artifacts"].items()}
+    keys = {named(name): key for name, key in record["keys"].items()}
     results = results_of(artifacts, record["parameters"])
     allocations = {
         name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
@@ -37,7 +38,13 @@ def restored(store: Store, record: Mapping[str, Any], *, blind: str) -> Subject:
     if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] == "text":
         found["card"]["calibration"]["warning"] = blind
     origin = {key: record[key] for key in ("git", "versions", "device", "code")}
-    return Subject(store, record["parameters"], artifacts, found, allocations, origin)
+    return Subject(store, record["parameters"], artifacts, keys, found, allocations, origin)
+
+
+def named(name: str) -> Artifact:
+    """The artifact of a full name."""
+    kind, _, digest = name.partition("/")
+    return Artifact(kind, digest)
 
 
 def results_of(artifacts: Mapping[str, list[Artifact]], parameters: Mapping[str, Any]) -> Results:

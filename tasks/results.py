@@ -215,8 +215,13 @@ def _model(
     }
 
 
-def publish(p: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort) -> dict[str, Any]:
+def publish(
+    p: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort, keys: Mapping[Artifact, str]
+) -> dict[str, Any]:
     """Write the results and the report where `output` says, and export the checkpoint of the run's method with its cards.
+
+    Args:
+        keys: the stage keys by which the run had its artifacts (`tasks.recording.keys_by`).
 
     Returns:
         The content of `metrics.json` and `allocation.json` by name.
@@ -229,7 +234,7 @@ def publish(p: Parameters, store: Store, results: Results, figures: Artifact, ef
     }
     origin = {**provenance.origin(), "code": code_digest()}
     told = {**results.artifacts(), "figures": figures}
-    subject = report.Subject(store, p.flat(), told, found, allocations, origin)
+    subject = report.Subject(store, p.flat(), told, keys, found, allocations, origin)
     cards = {
         "evaluation.json": readable({"model": found["models"][method], "card": found["card"]}),
         "README.md": report.card_of(subject).encode(),

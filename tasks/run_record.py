@@ -10,7 +10,8 @@ made before asks for it (`last_run`), without a model or a text in memory.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +20,8 @@ from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
 from tasks.lineage import name, run_facts
 from tasks.parameters import Parameters, flatten
-from tasks.sealing import digest, file_digest, read_manifest, readable
+from tasks.recording import Execution
+from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
 from tasks.writing import write_file
 
 KIND, RECORD = "run", "record.json"
@@ -29,6 +31,14 @@ PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots
 """What a run leaves among its results, beside its record."""
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "search.history", "evaluation.tasks_folder")
 """Parameters that name files which are read."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """When a run started, and how many seconds it took by a clock that does not jump."""
+
+    start: datetime
+    seconds: float
 
 
 def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
@@ -84,14 +94,14 @@ def keep_record(
     flow: str,
     *,
     artifacts: Mapping[str, Artifact | list[Artifact]],
-    began: datetime,
-    seconds: float,
+    executions: Iterable[Execution],
+    spent: Span,
 ) -> Artifact:
     """Seal the record of a run that has published its results, remember it, and publish it beside them.
 
     Args:
         artifacts: everything that the run made or used, by stage.
-        began: when it started; `seconds` how long it took, by a clock that does not jump.
+        executions: its steps, whose keys say from what it had each of them.
     """
     identity = run_identity(p, flow)
     key = digest(identity)
@@ -99,12 +109,13 @@ def keep_record(
     told = {
         "flow": flow,
         "key": key,
-        "start": began.isoformat(),
+        "start": spent.start.isoformat(),
         "end": datetime.now(UTC).isoformat(),
-        "seconds": seconds,
+        "seconds": spent.seconds,
         "parameters": p.flat(),
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
+        "keys": {name(each.artifact): each.key for each in executions},
         "published": published(p),
         "code": identity["code"],
         **provenance.origin(),
@@ -115,11 +126,12 @@ def keep_record(
         inputs = {
             stage: [{"kind": each.kind, "digest": each.digest} for each in those] for stage, those in stages.items()
         }
-        shared = {
-            field: told[field]
-            for field in ("parameters", "code", "git", "versions", "device", "start", "end", "seconds")
-        }
-        found = store.seal(out, KIND, {"task": flow, "key": key, "inputs": inputs, **shared, "facts": {}})
+        shared = {field: told[field] for field in ("code", "git", "versions", "device", "start", "end", "seconds")}
+        found = store.seal(
+            out,
+            KIND,
+            {"task": flow, "key": key, "inputs": inputs, "parameters": identity["parameters"], **shared, "facts": {}},
+        )
     store.remember(key, found, identity)
     write_file(p.results / RECORD, (store.place(found) / RECORD).read_bytes())
     return found
@@ -142,6 +154,22 @@ def read_record(store: Store, run: Artifact) -> dict[str, Any]:
     """The content of a record; raises `DamagedError`."""
     content: dict[str, Any] = json.loads((store.folder(run) / RECORD).read_bytes())
     return content
+
+
+def artifacts_of(store: Store, run: Artifact) -> dict[str, list[Artifact]]:
+    """Everything that a run made or used, by stage."""
+    made: dict[str, list[str]] = read_record(store, run)["artifacts"]
+    return {stage: [Artifact(*each.split("/")) for each in those] for stage, those in made.items()}
+
+
+def keys_of(store: Store, run: Artifact) -> dict[Artifact, str]:
+    """The stage key under which a run had each of its artifacts."""
+    return {Artifact(*each.split("/")): key for each, key in read_record(store, run)["keys"].items()}
+
+
+def digest_of(content: bytes) -> Artifact:
+    """The run that a record belongs to, by its bytes."""
+    return Artifact(KIND, content_digest(KIND, {RECORD: hashlib.sha256(content).hexdigest()}))
 
 
 def md5(content: bytes) -> str:

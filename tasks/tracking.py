@@ -25,6 +25,7 @@ from tasks.parameters import Parameters
 from tasks.records import CARD, CURVE, table
 from tasks.remote import remote_of
 from tasks.results import Results
+from tasks.run_record import artifacts_of, keys_of
 from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Run:
 
         def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))
-            self.log_lineage(store, results.artifacts())
+            self.log_lineage(store, artifacts_of(store, record), keys_of(store, record))
             self.set_tags({"run.record": record.digest})
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
@@ -128,12 +129,17 @@ class Run:
         with recorded(self.parameters.tracking_uri):
             undisturbed(write)
 
-    def log_lineage(self, store: Store, artifacts: Mapping[str, Artifact | list[Artifact]]) -> None:
-        """Digests by stage as tags, and everything behind them as `lineage.json`."""
+    def log_lineage(
+        self,
+        store: Store,
+        artifacts: Mapping[str, Artifact | list[Artifact]],
+        keys: Mapping[Artifact, str] | None = None,
+    ) -> None:
+        """Digests by stage as tags, and everything behind them as `lineage.json`; `keys` as in `tasks.lineage.ancestry`."""
         given = {stage: [each] if isinstance(each, Artifact) else each for stage, each in artifacts.items()}
         short = {f"artifact.{stage}": " ".join(each.digest[:12] for each in those) for stage, those in given.items()}
         self.set_tags(short | run_facts())
-        behind = lineage(store, [each for those in given.values() for each in those])
+        behind = lineage(store, [each for those in given.values() for each in those], keys)
         self.client.log_dict(self.id, behind, "lineage.json")
 
     def log_texts(self, store: Store, tokens: Mapping[str, Artifact]) -> None:

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,9 @@ from tasks.generate import generate
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters, load
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
+from tasks.recording import keys_by, recording
 from tasks.results import Compressed, Effort, Evaluated, Results, publish
+from tasks.run_record import Span, keep_record
 from tasks.tokenize import tokenize
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,6 +43,7 @@ class Finished:
     results: Results
     figures: Artifact
     published: Mapping[str, Any]
+    record: Artifact
 
 
 @cache
@@ -53,8 +57,9 @@ def finished_run() -> Finished:
     sources = [f"data.{section}.source={path}" for section, path in parts.items()]
     lengths = [f"data.{section}.length=16" for section in SECTIONS]
     p = load(folder / "params.yaml", [f"backbone.source={folder / 'model'}", *sources, *lengths])
-    store = Store(p.store_path)
-    results = run(p, store)
+    store, start = Store(p.store_path), datetime.now(UTC)
+    with recording(store) as executions:
+        results = run(p, store)
     models = [*results.models.values()]
     figures = draw_figures.fn(
         store,
@@ -71,8 +76,10 @@ def finished_run() -> Finished:
         models=[*results.models],
         sets=[],
     )
-    published = publish(p, store, results, figures, Effort.since(time.perf_counter(), []))
-    return Finished(p, store, results, figures, published)
+    published = publish(p, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions))
+    made = results.artifacts() | {"figures": figures}
+    record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=Span(start, 1.0))
+    return Finished(p, store, results, figures, published, record)
 
 
 def run(p: Parameters, store: Store) -> Results:

@@ -57,6 +57,7 @@ def copy_project(root: Path) -> Project:
         "code",
         "provenance",
         "home",
+        "in_use",
         "remote",
         "devices",
         "where",

@@ -13,14 +13,14 @@ import pytest
 from huggingface_hub import ModelCard
 
 from mgaa.errors import InputError
-from tasks import ancestry, figures, provenance, report
+from tasks import descent, figures, provenance, report
 from tasks.artifact import Artifact, Store
 from tasks.changes import changed, command, defaults
-from tasks.code import code_digest
 from tasks.figure_style import style
 from tasks.lineage import lineage, name
 from tasks.parameters import load
 from tasks.restore import restored
+from tasks.run_record import read_record
 from tests.finished import Finished, finished_run
 
 VOID = {"meta", "img", "br", "hr"}
@@ -54,10 +54,7 @@ class Page(HTMLParser):
 
 def subject_of(run: Finished) -> report.Subject:
     """What the report of the finished run is about."""
-    artifacts = {**run.results.artifacts(), "figures": run.figures}
-    origin = {**provenance.origin(), "code": code_digest()}
-    given = run.published["metrics"], run.published["allocation"]
-    return report.Subject(run.store, run.parameters.flat(), artifacts, *given, origin)
+    return restored(run.store, read_record(run.store, run.record), blind="")
 
 
 @pytest.fixture(scope="module")
@@ -189,14 +186,8 @@ def test_what_users_wrote_is_text_and_never_markup(subject: report.Subject) -> N
 
 
 def test_it_is_a_function_of_the_store_and_the_record(run: Finished, subject: report.Subject, html: str) -> None:
-    assert report.page(subject) == report.page(subject) == html
-    record = {
-        "flow": "compress",
-        "parameters": run.parameters.flat(),
-        "artifacts": {stage: [name(each) for each in subject.of(stage)] for stage in subject.artifacts},
-        **subject.origin,
-    }
-    assert report.page(restored(run.store, record, blind="")) == html
+    assert report.page(subject) == html
+    record = read_record(run.store, run.record)
     with pytest.raises(InputError, match=r"of flows.sweep, expected one of flows.compress"):
         restored(run.store, {**record, "flow": "sweep"}, blind="")
 
@@ -254,18 +245,18 @@ def test_the_tree_tells_everything_behind_a_checkpoint_once(run: Finished) -> No
     behind = lineage(run.store, [checkpoint])
     told: list[str] = []
 
-    def walk(branch: ancestry.Branch) -> None:
+    def walk(branch: descent.Branch) -> None:
         told.extend(branch.names)
         for below in branch.inputs:
             walk(below)
 
-    walk(ancestry.tree(behind, [name(checkpoint)]))
+    walk(descent.tree(behind, [name(checkpoint)]))
     assert sorted(told) == sorted(behind)
 
 
 def test_efforts_add_up_to_those_of_the_manifests(run: Finished) -> None:
     behind = lineage(run.store, [run.results.models["mgaa"].checkpoint])
-    efforts = {each["task"]: each for each in ancestry.efforts(run.store, behind)}
+    efforts = {each["task"]: each for each in descent.efforts(run.store, behind)}
     manifests = [run.store.manifest(Artifact(*each.split("/"))) for each in behind]
     assert sum(each["count"] for each in efforts.values()) == len(behind)
     for task, effort in efforts.items():

@@ -1,0 +1,118 @@
+"""The store as a place that someone looks after: what is in it, what it takes, what is kept, and what can go.
+
+    python -m flows.store list [kind]
+    python -m flows.store size
+    python -m flows.store pin last --why "the model of the paper"
+    python -m flows.store unpin last
+    python -m flows.store collect --dry-run
+
+A collection never removes what a checkpoint below this folder, a revision of DVC or a pin needs, nor anything while a flow runs.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from flows import verbs
+from tasks.artifact import Store
+from tasks.parameters import Operation
+from tasks.targets import FORMS, resolve
+
+What = Annotated[str, typer.Argument(help=FORMS)]
+AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+
+
+def opened(p: Operation) -> Store:
+    """The store of this checkout."""
+    return Store(p.store_path, p.store.lock_timeout)
+
+
+def list_(
+    p: Operation,
+    kind: Annotated[str, typer.Argument(help="of artifact; all by default")] = "*",
+    *,
+    json: AsJson = False,
+) -> None:
+    """Every artifact with its size, its task, when it was made, and whether it is pinned."""
+    from json import dumps
+
+    from tasks.housekeeping import entries
+
+    found = sorted(entries(opened(p), kind), key=lambda entry: entry.end)
+    if json:
+        print(
+            dumps(
+                [{**vars(entry), "artifact": f"{entry.artifact.kind}/{entry.artifact.digest}"} for entry in found],
+                indent=1,
+            )
+        )
+        return
+    for entry in found:
+        mark = "pinned" if entry.pinned else ""
+        print(
+            f"{entry.artifact!s:<28} {megabytes(entry.bytes):>12}  {entry.end[:16]:<16}  {entry.task:<18} {mark}".rstrip()
+        )
+    print(f"{len(found)} artifacts, {megabytes(sum(entry.bytes for entry in found))}")
+
+
+def size(p: Operation, *, json: AsJson = False) -> None:
+    """What lies in the store, by kind."""
+    from json import dumps
+
+    from tasks.housekeeping import sizes
+
+    found = sizes(opened(p))
+    if json:
+        print(dumps(found, indent=1))
+        return
+    for kind, each in sorted(found.items(), key=lambda item: -item[1]["bytes"]):
+        print(f"{kind:<14} {each['count']:>7,} {megabytes(each['bytes']):>12}")
+    print(f"{'all':<14} {'':>7} {megabytes(sum(each['bytes'] for each in found.values())):>12}")
+
+
+def pin(p: Operation, what: What, *, why: Annotated[str, typer.Option(help="what it is kept for")] = "") -> None:
+    """Keep an artifact and everything behind it, whatever else needs it."""
+    from tasks.pins import pin as keep
+
+    store = opened(p)
+    keep(store, artifact := resolve(p, store, what), why)
+    print(f"{artifact} is pinned")
+
+
+def unpin(p: Operation, what: What) -> None:
+    """Stop keeping an artifact for its own sake."""
+    from tasks.pins import unpin as release
+
+    store = opened(p)
+    release(store, artifact := resolve(p, store, what))
+    print(f"{artifact} is no longer pinned")
+
+
+def collect(
+    p: Operation,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
+    runs: Annotated[int, typer.Option(min=0, help="latest runs that are kept, whatever else needs them")] = 1,
+    wait: Annotated[float, typer.Option(min=0, help="seconds to wait for flows that run")] = 0.0,
+) -> None:
+    """Remove what no checkpoint, no revision of DVC, no pin and none of the latest runs needs."""
+    from tasks.housekeeping import collect as collected
+
+    found = collected(p, opened(p), latest=runs, dry=dry_run, wait=wait)
+    done = "would go" if dry_run else "removed"
+    for entry in found.removed:
+        print(f"{done:<8}  {entry.artifact!s:<28} {megabytes(entry.bytes):>12}  {entry.task}")
+    print(
+        f"{len(found.removed)} artifacts, {found.keys} keys and {found.quarantined} in quarantine {done}, {megabytes(found.bytes)}; "
+        f"{found.kept} artifacts are needed"
+    )
+
+
+def megabytes(count: int) -> str:
+    """A count of bytes as people read it."""
+    return f"{count / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    sys.exit(verbs.main({"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}))
