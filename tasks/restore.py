@@ -8,27 +8,30 @@ from mgaa.errors import InputError
 from tasks.artifact import Artifact, Store
 from tasks.report import Subject
 from tasks.results import DENSE, Compressed, Evaluated, Results, metrics
+from tasks.run_record import artifacts_of, keys_of, read_record
 from tasks.summarize import allocation
 
 MANY = ("factors", "scores", "untuned", "searched")
 """What a model may have several of."""
 
 
-def restored(store: Store, record: Mapping[str, Any], *, blind: str) -> Subject:
+def restored(store: Store, run: Artifact, *, blind: str) -> Subject:
     """The subject of a report.
 
     Args:
-        record: of a run of `flows.compress` (tasks/run_record.py).
+        run: the record of a run of `flows.compress`.
         blind: what is said of a model that sees and was calibrated on text.
 
     Raises:
         InputError: the record is of another flow.
         DamagedError: an artifact is missing or damaged.
     """
+    record = read_record(store, run)
     if record["flow"] != "compress":
-        raise InputError(f"The record is of flows.{record['flow']}, expected one of flows.compress: name another run.")
-    artifacts = {stage: [named(name) for name in names] for stage, names in record["artifacts"].items()}
-    keys = {named(name): key for name, key in record["keys"].items()}
+        raise InputError(
+            f"{run} is the record of flows.{record['flow']}, expected one of flows.compress: name another."
+        )
+    artifacts = artifacts_of(store, run)
     results = results_of(artifacts, record["parameters"])
     allocations = {
         name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
@@ -38,13 +41,7 @@ def restored(store: Store, record: Mapping[str, Any], *, blind: str) -> Subject:
     if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] == "text":
         found["card"]["calibration"]["warning"] = blind
     origin = {key: record[key] for key in ("git", "versions", "device", "code")}
-    return Subject(store, record["parameters"], artifacts, keys, found, allocations, origin)
-
-
-def named(name: str) -> Artifact:
-    """The artifact of a full name."""
-    kind, _, digest = name.partition("/")
-    return Artifact(kind, digest)
+    return Subject(store, record["parameters"], artifacts, keys_of(store, run), found, allocations, origin)
 
 
 def results_of(artifacts: Mapping[str, list[Artifact]], parameters: Mapping[str, Any]) -> Results:

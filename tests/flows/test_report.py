@@ -40,10 +40,10 @@ def test_an_older_run_is_named_by_its_digest(published: Laboratory, capsys: pyte
     (digest,) = [path.name for path in published.artifacts("run")]
     assert published.run("evaluation.tasks=[]", "evaluation.baselines=[]").code == 0
     assert (published.root / "results" / PAGE).read_bytes() != before
-    assert again(published, "--run", digest[:16]) == 0
+    assert again(published, f"run/{digest[:16]}") == 0
     assert (published.root / "results" / f"report-{digest[:12]}.html").read_bytes() == before
-    assert again(published, "--run", "no digest") == 3
-    assert "0 runs in" in capsys.readouterr().err
+    assert again(published, "run/0123") == 3
+    assert "begin with run/0123, expected one" in capsys.readouterr().err
 
 
 def test_a_run_that_left_no_record_is_told(published: Laboratory, capsys: pytest.CaptureFixture[str]) -> None:
