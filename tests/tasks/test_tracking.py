@@ -39,7 +39,7 @@ def logged(database: Path) -> Any:
     run = finished_run()
     parameters = load(run.parameters.folder / "params.yaml", [f"tracking.uri=sqlite:///{database}"])
     with tracked(parameters) as record:
-        record.log(run.results, run.published)
+        record.log(run.results, run.published, run.record)
     return record.client.get_run(record.id)
 
 
