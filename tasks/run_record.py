@@ -20,7 +20,7 @@ from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
 from tasks.lineage import name, run_facts
 from tasks.parameters import Parameters, flatten
-from tasks.recording import Execution
+from tasks.recording import Execution, keys_by
 from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
 from tasks.writing import write_file
 
@@ -115,7 +115,7 @@ def keep_record(
         "parameters": p.flat(),
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
-        "keys": {name(each.artifact): each.key for each in executions},
+        "keys": {name(artifact): key for artifact, key in keys_by(executions).items()},
         "published": published(p),
         "code": identity["code"],
         **provenance.origin(),

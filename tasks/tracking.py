@@ -76,6 +76,7 @@ class Run:
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
             self.log_files("results", sorted(folder.glob("*.json")))
+            self.log_files("report", sorted(folder.glob("*.html")))
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
 
         with recorded(self.parameters.tracking_uri):
