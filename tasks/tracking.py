@@ -48,6 +48,8 @@ class Run:
     id: str
     parameters: Parameters
     uri: str
+    began: tuple[int, float]
+    """When the run started, by the calendar in milliseconds and by a clock that nobody sets in seconds."""
 
     def write(self, record: Callable[[], None]) -> None:
         """Record something, whole, whatever interrupts.
@@ -57,6 +59,11 @@ class Run:
         """
         with recorded(self.uri):
             undisturbed(record)
+
+    def now(self) -> int:
+        """The time since 1970 in milliseconds, which is never before the start, even where the calendar was set back."""
+        calendar, clock = self.began
+        return calendar + int(1000 * (time.perf_counter() - clock))
 
     def log(self, results: Results, published: Mapping[str, Any], record: Artifact) -> None:
         """Record the artifacts of a finished run.
@@ -80,6 +87,7 @@ class Run:
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
             self.log_files("results", sorted(folder.glob("*.json")))
+            self.log_files("report", sorted(folder.glob("*.html")))
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
             if p.registry.model is not None:
                 self.offer(p.registry.model, final.checkpoint)
@@ -182,7 +190,7 @@ class Run:
         try:
             with recorded(self.uri):
                 self.client.set_tag(self.id, "error", cut(masked(explained(error))))
-                self.client.set_terminated(self.id, "FAILED")
+                self.client.set_terminated(self.id, "FAILED", self.now())
         except MgaaError as unrecorded:
             logger.warning("The run %s stays open in MLflow: %s", self.id, unrecorded)
 
@@ -211,7 +219,7 @@ def tracked(parameters: Parameters, command: str = "compress", title: str | None
         raise
     else:
         with recorded(uri):
-            run.client.set_terminated(run.id)
+            run.client.set_terminated(run.id, end_time=run.now())
     finally:
         deliver(parameters)
 
@@ -229,7 +237,9 @@ def start(parameters: Parameters, command: str, title: str | None, uri: str) -> 
     }
     tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
     name = title or f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
-    run = Run(client, experiment, client.create_run(experiment, run_name=name, tags=tags).info.run_id, parameters, uri)
+    began = int(1000 * time.time()), time.perf_counter()
+    opened = client.create_run(experiment, began[0], tags, name)
+    run = Run(client, experiment, opened.info.run_id, parameters, uri, began)
     flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
     log_all(client, run.id, params=params_of(flat))
     client.log_dict(run.id, flat, "parameters.json")
