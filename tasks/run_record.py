@@ -29,7 +29,10 @@ from tasks.writing import write_file
 
 KIND, RECORD = "run", "record.json"
 logger = logging.getLogger(__name__)
-ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking", "schedule"}
+ELSEWHERE = {
+    *("output", "sweep", "study", "sensitivity", "profile"),
+    *("runner", "store", "tracking", "registry", "schedule"),
+}
 """Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
 PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
