@@ -24,6 +24,7 @@ from flows.calibration import calibrated
 from flows.evaluate import device, measurement
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from flows.recovery import examples_of, plan_of, recovered
+from flows.sampling import samples_of
 from flows.searching import candidates_of, rehearsed, searched
 from flows.workers import THREADS, opened, workers
 from mgaa.errors import InputError, UsageError
@@ -41,10 +42,10 @@ from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters
 from tasks.planning import outlook, refuse_what_cannot_fit
 from tasks.recipes import Recipe, recipes
-from tasks.recording import recording
+from tasks.recording import keys_by, recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
-from tasks.results import UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
+from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
 from tasks.run_record import Span, keep_record
 from tasks.score_channels import score_channels
 from tasks.tracking import tracked
@@ -100,9 +101,11 @@ def compress(parameters: Parameters) -> Results:
             given = backbone, examples, tokens["validation"], models[UNRECOVERED]
             models[p.method] = recovered(p, store, *given, plan=plan, measured=measured, questions=questions)
 
-        results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning)
+        sampled = {DENSE: backbone, **{name: model.checkpoint for name, model in models.items()}}
+        samples = samples_of(p, store, texts, sampled, where)
+        results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning, samples)
         figures = draw_figures(store, **drawn(results))
-        published = publish(p, store, results, figures, Effort.since(began, executions))
+        published = publish(p, store, results, figures, Effort.since(began, executions), keys_by(executions))
         made = results.artifacts() | {"figures": figures}
         spent = Span(started, time.perf_counter() - began)
         record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=spent)

@@ -199,6 +199,7 @@ Checkpoint  {checkpoint} ({label_of(method)}); load it with
               import mgaa
               from transformers import {kind}
               model = {kind}.from_pretrained("{checkpoint}")
+Report      {parameters.output.results}/report.html
 Figures     {parameters.output.results}/figures/*.png, and as vectors *.svg
 MLflow      {mlflow(parameters, folder)}
 Prefect     PREFECT_HOME={os.environ.get("PREFECT_HOME", "~/.prefect")} {folder}prefect server start"""

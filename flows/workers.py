@@ -23,20 +23,20 @@ THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
 """Of the flows that have steps to run side by side, until `run` chooses by the parameters."""
 
 
-def run(flow: Callable[[Parameters], Any], parameters: Parameters) -> Any:
-    """Run a flow; if it has steps to run side by side, on the workers that its parameters name."""
+def run(flow: Callable[[Parameters], Any], parameters: Parameters, **options: Any) -> Any:
+    """Run a flow; if it has steps to run side by side, on the workers that its parameters name. `options` go to `prefect.Flow`."""
     if not isinstance(flow, Flow):  # something that shows or predicts, and has no store
         return flow(parameters)
     with ExitStack() as until_then:
         until_then.enter_context(in_use(parameters.store_path))
         if flow.task_runner is not THREADS:
-            return flow(parameters)
+            return flow.with_options(**options)(parameters)
         chosen: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers(parameters))
         if parameters.runner.kind != "threads":
             from flows.clusters import cluster
 
             chosen = until_then.enter_context(cluster(parameters, workers(parameters)))
-        return flow.with_options(task_runner=chosen)(parameters)
+        return flow.with_options(task_runner=chosen, **options)(parameters)
 
 
 def workers(p: Parameters) -> int:

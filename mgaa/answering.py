@@ -139,11 +139,11 @@ def answer(
     """
     _check(batch_size=batch_size, max_new_tokens=max_new_tokens)
     tokenizer = tokenizer_of(processor)
-    ends = _end_marks(model, tokenizer)
+    ends = end_marks(model, tokenizer)
     found: list[str] = []
     with (
         evaluating(model),
-        _greedy(model, ends, max_new_tokens),
+        greedy(model, ends, max_new_tokens),
         tqdm(total=len(questions), desc="answering questions", unit=" questions", disable=None) as bar,
     ):
         for chunk in _chunks(questions, batch_size):
@@ -154,7 +154,7 @@ def answer(
                 asked = [chunk[order[index]].text for index in batch]
                 rows = _generated(model, prompts.batch(batch), asked)
                 for index, row in zip(batch, rows, strict=True):
-                    text = tokenizer.decode(_before(row, ends), skip_special_tokens=True)
+                    text = tokenizer.decode(before_end(row, ends), skip_special_tokens=True)
                     answers[order[index]] = text.strip()
                 bar.update(len(batch))
             found += answers
@@ -262,7 +262,7 @@ def _batches(prompts: Prompts, size: int) -> list[range]:
     return [each[start : start + size] for each in alike for start in range(0, len(each), size)]
 
 
-def _end_marks(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+def end_marks(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """The ids that end an answer; none where neither model nor tokenizer has one."""
     own = model.generation_config.eos_token_id
     given = own if isinstance(own, list) else [own]
@@ -270,7 +270,7 @@ def _end_marks(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 
 @contextmanager
-def _greedy(model: PreTrainedModel, ends: list[int], max_new_tokens: int) -> Iterator[None]:
+def greedy(model: PreTrainedModel, ends: list[int], max_new_tokens: int) -> Iterator[None]:
     """The model generates by the most likely token inside this block, and as its config says behind it."""
     own = model.generation_config
     model.generation_config = GenerationConfig(
@@ -317,7 +317,7 @@ def _generated(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> 
     return whole[:, ids.shape[1] :].tolist()
 
 
-def _before(ids: list[int], ends: Sequence[int]) -> list[int]:
+def before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The tokens of an answer before the first end mark."""
     return ids[: next((index for index, each in enumerate(ids) if each in ends), len(ids))]
 

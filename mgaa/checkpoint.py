@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from mgaa.architectures import has_entry
 from mgaa.errors import NumericalError, ResourceError, UsageError
-from mgaa.folder import CONFIG
-from mgaa.format import NOTICE, describe, is_described
+from mgaa.folder import CONFIG, NOTICE
+from mgaa.format import describe, is_described
 from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Factors, LowRankLinear, non_finite

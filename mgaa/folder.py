@@ -3,7 +3,8 @@
 transformers is lenient where a compression run must not be: it falls back to pickles, fills what is missing with random
 numbers, follows an index wherever it points and attaches adapters that it finds. Here a folder is accepted only if it
 holds a readable config without code of its own, a tokenizer, and complete safetensors files inside the folder; every
-refusal names the file and the remedy. Only headers are read, so this costs milliseconds at any size.
+refusal names the file and the remedy. Only headers are read, so this costs milliseconds at any size, and no
+import of torch.
 """
 
 import json
@@ -12,14 +13,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
 from mgaa.errors import InputError, UsageError
-from mgaa.format import METHOD, NOTICE
 
+METHOD = "mgaa"
+NOTICE = "these weights are low-rank factors of the Python package mgaa; run `import mgaa` before you load them"
+"""What a compressed model says in its config in the place of a quantization and of the name of its weights (mgaa/format.py)."""
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -87,17 +89,6 @@ def weight_files(folder: Path) -> list[Path]:
     return [_inside(folder, name) for name in _weight_names(folder)]
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the first floating tensor in the files, which transformers takes for that of all where the config is silent."""
-    for path in weight_files(folder):
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)
-                dtype: torch.dtype = tensors.get_tensor(name).dtype
-                if dtype.is_floating_point:
-                    return dtype
-    return torch.float32
-
-
 def examine_config(folder: Path) -> None:
     """Raise InputError, with the remedy, for a config that is missing, damaged, quantised, or asks for code of its own."""
     config = _json(folder, CONFIG)
@@ -137,7 +128,7 @@ def _examine_tokenizer(folder: Path) -> None:
 def _examine_header(path: Path) -> None:
     """Opening checks that the header is sound and that the file is as long as it says."""
     try:
-        with safe_open(path, framework="pt") as tensors:
+        with safe_open(path, framework="np") as tensors:
             tensors.keys()
     except (SafetensorError, OSError) as error:
         raise InputError(

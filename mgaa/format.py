@@ -21,7 +21,7 @@ notice (`save_pretrained`, an edited config) or never looks at it (`load_state_d
 mismatch.
 
 transformers brings this module once `import mgaa` has asked for it (`mgaa/__init__.py`), maybe while another module of the package
-is half imported: so it imports those inside its functions.
+is half imported: so it imports those that import transformers inside its functions.
 """
 
 from collections.abc import Mapping
@@ -35,13 +35,12 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from mgaa.errors import InputError
+from mgaa.folder import METHOD, NOTICE
 
 if TYPE_CHECKING:
     from mgaa.lowrank import LowRankLinear
 
-METHOD = "mgaa"
 VERSION = 1
-NOTICE = "these weights are low-rank factors of the Python package mgaa; run `import mgaa` before you load them"
 
 
 class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]

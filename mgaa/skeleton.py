@@ -3,11 +3,12 @@
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.architectures import architecture_of
 from mgaa.errors import InputError, UsageError
-from mgaa.folder import CONFIG, examine_config, locate, stored_dtype
+from mgaa.folder import CONFIG, examine_config, locate, weight_files
 from mgaa.fused import unfuse_
 from mgaa.loading import UNREADABLE, class_of
 
@@ -53,3 +54,14 @@ def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype
         raise UsageError(
             f"backbone.dtype is auto, but {folder / CONFIG} does not say in which dtype the weights are: set backbone.dtype"
         ) from error
+
+
+def stored_dtype(folder: Path) -> torch.dtype:
+    """The dtype of the first floating tensor in the files, which transformers takes for that of all where the config is silent."""
+    for path in weight_files(folder):
+        with safe_open(path, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)
+                dtype: torch.dtype = tensors.get_tensor(name).dtype
+                if dtype.is_floating_point:
+                    return dtype
+    return torch.float32

@@ -52,7 +52,7 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Stream
         raise InputError(
             "There are 0 documents to tokenize, expected at least 1: check the source, its split and its range."
         )
-    before, after, rule = _marks(tokenizer)
+    before, after, rule = marks(tokenizer)
     parts: list[int] = []
     for start in tqdm(range(0, len(documents), _BATCH), desc="tokenizing documents", disable=None):
         for encoded in _encode(documents[start : start + _BATCH], tokenizer):
@@ -121,7 +121,7 @@ def digest(ids: Int[Tensor, "*shape"]) -> str:
     return hashlib.sha256(f"{tuple(ids.shape)}".encode() + values.tobytes()).hexdigest()
 
 
-def _marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], str]:
+def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], str]:
     """The ids before and after each document, and the rule in words."""
     if tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id], [], f"{tokenizer.bos_token} before each document"

@@ -32,8 +32,9 @@ ORCHESTRATION = {
 
 @cache
 def code_digest() -> str:
-    """One sha256 for all code of the project, committed or not."""
-    files = sorted(path for package in (*PACKAGES, "flows") for path in (ROOT / package).rglob("*.py"))
+    """One sha256 for all code of the project and the words of its report, committed or not."""
+    folders, patterns = (*PACKAGES, "flows"), ("*.py", "templates/*")
+    files = sorted(path for folder in folders for pattern in patterns for path in (ROOT / folder).rglob(pattern))
     return digest({key(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
 
 

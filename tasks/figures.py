@@ -47,7 +47,7 @@ def ranks(allocations: Mapping[str, Allocation]) -> Any:
         width,
         1.0 + (0.55 + height * len(names)) * -(-len(shown) // beside),
         "Where the parameters went",
-        "Rank of every matrix, or width of a pruned one; the colour is the share of its parameters that it keeps. Black: dense.",
+        "Rank of every matrix, or width of a pruned one; the colour is the share of its parameters that it keeps.",
     )
     axes = figure.subplots(-(-len(shown) // beside), beside, sharex=True, sharey=True, squeeze=False)
     for axis, (model, allocation) in zip(axes.flat, shown.items(), strict=True):

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 from mgaa.errors import UsageError
 from tasks.choices import resolve
 from tasks.explain import explain, suggest
+from tasks.operation import Schedule
 from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
 from tasks.sections import (
@@ -114,6 +115,7 @@ class Parameters(Placed):
     runner: RunnerSection
     store: StoreSection
     tracking: Tracking
+    schedule: Schedule
 
     def flat(self) -> dict[str, Any]:
         """Every value by its dotted key, as it is written on the command line."""

@@ -12,7 +12,7 @@ import json
 import resource
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
@@ -58,6 +58,14 @@ class Recorder:
 
     executions: Executions
     failures: list[Exception] = field(default_factory=list)
+
+
+def keys_by(executions: Iterable[Execution]) -> dict[Artifact, str]:
+    """The stage key under which a run first had each artifact: a later step may have made the same content from that very artifact."""
+    found: dict[Artifact, str] = {}
+    for execution in executions:
+        found.setdefault(execution.artifact, execution.key)
+    return found
 
 
 ENGINES = {"distributed", "dask", "ray"}

@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tasks import provenance, report
 from tasks.artifact import Artifact, Store
 from tasks.bootstrap import Bootstrap, Interval
+from tasks.code import code_digest
 from tasks.parameters import Parameters
 from tasks.recipes import EVEN
 from tasks.recording import Execution, busy, peak_rss
@@ -20,7 +22,7 @@ from tasks.summarize import allocation, plots
 from tasks.writing import replacing, write_file
 
 DENSE = "dense"
-EVALUATING = ("answer", "evaluate", "measure", "try_ranks")
+EVALUATING = ("answer", "evaluate", "generate", "measure", "try_ranks")
 """Steps that measure."""
 BY_QUESTION = ("card", "answers", "caption_losses", "caption_counts")
 """What `answers` tell beside their summary."""
@@ -68,7 +70,8 @@ class Evaluated:
 class Results:
     """The artifacts of a run; `models` by name, the run's method last. Behind compressed blocks there are no shared `spectra`.
 
-    `questions` are those about images, where there are any; `warning` is what must be said of the calibration.
+    `questions` are those about images, where there are any; `warning` is what must be said of the calibration; `samples` are
+    the continuations of evaluation texts by model, where there are any.
     """
 
     backbone: Artifact
@@ -80,6 +83,7 @@ class Results:
     models: dict[str, Compressed]
     questions: Artifact | None = None
     warning: str | None = None
+    samples: dict[str, Artifact] = field(default_factory=dict)
 
     def artifacts(self) -> dict[str, Artifact | list[Artifact]]:
         """Every artifact by the stage that it belongs to, for lineage."""
@@ -97,6 +101,7 @@ class Results:
         for name, model in self.models.items():
             kinds = {**vars(model), "answers": [*model.answers.values()]}
             shared |= {f"{kind}.{name}": artifact for kind, artifact in kinds.items()}
+        shared |= {f"samples.{name}": artifact for name, artifact in self.samples.items()}
         return {stage: given for stage, given in shared.items() if given}
 
 
@@ -128,11 +133,12 @@ class Effort:
         )
 
 
-def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> dict[str, Any]:
+def metrics(store: Store, results: Results, *, place: Path, effort: Effort | None = None) -> dict[str, Any]:
     """The content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
 
     Args:
         place: where the checkpoint of the run's method (the last model) goes; those of the baselines stay in the store.
+        effort: of the run, where it is known.
     """
     backbone = backbone_record(store, results.backbone)
     common = [results.backbone, results.texts, results.tokens["calibration"], results.statistics, *results.spectra]
@@ -148,7 +154,7 @@ def metrics(store: Store, results: Results, *, place: Path, effort: Effort) -> d
             "checkpoint": str(checkpoint),
         }
     card = table(store, dense.metrics, METRICS)["card"] | _sight(store, results)
-    found = {"models": models, "card": card, "run": asdict(effort)}
+    found = {"models": models, "card": card, **({} if effort is None else {"run": asdict(effort)})}
     return found if results.questions is None else {**found, "comparison": comparison(store, results)}
 
 
@@ -209,8 +215,13 @@ def _model(
     }
 
 
-def publish(p: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort) -> dict[str, Any]:
-    """Write the results where `output` says, and export the checkpoint of the run's method with its manifest and evaluation.
+def publish(
+    p: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort, keys: Mapping[Artifact, str]
+) -> dict[str, Any]:
+    """Write the results and the report where `output` says, and export the checkpoint of the run's method with its cards.
+
+    Args:
+        keys: the stage keys by which the run had its artifacts (`tasks.recording.keys_by`).
 
     Returns:
         The content of `metrics.json` and `allocation.json` by name.
@@ -221,12 +232,19 @@ def publish(p: Parameters, store: Store, results: Results, figures: Artifact, ef
         name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
         for name, model in results.models.items()
     }
-    evaluation = readable({"model": found["models"][method], "card": found["card"]})
-    store.export(results.models[method].checkpoint, p.folder / p.output.checkpoint, {"evaluation.json": evaluation})
+    origin = {**provenance.origin(), "code": code_digest()}
+    told = {**results.artifacts(), "figures": figures}
+    subject = report.Subject(store, p.flat(), told, keys, found, allocations, origin)
+    cards = {
+        "evaluation.json": readable({"model": found["models"][method], "card": found["card"]}),
+        "README.md": report.card_of(subject).encode(),
+    }
+    store.export(results.models[method].checkpoint, p.folder / p.output.checkpoint, cards)
     store.export(figures, p.results / "figures")
     with replacing(p.results / "plots") as out:
         for name, text in plots(allocations, found["models"]).items():
             (out / name).write_text(text, encoding="utf-8")
     write_file(p.results / "allocation.json", readable(allocations))
     write_file(p.results / "metrics.json", readable(found))
+    write_file(p.results / report.PAGE, report.page(subject).encode())
     return {"metrics": found, "allocation": allocations}

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tasks import provenance
@@ -20,12 +20,12 @@ from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
 from tasks.lineage import name, run_facts
 from tasks.parameters import Parameters, flatten
-from tasks.recording import Execution
+from tasks.recording import Execution, keys_by
 from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
 from tasks.writing import write_file
 
 KIND, RECORD = "run", "record.json"
-ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking"}
+ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking", "schedule"}
 """Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
 PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
@@ -110,12 +110,12 @@ def keep_record(
         "flow": flow,
         "key": key,
         "start": spent.start.isoformat(),
-        "end": datetime.now(UTC).isoformat(),
+        "end": (spent.start + timedelta(seconds=spent.seconds)).isoformat(),
         "seconds": spent.seconds,
         "parameters": p.flat(),
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
-        "keys": {name(each.artifact): each.key for each in executions},
+        "keys": {name(artifact): key for artifact, key in keys_by(executions).items()},
         "published": published(p),
         "code": identity["code"],
         **provenance.origin(),

@@ -364,6 +364,14 @@ class Recovery(Section):
         return {name: published[name] if value is None and name in published else value for name, value in self}
 
 
+class Samples(Section):
+    """How the models go on with a few evaluation texts, for people to read."""
+
+    number: Annotated[int, Field(ge=0)] = Field(default=4, description="texts; 0: none")
+    prompt: Positive = Field(default=32, description="tokens of a text that are given, at most")
+    tokens: Positive = Field(default=40, description="tokens of a continuation, at most")
+
+
 class Evaluation(Section):
     """What the models are compared by."""
 
@@ -375,6 +383,7 @@ class Evaluation(Section):
     limit: Positive | None = Field(default=None, description="examples per task; null: all")
     batch_size: Positive = Field(description="sequences per forward pass")
     answer_tokens: Positive = Field(default=16, description="of questions about images: tokens of an answer at most")
+    samples: Samples = Field(default_factory=Samples, description="continuations of evaluation texts")
 
 
 class Output(Section):

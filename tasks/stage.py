@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -131,13 +131,14 @@ class Stage:
             with memory_errors(self.name), placed(arguments) as given:
                 facts = self.body(out, *[unfinished] * self.resumes, **given)
             give_back()
-            end, ended = time.perf_counter(), datetime.now(UTC)
+            seconds = time.perf_counter() - start
+            ended = began + timedelta(seconds=seconds)  # by one clock: the other may be set while the body runs
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},
                 "key": key,
                 "sources": code.sources(*self.modules(arguments)),
                 **provenance.origin(),
-                **{"start": began.isoformat(), "end": ended.isoformat(), "seconds": end - start},
+                **{"start": began.isoformat(), "end": ended.isoformat(), "seconds": seconds},
                 "peak_rss": peak_rss(),
                 "facts": facts or {},
             }

@@ -46,6 +46,13 @@ class Run:
     experiment: str
     id: str
     parameters: Parameters
+    began: tuple[int, float]
+    """When the run started, by the calendar in milliseconds and by a clock that nobody sets in seconds."""
+
+    def now(self) -> int:
+        """The time since 1970 in milliseconds, which is never before the start, even where the calendar was set back."""
+        calendar, clock = self.began
+        return calendar + int(1000 * (time.perf_counter() - clock))
 
     def log(self, results: Results, published: Mapping[str, Any], record: Artifact) -> None:
         """Record the artifacts of a finished run.
@@ -69,6 +76,7 @@ class Run:
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
             self.log_files("results", sorted(folder.glob("*.json")))
+            self.log_files("report", sorted(folder.glob("*.html")))
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
 
         with recorded(self.parameters.tracking_uri):
@@ -168,7 +176,7 @@ class Run:
         try:
             with recorded(self.parameters.tracking_uri):
                 self.client.set_tag(self.id, "error", cut(masked(explained(error))))
-                self.client.set_terminated(self.id, "FAILED")
+                self.client.set_terminated(self.id, "FAILED", self.now())
         except MgaaError as unrecorded:
             logger.warning("The run %s stays open in MLflow: %s", self.id, unrecorded)
 
@@ -193,7 +201,7 @@ def tracked(parameters: Parameters, command: str = "compress", title: str | None
         run.fail(error)
         raise
     with recorded(parameters.tracking_uri):
-        run.client.set_terminated(run.id)
+        run.client.set_terminated(run.id, end_time=run.now())
 
 
 def start(parameters: Parameters, command: str, title: str | None) -> Run:
@@ -208,7 +216,9 @@ def start(parameters: Parameters, command: str, title: str | None) -> Run:
     }
     tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
     name = title or f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
-    run = Run(client, experiment, client.create_run(experiment, run_name=name, tags=tags).info.run_id, parameters)
+    began = int(1000 * time.time()), time.perf_counter()
+    opened = client.create_run(experiment, began[0], tags, name)
+    run = Run(client, experiment, opened.info.run_id, parameters, began)
     flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
     values = params_of(flat)
     for first in range(0, len(values), PAIRS):

@@ -12,12 +12,12 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from contextvars import copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import ResourceError, UsageError
 from tasks.parameters import Parameters, checkout
@@ -120,11 +120,16 @@ def close_vanished(client: "MlflowClient", experiment: str) -> None:
     own = process()
     host = own["process.host"].replace("'", "")
     for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
-        tags = run.data.tags
-        number = int(tags.get("process.id", 0))
-        if not alive(number) or tags.get("process.birth") != birth(number):
-            client.set_tag(run.info.run_id, "error", f"The process {number} of {host} was killed.")
+        if vanished(run.data.tags):
+            client.set_tag(run.info.run_id, "error", f"The process {run.data.tags['process.id']} of {host} was killed.")
             client.set_terminated(run.info.run_id, "FAILED")
+
+
+def vanished(told: Mapping[str, Any]) -> bool:
+    """Whether `told`, what `process` said in some process, is of one of this machine that is gone."""
+    number = int(told.get("process.id", 0))
+    here = told.get("process.host") == socket.gethostname()
+    return here and not (alive(number) and told.get("process.birth") == birth(number))
 
 
 def process() -> dict[str, str]:

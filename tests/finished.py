@@ -21,10 +21,11 @@ from tasks.decompose import decompose
 from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
+from tasks.generate import generate
 from tasks.load_backbone import identify, load_backbone
 from tasks.parameters import Parameters, load
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
-from tasks.recording import recording
+from tasks.recording import keys_by, recording
 from tasks.results import Compressed, Effort, Evaluated, Results, publish
 from tasks.run_record import Span, keep_record
 from tasks.tokenize import tokenize
@@ -75,7 +76,7 @@ def finished_run() -> Finished:
         models=[*results.models],
         sets=[],
     )
-    published = publish(p, store, results, figures, Effort.since(time.perf_counter(), []))
+    published = publish(p, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions))
     made = results.artifacts() | {"figures": figures}
     record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=Span(start, 1.0))
     return Finished(p, store, results, figures, published, record)
@@ -142,7 +143,13 @@ def run(p: Parameters, store: Store) -> Results:
         "uniform": compressed({**even, "band": None}, even),
         "mgaa": compressed({**ours[0], "band": None}, ours[1]),
     }
-    return Results(backbone, texts, tokens, statistics, spectra, Evaluated(measure(backbone), {}), models)
+    shown = {"dense": backbone, **{name: model.checkpoint for name, model in models.items()}}
+    samples = {
+        name: generate.fn(store, model, texts, **p.evaluation.samples.model_dump(), device="cpu")
+        for name, model in shown.items()
+    }
+    dense = Evaluated(measure(backbone), {})
+    return Results(backbone, texts, tokens, statistics, spectra, dense, models, samples=samples)
 
 
 def write_model(folder: Path) -> None:

@@ -14,7 +14,7 @@ from tasks.options import SECTIONS, options
 from tasks.parameters import load
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 README = (ROOT / "README.md").read_text()
 
 
@@ -39,7 +39,7 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     }
     keys = own | set(load(ROOT / "params.yaml").flat())
     for key in re.findall(
-        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking)(?:\.\w+)+)=",
+        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking|schedule)(?:\.\w+)+)=",
         document.read_text(),
     ):
         assert key in keys, f"{document.name} overrides {key}"
@@ -90,6 +90,7 @@ def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters()
         "runner",
         "store",
         "tracking",
+        "schedule",
         "sweep",
         "study",
         "sensitivity",

@@ -163,6 +163,7 @@ def build(root: Path, model: Path) -> Laboratory:
         parameters["data"][name]["samples"] = samples
     parameters["statistics"]["groups"] = 4
     parameters["evaluation"] |= {"tasks": ["last_word", "continuation"], "limit": 6}
+    parameters["evaluation"]["samples"] = {"number": 2, "prompt": 8, "tokens": 4}
     parameters["tracking"]["uri"] = f"sqlite:///{root / 'mlflow.db'}"  # one for all copies: a new one takes seconds
     (root / "params.yaml").write_text(yaml.safe_dump(parameters))
     return Laboratory(root)

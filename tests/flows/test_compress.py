@@ -39,6 +39,7 @@ EVERYTHING = {
     "factorize": 2 * BLOCKS,
     "assemble": 2,
     "evaluate": 3,
+    "generate": 3,
     "draw_figures": 1,
 }
 """Executions of a first run with one baseline."""
@@ -82,9 +83,9 @@ def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted
 ) -> None:
     killed = fresh.finish(before=striking("SIGKILL", "checkpoint", 2), PREFECT_API_URL=prefect_server)
     assert killed.code == -9
-    rest = {"assemble": 1, "evaluate": 1, "draw_figures": 1}
+    rest = {"assemble": 1, "evaluate": 1, "generate": 3, "draw_figures": 1}
     assert killed.executed == {
-        name: number - rest.get(name, 0) for name, number in EVERYTHING.items() if name != "draw_figures"
+        name: number - rest.get(name, 0) for name, number in EVERYTHING.items() if number > rest.get(name, 0)
     }
     assert [path.name for path in (fresh.root / "store" / "checkpoint").glob(".tmp-*")] != []
     assert fresh.run() == Outcome(0, "", rest)
@@ -103,6 +104,7 @@ def test_another_target_executes_what_depends_on_it_and_every_baseline_has_its_p
         "factorize": 4 * BLOCKS,
         "assemble": 4,
         "evaluate": 4,
+        "generate": 2,  # of the method and of uniform
         "draw_figures": 1,
     }
     models = result(done, "metrics.json")["models"]
@@ -127,6 +129,7 @@ def test_another_factorizer_keeps_the_statistics(done: Laboratory) -> None:
         "factorize": BLOCKS,
         "assemble": 1,
         "evaluate": 1,
+        "generate": 1,
         "draw_figures": 1,
     }
     assert list(result(done, "metrics.json")["models"]) == ["dense", "mgaa"]
@@ -135,7 +138,14 @@ def test_another_factorizer_keeps_the_statistics(done: Laboratory) -> None:
 def test_other_evaluation_texts_keep_everything_before_the_metrics(done: Laboratory) -> None:
     outcome = done.run("data.evaluation.from=0.75", "evaluation.baselines=[]")
     assert (outcome.code, outcome.message) == (0, "")
-    assert outcome.executed == {"read_texts": 1, "tokenize": 3, "make_items": 1, "evaluate": 2, "draw_figures": 1}
+    assert outcome.executed == {
+        "read_texts": 1,
+        "tokenize": 3,
+        "make_items": 1,
+        "evaluate": 2,
+        "generate": 2,
+        "draw_figures": 1,
+    }
 
 
 STEPS = {
@@ -143,6 +153,7 @@ STEPS = {
     **{name: [f"tasks.{name}"] for name in ("factorize", "assemble", "evaluate", "draw_figures", "score_channels")},
     **{name: [f"tasks.{name}"] for name in ("collect_ranks", "make_examples", "recover", "collect_recovered")},
     **{name: [f"tasks.{name}"] for name in ("read_questions", "encode_questions", "ask_examples", "answer")},
+    "generate": ["tasks.generate"],
     "compress_block": ["tasks.compress_block", "mgaa.factors.svd", "mgaa.ranks.lorap"],
     **{f"decompose {name}": ["tasks.decompose", f"mgaa.factors.{name}"] for name in ("afm", "svd")},
     **{
@@ -163,8 +174,9 @@ EDITS = {
     "mgaa/ratios/softmax.py": {"allocate_ratios softmax"},
     "mgaa/factors/svd.py": {"decompose svd", "compress_block"},
     "mgaa/factors/whitened.py": set(),
-    "mgaa/perplexity.py": {"evaluate", "answer"},
-    "mgaa/answering.py": {"evaluate", "answer"},
+    "mgaa/perplexity.py": {"evaluate", "answer", "generate"},
+    "mgaa/answering.py": {"evaluate", "answer", "generate"},
+    "mgaa/continuation.py": {"generate"},
     "tasks/harness.py": {"evaluate"},
     "tasks/figures.py": {"draw_figures"},
     "tasks/figure_answers.py": {"draw_figures"},
@@ -184,6 +196,7 @@ EDITS = {
     "mgaa/errors.py": STEPS.keys(),
     "tasks/step.py": set(),
     "tasks/results.py": set(),
+    "tasks/report.py": set(),
     "flows/compress.py": set(),
 }
 
@@ -322,7 +335,11 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
         and metrics["models"]["mgaa"]["seconds"]["evaluate"] == each["seconds"]
     ]
     assert metered["parameters"]["length"] == 32
-    assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {MANIFEST, "evaluation.json"}
+    assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {
+        MANIFEST,
+        "evaluation.json",
+        "README.md",
+    }
     assert json.loads((folder / "evaluation.json").read_text()) == {
         "model": metrics["models"]["mgaa"],
         "card": metrics["card"],

@@ -332,7 +332,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: Labor
     assert (status, reason) == ("FAILED", full.message.removeprefix("error: ").strip())
     finished = done.run(*options)
     assert (finished.code, finished.message) == (0, "")
-    assert finished.executed == {"assemble": 1, "evaluate": 1, "draw_figures": 1}
+    assert finished.executed == {"assemble": 1, "evaluate": 1, "generate": 2, "draw_figures": 1}
 
 
 # A run that is stopped

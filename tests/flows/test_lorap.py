@@ -31,6 +31,7 @@ ONE_BY_ONE = {
     "collect_ranks": 2,
     "assemble": 2,
     "evaluate": 3,
+    "generate": 3,
     "draw_figures": 1,
 }
 """Executions of a first run with one baseline."""
@@ -39,6 +40,7 @@ RECOVERED = {
     "recover": 1,
     "collect_recovered": 1,
     "evaluate": 1,
+    "generate": 1,
     "draw_figures": 1,
 }
 
@@ -116,6 +118,7 @@ def test_another_compression_measures_the_blocks_again_but_not_the_cosines(lorap
         "collect_ranks": 1,
         "assemble": 1,
         "evaluate": 1,
+        "generate": 1,
         "draw_figures": 1,
     }
     entry = result(lab, "allocation.json")["lorap"]
@@ -137,6 +140,7 @@ def test_with_dense_inputs_the_spectra_are_shared_and_the_channels_scored_once(l
         "factorize": 2 * BLOCKS,
         "assemble": 2,
         "evaluate": 2,
+        "generate": 2,
         "draw_figures": 1,
     }
     widths = {each.get("width") for each in result(lab, "allocation.json")["lorap"]["matrices"].values()}

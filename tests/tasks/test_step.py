@@ -1,5 +1,6 @@
 """A step is computed once, for as long as nothing it depends on changes, whoever asks, however the last run ended."""
 
+import datetime
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from prefect import flow
 from prefect.states import State
 
 from mgaa.errors import LockedError, ResourceError, UsageError
+from tasks import stage
 from tasks.artifact import MANIFEST, Artifact, Store
 from tasks.step import busy, recording, resuming_step, step
 from tests.processes import Project, copy_project
@@ -398,3 +400,25 @@ def test_what_was_learnt_is_kept_until_the_result_is_remembered(store: Store, mo
     bodies.clear()
     learn.fn(store, steps=2)
     assert bodies == []
+
+
+class SetBack(datetime.datetime):
+    """A calendar that somebody sets back by an hour whenever it is read."""
+
+    hour = 23
+
+    @classmethod
+    def now(cls, tz: Any = None) -> "SetBack":
+        SetBack.hour -= 1
+        return cls(2026, 1, 1, SetBack.hour, tzinfo=tz)
+
+
+def test_a_clock_that_is_set_back_gives_no_negative_duration(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "datetime", SetBack)
+    with recording() as executions:
+        made = count.fn(store, upto=3)
+    told, (execution,) = store.manifest(made), executions
+    start, end = (datetime.datetime.fromisoformat(told[name]) for name in ("start", "end"))
+    assert (end - start).total_seconds() == pytest.approx(told["seconds"], abs=1e-5)
+    assert 0 <= execution.end - execution.start == pytest.approx(told["seconds"], abs=1e-5)
+    assert 0 <= busy(executions) < 60

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ def logged(database: Path) -> Any:
     run = finished_run()
     parameters = load(run.parameters.folder / "params.yaml", [f"tracking.uri=sqlite:///{database}"])
     with tracked(parameters) as record:
-        record.log(run.results, run.published)
+        record.log(run.results, run.published, run.record)
     return record.client.get_run(record.id)
 
 
@@ -287,3 +288,13 @@ def test_the_names_of_metrics_are_legal_for_every_model(database: Path, client: 
     with tracked(parameters(database)) as record:
         record.log_metrics({"task (5-shot)/acc, normalised": 0.5, "x" * 300: 1.0})
     assert set(client.get_run(record.id).data.metrics) == {"task _5-shot_/acc_ normalised", "x" * 250}
+
+
+def test_a_clock_that_is_set_back_gives_no_run_that_ends_before_it_starts(
+    database: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tracked(parameters(database)) as run:
+        monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
+    told = client.get_run(run.id).info
+    assert told.status == "FINISHED"
+    assert 0 <= told.end_time - told.start_time < 600_000

@@ -1,0 +1,61 @@
+"""News of scheduled runs by a webhook: a POST of JSON to the URL in the environment variable `MGAA_WEBHOOK`.
+
+The URL is often a secret, so it is in no file, no parameter and no message, and Prefect does not know it: the worker passes its environment
+on. Prefect calls the hooks: of a failure in the run itself, of a crash in the worker, which outlives the run. A webhook that does not
+answer is a warning in the log and nothing else. `text` is what Slack, Mattermost and their like show; the rest is for programs.
+"""
+
+import json
+import logging
+import os
+from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+VARIABLE = "MGAA_WEBHOOK"
+PATIENCE = 10.0
+"""Seconds for an answer."""
+
+
+def tell(flow: Any, flow_run: Any, state: Any) -> None:
+    """A hook of Prefect: the webhook is told in which state a flow run has ended, and why."""
+    news = {
+        "text": f"{flow_run.name} of {flow.name}: {state.name}. {state.message or ''}".strip(),
+        "state": state.name,
+        "flow": flow.name,
+        "run": flow_run.name,
+        "flow_run": str(flow_run.id),
+        "parameters": flow_run.parameters,
+        "message": state.message,
+    }
+    post(news, logging.getLogger("prefect.flow_runs"))
+
+
+def post(news: dict[str, Any], log: logging.Logger) -> None:
+    """Send it, if there is somewhere to send it to."""
+    url = os.environ.get(VARIABLE)
+    if not url:
+        return
+    try:
+        request = Request(url, json.dumps(news).encode(), {"Content-Type": "application/json"})
+        with urlopen(request, timeout=PATIENCE):
+            pass
+    except (OSError, ValueError) as error:  # a URL that is none, a host that is gone, an answer that is no success
+        log.warning("The webhook of %s (%s) was not told: %s", VARIABLE, host(url), reason(error))
+
+
+def host(url: str) -> str:
+    """What may be said of a URL: its path and its user are often the secret."""
+    try:
+        return urlsplit(url).hostname or "no host"
+    except ValueError:
+        return "no URL"
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the URL."""
+    if isinstance(error, HTTPError):
+        return f"it answered {error.code}"
+    cause = getattr(error, "reason", error)
+    return type(cause).__name__ if isinstance(error, ValueError) else f"{type(cause).__name__}: {cause}"

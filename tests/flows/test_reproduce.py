@@ -1,0 +1,68 @@
+"""A run is made again from its record: another clone, the recorded commit and parameters, and the same digests."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.flows.laboratory import Laboratory
+from tests.processes import ROOT
+
+OWN = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@b"}
+
+
+@pytest.fixture(scope="module")
+def project(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project in a repository of its own, with a small model and its texts beside what git has, after a run from a clean commit."""
+    folder = tmp_path_factory.mktemp("team") / "project"
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in tracked.split("\0"):
+        if name.startswith(("mgaa/", "tasks/", "flows/", "demo/")) or name in (".gitignore", "constraints.txt"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(empty.model, folder / "own" / "model")
+    shutil.copy(empty.texts, folder / "own" / "texts.txt")
+    (folder / ".gitignore").write_text((folder / ".gitignore").read_text() + "\n/own/\n")
+    parameters = yaml.safe_load((empty.root / "params.yaml").read_text())
+    parameters["backbone"]["source"], parameters["tracking"]["uri"] = "own/model", "sqlite:///mlflow.db"
+    for section in ("calibration", "validation", "evaluation", "recovery"):
+        parameters["data"][section]["source"] = "own/texts.txt"
+    (folder / "params.yaml").write_text(yaml.safe_dump(parameters))
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "one"]):
+        subprocess.run(["git", *words], cwd=folder, env={**os.environ, **OWN}, check=True)
+    assert run(folder, "flows.compress", "--quiet", "evaluation.tasks=[]", "ratios.compression=0.25").returncode == 0
+    return folder
+
+
+def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A command in the project."""
+    own = {**os.environ, "PYTHONPATH": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", *words], cwd=folder, env=own, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_run_is_made_again_with_the_same_digests_and_verifies(project: Path) -> None:
+    verified = run(project, "flows.lineage", "verify")
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+    assert "git" not in verified.stdout  # every file of every step is that of the commit
+    made = run(project, "flows.lineage", "reproduce", "--python", sys.executable)
+    assert made.returncode == 0, made.stdout + made.stderr
+    stages = json.loads((project / "results" / "record.json").read_bytes())["artifacts"]
+    assert f"{len(stages)} of {len(stages)} stages have the same digests" in made.stdout
+    assert "package" not in made.stdout
+
+
+def test_what_cannot_be_made_again_is_refused(project: Path) -> None:
+    texts = project / "own" / "texts.txt"
+    before = texts.read_bytes()
+    texts.write_bytes(before + b"more")
+    refused = run(project, "flows.lineage", "reproduce", "--python", sys.executable)
+    texts.write_bytes(before)
+    assert refused.returncode == 3
+    assert "inputs are not those of the run" in refused.stderr
