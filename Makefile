@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-vlm plan ablation test check demo-backbone demo-vlm-backbone wheel wheel-test install clean
+.PHONY: demo demo-vlm plan ablation test check demo-backbone demo-vlm-backbone docs wheel wheel-test install clean
 demo: $(INSTALLED)
 	dvc repro --quiet compress
 	python -m flows.show
@@ -46,6 +46,10 @@ demo-backbone: $(INSTALLED)
 
 demo-vlm-backbone: $(INSTALLED)
 	python -m demo.train_vlm
+
+# The reference of the library, from its docstrings: build/docs/index.html.
+docs: $(INSTALLED)
+	python docs/reference.py
 
 wheel: $(INSTALLED)
 	python -m build --wheel

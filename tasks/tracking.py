@@ -28,7 +28,7 @@ from tasks.records import CARD, CURVE, table
 from tasks.registering import DIGEST, FOLDER, MODEL, register
 from tasks.remote import remote_of
 from tasks.results import Results
-from tasks.run_record import artifacts_of, keys_of
+from tasks.run_record import RECORD, artifacts_of, keys_of
 from tasks.tracking_store import close_vanished, connect, log_all, masked, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ class Run:
 
         def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))
-            self.log_lineage(store, artifacts_of(store, record), keys_of(store, record))
+            told = json.loads((folder / RECORD).read_bytes())
+            self.log_lineage(store, artifacts_of(told), keys_of(told))
             self.set_tags({"run.record": record.digest})
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")

@@ -1,4 +1,4 @@
-"""A factorizer is one file: a copy of the library with one more file in `factors/` lists it, compresses with it
+"""A factorizer is one file: a copy of the library with the one of CONTRIBUTING.md in `factors/` lists it, compresses with it
 and holds it to the contract."""
 
 import os
@@ -11,20 +11,11 @@ from pathlib import Path
 import pytest
 
 from mgaa.methods import available
+from tests.guides.guide import blocks
 
 ROOT = Path(__file__).parents[2]
 NAME = "deviation"
-FILE = '''"""Every input channel weighted by its variance, whatever its mean; no bias."""
-
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
-
-
-def metric(statistics: InputStatistics, *, power: float = 1.0) -> Metric:
-    """`M = diag(Var(x_j)^power)`."""
-    moment = (statistics.mean_square - statistics.mean.square()).clamp(min=0.0) ** power
-    return Metric(moment, side="input", scale=float(moment.mean()))
-'''
+FILE = next(block.text for block in blocks(ROOT / "CONTRIBUTING.md") if block.file == f"mgaa/factors/{NAME}.py")
 USE = f"""
 import mgaa, pytest, torch
 from mgaa.methods import available

@@ -1,0 +1,156 @@
+"""Draw docs/figures/architecture.svg: who makes what from what, read from the manifests of the last run.
+
+    python -m flows.compress && python docs/dataflow.py
+
+A box is a cached step and the kind of artifact that it makes. Its line goes to the right, and a dot on it is a step that reads it, further
+down. Nothing of this is written here: steps, inputs, what is done block by block and what depends on the compression target are facts of
+the run, so the same figure comes out of every run of the same flow (tests/flows/test_dataflow.py).
+"""
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+import networkx as nx
+
+from tasks.ancestry_figure import Box, boxes
+from tasks.artifact import Artifact, Store
+from tasks.lineage import Node, ancestry
+from tasks.parameters import load_operation
+from tasks.run_record import KIND
+from tasks.targets import derivation, resolve
+
+FIGURE = Path(__file__).parent / "figures" / "architecture.svg"
+ACROSS, DOWN, WIDE, TALL, LEFT, TOP = 92, 50, 118, 34, 24, 66
+TARGET, BLOCK = "compression", "block"
+"""Parameters of a step: on the first depends what is done again for another target, by the second a step runs once for every block."""
+STYLE = """
+  .paper { fill: #ffffff } text { font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #222222 }
+  .kind { font-weight: 600 } .task, .note { font-size: 10.5px; fill: #5f6368 } .title { font-size: 15px; font-weight: 600 }
+  .line { fill: none; stroke: #9aa0a6; stroke-width: 1.2 } .dot { fill: #5f6368 } .box { stroke-width: 1.2 }
+  .once { fill: #e3f0fa; stroke: #0072b2 } .again { fill: #fdeedd; stroke: #d07a00 }
+  @media (prefers-color-scheme: dark) {
+    .paper { fill: #16181b } text { fill: #e8eaed } .task, .note { fill: #a8adb3 } .line { stroke: #70757c } .dot { fill: #a8adb3 }
+    .once { fill: #12344a; stroke: #56b4e9 } .again { fill: #46300f; stroke: #e69f00 }
+  }
+"""
+LEGEND = (
+    ("once", "once: the same for every compression target"),
+    ("again", "again for another target"),
+)
+NOTES = (
+    "A box is a Prefect task, cached by what goes in; two frames: one for every decoder block.",
+    "Its artifact lies in the store; the dots on its line are the steps that read it.",
+    "DVC sees two stages: data (texts) and compress (all of it). MLflow sees one run.",
+)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The steps of a run in their order.
+
+    Attributes:
+        order: steps with what they make, inputs first.
+        readers: by maker.
+        again: those that depend on the compression target.
+        blockwise: those that run once for every block.
+    """
+
+    order: list[Box]
+    readers: dict[Box, list[Box]]
+    again: set[Box]
+    blockwise: set[Box]
+
+
+def flow_of(store: Store, run: Artifact) -> Flow:
+    """The steps behind a run."""
+    nodes = ancestry(store, [run], derivation(store, run))
+    graph, _ = boxes({artifact: node for artifact, node in nodes.items() if artifact.kind != KIND})
+    targeted = taking(nodes, TARGET)
+    again = targeted | {each for box in targeted for each in nx.descendants(graph, box)}
+    place = {box_of(nodes[made]): position for position, made in enumerate(nodes[run].behind)}
+    order = [*nx.lexicographical_topological_sort(graph, key=lambda box: (place.get(box, -1), box))]
+    readers = {box: sorted(graph.successors(box), key=order.index) for box in order}
+    return Flow(order, readers, again, taking(nodes, BLOCK))
+
+
+def taking(nodes: Mapping[Artifact, Node], parameter: str) -> set[Box]:
+    """The steps that take a parameter."""
+    return {box_of(node) for node in nodes.values() if parameter in node.manifest.get("parameters", {})}
+
+
+def box_of(node: Node) -> Box:
+    """The step and the kind of an artifact."""
+    return str(node.manifest.get("task", "?")), node.artifact.kind
+
+
+def svg(flow: Flow) -> str:
+    """The figure."""
+    width = LEFT * 2 + ACROSS * (len(flow.order) - 1) + WIDE
+    height = TOP + DOWN * len(flow.order) + 6
+    drawn = "\n".join([*title(), *lines(flow), *frames(flow), *legend(height)])
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">'
+    paper = f'<rect class="paper" width="{width}" height="{height}" rx="8"/>'
+    return f"{head}\n<style>{STYLE}</style>\n{paper}\n{drawn}\n</svg>\n"
+
+
+def corner(index: int) -> tuple[int, int]:
+    """Where the frame of the step with this index begins."""
+    return LEFT + ACROSS * index, TOP + DOWN * index
+
+
+def lines(flow: Flow) -> Iterator[str]:
+    """From every artifact to the right, and down to whoever reads it."""
+    for index, box in enumerate(flow.order):
+        x, y = corner(index)
+        middle = y + TALL // 2
+        targets = [flow.order.index(reader) for reader in flow.readers[box]]
+        if targets:
+            yield f'<path class="line" d="M{x + WIDE} {middle}H{corner(max(targets))[0] + WIDE // 2}"/>'
+    for index, box in enumerate(flow.order):
+        x = corner(index)[0] + WIDE // 2
+        makers = [place for place, maker in enumerate(flow.order) if box in flow.readers[maker]]
+        if makers:
+            yield f'<path class="line" d="M{x} {corner(min(makers))[1] + TALL // 2}V{corner(index)[1]}"/>'
+        for maker in makers:
+            yield f'<circle class="dot" cx="{x}" cy="{corner(maker)[1] + TALL // 2}" r="3.4"/>'
+
+
+def frames(flow: Flow) -> Iterator[str]:
+    """The steps."""
+    for index, box in enumerate(flow.order):
+        (x, y), colour = corner(index), "again" if box in flow.again else "once"
+        for shift in (4, 0) if box in flow.blockwise else (0,):
+            frame = f'x="{x + shift}" y="{y - shift}" width="{WIDE}" height="{TALL}" rx="6"'
+            yield f'<rect class="box {colour}" {frame}/>'
+        yield text("kind", x + WIDE // 2, y + 15, box[1], "middle")
+        yield text("task", x + WIDE // 2, y + 28, box[0], "middle")
+
+
+def title() -> Iterator[str]:
+    """What is seen."""
+    yield text("title", LEFT, 30, "What flows, and who reads it")
+
+
+def legend(height: int) -> Iterator[str]:
+    """How to read it, where no line passes."""
+    y = height - 24 - 20 * (len(LEGEND) + len(NOTES) - 1)
+    for row, (colour, words) in enumerate(LEGEND):
+        yield f'<rect class="box {colour}" x="{LEFT}" y="{y + 20 * row - 10}" width="16" height="12" rx="3"/>'
+        yield text("note", LEFT + 24, y + 20 * row, words)
+    for row, words in enumerate(NOTES, len(LEGEND)):
+        yield text("note", LEFT, y + 20 * row, words)
+
+
+def text(style: str, x: int, y: int, words: str, anchor: str = "start") -> str:
+    """A line of text."""
+    return f'<text class="{style}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+if __name__ == "__main__":
+    given = load_operation(Path("params.yaml"), sys.argv[1:])
+    store = Store(given.store_path, given.store.lock_timeout)
+    FIGURE.write_text(svg(flow_of(store, resolve(given, store, "last"))), encoding="utf-8")
+    print(f"The figure is in {FIGURE}")

@@ -1,0 +1,16 @@
+"""The figure of the architecture is what the manifests of a run say, whatever the run compressed."""
+
+import runpy
+
+from tasks.artifact import Store
+from tasks.parameters import load_operation
+from tasks.targets import resolve
+from tests.flows.laboratory import Laboratory, Outcome
+from tests.processes import ROOT
+
+
+def test_the_figure_of_the_architecture_is_that_of_a_run(first: tuple[Laboratory, Outcome]) -> None:
+    dataflow, given = runpy.run_path(str(ROOT / "docs" / "dataflow.py")), load_operation(first[0].root / "params.yaml")
+    store = Store(given.store_path, given.store.lock_timeout)
+    drawn = dataflow["svg"](dataflow["flow_of"](store, resolve(given, store, "last")))
+    assert drawn == dataflow["FIGURE"].read_text(encoding="utf-8")

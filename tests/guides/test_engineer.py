@@ -1,0 +1,10 @@
+"""The guide of who serves a model, executed; that latency decides where it can is in tests/flows/test_profile_device.py, on times that
+are the same everywhere."""
+
+from pathlib import Path
+
+from tests.guides.guide import Reader
+
+
+def test_what_the_guide_says_is_what_happens(project: Path) -> None:
+    Reader(project, elsewhere=["ranks.objective=latency"]).follow("engineer.md")
