@@ -2,8 +2,8 @@
 
 import runpy
 
-from tasks.parameters import load_operation
 from tasks.artifact import Store
+from tasks.parameters import load_operation
 from tasks.targets import resolve
 from tests.flows.laboratory import Laboratory, Outcome
 from tests.processes import ROOT
