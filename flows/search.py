@@ -37,7 +37,6 @@ from tasks.run_trial import Ground
 from tasks.search_results import FOLDER, publish
 from tasks.study import Final, chosen, table_of, write
 from tasks.tracking import Run, tracked
-from tasks.tracking_store import recorded, undisturbed
 from tasks.trials import Search
 
 
@@ -165,8 +164,7 @@ def log(
         run.log_texts(store, tokens)
         run.log_files("search", sorted((run.parameters.folder / FOLDER).glob("*")))
 
-    with recorded(run.parameters.tracking_uri):
-        undisturbed(record)
+    run.write(record)
 
 
 if __name__ == "__main__":

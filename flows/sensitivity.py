@@ -33,7 +33,6 @@ from tasks.rehearse import check_groups, rehearse_search
 from tasks.results import Effort
 from tasks.sensitivity_table import NAME, Alone, frame, publish, rows
 from tasks.tracking import tracked
-from tasks.tracking_store import recorded, undisturbed
 
 ANY = [0.5]
 """The one point of a space of one variable, whose share the budget alone decides."""
@@ -86,8 +85,7 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
             run.log_texts(store, tokens)
             run.log_files("results", [p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")])
 
-        with recorded(p.tracking_uri):
-            undisturbed(record)
+        run.write(record)
     return found
 
 

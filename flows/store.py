@@ -5,12 +5,14 @@
     python -m flows.store pin last --why "the model of the paper"
     python -m flows.store unpin last
     python -m flows.store collect --dry-run
+    python -m flows.store push [what ...] [--remote NAME]
+    python -m flows.store pull [what ...] [--remote NAME]
 
 A collection never removes what a checkpoint below this folder, a revision of DVC or a pin needs, nor anything while a flow runs.
 """
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,6 +22,8 @@ from tasks.parameters import Operation
 from tasks.targets import FORMS, resolve
 
 What = Annotated[str, typer.Argument(help=FORMS)]
+Several = Annotated[list[str] | None, typer.Argument(help=FORMS)]
+Named = Annotated[str | None, typer.Option(help="of DVC's configuration; by default its default")]
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
@@ -109,10 +113,27 @@ def collect(
     )
 
 
+def push(p: Operation, what: Several = None, *, remote: Named = None) -> None:
+    """Copy artifacts, by default those of the last run, with all behind them to the remote of the team."""
+    from tasks.sharing import push as pushed
+
+    found = pushed(p, what or (), remote)
+    print(f"{found.new_artifacts} of {found.artifacts} artifacts pushed, and {found.new_keys} of {found.keys} keys")
+
+
+def pull(p: Operation, what: Several = None, *, remote: Named = None) -> None:
+    """Copy artifacts, by default those of the last run, with all behind them from the remote of the team."""
+    from tasks.sharing import pull as pulled
+
+    found = pulled(p, what or (), remote)
+    print(f"{found.new_artifacts} of {found.artifacts} artifacts pulled, and {found.new_keys} of {found.keys} keys")
+
+
 def megabytes(count: int) -> str:
     """A count of bytes as people read it."""
     return f"{count / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":
-    sys.exit(verbs.main({"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}))
+    looking_after: dict[str, Any] = {"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}
+    sys.exit(verbs.main({**looking_after, "push": push, "pull": pull}))

@@ -38,7 +38,6 @@ from tasks.sections import Factors, Source
 from tasks.sweep_results import NAME, SUFFIXES, publish
 from tasks.sweep_table import comparisons, numbers, row
 from tasks.tracking import Run, tracked
-from tasks.tracking_store import recorded, undisturbed
 
 
 @dataclass(frozen=True)
@@ -193,8 +192,7 @@ def log(run: Run, store: Store, benches: Sequence[Bench], outcomes: Sequence[Out
         run.log_texts(store, benches[0].tokens)
         run.log_files("results", [run.parameters.folder / f"{NAME}{suffix}" for suffix in SUFFIXES])
 
-    with recorded(run.parameters.tracking_uri):
-        undisturbed(write)
+    run.write(write)
 
 
 def refuse(outcomes: Sequence[Outcome]) -> None:

@@ -22,7 +22,13 @@ PAUSE = 0.1
 
 @contextmanager
 def in_use(store: Path) -> Iterator[None]:
-    """Share the store with other runs inside this block; waits for housekeeping, which takes seconds."""
+    """Share the store with other runs inside this block; waits for housekeeping, which takes seconds.
+
+    A store that this process cannot write is only read, and nobody who may not write it keeps house in it: it is not locked.
+    """
+    if store.is_dir() and not os.access(store, os.W_OK, effective_ids=True):
+        yield
+        return
     with _opened(store) as handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield

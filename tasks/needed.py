@@ -18,7 +18,7 @@ from tasks.artifact import Artifact, DamagedError, Store
 from tasks.lineage import ancestry, node_of
 from tasks.parameters import Placed, checkout
 from tasks.pins import pins
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5
+from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, read_record
 from tasks.sealing import MANIFEST, read_manifest
 from tasks.targets import artifacts, runs_with
 
@@ -51,7 +51,10 @@ def roots(p: Placed, store: Store, latest: int) -> Iterator[tuple[Artifact, str]
 def behind(store: Store, root: Artifact) -> set[Artifact]:
     """A root, what it was made from by its own manifest, and by every run that had it."""
     runs = [root] if root.kind == KIND else [*runs_with(store, root)]
-    ways: list[dict[Artifact, str]] = [{}, *(keys_of(store, run) for run in runs if store.place(run).is_dir())]
+    ways: list[dict[Artifact, str]] = [
+        {},
+        *(keys_of(read_record(store, run)) for run in runs if store.place(run).is_dir()),
+    ]
     return {artifact for keys in ways for artifact in ancestry(store, [root], keys)}
 
 

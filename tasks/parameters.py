@@ -17,6 +17,7 @@ from tasks.explain import explain, suggest
 from tasks.operation import Schedule
 from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
+from tasks.registry_section import Registry
 from tasks.sections import (
     Backbone,
     Channels,
@@ -44,12 +45,13 @@ TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 
 
 class Placed(Section):
-    """Paths that the sections `output`, `store` and `tracking` stand for."""
+    """Paths that the sections `output`, `store` and `tracking` stand for; beside them `registry`."""
 
     if TYPE_CHECKING:
         output: Output
         store: StoreSection
         tracking: Tracking
+        registry: Registry
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
 
     @property
@@ -84,6 +86,7 @@ class Operation(Placed):
     output: Output
     store: StoreSection
     tracking: Tracking
+    registry: Registry
 
 
 class Parameters(Placed):
@@ -115,6 +118,7 @@ class Parameters(Placed):
     runner: RunnerSection
     store: StoreSection
     tracking: Tracking
+    registry: Registry
     schedule: Schedule
 
     def flat(self) -> dict[str, Any]:

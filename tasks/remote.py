@@ -6,12 +6,13 @@ leaves objects that nothing names. What is fetched is checked against its manife
 one machine only: two machines that compute the same step at once write the same content, and the last writer wins, harmlessly.
 
 Where a protocol puts an object whole, it is put; elsewhere under another name, and renamed. Nothing is listed but the notes of workers.
-Endpoints and credentials are fsspec's and the client's business (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`...), not ours.
+Endpoints and credentials are fsspec's and the client's business (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`...), not ours; or DVC's,
+which then hands over an open file system (tasks/sharing.py).
 """
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -29,9 +30,16 @@ PACKAGES |= {"sftp": "paramiko", "ssh": "paramiko"}
 
 @dataclass(frozen=True)
 class Remote:
-    """A store by its URL."""
+    """A store by its URL.
+
+    Attributes:
+        setting: what names it in the configuration.
+        opened: its file system and the path on it, where they do not follow from the URL and the environment.
+    """
 
     url: str
+    setting: str = "store.remote"
+    opened: tuple[Any, str] | None = field(default=None, compare=False)
 
     def place(self, name: str) -> str:
         """The URL of an object."""
@@ -61,14 +69,15 @@ class Remote:
         with self.reaching(name) as (system, path), self.whole(system, path) as draft:
             system.pipe_file(draft, content)
 
-    def push(self, folder: Path, kind: str, digest: str) -> None:
-        """Copy a sealed artifact, unless its manifest says that all of it is there already."""
+    def push(self, folder: Path, kind: str, digest: str) -> bool:
+        """Copy a sealed artifact, unless its manifest says that all of it is there already; whether it was copied."""
         name = f"{kind}/{digest}"
         if self.read(f"{name}/{MANIFEST}") is not None:
-            return
+            return False
         for file in (*read_manifest(folder)["files"], MANIFEST):  # the manifest last
             with self.reaching(f"{name}/{file}") as (system, path), self.whole(system, path) as draft:
                 system.put_file(str(folder / file), draft)
+        return True
 
     def fetch(self, folder: Path, kind: str, digest: str) -> None:
         """Copy an artifact into an empty folder, and check it there.
@@ -146,14 +155,15 @@ class Remote:
     def reaching(self, name: str) -> Iterator[tuple[Any, str]]:
         """The file system, and the path of an object on it; what goes wrong with it becomes one `ResourceError`."""
         try:
-            yield filesystem(self.url), f"{root(self.url)}/{name}"
+            system, root = self.opened or opened(self.url)
+            yield system, f"{root.rstrip('/')}/{name}"
         except MgaaError:
             raise
         except Exception as error:  # each client has errors of its own
             reason = " ".join(str(error).split()) or "no more is said"
             raise ResourceError(
-                f"store.remote cannot be used: {self.place(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
-                "read and written: check the URL, the network, and the endpoint and credentials in the environment (docs/workers.md), and "
+                f"{self.setting} cannot be used: {self.place(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
+                "read and written: check the URL, the network, the room, and the endpoint and credentials (docs/workers.md), and "
                 "start again; finished steps are kept."
             ) from error
 
@@ -163,17 +173,8 @@ def remote_of(url: str | None) -> Remote | None:
     return None if url is None else Remote(url)
 
 
-def filesystem(url: str) -> Any:
-    """fsspec's file system of a URL; fsspec keeps one per process and set of options."""
-    return _opened(url)[0]
-
-
-def root(url: str) -> str:
-    """The path of a URL on its file system."""
-    return str(_opened(url)[1]).rstrip("/")
-
-
-def _opened(url: str) -> tuple[Any, str]:
+def opened(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, which fsspec keeps one of per process and set of options, and the path on it."""
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]

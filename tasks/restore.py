@@ -31,7 +31,7 @@ def restored(store: Store, run: Artifact, *, blind: str) -> Subject:
         raise InputError(
             f"{run} is the record of flows.{record['flow']}, expected one of flows.compress: name another."
         )
-    artifacts = artifacts_of(store, run)
+    artifacts = artifacts_of(record)
     results = results_of(artifacts, record["parameters"])
     allocations = {
         name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
@@ -41,7 +41,7 @@ def restored(store: Store, run: Artifact, *, blind: str) -> Subject:
     if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] == "text":
         found["card"]["calibration"]["warning"] = blind
     origin = {key: record[key] for key in ("git", "versions", "device", "code")}
-    return Subject(store, record["parameters"], artifacts, keys_of(store, run), found, allocations, origin)
+    return Subject(store, record["parameters"], artifacts, keys_of(record), found, allocations, origin)
 
 
 def results_of(artifacts: Mapping[str, list[Artifact]], parameters: Mapping[str, Any]) -> Results:

@@ -10,6 +10,8 @@ made before asks for it (`last_run`), without a model or a text in memory.
 
 import hashlib
 import json
+import logging
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -22,10 +24,15 @@ from tasks.lineage import name, run_facts
 from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
 from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
+from tasks.stage import named
 from tasks.writing import write_file
 
 KIND, RECORD = "run", "record.json"
-ELSEWHERE = {"output", "sweep", "study", "sensitivity", "profile", "runner", "store", "tracking", "schedule"}
+logger = logging.getLogger(__name__)
+ELSEWHERE = {
+    *("output", "sweep", "study", "sensitivity", "profile"),
+    *("runner", "store", "tracking", "registry", "schedule"),
+}
 """Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
 PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
@@ -99,6 +106,8 @@ def keep_record(
 ) -> Artifact:
     """Seal the record of a run that has published its results, remember it, and publish it beside them.
 
+    A store that cannot be written gives what it holds to a run that executes nothing; then the record is published only.
+
     Args:
         artifacts: everything that the run made or used, by stage.
         executions: its steps, whose keys say from what it had each of them.
@@ -121,20 +130,27 @@ def keep_record(
         **provenance.origin(),
         "tags": run_facts(),
     }
-    with store.writing(KIND) as out:
-        (out / RECORD).write_bytes(readable(told))
-        inputs = {
-            stage: [{"kind": each.kind, "digest": each.digest} for each in those] for stage, those in stages.items()
-        }
+    content = readable(told)
+    if os.access(store.path, os.W_OK, effective_ids=True):
         shared = {field: told[field] for field in ("code", "git", "versions", "device", "start", "end", "seconds")}
-        found = store.seal(
-            out,
-            KIND,
-            {"task": flow, "key": key, "inputs": inputs, "parameters": identity["parameters"], **shared, "facts": {}},
+        inputs = {stage: named(those) for stage, those in stages.items()}
+        manifest = {
+            "task": flow,
+            "key": key,
+            "inputs": inputs,
+            "parameters": identity["parameters"],
+            **shared,
+            "facts": {},
+        }
+        with store.writing(KIND) as out:
+            (out / RECORD).write_bytes(content)
+            store.remember(key, store.seal(out, KIND, manifest), identity)
+    else:
+        logger.warning(
+            "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
         )
-    store.remember(key, found, identity)
-    write_file(p.results / RECORD, (store.place(found) / RECORD).read_bytes())
-    return found
+    write_file(p.results / RECORD, content)
+    return digest_of(content)
 
 
 def published(p: Parameters) -> dict[str, str]:
@@ -156,15 +172,14 @@ def read_record(store: Store, run: Artifact) -> dict[str, Any]:
     return content
 
 
-def artifacts_of(store: Store, run: Artifact) -> dict[str, list[Artifact]]:
+def artifacts_of(record: Mapping[str, Any]) -> dict[str, list[Artifact]]:
     """Everything that a run made or used, by stage."""
-    made: dict[str, list[str]] = read_record(store, run)["artifacts"]
-    return {stage: [Artifact(*each.split("/")) for each in those] for stage, those in made.items()}
+    return {stage: [Artifact(*each.split("/")) for each in those] for stage, those in record["artifacts"].items()}
 
 
-def keys_of(store: Store, run: Artifact) -> dict[Artifact, str]:
+def keys_of(record: Mapping[str, Any]) -> dict[Artifact, str]:
     """The stage key under which a run had each of its artifacts."""
-    return {Artifact(*each.split("/")): key for each, key in read_record(store, run)["keys"].items()}
+    return {Artifact(*each.split("/")): key for each, key in record["keys"].items()}
 
 
 def digest_of(content: bytes) -> Artifact:

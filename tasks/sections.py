@@ -477,3 +477,7 @@ class Tracking(Section):
 
     uri: str = Field(description="MLflow's tracking URI")
     experiment: str = Field(description="MLflow's experiment")
+    unreachable: Literal["stop", "buffer"] = Field(
+        default="stop",
+        description="without the server: stop before work, or record below store.path (buffer) and upload when it is back",
+    )

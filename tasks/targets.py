@@ -24,7 +24,7 @@ from mgaa.errors import InputError, UsageError
 from tasks.artifact import Artifact, Store
 from tasks.lineage import node_of
 from tasks.parameters import Placed
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5
+from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, read_record
 from tasks.sealing import MANIFEST, read_manifest
 
 STAGES = {
@@ -61,7 +61,7 @@ def resolve(p: Placed, store: Store, word: str) -> Artifact:
 def derivation(store: Store, root: Artifact) -> dict[Artifact, str]:
     """The stage keys by which the latest run that had `root` had it and what is behind it; empty where no run did."""
     run = root if root.kind == KIND else next(runs_with(store, root), None)
-    return {} if run is None else keys_of(store, run)
+    return {} if run is None else keys_of(read_record(store, run))
 
 
 def run_of(store: Store, root: Artifact) -> Artifact:

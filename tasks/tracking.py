@@ -8,11 +8,12 @@ An exception, Ctrl-C and SIGTERM (which Prefect and the command turn into except
 in the tag `error`. Only `MlflowClient` is used, never the fluent interface, whose active run all threads share.
 """
 
+import getpass
 import json
 import logging
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,19 +21,19 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import MgaaError
 from tasks.artifact import Artifact, Store
+from tasks.buffer import deliver, recording_uri
 from tasks.lineage import lineage, run_facts
 from tasks.parameters import Parameters
 from tasks.records import CARD, CURVE, table
+from tasks.registering import DIGEST, FOLDER, MODEL, register
 from tasks.remote import remote_of
 from tasks.results import Results
-from tasks.run_record import artifacts_of, keys_of
-from tasks.tracking_store import close_vanished, connect, masked, one_line, process, recorded, undisturbed
+from tasks.run_record import RECORD, artifacts_of, keys_of
+from tasks.tracking_store import close_vanished, connect, log_all, masked, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-METRICS, PAIRS = 1000, 100
-"""Metrics, and parameters or tags, that MLflow takes at once."""
 VALUE = 5000
 """Characters of a value; MLflow takes 6000 of a parameter and 8000 of a tag."""
 logger = logging.getLogger(__name__)
@@ -46,8 +47,18 @@ class Run:
     experiment: str
     id: str
     parameters: Parameters
+    uri: str
     began: tuple[int, float]
     """When the run started, by the calendar in milliseconds and by a clock that nobody sets in seconds."""
+
+    def write(self, record: Callable[[], None]) -> None:
+        """Record something, whole, whatever interrupts.
+
+        Raises:
+            ResourceError: the store cannot be reached or written.
+        """
+        with recorded(self.uri):
+            undisturbed(record)
 
     def now(self) -> int:
         """The time since 1970 in milliseconds, which is never before the start, even where the calendar was set back."""
@@ -66,7 +77,8 @@ class Run:
 
         def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))
-            self.log_lineage(store, artifacts_of(store, record), keys_of(store, record))
+            told = json.loads((folder / RECORD).read_bytes())
+            self.log_lineage(store, artifacts_of(told), keys_of(told))
             self.set_tags({"run.record": record.digest})
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
@@ -78,9 +90,18 @@ class Run:
             self.log_files("results", sorted(folder.glob("*.json")))
             self.log_files("report", sorted(folder.glob("*.html")))
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
+            if p.registry.model is not None:
+                self.offer(p.registry.model, final.checkpoint)
 
-        with recorded(self.parameters.tracking_uri):
-            undisturbed(write)
+        self.write(write)
+
+    def offer(self, model: str, checkpoint: Artifact) -> None:
+        """Keep the exported checkpoint with the run and register it; of a run in a buffer that is done when it is uploaded."""
+        folder = self.parameters.folder / self.parameters.output.checkpoint
+        self.client.log_artifacts(self.id, str(folder), FOLDER)
+        self.set_tags({MODEL: model, DIGEST: checkpoint.digest})
+        if self.parameters.tracking.unreachable == "stop":
+            register(self.client, self.id)
 
     def log_files(self, folder: str, paths: Iterable[Path]) -> None:
         """Keep files with the run, in a folder of its artifacts."""
@@ -89,9 +110,7 @@ class Run:
 
     def log_metrics(self, values: Mapping[str, float]) -> None:
         """All values in as few calls as MLflow allows."""
-        metrics = metrics_of(values)
-        for first in range(0, len(metrics), METRICS):
-            self.client.log_batch(self.id, metrics=metrics[first : first + METRICS])
+        log_all(self.client, self.id, metrics=metrics_of(values))
 
     def log_curve(self, curve: Mapping[str, Any]) -> None:
         """The losses and the rate of a recovery, by optimizer step."""
@@ -104,8 +123,7 @@ class Run:
             for key in ("training", "validation", "rate")
             if point[key] is not None
         ]
-        for first in range(0, len(metrics), METRICS):
-            self.client.log_batch(self.id, metrics=metrics[first : first + METRICS])
+        log_all(self.client, self.id, metrics=metrics)
 
     def log_child(
         self,
@@ -133,8 +151,7 @@ class Run:
             self.client.log_batch(child, metrics_of(measured), params_of(given))
             self.client.set_terminated(child, "FINISHED" if error is None else "FAILED", ended)
 
-        with recorded(self.parameters.tracking_uri):
-            undisturbed(write)
+        self.write(write)
 
     def log_lineage(
         self,
@@ -167,14 +184,12 @@ class Run:
         """Set tags in as few calls as MLflow allows."""
         from mlflow.entities import RunTag
 
-        pairs = [RunTag(legal(key), cut(value)) for key, value in tags.items()]
-        for first in range(0, len(pairs), PAIRS):
-            self.client.log_batch(self.id, tags=pairs[first : first + PAIRS])
+        log_all(self.client, self.id, tags=[RunTag(legal(key), cut(value)) for key, value in tags.items()])
 
     def fail(self, error: BaseException) -> None:
         """Record why the run ended; that the store is gone by now must not hide the error itself."""
         try:
-            with recorded(self.parameters.tracking_uri):
+            with recorded(self.uri):
                 self.client.set_tag(self.id, "error", cut(masked(explained(error))))
                 self.client.set_terminated(self.id, "FAILED", self.now())
         except MgaaError as unrecorded:
@@ -193,38 +208,51 @@ def tracked(parameters: Parameters, command: str = "compress", title: str | None
         UsageError: `tracking.uri` is of no known form, or the experiment was deleted.
         ResourceError: the tracking store cannot be reached or written.
     """
-    with recorded(parameters.tracking_uri):
-        run = start(parameters, command, title)
+    reached, uri = deliver(parameters), recording_uri(parameters)
+    with recorded(uri):
+        run = start(parameters, command, title, uri)
     try:
+        if reached:
+            deliver(parameters)
         yield run
     except BaseException as error:  # raised again: Ctrl-C and SIGTERM are recorded as well
         run.fail(error)
         raise
-    with recorded(parameters.tracking_uri):
-        run.client.set_terminated(run.id, end_time=run.now())
+    else:
+        with recorded(uri):
+            run.client.set_terminated(run.id, end_time=run.now())
+    finally:
+        deliver(parameters)
 
 
-def start(parameters: Parameters, command: str, title: str | None) -> Run:
-    """Open the run, with its parameters and what is known of its origin."""
-    client, experiment = connect(parameters)
+def start(parameters: Parameters, command: str, title: str | None, uri: str) -> Run:
+    """Open the run in the store `uri`, with its parameters and what is known of its origin."""
+    client, experiment = connect(parameters, uri)
     close_vanished(client, experiment)
     facts = run_facts()
     standard = {
         "source.name": f"python -m flows.{command}",
         "source.type": "LOCAL",
+        "user": user(),
         "source.git.commit": facts.get("git.commit", ""),
     }
     tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
     name = title or f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
     began = int(1000 * time.time()), time.perf_counter()
     opened = client.create_run(experiment, began[0], tags, name)
-    run = Run(client, experiment, opened.info.run_id, parameters, began)
+    run = Run(client, experiment, opened.info.run_id, parameters, uri, began)
     flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
-    values = params_of(flat)
-    for first in range(0, len(values), PAIRS):
-        client.log_batch(run.id, params=values[first : first + PAIRS])
+    log_all(client, run.id, params=params_of(flat))
     client.log_dict(run.id, flat, "parameters.json")
     return run
+
+
+def user() -> str:
+    """Who runs this, as the machine knows it; empty where it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:

@@ -5,14 +5,14 @@ patience (minutes of repeated requests). MLflow creates the tables of a new SQLi
 two processes that do it at once: a lock of the operating system stands before it. Files of a run lie in `mlruns` beside the database.
 
 A process that was killed outright cannot close its run. The next one on the same machine finds the record still running, sees by number and
-time of birth that the process is gone, and closes it.
+time of birth that the process is gone, and closes it. A run that came from a buffer (tasks/buffer.py) is closed there.
 """
 
 import os
 import re
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from contextvars import copy_context
@@ -20,16 +20,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import ResourceError, UsageError
-from tasks.parameters import Parameters, checkout
+from tasks.parameters import Placed, checkout
 from tasks.writing import alive
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, Run, RunTag
 
 for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute, in which a server starts again; MLflow's own patience is of minutes
 }.items():
     os.environ.setdefault(_name, _value)  # MLflow reads them once, when it is imported
 
@@ -37,15 +39,22 @@ SQLITE = "sqlite:///"
 FORMS = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
 PATIENCE = 60.0
 """Seconds to wait for another process that writes to the same SQLite file."""
+METRICS, PAIRS = 1000, 100
+"""Metrics, and parameters or tags, that MLflow takes at once."""
+BUFFERED = "buffer.run"
+"""The tag of a run that was uploaded from a buffer: its id there."""
 
 
-def connect(parameters: Parameters) -> tuple["MlflowClient", str]:
+def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient", str]:
     """A client and the id of the experiment, which is created where it is missing.
+
+    Args:
+        uri: of the store, by default that of the parameters.
 
     Raises:
         UsageError: `tracking.uri` is of no known form, or the experiment was deleted.
     """
-    uri = parameters.tracking_uri
+    uri = uri or parameters.tracking_uri
     if not uri.startswith(FORMS):
         raise UsageError(
             f"tracking.uri is {masked(uri)!r}: expected sqlite:///<file>, http(s)://<server> or the URI of another "
@@ -59,16 +68,34 @@ def connect(parameters: Parameters) -> tuple["MlflowClient", str]:
     files = (database.parent if database else checkout(parameters.folder)) / "mlruns"
     with try_writing(database, files) if database else nullcontext():
         client = MlflowClient(f"{uri}?timeout={PATIENCE:g}" if database else uri)
-        found = client.get_experiment_by_name(parameters.tracking.experiment)
-        if found is None:
-            place = None if uri.startswith("http") else files.as_uri()
-            return client, client.create_experiment(parameters.tracking.experiment, artifact_location=place)
+        found = experiment_of(
+            client, parameters.tracking.experiment, None if uri.startswith("http") else files.as_uri()
+        )
     if found.lifecycle_stage != "active":
         raise UsageError(
             f"tracking.experiment is {found.name!r}, which was deleted: expected another name, or "
             f"`mlflow experiments restore --experiment-id {found.experiment_id}`."
         )
     return client, str(found.experiment_id)
+
+
+def experiment_of(client: "MlflowClient", name: str, place: str | None = None) -> Any:
+    """The experiment of a name, created where it is missing, whoever else creates it meanwhile.
+
+    Args:
+        place: where its runs keep their files, by default where the server says.
+    """
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            client.create_experiment(name, artifact_location=place)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        found = client.get_experiment_by_name(name)
+    return found
 
 
 @contextmanager
@@ -82,6 +109,34 @@ def try_writing(database: Path, files: Path) -> Iterator[None]:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
         yield
+
+
+def log_all(
+    client: "MlflowClient",
+    run: str,
+    *,
+    metrics: Sequence["Metric"] = (),
+    params: Sequence["Param"] = (),
+    tags: Sequence["RunTag"] = (),
+) -> None:
+    """Log to a run in as few calls as MLflow allows."""
+    for first in range(0, len(metrics), METRICS):
+        client.log_batch(run, metrics=metrics[first : first + METRICS])
+    for first in range(0, len(params), PAIRS):
+        client.log_batch(run, params=params[first : first + PAIRS])
+    for first in range(0, len(tags), PAIRS):
+        client.log_batch(run, tags=tags[first : first + PAIRS])
+
+
+def every(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Run"]:
+    """The runs of an experiment that a filter of MLflow chooses, the newest first, however many they are."""
+    from mlflow.utils import get_results_from_paginated_fn
+
+    found: list[Run] = get_results_from_paginated_fn(
+        lambda number, token: client.search_runs([experiment], chosen, max_results=number, page_token=token),
+        max_results_per_page=1000,
+    )
+    return found
 
 
 def reach(uri: str) -> None:
@@ -106,7 +161,7 @@ def recorded(uri: str) -> Iterator[None]:
         ) from error
 
 
-def undisturbed(write: Callable[[], None]) -> None:
+def undisturbed(write: Callable[[], object]) -> None:
     """Run `write` to its end in a thread of its own, where Ctrl-C and SIGTERM do not arrive.
 
     An interrupt in the middle of a transaction would leave SQLite locked by this very process, and its end unrecorded.
@@ -120,7 +175,7 @@ def close_vanished(client: "MlflowClient", experiment: str) -> None:
     own = process()
     host = own["process.host"].replace("'", "")
     for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
-        if vanished(run.data.tags):
+        if BUFFERED not in run.data.tags and vanished(run.data.tags):
             client.set_tag(run.info.run_id, "error", f"The process {run.data.tags['process.id']} of {host} was killed.")
             client.set_terminated(run.info.run_id, "FAILED")
 

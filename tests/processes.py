@@ -63,7 +63,16 @@ def copy_project(root: Path) -> Project:
         "where",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
-    for name in ("parameters", "sections", "operation", "choices", "options", "overrides", "explain"):
+    for name in (
+        "parameters",
+        "sections",
+        "operation",
+        "registry_section",
+        "choices",
+        "options",
+        "overrides",
+        "explain",
+    ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("__init__", "cli", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")

@@ -41,7 +41,7 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     }
     keys = own | set(load(ROOT / "params.yaml").flat())
     for key in re.findall(
-        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking|schedule)(?:\.\w+)+)=",
+        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking|registry|schedule)(?:\.\w+)+)=",
         document.read_text(),
     ):
         assert key in keys, f"{document.name} overrides {key}"
@@ -92,6 +92,7 @@ def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters()
         "runner",
         "store",
         "tracking",
+        "registry",
         "schedule",
         "sweep",
         "study",

@@ -5,12 +5,8 @@ A machine is a store of its own in front of the same remote: a folder, and a rea
 
 import os
 import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,7 @@ from mgaa.errors import ResourceError, UsageError
 from tasks.artifact import MANIFEST, Artifact, DamagedError, Store
 from tasks.remote import Remote
 from tasks.step import step
+from tests.servers import free_port, rclone
 
 bodies: list[str] = []
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
@@ -46,39 +43,12 @@ def no_bodies() -> None:
     bodies.clear()
 
 
-@contextmanager
-def rclone(folder: Path, port: int) -> Iterator[None]:
-    """`rclone serve s3` on a folder, whose folders are its buckets."""
-    command = [
-        Path(sys.executable).with_name("rclone"),
-        "serve",
-        "s3",
-        "--addr",
-        f"127.0.0.1:{port}",
-        "--auth-key",
-        "key,secret",
-    ]
-    process = subprocess.Popen([*command, folder], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(1000):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.01)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
     """The folder and the port of a server, which is set in the environment."""
     folder = tmp_path_factory.mktemp("s3")
     (folder / "bucket").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**KEYS, "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}"}.items():
             patch.setenv(name, value)
