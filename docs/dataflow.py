@@ -23,12 +23,12 @@ from tasks.run_record import KIND
 from tasks.targets import derivation, resolve
 
 FIGURE = Path(__file__).parent / "figures" / "architecture.svg"
-ACROSS, DOWN, WIDE, TALL, LEFT, TOP = 92, 50, 118, 34, 24, 66
+ACROSS, DOWN, WIDE, TALL, LEFT, TOP = 84, 48, 122, 35, 24, 62
 TARGET, BLOCK = "compression", "block"
 """Parameters of a step: on the first depends what is done again for another target, by the second a step runs once for every block."""
 STYLE = """
-  .paper { fill: #ffffff } text { font: 12px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #222222 }
-  .kind { font-weight: 600 } .task, .note { font-size: 10.5px; fill: #5f6368 } .title { font-size: 15px; font-weight: 600 }
+  .paper { fill: #ffffff } text { font: 13px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #222222 }
+  .kind { font-weight: 600 } .task, .note { font-size: 11.5px; fill: #5f6368 } .title { font-size: 16px; font-weight: 600 }
   .line { fill: none; stroke: #9aa0a6; stroke-width: 1.2 } .dot { fill: #5f6368 } .box { stroke-width: 1.2 }
   .once { fill: #e3f0fa; stroke: #0072b2 } .again { fill: #fdeedd; stroke: #d07a00 }
   @media (prefers-color-scheme: dark) {

@@ -129,7 +129,9 @@ class Reader:
             "PREFECT_API_URL": str(get_current_settings().api.url),
         }
         shell = ["bash", "-ec", command]
-        done = subprocess.run(shell, cwd=self.project, env=os.environ | own, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            shell, cwd=self.project, env=os.environ | own, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         return done.stdout
 
@@ -171,7 +173,7 @@ def loosely(text: str) -> str:
     if re.fullmatch("─+", text):
         return "─+"
     if re.fullmatch("[0-9a-f]{8,64}", text):
-        return "[0-9a-f]+"
+        return "[0-9a-f]+( changed)?"  # a commit with changes beside it
     if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*", text):
         return r"[+-]?\d+(?:[.,]\d+)*"
     if text in ("▼", "▲", "≈"):

@@ -1,4 +1,4 @@
-"""The guide of the auditor, executed, with a key that is made on the way."""
+"""The guide of the auditor, executed, with a key that is made on the way; a run is made again in tests/flows/test_reproduce.py."""
 
 from pathlib import Path
 
