@@ -7,6 +7,7 @@ What it published, the files of the backbone and of the data that it read, `dvc.
 import hashlib
 import json
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -117,7 +118,13 @@ def locked(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 def changed_folders(folder: Path, stage: str) -> Iterator[Finding]:
     """Folders among the outs that DVC finds changed, and what it says of the rest."""
-    done = subprocess.run(["dvc", "status", "--json", stage], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json", stage],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         yield unchecked("dvc status", (done.stderr.strip().splitlines() or ["it failed"])[-1])
         return
