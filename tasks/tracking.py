@@ -27,6 +27,7 @@ from tasks.parameters import Parameters
 from tasks.records import CARD, CURVE, table
 from tasks.registering import DIGEST, FOLDER, MODEL, register
 from tasks.remote import remote_of
+from tasks.report import PAGE
 from tasks.results import Results
 from tasks.run_record import RECORD, artifacts_of, keys_of
 from tasks.tracking_store import close_vanished, connect, log_all, masked, one_line, process, recorded, undisturbed
@@ -88,7 +89,7 @@ class Run:
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
             self.log_files("results", sorted(folder.glob("*.json")))
-            self.log_files("report", sorted(folder.glob("*.html")))
+            self.log_files("report", [folder / PAGE])
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
             if p.registry.model is not None:
                 self.offer(p.registry.model, final.checkpoint)

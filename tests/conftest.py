@@ -13,6 +13,10 @@ from pathlib import Path
 
 import pytest
 
+LONG = ("tests/guides/", "tests/flows/", "test_dvc.py", "test_writers.py", "test_buffer.py", "test_sharing.py")
+IDLE = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "EVENT_PERSISTER", "FOREMAN", "PAUSE_EXPIRATIONS", "REPOSSESSOR")
+IDLE += ("CANCELLATION_CLEANUP", "CLEANUP_RECONCILER")
+"""Services of Prefect's server that look for work which no flow of a test has; where schedules are tested, a server of their own runs."""
 HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
 os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
 os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
@@ -30,8 +34,8 @@ from tests.processes import Project, copy_project  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The flows first: a test process takes whole files, and a long one that is taken last would run alone at the end."""
-    items.sort(key=lambda item: "tests/flows/" not in item.nodeid)
+    """What runs flows and servers first: a test process takes whole files, and a long one that is taken last would run alone at the end."""
+    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
 
 
 def pytest_unconfigure() -> None:
@@ -41,10 +45,12 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
     """The URL of one temporary Prefect server and database for the session (about 15 s); ask for it where a flow runs."""
-    from prefect.settings import get_current_settings
+    import prefect.settings
+    from prefect.settings import get_current_settings, temporary_settings
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=180):
+    off = {getattr(prefect.settings, f"PREFECT_SERVER_SERVICES_{name}_ENABLED"): False for name in IDLE}
+    with temporary_settings(off), prefect_test_harness(server_startup_timeout=180):
         yield str(get_current_settings().api.url)
 
 
