@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-vlm plan ablation test check demo-backbone demo-vlm-backbone docs wheel wheel-test install clean
+.PHONY: demo demo-vlm plan ablation test test-all check demo-backbone demo-vlm-backbone docs wheel wheel-test install clean
 demo: $(INSTALLED)
 	dvc repro --quiet compress
 	python -m flows.show
@@ -34,6 +34,10 @@ ablation: $(INSTALLED)
 	python -m flows.sweep 'sweep.compression=[0.2]'
 
 test: $(INSTALLED)
+	python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
+
+# With the whole runs that are killed, on other workers and in other clones: what CI runs.
+test-all: $(INSTALLED)
 	python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED)

@@ -13,9 +13,20 @@ from pathlib import Path
 
 import pytest
 
-LONG = ("tests/guides/", "tests/flows/", "test_dvc.py", "test_writers.py", "test_buffer.py", "test_sharing.py")
-IDLE = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "EVENT_PERSISTER", "FOREMAN", "PAUSE_EXPIRATIONS", "REPOSSESSOR")
-IDLE += ("CANCELLATION_CLEANUP", "CLEANUP_RECONCILER")
+SLOW = (
+    *(f"tests/guides/test_{guide}.py" for guide in ("auditor", "engineer", "researcher", "scheduler", "team")),
+    *(
+        f"tests/flows/test_{flow}.py"
+        for flow in ("lorap", "reproduce", "search", "streaming", "sweep", "vision", "workers")
+    ),
+    *("tests/test_writers.py", "tests/tasks/test_buffer.py", "tests/mgaa/recovery/test_processes.py"),
+)
+"""Whole runs of many kinds: in other processes that are killed, on other workers, in other clones. `make test` leaves them to `make test-all`."""
+LONG = (*SLOW, "tests/flows/", "tests/guides/", "test_dvc.py", "test_sharing.py", "test_quality.py")
+IDLE = (
+    *("SCHEDULER", "LATE_RUNS", "TRIGGERS", "EVENT_PERSISTER", "FOREMAN"),
+    *("PAUSE_EXPIRATIONS", "REPOSSESSOR", "CANCELLATION_CLEANUP", "CLEANUP_RECONCILER"),
+)
 """Services of Prefect's server that look for work which no flow of a test has; where schedules are tested, a server of their own runs."""
 HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
 os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
@@ -36,6 +47,9 @@ from tests.processes import Project, copy_project  # noqa: E402
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs flows and servers first: a test process takes whole files, and a long one that is taken last would run alone at the end."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_unconfigure() -> None:

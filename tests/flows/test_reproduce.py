@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from prefect.settings import get_current_settings
 
 from tests.flows.laboratory import Laboratory
 from tests.processes import ROOT
@@ -17,7 +18,7 @@ OWN = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": 
 
 
 @pytest.fixture(scope="module")
-def project(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(empty: Laboratory, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project in a repository of its own, with a small model and its texts beside what git has, after a run from a clean commit."""
     folder = tmp_path_factory.mktemp("team") / "project"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
@@ -41,7 +42,7 @@ def project(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command in the project."""
-    own = {**os.environ, "PYTHONPATH": str(folder)}
+    own = {**os.environ, "PYTHONPATH": str(folder), "PREFECT_API_URL": str(get_current_settings().api.url)}
     return subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, env=own, capture_output=True, text=True, check=False
     )
