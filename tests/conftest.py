@@ -21,7 +21,7 @@ SLOW = (
     ),
     *("tests/test_writers.py", "tests/tasks/test_buffer.py", "tests/mgaa/recovery/test_processes.py"),
 )
-"""Whole runs of many kinds: in other processes that are killed, on other workers, in other clones. `make test` leaves them to `make test-all`."""
+"""Whole runs of many kinds: killed, on other workers, in other clones. `make test` leaves them to `make test-all`."""
 LONG = (*SLOW, "tests/flows/", "tests/guides/", "test_dvc.py", "test_sharing.py", "test_quality.py")
 IDLE = (
     *("SCHEDULER", "LATE_RUNS", "TRIGGERS", "EVENT_PERSISTER", "FOREMAN"),
