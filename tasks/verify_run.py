@@ -1,7 +1,7 @@
 """A run's record against everything it names that lies outside the store.
 
 What it published, the files of the backbone and of the data that it read, `dvc.lock`, the code at its git commit, and its run in MLflow.
- Each is a list of findings; what is not on this machine is told as not looked at.
+Each is a list of findings; what is not on this machine is told as not looked at.
 """
 
 import hashlib
@@ -24,6 +24,8 @@ from tasks.parameters import Placed
 from tasks.run_record import RECORD, digest_of, md5
 from tasks.sealing import file_digest
 
+MADE = ("demo", "scenes")
+"""Sources that the project makes itself: their record has versions in the place of files."""
 CHANGING = ("output", "runner", "store", "tracking")
 """Sections that `dvc.lock` may hold and that change no result."""
 
@@ -46,7 +48,8 @@ def verify_inputs(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
     yield from files_below(p.folder, backbone, sources["backbone"])
     for section, content in sources["data"].items():
         name = given.get(f"data.{section}.source") or source_of(given["data.questions"], section)
-        yield from files_below(p.folder, Path(name).expanduser().parent, digests(content), name)
+        if name not in MADE:
+            yield from files_below(p.folder, Path(name).expanduser().parent, content, name)
     for key, content in sources["parameters"].items():
         yield from files_below(p.folder, Path(given[key]).expanduser().parent, content)
 
@@ -54,11 +57,6 @@ def verify_inputs(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
 def source_of(questions: list[Mapping[str, Any]], section: str) -> str:
     """The source of a set of questions."""
     return next(str(each["source"]) for each in questions if section == f"questions.{each['name']}")
-
-
-def digests(content: Mapping[str, str]) -> dict[str, str]:
-    """The files of a source; what the demo makes has versions in their place."""
-    return {name: value for name, value in content.items() if len(value) == 64 and Path(name).suffix}
 
 
 def files_below(folder: Path, source: Path, content: Mapping[str, str], name: str = "") -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """An audit finds any single changed byte, says where, and finds nothing where nothing was changed."""
 
+import hashlib
 import json
 import os
 import random
@@ -75,6 +76,15 @@ def test_one_changed_byte_of_any_input_is_found(whole: Audited, tmp_path: Path) 
         mend()
 
 
+def test_a_data_file_whose_name_has_no_ending_is_looked_at_as_well(whole: Audited, tmp_path: Path) -> None:
+    record = json.loads((whole.p.results / "record.json").read_bytes())
+    content = (whole.folder / "calibration.jsonl").read_bytes()
+    (tmp_path / "corpus").write_bytes(content + b"x")
+    record["parameters"]["data.calibration.source"] = str(tmp_path / "corpus")
+    record["sources"]["data"]["calibration"] = {"corpus": hashlib.sha256(content).hexdigest()}
+    assert "corpus: was altered" in named([*verify_inputs(whole.p, record)])
+
+
 @pytest.mark.parametrize("key", ["ratios.compression", "backbone.source", "statistics.groups"])
 def test_a_changed_parameter_of_a_record_is_found(whole: Audited, key: str) -> None:
     path = whole.store.place(whole.run) / "record.json"
@@ -141,8 +151,6 @@ def test_a_store_that_was_moved_verifies_as_before(whole: Audited, tmp_path: Pat
 
 def forge(store: Store, content: bytes, inputs: dict[str, Any]) -> Artifact:
     """An artifact whose manifest says what it likes."""
-    import hashlib
-
     name = content_digest("ranks", {"file": hashlib.sha256(content).hexdigest()})
     folder = store.path / "ranks" / name
     folder.mkdir(parents=True)
@@ -154,8 +162,6 @@ def forge(store: Store, content: bytes, inputs: dict[str, Any]) -> Artifact:
 
 
 def test_manifests_that_go_round_in_a_circle_are_an_error_that_names_it(tmp_path: Path) -> None:
-    import hashlib
-
     store = Store(tmp_path / "store")
     names = [content_digest("ranks", {"file": hashlib.sha256(text).hexdigest()}) for text in (b"a", b"b")]
     one, other = ({"ranks": {"kind": "ranks", "digest": each}} for each in names)
