@@ -11,7 +11,7 @@ Legend: n channels of the input, d = n or m (channels of the side measured), g g
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -39,6 +39,8 @@ class InputStatistics:
         covariance: centred, divided by `count`, of the side measured.
         group_means: mean of the side measured over each group of consecutive sequences.
         group_counts: tokens of each group.
+        gradient: of one linear that reads the input, the second moment of the gradients of its output (`mgaa.gradients`); `None` where
+            none was measured.
     """
 
     side: Literal["input", "output"]
@@ -49,6 +51,7 @@ class InputStatistics:
     covariance: Float[Tensor, "d d"]
     group_means: Float[Tensor, "g d"]
     group_counts: Int[Tensor, " g"]
+    gradient: Float[Tensor, "m m"] | None = None
 
     @property
     def side_mean(self) -> Float[Tensor, " d"]:
@@ -78,6 +81,7 @@ class BlockStatistics:
         shared: for every linear of the block (its name inside the block) the key in `inputs`.
         apart: of prompts with images, the cosines over those tokens alone which stand for images, and over the others, by
             `<sublayer>/<kind>` (`KINDS`).
+        gradients: by linear: the second moment of the gradients of its output; empty where none were measured.
     """
 
     cosines: dict[str, float]
@@ -85,10 +89,11 @@ class BlockStatistics:
     inputs: dict[str, InputStatistics]
     shared: dict[str, str]
     apart: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, Float[Tensor, "m m"]] = field(default_factory=dict)
 
     def of(self, linear: str) -> InputStatistics:
-        """The statistics of the input of `linear`."""
-        return self.inputs[self.shared[linear]]
+        """The statistics of the input of `linear`, and of the gradients of its output."""
+        return replace(self.inputs[self.shared[linear]], gradient=self.gradients.get(linear))
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, the same bytes for the same statistics; covariances as their packed upper triangle."""
