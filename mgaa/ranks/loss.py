@@ -1,9 +1,9 @@
 """The least predicted loss: over all matrices of the model at once, parameters go where each saves most, whatever the ratios.
 
-What a matrix loses at rank r is the energy beyond it, `sum_{i>r} e_i`: with the factorizer `kronecker` the rise of the loss to second
-order in nats per token, with the others the squared error of its output. Dense loses nothing. A spectrum falls, so the rungs of a ladder
-are convex as they are; dense alone costs less than its energy would by rank, and cuts off the upper ones: the lower convex hull of
-(cost, loss) follows the rungs up to some *knee* and goes straight from there to dense. All steps along hulls in falling order of loss
+What a matrix loses at rank r is the energy beyond it, `sum_{i>r} e_i`: with the factorizer `kronecker` twice the rise of the loss to
+second order, in nats per token, with the others the squared error of its output. Dense loses nothing. A spectrum falls, so the ranks of a
+ladder are convex as they are; dense alone costs less than its energy would by ranks, and cuts off the upper ones: the lower convex hull
+of (cost, loss) follows the rungs up to some *knee* and goes straight from there to dense. All steps along hulls in falling order of loss
 saved per parameter are the optimum of the linear relaxation (multiple-choice knapsack: Sinha and Zoltners, 1979), so where they spend a
 budget exactly, no other allocation loses less. The end is our choice: a step that does not fit ends the hull of its matrix, and what is
 left goes to single rungs in the same order, until no next rung of any matrix fits.
@@ -59,10 +59,8 @@ class _Curve:
     @staticmethod
     def of(ladder: Ladder, low: int, high: int) -> "_Curve":
         """From rung `low` to `high`; the knee is where the straight line to `high` is the flattest, which leaves no rung below it."""
-        tails = [
-            *ladder.spectrum.double().flip(0).cumsum(0).flip(0).tolist(),
-            0.0,
-        ]  # the smallest first, so that none is lost
+        rising = ladder.spectrum.double().flip(0).cumsum(0)  # the smallest first, so that none is lost
+        tails = [*rising.flip(0).tolist(), 0.0]
         losses = [0.0 if rank is None else tails[rank] for rank in ladder.ranks[low : high + 1]]
         costs, last = ladder.costs[low : high + 1], high - low
         slopes = [((losses[k] - losses[last]) / (costs[last] - costs[k]), -k) for k in range(last)]
