@@ -7,7 +7,7 @@ refuses nothing that the data could have made possible.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -220,4 +220,4 @@ def _made_up(groups: int) -> InputStatistics:
     accumulator = Accumulator("a made-up input", groups, 2)
     for sequence, token in enumerate(torch.eye(2)):
         accumulator.update(sequence, token.unsqueeze(0))
-    return accumulator.finish()
+    return replace(accumulator.finish(), gradient=torch.eye(2, dtype=torch.float64))

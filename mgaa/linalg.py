@@ -11,11 +11,14 @@ Everything is float64: a float32 eigendecomposition of a Gram matrix loses perce
 1e6 times the last kept one, and trained transformers have such layers. Of the basis, float32 is kept unless the weight itself is
 finer: `B` is stored in the dtype of the weight, and `A` is fitted to what is stored.
 
+Where errors are weighed at the outputs as well, `||L^T (W - W') S||_F` with `L L^T = Gamma`, it is `L^T W` that is decomposed: with its
+left vectors `U_r` the optimum is `B = L^-T U_r`, `A = U_r^T L^T W`. Any root `L` gives the same; the triangular one costs the least.
+
 Legend: m outputs, n inputs, p = min(m, n), r rank, d = n or m, the side on which the metric is known.
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -40,12 +43,14 @@ class Metric:
         side: which of the two `moment` is.
         scale: `tr(M) / n`, the mean square of an input channel, for the relative damping.
         mean: what centring has taken out of the input, to return as a bias; `None` where `M` is not centred.
+        output: `Gamma`, by which errors at the outputs are weighed, positive definite; `None` where all weigh the same.
     """
 
     moment: Float[Tensor, "d d"] | Float[Tensor, " d"]
     side: Literal["input", "output"]
     scale: float
     mean: Float[Tensor, " n"] | None = None
+    output: Float[Tensor, "m m"] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +59,15 @@ class Spectrum:
 
     Attributes:
         energies: eigenvalues of `W M W^T`, falling, not negative; the squared error of rank r is the sum of `energies[r:]`. float64.
-        basis: leading eigenvectors `U_k`, orthonormal; float32, or float64 for a weight in float64.
+        basis: leading eigenvectors `U_k`, orthonormal; float32, or float64 for a weight in float64. Weighed at the outputs: `L^-T U_k`.
         mean: as in the metric.
+        dual: `L U_k = Gamma basis`, with `dual^T basis = I`: what projects onto the basis. `None` where that is the basis itself.
     """
 
     energies: Float[Tensor, " p"]
     basis: Float[Tensor, "m k"]
     mean: Float[Tensor, " n"] | None = None
+    dual: Float[Tensor, "m k"] | None = None
 
 
 def decompose(
@@ -75,14 +82,19 @@ def decompose(
         NumericalError: the weight or the metric is not finite.
     """
     (m, n), kept = weight.shape, torch.promote_types(weight.dtype, torch.float32)
-    factor, reflectors = weight.double(), None
+    factor, reflectors, root = weight.double(), None, None
+    silent = metric.scale <= 0  # not so where it is NaN, which shall reach the check below
+    if metric.output is not None and not silent:
+        root = _root(metric.output, name)
+        factor = root.T @ factor
+        if metric.side == "output":
+            metric = replace(metric, moment=root.T @ metric.moment.double() @ root)
     if m > n:
         reflectors = torch.geqrf(factor)
         factor = reflectors.a[:n].triu()
-    silent = metric.scale <= 0  # not so where it is NaN, which shall reach the check below
     if silent:
         warnings.warn(
-            f"the input of {name} is zero (for centred metrics: constant) on all calibration tokens: "
+            f"the input of {name} is zero (for centred metrics: constant) on all calibration tokens, or its output has no effect: "
             "it gets the plain SVD; calibrate with more text if that is not the model's nature",
             stacklevel=1,
         )
@@ -100,10 +112,28 @@ def decompose(
     del vectors
     if reflectors is not None:
         basis = torch.ormqr(*reflectors, torch.cat([basis, basis.new_zeros(m - n, basis.shape[1])]))
-    return Spectrum(energies, fix_signs(basis.to(kept)), metric.mean)
+    if root is None:
+        return Spectrum(energies, fix_signs(basis.to(kept)), metric.mean)
+    basis = fix_signs(basis)
+    unweighed = torch.linalg.solve_triangular(root.T, basis, upper=True)
+    return Spectrum(energies, unweighed.to(kept), metric.mean, (root @ basis).to(kept))
 
 
-def working_bytes(m: int, n: int, rank: int, *, side: Literal["input", "output"] = "input") -> int:
+def _root(moment: Float[Tensor, "m m"], name: str) -> Float[Tensor, "m m"]:
+    """The lower triangular `L` with `L L^T` the moment, float64."""
+    root: Tensor
+    root, failed = torch.linalg.cholesky_ex(moment.double())
+    if failed or not bool(torch.isfinite(root).all()):
+        raise NumericalError(
+            f"the second moment of the gradients at {name} is not finite or not positive definite, expected what calibration and a "
+            "positive factors.damping give: calibrate again, or raise factors.damping"
+        )
+    return root
+
+
+def working_bytes(
+    m: int, n: int, rank: int, *, side: Literal["input", "output"] = "input", weighed: bool = False
+) -> int:
     """Bytes that `decompose` takes at its worst moment, the result included; weight and metric are there already.
 
     The moments: the reflectors are found; the Gram matrix is formed; the eigenproblem is solved, in a workspace of two matrices (`syevd`
@@ -112,8 +142,9 @@ def working_bytes(m: int, n: int, rank: int, *, side: Literal["input", "output"]
     Args:
         rank: of the basis.
         side: of the metric.
+        weighed: whether errors are weighed at the outputs, whose root is then there all the time.
     """
-    p = min(m, n)
+    p, root = min(m, n), m * m if weighed else 0
     reflectors, triangle = (m * n, n * n) if m > n else (0, m * n)
     moments = (
         2 * m * n if m > n else 0,
@@ -121,7 +152,8 @@ def working_bytes(m: int, n: int, rank: int, *, side: Literal["input", "output"]
         reflectors + 4 * p * p,
         reflectors + n * rank + 2 * m * rank if m > n else p * p + m * rank,
     )
-    return int(8 * max(moments))
+    at_once = 2 * m * n + (m * m if side == "output" else 0), 2 * m * rank  # `L^T W` and the moment; basis and dual
+    return int(8 * (max(*moments, *(at_once if weighed else ())) + root))
 
 
 def _damped_gram(factor: Float[Tensor, "p n"], metric: Metric, damping: float) -> Float[Tensor, "p p"]:

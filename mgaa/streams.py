@@ -55,7 +55,7 @@ def in_flight(
         with torch.cuda.stream(stream):
             found = compute(name)
         stream.synchronize()
-        for tensor in (found.energies, found.basis):
+        for tensor in (found.energies, found.basis, *([] if found.dual is None else [found.dual])):
             tensor.record_stream(caller)  # its memory serves no other stream while that of the caller still reads it
         return found
 

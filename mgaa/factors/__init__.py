@@ -1,10 +1,12 @@
 """Factorizers: from a weight and the statistics of its input to an ordered basis, and from there to factors of any rank.
 
-Each file of this folder holds one `metric(statistics, *, options) -> Metric`; everything else is shared. `spectra` decomposes the
+Each file of this folder holds one `metric(statistics, *, options) -> Metric`, and says `GRADIENTS = True` if that needs the second moments
+of output gradients (`mgaa.gradients`); everything else is shared. `spectra` decomposes the
 matrices of a block once; `factorize` slices a rank out of a decomposition and rounds to the storage dtype. The factors are `B = U_r`
 and `A = U_r^T W`, where `A` is refitted by least squares to the `B` that is really stored, `A = (B^T B)^-1 B^T W`, so that
-the rounding of `B` costs no more than it must. Where the metric is centred, the mean of the input returns as a bias,
-`b' = c + (W - B A) mean`, which is right for any `B A` and therefore computed from the rounded ones.
+the rounding of `B` costs no more than it must; weighed at the outputs, with the dual basis `D`: `A = (D^T B)^-1 D^T W`. Where the metric is
+centred, the mean of the input returns as a bias, `b' = c + (W - B A) mean`, which is right for any `B A` and therefore computed from the
+rounded ones.
 
 Legend: m outputs, n inputs, p = min(m, n), r rank.
 """
@@ -43,12 +45,14 @@ def spectra(
         weight = weights[linear]
         return decompose(weight, metric(statistics.of(linear), **options), rank=_break_even(weight), name=linear)
 
-    ranks = {linear: _break_even(weight) for linear, weight in weights.items()}
+    ranks, weighed = {linear: _break_even(weight) for linear, weight in weights.items()}, bool(statistics.gradients)
     sizes = {
-        linear: working_bytes(weight.shape[0], weight.shape[1], ranks[linear], side=statistics.of(linear).side)
+        linear: working_bytes(
+            weight.shape[0], weight.shape[1], ranks[linear], side=statistics.of(linear).side, weighed=weighed
+        )
         for linear, weight in weights.items()
     }
-    results = sum(4 * len(weight) * ranks[linear] for linear, weight in weights.items())
+    results = sum((1 + weighed) * 4 * len(weight) * ranks[linear] for linear, weight in weights.items())
     return in_flight(decomposed, sizes, {weight.device for weight in weights.values()}, results=results)
 
 
@@ -76,8 +80,13 @@ def factorize(
         )
     stored = spectrum.basis[:, :rank].to(weight.dtype).contiguous()
     dense, B = weight.double(), stored.double()
-    cholesky, failed = torch.linalg.cholesky_ex(symmetric_product(B.T, B.T), upper=True)
-    refitted = torch.cholesky_solve(B.T @ dense, cholesky, upper=True).to(weight.dtype).contiguous()
+    if spectrum.dual is None:
+        cholesky, failed = torch.linalg.cholesky_ex(symmetric_product(B.T, B.T), upper=True)
+        refitted = torch.cholesky_solve(B.T @ dense, cholesky, upper=True)
+    else:
+        dual = spectrum.dual[:, :rank].double()
+        refitted, failed = torch.linalg.solve_ex(dual.T @ B, dual.T @ dense)
+    refitted = refitted.to(weight.dtype).contiguous()
     if spectrum.mean is not None:
         mean = spectrum.mean.to(dense)
         lost = dense @ mean - B @ (refitted.double() @ mean)
@@ -106,9 +115,10 @@ def factorize_linear(model: nn.Module, name: str, spectrum: Spectrum, rank: int)
 
 
 def save_spectra(spectra: Mapping[str, Spectrum], path: Path) -> None:
-    """Write the spectra of one block: energies in float64, bases in float32."""
-    bases = {f"{name}/basis": spectrum.basis.float().cpu().contiguous() for name, spectrum in spectra.items()}
-    save_file(_energies(spectra) | bases, path)
+    """Write the spectra of one block: energies in float64, bases and their duals in float32."""
+    bases = {f"{name}/basis": spectrum.basis for name, spectrum in spectra.items()}
+    bases |= {f"{name}/dual": spectrum.dual for name, spectrum in spectra.items() if spectrum.dual is not None}
+    save_file(_energies(spectra) | {key: basis.float().cpu().contiguous() for key, basis in bases.items()}, path)
 
 
 def save_energies(spectra: Mapping[str, Spectrum], path: Path) -> None:
@@ -137,6 +147,6 @@ def load_spectra(path: Path, device: str = "cpu") -> dict[str, Spectrum]:
     tensors = load_file(path, device)
     names = [key.removesuffix("/energies") for key in tensors if key.endswith("/energies")]
     return {
-        name: Spectrum(tensors[f"{name}/energies"], tensors[f"{name}/basis"], tensors.get(f"{name}/mean"))
+        name: Spectrum(*(tensors.get(f"{name}/{part}") for part in ("energies", "basis", "mean", "dual")))  # type: ignore[arg-type]
         for name in names
     }

@@ -3,7 +3,7 @@
 Errors are measured on the tokens, or with a root `S` of the metric, `||(W - B A) S||`; never taken from the spectrum that is under test.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,7 +30,15 @@ class Layer:
 
     @property
     def statistics(self) -> BlockStatistics:
-        return gather(self.x, self.weight if self.side == "output" else None)
+        found = gather(self.x, self.weight if self.side == "output" else None)
+        return replace(found, gradients={"linear": self.gradient})
+
+    @property
+    def gradient(self) -> Tensor:
+        """A second moment of output gradients, of condition 1e3, on other axes than those of the outputs."""
+        m = len(self.weight)
+        axes = torch.linalg.qr(torch.randn(m, m, dtype=torch.float64, generator=torch.Generator().manual_seed(m))).Q
+        return axes * torch.logspace(0, -3, m, dtype=torch.float64) @ axes.T
 
     @property
     def y(self) -> Tensor:
@@ -56,8 +64,17 @@ class Layer:
 
     def metric(self, name: str) -> Metric:
         """The metric of the factorizer on the side of the input, whatever side the layer measures."""
-        found: Metric = method("factors", name, {})(gather(self.x).of("linear"))
+        statistics = replace(gather(self.x).of("linear"), gradient=self.gradient)
+        found: Metric = method("factors", name, {})(statistics)
         return found
+
+    def output_root(self, name: str) -> Tensor:
+        """`L` with `L L^T = Gamma`, by which the factorizer weighs errors at the outputs; the identity where it does not."""
+        output = self.metric(name).output
+        if output is None:
+            return torch.eye(len(self.weight), dtype=torch.float64)
+        values, vectors = torch.linalg.eigh(output)
+        return vectors * values.sqrt()
 
     def root(self, name: str) -> Tensor:
         """`S` with `S S^T = M`, the metric of the factorizer on the side of the input; zero where it has no scale."""
@@ -68,14 +85,15 @@ class Layer:
         values, vectors = torch.linalg.eigh(moment)
         return vectors * values.clamp(min=0).sqrt()
 
-    def error_in(self, root: Tensor, factors: Factors) -> float:
-        """The squared error `||(W - B A) S||` in a metric `S S^T`."""
-        missing = self.weight.double() - factors.B.double() @ factors.A.double()
-        return float((missing @ root).square().sum())
+    def error_in(self, root: Tensor, factors: Factors, output: Tensor | None = None) -> float:
+        """The squared error `||L^T (W - B A) S||` in a metric `S S^T`, weighed by `L L^T` at the outputs."""
+        missing = (self.weight.double() - factors.B.double() @ factors.A.double()) @ root
+        return float((missing if output is None else output.T @ missing).square().sum())
 
-    def least_in(self, root: Tensor) -> Tensor:
+    def least_in(self, root: Tensor, output: Tensor | None = None) -> Tensor:
         """The least possible squared error in that metric at ranks 0, 1, ..."""
-        return dropped(self.weight.double() @ root)
+        wanted = self.weight.double() @ root
+        return dropped(wanted if output is None else output.T @ wanted)
 
     @property
     def ranks(self) -> range:

@@ -1,6 +1,7 @@
 """What every entry of `ARCHITECTURES` must say truly about its models; a new entry is tested without a new line."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +112,8 @@ def test_logits_do_not_change_by_a_full_rank_swap(model: PreTrainedModel, tokens
         for matrix in (matrix for matrix in matrices_of(model) if matrix.block == index):
             linear = model.get_submodule(matrix.name)
             weight, bias = linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
-            spectrum = decompose(weight, metric(statistics.of(matrix.local)))
+            given = replace(statistics.of(matrix.local), gradient=torch.eye(matrix.m, dtype=torch.float64))
+            spectrum = decompose(weight, metric(given))
             factors[matrix.name] = factorize(weight, bias, spectrum, min(matrix.m, matrix.n))
     apply_factors(model, factors)
     with torch.no_grad():

@@ -80,12 +80,12 @@ def silent() -> Iterator[None]:
 def assert_optimal(it: Layer, name: str) -> None:
     with silent():
         found = it.all_factors(name)
-    root = it.root(name)
-    least = it.least_in(root)
+    root, output = it.root(name), it.output_root(name)
+    least = it.least_in(root, output)
     slack = DAMPING * float(least[0] + it.metric(name).scale * it.weight.square().sum())
     for rank, factors in zip(it.ranks, found, strict=True):
         assert_finite(factors)
-        assert it.error_in(root, factors) <= float(least[rank]) * (1 + RELATIVE) + slack
+        assert it.error_in(root, factors, output) <= float(least[rank]) * (1 + RELATIVE) + slack
 
 
 def assert_finite(factors: Factors) -> None:
@@ -210,7 +210,8 @@ EXCESS = {
 """By dtype and scale of two massive channels: what storage may cost, as a share of the optimum in float64.
 
 Twice what was measured: 6.5e-5, 0.013, 1.7; 9.5e-7, 2.6e-4, 0.022. The columns of `A` for a massive channel lose `eps` of themselves, so
-the excess grows as `(eps * scale)^2`, and falls with the number of other channels: 2 of 24 to 96 are many."""
+the excess grows as `(eps * scale)^2`, and falls with the number of other channels: 2 of 24 to 96 are many. Where errors are weighed at the
+outputs (condition 1e3), energies fall faster and the optimum is smaller: up to 7 times these bounds was measured, 10 are allowed."""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -223,10 +224,12 @@ def test_rounding_costs_a_stated_share_of_the_optimum_even_beside_massive_channe
     x = random(400, n) + 0.5 * random(n, seed=2)
     x[:, :2] *= outlier
     it = Layer(x, (random(m, n, seed=1) / n**0.5).to(dtype))
-    root = it.root(name)
-    least = it.least_in(root)
+    root, output = it.root(name), it.output_root(name)
+    least, weighed = it.least_in(root, output), it.metric(name).output is not None
     for rank, factors in zip(it.ranks, it.all_factors(name), strict=True):
-        assert it.error_in(root, factors) <= float(least[rank]) * (1 + EXCESS[dtype, outlier])
+        assert it.error_in(root, factors, output) <= float(least[rank]) * (
+            1 + (4 if weighed else 1) * EXCESS[dtype, outlier]
+        )
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -1,6 +1,7 @@
 """The contract of every factorizer in `mgaa/factors` (a new file is tested without a new line), and the theorems of each."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mgaa.errors import UsageError
+from mgaa.errors import NumericalError, UsageError
 from mgaa.factors import factorize, load_energies, load_spectra, save_spectra, spectra
 from mgaa.linalg import decompose
 from mgaa.methods import available, method
@@ -49,10 +50,11 @@ def test_the_squared_error_in_its_own_metric_is_the_sum_of_the_dropped_energies(
     shape: tuple[int, int], side: str, name: str
 ) -> None:
     it = layer(*shape, side=side)
-    energies, root = it.spectrum(name).energies, it.root(name)
+    energies, root, output = it.spectrum(name).energies, it.root(name), it.output_root(name)
     for rank, factors in zip(it.ranks, it.all_factors(name), strict=True):
         missing = float(energies[rank:].sum())
-        assert it.error_in(root, factors) == pytest.approx(missing, rel=1e-7, abs=1e-11 * float(energies.sum()))
+        error = it.error_in(root, factors, output)
+        assert error == pytest.approx(missing, rel=1e-7, abs=1e-11 * float(energies.sum()))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -62,11 +64,12 @@ def test_it_is_the_plain_svd_of_the_weight_times_a_root_of_the_metric(
 ) -> None:
     """`[W S]_r S^-1` with an inverse, as the papers have it; the tokens are well-conditioned, so it exists."""
     it = layer(*shape, side=side)
-    root = it.root(name)
-    u, s, v = torch.linalg.svd(it.weight @ root, full_matrices=False)
+    root, output = it.root(name), it.output_root(name)
+    u, s, v = torch.linalg.svd(output.T @ it.weight @ root, full_matrices=False)
     torch.testing.assert_close(it.spectrum(name).energies, s.square(), rtol=1e-8, atol=0)
     for rank in (1, it.ranks[-1]):
-        expected = torch.linalg.solve(root, (u[:, :rank] * s[:rank]) @ v[:rank], left=False)
+        weighed = torch.linalg.solve(root, (u[:, :rank] * s[:rank]) @ v[:rank], left=False)
+        expected = torch.linalg.solve(output.T, weighed)
         factors = it.factors(name, rank)
         torch.testing.assert_close(factors.B @ factors.A, expected, rtol=1e-7, atol=1e-7)
 
@@ -75,8 +78,8 @@ def test_it_is_the_plain_svd_of_the_weight_times_a_root_of_the_metric(
 @pytest.mark.parametrize("shape", SHAPES)
 def test_more_rank_never_costs_more_error_in_the_metric(shape: tuple[int, int], name: str) -> None:
     it = layer(*shape)
-    root = it.root(name)
-    errors = torch.tensor([it.error_in(root, factors) for factors in it.all_factors(name)])
+    root, output = it.root(name), it.output_root(name)
+    errors = torch.tensor([it.error_in(root, factors, output) for factors in it.all_factors(name)])
     assert bool((errors[1:] <= errors[:-1] * (1 + 1e-9)).all())
 
 
@@ -271,6 +274,83 @@ def test_on_channels_without_correlation_awsvd_is_whitened(shape: tuple[int, int
     apart = Layer(torch.linalg.qr(it.x).Q * torch.logspace(0, 2, shape[1], dtype=torch.float64), it.weight, side)
     diagonal, full = apart.factors("awsvd", 6), apart.factors("whitened", 6)
     torch.testing.assert_close(diagonal.B @ diagonal.A, full.B @ full.A, rtol=1e-8, atol=1e-8)
+
+
+# --- kronecker: errors weighed by their effect on the loss
+
+
+@pytest.mark.parametrize(("shape", "side"), SIDES)
+def test_with_equal_gradients_everywhere_kronecker_is_afm(shape: tuple[int, int], side: str) -> None:
+    it = layer(*shape, side=side)
+    even = replace(it.statistics, gradients={"linear": torch.eye(shape[0], dtype=torch.float64)})
+    spectrum = spectra({"linear": it.weight}, even, "kronecker")["linear"]
+    torch.testing.assert_close(spectrum.energies, it.spectrum("afm").energies, rtol=1e-3, atol=0)
+    one, two = factorize(it.weight, None, spectrum, 6), it.factors("afm", 6)
+    torch.testing.assert_close(one.B @ one.A, two.B @ two.A, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("shape", "side"), SIDES)
+def test_of_independent_inputs_and_gradients_no_factorizer_has_a_smaller_second_order_loss(
+    shape: tuple[int, int], side: str
+) -> None:
+    """`E[(g^T E x)^2]` over all pairs of a token and a gradient, each of which stands for a row of the two roots."""
+    it = layer(*shape, side=side)
+    pairs = it.x - it.x.mean(0), it.output_root("kronecker").T
+    ranks = list(it.ranks)[::4]
+    for name in METHODS:
+        for rank in ranks:
+            missing = [
+                it.weight - factors.B @ factors.A for factors in (it.factors("kronecker", rank), it.factors(name, rank))
+            ]
+            best, other = (float((pairs[1] @ each @ pairs[0].T).square().sum()) for each in missing)
+            assert best <= other * (1 + 1e-9)
+
+
+def test_the_energies_of_kronecker_grow_with_the_gradients_and_its_factors_do_not_change() -> None:
+    it = layer(24, 64)
+    larger = replace(it.statistics, gradients={"linear": 100 * it.gradient})
+    spectrum = spectra({"linear": it.weight}, larger, "kronecker")["linear"]
+    torch.testing.assert_close(spectrum.energies, 100 * it.spectrum("kronecker").energies, rtol=1e-9, atol=0)
+    one, two = factorize(it.weight, None, spectrum, 6), it.factors("kronecker", 6)
+    torch.testing.assert_close(one.B @ one.A, two.B @ two.A, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_rounding_of_the_weighed_basis_costs_little(dtype: torch.dtype) -> None:
+    """A basis on other axes than its dual, in 16 bits: the error stays within a few percent of the optimum."""
+    it = layer(48, 48)
+    low = Layer(it.x, it.weight.to(dtype))
+    root, output = low.root("kronecker"), low.output_root("kronecker")
+    least = low.least_in(root, output)
+    for rank in list(low.ranks)[::5]:
+        assert low.error_in(root, low.factors("kronecker", rank), output) <= float(least[rank]) * 1.05
+
+
+def test_an_output_without_any_gradient_gets_the_plain_svd_and_no_energy() -> None:
+    it = layer(24, 64)
+    dead = replace(it.statistics, gradients={"linear": torch.zeros(24, 24, dtype=torch.float64)})
+    with pytest.warns(UserWarning, match="the input of linear is zero .* or its output has no effect"):
+        spectrum = spectra({"linear": it.weight}, dead, "kronecker")["linear"]
+    assert not spectrum.energies.any()
+
+
+def test_kronecker_without_gradients_says_what_to_set() -> None:
+    it = layer(24, 64)
+    with pytest.raises(UsageError, match=r"statistics have no output gradients, .* measure them by mgaa\.gradients"):
+        spectra({"linear": it.weight}, gather(it.x), "kronecker")
+
+
+def test_gradients_that_are_not_finite_are_refused_with_the_name_of_the_matrix() -> None:
+    it = layer(24, 64)
+    broken = replace(it.statistics, gradients={"linear": it.gradient * math.nan})
+    with pytest.raises(NumericalError, match="the second moment of the gradients at linear is not finite"):
+        spectra({"linear": it.weight}, broken, "kronecker")
+
+
+@pytest.mark.parametrize("damping", [0.0, -1.0, math.nan, math.inf])
+def test_kronecker_refuses_a_damping_that_is_not_a_positive_number(damping: float) -> None:
+    with pytest.raises(UsageError, match=rf"factors\.damping is {damping}, expected a positive number"):
+        layer(24, 64).factors("kronecker", 6, damping=damping)
 
 
 # --- pooled: covariances inside groups

@@ -5,6 +5,7 @@ The methods that read a file are given what softmax and the common energy have f
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -167,6 +168,7 @@ def test_the_rehearsal_refuses_exactly_what_would_be_refused_later(
 def test_a_factorizer_says_without_data_whether_it_adds_biases(name: str, tiny: Callable[..., PreTrainedModel]) -> None:
     model = tiny()
     block = next(stream_statistics(model, torch.arange(60).reshape(4, 15)))
+    block.gradients["self_attn.q_proj"] = torch.eye(32, dtype=torch.float64)
     weights = {"self_attn.q_proj": model.get_parameter("model.layers.0.self_attn.q_proj.weight").detach()}
     assert adds_biases((name, {})) == (spectra(weights, block, name)["self_attn.q_proj"].mean is not None)
 
@@ -174,7 +176,8 @@ def test_a_factorizer_says_without_data_whether_it_adds_biases(name: str, tiny: 
 @pytest.mark.parametrize("name", available("factors"))
 def test_fewer_sequences_than_groups_are_refused_by_those_factorizers_that_the_groups_change(name: str) -> None:
     it = layer(24, 64)
-    one, four = (method("factors", name, {})(gather(it.x, groups=groups).of("linear")).moment for groups in (1, 4))
+    found = (replace(gather(it.x, groups=groups).of("linear"), gradient=it.gradient) for groups in (1, 4))
+    one, four = (method("factors", name, {})(statistics).moment for statistics in found)
     said = outcome_of(lambda: check_groups((name, {}), 32, 31))
     assert bool(said) == (not torch.allclose(one, four))
     assert not said or re.fullmatch(

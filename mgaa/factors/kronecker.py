@@ -1,0 +1,47 @@
+"""Errors weighed by their effect on the loss: to second order, with the moments of inputs and of output gradients apart.
+
+An error `E = W - W'` of a layer changes the loss by `g^T E x` for a token with the centred input `x` and the gradient `g` of its output.
+With `x` and `g` taken as independent, the mean square of it is `||L^T E S||^2` with `L L^T = E[g g^T]` and `S S^T = Cov(x)`: the layer's
+block of the empirical Fisher information, factored as in K-FAC (Martens and Grosse, arXiv 1503.05671). That the best rank in this norm
+is one decomposition, centred and with a bias as `afm` has it, and that its energies can be compared between all matrices of a model, is
+what the allocation `loss` rests on. Our choice; with equal gradients everywhere it is `afm`.
+"""
+
+import math
+
+import torch
+
+from mgaa.errors import UsageError
+from mgaa.linalg import Metric
+from mgaa.statistics import InputStatistics
+
+GRADIENTS = True
+
+
+def metric(statistics: InputStatistics, *, damping: float = 1e-4) -> Metric:
+    """`M = Cov(x)` on the side that was measured, and `Gamma = E[g g^T] + damping tr(E[g g^T]) / m I` at the outputs.
+
+    Args:
+        damping: relative weight of the identity, which decides what no gradient reaches. 1e-2 and 1e-4 differ by less than 2 % in the loss.
+
+    Raises:
+        UsageError: no gradients were measured, or the damping is not a positive number.
+    """
+    gradient = statistics.gradient
+    if not 0 < damping < math.inf:
+        raise UsageError(f"factors.damping is {damping}, expected a positive number such as 1e-4")
+    if gradient is None:
+        raise UsageError(
+            "factors.method is 'kronecker', but the statistics have no output gradients, expected those of every linear: measure them by "
+            "mgaa.gradients"
+        )
+    identity = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
+    size = float(gradient.trace()) / len(gradient)
+    silent = size == 0  # an output without effect; not so where it is NaN, which is refused where it is decomposed
+    return Metric(
+        moment=statistics.covariance,
+        side=statistics.side,
+        scale=0.0 if silent else statistics.centred_scale,
+        mean=statistics.mean,
+        output=None if silent else gradient + damping * size * identity,
+    )
