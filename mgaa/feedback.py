@@ -68,8 +68,9 @@ class Feedback:
                 f"{self._path}.{linear} received none of the calibration tokens, expected at least one: the router never chose this "
                 "expert; calibrate on more or other text (data.calibration.samples)"
             )
-        upper = self._sums.pop(linear).triu_()
-        return (upper + upper.triu(1).T).div_(tokens)
+        moment = self._sums.pop(linear).triu_()
+        moment += moment.triu(1).T
+        return moment.div_(tokens)
 
     def _forward(self, linear: str, group: Group) -> Callable[[nn.Module, Any, Tensor], None]:
         def add(gradient: Tensor) -> None:

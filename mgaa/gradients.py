@@ -33,7 +33,6 @@ from mgaa.budget import Matrix
 from mgaa.errors import NumericalError, UsageError
 from mgaa.feedback import Feedback, Gradients, check_finite
 from mgaa.hidden import HiddenStates, Place
-from mgaa.moments import Share
 from mgaa.perplexity import cross_entropy, fitting
 from mgaa.prompts import IDS, Prompts
 from mgaa.statistics import BlockStatistics
@@ -69,7 +68,8 @@ def stream_gradients(
     prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
     check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
     size = Measuring(batch_size=min(batch_size, fitting(model, max(prompts.lengths)))).batch_size
-    return _there_and_back(model, prompts, prompts.alike(Share(len(prompts)).batches(size)), place, folder)
+    ranges = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
+    return _there_and_back(model, prompts, prompts.alike(ranges), place, folder)
 
 
 def with_gradients(
@@ -163,6 +163,7 @@ def _there_and_back(
             gradients.close()
             raise _vanished("the outputs of all linears")
         yield index, found
+        del found  # while the next block is measured
         gradients.settle()
     line.close()
     gradients.close()

@@ -43,4 +43,5 @@ def differentiate(
         measured = BlockStatistics.load(store.folder(statistics) / block_file(index))
         with whole(unfinished / block_file(index)) as draft:
             replace(measured, gradients=gradients).save(draft)
+        del gradients, measured  # while the next block is measured
     collect(unfinished, out)
