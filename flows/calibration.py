@@ -1,4 +1,7 @@
-"""Statistics of the backbone, by one worker or by several that share the sequences; the artifact is the same."""
+"""Statistics of the backbone, by one worker or by several that share the sequences; the artifact is the same.
+
+With `statistics.gradients` the second moments of the gradients join them, by one worker.
+"""
 
 from typing import Any
 
@@ -7,17 +10,31 @@ from prefect import unmapped
 from tasks.artifact import Artifact, Store
 from tasks.calibrate import calibrate
 from tasks.calibrate_share import calibrate_share
+from tasks.differentiate import differentiate
 from tasks.merge_shares import merge_shares
 from tasks.parameters import Parameters
+from tasks.rehearse import check_gradients
 
 
 def calibrated(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
     """The artifact `statistics` of the calibration tokens.
 
     Raises:
-        UsageError: more shares than the sequences can be cut into.
+        UsageError: more shares than the sequences can be cut into, or gradients that cannot be measured.
     """
-    given = p.statistics.model_dump(exclude={"shards"})
+    if not p.statistics.gradients:
+        return measured(p, store, backbone, tokens, device)
+    check_gradients(store, backbone, tokens)
+    statistics = measured(p, store, backbone, tokens, device)
+    found: Artifact = differentiate(
+        store, backbone, tokens, statistics, batch_size=p.statistics.batch_size, device=device
+    )
+    return found
+
+
+def measured(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
+    """The same without gradients."""
+    given = p.statistics.model_dump(exclude={"shards", "gradients"})
     shards = p.statistics.shards
     if shards == 1:
         alone: Artifact = calibrate(store, backbone, tokens, **given, device=device)

@@ -193,7 +193,7 @@ class Bench:
         """The same, one block after the other, each measured behind the compressed ones before it; its scores lie with its factors."""
         p, factors = self.parameters, list[Artifact]()
         chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options, **recipe.block}
-        measuring = p.statistics.model_dump(exclude={"inputs", "shards"})
+        measuring = p.statistics.model_dump(exclude={"inputs", "shards", "gradients"})
         for block in self.blocks:
             before = [self.store, self.backbone, self.tokens, ratios, factors[:block]]
             step = compress_block(*before, block=block, **chosen, measuring=measuring, device=self.device)

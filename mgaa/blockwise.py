@@ -4,7 +4,8 @@ So a block is needed once for all tokens, which is what lets its tensors stay in
 statistics exist at a time. What a block needs beside its hidden states (masks, rotary embeddings, positions) comes from the model's own
 forward, run with the blocks' `forward` replaced by recorders; what follows the last block (norm, head) from another such forward, in
 which the last block gives the hidden states that have arrived. This works for every architecture and copies no model code; every
-operation is the one of the plain forward, on the same micro-batch, so the bits are the same.
+operation is the one of the plain forward, on the same micro-batch, so the bits are the same. Gradients go the same way back: what follows
+the last block is run with autograd on, then block after block again, on the hidden states that were kept in front of it.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 """
@@ -36,6 +37,7 @@ class Blockwise:
         batches: the inputs of each micro-batch: token ids, and what the model takes beside them (`mgaa.prompts`).
         stack: the blocks; by default those of the decoder.
         place, folder: where the hidden states wait (`mgaa.hidden`). Those of an interrupted run over the same batches are taken up there.
+        every: whether they are kept in front of every block, for a way back.
     """
 
     def __init__(
@@ -46,12 +48,13 @@ class Blockwise:
         stack: Stack | None = None,
         place: Place = "device",
         folder: Path | None = None,
+        every: bool = False,
     ) -> None:
         self._stack = stacks_of(model)[0] if stack is None else stack
         self._model, self._batches, self._blocks = model, batches, self._stack.blocks
         self._tuples = self._stack.entry.returns == "tuple"
         self._device: torch.device = model.get_input_embeddings().weight.device
-        self._hidden = HiddenStates(len(batches), self._device, place=place, folder=folder)
+        self._hidden = HiddenStates(len(batches), self._device, place=place, folder=folder, every=every)
         self._arguments = self._record()
 
     def __len__(self) -> int:
@@ -72,7 +75,7 @@ class Blockwise:
             watch: `enter(batch, hidden)` and `leave(hidden)` are called around the block.
         """
         block = self._blocks[index]
-        with resident(block, ahead=True):
+        with resident(block, ahead=1):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch)
                 positional, named = self._arguments[batch][index]
@@ -109,7 +112,36 @@ class Blockwise:
         Args:
             options: further arguments of the model's forward.
         """
-        arrived, last = self._hidden.get(batch), len(self._blocks) - 1
+        return self._behind(self._hidden.get(batch), batch, options)
+
+    @torch.enable_grad()
+    def slope(self, batch: int, loss: Callable[[Any], Tensor]) -> Tensor:
+        """The gradient of a loss of the model's output with respect to the hidden states behind the last block."""
+        arrived = self._hidden.get(batch).detach().requires_grad_()
+        (found,) = torch.autograd.grad(loss(self._behind(arrived, batch, {})), arrived)
+        return found
+
+    @torch.enable_grad()
+    def back(self, index: int, gradients: HiddenStates, watch: Any) -> None:
+        """Send the gradients of all micro-batches back through block `index`, whose forward is computed again; `every` state was kept.
+
+        Args:
+            gradients: with respect to what the block gives; behind it, of what it was given.
+            watch: `enter(batch, hidden)` is called in front of each forward.
+        """
+        block = self._blocks[index]
+        with resident(block, ahead=-1):
+            for batch in range(len(self._batches)):
+                hidden = self._hidden.get(batch, index + 1).detach().requires_grad_()
+                positional, named = self._arguments[batch][index]
+                watch.enter(batch, hidden)
+                output = first_of(block(hidden, *positional, **named))
+                (found,) = torch.autograd.grad(output, hidden, gradients.get(batch))
+                gradients.put(batch, found)
+
+    def _behind(self, arrived: Tensor, batch: int, options: dict[str, Any]) -> Any:
+        """What the model makes of hidden states behind the last block."""
+        last = len(self._blocks) - 1
 
         def forward(index: int, hidden: Tensor, *_: Any, **__: Any) -> Any:
             return self._returned(arrived if index == last else hidden)

@@ -3,7 +3,8 @@
 They are the one thing that grows with the number of tokens, so they may lie where there is room: 256 x 2048 tokens of a model of width
 8192 are 8.6 GB in bfloat16. Where there is a folder they are also written there in the background, while the next micro-batch is computed:
 a run that was killed goes on at the block where it stopped. A *generation* is the number of blocks that the tokens have passed; its
-files are complete once its mark is there, and only then are those of the generation before it deleted.
+files are complete once its mark is there, and only then are those of the generation before it deleted. A pass that goes back through the
+blocks needs them all (`mgaa.gradients`): then every generation is kept.
 
 Legend: rows are the sequences of a micro-batch and their tokens, or patches of images; h hidden size.
 """
@@ -37,14 +38,24 @@ class HiddenStates:
         device: where the blocks compute.
         place: where the states wait; `disk` needs a folder.
         folder: where they are written, so that an interrupted run can go on.
+        every: whether all generations are kept, or the last one alone.
     """
 
     def __init__(
-        self, batches: int, device: torch.device, *, place: Place = "device", folder: Path | None = None
+        self,
+        batches: int,
+        device: torch.device,
+        *,
+        place: Place = "device",
+        folder: Path | None = None,
+        every: bool = False,
     ) -> None:
         assert folder is not None or place != "disk", "hidden states on the disk need a folder"
         self._device, self._place, self._folder = device, place, folder
-        self._states: list[Tensor | None] = [None] * batches
+        self._batches, self._every = batches, every
+        self._states = dict[
+            tuple[int, int], Tensor
+        ]()  # by generation and micro-batch; those in files alone are not here
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="hidden-states")
         self._writing: deque[Future[None]] = deque()
         self.passed = 0
@@ -61,17 +72,21 @@ class HiddenStates:
     def resume(self) -> None:
         """Take up the states that were found."""
         if self._place != "disk":
-            for batch in range(len(self._states)):
-                self._states[batch] = self._kept(self._read(batch))
+            for batch in range(self._batches):
+                self._states[self.passed, batch] = self._kept(self._read(self.passed, batch))
 
-    def get(self, batch: int) -> Float[Tensor, "*rows h"]:
-        """The states of a micro-batch, on the device."""
-        state = self._states[batch]
-        return self._read(batch) if state is None else state.to(self._device)
+    def get(self, batch: int, passed: int | None = None) -> Float[Tensor, "*rows h"]:
+        """The states of a micro-batch, on the device; of the last generation, or where every one is kept, of that one."""
+        passed = self.passed if passed is None else passed
+        state = self._states.get((passed, batch))
+        return self._read(passed, batch) if state is None else state.to(self._device)
 
     def put(self, batch: int, hidden: Float[Tensor, "*rows h"]) -> None:
         """What they are behind the block at hand."""
-        self._states[batch] = None if self._place == "disk" else self._kept(hidden)
+        if not self._every:
+            self._states.pop((self.passed, batch), None)
+        if self._place != "disk":
+            self._states[self.passed + 1, batch] = self._kept(hidden)
         if self._folder is not None:
             if len(self._writing) >= _PENDING:
                 self._writing.popleft().result()
@@ -83,14 +98,15 @@ class HiddenStates:
         self.passed += 1
         if self._folder is not None:
             (self._folder / f"passed-{self.passed:04d}").touch()
-            self._drop(self.passed - 1)
+            if not self._every:
+                self._drop(self.passed - 1)
 
     def close(self) -> None:
         """Nothing is to be resumed any more."""
         self._flush()
         self._writer.shutdown()
         if self._folder is not None:
-            for generation in (self.passed, self.passed + 1):
+            for generation in range(1, self.passed + 2):
                 self._drop(generation)
 
     def _kept(self, hidden: Tensor) -> Tensor:
@@ -100,8 +116,8 @@ class HiddenStates:
         assert self._folder is not None
         return self._folder / f"hidden-{generation:04d}-{batch:05d}.safetensors"
 
-    def _read(self, batch: int) -> Tensor:
-        return aligned(load_file(self._file(self.passed, batch), str(self._device))["hidden"])
+    def _read(self, passed: int, batch: int) -> Tensor:
+        return aligned(load_file(self._file(passed, batch), str(self._device))["hidden"])
 
     @staticmethod
     def _write(hidden: Tensor, path: Path) -> None:

@@ -197,7 +197,7 @@ class Moments:
         rows = z.new_empty(count + 1, z.shape[1])
         torch.sub(z, mean, out=rows[:-1])
         torch.mul(mean - self.mean, math.sqrt(self.count * count / (self.count + count)), out=rows[-1])
-        _add_gram_(self.scatter, rows)
+        add_gram_(self.scatter, rows)
         self.sums += sums
         self.group_sums[group] += total
         self.group_counts[group] += count
@@ -207,7 +207,7 @@ class Moments:
         """Add the tokens behind these."""
         delta = other.mean - self.mean
         self.scatter += other.scatter
-        _add_gram_(self.scatter, delta[None] * math.sqrt(self.count * other.count / (self.count + other.count)))
+        add_gram_(self.scatter, delta[None] * math.sqrt(self.count * other.count / (self.count + other.count)))
         self.sums += other.sums
         self.group_sums += other.group_sums
         self.group_counts += other.group_counts
@@ -224,7 +224,7 @@ def column_sums(x: Float[Tensor, "t n"]) -> Float[Tensor, " n"]:
     return x.new_ones(len(x)) @ x
 
 
-def _add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None:
+def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None:
     """Add `rows^T rows` to the upper block panels."""
     width = len(scatter)
     height = max(128, -(-width // PANELS))

@@ -4,7 +4,7 @@ The stream is rebuilt from the input of the block and from what each sublayer ad
 the branches, where branches are scaled, and where attention and FFN are computed side by side. That the branches add up to the output
 of the block is checked at every step: a model whose blocks do more than its entry says is refused instead of measured wrongly.
 
-Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size, n channels of an input, E experts, k experts of a token.
+Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size, n channels of an input.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +13,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mgaa.anatomy import Architecture, Group, Sublayer, has
+from mgaa.anatomy import Architecture, Group, Sublayer
 from mgaa.blockwise import first_of
 from mgaa.errors import InputError
 from mgaa.moments import Accumulator, BlockSums, CosineAccumulator, Share
+from mgaa.routing import Rows
 from mgaa.statistics import KINDS, BlockStatistics
 
 RESIDUE = 0.02
@@ -48,7 +49,6 @@ class Observer:
     _first: int = 0
     _stream: Tensor = field(default_factory=lambda: torch.empty(0))
     _entered: Tensor = field(default_factory=lambda: torch.empty(0))
-    _routed: Tensor = field(default_factory=lambda: torch.empty(0))
     _images: Tensor | None = None
     _read: list[tuple[Tensor, str]] = field(default_factory=list)
     _accumulators: dict[str, Accumulator] = field(default_factory=dict)
@@ -56,13 +56,14 @@ class Observer:
     _cosines: dict[str, tuple[CosineAccumulator, CosineAccumulator]] = field(default_factory=dict)
     _apart: dict[str, CosineAccumulator] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._rows = Rows(self.entry, self.block)
+
     @contextmanager
     def attached(self, *, inputs: bool = True) -> Iterator[None]:
         """Hooks live inside this context only; without `inputs` the residual stream alone is watched."""
         with ExitStack() as stack:
-            if self.entry.experts and has(self.block, self.entry.experts):
-                experts = self.block.get_submodule(self.entry.experts)
-                stack.enter_context(_hook(experts.register_forward_pre_hook(self._watch_router)))
+            stack.enter_context(self._rows.watched())
             for sublayer in self.entry.sublayers:
                 if self.entry.residual:
                     self._watch_branch(stack, sublayer)
@@ -73,6 +74,7 @@ class Observer:
     def enter(self, first: int, hidden: Float[Tensor, "s t h"], images: Bool[Tensor, "s t"] | None = None) -> None:
         """A micro-batch enters the block; `first` is the index of its first sequence, `images` says which tokens stand for images."""
         self._first, self._entered, self._stream = first, hidden, hidden
+        self._rows.enter(len(hidden))
         self._images = None if images is None else images.to(hidden.device)
         self._read = []
 
@@ -146,13 +148,13 @@ class Observer:
                 self._shared |= dict.fromkeys(linears, known)
                 return
             self._read.append((arguments[0], keys[0]))
-            for offset, sequence in enumerate(self._by_sequence(arguments[0], group.expert)):
+            for offset, sequence in enumerate(self._rows.of(arguments[0], group.expert)):
                 self._accumulators[keys[0]].update(self._first + offset, sequence)
 
         def leaving(key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
                 known = self._bias_free(linear, output, group.expert)
-                for offset, sequence in enumerate(self._by_sequence(arguments[0], group.expert)):
+                for offset, sequence in enumerate(self._rows.of(arguments[0], group.expert)):
                     z = None if known is None else known[offset]
                     self._accumulators[key].update(self._first + offset, sequence, z)
 
@@ -168,23 +170,11 @@ class Observer:
         if output.dtype not in (torch.float32, torch.float64):
             return None
         bias: Tensor | None = linear.bias  # type: ignore[assignment]
-        return self._by_sequence(output if bias is None else output - bias, expert)
+        return self._rows.of(output if bias is None else output - bias, expert)
 
     def _same_tensor(self, x: Tensor) -> str | None:
         """The input that is this very tensor, where branches side by side read one norm."""
         return next((key for tensor, key in self._read if tensor is x), None)
-
-    def _watch_router(self, _: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        """How many tokens of each sequence every expert is sent."""
-        experts = len(list(self.block.get_submodule(self.entry.experts).children()))
-        chosen: Int[Tensor, "s tk"] = arguments[1].reshape(len(self._entered), -1)
-        self._routed = torch.stack([(chosen == expert).sum(1) for expert in range(experts)]).cpu()
-
-    def _by_sequence(self, x: Float[Tensor, "*batch n"], expert: int | None) -> Sequence[Float[Tensor, "t n"]]:
-        """The rows of every sequence; those of an expert are fewer, and in the order of the tokens."""
-        if expert is None:
-            return list(x.reshape(len(self._entered), -1, x.shape[-1]))
-        return torch.split(x, self._routed[expert].tolist())
 
     def _watch_branch(self, stack: ExitStack, sublayer: Sublayer) -> None:
         stream, branch = (CosineAccumulator(f"{self.path}.{sublayer.name}", self.share) for _ in range(2))

@@ -105,6 +105,8 @@ class Settings:
         evaluation: tokens, length and batch size of each text that perplexity is measured on.
         stream: whether blocks stay in their files until they are needed.
         hidden: where hidden states wait.
+        gradients: whether those of the outputs are measured as well.
+        states: where the hidden states in front of every block wait meanwhile.
         accelerator: whether the device has memory of its own.
         room: bytes that are free on the device; where they are few, fewer decompositions are in flight (`mgaa.streams`).
     """
@@ -120,6 +122,8 @@ class Settings:
     shards: int = 1
     stream: bool = False
     hidden: Place = "device"
+    gradients: bool = False
+    states: Place = "device"
     accelerator: bool = False
     room: int = 2**63
 
@@ -200,6 +204,7 @@ def plan(layout: Layout, settings: Settings) -> list[Stage]:
     return [
         _load(layout),
         _calibrate(layout, settings),
+        *([_differentiate(layout, settings)] if settings.gradients else []),
         _decompose(layout, settings),
         _factorize(layout, settings),
         _assemble(layout, settings),
@@ -268,6 +273,42 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     return max(branches * sums + watched + max(inside, entering + sequence), finishing, saving)
 
 
+def _differentiate(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.gradients`, `mgaa.feedback`: the tokens there, with the states in front of every block kept, and back."""
+    length, tokens = settings.length, settings.samples * settings.length
+    batch = min(settings.batch_size, settings.samples, max(1, 2**27 // (length * layout.vocabulary))) * length
+    hidden = (len(layout.blocks) + 2) * tokens * layout.hidden * layout.itemsize  # gradients wait as one more
+    head = 2 * batch * (layout.vocabulary * (layout.itemsize + SINGLE) + 2 * layout.hidden * layout.itemsize)
+    worst = max(head, *(_block_differentiation(layout, block, batch, length) for block in layout.blocks))
+    device, host = _held(layout, settings)
+    forward = 3 * sum(_forward(layout, block, tokens, length) for block in layout.blocks) + 6.0 * layout.head * tokens
+    double = sum((1 + 1 / PANELS) * matrix.m**2 for block in layout.blocks for matrix in block.matrices)
+    statistics = sum(_statistics(block, settings) for block in layout.blocks)
+    return Stage(
+        "differentiate",
+        device + worst + (hidden if settings.states == "device" else 0),
+        host + (hidden if settings.states == "host" else 0),
+        statistics + sum(_gradients(block) for block in layout.blocks),
+        hidden,
+        {"forward": forward, "double": tokens * double},
+        2 * layout.weights + statistics,
+    )
+
+
+def _block_differentiation(layout: Layout, block: Block, batch: int, length: int) -> int:
+    """Bytes beside the weights and the waiting hidden states: what autograd keeps of a block, and the sums."""
+    sums = DOUBLE * sum(matrix.m**2 for matrix in block.matrices)
+    widest = max(matrix.m for matrix in block.matrices)
+    norms = 2 * batch * layout.hidden * SINGLE
+    inside = 2 * _activations(layout, block, batch) + norms + 2 * DOUBLE * length * widest
+    saving = sums // 2 + 2 * DOUBLE * widest**2 + 2 * DOUBLE * sum(moment.d**2 for moment in block.moments)
+    return sums + max(inside, saving)
+
+
+def _gradients(block: Block) -> int:
+    return sum(DOUBLE * matrix.m * (matrix.m + 1) // 2 for matrix in block.matrices)
+
+
 def _activations(layout: Layout, block: Block, tokens: int) -> int:
     """Of a block while so many tokens pass: the stream, its norm, and in the FFN gate, its activation, up and their product."""
     return tokens * (3 * layout.hidden + 3 * block.widest) * layout.itemsize
@@ -305,13 +346,16 @@ def _decompose(layout: Layout, settings: Settings) -> Stage:
                 work["double"] += 2.0 * m.m * m.n**2 + 4.0 * m.m * m.n * _kept(m)
             work["eigen"] += float(p) ** 3
     spectra = sum(_basis(matrix) for block in layout.blocks for matrix in block.matrices)
-    read = layout.weights + sum(_statistics(block, settings) for block in layout.blocks)
+    read = layout.weights + sum(
+        _statistics(block, settings) + settings.gradients * _gradients(block) for block in layout.blocks
+    )
     return Stage("decompose", model + settings.workers * worst, 0, spectra, 0, work, read)
 
 
 def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
     """Bytes beside the model: statistics, bases, and the largest decompositions, as many as go at a time."""
     statistics = sum(DOUBLE * moment.d * moment.d for moment in block.moments)
+    statistics += settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
     bases = sum(_basis(matrix) for matrix in block.matrices)
     outputs = {(moment.rows, moment.n) for moment in block.moments}
     sizes = [
@@ -478,6 +522,7 @@ def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]
     for name, key, value in steps:
         if getattr(settings, name) != value:
             settings = replace(settings, **{name: value})
+            settings = replace(settings, states=value) if name == "hidden" else settings
             changed[key] = {"stream": "always", "evaluation": 1}.get(name, value)
             yield dict(changed), settings
 

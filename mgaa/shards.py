@@ -77,7 +77,7 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
             if path.exists():
                 change(index)
                 continue
-            with resident(block, ahead=True):
+            with resident(block, ahead=1):
                 change(index)
                 tensors = _tensors(model, index, block)
             if writing is not None:

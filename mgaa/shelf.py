@@ -74,11 +74,11 @@ def is_shelved(model: PreTrainedModel) -> bool:
 
 
 @contextmanager
-def resident(block: nn.Module, *, ahead: bool = False) -> Iterator[nn.Module]:
+def resident(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
     """Inside this context a block has its tensors; for a block that is in memory anyway it does nothing.
 
     Args:
-        ahead: read the next block from the disk meanwhile.
+        ahead: how many blocks further on that one is which is read from the disk meanwhile; 0 for none.
 
     Raises:
         InputError: a file of the model cannot be read any more, or holds other tensors than when it was opened.
@@ -92,7 +92,7 @@ def resident(block: nn.Module, *, ahead: bool = False) -> Iterator[nn.Module]:
             _adopt_(block, place.shelf.fetch(place.index), place)
         place.users += 1
     if ahead:
-        place.shelf.read_ahead(place.index + 1)
+        place.shelf.read_ahead(place.index + ahead)
     try:
         yield block
     finally:
@@ -155,7 +155,7 @@ class Shelf:
 
     def read_ahead(self, index: int) -> None:
         """Let a thread read a block from the disk, for the next `fetch` of it."""
-        if index < len(self._blocks) and index not in self._ahead:
+        if 0 <= index < len(self._blocks) and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
     def fill_(self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None) -> None:

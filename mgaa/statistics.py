@@ -11,6 +11,7 @@ Legend: n channels of the input, d = n or m (channels of the side measured), g g
 """
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -93,14 +94,14 @@ class BlockStatistics:
 
     def of(self, linear: str) -> InputStatistics:
         """The statistics of the input of `linear`, and of the gradients of its output."""
-        return replace(self.inputs[self.shared[linear]], gradient=self.gradients.get(linear))
+        found = self.inputs[self.shared[linear]]
+        return replace(found, gradient=self.gradients[linear]) if linear in self.gradients else found
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, the same bytes for the same statistics; covariances as their packed upper triangle."""
+        """Write one safetensors file, the same bytes for the same statistics; of symmetric matrices the packed upper triangle."""
         tensors: dict[str, Tensor] = {}
         for key, stats in self.inputs.items():
-            rows, columns = torch.triu_indices(*stats.covariance.shape)
-            tensors[f"{key}/covariance"] = stats.covariance[rows, columns].cpu()
+            tensors[f"{key}/covariance"] = _packed(stats.covariance)
             for name in _VECTORS:
                 tensors[f"{key}/{name}"] = getattr(stats, name).cpu().contiguous()
             tensors[f"{key}/count"] = torch.tensor(stats.count)
@@ -111,6 +112,8 @@ class BlockStatistics:
             )
         for name, cosine in self.apart.items():
             tensors[f"{_APART}{name}"] = torch.tensor(cosine, dtype=torch.float64)
+        for linear, gradient in self.gradients.items():
+            tensors[f"{_GRADIENT}{linear}"] = _packed(gradient)
         # one entry of metadata, because safetensors writes several in random order
         save_file(tensors, path, metadata={"shared": json.dumps(self.shared)})
 
@@ -127,6 +130,11 @@ class BlockStatistics:
             inputs={key: _unpack(key, tensors) for key in dict.fromkeys(shared.values())},
             shared=shared,
             apart=_apart(tensors),
+            gradients={
+                linear: _symmetric(tensors[f"{_GRADIENT}{linear}"])
+                for linear in shared
+                if f"{_GRADIENT}{linear}" in tensors
+            },
         )
 
 
@@ -151,21 +159,29 @@ def _apart(tensors: dict[str, Tensor]) -> dict[str, float]:
     return {name.removeprefix(_APART): float(each) for name, each in tensors.items() if name.startswith(_APART)}
 
 
-_COSINE, _APART = "cosine/", "apart/"
+_COSINE, _APART, _GRADIENT = "cosine/", "apart/", "gradient/"
 
 
 _VECTORS = ("mean", "mean_square", "mean_abs", "group_means", "group_counts")
 
 
 def _unpack(key: str, tensors: dict[str, Tensor]) -> InputStatistics:
-    width = tensors[f"{key}/group_means"].shape[1]
-    covariance = torch.zeros(width, width, dtype=torch.float64, device=tensors[f"{key}/covariance"].device)
-    rows, columns = torch.triu_indices(width, width)
-    covariance[rows, columns] = tensors[f"{key}/covariance"]
-    covariance[columns, rows] = tensors[f"{key}/covariance"]
     return InputStatistics(
         side="output" if bool(tensors[f"{key}/output_side"]) else "input",
         count=int(tensors[f"{key}/count"]),
-        covariance=covariance,
+        covariance=_symmetric(tensors[f"{key}/covariance"]),
         **{name: tensors[f"{key}/{name}"] for name in _VECTORS},
     )
+
+
+def _packed(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
+    return matrix[tuple(torch.triu_indices(*matrix.shape))].cpu()
+
+
+def _symmetric(packed: Float[Tensor, " packed"]) -> Float[Tensor, "d d"]:
+    width = (math.isqrt(8 * len(packed) + 1) - 1) // 2
+    matrix = packed.new_zeros(width, width)
+    rows, columns = torch.triu_indices(width, width)
+    matrix[rows, columns] = packed
+    matrix[columns, rows] = packed
+    return matrix

@@ -54,7 +54,7 @@ def load_backbone(
     stacks = stacks_of(model, parts)
     for stack in stacks:
         for index, block in enumerate(stack.blocks):
-            with resident(block, ahead=True):
+            with resident(block, ahead=1):
                 check_finite(block, stack.path(index))
     shapes = {
         "parts": [stack.part for stack in stacks],

@@ -75,7 +75,8 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
     calibration = p.data.calibration
     samples = calibration.samples or UNKNOWN
     stream = streams(where, layout.weights)
-    hidden = place_of_hidden(where, samples * calibration.length * layout.hidden * layout.itemsize)
+    size = samples * calibration.length * layout.hidden * layout.itemsize
+    every = size * (len(layout.blocks) + 1)  # those in front of every block (tasks/differentiate.py)
     texts = (p.data.evaluation, p.data.validation)
     batch = p.evaluation.batch_size
     return Settings(
@@ -89,7 +90,9 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
         workers=workers,
         shards=p.statistics.shards,
         stream=stream,
-        hidden=hidden,
+        hidden=place_of_hidden(where, size),
+        gradients=p.statistics.gradients,
+        states=place_of_hidden(where, every),
         accelerator=not where.startswith("cpu"),
         room=free_memory(torch.device(where)),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from tasks.artifact import Artifact, Store
 from tasks.ladders import latency_of, pruning_of
 from tasks.recipes import Recipe
-from tasks.records import backbone_matrices
+from tasks.records import backbone_matrices, backbone_record
 from tasks.sequences import sequences_of
 
 
@@ -84,6 +84,23 @@ def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str
     from mgaa import levels
 
     levels.check_groups(factors, groups, len(sequences_of(store, tokens)))
+
+
+def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
+    """Refuse a backbone or calibration tokens that no gradients can be measured with (`mgaa.gradients`).
+
+    Raises:
+        UsageError: as said.
+    """
+    import torch
+
+    from mgaa import gradients
+    from mgaa.prompts import Prompts
+
+    record = backbone_record(store, backbone)
+    gradients.check_parts(record["parts"])
+    dtype: torch.dtype = getattr(torch, record["dtype"])
+    gradients.check(backbone_matrices(store, backbone), [dtype], Prompts.of(sequences_of(store, tokens)).tokens)
 
 
 def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:

@@ -164,12 +164,20 @@ class Statistics(Section):
     expert_tokens: Annotated[float, Field(ge=0)] = Field(
         default=4.0, description="tokens per channel, below which the covariance of an expert is shrunk"
     )
+    gradients: bool = Field(
+        default=False,
+        description="second moments of the output gradients, by one backward pass; factors.method=kronecker needs them",
+    )
 
     @model_validator(mode="after")
     def _shared(self) -> Self:
         if self.shards > 1 and self.inputs == "compressed":
             raise ValueError(
                 f"expected shards: 1 with inputs: compressed, got {self.shards}: each block waits for the one before it"
+            )
+        if self.gradients and self.inputs == "compressed":
+            raise ValueError(
+                "expected gradients: false with inputs: compressed, got true: they are those of the dense model's loss; set inputs: dense"
             )
         return self
 

@@ -102,7 +102,7 @@ def run(p: Parameters, store: Store) -> Results:
         name: tokenize.fn(store, backbone, texts, section=name, length=16, samples=None, seed=0) for name in sections
     }
     statistics = calibrate.fn(
-        store, backbone, tokens["calibration"], **p.statistics.model_dump(exclude={"shards"}), device="cpu"
+        store, backbone, tokens["calibration"], **p.statistics.model_dump(exclude={"shards", "gradients"}), device="cpu"
     )
     spectra = [
         decompose.fn(store, backbone, statistics, block=block, method="afm", options={}, device="cpu")

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mgaa.factors import save_spectra, spectra
 from mgaa.fused import unfuse_
+from mgaa.gradients import with_gradients
 from mgaa.hardware import Rates
 from mgaa.plan import Layout, Peaks, Room, Settings, layout_of, peaks, plan, remedies, short_of
 from mgaa.streaming import stream_statistics
@@ -59,6 +60,22 @@ def test_statistics_and_spectra_take_what_is_planned(tiny: Tiny, family: str, tm
     else:
         assert abs(statistics - stages["calibrate"].disk) <= few
     assert bases == stages["decompose"].disk
+
+
+def test_gradients_take_what_is_planned_and_wait_where_they_shall(tiny: Tiny, tmp_path: Path) -> None:
+    model = unfuse_(tiny())
+    tokens = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
+    settings = replace(SETTINGS, gradients=True)
+    stages = {stage.name: stage for stage in plan(layout_of(model), settings)}
+    taken = 0
+    for block in with_gradients(stream_statistics(model, tokens, groups=3), model, tokens):
+        block.save(tmp_path / "statistics.safetensors")
+        taken += tensors(tmp_path / "statistics.safetensors")
+    assert stages["differentiate"].disk == pytest.approx(taken, rel=0.01)
+    assert stages["differentiate"].operations["forward"] > 3 * stages["calibrate"].operations["forward"]
+    on_disk = {stage.name: stage for stage in plan(layout_of(model), replace(settings, states="disk"))}
+    assert stages["differentiate"].device - on_disk["differentiate"].device == 4 * 6 * 12 * 32 * 4
+    assert "differentiate" not in {stage.name for stage in plan(layout_of(model), SETTINGS)}
 
 
 def test_the_model_is_the_sum_of_its_parts(tiny: Tiny) -> None:

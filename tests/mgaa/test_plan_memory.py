@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from benchmarks.large import SHAPES, config_of
 from mgaa.architectures import decoder_blocks
 from mgaa.factors import factorize, spectra
+from mgaa.gradients import stream_gradients
 from mgaa.hardware import Rates
 from mgaa.lowrank import Factors
 from mgaa.plan import Layout, Settings, layout_of, peaks, plan
@@ -65,10 +66,14 @@ def test_the_stages_take_what_is_foreseen(tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval().requires_grad_(False)
     settings = replace(SETTINGS, samples=16, length=64, groups=4, stream=False, accelerator=False)
     foreseen = {stage: device - made.weights for stage, device in device_bytes(made, settings).items()}
+    gradients = replace(settings, gradients=True)
+    foreseen["differentiate"] = device_bytes(made, gradients)["differentiate"] - made.weights
     tokens = torch.randint(0, config.vocab_size, (16, 64), generator=torch.Generator().manual_seed(0))
     measuring = Measuring(groups=4)
     calibrated = peak_of(lambda: Calibration(model, tokens, measuring).measure(0))
     assert foreseen["calibrate"] == pytest.approx(calibrated, rel=0.2)
+    differentiated = peak_of(lambda: [index for index, _ in stream_gradients(model, tokens)])
+    assert foreseen["differentiate"] == pytest.approx(differentiated, rel=0.2)
     statistics = Calibration(model, tokens, measuring).measure(0)
     held = sum(each.covariance.nbytes for each in statistics.inputs.values())
     block = decoder_blocks(model)[0]

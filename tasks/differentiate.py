@@ -1,0 +1,47 @@
+"""Step 4 again, differentiate: statistics with the second moments of the output gradients beside them (`mgaa.gradients`)."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.calibrating import collect
+from tasks.load_backbone import backbone_model
+from tasks.records import block_file
+from tasks.sequences import sequences_of
+from tasks.step import resuming_step
+from tasks.where import place_of_hidden
+
+
+@resuming_step(kind="statistics")
+def differentiate(
+    out: Path,
+    unfinished: Path,
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    statistics: Artifact,
+    *,
+    batch_size: int,
+    device: str,
+) -> None:
+    """Send the loss back through the blocks, from the last to the first; each is written before the one in front of it starts."""
+    from dataclasses import replace
+
+    from mgaa.architectures import decoder_blocks
+    from mgaa.checkpoint import twin_of
+    from mgaa.gradients import stream_gradients
+    from mgaa.prompts import Prompts
+    from mgaa.statistics import BlockStatistics
+    from mgaa.unfinished import whole
+
+    model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
+    prompts = Prompts.of(sequences_of(store, tokens))
+    states = prompts.tokens * (len(decoder_blocks(model)) + 1)  # those in front of every block are kept
+    place = place_of_hidden(device, states * model.config.get_text_config().hidden_size * model.dtype.itemsize)
+    given: dict[str, Any] = {"batch_size": batch_size, "place": place, "folder": unfinished / "pass"}
+    for index, gradients in stream_gradients(model, prompts, **given):
+        measured = BlockStatistics.load(store.folder(statistics) / block_file(index))
+        with whole(unfinished / block_file(index)) as draft:
+            replace(measured, gradients=gradients).save(draft)
+        del gradients, measured  # while the next block is measured
+    collect(unfinished, out)
