@@ -21,7 +21,7 @@ import mgaa
 from benchmarks.ablations import LENGTH, texts
 from mgaa.architectures import matrices_of
 from mgaa.checkpoint import twin_of
-from mgaa.compress import decomposed
+from mgaa.decomposed import decomposed
 from mgaa.fused import unfuse_
 from mgaa.levels import Target
 from mgaa.search import reference, space_of

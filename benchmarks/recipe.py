@@ -22,7 +22,7 @@ from benchmarks.effort import Effort, Shape, effort, fresh
 from benchmarks.svdllm import profiled, rank, whiten_
 from mgaa.architectures import matrices_of
 from mgaa.checkpoint import apply_factors, twin_of
-from mgaa.compress import decomposed
+from mgaa.decomposed import decomposed
 from mgaa.factors import factorize_linear
 from mgaa.levels import Target
 from mgaa.streaming import Measuring

@@ -1,6 +1,6 @@
 """MGAA: low-rank compression of transformers language models by Multi-Granular Adaptive Allocation (arXiv 2507.03294).
 
-    report = mgaa.compress_(model, tokens, compression=0.2)   # in place; with **mgaa.LORAP by LoRAP
+    report = mgaa.compress_(model, tokens, compression=0.2)   # in place; with **mgaa.LOSS, **mgaa.LORAP by another method
     mgaa.sweep(model, tokens, (0.1, 0.2, 0.3))                # several compressions for one calibration and decomposition
     mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
@@ -21,7 +21,7 @@ from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, Reso
 
 if TYPE_CHECKING:
     from mgaa.checkpoint import apply_factors, load, save
-    from mgaa.compress import LORAP, compress_, sweep
+    from mgaa.compress import LORAP, LOSS, compress_, sweep
     from mgaa.dense import densify, densify_folder
     from mgaa.lowrank import Factors, LowRankLinear
     from mgaa.prompts import Prompts, Question, encode
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "LORAP",
+    "LOSS",
     "Factors",
     "InputError",
     "LockedError",
@@ -53,7 +54,7 @@ __all__ = [
 
 _PLACES = {
     **dict.fromkeys(("apply_factors", "load", "save"), "checkpoint"),
-    **dict.fromkeys(("LORAP", "compress_", "sweep"), "compress"),
+    **dict.fromkeys(("LORAP", "LOSS", "compress_", "sweep"), "compress"),
     **dict.fromkeys(("densify", "densify_folder"), "dense"),
     **dict.fromkeys(("Factors", "LowRankLinear"), "lowrank"),
     **dict.fromkeys(("Prompts", "Question", "encode"), "prompts"),

@@ -13,8 +13,8 @@ cost in parameters. Each of the four stages of a block (q, k, v; o; gate, up; do
 to refit at the end of a block. Our choice after measurements (docs/log.md); that blocks should be fitted to dense outputs on compressed
 inputs is the principle of AA-SVD.
 
-Experts of a mixture get other tokens in the compressed model than in the dense one, so nothing is known to fit them to: `d` is zero, and
-they are factorized on the inputs that arrive.
+Experts of a mixture get other tokens in the compressed model than in the dense one, so nothing is known to fit them to: they are
+factorized on the tokens that the dense router sends them, as without anchoring.
 
 Legend: t tokens of a sequence, n inputs, m outputs, k = n or m, h hidden size.
 """
@@ -243,8 +243,8 @@ class _Meter:
     """What arrives at the linears of one input, and what is missing there.
 
     Attributes:
-        inputs: of the twin.
-        missing: `None` for an expert.
+        inputs: that arrive.
+        missing: `None` for an expert, whose inputs are those of the dense model.
         writing: the weight of the only linear, and the scale of its branch, where it writes to the residual stream.
     """
 
@@ -254,7 +254,7 @@ class _Meter:
 
     def update(self, first: int, group: Group, dense: Seen, arrived: Seen) -> None:
         """Add a micro-batch, whose first sequence is number `first`."""
-        sequences = arrived.by_sequence(group)
+        sequences = (dense if self.missing is None else arrived).by_sequence(group)
         for offset, x in enumerate(sequences):
             self.inputs.update(first + offset, x)
         if self.missing is None:

@@ -124,6 +124,26 @@ def check_parts(parts: Sequence[str], *, inputs: str, pruned: bool) -> None:
         )
 
 
+def check_anchored(anchored: bool, *, inputs: str, pruned: bool, parts: Sequence[str]) -> None:
+    """Refuse what factors cannot be anchored beside (`mgaa.anchoring`).
+
+    Raises:
+        UsageError: as said.
+    """
+    if not anchored:
+        return
+    for wrong, setting, remedy in (
+        (inputs == "compressed", "statistics.inputs is compressed", "statistics.inputs=dense"),
+        (pruned, "channels.method prunes FFNs", "channels.method=none"),
+        (list(parts) != list(DECODER), f"backbone.parts is {list(parts)}", "backbone.parts=[decoder]"),
+    ):
+        if wrong:
+            raise UsageError(
+                f"{setting}, but factors are anchored (anchor.method) for the decoder at ranks that dense inputs gave: set {remedy}, or "
+                "anchor.method=none"
+            )
+
+
 def rehearse(
     matrices: Sequence[Matrix],
     target: Target,
@@ -143,6 +163,11 @@ def rehearse(
         UsageError: as `allocate`, for options of the factorizer, and for a rule that needs the whole model where blocks go one by one.
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
+    if inputs == "compressed" and constant("factors", factors[0], "GRADIENTS", False):
+        raise UsageError(
+            f"factors.method is {factors[0]!r}, which weighs errors by gradients of the dense model, but statistics.inputs is compressed: "
+            "set statistics.inputs=dense, or take another factors.method"
+        )
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
     if inputs == "compressed" and constant("ranks", ranks[0], "GLOBAL", False):
         raise UsageError(

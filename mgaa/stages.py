@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mgaa.anatomy import Architecture, Group, Sublayer, has
+from mgaa.anatomy import Architecture, Group, Sublayer
 from mgaa.blockwise import first_of
+from mgaa.routing import Rows
 
 _SECOND = ("o", "down")
 """Roles of linears that read what the others of their sublayer have made."""
@@ -52,24 +53,19 @@ class Seen:
     """What one stage of a block was given with a micro-batch.
 
     Attributes:
-        inputs: by the first linear of each group; of an expert, the rows of all its tokens.
         stream: the residual stream that the sublayer of the stage adds to.
-        routed: tokens of every sequence, by expert.
+        rows: of every sequence.
+        inputs: by the first linear of each group; of an expert, the rows of all its tokens.
     """
 
     stream: Float[Tensor, "s t h"]
+    rows: Rows
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    routed: Int[Tensor, "E s"] | None = None
 
     def by_sequence(self, group: Group) -> Sequence[Float[Tensor, "t n"]]:
-        """The input of a group, sequence by sequence; those of an expert are of any length."""
+        """The input of a group, sequence by sequence; none of an expert that no token of the micro-batch was sent to."""
         x = self.inputs.get(group.linears[0])
-        if group.expert is None:
-            assert x is not None
-            return list(x.reshape(len(self.stream), -1, x.shape[-1]))
-        if x is None or self.routed is None:  # an expert that no token of the micro-batch was sent to
-            return []
-        return torch.split(x, self.routed[group.expert].tolist())
+        return [] if x is None else self.rows.of(x, group.expert)
 
 
 def seen_by(
@@ -80,23 +76,17 @@ def seen_by(
     before: Float[Tensor, "s t h"],
     run: Callable[[], Any],
 ) -> Seen:
-    """What a stage is given while `run` sends the micro-batch `before` through the block; `run` ends where the stage has its input."""
-    seen, scale = Seen(before), entry.branch_scale(config)
-    earlier = entry.sublayers[: entry.sublayers.index(stage.sublayer)]
+    """What a stage is given while `run` sends the micro-batch `before` through the block; the pass ends where the stage has its input."""
+    seen, scale = Seen(before, Rows(entry, block)), entry.branch_scale(config)
+    seen.rows.enter(len(before))
 
     def adds(_: nn.Module, __: Any, output: Any) -> None:
         seen.stream = seen.stream + scale * first_of(output).reshape(before.shape)
 
-    def routes(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        chosen = given[1].reshape(len(before), -1)
-        experts = len(list(block.get_submodule(entry.experts).children()))
-        seen.routed = torch.stack([(chosen == expert).sum(1) for expert in range(experts)]).cpu()
-
     with ExitStack() as stack, suppress(_Reached):
-        for sublayer in earlier:
+        stack.enter_context(seen.rows.watched())
+        for sublayer in entry.sublayers[: entry.sublayers.index(stage.sublayer)]:
             stack.enter_context(_output_of(sublayer, block).register_forward_hook(adds))
-        if entry.experts and has(block, entry.experts):
-            stack.enter_context(block.get_submodule(entry.experts).register_forward_pre_hook(routes))
         for group in stage.groups:
             hook = _reads(seen, group, last=len(stage.groups) == 1)
             stack.enter_context(block.get_submodule(group.linears[0]).register_forward_pre_hook(hook))

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from mgaa.architectures import matrices_of
 from mgaa.checkpoint import twin_of
-from mgaa.compress import Decomposed, decomposed
+from mgaa.decomposed import Decomposed, decomposed
 from mgaa.errors import NumericalError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.levels import Target, adds_biases, check_groups, flat_ladders

@@ -1,0 +1,168 @@
+"""The arguments of the one-call API as the stages take them: names and options of methods, checked before anything is computed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from mgaa.anchoring import Anchoring
+from mgaa.channels import Pruning
+from mgaa.errors import UsageError
+from mgaa.latency import COMMAND, Latency, latency_of
+from mgaa.levels import Chosen, Target
+from mgaa.methods import available, constant, method
+
+Method = str | Mapping[str, Any]
+"""A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
+
+
+RATIOS: Method = {"method": "softmax", "temperature": 0.1, "band": 0.1}
+"""Defaults of level 1, chosen on validation text of four backbones (docs/log.md)."""
+
+LORAP: dict[str, Any] = {
+    "factors": "awsvd",
+    "ratios": "uniform",
+    "ranks": {"method": "lorap", "split": 3.0, "multiple": 1},
+    "channels": {"method": "weighted", "keep_least": 0.01, "multiple": 1},
+    "inputs": "compressed",
+}
+"""LoRAP (arXiv 2404.09695) as arguments of `compress_`: `compress_(model, tokens, compression=0.2, **LORAP)`."""
+
+
+LOSS: dict[str, Any] = {"factors": "kronecker", "ratios": "uniform", "ranks": "loss", "anchor": "stream"}
+"""The method that loses least, as arguments of `compress_`: errors weighed by their effect on the loss, ranks by it over the whole model,
+and factors fitted to the dense model block after block. Ours, chosen on validation text of four backbones (docs/log.md)."""
+
+
+LATENCY = ("objective", "profile", "tokens", "device")
+"""Options of every rule of level 2, beside `multiple`."""
+
+
+@dataclass(frozen=True)
+class Methods:
+    """The methods of all stages, each with its options.
+
+    Attributes:
+        factors: the factorizer.
+        ratios, ranks: the map of level 1, and the rule of level 2.
+        anchoring: how factors are fitted to the dense model; `None` where they are slices of decompositions on dense inputs.
+    """
+
+    factors: Chosen
+    ratios: Chosen
+    ranks: Chosen
+    anchoring: Anchoring | None = None
+
+    @property
+    def levels(self) -> dict[str, Chosen]:
+        """As `mgaa.levels.rehearse` takes them."""
+        return {"factors": self.factors, "ratios": self.ratios, "ranks": self.ranks}
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the factorizer needs the second moments of output gradients."""
+        return bool(constant("factors", self.factors[0], "GRADIENTS", False))
+
+
+def methods_of(factors: Method, ratios: Method | None, ranks: Method, anchor: Method) -> Methods:
+    """The methods of all stages.
+
+    Raises:
+        UsageError: a method or an option is unknown, or an option is missing or out of range.
+    """
+    factorizer, factor_options, _ = _parsed("factors", factors)
+    level2, rank_options, _ = _parsed("ranks", ranks, shared=("multiple", *LATENCY))
+    level1, ratio_options, shared = _parsed("ratios", _ratios(ratios, level2, rank_options), shared=("band",))
+    return Methods(
+        (factorizer, factor_options),
+        (level1, {**ratio_options, "band": shared.get("band")}),
+        (level2, rank_options),
+        _anchoring(anchor),
+    )
+
+
+def target_of(compression: float, ranks: Method, channels: Method, model: PreTrainedModel) -> Target:
+    """What is asked of both levels.
+
+    Raises:
+        UsageError: an option is unknown or out of range.
+        InputError: a profile is missing or damaged.
+    """
+    shared = _parsed("ranks", ranks, shared=("multiple", *LATENCY))[2]
+    multiple = shared.pop("multiple", None)
+    latency = _latency(shared, dtype=str(model.dtype).removeprefix("torch."))
+    return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency)
+
+
+def _pruning(given: Method) -> Pruning | None:
+    """How the FFNs are pruned, `None` for not at all."""
+    name, options = _named("channels", given, ("none", "weighted"))
+    if name == "none":
+        return None
+    return Pruning(**_known("channels", options, Pruning))
+
+
+def _anchoring(given: Method) -> Anchoring | None:
+    """How factors are fitted to the dense model, `None` for not at all."""
+    name, options = _named("anchor", given, ("none", "outputs", "stream"))
+    if name == "none":
+        return None
+    return Anchoring(stream=name == "stream", **_known("anchor", options, Anchoring, apart=("stream",)))
+
+
+def _named(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The name, one of these, and the options."""
+    options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+    name = options.pop("method", None)
+    if name not in names:
+        raise UsageError(
+            f"{section} is {given!r}, expected {', '.join(map(repr, names))}, or a mapping with the key 'method'"
+        )
+    return name, options
+
+
+def _known(section: str, options: dict[str, Any], settings: type[Any], apart: Sequence[str] = ()) -> dict[str, Any]:
+    """The options, if all of them are fields of these settings."""
+    names = [field.name for field in fields(settings) if field.name not in apart]
+    if unknown := sorted(set(options) - set(names)):
+        raise UsageError(f"{section}.{unknown[0]} is not an option; it takes {', '.join(names)}")
+    return options
+
+
+def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
+    """The objective among the options that all rules share, `None` for parameters."""
+    objective = given.get("objective", "parameters")
+    if objective not in ("parameters", "latency"):
+        raise UsageError(f"ranks.objective is {objective!r}, expected 'parameters' or 'latency'")
+    chosen = {name: value for name, value in given.items() if name != "objective"}
+    if objective == "latency" and chosen.get("profile") is None:
+        raise UsageError(f"ranks.profile is missing: ranks.objective=latency needs what `{COMMAND}` writes")
+    if objective == "latency":
+        return latency_of(dtype=dtype, **chosen)
+    if idle := sorted(chosen):
+        raise UsageError(f"ranks.{idle[0]} has no effect without ranks.objective=latency: leave it out")
+    return None
+
+
+def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
+    """Level 1 as it is given, or its default; ranks that are read from a file leave no other ratios than those of the file."""
+    if level2 != "file":
+        return RATIOS if given is None else given
+    if given is not None and (given if isinstance(given, str) else given.get("method")) != "file":
+        raise UsageError(
+            f"ratios is {given!r}, which has no effect on ranks that are read from a file: leave it out, or take another ranks.method"
+        )
+    return {"method": "file", **options} if given is None else given
+
+
+def _parsed(section: str, given: Method, shared: Sequence[str] = ()) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Name, options, and apart those that all methods of the section share; checked before anything is computed."""
+    options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+    if "method" not in options:
+        raise UsageError(
+            f"{section} is {given!r}, expected a name or a mapping with the key 'method'; methods are {', '.join(available(section))}"
+        )
+    name, common = options.pop("method"), {key: options.pop(key) for key in shared if key in options}
+    method(section, name, options)
+    return name, options, common
