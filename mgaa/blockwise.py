@@ -87,6 +87,16 @@ class Blockwise:
                 if keep:
                     self._hidden.put(batch, hidden)
 
+    def hidden(self, batch: int) -> Tensor:
+        """A micro-batch before the block at hand."""
+        return self._hidden.get(batch)
+
+    @torch.no_grad()
+    def call(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+        """What block `index` makes of a micro-batch, which stays where it is; the block must be resident (`mgaa.shelf`)."""
+        positional, named = self._arguments[batch][index]
+        return first_of(self._blocks[index](hidden, *positional, **named))
+
     def settle(self) -> None:
         """What was made of the last pass is safe: an interrupted run goes on behind it."""
         self._hidden.settle()

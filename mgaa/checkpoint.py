@@ -22,12 +22,12 @@ from mgaa.folder import CONFIG, NOTICE
 from mgaa.format import describe, is_described
 from mgaa.fused import fuse_
 from mgaa.loading import load
-from mgaa.lowrank import Factors, LowRankLinear, non_finite
+from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
 from mgaa.processors import Processor, tokenizer_of
 from mgaa.shards import save_model, write_blockwise
 from mgaa.widths import prune_
 
-__all__ = ["apply_channels", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
+__all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
 
 
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -44,6 +44,28 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     for name, layer in layers.items():
         model.set_submodule(name, layer)
     describe(cast(PreTrainedModel, model))
+
+
+def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
+    """Give linears other weights and biases of the same shapes, by dotted name, in a layer of their own: twins keep theirs.
+
+    Raises:
+        NumericalError: an entry is not finite in the dtype of its linear.
+    """
+    for name, given in layers.items():
+        old = model.get_submodule(name)
+        assert isinstance(old, nn.Linear)
+        layer = nn.Linear(old.in_features, old.out_features, bias=given.bias is not None, device="meta")
+        for key, tensor in (("weight", given.weight), ("bias", given.bias)):
+            if tensor is None:
+                continue
+            stored = tensor.detach().to(old.weight.device, old.weight.dtype)
+            if not stored.is_meta and (bad := non_finite(stored)):
+                raise NumericalError(
+                    f"the {key} of {name} has {bad} non-finite entries in {stored.dtype}: set backbone.dtype to bfloat16 or float32"
+                )
+            setattr(layer, key, nn.Parameter(stored, requires_grad=old.weight.requires_grad))
+        model.set_submodule(name, layer.train(old.training))
 
 
 def apply_channels(model: PreTrainedModel, kept: Mapping[int, Int[Tensor, " k"]]) -> None:

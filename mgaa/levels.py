@@ -17,7 +17,7 @@ from mgaa.budget import Ladder, Matrix
 from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
 from mgaa.latency import Latency
-from mgaa.methods import method
+from mgaa.methods import constant, method
 from mgaa.moments import Accumulator
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
@@ -144,11 +144,15 @@ def rehearse(
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
-    if ranks[0] == "file" and (pruned or inputs == "compressed"):
-        setting = "channels.method prunes the FFNs" if pruned else "statistics.inputs is compressed"
+    if inputs == "compressed" and constant("ranks", ranks[0], "GLOBAL", False):
         raise UsageError(
-            f"{setting}, expected a rule that finds the ranks: those of a file are for all matrices of the model at once; set "
-            "channels.method=none and statistics.inputs=dense, or take another ranks.method"
+            f"statistics.inputs is compressed, expected a rule that finds the ranks block after block: ranks.method={ranks[0]} is for "
+            "all matrices of the model at once; set statistics.inputs=dense, or take another ranks.method"
+        )
+    if ranks[0] == "file" and pruned:
+        raise UsageError(
+            "channels.method prunes the FFNs, expected a rule that finds the ranks: those of a file are for all matrices of the model; set "
+            "channels.method=none, or take another ranks.method"
         )
     allocate(ladders, dict.fromkeys(sizes_of(ladders, pruned), 0.5), target, ratios, ranks, pruned)
 

@@ -32,6 +32,14 @@ class Factors:
     bias: Float[Tensor, " m"] | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """What replaces a weight matrix that stays dense; `bias` is the whole bias, for a layer that has one."""
+
+    weight: Float[Tensor, "m n"]
+    bias: Float[Tensor, " m"] | None = None
+
+
 class LowRankLinear(nn.Module):
     """`B (A x)`: a linear map of rank at most `rank`.
 

@@ -2,7 +2,7 @@
 
 `factors/`, `ratios/` and `ranks/` are folders of methods. The keyword-only arguments of a method's function are its configuration, so
 a new method is a new file and nothing else: no registry, no edit elsewhere. What a file may say beside is told where its section is
-(`mgaa.ranks`: a function `check`, a constant `VERBATIM`).
+(`mgaa.ranks`: a function `check`, constants `VERBATIM` and `GLOBAL`).
 """
 
 import inspect

@@ -7,11 +7,11 @@ its own do (`Calibration.sums`), and `merge` gives the bits that one worker woul
 Legend: s sequences, t tokens of a sequence.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -125,6 +125,18 @@ class Calibration:
         """Send the tokens through block `index` as it now is."""
         self._line.through(index)
         self._line.settle()
+
+    @property
+    def sequences(self) -> list[range]:
+        """Those of every micro-batch."""
+        return list(self._ranges)
+
+    def entering(self, index: int, batch: int) -> tuple[Float[Tensor, "s t h"], Callable[[], Tensor]]:
+        """A micro-batch before block `index`, where it stays, and what sends it through; the block must be resident (`mgaa.shelf`)."""
+        before = self._line.hidden(batch)
+        return before.reshape(len(self._ranges[batch]), -1, before.shape[-1]), lambda: self._line.call(
+            index, batch, before
+        )
 
     def measure(self, index: int) -> BlockStatistics:
         """`statistics`, in the pass that sends the tokens through the block; `settle` ends it."""

@@ -101,6 +101,13 @@ def options(section: str, method: str) -> dict[str, Option]:
     raise UsageError(f"mgaa/{section}/{method}.py is no method: expected a function {FUNCTIONS[section]!r} in it.")
 
 
+@cache
+def says(section: str, method: str, name: str) -> bool:
+    """Whether the file of a method has the line `<name> = True`, such as `GLOBAL` (`mgaa.ranks`)."""
+    lines = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body
+    return f"{name} = True" in {ast.unparse(line) for line in lines if isinstance(line, ast.Assign)}
+
+
 def plain_type(annotation: ast.expr | None) -> Any:
     """The type of an option, for the types that YAML can write; anything else is left to the method to check."""
     if annotation is None or not names_in(annotation) <= TYPES.keys():

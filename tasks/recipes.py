@@ -9,6 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from mgaa.errors import UsageError
+from tasks.options import says
 from tasks.parameters import Parameters
 
 EVEN = "uniform"
@@ -80,7 +81,7 @@ def recipes(p: Parameters) -> dict[str, Recipe]:
         "mgaa": both,
         "random": replace(both, search=RANDOM),
     }
-    if p.ranks.method == "file":  # whatever the ratios, the ranks are those of the file
+    if says("ranks", p.ranks.method, "GLOBAL"):  # whatever the ratios, the ranks are the same
         known["level2"] = both
     check_search(p)
     check_recovery(p)

@@ -66,19 +66,21 @@ def factorize(
     bias: Float[Tensor, " m"] | None,
     spectrum: Spectrum,
     rank: int,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> Factors:
-    """Factors of `rank` in the dtype of `weight`; computed in float64, rounded once.
+    """Factors of `rank` in a dtype, by default that of `weight`; computed in float64, rounded once.
 
     Raises:
         UsageError: the spectrum holds no basis of that rank.
         NumericalError: an entry leaves the range of the dtype.
     """
-    (m, n), largest = weight.shape, spectrum.basis.shape[1]
+    (m, n), largest, dtype = weight.shape, spectrum.basis.shape[1], dtype or weight.dtype
     if not 1 <= rank <= largest:
         raise UsageError(
             f"rank {rank} of a {m} x {n} matrix: expected 1 to {largest}, the basis that was kept; keep the matrix dense instead"
         )
-    stored = spectrum.basis[:, :rank].to(weight.dtype).contiguous()
+    stored = spectrum.basis[:, :rank].to(dtype).contiguous()
     dense, B = weight.double(), stored.double()
     if spectrum.dual is None:
         cholesky, failed = torch.linalg.cholesky_ex(symmetric_product(B.T, B.T), upper=True)
@@ -86,15 +88,16 @@ def factorize(
     else:
         dual = spectrum.dual[:, :rank].double()
         refitted, failed = torch.linalg.solve_ex(dual.T @ B, dual.T @ dense)
-    refitted = refitted.to(weight.dtype).contiguous()
+    refitted = refitted.to(dtype).contiguous()
     if spectrum.mean is not None:
         mean = spectrum.mean.to(dense)
         lost = dense @ mean - B @ (refitted.double() @ mean)
-        bias = (lost if bias is None else bias.double() + lost).to(weight.dtype)
+        bias = lost if bias is None else bias.double() + lost
+    bias = None if bias is None else bias.to(dtype)
     parts = (refitted, stored) if bias is None else (refitted, stored, bias)
     if failed or not all(bool(torch.isfinite(part).all()) for part in parts):
         raise NumericalError(
-            f"factors of rank {rank} leave the range of {weight.dtype}: set backbone.dtype to bfloat16 or float32"
+            f"factors of rank {rank} leave the range of {dtype}: set backbone.dtype to bfloat16 or float32"
         )
     return Factors(A=refitted, B=stored, bias=bias)
 

@@ -3,14 +3,16 @@
 Each file holds one rule `allocate(ladders, budget, *, options)` that puts every matrix of one sublayer on a rung of its ladder. The
 parameters that the rules leave over are then spent on the whole model by the same refill for every rule, so that methods are
 compared at equal parameters: what is left is smaller than the cheapest next step of any matrix. A rule whose roundings are those of a
-published method says `VERBATIM = True` in its file and is not refilled. A rule that has to see the whole model before (`file`) has a
-second function, `check(ladders, compression, *, options)`.
+published method says `VERBATIM = True` in its file and is not refilled. A rule for all matrices of the model at once (`loss`, `file`) says
+`GLOBAL = True`: it is given all ladders and the budget of them all, whatever the ratios, nothing is refilled behind it, and where blocks
+are allocated one after the other it is refused. A rule that has to see the compression before has a second function,
+`check(ladders, compression, *, options)`.
 
 FFNs that are pruned (`mgaa.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel more than
 the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block first.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
@@ -146,16 +148,8 @@ def allocate_within(
     Raises:
         UsageError: as `allocate_ranks`.
     """
-    rule = method("ranks", name, options)
-    rungs: list[int] = []
-    for sublayer, group in by_sublayer(ladders).items():
-        kept = int((1 - ratios[sublayer]) * sum(ladder.matrix.parameters for ladder in group) + 1e-6)
-        if kept < (floor := sum(ladder.costs[0] for ladder in group)):
-            raise UsageError(
-                f"the ratio {ratios[sublayer]} of sublayer {sublayer} leaves {kept:,} parameters, but its lowest ranks take {floor:,}: "
-                "compute the ratios with the same ranks.multiple and factors.method"
-            )
-        rungs += rule(group, kept, **options)
+    rule, whole = method("ranks", name, options), constant("ranks", name, "GLOBAL", False)
+    rungs = [0] * len(ladders) if whole else _by_ratios(rule, ladders, ratios, options)
     widths = {channels: channels.width(ratios[channels.sublayer]) for channels in pruned}
     cost = sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
     widths = _trimmed(widths, budget - cost)
@@ -165,7 +159,9 @@ def allocate_within(
             f"the ratios keep {cost + wide:,} parameters, more than the {budget:,} that compression {compression} allows: "
             "compute the ratios for this compression"
         )
-    if not constant("ranks", name, "VERBATIM", False):
+    if whole:
+        rungs = rule(ladders, budget - wide, **options)
+    elif not constant("ranks", name, "VERBATIM", False):
         rungs = refill(ladders, rungs, budget - wide)
     low = [
         Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], ladder.energies[rung])
@@ -173,6 +169,22 @@ def allocate_within(
     ]
     narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]
     return sorted([*low, *narrow], key=lambda rank: rank.matrix.block)
+
+
+def _by_ratios(
+    rule: Callable[..., list[int]], ladders: Sequence[Ladder], ratios: Mapping[str, float], options: Mapping[str, Any]
+) -> list[int]:
+    """The rungs of a rule that sees one sublayer at a time, each within what its ratio leaves."""
+    rungs: list[int] = []
+    for sublayer, group in by_sublayer(ladders).items():
+        kept = int((1 - ratios[sublayer]) * sum(ladder.matrix.parameters for ladder in group) + 1e-6)
+        if kept < (floor := sum(ladder.costs[0] for ladder in group)):
+            raise UsageError(
+                f"the ratio {ratios[sublayer]} of sublayer {sublayer} leaves {kept:,} parameters, but its lowest ranks take {floor:,}: "
+                "compute the ratios with the same ranks.multiple and factors.method"
+            )
+        rungs += rule(group, kept, **options)
+    return rungs
 
 
 def _trimmed(widths: Mapping[Channels, int], budget: int) -> dict[Channels, int]:

@@ -1,6 +1,6 @@
 """Ranks as a file has them, whatever the ratios: those that were found on a base model, for its chat model (`mgaa.allocation`).
 
-The budget of the file is that of the compression. Nothing is refilled behind them (`VERBATIM`): the ranks are those of the file also where
+The budget of the file is that of the compression. Nothing is refilled behind them (`GLOBAL`): the ranks are those of the file also where
 they cost less than there (a factorizer that adds no biases) or where their rule had left something over.
 """
 
@@ -11,11 +11,11 @@ from mgaa.allocation import Saved, load
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.errors import UsageError
 
-VERBATIM = True
+GLOBAL = True
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model: str | None = None) -> list[int]:
-    """The rungs of the ranks in the file; `budget` is that of the whole file (`check`), not of a sublayer.
+    """The rungs of the ranks in the file; `budget` is that of the file (`check`).
 
     Args:
         path: the file.

@@ -123,7 +123,7 @@ def test_a_rank_has_to_be_faster_at_every_number_of_tokens_that_is_asked_for() -
 # --- the allocation
 
 
-@pytest.mark.parametrize("ranks", ["energy", "uniform", "lorap"])
+@pytest.mark.parametrize("ranks", ["energy", "uniform", "lorap", "loss"])
 @pytest.mark.parametrize("multiple", [1, 8])
 @pytest.mark.parametrize("compression", [0.1, 0.3, 0.6])
 def test_where_time_is_proportional_to_parameters_the_allocation_is_that_of_parameters(
@@ -134,7 +134,7 @@ def test_where_time_is_proportional_to_parameters_the_allocation_is_that_of_para
     assert kept(run(faster, compression, **options)) == kept(run(None, compression, **options))
 
 
-@pytest.mark.parametrize("ranks", ["energy", "uniform", "lorap"])
+@pytest.mark.parametrize("ranks", ["energy", "uniform", "lorap", "loss"])
 @pytest.mark.parametrize("limit", [0.9, 0.6, 0.5])
 def test_the_budget_is_kept_and_no_matrix_is_slower_than_dense(ranks: str, limit: float) -> None:
     def rule(matrix: Matrix, rank: int | None, tokens: int) -> float:

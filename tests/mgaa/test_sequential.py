@@ -15,7 +15,7 @@ from mgaa.checkpoint import twin_of
 from mgaa.errors import UsageError
 from mgaa.fused import unfuse_
 from mgaa.levels import Target, ratios_of
-from mgaa.methods import available
+from mgaa.methods import available, constant
 from mgaa.sequential import CompressedBlock, allowance, compress_block, put_
 from mgaa.streaming import Calibration, Measuring, stream_cosines, stream_statistics
 from tests.mgaa.allocations import reads_file
@@ -96,7 +96,7 @@ def test_cosines_alone_are_those_of_the_whole_measurement(family: str, tiny: Tin
 def test_every_method_works_behind_compressed_blocks(section: str, tiny: Tiny, tokens: Tensor) -> None:
     budget = parameter_budget(matrices_of(tiny()), 0.4)
     for name in available(section):
-        if not reads_file(section, name):
+        if not reads_file(section, name) and not constant(section, name, "GLOBAL", False):
             given = {section: name, "groups": len(tokens), **COMPRESSED}
             report = mgaa.compress_(tiny(), tokens, compression=0.4, **given)
             assert report.linear_parameters + report.budget_left == budget
@@ -146,9 +146,13 @@ def test_with_one_block_the_inputs_do_not_matter(tiny: Tiny, tokens: Tensor) -> 
     )
 
 
-def test_ranks_from_a_file_are_refused_because_they_are_of_the_whole_model(tiny: Tiny, tokens: Tensor) -> None:
-    with pytest.raises(UsageError, match=r"statistics\.inputs is compressed, expected a rule that finds the ranks"):
-        mgaa.compress_(tiny(), tokens, ranks={"method": "file", "path": "a.json"}, **COMPRESSED)
+@pytest.mark.parametrize("ranks", [{"method": "file", "path": "a.json"}, {"method": "loss"}])
+def test_rules_for_the_whole_model_are_refused_before_anything_is_measured(ranks: Any, tiny: Tiny) -> None:
+    unmeasurable = torch.full((2, 16), 64)  # no token of the vocabulary
+    with pytest.raises(
+        UsageError, match=rf"inputs is compressed, expected .* block after block: ranks\.method={ranks['method']} is"
+    ):
+        mgaa.compress_(tiny(), unmeasurable, ranks=ranks, **COMPRESSED)
 
 
 def test_other_inputs_are_refused(tiny: Tiny, tokens: Tensor) -> None:

@@ -117,6 +117,13 @@ def test_an_option_without_a_default_has_to_be_given() -> None:
         load(FILE, ["ratios.method=file", "ratios.path=1"])
 
 
+def test_an_option_that_may_be_null_is_a_number_where_it_is_not() -> None:
+    assert load(FILE, ["ranks.method=loss"]).ranks.options == {"trust": None}
+    assert load(FILE, ["ranks.method=loss", "ranks.trust=0.3"]).ranks.options == {"trust": 0.3}
+    with pytest.raises(UsageError, match=r"ranks.trust is 'far': expected a number .*\(option of loss\)"):
+        load(FILE, ["ranks.method=loss", "ranks.trust=far"])
+
+
 def test_an_option_that_is_a_path_is_a_file() -> None:
     ratios = load(FILE, ["ratios.method=file", "ratios.path=a/b.json"]).ratios
     assert ratios.options == {"path": "a/b.json", "model": None}
@@ -216,6 +223,7 @@ def test_the_help_tells_every_key_and_every_method() -> None:
         "ranks.power, by default 1.0",
         "ranks.method=file  Ranks as a file has them",
         "ranks.path, needed",
+        "ranks.trust, by default None",
         "ranks.model, by default None",
     ):
         assert method in text

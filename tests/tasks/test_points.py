@@ -57,6 +57,12 @@ def test_a_point_has_the_arguments_of_a_run_of_its_own() -> None:
         assert found["both" if name == "mgaa" else name].recipe == recipe
 
 
+def test_where_the_ratios_have_no_effect_a_baseline_without_them_is_the_method_itself() -> None:
+    p = load(ROOT / "params.yaml", ["ranks.method=loss", "evaluation.baselines=[level2]"])
+    with pytest.raises(UsageError, match=r"baselines has level2, which with these methods is the same as mgaa"):
+        recipes(p)
+
+
 def test_ratios_that_would_not_matter_beside_ranks_from_a_file_are_refused() -> None:
     file = "{method: file, path: a.json}"
     with pytest.raises(UsageError, match=r"sweep.ratios has uniform, which has no effect .*a sweep of their own"):
