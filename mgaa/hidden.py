@@ -53,9 +53,7 @@ class HiddenStates:
         assert folder is not None or place != "disk", "hidden states on the disk need a folder"
         self._device, self._place, self._folder = device, place, folder
         self._batches, self._every = batches, every
-        self._states = dict[
-            tuple[int, int], Tensor
-        ]()  # by generation and micro-batch; those in files alone are not here
+        self._states = dict[tuple[int, int], Tensor]()  # those in files alone are not here
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="hidden-states")
         self._writing: deque[Future[None]] = deque()
         self.passed = 0
@@ -73,20 +71,18 @@ class HiddenStates:
         """Take up the states that were found."""
         if self._place != "disk":
             for batch in range(self._batches):
-                self._states[self.passed, batch] = self._kept(self._read(self.passed, batch))
+                self._states[self._key(self.passed, batch)] = self._kept(self._read(self.passed, batch))
 
     def get(self, batch: int, passed: int | None = None) -> Float[Tensor, "*rows h"]:
         """The states of a micro-batch, on the device; of the last generation, or where every one is kept, of that one."""
         passed = self.passed if passed is None else passed
-        state = self._states.get((passed, batch))
+        state = self._states.get(self._key(passed, batch))
         return self._read(passed, batch) if state is None else state.to(self._device)
 
     def put(self, batch: int, hidden: Float[Tensor, "*rows h"]) -> None:
         """What they are behind the block at hand."""
-        if not self._every:
-            self._states.pop((self.passed, batch), None)
         if self._place != "disk":
-            self._states[self.passed + 1, batch] = self._kept(hidden)
+            self._states[self._key(self.passed + 1, batch)] = self._kept(hidden)
         if self._folder is not None:
             if len(self._writing) >= _PENDING:
                 self._writing.popleft().result()
@@ -108,6 +104,10 @@ class HiddenStates:
         if self._folder is not None:
             for generation in range(1, self.passed + 2):
                 self._drop(generation)
+
+    def _key(self, passed: int, batch: int) -> tuple[int, int]:
+        """Where states are in memory: a generation takes the place of the one before it, unless every one is kept."""
+        return (passed if self._every else 0), batch
 
     def _kept(self, hidden: Tensor) -> Tensor:
         return hidden.to(self._device if self._place == "device" else "cpu")
