@@ -35,9 +35,10 @@ from mgaa.checkpoint import apply_dense, apply_factors, twin_of
 from mgaa.errors import UsageError
 from mgaa.factors import factorize, spectra
 from mgaa.levels import Chosen, adds_biases
-from mgaa.lowrank import Dense, Factors
+from mgaa.lowrank import Dense, Factors, LowRankLinear
 from mgaa.moments import Accumulator, Share
 from mgaa.prompts import Prompts
+from mgaa.refinement import Outputs, Refinement, check_tunable, refine_, root_of
 from mgaa.regression import Missing, MissingSums, regressed
 from mgaa.shelf import resident
 from mgaa.stages import Seen, Stage, seen_by, stages_of, writes_to_stream
@@ -79,6 +80,19 @@ class AnchoredBlock:
         apply_factors(model, self.factors)
         apply_dense(model, self.dense)
 
+    def taken_from(self, model: nn.Module) -> "AnchoredBlock":
+        """The same matrices as they are in the model, which has been tuned since they were put into it."""
+        factors, dense = dict[str, Factors](), dict[str, Dense]()
+        for name in self.factors:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, LowRankLinear)
+            factors[name] = layer.factors()
+        for name in self.dense:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            dense[name] = Dense(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+        return AnchoredBlock(factors, dense)
+
 
 @dataclass(frozen=True, eq=False)
 class Wanted:
@@ -106,6 +120,10 @@ class Anchor:
         dense, compressed: the tokens before the same block of the model, and of the twin.
         measuring: how both measure.
         anchoring: how factors are fitted.
+        refinement: how the matrices of a block are then tuned together; `None`: not at all.
+
+    Raises:
+        UsageError: the model is to be tuned in a dtype that carries no gradients.
     """
 
     def __init__(
@@ -116,11 +134,15 @@ class Anchor:
         compressed: Calibration,
         measuring: Measuring,
         anchoring: Anchoring,
+        refinement: Refinement | None = None,
     ) -> None:
         self.model, self.twin, self.dense, self.compressed = model, twin, dense, compressed
-        self._measuring, self._anchoring = measuring, anchoring
+        self._measuring, self._anchoring, self._refinement = measuring, anchoring, refinement
         self._stacks: tuple[Stack, Stack] = stacks_of(model)[0], stacks_of(twin)[0]
+        if refinement is not None:
+            check_tunable(model.dtype)
 
+    @torch.no_grad()
     def compress_(self, index: int, wanted: Wanted) -> AnchoredBlock:
         """Factorize block `index` of the twin in place, stage after stage; the tokens stay before it.
 
@@ -137,12 +159,26 @@ class Anchor:
                 part.put_(self.twin)
                 found.factors.update(part.factors)
                 found.dense.update(part.dense)
-        return found
+            return self._refined_(index, found, wanted)
 
     def advance(self, index: int) -> None:
         """Send the tokens through block `index` of both models, as they now are."""
         self.dense.advance(index)
         self.compressed.advance(index)
+
+    def _refined_(self, index: int, found: AnchoredBlock, wanted: Wanted) -> AnchoredBlock:
+        """What was found, tuned in the twin together."""
+        linears = [self.twin.get_submodule(name) for name in (*found.factors, *found.dense)]
+        if self._refinement is None or not linears:
+            return found
+        sides, (stack, twin) = (self.dense, self.compressed), self._stacks
+        last = stages_of(stack.entry, stack.blocks[index])[-1]
+        seen = writes_to_stream(last, stack.blocks[index], self.dense.entering(index, 0)[1])
+        gradient = wanted.gradients.get(last.linears[0]) if seen else None
+        runs = [lambda batch, side=side: side.entering(index, batch)[1]() for side in sides]
+        outputs = Outputs(len(self.compressed.sequences), *runs, root_of(gradient))
+        refine_(twin.blocks[index], linears, outputs, self._refinement, name=twin.path(index))
+        return found.taken_from(self.twin)
 
     def _measured(self, index: int, stage: Stage) -> dict[str, tuple[InputStatistics, Missing | None]]:
         """Of every linear of a stage of the twin: what arrives at it, and what its outputs lack."""
@@ -214,6 +250,7 @@ def anchored(
     gradients: Sequence[Mapping[str, Float[Tensor, "m m"]]],
     measuring: Measuring,
     anchoring: Anchoring,
+    refinement: Refinement | None = None,
 ) -> Iterator[AnchoredBlock]:
     """What every block of a model becomes at these ranks, in order; the model stays as it is.
 
@@ -224,14 +261,14 @@ def anchored(
         ranks: by the name of the matrix; `None` stays dense.
         factors: the factorizer and its options.
         gradients: by block, those of its linears; empty for factorizers that need none.
-        measuring, anchoring: how.
+        measuring, anchoring, refinement: how.
 
     Raises:
-        InputError, NumericalError: as `Anchor.compress_`.
+        UsageError, InputError, NumericalError: as `Anchor.compress_`.
     """
     twin = twin_of(model)
     dense, compressed = (Calibration(each, tokens, measuring) for each in (model, twin))
-    anchor = Anchor(model, twin, dense, compressed, measuring, anchoring)
+    anchor = Anchor(model, twin, dense, compressed, measuring, anchoring, refinement)
     for index in counted(anchor.compressed):
         inside = [matrix for matrix in matrices if matrix.block == index]
         yield anchor.compress_(index, Wanted(inside, ranks, factors, gradients[index] if gradients else {}))

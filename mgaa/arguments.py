@@ -12,6 +12,7 @@ from mgaa.errors import UsageError
 from mgaa.latency import COMMAND, Latency, latency_of
 from mgaa.levels import Chosen, Target
 from mgaa.methods import available, constant, method
+from mgaa.refinement import Refinement
 
 Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
@@ -47,12 +48,14 @@ class Methods:
         factors: the factorizer.
         ratios, ranks: the map of level 1, and the rule of level 2.
         anchoring: how factors are fitted to the dense model; `None` where they are slices of decompositions on dense inputs.
+        refinement: how the factors of a block are then tuned together; `None` for not at all.
     """
 
     factors: Chosen
     ratios: Chosen
     ranks: Chosen
     anchoring: Anchoring | None = None
+    refinement: Refinement | None = None
 
     @property
     def levels(self) -> dict[str, Chosen]:
@@ -65,11 +68,13 @@ class Methods:
         return bool(constant("factors", self.factors[0], "GRADIENTS", False))
 
 
-def methods_of(factors: Method, ratios: Method | None, ranks: Method, anchor: Method) -> Methods:
+def methods_of(
+    factors: Method, ratios: Method | None, ranks: Method, anchor: Method, refinement: Method = "none"
+) -> Methods:
     """The methods of all stages.
 
     Raises:
-        UsageError: a method or an option is unknown, or an option is missing or out of range.
+        UsageError: a method or an option is unknown, an option is missing or out of range, or blocks are to be tuned without an anchor.
     """
     factorizer, factor_options, _ = _parsed("factors", factors)
     level2, rank_options, _ = _parsed("ranks", ranks, shared=("multiple", *LATENCY))
@@ -79,6 +84,7 @@ def methods_of(factors: Method, ratios: Method | None, ranks: Method, anchor: Me
         (level1, {**ratio_options, "band": shared.get("band")}),
         (level2, rank_options),
         _anchoring(anchor),
+        _refinement(refinement, anchor),
     )
 
 
@@ -109,6 +115,19 @@ def _anchoring(given: Method) -> Anchoring | None:
     if name == "none":
         return None
     return Anchoring(stream=name == "stream", **_known("anchor", options, Anchoring, apart=("stream",)))
+
+
+def _refinement(given: Method, anchor: Method) -> Refinement | None:
+    """How blocks are tuned, `None` for not at all."""
+    name, options = _named("refinement", given, ("none", "adam"))
+    if name == "none":
+        return None
+    if _anchoring(anchor) is None:
+        raise UsageError(
+            f"refinement is {given!r}, which tunes blocks whose factors are fitted to the dense model, but anchor is {anchor!r}: "
+            "set anchor.method=stream, or refinement.method=none"
+        )
+    return Refinement(**_known("refinement", options, Refinement))
 
 
 def _named(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:

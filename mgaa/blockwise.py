@@ -91,9 +91,11 @@ class Blockwise:
         """A micro-batch before the block at hand."""
         return self._hidden.get(batch)
 
-    @torch.no_grad()
     def call(self, index: int, batch: int, hidden: Tensor) -> Tensor:
-        """What block `index` makes of a micro-batch, which stays where it is; the block must be resident (`mgaa.shelf`)."""
+        """What block `index` makes of a micro-batch, which stays where it is; the block must be resident (`mgaa.shelf`).
+
+        Autograd is on where the caller has it on.
+        """
         positional, named = self._arguments[batch][index]
         return first_of(self._blocks[index](hidden, *positional, **named))
 

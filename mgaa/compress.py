@@ -29,6 +29,7 @@ from mgaa.levels import (
 )
 from mgaa.prompts import Prompts
 from mgaa.ranks import Rank
+from mgaa.refinement import check_tunable
 from mgaa.report import Report, report
 from mgaa.sequential import CompressedBlock, compress_block, put_
 from mgaa.shelf import is_shelved
@@ -50,6 +51,7 @@ def compress_(
     ranks: Method = "energy",
     channels: Method = "none",
     anchor: Method = "none",
+    refinement: Method = "none",
     inputs: str = "dense",
     groups: int = 32,
     batch_size: int = 8,
@@ -70,6 +72,8 @@ def compress_(
             `mgaa.channels.Pruning`.
         anchor: `none`; or how factors are fitted to the dense model behind compressed blocks (`mgaa.anchoring`): `outputs`, to those of
             each matrix; `stream`, and o and down to the residual stream; with the options `dense` and `damping`.
+        refinement: `none`; or `adam`, which then tunes the matrices of each block together, with the options of
+            `mgaa.refinement.Refinement`.
         inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before (`mgaa.sequential`).
         groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
         batch_size: sequences per forward pass of the calibration.
@@ -87,7 +91,7 @@ def compress_(
     """
     if inputs not in ("dense", "compressed"):
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
-    methods = methods_of(factors, ratios, ranks, anchor)
+    methods = methods_of(factors, ratios, ranks, anchor, refinement)
     target = target_of(compression, ranks, channels, model)
     measuring = Measuring(groups, batch_size, expert_tokens)
     matrices = _checked(model, tokens, [target], measuring, methods, inputs, parts)
@@ -108,6 +112,7 @@ def sweep(
     ranks: Method = "energy",
     channels: Method = "none",
     anchor: Method = "none",
+    refinement: Method = "none",
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
@@ -119,7 +124,7 @@ def sweep(
         model: as in `compress_`; it stays dense (layers that hold several matrices are taken apart).
         tokens: as in `compress_`.
         compressions: the fractions to remove.
-        factors, ratios, ranks, channels, anchor, groups, batch_size, expert_tokens, parts: as in `compress_`.
+        factors, ratios, ranks, channels, anchor, refinement, groups, batch_size, expert_tokens, parts: as in `compress_`.
 
     Returns:
         For each compression in order: a compressed model that shares every other tensor with `model`, and what was done. Each is made
@@ -128,7 +133,7 @@ def sweep(
     Raises:
         UsageError, InputError, NumericalError: as `compress_`; all but the range of factors is found in the call itself.
     """
-    methods = methods_of(factors, ratios, ranks, anchor)
+    methods = methods_of(factors, ratios, ranks, anchor, refinement)
     targets = [target_of(compression, ranks, channels, model) for compression in compressions]
     measuring = Measuring(groups, batch_size, expert_tokens)
     matrices = _checked(model, tokens, targets, measuring, methods, parts=parts)
@@ -142,7 +147,8 @@ def sweep(
         if methods.anchoring is None:
             measured.put_(twin, outcome)
         else:
-            measured.anchor_(twin, outcome, model, tokens, measuring, methods.factors, methods.anchoring)
+            how = (measuring, methods.factors, methods.anchoring, methods.refinement)
+            measured.anchor_(twin, outcome, model, tokens, *how)
         budget = parameter_budget(matrices, target.compression)
         return twin, report(outcome, given, measured.cosines, budget, target.latency)
 
@@ -165,7 +171,8 @@ def _at_once(
         measured.put_(model, outcome, last=True)
     else:
         measured.spectra.clear()
-        measured.anchor_(model, outcome, model, tokens, measuring, methods.factors, methods.anchoring)
+        how = (measuring, methods.factors, methods.anchoring, methods.refinement)
+        measured.anchor_(model, outcome, model, tokens, *how)
     return given, outcome, measured.cosines
 
 
@@ -215,6 +222,8 @@ def _checked(
     pruned = any(target.pruning is not None for target in targets)
     check_parts(parts, inputs=inputs, pruned=pruned)
     check_anchored(methods.anchoring is not None, inputs=inputs, pruned=pruned, parts=parts)
+    if methods.refinement is not None:
+        check_tunable(model.dtype)
     if is_shelved(model):
         raise UsageError(
             "the blocks of the model stay in their files, where nothing can be put into them: load it without stream, or compress it by "

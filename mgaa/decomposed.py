@@ -23,6 +23,7 @@ from mgaa.memory import give_back
 from mgaa.methods import constant
 from mgaa.prompts import Prompts
 from mgaa.ranks import Rank, ladders_of
+from mgaa.refinement import Refinement
 from mgaa.streaming import Measuring, stream_statistics
 
 
@@ -75,16 +76,18 @@ class Decomposed:
         measuring: Measuring,
         factors: Chosen,
         anchoring: Anchoring,
+        refinement: Refinement | None,
     ) -> None:
         """The same with factors that are fitted to the dense model behind compressed blocks (`mgaa.anchoring`).
 
         Args:
             model, outcome: as in `put_`; the model may be the dense one itself, and changes when all factors are there.
             dense: what was decomposed.
-            tokens, measuring, factors, anchoring: of the calibration.
+            tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchored`.
         """
         matrices, ranks = [each.matrix for each in outcome], {each.matrix.name: each.rank for each in outcome}
-        blocks = [*anchored(dense, tokens, matrices, ranks, factors, self.gradients, measuring, anchoring)]
+        how = (factors, self.gradients, measuring, anchoring, refinement)
+        blocks = [*anchored(dense, tokens, matrices, ranks, *how)]
         for block in blocks:
             block.put_(model)
 

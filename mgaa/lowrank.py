@@ -96,6 +96,11 @@ class LowRankLinear(nn.Module):
         y: Tensor = self.B(self.A(x))
         return y
 
+    def factors(self) -> Factors:
+        """The very tensors that the layer computes with."""
+        bias = self.B.bias
+        return Factors(self.A.weight.detach(), self.B.weight.detach(), None if bias is None else bias.detach())
+
     @torch.no_grad()
     def dense(self) -> nn.Linear:
         """The equivalent `nn.Linear`; the product is computed in float64 and rounded once."""
