@@ -7,7 +7,8 @@ backbone -> texts -> tokens -> statistics -> spectra -> ratios -> ranks -> facto
 Every arrow is a cached step that takes and gives artifacts, so a second run executes nothing, and another target starts at `ratios`.
 The method and its baselines differ in their recipes only: same statistics, spectra and budget. A search (`search.method`) finds ranks
 by trials on validation text in the place of both levels. Where `statistics.inputs` is `compressed`,
-statistics to factors is one step per block, behind the compressed blocks before it. `recovery` tunes the checkpoint of the method.
+statistics to factors is one step per block, behind the compressed blocks before it; anchored (`anchor.method`), ranks to factors are.
+`recovery` tunes the checkpoint of the method.
 """
 
 import sys
@@ -30,6 +31,7 @@ from flows.workers import THREADS, opened, workers
 from mgaa.errors import InputError, UsageError
 from tasks.allocate_ranks import allocate_ranks
 from tasks.allocate_ratios import allocate_ratios
+from tasks.anchor_block import anchor_block
 from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
 from tasks.collect_ranks import collect_ranks
@@ -129,9 +131,11 @@ def parts_of(p: Parameters) -> list[str]:
     Raises:
         UsageError: a method that is for the decoder alone.
     """
-    from mgaa.levels import check_parts
+    from mgaa.levels import check_anchored, check_parts
 
-    check_parts(p.backbone.parts, inputs=p.statistics.inputs, pruned=p.channels.method != "none")
+    given: dict[str, Any] = {"inputs": p.statistics.inputs, "pruned": p.channels.method != "none"}
+    check_parts(p.backbone.parts, **given)
+    check_anchored(p.anchor.method != "none", **given, parts=p.backbone.parts)
     if len(p.backbone.parts) > 1 and p.search.method != "none":
         raise UsageError(
             f"backbone.parts is {p.backbone.parts}, but a search (search.method={p.search.method}) varies the decoder alone: set "
@@ -184,19 +188,35 @@ class Bench:
         return ranks, scores, self.sliced(spectra, ranks, scores)
 
     def sliced(self, spectra: list[Artifact], ranks: Artifact, scores: list[Artifact] | None = None) -> list[Artifact]:
-        """The factors of all blocks at some ranks."""
+        """The factors of all blocks at some ranks: slices, or fitted to the dense model."""
+        if self.parameters.anchor.anchoring is not None:
+            return self.anchored(ranks)
         given: dict[str, Any] = {"scores": scores or unmapped(None), "ranks": unmapped(ranks)}
         found: list[Artifact] = factorize.map(spectra=spectra, **given, **self.shared).result()
         return found
+
+    def anchored(self, ranks: Artifact) -> list[Artifact]:
+        """The factors of all blocks at some ranks, each fitted to the dense model behind those before it."""
+        p, factors = self.parameters, list[Artifact]()
+        chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options}
+        for block in self.blocks:
+            before = [self.store, self.backbone, self.tokens, self.statistics, ranks, factors[:block]]
+            given: dict[str, Any] = {"anchoring": p.anchor.anchoring, "measuring": self.measuring}
+            factors.append(anchor_block(*before, block=block, **chosen, **given, device=self.device))
+        return factors
+
+    @property
+    def measuring(self) -> dict[str, Any]:
+        """Arguments of `mgaa.streaming.Measuring`."""
+        return self.parameters.statistics.model_dump(exclude={"inputs", "shards", "gradients"})
 
     def one_by_one(self, recipe: Recipe, ratios: Artifact) -> tuple[Artifact, list[Artifact], list[Artifact]]:
         """The same, one block after the other, each measured behind the compressed ones before it; its scores lie with its factors."""
         p, factors = self.parameters, list[Artifact]()
         chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options, **recipe.block}
-        measuring = p.statistics.model_dump(exclude={"inputs", "shards", "gradients"})
         for block in self.blocks:
             before = [self.store, self.backbone, self.tokens, ratios, factors[:block]]
-            step = compress_block(*before, block=block, **chosen, measuring=measuring, device=self.device)
+            step = compress_block(*before, block=block, **chosen, measuring=self.measuring, device=self.device)
             factors.append(step)
         return collect_ranks(self.store, factors), [], factors
 

@@ -83,7 +83,7 @@ def check(p: Parameters) -> None:
     """Refuse what cannot share one decomposition, and what is no low rank.
 
     Raises:
-        UsageError: inputs behind compressed blocks, pruned FFNs, or recovery.
+        UsageError: inputs behind compressed blocks, anchored factors, pruned FFNs, a search, or recovery.
     """
     if p.statistics.inputs != "dense":
         raise UsageError(
@@ -91,6 +91,7 @@ def check(p: Parameters) -> None:
             "(flows.compress), or set statistics.inputs=dense"
         )
     for section, given in (
+        ("anchor", p.anchor.method),
         ("channels", p.channels.method),
         ("search", p.search.method),
         ("recovery", p.recovery.method),

@@ -21,6 +21,7 @@ Legend: t tokens of a sequence, n inputs, m outputs, k = n or m, h hidden size.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -41,6 +42,7 @@ from mgaa.prompts import Prompts
 from mgaa.refinement import Outputs, Refinement, check_tunable, refine_, root_of
 from mgaa.regression import Missing, MissingSums, regressed
 from mgaa.shelf import resident
+from mgaa.shortcut import Shortcuts
 from mgaa.stages import Seen, Stage, seen_by, stages_of, writes_to_stream
 from mgaa.statistics import BlockStatistics, InputStatistics
 from mgaa.streaming import Calibration, Measuring, counted
@@ -121,6 +123,8 @@ class Anchor:
         measuring: how both measure.
         anchoring: how factors are fitted.
         refinement: how the matrices of a block are then tuned together; `None`: not at all.
+        remember: whether the outputs of attention are kept for the later passes through a block, which takes three times the memory of
+            the hidden states, and half the time.
 
     Raises:
         UsageError: the model is to be tuned in a dtype that carries no gradients.
@@ -135,53 +139,89 @@ class Anchor:
         measuring: Measuring,
         anchoring: Anchoring,
         refinement: Refinement | None = None,
+        *,
+        remember: bool = True,
     ) -> None:
         self.model, self.twin, self.dense, self.compressed = model, twin, dense, compressed
-        self._measuring, self._anchoring, self._refinement = measuring, anchoring, refinement
+        self._measuring, self._anchoring, self._remember = measuring, anchoring, remember
+        self._refinement = refinement
         self._stacks: tuple[Stack, Stack] = stacks_of(model)[0], stacks_of(twin)[0]
+        self._shortcuts: dict[int, list[Shortcuts]] = {}
         if refinement is not None:
             check_tunable(model.dtype)
 
     @torch.no_grad()
-    def compress_(self, index: int, wanted: Wanted) -> AnchoredBlock:
-        """Factorize block `index` of the twin in place, stage after stage; the tokens stay before it.
+    def compress(self, index: int, wanted: Wanted) -> AnchoredBlock:
+        """Factorize block `index` of the twin, stage after stage; tokens and block stay as they are.
 
         Raises:
             InputError: an expert that no token reaches.
             NumericalError: an activation, or what is fitted, is not finite (the message names the matrix).
         """
-        found = AnchoredBlock()
+        found, names = AnchoredBlock(), [matrix.name for matrix in wanted.matrices]
         before, arrived = (stack.blocks[index] for stack in self._stacks)
-        with resident(before), resident(arrived):
+        sublayers = self._stacks[0].entry.sublayers
+        self._shortcuts = {index: [Shortcuts(each, sublayers, active=self._remember) for each in (before, arrived)]}
+        with resident(before), resident(arrived), _untouched(self.twin, names):
             for stage in stages_of(self._stacks[0].entry, before):
                 inside = [matrix for matrix in wanted.matrices if matrix.local in stage.linears]
-                part = self._fitted(replace(wanted, matrices=inside), self._measured(index, stage))
+                measured, kept = self._measured(index, stage)
+                part = self._fitted(replace(wanted, matrices=inside), measured)
                 part.put_(self.twin)
+                self._keep(index, stage, kept)
                 found.factors.update(part.factors)
                 found.dense.update(part.dense)
             return self._refined_(index, found, wanted)
 
     def advance(self, index: int) -> None:
         """Send the tokens through block `index` of both models, as they now are."""
-        self.dense.advance(index)
-        self.compressed.advance(index)
+        known = self._shortcuts.pop(index, (None, None))
+        for calibration, shortcuts in zip((self.compressed, self.dense), reversed(known), strict=True):
+            with shortcuts.attached(self._done()) if shortcuts else nullcontext():
+                calibration.advance(index, watch=shortcuts)
+
+    def _done(self, stage: Stage | None = None) -> list[str]:
+        """The modules of the sublayers before a stage; of all without one."""
+        sublayers = self._stacks[0].entry.sublayers
+        return [each.module for each in (sublayers if stage is None else sublayers[: sublayers.index(stage.sublayer)])]
+
+    def _keep(self, index: int, stage: Stage, arrived: Mapping[int, Tensor]) -> None:
+        """What the sublayer of the twin adds, from what its last linear reads."""
+        linear = self._stacks[1].blocks[index].get_submodule(stage.linears[0])
+        dense, twin = self._shortcuts[index]
+        for batch, x in arrived.items():
+            with torch.no_grad():
+                twin.keep(stage.sublayer.module, batch, linear(x), dense)
 
     def _refined_(self, index: int, found: AnchoredBlock, wanted: Wanted) -> AnchoredBlock:
         """What was found, tuned in the twin together."""
         linears = [self.twin.get_submodule(name) for name in (*found.factors, *found.dense)]
         if self._refinement is None or not linears:
             return found
-        sides, (stack, twin) = (self.dense, self.compressed), self._stacks
+        (stack, twin), shortcuts = self._stacks, self._shortcuts[index]
         last = stages_of(stack.entry, stack.blocks[index])[-1]
         seen = writes_to_stream(last, stack.blocks[index], self.dense.entering(index, 0)[1])
-        gradient = wanted.gradients.get(last.linears[0]) if seen else None
-        runs = [lambda batch, side=side: side.entering(index, batch)[1]() for side in sides]
-        outputs = Outputs(len(self.compressed.sequences), *runs, root_of(gradient))
-        refine_(twin.blocks[index], linears, outputs, self._refinement, name=twin.path(index))
+        root = root_of(wanted.gradients.get(last.linears[0]) if seen else None)
+
+        def dense(batch: int) -> Tensor:
+            shortcuts[0].enter(batch, Tensor())
+            return self.dense.entering(index, batch)[1]()
+
+        outputs = Outputs(
+            len(self.compressed.sequences), dense, lambda batch: self.compressed.entering(index, batch)[1](), root
+        )
+        with shortcuts[0].attached(self._done()):
+            refine_(twin.blocks[index], linears, outputs, self._refinement, name=twin.path(index))
+        shortcuts[1] = Shortcuts(twin.blocks[index], ())  # what the tuned block adds is not what was kept
         return found.taken_from(self.twin)
 
-    def _measured(self, index: int, stage: Stage) -> dict[str, tuple[InputStatistics, Missing | None]]:
-        """Of every linear of a stage of the twin: what arrives at it, and what its outputs lack."""
+    def _measured(
+        self, index: int, stage: Stage
+    ) -> tuple[dict[str, tuple[InputStatistics, Missing | None]], dict[int, Tensor]]:
+        """Of every linear of a stage of the twin: what arrives at it, and what its outputs lack.
+
+        Also what arrives by micro-batch, where the output of the only linear is that of the sublayer, which is kept.
+        """
         stack, sequences = self._stacks[0], self.compressed.sequences
         block = stack.blocks[index]
         writes = self._anchoring.stream and writes_to_stream(stage, block, self.dense.entering(index, 0)[1])
@@ -189,20 +229,29 @@ class Anchor:
         meters = {
             group: self._meter(group, block, stack.path(index), scale if writes else None) for group in stage.groups
         }
-        for batch, range_ in enumerate(sequences):
-            seen = [
-                seen_by(stage, side.entry, side.config, side.blocks[index], *calibration.entering(index, batch))
-                for side, calibration in zip(self._stacks, (self.dense, self.compressed), strict=True)
-            ]
-            for group, meter in meters.items():
-                meter.update(range_.start, group, *seen)
+        shortcuts, arrived = self._shortcuts[index], dict[int, Tensor]()
+        last = stage.writes and shortcuts[0].has(
+            stage.sublayer.module
+        )  # of a sublayer of the dense block, which is kept at once
+        done = self._done(stage), [*self._done(stage), *([stage.sublayer.module] if last else [])]
+        with shortcuts[0].attached(done[1]), shortcuts[1].attached(done[0]):
+            for batch, range_ in enumerate(sequences):
+                seen = []
+                for side, calibration, each in zip(self._stacks, (self.dense, self.compressed), shortcuts, strict=True):
+                    each.enter(batch, Tensor())
+                    given = (side.entry, side.config, side.blocks[index], *calibration.entering(index, batch))
+                    seen.append(seen_by(stage, *given, whole=last and side is stack))
+                for group, meter in meters.items():
+                    meter.update(range_.start, group, *seen)
+                if last and writes and not stage.sublayer.output:
+                    arrived[batch] = seen[1].inputs[stage.linears[0]]
         found = dict[str, tuple[InputStatistics, Missing | None]]()
         for group, meter in meters.items():
-            arrived, missing = meter.finish()
+            inputs, missing = meter.finish()
             for linear in group.linears:
                 weight = block.get_parameter(f"{linear}.weight").detach().double()
-                found[linear] = arrived, missing if missing is None or writes else missing.at_outputs(weight)
-        return found
+                found[linear] = inputs, missing if missing is None or writes else missing.at_outputs(weight)
+        return found, arrived
 
     def _meter(self, group: Group, block: nn.Module, path: str, scale: float | None) -> "_Meter":
         minimum = 0.0 if group.expert is None else self._measuring.expert_tokens
@@ -264,15 +313,28 @@ def anchored(
         measuring, anchoring, refinement: how.
 
     Raises:
-        UsageError, InputError, NumericalError: as `Anchor.compress_`.
+        UsageError, InputError, NumericalError: as `Anchor.compress`.
     """
     twin = twin_of(model)
     dense, compressed = (Calibration(each, tokens, measuring) for each in (model, twin))
     anchor = Anchor(model, twin, dense, compressed, measuring, anchoring, refinement)
     for index in counted(anchor.compressed):
         inside = [matrix for matrix in matrices if matrix.block == index]
-        yield anchor.compress_(index, Wanted(inside, ranks, factors, gradients[index] if gradients else {}))
+        block = anchor.compress(index, Wanted(inside, ranks, factors, gradients[index] if gradients else {}))
+        yield block
+        block.put_(twin)
         anchor.advance(index)
+
+
+@contextmanager
+def _untouched(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """What stands under these names inside the context does not stay there."""
+    linears = {name: model.get_submodule(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, linear in linears.items():
+            model.set_submodule(name, linear)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ other.
 Legend: t tokens of a sequence, m outputs of a linear.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -86,10 +87,9 @@ class Feedback:
         if len(rows) == 0:
             return
         check_finite(rows, f"the output of {self._path}.{linear}", sequence)
-        rows = rows.double()
         if linear not in self._sums:
-            self._sums[linear] = rows.new_zeros(rows.shape[1], rows.shape[1])
-        add_gram_(self._sums[linear], rows)
+            self._sums[linear] = rows.new_zeros(rows.shape[1], rows.shape[1], dtype=torch.float64)
+        add_gram_(self._sums[linear], rows.to(torch.promote_types(rows.dtype, torch.float32)))
 
 
 def check_finite(gradient: Float[Tensor, "t _"], of: str, sequence: int) -> None:
@@ -103,7 +103,7 @@ def check_finite(gradient: Float[Tensor, "t _"], of: str, sequence: int) -> None
     Raises:
         NumericalError: as said.
     """
-    if not bool(torch.isfinite(gradient).all()):
+    if not math.isfinite(float(gradient.sum())) and not bool(torch.isfinite(gradient).all()):
         raise NumericalError(
             f"the gradient of {of} has {int((~torch.isfinite(gradient)).sum())} non-finite entries in calibration sequence {sequence}, "
             "expected none: the loss or the way back from it overflows; check the weights or set backbone.dtype to bfloat16 or float32"

@@ -225,11 +225,15 @@ def column_sums(x: Float[Tensor, "t n"]) -> Float[Tensor, " n"]:
 
 
 def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None:
-    """Add `rows^T rows` to the upper block panels."""
+    """Add `rows^T rows` to the upper block panels; the products are those of the dtype of the rows."""
     width = len(scatter)
     height = max(128, -(-width // PANELS))
     for top in range(0, width, height):
-        scatter[top : top + height, top:].addmm_(rows[:, top : top + height].T, rows[:, top:])
+        panel, left, right = scatter[top : top + height, top:], rows[:, top : top + height].T, rows[:, top:]
+        if rows.dtype == scatter.dtype:
+            panel.addmm_(left, right)
+        else:
+            panel += left @ right
 
 
 class Accumulator:

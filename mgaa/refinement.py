@@ -163,7 +163,9 @@ def _put_(parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> None
         parameter.data = tensor
 
 
-def _train_(parameters: Sequence[nn.Parameter], outputs: Outputs, refinement: Refinement, way: float, name: str) -> None:
+def _train_(
+    parameters: Sequence[nn.Parameter], outputs: Outputs, refinement: Refinement, way: float, name: str
+) -> None:
     """Steps of Adam on copies in float32 or wider; the parameters are these, rounded."""
     masters = [each.detach().to(torch.promote_types(each.dtype, torch.float32), copy=True) for each in parameters]
     sizes = [way * float(each.square().mean().sqrt()) for each in masters]

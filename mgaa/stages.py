@@ -32,6 +32,11 @@ class Stage:
     groups: tuple[Group, ...]
 
     @property
+    def writes(self) -> bool:
+        """Whether it is the second stage of its sublayer, behind which that is done."""
+        return self.groups[0].roles[0] in _SECOND
+
+    @property
     def linears(self) -> list[str]:
         """Their names inside the block."""
         return [linear for group in self.groups for linear in group.linears]
@@ -75,8 +80,13 @@ def seen_by(
     block: nn.Module,
     before: Float[Tensor, "s t h"],
     run: Callable[[], Any],
+    *,
+    whole: bool = False,
 ) -> Seen:
-    """What a stage is given while `run` sends the micro-batch `before` through the block; the pass ends where the stage has its input."""
+    """What a stage is given while `run` sends the micro-batch `before` through the block.
+
+    The pass ends where the stage has its input, unless the `whole` of it is asked for.
+    """
     seen, scale = Seen(before, Rows(entry, block)), entry.branch_scale(config)
     seen.rows.enter(len(before))
 
@@ -88,7 +98,7 @@ def seen_by(
         for sublayer in entry.sublayers[: entry.sublayers.index(stage.sublayer)]:
             stack.enter_context(_output_of(sublayer, block).register_forward_hook(adds))
         for group in stage.groups:
-            hook = _reads(seen, group, last=len(stage.groups) == 1)
+            hook = _reads(seen, group, last=len(stage.groups) == 1 and not whole)
             stack.enter_context(block.get_submodule(group.linears[0]).register_forward_pre_hook(hook))
         run()
     return seen
@@ -100,7 +110,7 @@ def writes_to_stream(stage: Stage, block: nn.Module, run: Callable[[], Any]) -> 
     Not so where a norm, a gate or a router is between them.
     """
     (group, *others), made = stage.groups, dict[str, Tensor]()
-    if others or len(group.linears) > 1 or stage.groups[0].roles[0] not in _SECOND:
+    if others or len(group.linears) > 1 or not stage.writes:
         return False
 
     def keep(key: str) -> Callable[..., None]:

@@ -144,6 +144,13 @@ def load_apart(path: Path) -> dict[str, float]:
         return _apart({name: file.get_tensor(name) for name in file.keys() if name.startswith(_APART)})  # noqa: SIM118
 
 
+def load_gradients(path: Path, device: str = "cpu") -> dict[str, Float[Tensor, "m m"]]:
+    """The second moments of the output gradients in a file of `BlockStatistics.save`, by linear; none where none were measured."""
+    with safe_open(path, framework="pt", device=device) as file:
+        names = [name for name in file.keys() if name.startswith(_GRADIENT)]  # noqa: SIM118 (not a mapping)
+        return {name.removeprefix(_GRADIENT): _symmetric(file.get_tensor(name)) for name in names}
+
+
 def load_cosines(path: Path) -> dict[str, tuple[float, float]]:
     """The two cosines of every sublayer in a file of `BlockStatistics.save`: of the stream, and of the branch."""
     with safe_open(path, framework="pt") as file:

@@ -10,6 +10,7 @@ Legend: s sequences, t tokens of a sequence.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -121,9 +122,9 @@ class Calibration:
         """
         return self._watched(index, keep=False).finish()
 
-    def advance(self, index: int) -> None:
-        """Send the tokens through block `index` as it now is."""
-        self._line.through(index)
+    def advance(self, index: int, *, watch: Any = None) -> None:
+        """Send the tokens through block `index` as it now is; `watch` as in `mgaa.blockwise.Blockwise.through`."""
+        self._line.through(index, watch=watch)
         self._line.settle()
 
     @property

@@ -37,13 +37,16 @@ def restore_(model: Any, block: int, path: Path) -> None:
     """Let a block become what a file of `factors` says, in place."""
     from safetensors.torch import load_file
 
-    from mgaa.checkpoint import apply_channels, apply_factors
-    from mgaa.lowrank import Factors
+    from mgaa.checkpoint import apply_channels, apply_dense, apply_factors
+    from mgaa.lowrank import Dense, Factors
 
     tensors = load_file(path)
     kept = tensors.pop(CHANNELS, None)
-    names = dict.fromkeys(name.rpartition("/")[0] for name in tensors)
-    parts = {name: (tensors[f"{name}/A"], tensors[f"{name}/B"], tensors.get(f"{name}/bias")) for name in names}
-    apply_factors(model, {name: Factors(*pair) for name, pair in parts.items()})
+    layers: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        layers.setdefault(name, {})[part] = tensor
+    apply_factors(model, {name: Factors(**parts) for name, parts in layers.items() if "A" in parts})
+    apply_dense(model, {name: Dense(**parts) for name, parts in layers.items() if "weight" in parts})
     if kept is not None:
         apply_channels(model, {block: kept})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mgaa.budget import Matrix
-    from mgaa.lowrank import Factors
+    from mgaa.lowrank import Dense, Factors
 
 
 @step(kind="factors", task_run_name="factorize-{block}")
@@ -42,15 +42,24 @@ def factorize(
     write_factors(out / block_file(block), factors, kept)
 
 
-def write_factors(path: Path, factors: Mapping[str, "Factors"], kept: "Tensor | None") -> None:
-    """Write the factors of a block by matrix, and the channels of its FFN that remain; `read_factors` reads them."""
+def write_factors(
+    path: Path,
+    factors: Mapping[str, "Factors"],
+    kept: "Tensor | None",
+    *,
+    dense: Mapping[str, "Dense"] | None = None,
+) -> None:
+    """Write the factors of a block by matrix, the channels of its FFN that remain, and what stays dense with other weights.
+
+    `tasks.assemble.restore_` reads them.
+    """
     from safetensors.torch import save_file
 
     tensors = {
-        f"{name}/{part}": tensor.cpu()
-        for name, pair in factors.items()
-        for part, tensor in (("A", pair.A), ("B", pair.B), ("bias", pair.bias))
-        if tensor is not None
+        f"{name}/{part}": tensor.cpu().contiguous()
+        for name, layer in {**factors, **(dense or {})}.items()
+        for part in ("A", "B", "weight", "bias")
+        if (tensor := getattr(layer, part, None)) is not None
     }
     save_file(tensors if kept is None else tensors | {CHANNELS: kept.cpu()}, path)
 

@@ -19,6 +19,7 @@ from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
 from tasks.registry_section import Registry
 from tasks.sections import (
+    Anchor,
     Backbone,
     Channels,
     Data,
@@ -106,6 +107,7 @@ class Parameters(Placed):
     factors: Factors
     ratios: Ratios
     ranks: Ranks
+    anchor: Anchor
     channels: Channels
     search: Search
     recovery: Recovery

@@ -113,6 +113,7 @@ def check_search(p: Parameters) -> None:
     for key, value, remedy in (
         ("statistics.inputs", p.statistics.inputs, "dense"),
         ("channels.method", p.channels.method, "none"),
+        ("anchor.method", p.anchor.method, "none"),
     ):
         if value != remedy:
             raise UsageError(

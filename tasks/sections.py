@@ -243,6 +243,26 @@ class Ranks(Method):
         return {"profile": File(self.profile), "tokens": self.tokens, "device": self.device}
 
 
+class Anchor(Section):
+    """Factors that are fitted to the dense model, block after block behind the compressed blocks before."""
+
+    method: Literal["none", "outputs", "stream"] = Field(
+        description="none: slices of decompositions on dense inputs; outputs: to what each matrix of the dense model gives; stream: and "
+        "what writes to the residual stream, to that stream"
+    )
+    dense: bool = Field(default=True, description="whether matrices that stay dense are fitted, too")
+    damping: Annotated[float, Field(gt=0)] = Field(
+        default=1e-4, description="of the regression, relative to the mean square of an input channel"
+    )
+
+    @property
+    def anchoring(self) -> dict[str, Any] | None:
+        """Arguments of `mgaa.anchoring.Anchoring`; null where nothing is anchored."""
+        if self.method == "none":
+            return None
+        return {"stream": self.method == "stream", "dense": self.dense, "damping": self.damping}
+
+
 class Channels(Section):
     """Pruning of the FFNs, in place of their factorization."""
 

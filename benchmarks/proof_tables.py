@@ -1,0 +1,174 @@
+"""The tables of `benchmarks/proof.py`: an overview and the details of every backbone, and the summary over all of them.
+
+Increases are of log-perplexity over dense, in thousandths of a nat. Intervals are those of a paired bootstrap over the evaluation windows
+(`tasks/bootstrap.py`, 95 %): of a method less MGAA, or less uniform, on the same windows; below 0 is better than it. In the overview ▼ is better than
+MGAA beyond such an interval, ▲ worse, ≈ undecided.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from tasks.bootstrap import Bootstrap, Interval, verdict
+
+SUMMED = ("0.2", "0.3", "0.4")
+REFERENCES = ("mgaa", "uniform")
+COLUMNS = (
+    "compression",
+    "method",
+    "perplexity",
+    "increase",
+    "less MGAA",
+    "less uniform",
+    "other text: perplexity",
+    "increase",
+    "less MGAA",
+    "last_word",
+    "continuation",
+    "removed",
+    "seconds",
+)
+TOTALS = (
+    "method",
+    "mean of MGAA's",
+    "mean of uniform's",
+    "worst of MGAA's",
+    "worst of uniform's",
+    "other text: mean of MGAA's",
+    "better than MGAA",
+    "worse",
+    "seconds / MGAA's",
+    "cells",
+)
+Cells = Mapping[str, Mapping[str, Any]]
+"""By compression, then by method."""
+
+
+def tables(content: Mapping[str, Any]) -> str:
+    """Everything as Markdown."""
+    parts = [
+        line
+        for name, record in content.items()
+        for line in ("", f"### {name}", "", *overview(record), "", *backbone(record))
+    ]
+    return "\n".join([*parts, "", "### Summary", "", *summary(content)])
+
+
+def overview(record: Mapping[str, Any]) -> Iterator[str]:
+    """The increase of every method, one column per compression."""
+    by_compression = turned(record)
+    yield from _head(("increase", *by_compression))
+    for method in record.get("cells", {}):
+        yield _row([method, *(_marked(method, cells, record["dense"]) for cells in by_compression.values())])
+
+
+def _marked(method: str, cells: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
+    if "inside" not in (cell := cells.get(method, {})):
+        return "fails" if "error" in cell else ""
+    level = f"{1000 * (cell['inside']['nll'] - dense['inside']['nll']):.1f}"
+    if method == "mgaa" or "inside" not in cells.get("mgaa", {}):
+        return level
+    marks = {"better": "▼", "worse": "▲", "undecided": "≈"}
+    return f"{level} {marks[verdict(interval(cell, cells['mgaa'], 'inside'))]}"
+
+
+def backbone(record: Mapping[str, Any]) -> Iterator[str]:
+    """The rows of one backbone."""
+    yield from _head(COLUMNS)
+    yield _row(["0", "dense", *_entries(record["dense"], {}, record["dense"])])
+    for compression, cells in turned(record).items():
+        for method, cell in cells.items():
+            yield _row([compression, method, *_entries(cell, cells, record["dense"])])
+
+
+def turned(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The cells of a backbone by compression, rising, and method."""
+    found: dict[str, dict[str, Any]] = {}
+    for method, cells in record.get("cells", {}).items():
+        for compression, cell in cells.items():
+            found.setdefault(compression, {})[method] = cell
+    return dict(sorted(found.items()))
+
+
+def _entries(cell: Mapping[str, Any], cells: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
+    if "error" in cell:
+        return [cell["error"]]
+    tasks = cell.get("tasks", {})
+    return [
+        *_levels(cell, dense, "inside"),
+        *(_difference(cell, cells.get(reference), "inside") for reference in REFERENCES),
+        *_levels(cell, dense, "outside"),
+        _difference(cell, cells.get("mgaa"), "outside"),
+        *(f"{tasks[task][0]:.3f}" if task in tasks else "" for task in ("last_word", "continuation")),
+        f"{cell['removed']:.4f}",
+        f"{cell['cpu_seconds']:.1f}" if "cpu_seconds" in cell else "",
+    ]
+
+
+def _levels(cell: Mapping[str, Any], dense: Mapping[str, Any], where: str) -> list[str]:
+    level = cell[where]["nll"]
+    return [f"{math.exp(level):.3f}", f"{1000 * (level - dense[where]['nll']):.1f}"]
+
+
+def _difference(cell: Mapping[str, Any], reference: Mapping[str, Any] | None, where: str) -> str:
+    if reference is None or reference is cell or where not in reference:
+        return ""
+    found = interval(cell, reference, where)
+    return f"{1000 * found.value:+.1f} ({1000 * found.low:+.1f} to {1000 * found.high:+.1f})"
+
+
+def interval(cell: Mapping[str, Any], reference: Mapping[str, Any], where: str) -> Interval:
+    """The paired difference of two models on one text, in nats."""
+    losses = cell[where]["losses"]
+    return Bootstrap([cell[where]["tokens"]] * len(losses)).difference(losses, reference[where]["losses"])
+
+
+def summary(content: Mapping[str, Any]) -> Iterator[str]:
+    """One row per method: means and worst cells over the backbones at 0.2, 0.3 and 0.4."""
+    yield from _head(TOTALS)
+    methods = dict.fromkeys(method for record in content.values() for method in record.get("cells", {}))
+    for method in methods:
+        yield _row([method, *_totals(method, content)])
+
+
+def _totals(method: str, content: Mapping[str, Any]) -> list[str]:
+    pairs = [
+        (f"{name} {compression}", record["dense"], cells)
+        for name, record in content.items()
+        for compression, cells in turned(record).items()
+        if compression in SUMMED and all("inside" in cells.get(each, {}) for each in (method, *REFERENCES))
+    ]
+    if not pairs:
+        return ["no cells"]
+    shares = {
+        each: {place: _share(cells, dense, method, each, "inside") for place, dense, cells in pairs}
+        for each in REFERENCES
+    }
+    outside = [_share(cells, dense, method, "mgaa", "outside") for _, dense, cells in pairs]
+    against = [interval(cells[method], cells["mgaa"], "inside") for _, _, cells in pairs]
+    cost = [cells[method]["cpu_seconds"] / cells["mgaa"]["cpu_seconds"] for _, _, cells in pairs]
+    worst = {each: max(found, key=lambda place: found[place]) for each, found in shares.items()}
+    return [
+        *(f"{statistics.fmean(found.values()):.0%}" for found in shares.values()),
+        *(f"{shares[each][place]:.0%} ({place})" for each, place in worst.items()),
+        f"{statistics.fmean(each for each in outside if math.isfinite(each)):.0%}",
+        str(sum(each.high < 0 for each in against)),
+        str(sum(each.low > 0 for each in against)),
+        f"{statistics.fmean(cost):.2f}",
+        str(len(pairs)),
+    ]
+
+
+def _share(cells: Mapping[str, Any], dense: Mapping[str, Any], method: str, reference: str, where: str) -> float:
+    """The increase of a method as a share of that of a reference; NaN where the reference is not above dense."""
+    own, other = (cells[each][where]["nll"] - dense[where]["nll"] for each in (method, reference))
+    return float(own / other) if other > 0 else math.nan
+
+
+def _head(columns: Sequence[str]) -> list[str]:
+    return [_row(list(columns)), "|" + "---|" * len(columns)]
+
+
+def _row(entries: list[str]) -> str:
+    return f"| {' | '.join(entries)} |"

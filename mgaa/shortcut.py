@@ -1,0 +1,76 @@
+"""What the sublayers of a block add, kept for every micro-batch, so that later passes through the same block need not compute it again.
+
+A block is sent through several times while it is compressed (`mgaa.anchoring`). Once the matrices of its attention are done, the output
+of that does not change any more: it is kept, and stands in for the forward of the module. The last sublayer is not kept: nothing follows it.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from mgaa.anatomy import Sublayer
+from mgaa.blockwise import first_of
+
+
+class Shortcuts:
+    """Outputs of the sublayers of one block, by micro-batch; what was not kept is computed.
+
+    Args:
+        block: a decoder block.
+        sublayers: of it, in the order of computation.
+        active: whether anything is kept; it takes the memory of the hidden states once for every sublayer but the last.
+    """
+
+    def __init__(self, block: nn.Module, sublayers: Sequence[Sublayer], *, active: bool = True) -> None:
+        names = [sublayer.module for sublayer in sublayers[:-1] if active and sublayer.module]
+        self._modules = {name: block.get_submodule(name) for name in names}
+        self._kept: dict[str, dict[int, Any]] = {name: {} for name in names}
+        self._batch = -1
+
+    def enter(self, batch: int, hidden: Tensor) -> None:
+        """This micro-batch is next."""
+        self._batch = batch
+
+    def leave(self, hidden: Tensor) -> None:
+        """It has left the block."""
+
+    def has(self, name: str) -> bool:
+        """Whether the outputs of this module can be kept."""
+        return name in self._modules
+
+    def keep(self, name: str, batch: int, output: Tensor, like: "Shortcuts") -> None:
+        """What a module gives for a micro-batch, in the form in which `like` has kept it."""
+        form = like._kept[name][batch]
+        self._kept[name][batch] = (output, *form[1:]) if isinstance(form, tuple) else output
+
+    @contextmanager
+    def attached(self, names: Sequence[str]) -> Iterator[None]:
+        """Inside this context, what these modules compute is kept, and what was kept stands in for their forward."""
+        with ExitStack() as stack:
+            for name in names:
+                if self.has(name):
+                    stack.enter_context(self._standing_in(name))
+            yield
+
+    @contextmanager
+    def _standing_in(self, name: str) -> Iterator[None]:
+        module, kept = self._modules[name], self._kept[name]
+        own, forward = vars(module).get("forward"), module.forward
+
+        def stand_in(*positional: Any, **named: Any) -> Any:
+            if self._batch not in kept:
+                output = forward(*positional, **named)
+                kept[self._batch] = (
+                    (first_of(output), *(None for _ in output[1:])) if isinstance(output, tuple) else output
+                )
+            return kept[self._batch]
+
+        module.forward = stand_in
+        try:
+            yield
+        finally:
+            del module.forward
+            if own is not None:
+                module.forward = own

@@ -1,0 +1,62 @@
+"""Step 8 for one block fitted to the dense model, behind the compressed blocks before it (`mgaa.anchoring`): its factors at given ranks.
+
+Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/line.py).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.artifact import Artifact, Store
+from tasks.factorize import write_factors
+from tasks.line import in_front_of
+from tasks.records import RANKS, backbone_matrices, block_file, table
+from tasks.step import step
+
+
+@step(kind="factors", methods={"method": "mgaa.factors"}, task_run_name="anchor_block-{block}")
+def anchor_block(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    statistics: Artifact,
+    ranks: Artifact,
+    before: Sequence[Artifact],
+    *,
+    block: int,
+    method: str,
+    options: dict[str, Any],
+    anchoring: dict[str, Any],
+    measuring: dict[str, Any],
+    device: str,
+) -> None:
+    """Factorize `block` stage after stage; its factors, and the weights of what stays dense.
+
+    Args:
+        statistics: of the calibration, for the gradients in them.
+        ranks: of the whole model.
+        before: the factors of the blocks before it, in order.
+        anchoring: arguments of `mgaa.anchoring.Anchoring`.
+        measuring: arguments of `mgaa.streaming.Measuring`.
+    """
+    from mgaa.anchoring import Anchor, Anchoring, Wanted
+    from mgaa.statistics import load_gradients
+    from mgaa.streaming import Measuring
+
+    inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
+    outcome = table(store, ranks, RANKS)["matrices"]
+    gradients = load_gradients(store.folder(statistics) / block_file(block), device)
+    wanted = Wanted(inside, {m.name: outcome[m.name]["rank"] for m in inside}, (method, options), gradients)
+    recipe: dict[str, Any] = {
+        "ranks": ranks.digest,
+        "statistics": statistics.digest,
+        "factors": (method, options),
+        "anchoring": anchoring,
+        "measuring": measuring,
+    }
+    with in_front_of(store, backbone, tokens, before, recipe, device, anchored=True) as line:
+        assert line.dense is not None
+        sides = (line.dense[0], line.model, line.dense[1], line.calibration)
+        found = Anchor(*sides, Measuring(**measuring), Anchoring(**anchoring)).compress(block, wanted)
+        write_factors(out / block_file(block), found.factors, None, dense=found.dense)
