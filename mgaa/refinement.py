@@ -51,7 +51,7 @@ class Refinement:
     """
 
     steps: int = 300
-    rate: float = 0.02
+    rate: float = 0.06
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Refinement:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise UsageError(f"refinement.{name} is {value!r}, expected a whole number from {least}")
         if not 0 < self.rate < math.inf:
-            raise UsageError(f"refinement.rate is {self.rate}, expected a positive number such as 0.02")
+            raise UsageError(f"refinement.rate is {self.rate}, expected a positive number such as 0.06")
 
     def order(self, batches: int) -> list[int]:
         """Which micro-batch comes when: epochs of all of them, each in a random order."""
@@ -113,9 +113,9 @@ def root_of(gradient: Float[Tensor, "h h"] | None) -> Float[Tensor, "h h"] | Non
     if gradient is None or not bool(gradient.any()):
         return None
     ridge = DAMPING * float(gradient.trace()) / len(gradient)
-    return torch.linalg.cholesky(
-        gradient + ridge * torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
-    )
+    identity = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
+    root: Tensor = torch.linalg.cholesky(gradient + ridge * identity)
+    return root
 
 
 def check_tunable(dtype: torch.dtype) -> None:
@@ -188,8 +188,8 @@ def _slope(parameters: Sequence[nn.Parameter], outputs: Outputs, batch: int, nam
         error = lacking / power
         if not math.isfinite(float(error.detach())):
             raise NumericalError(
-                f"the error of {name} is {float(error.detach())} while it is tuned, expected a finite number: lower refinement.rate, or set "
-                "backbone.dtype to bfloat16 or float32"
+                f"the error of {name} is {float(error.detach())} while it is tuned, expected a finite number: lower refinement.rate, or "
+                "set backbone.dtype to bfloat16 or float32"
             )
         return torch.autograd.grad(error, parameters, allow_unused=True)
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from mgaa.refinement import Outputs, Refinement, refine_, root_of
 from mgaa.streaming import Measuring
 
 Tiny = Callable[..., PreTrainedModel]
-SOME = Refinement(steps=60, rate=0.03)
+SOME = Refinement(steps=40, rate=0.02)
 
 
 @pytest.fixture
@@ -36,7 +37,7 @@ def tuned(
     matrices = matrices_of(model)
     ranks = {matrix.name: 4 if matrix.role in ("q", "o", "gate", "up") else None for matrix in matrices}
     gradients = dict(stream_gradients(model, tokens)) if factors == "kronecker" else {}
-    how = ((factors, {}), [gradients[index] for index in sorted(gradients)], Measuring(batch_size=8), Anchoring())
+    how: Any = ((factors, {}), [gradients[index] for index in sorted(gradients)], Measuring(batch_size=8), Anchoring())
     twin = twin_of(model)
     for block in [*anchored(model, tokens, matrices, ranks, *how, refinement)]:
         block.put_(twin)
@@ -44,8 +45,8 @@ def tuned(
 
 
 def tensors_of(block: AnchoredBlock) -> dict[str, Tensor]:
-    found = {}
-    for name, each in (block.factors | block.dense).items():
+    found = dict[str, Tensor]()
+    for name, each in (*block.factors.items(), *block.dense.items()):
         found |= {f"{name}.{key}": tensor for key, tensor in vars(each).items() if tensor is not None}
     return found
 
@@ -88,24 +89,14 @@ def test_a_rate_that_makes_it_worse_changes_nothing(tiny: Tiny, tokens: Tensor) 
         assert torch.equal(tensor, tensors_of(closed)[name].to(tensor.dtype))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_seed_gives_the_same_bits_in_the_dtype_of_the_model(
-    dtype: torch.dtype, tiny: Tiny, tokens: Tensor
-) -> None:
-    model = unfuse_(tiny()).to(dtype)
-    one, two, other = (
-        tensors_of(tuned(model, tokens, Refinement(steps=40, rate=0.03, seed=seed))[0]) for seed in (0, 0, 1)
-    )
-    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
-    assert any(not torch.equal(tensor, other[name]) for name, tensor in one.items())
-    assert {tensor.dtype for tensor in one.values()} == {dtype}
-
-
-def test_a_block_in_bfloat16_comes_closer_as_well(tiny: Tiny, tokens: Tensor) -> None:
+def test_the_same_seed_gives_the_same_bits_and_comes_closer_in_bfloat16_as_well(tiny: Tiny, tokens: Tensor) -> None:
     model = unfuse_(tiny()).to(torch.bfloat16)
     _, closed = tuned(model, tokens, None)
-    _, better = tuned(model, tokens, SOME)
+    (one, better), (two, _), (other, _) = (tuned(model, tokens, replace(SOME, seed=seed)) for seed in (0, 0, 1))
     assert output_error(model, better, tokens) < output_error(model, closed, tokens)
+    assert all(torch.equal(tensor, tensors_of(two)[name]) for name, tensor in tensors_of(one).items())
+    assert any(not torch.equal(tensor, tensors_of(other)[name]) for name, tensor in tensors_of(one).items())
+    assert {tensor.dtype for tensor in tensors_of(one).values()} == {torch.bfloat16}
 
 
 def test_nothing_but_what_was_compressed_or_refitted_changes(tiny: Tiny, tokens: Tensor) -> None:
@@ -130,14 +121,12 @@ def test_nothing_but_what_was_compressed_or_refitted_changes(tiny: Tiny, tokens:
     assert all(name.startswith(inner) for name in changed)
 
 
-@pytest.mark.parametrize("factors", ["afm", "kronecker"])
-def test_the_one_call_tunes_and_keeps_the_budget(factors: str, tiny: Tiny, tokens: Tensor) -> None:
+def test_the_one_call_tunes_and_keeps_the_budget(tiny: Tiny, tokens: Tensor) -> None:
     losses, sizes = [], []
-    for refinement in ("none", {"method": "adam", "steps": 60, "rate": 0.03}):
+    for refinement in ("none", {"method": "adam", "steps": 40, "rate": 0.02}):
         model = tiny().double()
         dense = model(tokens).logits
-        given = {"factors": factors, "ratios": "uniform", "anchor": "stream", "refinement": refinement}
-        mgaa.compress_(model, tokens, compression=0.4, **given)
+        mgaa.compress_(model, tokens, compression=0.4, **mgaa.LOSS, refinement=refinement)
         losses.append(float((model(tokens).logits - dense).detach().square().mean()))
         sizes.append(sum(each.numel() for each in model.parameters()))
     assert losses[1] < losses[0]
