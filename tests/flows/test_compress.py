@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.levels import adds_biases
-from mgaa.methods import available
+from mgaa.methods import available, constant
 from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
 from tasks.artifact import MANIFEST, Artifact, Store
 from tasks.recipes import Recipe
@@ -507,7 +507,9 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return store, backbone, statistics, spectra
 
 
-@pytest.mark.parametrize("method", available("factors"))
+@pytest.mark.parametrize(
+    "method", [name for name in available("factors") if not constant("factors", name, "GRADIENTS", False)]
+)
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
     even: dict[str, Any] = {"options": {}, "method": "uniform"}
