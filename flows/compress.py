@@ -63,7 +63,8 @@ def compress(parameters: Parameters) -> Results:
         wanted, plan = recipes(p), plan_of(p)
         backbone = backbone_of(p, store)
         warning = check_sight(p, store, backbone)
-        rehearse(store, backbone, factorizer, wanted.values(), inputs=p.statistics.inputs)
+        modes: dict[str, Any] = {"inputs": p.statistics.inputs, "gradients": p.statistics.gradients}
+        rehearse(store, backbone, factorizer, wanted.values(), **modes)
         if p.search.method != "none":
             rehearsed(p, store, backbone, p.search.groups)
         texts, questions = prepared_texts(p, store), prepared_questions(p, store)

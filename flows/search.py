@@ -53,7 +53,7 @@ def search(parameters: Parameters) -> list[Final]:
     ):
         backbone = backbone_of(p, store)
         check_sight(p, store, backbone)
-        rehearse(store, backbone, factorizer, [both_levels(p)])
+        rehearse(store, backbone, factorizer, [both_levels(p)], gradients=p.statistics.gradients)
         for groups in p.study.groups:
             rehearsed(p, store, backbone, groups)
         texts = prepared_texts(p, store)

@@ -112,7 +112,13 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
         given["parts"] = p.backbone.parts
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
-        rehearse(store, backbones[point.backbone], (point.factors.method, point.factors.options), [point.recipe])
+        rehearse(
+            store,
+            backbones[point.backbone],
+            (point.factors.method, point.factors.options),
+            [point.recipe],
+            gradients=p.statistics.gradients,
+        )
     texts, questions, split = prepared_texts(p, store), prepared_questions(p, store), p.sweep.split
     for backbone in backbones.values():
         check_sight(p, store, backbone)

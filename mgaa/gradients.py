@@ -8,9 +8,9 @@ matrix. An expert of a mixture sums over its own tokens and divides by T as well
 
 The tokens are sent through the blocks, and their hidden states are kept in front of every one. The gradient behind the last block comes
 from norm, head and loss; then block after block backwards computes its forward again, with autograd on for the activations alone. So this
-costs about three forward passes and the sums, and one block's weights are needed at a time. Products of gradients are float32 (those of a
-float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond what the
-forward pass itself changes.
+costs about three forward passes and the sums, and one block's weights are needed at a time. Products of gradients are float32 (those of
+a float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
+what the forward pass itself changes.
 
 float16 is refused: with five bits of exponent, gradients below 6e-8 are zero, and nothing would tell; bfloat16 reaches 1e-38.
 

@@ -1,7 +1,8 @@
 """What the sublayers of a block add, kept for every micro-batch, so that later passes through the same block need not compute it again.
 
 A block is sent through several times while it is compressed (`mgaa.anchoring`). Once the matrices of its attention are done, the output
-of that does not change any more: it is kept, and stands in for the forward of the module. The last sublayer is not kept: nothing follows it.
+of that does not change any more: it is kept, and stands in for the forward of the module. The last sublayer is not kept: nothing is
+behind it.
 """
 
 from collections.abc import Iterator, Sequence

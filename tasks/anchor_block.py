@@ -58,5 +58,6 @@ def anchor_block(
     with in_front_of(store, backbone, tokens, before, recipe, device, anchored=True) as line:
         assert line.dense is not None
         sides = (line.dense[0], line.model, line.dense[1], line.calibration)
-        found = Anchor(*sides, Measuring(**measuring), Anchoring(**anchoring)).compress(block, wanted)
+        anchor = Anchor(*sides, Measuring(**measuring), Anchoring(**anchoring), remember=line.roomy)
+        found = anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)

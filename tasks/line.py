@@ -40,6 +40,7 @@ class Line:
         model: the twin of the backbone that is compressed.
         calibration: the tokens in front of the next block of it.
         dense: the backbone with the tokens in front of the same block of it, where what is compressed is fitted to it; else null.
+        roomy: whether there is memory for more of such states on the device.
         folder: where the tokens wait for another process.
         lock: on the folder.
     """
@@ -49,6 +50,7 @@ class Line:
     model: Any
     calibration: "Calibration"
     dense: "tuple[Any, Calibration] | None"
+    roomy: bool
     folder: Path
     lock: FileLock
 
@@ -70,6 +72,9 @@ class Line:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
 
+
+STATES = 5
+"""Of all tokens, while a block is anchored: before it in two models, and three outputs of attention that are kept (`mgaa.shortcut`)."""
 
 _one_at_a_time = Lock()
 _line: list[Line] = []
@@ -135,7 +140,8 @@ def start(
     store, backbone, tokens, recipe, device = key
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
-    place = place_of_hidden(device, prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize)
+    size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
+    place = place_of_hidden(device, STATES * size if anchored else size)
     name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     taken_up(folder)
@@ -150,7 +156,7 @@ def start(
         found = calibration()
     beside = twin_of(whole) if anchored else None  # watched, which other steps must not see
     dense = None if beside is None else (beside, calibration(beside, "dense"))
-    line = Line(key, tuple(before[: found.passed]), model, found, dense, folder, lock)
+    line = Line(key, tuple(before[: found.passed]), model, found, dense, place == "device", folder, lock)
     line.follow()
     return line
 

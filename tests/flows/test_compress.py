@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.levels import adds_biases
-from mgaa.methods import available
+from mgaa.methods import available, constant
 from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
 from tasks.artifact import MANIFEST, Artifact, Store
 from tasks.recipes import Recipe
@@ -155,6 +155,7 @@ STEPS = {
     **{name: [f"tasks.{name}"] for name in ("read_questions", "encode_questions", "ask_examples", "answer")},
     **{name: [f"tasks.{name}"] for name in ("differentiate", "generate")},
     "compress_block": ["tasks.compress_block", "mgaa.factors.svd", "mgaa.ranks.lorap"],
+    "anchor_block": ["tasks.anchor_block", "mgaa.factors.afm"],
     **{f"decompose {name}": ["tasks.decompose", f"mgaa.factors.{name}"] for name in ("afm", "svd")},
     **{
         f"allocate_ratios {name}": ["tasks.allocate_ratios", f"mgaa.ratios.{name}"]
@@ -184,14 +185,15 @@ EDITS = {
     "tasks/overlap.py": {"read_texts", "make_examples"},
     "demo/tasks.py": {"make_items"},
     "demo/scenes.py": {"read_questions"},
-    "mgaa/streaming.py": {"calibrate", "differentiate", "compress_block"},
+    "mgaa/streaming.py": {"calibrate", "differentiate", "compress_block", "anchor_block"},
+    "mgaa/anchoring.py": {"anchor_block"},
     "mgaa/gradients.py": {"differentiate"},
     "mgaa/sequential.py": {"compress_block"},
     "mgaa/recovery/examples.py": {"make_examples", "ask_examples", "recover"},
     "mgaa/recovery/training.py": {"recover"},
-    "mgaa/ratios/__init__.py": {*RATIOS, "compress_block"},
+    "mgaa/ratios/__init__.py": {*RATIOS, "compress_block", "anchor_block"},
     "mgaa/compress.py": set(),
-    "mgaa/levels.py": {*RATIOS, "compress_block"},
+    "mgaa/levels.py": {*RATIOS, "compress_block", "anchor_block"},
     "mgaa/allocation.py": {"allocate_ratios file", "allocate_ranks file"},
     "mgaa/__init__.py": set(),
     "mgaa/errors.py": STEPS.keys(),
@@ -505,7 +507,9 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return store, backbone, statistics, spectra
 
 
-@pytest.mark.parametrize("method", available("factors"))
+@pytest.mark.parametrize(
+    "method", [name for name in available("factors") if not constant("factors", name, "GRADIENTS", False)]
+)
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
     even: dict[str, Any] = {"options": {}, "method": "uniform"}

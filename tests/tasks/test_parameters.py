@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from mgaa.compress import LORAP
+from mgaa.anchoring import Anchoring
+from mgaa.compress import LORAP, LOSS
 from mgaa.errors import UsageError
 from mgaa.recovery.plan import Plan
 from tasks import explain, options
@@ -69,7 +70,7 @@ MISTAKES = {
     "ratios.method=null": "ratios.method is None: expected one of",
     "ranks.multiple=x": "ranks.multiple is 'x': expected 'auto' or an integer",
     "ranks.power=high": "ranks.power is 'high': expected a number .*option of energy",
-    "method=lorpa": "method is 'lorpa': expected one of mgaa, lorap, bolaco; did you mean 'lorap'",
+    "method=lorpa": "method is 'lorpa': expected one of mgaa, lorap, bolaco, loss; did you mean 'lorap'",
     "method=null": "method is None: expected one of mgaa, lorap",
     "channels.keep_least=1.0": "channels.keep_least is 1.0: expected a number less than 1",
     "channels.multiple=0": "channels.multiple is 0: expected a number greater than or equal to 1",
@@ -266,3 +267,10 @@ def test_lorap_is_the_same_from_python_and_from_the_command_line() -> None:
 
 def test_the_settings_of_recovery_are_the_defaults_of_the_library() -> None:
     assert load(FILE, ["recovery.method=lora"]).recovery.plan == asdict(Plan())
+
+
+def test_the_method_loss_of_the_parameters_is_that_of_the_library() -> None:
+    found = load(FILE, ["method=loss"])
+    assert (found.statistics.gradients, found.ratios.band, found.anchor.anchoring) == (True, None, asdict(Anchoring()))
+    given = {name: getattr(found, name).method for name in ("factors", "ratios", "ranks", "anchor")}
+    assert given == LOSS
