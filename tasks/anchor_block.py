@@ -42,7 +42,8 @@ def anchor_block(
         refinement: arguments of `mgaa.refinement.Refinement`; null where nothing is tuned.
         measuring: arguments of `mgaa.streaming.Measuring`.
     """
-    from mgaa.anchoring import Anchor, Anchoring, Wanted
+    from mgaa.anchoring import Anchor
+    from mgaa.fitting import Anchoring, Wanted
     from mgaa.refinement import Refinement
     from mgaa.statistics import load_gradients
     from mgaa.streaming import Measuring
