@@ -137,6 +137,11 @@ def parts_of(p: Parameters) -> list[str]:
     given: dict[str, Any] = {"inputs": p.statistics.inputs, "pruned": p.channels.method != "none"}
     check_parts(p.backbone.parts, **given)
     check_anchored(p.anchor.method != "none", **given, parts=p.backbone.parts)
+    if p.refinement.method != "none" and p.anchor.method == "none":
+        raise UsageError(
+            f"refinement.method is {p.refinement.method!r}, but anchor.method is none, and what is tuned are anchored blocks: set "
+            "anchor.method=stream, take method=loss, or set refinement.method=none"
+        )
     if len(p.backbone.parts) > 1 and p.search.method != "none":
         raise UsageError(
             f"backbone.parts is {p.backbone.parts}, but a search (search.method={p.search.method}) varies the decoder alone: set "
@@ -202,7 +207,11 @@ class Bench:
         chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options}
         for block in self.blocks:
             before = [self.store, self.backbone, self.tokens, self.statistics, ranks, factors[:block]]
-            given: dict[str, Any] = {"anchoring": p.anchor.anchoring, "measuring": self.measuring}
+            given: dict[str, Any] = {
+                "anchoring": p.anchor.anchoring,
+                "refinement": p.refinement.refinement,
+                "measuring": self.measuring,
+            }
             factors.append(anchor_block(*before, block=block, **chosen, **given, device=self.device))
         return factors
 

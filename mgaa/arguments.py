@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mgaa.anchoring import Anchoring
 from mgaa.channels import Pruning
 from mgaa.errors import UsageError
+from mgaa.fitting import Anchoring
 from mgaa.latency import COMMAND, Latency, latency_of
 from mgaa.levels import Chosen, Target
 from mgaa.methods import available, constant, method

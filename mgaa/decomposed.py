@@ -10,12 +10,13 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.anchoring import Anchoring, anchored
+from mgaa.anchoring import anchored
 from mgaa.architectures import DECODER
 from mgaa.budget import Ladder, Matrix
 from mgaa.channels import Channels, Scores, score
 from mgaa.checkpoint import apply_channels, apply_factors
 from mgaa.factors import factorize_linear, spectra
+from mgaa.fitting import Anchoring
 from mgaa.gradients import with_gradients
 from mgaa.levels import Chosen, Target, allocate
 from mgaa.linalg import Spectrum

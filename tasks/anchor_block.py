@@ -28,6 +28,7 @@ def anchor_block(
     method: str,
     options: dict[str, Any],
     anchoring: dict[str, Any],
+    refinement: dict[str, Any] | None,
     measuring: dict[str, Any],
     device: str,
 ) -> None:
@@ -38,9 +39,12 @@ def anchor_block(
         ranks: of the whole model.
         before: the factors of the blocks before it, in order.
         anchoring: arguments of `mgaa.anchoring.Anchoring`.
+        refinement: arguments of `mgaa.refinement.Refinement`; null where nothing is tuned.
         measuring: arguments of `mgaa.streaming.Measuring`.
     """
-    from mgaa.anchoring import Anchor, Anchoring, Wanted
+    from mgaa.anchoring import Anchor
+    from mgaa.fitting import Anchoring, Wanted
+    from mgaa.refinement import Refinement
     from mgaa.statistics import load_gradients
     from mgaa.streaming import Measuring
 
@@ -53,11 +57,13 @@ def anchor_block(
         "statistics": statistics.digest,
         "factors": (method, options),
         "anchoring": anchoring,
+        "refinement": refinement,
         "measuring": measuring,
     }
     with in_front_of(store, backbone, tokens, before, recipe, device, anchored=True) as line:
         assert line.dense is not None
         sides = (line.dense[0], line.model, line.dense[1], line.calibration)
-        anchor = Anchor(*sides, Measuring(**measuring), Anchoring(**anchoring), remember=line.roomy)
+        tuned = None if refinement is None else Refinement(**refinement)
+        anchor = Anchor(*sides, Measuring(**measuring), Anchoring(**anchoring), tuned, remember=line.roomy)
         found = anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)

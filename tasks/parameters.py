@@ -30,6 +30,7 @@ from tasks.sections import (
     Ranks,
     Ratios,
     Recovery,
+    RefinementSection,
     RunnerSection,
     Search,
     Section,
@@ -108,6 +109,7 @@ class Parameters(Placed):
     ratios: Ratios
     ranks: Ranks
     anchor: Anchor
+    refinement: RefinementSection
     channels: Channels
     search: Search
     recovery: Recovery

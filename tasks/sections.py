@@ -263,6 +263,22 @@ class Anchor(Section):
         return {"stream": self.method == "stream", "dense": self.dense, "damping": self.damping}
 
 
+class RefinementSection(Section):
+    """Anchored blocks tuned to the dense model, one after the other, by some steps of Adam on the error of their outputs."""
+
+    method: Literal["none", "adam"] = Field(description="none; or adam, without labels and with the calibration tokens")
+    steps: Positive = Field(default=300, description="per block, one micro-batch of the calibration each")
+    rate: Annotated[float, Field(gt=0)] = Field(
+        default=0.06, description="of the first step, relative to the size of each tensor and to the error of the block"
+    )
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order of the micro-batches")
+
+    @property
+    def refinement(self) -> dict[str, Any] | None:
+        """Arguments of `mgaa.refinement.Refinement`; null where nothing is tuned."""
+        return None if self.method == "none" else self.model_dump(exclude={"method"})
+
+
 class Channels(Section):
     """Pruning of the FFNs, in place of their factorization."""
 

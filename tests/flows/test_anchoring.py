@@ -96,3 +96,14 @@ def test_what_cannot_be_anchored_is_refused_before_anything_is_measured(least: L
     assert outcome.code == 2
     assert REFUSED[override] in outcome.message
     assert outcome.executed == {}
+
+
+def test_blocks_are_tuned_behind_the_same_decompositions_and_only_if_they_are_anchored(least: Lab) -> None:
+    lab, _ = least
+    settings = ("refinement.method=adam", "refinement.steps=20", "evaluation.baselines=[]")
+    outcome = lab.run(*METHOD, *settings)
+    assert (outcome.code, outcome.executed["anchor_block"]) == (0, BLOCKS)
+    assert "differentiate" not in outcome.executed
+    alone = lab.run("refinement.method=adam", "evaluation.tasks=[]")
+    assert alone.code == 2
+    assert "refinement.method is 'adam', but anchor.method is none" in alone.message

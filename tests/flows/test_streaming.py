@@ -8,7 +8,7 @@ import pytest
 
 from mgaa.blockwise import Blockwise
 from tasks.artifact import Store
-from tasks.compress_block import own_folder
+from tasks.line import own_folder
 from tests.flows.laboratory import BLOCKS, Laboratory, Outcome
 
 STREAMED = ["backbone.stream=always", "backbone.hidden=disk"]

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import mgaa
-from mgaa.anchoring import AnchoredBlock, Anchoring, anchored
+from mgaa.anchoring import anchored
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.blockwise import first_of
 from mgaa.budget import Matrix, parameter_budget
 from mgaa.checkpoint import twin_of
 from mgaa.errors import NumericalError, UsageError
+from mgaa.fitting import AnchoredBlock, Anchoring
 from mgaa.fused import unfuse_
 from mgaa.levels import Chosen
 from mgaa.lowrank import LowRankLinear

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import mgaa
-from mgaa.anchoring import AnchoredBlock, Anchoring, anchored
+from mgaa.anchoring import anchored
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.checkpoint import twin_of
 from mgaa.errors import NumericalError, UsageError
+from mgaa.fitting import AnchoredBlock, Anchoring
 from mgaa.fused import unfuse_
 from mgaa.gradients import stream_gradients
 from mgaa.lowrank import low_rank_layers

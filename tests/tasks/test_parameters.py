@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from mgaa.anchoring import Anchoring
 from mgaa.compress import LORAP, LOSS
 from mgaa.errors import UsageError
+from mgaa.fitting import Anchoring
 from mgaa.recovery.plan import Plan
 from tasks import explain, options
 from tasks.parameters import Parameters, load
