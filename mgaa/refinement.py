@@ -8,8 +8,8 @@ states `x'` that arrive in the compressed model what the dense block gives on it
 
 `G` is the second moment of the loss's gradients at the output of the block where it was measured, and else the identity. No labels and no
 task data, only the calibration tokens, one micro-batch a step; one block's weights, gradients and moments are there at a time. What the
-dense block gives is computed again in every step: to keep it would take the memory of all hidden states once more. Closed forms are optimal
-for each matrix, so the first steps make it worse, and a few may not be enough: then nothing changes. Our choice after measurements (docs/log.md); blocks tuned one after the other to dense outputs are known from BRECQ (arXiv 2102.05426), for quantisation, and
+dense block gives is computed again in every step: to keep it would take the memory of all hidden states once more. Our choice after
+measurements (docs/log.md); blocks tuned one after the other to dense outputs are known from BRECQ (arXiv 2102.05426), for quantisation, and
 from AA-SVD.
 
 Legend: h hidden size.
