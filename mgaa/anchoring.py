@@ -53,8 +53,8 @@ class Anchor:
         measuring: how both measure.
         anchoring: how factors are fitted.
         refinement: how the matrices of a block are then tuned together; `None`: not at all.
-        remember: whether the outputs of attention are kept for the later passes through a block, which takes three times the memory of
-            the hidden states, and half the time.
+        remember: whether the outputs of sublayers are kept for the later passes through a block, which takes four times the memory of
+            the hidden states, and once that of what `down` reads, and half the time.
 
     Raises:
         UsageError: the model is to be tuned in a dtype that carries no gradients.
@@ -77,6 +77,7 @@ class Anchor:
         self._refinement = refinement
         self._stacks: tuple[Stack, Stack] = stacks_of(model)[0], stacks_of(twin)[0]
         self._shortcuts: dict[int, list[Shortcuts]] = {}
+        self._writes: dict[tuple[str, ...], bool] = {}
         if refinement is not None:
             check_tunable(model.dtype)
 
@@ -110,18 +111,26 @@ class Anchor:
             with shortcuts.attached(self._done()) if shortcuts else nullcontext():
                 calibration.advance(index, watch=shortcuts)
 
+    def _writes_to_stream(self, index: int, stage: Stage) -> bool:
+        """As a micro-batch shows in the first block that has these linears."""
+        linears = tuple(stage.linears)
+        if linears not in self._writes:
+            block, run = self._stacks[0].blocks[index], self.dense.entering(index, 0)[1]
+            self._writes[linears] = writes_to_stream(stage, block, run)
+        return self._writes[linears]
+
     def _done(self, stage: Stage | None = None) -> list[str]:
         """The modules of the sublayers before a stage; of all without one."""
         sublayers = self._stacks[0].entry.sublayers
         return [each.module for each in (sublayers if stage is None else sublayers[: sublayers.index(stage.sublayer)])]
 
-    def _keep(self, index: int, stage: Stage, arrived: Mapping[int, Tensor]) -> None:
-        """What the sublayer of the twin adds, from what its last linear reads."""
+    def _keep(self, index: int, stage: Stage, arrived: dict[int, Tensor]) -> None:
+        """What the sublayer of the twin adds, from what its last linear reads, which is used up."""
         linear = self._stacks[1].blocks[index].get_submodule(stage.linears[0])
         dense, twin = self._shortcuts[index]
-        for batch, x in arrived.items():
-            with torch.no_grad():
-                twin.keep(stage.sublayer.module, batch, linear(x), dense)
+        while arrived:
+            batch, x = arrived.popitem()
+            twin.keep(stage.sublayer.module, batch, linear(x), dense)
 
     def _refined_(self, index: int, found: AnchoredBlock, wanted: Wanted) -> AnchoredBlock:
         """What was found, tuned in the twin together."""
@@ -130,8 +139,7 @@ class Anchor:
             return found
         (stack, twin), shortcuts = self._stacks, self._shortcuts[index]
         last = stages_of(stack.entry, stack.blocks[index])[-1]
-        seen = writes_to_stream(last, stack.blocks[index], self.dense.entering(index, 0)[1])
-        root = root_of(wanted.gradients.get(last.linears[0]) if seen else None)
+        root = root_of(wanted.gradients.get(last.linears[0]) if self._writes_to_stream(index, last) else None)
 
         def dense(batch: int) -> Tensor:
             shortcuts[0].enter(batch, Tensor())
@@ -154,7 +162,7 @@ class Anchor:
         """
         stack, sequences = self._stacks[0], self.compressed.sequences
         block = stack.blocks[index]
-        writes = self._anchoring.stream and writes_to_stream(stage, block, self.dense.entering(index, 0)[1])
+        writes = self._anchoring.stream and self._writes_to_stream(index, stage)
         scale = stack.entry.branch_scale(stack.config)
         meters = {
             group: Meter.of(
@@ -193,10 +201,12 @@ def anchored(
     matrices: Sequence[Matrix],
     ranks: Mapping[str, int | None],
     factors: Chosen,
-    gradients: Sequence[Mapping[str, Float[Tensor, "m m"]]],
+    gradients: Mapping[int, Mapping[str, Float[Tensor, "m m"]]],
     measuring: Measuring,
     anchoring: Anchoring,
     refinement: Refinement | None = None,
+    *,
+    remember: bool = True,
 ) -> Iterator[AnchoredBlock]:
     """What every block of a model becomes at these ranks, in order; the model stays as it is.
 
@@ -206,18 +216,19 @@ def anchored(
         matrices: all of the decoder.
         ranks: by the name of the matrix; `None` stays dense.
         factors: the factorizer and its options.
-        gradients: by block, those of its linears; empty for factorizers that need none.
+        gradients: by block, those of its linears; none for factorizers that need none.
         measuring, anchoring, refinement: how.
+        remember: as in `Anchor`.
 
     Raises:
         UsageError, InputError, NumericalError: as `Anchor.compress`.
     """
     twin = twin_of(model)
     dense, compressed = (Calibration(each, tokens, measuring) for each in (model, twin))
-    anchor = Anchor(model, twin, dense, compressed, measuring, anchoring, refinement)
+    anchor = Anchor(model, twin, dense, compressed, measuring, anchoring, refinement, remember=remember)
     for index in counted(anchor.compressed):
         inside = [matrix for matrix in matrices if matrix.block == index]
-        block = anchor.compress(index, Wanted(inside, ranks, factors, gradients[index] if gradients else {}))
+        block = anchor.compress(index, Wanted(inside, ranks, factors, gradients.get(index, {})))
         yield block
         block.put_(twin)
         anchor.advance(index)

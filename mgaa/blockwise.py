@@ -129,15 +129,16 @@ class Blockwise:
 
         Args:
             gradients: with respect to what the block gives; behind it, of what it was given.
-            watch: `enter(batch, hidden)` is called in front of each forward.
+            watch: `enter(batch, hidden)` and `leave(hidden)` are called around each forward, on what autograd does not follow.
         """
         block = self._blocks[index]
         with resident(block, ahead=-1):
             for batch in range(len(self._batches)):
-                hidden = self._hidden.get(batch, index + 1).detach().requires_grad_()
+                hidden = self._hidden.get(batch, index + 1).detach()
                 positional, named = self._arguments[batch][index]
                 watch.enter(batch, hidden)
-                output = first_of(block(hidden, *positional, **named))
+                output = first_of(block(hidden.requires_grad_(), *positional, **named))
+                watch.leave(output.detach())
                 (found,) = torch.autograd.grad(output, hidden, gradients.get(batch))
                 gradients.put(batch, found)
 

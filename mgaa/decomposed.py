@@ -17,7 +17,7 @@ from mgaa.channels import Channels, Scores, score
 from mgaa.checkpoint import apply_channels, apply_factors
 from mgaa.factors import factorize_linear, spectra
 from mgaa.fitting import Anchoring
-from mgaa.gradients import with_gradients
+from mgaa.gradients import differentiated
 from mgaa.levels import Chosen, Target, allocate
 from mgaa.linalg import Spectrum
 from mgaa.memory import give_back
@@ -44,7 +44,7 @@ class Decomposed:
     ladders: list[Ladder]
     scores: dict[Channels, Scores]
     cosines: dict[str, float]
-    gradients: list[dict[str, Tensor]]
+    gradients: dict[int, dict[str, Tensor]]
 
     def allocate(self, target: Target, ratios: Chosen, ranks: Chosen) -> tuple[dict[str, float], list[Rank]]:
         """Ratios by sublayer and the outcome for every matrix; of the target, the compression is free (`mgaa.levels.allocate`)."""
@@ -105,25 +105,26 @@ def decomposed(
     """Measure every block on dense inputs and decompose its matrices; nothing of the model changes."""
     name, options = factors
     low, pruned = target.parts(matrices)
-    cosines: dict[str, float] = {}
+    cosines: dict[int, dict[str, float]] = {}
     found: dict[str, Spectrum] = {}
     scores: dict[Channels, Scores] = {}
-    gradients: list[dict[str, Tensor]] = []
-    blocks = stream_statistics(model, tokens, **asdict(measuring), parts=parts)
+    gradients: dict[int, dict[str, Tensor]] = {}
     if constant("factors", name, "GRADIENTS", False):
-        blocks = with_gradients(blocks, model, tokens, batch_size=measuring.batch_size, parts=parts)
-    for index, block in enumerate(blocks):
+        blocks = differentiated(model, tokens, measuring, parts=parts)
+    else:
+        blocks = enumerate(stream_statistics(model, tokens, **asdict(measuring), parts=parts))
+    for index, block in blocks:
         weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
         inside = {m.local: m.name for m in low if m.block == index}
         give_back()
         here = spectra({local: weights[local] for local in inside}, block, name, **options)
         found |= {inside[local]: spectrum for local, spectrum in here.items()}
         scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
-        cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
-        gradients += [block.gradients] if block.gradients else []
+        cosines[index], gradients[index] = block.cosines, block.gradients
         del block, here  # while the next block is measured
         give_back()
     energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
     centred = any(spectrum.mean is not None for spectrum in found.values())
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
-    return Decomposed(found, ladders, scores, cosines, gradients)
+    by_sublayer = {f"{index}.{name}": cosine for index in sorted(cosines) for name, cosine in cosines[index].items()}
+    return Decomposed(found, ladders, scores, by_sublayer, gradients)

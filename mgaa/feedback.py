@@ -55,6 +55,9 @@ class Feedback:
         self._first = self._ranges[batch].start
         self._rows.enter(len(self._ranges[batch]))
 
+    def leave(self, _: Tensor) -> None:
+        """It has left the block; its gradients come back now."""
+
     def finish(self, tokens: int) -> Gradients:
         """The moments over so many tokens.
 

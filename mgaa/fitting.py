@@ -134,7 +134,7 @@ class Meter:
             if self.writing is not None:
                 weight, scale = self.writing
                 streams = (dense.stream[offset] - arrived.stream[offset]).to(weight.dtype)
-                lacks = lacks.to(weight.dtype) @ weight.T + streams / scale
+                lacks = torch.addmm(streams, lacks.to(weight.dtype), weight.T, beta=1 / scale)
             self.missing.update(lacks, x)
 
     def finish(self) -> tuple[InputStatistics, Missing | None]:

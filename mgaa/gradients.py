@@ -8,7 +8,8 @@ matrix. An expert of a mixture sums over its own tokens and divides by T as well
 
 The tokens are sent through the blocks, and their hidden states are kept in front of every one. The gradient behind the last block comes
 from norm, head and loss; then block after block backwards computes its forward again, with autograd on for the activations alone. So this
-costs about three forward passes and the sums, and one block's weights are needed at a time. Products of gradients are float32 (those of
+costs about three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs (`mgaa.streaming`)
+can be taken in the second of them (`differentiated`). Products of gradients are float32 (those of
 a float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
 what the forward pass itself changes.
 
@@ -18,7 +19,8 @@ Legend: s sequences, t tokens of a sequence.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +36,11 @@ from mgaa.budget import Matrix
 from mgaa.errors import NumericalError, UsageError
 from mgaa.feedback import Feedback, Gradients, check_finite
 from mgaa.hidden import HiddenStates, Place
+from mgaa.moments import Share
 from mgaa.perplexity import cross_entropy, fitting
 from mgaa.prompts import IDS, Prompts
 from mgaa.statistics import BlockStatistics
-from mgaa.streaming import Measuring, checked
+from mgaa.streaming import Measuring, Numbered, checked, observer_of
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 """Of weights that carry gradients."""
@@ -66,36 +69,38 @@ def stream_gradients(
         InputError: the tokens or the model cannot be used, or no token reaches an expert.
         NumericalError: a gradient is not finite (the message names layer and sequence), or all of them vanish.
     """
-    prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
-    check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
-    size = Measuring(batch_size=min(batch_size, fitting(model, max(prompts.lengths)))).batch_size
-    ranges = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
-    return _there_and_back(model, prompts, prompts.alike(ranges), place, folder)
+    prompts, ranges = _prepared(model, tokens, batch_size)
+
+    def alone() -> Iterator[tuple[int, Gradients]]:
+        for index, block in _there_and_back(model, prompts, ranges, place=place, folder=folder):
+            yield index, block.gradients
+            del block  # while the next one is measured
+
+    return alone()
 
 
-def with_gradients(
-    statistics: Iterable[BlockStatistics],
+def differentiated(
     model: PreTrainedModel,
     tokens: Prompts | Int[Tensor, "s t"],
+    measuring: Measuring,
     *,
-    batch_size: int = 8,
     parts: Sequence[str] = DECODER,
-) -> Iterator[BlockStatistics]:
-    """The statistics of all decoder blocks in order, each with the gradients of its linears.
+) -> Iterator[tuple[int, BlockStatistics]]:
+    """The statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
 
-    The gradients of all blocks are measured in the call and kept until their block is there.
+    Those of the inputs are what `mgaa.streaming.stream_statistics` gives, and cost no further pass.
 
     Args:
-        statistics: of every block in order, such as `mgaa.streaming.stream_statistics` of the same tokens.
-        model, tokens, batch_size: as in `stream_gradients`, with its errors.
-        parts: of the model that the statistics are of.
+        model, tokens: as in `stream_gradients`, with its errors.
+        measuring: how.
+        parts: of the model that are to be measured.
 
     Raises:
         UsageError: other parts than the decoder.
     """
     check_parts(parts)
-    measured = [gradients for _, gradients in stream_gradients(model, tokens, batch_size=batch_size)]
-    return (replace(block, gradients=measured.pop()) for block in statistics)
+    prompts, ranges = _prepared(model, tokens, measuring.batch_size)
+    return _there_and_back(model, prompts, ranges, measuring)
 
 
 def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int) -> None:
@@ -136,11 +141,28 @@ def check_parts(parts: Sequence[str]) -> None:
         )
 
 
+def _prepared(
+    model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], batch_size: int
+) -> tuple[Prompts, list[range]]:
+    """The tokens, and the sequences of each micro-batch, after everything was refused that can be before the first pass."""
+    prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
+    check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
+    size = Measuring(batch_size=min(batch_size, fitting(model, max(prompts.lengths)))).batch_size
+    return prompts, prompts.alike(Share(len(prompts)).batches(size))
+
+
 def _there_and_back(
-    model: PreTrainedModel, prompts: Prompts, ranges: list[range], place: Place, folder: Path | None
-) -> Iterator[tuple[int, Gradients]]:
-    """Blocks are settled when the next one is asked for."""
+    model: PreTrainedModel,
+    prompts: Prompts,
+    ranges: list[range],
+    measuring: Measuring | None = None,
+    *,
+    place: Place = "device",
+    folder: Path | None = None,
+) -> Iterator[tuple[int, BlockStatistics]]:
+    """What is found of every block, which is settled when the next one is asked for; the gradients alone without `measuring`."""
     (stack,) = stacks_of(model)
+    images = [prompts.image_mask(each) for each in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
     line = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
     for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
@@ -155,19 +177,39 @@ def _there_and_back(
         _start(line, prompts, ranges, gradients)
     for index in tqdm(range(len(line) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
         feedback = Feedback(stack, index, ranges)
-        with feedback.attached():
-            line.back(index, gradients, feedback)
-        found = feedback.finish(prompts.tokens)
-        moved = moved or any(bool(moment.any()) for moment in found.values())
+        observer = None if measuring is None else observer_of(stack, index, measuring, Share(len(prompts)))
+        watches = [feedback, *([] if observer is None else [Numbered(observer, ranges, images)])]
+        with feedback.attached(), nullcontext() if observer is None else observer.attached():
+            line.back(index, gradients, _All(watches))
+        found = BlockStatistics({}, {}, {}, {}) if observer is None else observer.finish()
+        found = replace(found, gradients=feedback.finish(prompts.tokens))
+        moved = moved or any(bool(moment.any()) for moment in found.gradients.values())
         if not moved and index == 0:
             line.close()
             gradients.close()
             raise _vanished("the outputs of all linears")
         yield index, found
-        del found  # while the next block is measured
+        del found, feedback, observer, watches  # while the next block is measured
         gradients.settle()
     line.close()
     gradients.close()
+
+
+@dataclass(frozen=True)
+class _All:
+    """Several who watch one block."""
+
+    watches: Sequence[Any]
+
+    def enter(self, batch: int, hidden: Tensor) -> None:
+        """A micro-batch enters the block."""
+        for each in self.watches:
+            each.enter(batch, hidden)
+
+    def leave(self, hidden: Tensor) -> None:
+        """It leaves the block."""
+        for each in self.watches:
+            each.leave(hidden)
 
 
 def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:

@@ -142,6 +142,7 @@ class Observer:
             self._accumulators[key] = Accumulator(f"{self.path}.{key}", self.groups, self.share, own, minimum)
         self._shared |= {name: name if narrow else keys[0] for name in linears}
 
+        @torch.no_grad()
         def entering(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if known := self._same_tensor(arguments[0]):
                 self._accumulators.pop(keys[0], None)
@@ -152,6 +153,7 @@ class Observer:
                 self._accumulators[keys[0]].update(self._first + offset, sequence)
 
         def leaving(key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+            @torch.no_grad()
             def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
                 known = self._bias_free(linear, output, group.expert)
                 for offset, sequence in enumerate(self._rows.of(arguments[0], group.expert)):
@@ -183,6 +185,7 @@ class Observer:
         self._apart |= {f"{sublayer.name}/{kind}": each for kind, each in kinds.items()}
         parallel, scale = self.entry.is_parallel(self.config), self.entry.branch_scale(self.config)
 
+        @torch.no_grad()
         def leave(_: nn.Module, __: Any, output: Any) -> None:
             added = first_of(output).reshape(self._entered.shape)
             added = added if scale == 1.0 else added * scale

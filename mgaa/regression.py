@@ -2,8 +2,8 @@
 
 `x'` are the inputs that arrive, `d` what the outputs then lack (`W d`, where `d` is measured at the inputs). The least-squares answer,
 damped towards the weight itself, is `W' = W + Cov(d, x') (Cov(x') + damping tr(Cov(x')) / n I)^-1`, with a bias for the means; without a
-bias it is the same with the moments around zero. Summed in float64, sequence by sequence; inputs are measured from the mean of the first
-sequence, so that a large mean does not cancel.
+bias it is the same with the moments around zero. Products are float32 (those of a float64 model float64), and are summed in float64,
+sequence by sequence; inputs are measured from the mean of the first sequence, so that a large mean does not cancel.
 
 Legend: t tokens of a sequence, n inputs, m outputs, k = n, or m where `d` is measured at the outputs.
 """
@@ -45,13 +45,14 @@ class MissingSums:
 
     def update(self, missing: Float[Tensor, "t k"], arrived: Float[Tensor, "t n"]) -> None:
         """Add the tokens of one sequence."""
-        missing, arrived = missing.double(), arrived.double()
+        precise = torch.promote_types(arrived.dtype, torch.float32)
+        missing, arrived = missing.to(precise), arrived.to(precise)
         if self._count == 0:
             self._origin = column_sums(arrived) / len(arrived)
-            self._arrived, self._missing = torch.zeros_like(arrived[0]), torch.zeros_like(missing[0])
-            self._products = missing.new_zeros(missing.shape[1], arrived.shape[1])
+            self._arrived, self._missing = (x.new_zeros(x.shape[1], dtype=torch.float64) for x in (arrived, missing))
+            self._products = torch.outer(torch.zeros_like(self._missing), self._arrived)
         arrived = arrived - self._origin
-        self._products.addmm_(missing.T, arrived)
+        self._products += missing.T @ arrived
         self._arrived += column_sums(arrived)
         self._missing += column_sums(missing)
         self._count += len(arrived)

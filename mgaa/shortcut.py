@@ -1,8 +1,7 @@
 """What the sublayers of a block add, kept for every micro-batch, so that later passes through the same block need not compute it again.
 
-A block is sent through several times while it is compressed (`mgaa.anchoring`). Once the matrices of its attention are done, the output
-of that does not change any more: it is kept, and stands in for the forward of the module. The last sublayer is not kept: nothing is
-behind it.
+A block is sent through several times while it is compressed (`mgaa.anchoring`), and the last time to leave it. Once the matrices of a
+sublayer are done, its output does not change any more: it is kept, and stands in for the forward of the module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,11 @@ class Shortcuts:
     Args:
         block: a decoder block.
         sublayers: of it, in the order of computation.
-        active: whether anything is kept; it takes the memory of the hidden states once for every sublayer but the last.
+        active: whether anything is kept; it takes the memory of the hidden states once for every sublayer.
     """
 
     def __init__(self, block: nn.Module, sublayers: Sequence[Sublayer], *, active: bool = True) -> None:
-        names = [sublayer.module for sublayer in sublayers[:-1] if active and sublayer.module]
+        names = [sublayer.module for sublayer in sublayers if active and sublayer.module]
         self._modules = {name: block.get_submodule(name) for name in names}
         self._kept: dict[str, dict[int, Any]] = {name: {} for name in names}
         self._batch = -1
@@ -66,7 +65,7 @@ class Shortcuts:
                 kept[self._batch] = (
                     (first_of(output), *(None for _ in output[1:])) if isinstance(output, tuple) else output
                 )
-            return kept[self._batch]
+            return _copied(kept[self._batch])  # some blocks add to it in place
 
         module.forward = stand_in
         try:
@@ -75,3 +74,7 @@ class Shortcuts:
             del module.forward
             if own is not None:
                 module.forward = own
+
+
+def _copied(output: Any) -> Any:
+    return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()

@@ -85,18 +85,20 @@ def seen_by(
 ) -> Seen:
     """What a stage is given while `run` sends the micro-batch `before` through the block.
 
-    The pass ends where the stage has its input, unless the `whole` of it is asked for.
+    The pass ends where the stage has its input; with `whole`, where the module of its sublayer has its output.
     """
     seen, scale = Seen(before, Rows(entry, block)), entry.branch_scale(config)
     seen.rows.enter(len(before))
 
     def adds(_: nn.Module, __: Any, output: Any) -> None:
-        seen.stream = seen.stream + scale * first_of(output).reshape(before.shape)
+        seen.stream = torch.add(seen.stream, first_of(output).reshape(before.shape), alpha=scale)
 
     with ExitStack() as stack, suppress(_Reached):
         stack.enter_context(seen.rows.watched())
         for sublayer in entry.sublayers[: entry.sublayers.index(stage.sublayer)]:
             stack.enter_context(_output_of(sublayer, block).register_forward_hook(adds))
+        if whole:
+            stack.enter_context(block.get_submodule(stage.sublayer.module).register_forward_hook(_stop))
         for group in stage.groups:
             hook = _reads(seen, group, last=len(stage.groups) == 1 and not whole)
             stack.enter_context(block.get_submodule(group.linears[0]).register_forward_pre_hook(hook))
@@ -123,7 +125,11 @@ def writes_to_stream(stage: Stage, block: nn.Module, run: Callable[[], Any]) -> 
 
 
 class _Reached(Exception):  # noqa: N818 (no error)
-    """The stage has its input."""
+    """The pass has come as far as it was to go."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Reached
 
 
 def _reads(seen: Seen, group: Group, *, last: bool) -> Callable[..., None]:

@@ -164,14 +164,14 @@ class Calibration:
     def _watched(self, index: int, *, keep: bool = True, inputs: bool = True) -> Observer:
         with resident(self._stack.blocks[index]):
             observer = observer_of(self._stack, index, self._measuring, self._share)
-            watch = _Numbered(observer, self._ranges, self._images)
+            watch = Numbered(observer, self._ranges, self._images)
             with observer.attached(inputs=inputs):
                 self._line.through(index, keep=keep, watch=watch)
         return observer
 
 
 @dataclass(frozen=True)
-class _Numbered:
+class Numbered:
     """An observer that is told the sequence at which a micro-batch begins."""
 
     observer: Observer

@@ -51,11 +51,14 @@ def fitted(
     ranks: Callable[[Matrix], int | None],
     factors: Chosen = AFM,
     anchoring: Anchoring = EXACT,
+    *,
+    remember: bool = True,
     **measuring: int,
 ) -> list[AnchoredBlock]:
     matrices = matrices_of(model)
     given = {matrix.name: ranks(matrix) for matrix in matrices}
-    return [*anchored(model, tokens, matrices, given, factors, [], Measuring(**measuring), anchoring)]
+    how = (factors, {}, Measuring(**measuring), anchoring)
+    return [*anchored(model, tokens, matrices, given, *how, remember=remember)]
 
 
 def twin_with(model: PreTrainedModel, blocks: list[AnchoredBlock]) -> PreTrainedModel:
@@ -184,6 +187,18 @@ def test_a_smaller_micro_batch_changes_rounding_alone(tiny: Tiny, tokens: Tensor
 
 
 # --- the whole method
+
+
+@pytest.mark.parametrize("family", APART)
+def test_what_is_kept_of_a_pass_changes_no_bit_of_the_next(family: str, tiny: Tiny, tokens: Tensor) -> None:
+    model = unfuse_(tiny(family))
+    for kept, again in zip(
+        *(fitted(model, tokens, lambda matrix: 5, remember=remember) for remember in (True, False)), strict=True
+    ):
+        assert kept.factors.keys() == again.factors.keys()
+        for name, factors in kept.factors.items():
+            assert torch.equal(factors.B, again.factors[name].B)
+            assert torch.equal(factors.A, again.factors[name].A)
 
 
 @pytest.mark.parametrize("family", APART)

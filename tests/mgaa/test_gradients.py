@@ -15,11 +15,11 @@ from mgaa.blockwise import Blockwise
 from mgaa.checkpoint import load
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.fused import unfuse_
-from mgaa.gradients import Gradients, stream_gradients, with_gradients
+from mgaa.gradients import Gradients, differentiated, stream_gradients
 from mgaa.hidden import Place
 from mgaa.prompts import Prompts
 from mgaa.statistics import BlockStatistics
-from mgaa.streaming import stream_statistics
+from mgaa.streaming import Measuring, stream_statistics
 from tests.mgaa.conftest import FAMILIES
 from tests.mgaa.test_seeing import prompts
 from tests.mgaa.test_streaming import assert_untouched
@@ -149,15 +149,31 @@ def test_a_pass_that_ends_on_the_way_there_goes_on_at_its_block(
     assert equal(found, dict(stream_gradients(model, tokens)))
 
 
-def test_statistics_in_memory_are_given_their_gradients(tiny: Tiny, tokens: Tensor) -> None:
-    model = unfuse_(tiny("phi3"))
-    blocks = list(with_gradients(stream_statistics(model, tokens), model, tokens))
-    found = dict(stream_gradients(model, tokens))
-    assert equal({index: block.gradients for index, block in enumerate(blocks)}, found)
-    assert all(block.gradients.keys() == block.shared.keys() for block in blocks)
-    v = blocks[1].of("self_attn.qkv_proj.v")
-    assert v.gradient is blocks[1].gradients["self_attn.qkv_proj.v"]
-    assert v.covariance is blocks[1].of("self_attn.qkv_proj.q").covariance
+@pytest.mark.parametrize("family", ["phi3", "olmoe", "llava"])
+def test_statistics_measured_on_the_way_back_are_those_of_a_pass_of_their_own(
+    tiny: Tiny, tokens: Tensor, family: str
+) -> None:
+    model = unfuse_(tiny(family))
+    found = dict(differentiated(model, tokens, Measuring(groups=3, batch_size=2)))
+    alone = list(stream_statistics(model, tokens, groups=3, batch_size=2))
+    assert list(found) == [*reversed(range(len(alone)))]
+    assert equal({index: block.gradients for index, block in found.items()}, dict(stream_gradients(model, tokens)))
+    for index, block in enumerate(alone):
+        back = found[index]
+        assert (back.cosines, back.shared, back.apart) == (block.cosines, block.shared, block.apart)
+        for name, inputs in block.inputs.items():
+            assert torch.equal(back.inputs[name].covariance, inputs.covariance)
+            assert torch.equal(back.inputs[name].group_means, inputs.group_means)
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_a_linear_is_given_its_gradients_and_the_moments_that_it_shares(tiny: Tiny, tokens: Tensor) -> None:
+    index, block = next(differentiated(unfuse_(tiny("phi3")), tokens, Measuring()))
+    assert index == 1
+    assert block.gradients.keys() == block.shared.keys()
+    v = block.of("self_attn.qkv_proj.v")
+    assert v.gradient is block.gradients["self_attn.qkv_proj.v"]
+    assert v.covariance is block.of("self_attn.qkv_proj.q").covariance
 
 
 def test_a_file_brings_them_back_and_a_file_without_them_is_read_as_before(
@@ -165,7 +181,7 @@ def test_a_file_brings_them_back_and_a_file_without_them_is_read_as_before(
 ) -> None:
     model = tiny()
     without = next(stream_statistics(model, tokens))  # type: ignore[call-overload]
-    full = next(with_gradients(stream_statistics(model, tokens), model, tokens))  # type: ignore[call-overload]
+    full = dict(differentiated(model, tokens, Measuring()))[0]
     for name, block in (("without", without), ("full", full), ("again", full)):
         block.save(tmp_path / name)
     assert BlockStatistics.load(tmp_path / "without").gradients == {}
@@ -202,7 +218,7 @@ def test_fewer_tokens_than_outputs_are_refused(tiny: Tiny, tokens: Tensor) -> No
 
 def test_other_parts_than_the_decoder_are_refused(tiny: Tiny, tokens: Tensor) -> None:
     with pytest.raises(UsageError, match=r"decoder alone, but vision .*backbone\.parts=\[decoder\]"):
-        with_gradients([], tiny("llava"), tokens, parts=["decoder", "vision"])
+        differentiated(tiny("llava"), tokens, Measuring(), parts=["decoder", "vision"])
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mgaa.factors import save_spectra, spectra
 from mgaa.fused import unfuse_
-from mgaa.gradients import with_gradients
+from mgaa.gradients import differentiated
 from mgaa.hardware import Rates
 from mgaa.plan import Layout, Peaks, Room, Settings, layout_of, peaks, plan, remedies, short_of
-from mgaa.streaming import stream_statistics
+from mgaa.streaming import Measuring, stream_statistics
 from tests.mgaa.conftest import FAMILIES
 
 Tiny = Callable[..., PreTrainedModel]
@@ -68,7 +68,7 @@ def test_gradients_take_what_is_planned_and_wait_where_they_shall(tiny: Tiny, tm
     settings = replace(SETTINGS, gradients=True)
     stages = {stage.name: stage for stage in plan(layout_of(model), settings)}
     taken = 0
-    for block in with_gradients(stream_statistics(model, tokens, groups=3), model, tokens):
+    for _, block in differentiated(model, tokens, Measuring(groups=3)):
         block.save(tmp_path / "statistics.safetensors")
         taken += tensors(tmp_path / "statistics.safetensors")
     assert stages["differentiate"].disk == pytest.approx(taken, rel=0.01)

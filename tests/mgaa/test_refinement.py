@@ -38,10 +38,9 @@ def tuned(
     matrices = matrices_of(model)
     ranks = {matrix.name: 4 if matrix.role in ("q", "o", "gate", "up") else None for matrix in matrices}
     gradients = dict(stream_gradients(model, tokens)) if factors == "kronecker" else {}
-    given = [gradients[index] for index in sorted(gradients)]
     how = (Measuring(batch_size=8), Anchoring(), refinement)
     twin = twin_of(model)
-    for block in [*anchored(model, tokens, matrices, ranks, (factors, {}), given, *how)]:
+    for block in [*anchored(model, tokens, matrices, ranks, (factors, {}), gradients, *how)]:
         block.put_(twin)
     return block, twin
 
