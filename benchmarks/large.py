@@ -29,7 +29,10 @@ from benchmarks import stages
 from benchmarks.effort import allocated, effort, fresh
 from mgaa.folder import INDEX
 from mgaa.hardware import Rates, free_memory, rates
-from mgaa.plan import Layout, Settings, Stage, gigabytes, layout_of, plan
+from mgaa.plan import plan
+from mgaa.plan.layout import Layout, layout_of
+from mgaa.plan.room import gigabytes
+from mgaa.plan.settings import Settings, Stage
 from mgaa.skeleton import skeleton
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,7 +38,7 @@ def show(found: Outlook, where: str, seconds: list[float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mgaa.plan import gigabytes
+    from mgaa.plan.room import gigabytes
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "device", "host", "disk", "work", "time"):

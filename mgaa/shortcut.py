@@ -78,3 +78,16 @@ class Shortcuts:
 
 def _copied(output: Any) -> Any:
     return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
+
+
+def waiting_bytes(tokens: int, hidden: int, width: int, itemsize: int) -> int:
+    """Of all tokens while a block is anchored, where what its sublayers add is kept.
+
+    They are there in front of the block, and as what its two sublayers add, each in two models; and once as what `down` reads.
+
+    Args:
+        tokens: of the calibration.
+        hidden, width: of the model, and inside its FFN.
+        itemsize: bytes of a number.
+    """
+    return tokens * (6 * hidden + width) * itemsize

@@ -73,9 +73,6 @@ class Line:
         self.lock.release()
 
 
-STATES = 5
-"""Of all tokens, while a block is anchored: before it in two models, and three outputs of attention that are kept (`mgaa.shortcut`)."""
-
 _one_at_a_time = Lock()
 _line: list[Line] = []
 """The line that this process has, if any."""
@@ -132,16 +129,22 @@ def start(
 
     The model shares its tensors with the backbone of this process, which stays as it is.
     """
+    from mgaa.architectures import architecture_of
     from mgaa.checkpoint import twin_of
     from mgaa.prompts import Prompts
+    from mgaa.shortcut import waiting_bytes
     from mgaa.streaming import Calibration, Measuring
     from mgaa.unfinished import taken_up
 
     store, backbone, tokens, recipe, device = key
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
-    size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
-    place = place_of_hidden(device, STATES * size if anchored else size)
+    width = model.config.get_text_config().hidden_size
+    size = prompts.tokens * width * model.dtype.itemsize
+    if anchored:
+        inside = architecture_of(model.config).ffn_width(model.config)
+        size = waiting_bytes(prompts.tokens, width, inside, model.dtype.itemsize)
+    place = place_of_hidden(device, size)
     name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     taken_up(folder)

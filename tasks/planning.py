@@ -9,7 +9,9 @@ from tasks.parameters import Parameters
 from tasks.where import Where, place_of_hidden, streams
 
 if TYPE_CHECKING:
-    from mgaa.plan import Layout, Peaks, Room, Settings, Stage
+    from mgaa.plan.layout import Layout
+    from mgaa.plan.room import Peaks, Room
+    from mgaa.plan.settings import Settings, Stage
 
 IMPORTS = 350 * 10**6
 """Bytes that a process takes for what it imports later (tracking, figures, the evaluation harness) and for buffers of its kernels."""
@@ -31,7 +33,7 @@ class Outlook:
     @property
     def short(self) -> list[str]:
         """What does not fit, in words."""
-        from mgaa.plan import short_of
+        from mgaa.plan.room import short_of
 
         return short_of(self.peaks, self.room, self.settings)
 
@@ -50,7 +52,9 @@ def outlook(p: Parameters, where: Where, *, models: int, workers: int) -> Outloo
 
     from mgaa import hardware
     from mgaa.loading import device_of
-    from mgaa.plan import Room, layout_of, peaks, plan
+    from mgaa.plan import plan
+    from mgaa.plan.layout import layout_of
+    from mgaa.plan.room import Room, peaks
     from mgaa.skeleton import skeleton
 
     device = device_of(str(where))
@@ -70,13 +74,16 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
     import torch
 
     from mgaa.hardware import free_memory
-    from mgaa.plan import Settings
+    from mgaa.plan.settings import Settings
+    from mgaa.shortcut import waiting_bytes
 
     calibration = p.data.calibration
     samples = calibration.samples or UNKNOWN
     stream = streams(where, layout.weights)
     size = samples * calibration.length * layout.hidden * layout.itemsize
     every = size * (len(layout.blocks) + 1)  # those in front of every block (tasks/differentiate.py)
+    widest = max(block.widest for block in layout.blocks)
+    beside = waiting_bytes(samples * calibration.length, layout.hidden, widest, layout.itemsize)  # (tasks/line.py)
     texts = (p.data.evaluation, p.data.validation)
     batch = p.evaluation.batch_size
     return Settings(
@@ -93,6 +100,7 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
         hidden=place_of_hidden(where, size),
         gradients=p.statistics.gradients,
         states=place_of_hidden(where, every),
+        anchored=None if p.anchor.method == "none" else place_of_hidden(where, beside),
         accelerator=not where.startswith("cpu"),
         room=free_memory(torch.device(where)),
     )
@@ -112,7 +120,8 @@ def refuse_what_cannot_fit(found: Outlook) -> None:
 
 def remedy(found: Outlook) -> str:
     """The gentlest settings with which the run fits."""
-    from mgaa.plan import peaks, plan, remedies, short_of
+    from mgaa.plan import plan
+    from mgaa.plan.room import peaks, remedies, short_of
 
     base = resident_bytes() + IMPORTS
     without_disk = replace(found.room, disk=2**63)

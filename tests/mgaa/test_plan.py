@@ -14,7 +14,10 @@ from mgaa.factors import save_spectra, spectra
 from mgaa.fused import unfuse_
 from mgaa.gradients import differentiated
 from mgaa.hardware import Rates
-from mgaa.plan import Layout, Peaks, Room, Settings, layout_of, peaks, plan, remedies, short_of
+from mgaa.plan import plan
+from mgaa.plan.layout import Layout, layout_of
+from mgaa.plan.room import Peaks, Room, peaks, remedies, short_of
+from mgaa.plan.settings import Settings
 from mgaa.streaming import Measuring, stream_statistics
 from tests.mgaa.conftest import FAMILIES
 

@@ -8,12 +8,17 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.large import SHAPES, config_of
-from mgaa.architectures import decoder_blocks
+from mgaa.anchoring import anchored
+from mgaa.architectures import decoder_blocks, matrices_of
 from mgaa.factors import factorize, spectra
+from mgaa.fitting import Anchoring
 from mgaa.gradients import stream_gradients
 from mgaa.hardware import Rates
 from mgaa.lowrank import Factors
-from mgaa.plan import Layout, Settings, layout_of, peaks, plan
+from mgaa.plan import plan
+from mgaa.plan.layout import Layout, layout_of
+from mgaa.plan.room import peaks
+from mgaa.plan.settings import Settings
 from mgaa.skeleton import skeleton
 from mgaa.streaming import Calibration, Measuring
 from mgaa.streams import STREAMS
@@ -88,3 +93,34 @@ def test_the_stages_take_what_is_foreseen(tmp_path: Path) -> None:
         return [factorize(weight, None, found[name], ranks[name]) for name, weight in weights.items()]
 
     assert foreseen["factorize"] == pytest.approx(bases + peak_of(factors), rel=0.2)
+
+
+@pytest.mark.parametrize("tokens", [(16, 64), (64, 256)], ids=["few tokens", "many tokens"])
+def test_an_anchored_block_takes_what_is_foreseen(tokens: tuple[int, int], tmp_path: Path) -> None:
+    """Within 20 %, where the sums are most of it, and where the waiting tokens are."""
+    torch.manual_seed(0)
+    made = layout(tmp_path, "tiny", 1)
+    config = AutoConfig.from_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval().requires_grad_(False)
+    ids = torch.randint(0, config.vocab_size, tokens, generator=torch.Generator().manual_seed(0))
+    samples, length = tokens
+    settings = replace(SETTINGS, samples=samples, length=length, groups=4, stream=False, accelerator=False)
+    foreseen = device_bytes(made, replace(settings, anchored="device"))["anchor"] - made.weights
+    matrices = matrices_of(model)
+    ranks = {matrix.name: int(0.8 * matrix.parameters / (matrix.m + matrix.n)) for matrix in matrices}
+    blocks = anchored(model, ids, matrices, ranks, ("afm", {}), {}, Measuring(groups=4), Anchoring())
+    assert foreseen == pytest.approx(peak_of(lambda: list(blocks)), rel=0.2)
+
+
+def test_anchored_factors_take_the_place_of_slices(tmp_path: Path) -> None:
+    made = layout(tmp_path, "tiny")
+    slices, *others = (
+        {stage.name: stage for stage in plan(made, replace(SETTINGS, anchored=place))}
+        for place in (None, "device", "host", "disk")
+    )
+    device, host, disk = others
+    assert "anchor" not in slices
+    assert all("factorize" not in stages for stages in others)
+    assert device["anchor"].device - host["anchor"].device > 6 * 256 * 2048 * made.hidden * 2
+    assert host["anchor"].host - disk["anchor"].host == 2 * 256 * 2048 * made.hidden * 2
+    assert device["anchor"].operations["forward"] < host["anchor"].operations["forward"]

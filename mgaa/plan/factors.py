@@ -1,0 +1,72 @@
+"""Plans of decompositions, and of the factors that are slices of them.
+
+Legend: m outputs, n inputs, p = min(m, n).
+"""
+
+from mgaa.budget import Matrix
+from mgaa.linalg import working_bytes
+from mgaa.plan.layout import Block, Layout
+from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.sizes import DOUBLE, basis_bytes, basis_vectors, gradient_bytes, statistics_bytes
+from mgaa.streams import together
+
+
+def decompose(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.linalg`, `mgaa.streams`: in each worker the statistics and the weights of a block, the bases found, and what is in flight."""
+    model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
+    worst = max(_block_decomposition(block, settings, settings.room - model) for block in layout.blocks)
+    work = {"double": 0.0, "eigen": 0.0}
+    for block in layout.blocks:
+        for m in block.matrices:
+            p = min(m.m, m.n)
+            work["double"] += 2.0 * p * m.n * m.n + 1.25 * p * p * m.n
+            if m.m > m.n:
+                work["double"] += 2.0 * m.m * m.n**2 + 4.0 * m.m * m.n * basis_vectors(m)
+            work["eigen"] += float(p) ** 3
+    spectra = sum(basis_bytes(matrix) for block in layout.blocks for matrix in block.matrices)
+    read = layout.weights + sum(
+        statistics_bytes(block, settings) + settings.gradients * gradient_bytes(block) for block in layout.blocks
+    )
+    return Stage("decompose", model + settings.workers * worst, 0, spectra, 0, work, read)
+
+
+def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
+    """Bytes beside the model: statistics, bases, and the largest decompositions, as many as go at a time."""
+    statistics = sum(DOUBLE * moment.d * moment.d for moment in block.moments)
+    statistics += settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
+    bases = sum(basis_bytes(matrix) for matrix in block.matrices)
+    outputs = {(moment.rows, moment.n) for moment in block.moments}
+    sizes = [
+        working_bytes(m.m, m.n, basis_vectors(m), side="output" if (m.m, m.n) in outputs else "input")
+        for m in block.matrices
+    ]
+    count = together(sizes, room - statistics - bases) if settings.accelerator else 1
+    return statistics + bases + sum(sorted(sizes, reverse=True)[:count])
+
+
+def factorize(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.factors`: in each worker the bases and weights of a block, its factors, and one matrix in float64."""
+
+    def rank(matrix: Matrix) -> float:
+        return (1 - settings.compression) * matrix.parameters / (matrix.m + matrix.n)
+
+    worst = 0.0
+    work, factors = 0.0, 0.0
+    for block in layout.blocks:
+        bases = sum(basis_bytes(matrix) for matrix in block.matrices)
+        made = (1 - settings.compression) * block.parameters * layout.itemsize
+        one = max(DOUBLE * (m.m * m.n + m.m * rank(m) + 2 * rank(m) ** 2 + 2 * rank(m) * m.n) for m in block.matrices)
+        worst = max(worst, bases + made + one)
+        factors += made
+        work += sum(2.0 * m.m * m.n * rank(m) + 2.0 * rank(m) ** 2 * m.n for m in block.matrices)
+    model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
+    read = settings.models * sum(basis_bytes(matrix) for block in layout.blocks for matrix in block.matrices)
+    return Stage(
+        "factorize",
+        model + settings.workers * int(worst),
+        0,
+        settings.models * int(factors),
+        0,
+        {"double": settings.models * work},
+        read + settings.models * layout.weights,
+    )

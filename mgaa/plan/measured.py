@@ -1,0 +1,101 @@
+"""Plans of what is measured of the dense model: that it is sound, statistics, and gradients."""
+
+from math import log2
+
+from mgaa.moments import PANELS, Share
+from mgaa.plan.layout import Block, Layout, Moment
+from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, forward_work, gradient_bytes, held, statistics_bytes
+
+
+def load(layout: Layout) -> Stage:
+    """One block after the other is looked at, the next one is read meanwhile (`mgaa.shelf`)."""
+    device = layout.rest + layout.largest
+    return Stage("load backbone", device, layout.largest, 0, 0, {}, 2 * layout.weights)
+
+
+def calibrate(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.streaming`, `mgaa.observing`, `mgaa.moments`."""
+    share = Share(settings.samples, 0, settings.shards)
+    batch = max(map(len, share.batches(settings.batch_size))) * settings.length
+    hidden = settings.samples * settings.length * layout.hidden * layout.itemsize
+    pending = 3 * batch * layout.hidden * layout.itemsize  # being written, and waiting to be (`mgaa.hidden`)
+    worst = max(_block_calibration(layout, settings, block, batch) for block in layout.blocks)
+    device, host = held(layout, settings)
+    host += pending if settings.accelerator else 0
+    tokens = settings.samples * settings.length
+    return Stage(
+        "calibrate",
+        device * (settings.shards if settings.stream else 1)
+        + settings.shards * worst
+        + (hidden if settings.hidden == "device" else 0),
+        host + (hidden if settings.hidden == "host" else 0),
+        sum(statistics_bytes(block, settings) for block in layout.blocks),
+        2 * hidden,
+        {
+            "forward": sum(forward_work(layout, block, tokens, settings.length) for block in layout.blocks),
+            "double": sum(tokens * _moment_work(moment) for block in layout.blocks for moment in block.moments),
+        },
+        layout.weights,
+    )
+
+
+def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: int) -> int:
+    """Bytes beside the weights and the waiting hidden states."""
+    share = Share(settings.samples, 0, settings.shards)
+    branches = 1 + int(log2(len(share.parts)))  # of the tree, and the part at hand
+    groups = min(settings.groups, settings.samples)
+    sums = sum(DOUBLE * (moment.d * (moment.d + groups + 1) + 3 * moment.n) for moment in block.moments)
+    watched = 4 * batch * layout.hidden * layout.itemsize  # the stream around the sublayers
+    inside = activation_bytes(layout, block, batch)
+    entering = (
+        batch * (3 * layout.hidden + block.widest) * layout.itemsize
+    )  # of those, what the input of a linear leaves
+    sequence = DOUBLE * settings.length * max(3 * moment.n + 2 * moment.d for moment in block.moments)
+    if layout.itemsize < SINGLE:  # weight and input of an output side that the forward has rounded
+        narrow = [moment.n * (moment.rows + settings.length) for moment in block.moments if moment.rows]
+        sequence += SINGLE * max(narrow, default=0)
+    largest = max(moment.d for moment in block.moments)
+    finishing = sums + DOUBLE * largest * largest + sums  # sums, covariances, one triangle
+    saving = int(1.5 * sums) + int(1.5 * DOUBLE * largest * largest)  # packed, with indices
+    return max(branches * sums + watched + max(inside, entering + sequence), finishing, saving)
+
+
+def differentiate(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.gradients`, `mgaa.feedback`: the tokens there, with the states in front of every block kept, and back."""
+    length, tokens = settings.length, settings.samples * settings.length
+    size = min(settings.batch_size, max(1, 2**27 // (length * layout.vocabulary)))
+    batch = max(map(len, Share(settings.samples).batches(size))) * length
+    hidden = (len(layout.blocks) + 2) * tokens * layout.hidden * layout.itemsize  # gradients wait as one more
+    head = 2 * batch * (layout.vocabulary * (layout.itemsize + SINGLE) + 2 * layout.hidden * layout.itemsize)
+    worst = max(head, *(_block_differentiation(layout, block, batch, length) for block in layout.blocks))
+    device, host = held(layout, settings)
+    forward = (
+        3 * sum(forward_work(layout, block, tokens, length) for block in layout.blocks) + 6.0 * layout.head * tokens
+    )
+    double = sum((1 + 1 / PANELS) * matrix.m**2 for block in layout.blocks for matrix in block.matrices)
+    statistics = sum(statistics_bytes(block, settings) for block in layout.blocks)
+    return Stage(
+        "differentiate",
+        device + worst + (hidden if settings.states == "device" else 0),
+        host + (hidden if settings.states == "host" else 0),
+        statistics + sum(gradient_bytes(block) for block in layout.blocks),
+        hidden,
+        {"forward": forward, "double": tokens * double},
+        2 * layout.weights + statistics,
+    )
+
+
+def _block_differentiation(layout: Layout, block: Block, batch: int, length: int) -> int:
+    """Bytes beside the weights and the waiting hidden states: what autograd keeps of a block, and the sums."""
+    sums = DOUBLE * sum(matrix.m**2 for matrix in block.matrices)
+    widest = max(matrix.m for matrix in block.matrices)
+    norms = 2 * batch * layout.hidden * SINGLE
+    inside = 2 * activation_bytes(layout, block, batch) + norms + 2 * DOUBLE * length * widest
+    saving = sums // 2 + 2 * DOUBLE * widest**2 + 2 * DOUBLE * sum(moment.d**2 for moment in block.moments)
+    return sums + max(inside, saving)
+
+
+def _moment_work(moment: Moment) -> float:
+    """Per token: the upper panels of a product, and on the output side the product with the weight."""
+    return (1 + 1 / PANELS) * moment.d**2 + 2 * moment.rows * moment.n

@@ -1,0 +1,54 @@
+"""Plans of what is made with compressed models: checkpoints, and their evaluation."""
+
+from mgaa.plan.layout import Layout
+from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.sizes import SINGLE, activation_bytes, compressed_bytes, held
+
+WHOLE = 5 * 10**9
+"""Bytes of weights up to which a checkpoint is one file (`mgaa.checkpoint.save_blockwise`)."""
+
+
+def assemble(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one file holds all."""
+    size = compressed_bytes(layout, settings)
+    model = layout.weights if not settings.stream else layout.rest  # what the process has loaded for the stages before
+    return Stage(
+        "assemble",
+        0,
+        model + layout.rest + 3 * layout.largest,
+        settings.models * size,
+        size if size <= WHOLE else 0,
+        {},
+        settings.models * (layout.weights + size),
+    )
+
+
+def evaluate(layout: Layout, settings: Settings) -> Stage:
+    """`mgaa.perplexity`, of the dense model and of each compressed one; one of them is loaded beside the backbone."""
+    worst, hidden, work = 0, 0, 0.0
+    for tokens, length, batch_size in settings.evaluation:
+        batch = min(batch_size, max(1, 2**27 // (length * layout.vocabulary)), max(1, tokens // length)) * length
+        logits = batch * layout.vocabulary * layout.itemsize * (2 if settings.stream else 1)
+        inside = max(activation_bytes(layout, block, batch) for block in layout.blocks)
+        worst = max(worst, logits + 3 * SINGLE * 2**22 + batch * layout.hidden * layout.itemsize, inside)
+        hidden = max(hidden, tokens * layout.hidden * layout.itemsize)
+        per_token = sum(2.0 * block.parameters for block in layout.blocks) + 2.0 * layout.head
+        work += tokens * per_token
+    loaded = layout.weights if not settings.stream else layout.rest
+    device, host = held(layout, settings)
+    waiting = hidden if settings.stream else 0
+    return Stage(
+        "evaluate",
+        loaded + device + worst + (waiting if settings.hidden == "device" else 0),
+        host + (waiting if settings.hidden == "host" else 0),
+        0,
+        2 * waiting,
+        {"forward": (settings.models + 1) * work},
+        (settings.models + 1) * layout.weights,
+    )
+
+
+def export(layout: Layout, settings: Settings) -> Stage:
+    """The checkpoint of the method, copied."""
+    size = compressed_bytes(layout, settings)
+    return Stage("export", 0, 0, size, 0, {}, size)
