@@ -20,7 +20,7 @@ from tasks.parameters import Parameters
 from tasks.read_questions import READING as ASKING
 from tasks.read_questions import questions_content, read_questions
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
-from tasks.sections import Questions, Texts
+from tasks.sections.data import Questions, Texts
 from tasks.tokenize import tokenize
 
 PREPARED = "data/prepared"

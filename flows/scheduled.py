@@ -23,9 +23,9 @@ from flows.vanished import close_vanished, register
 from flows.webhook import tell
 from flows.workers import run
 from mgaa.errors import MgaaError, ResourceError
-from tasks.operation import Scheduled
 from tasks.parameters import Parameters, load
 from tasks.recording import ENGINES
+from tasks.sections.operation import Scheduled
 from tasks.step import plain_task
 from tasks.unchanged import unchanged
 

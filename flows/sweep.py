@@ -34,7 +34,8 @@ from tasks.records import MEASUREMENT, backbone_record, table
 from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import Effort
 from tasks.run_point import run_point
-from tasks.sections import Factors, Source
+from tasks.sections.methods import Factors
+from tasks.sections.sweep import Source
 from tasks.sweep_results import NAME, SUFFIXES, publish
 from tasks.sweep_table import comparisons, numbers, row
 from tasks.tracking import Run, tracked

@@ -6,7 +6,7 @@
 The name alone of the method that the section of the same name selects takes that section's options (and its `band`); the
 name of another method takes its defaults. What is asked of all ranks (`multiple`, `objective` and what belongs to it) is that of the
 section wherever an entry says nothing else. A list that is null or missing has one entry, the section itself. What comes out has the
-form of these sections (tasks/options.py), so that one model checks both (tasks/sections.py).
+form of these sections (tasks/options.py), so that one model checks both (tasks/sections/).
 """
 
 from collections.abc import Mapping

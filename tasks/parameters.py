@@ -1,4 +1,4 @@
-"""`params.yaml` and the overrides of the command line, checked against one model before anything runs (tasks/sections.py).
+"""`params.yaml` and the overrides of the command line, checked against one model before anything runs (tasks/sections/).
 
 Relative paths of the store and of the tracking database stay with the checkout: a DVC experiment runs in a throw-away
 copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs to.
@@ -14,33 +14,19 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 from mgaa.errors import UsageError
 from tasks.choices import resolve
 from tasks.explain import explain, suggest
-from tasks.operation import Schedule
 from tasks.options import SECTIONS, select, together
 from tasks.overrides import merge, parse, read
-from tasks.registry_section import Registry
-from tasks.sections import (
-    Anchor,
-    Backbone,
-    Channels,
-    Data,
-    Evaluation,
-    Factors,
-    Output,
-    Profile,
-    Ranks,
-    Ratios,
-    Recovery,
-    RefinementSection,
-    RunnerSection,
-    Search,
-    Section,
-    Sensitivity,
-    Statistics,
-    StoreSection,
-    Study,
-    Sweep,
-    Tracking,
-)
+from tasks.sections.backbone import Backbone
+from tasks.sections.data import Data
+from tasks.sections.evaluation import Evaluation, Output
+from tasks.sections.machine import Profile, RunnerSection, StoreSection, Tracking
+from tasks.sections.methods import Anchor, Channels, Factors, Ranks, Ratios, RefinementSection, Statistics
+from tasks.sections.operation import Schedule
+from tasks.sections.recovery import Recovery
+from tasks.sections.registry import Registry
+from tasks.sections.search import Search, Sensitivity, Study
+from tasks.sections.section import Section
+from tasks.sections.sweep import Sweep
 
 TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 """Names of models beside the method's."""

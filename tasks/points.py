@@ -10,7 +10,9 @@ from mgaa.errors import UsageError
 from tasks.artifact import Artifact
 from tasks.options import SECTIONS
 from tasks.recipes import EVEN, Recipe
-from tasks.sections import Factors, Map, Method, Ranks, Source, Sweep
+from tasks.sections.methods import Factors, Map, Ranks
+from tasks.sections.section import Method
+from tasks.sections.sweep import Source, Sweep
 
 Entry = TypeVar("Entry", bound=Source | Method)
 

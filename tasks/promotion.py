@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from mgaa.errors import InputError, UsageError
 from tasks.parameters import Placed
 from tasks.registering import CANDIDATE, CHAMPION
-from tasks.registry_section import Gate
 from tasks.results import DENSE
+from tasks.sections.registry import Gate
 from tasks.tracking_store import connect, recorded
 
 if TYPE_CHECKING:

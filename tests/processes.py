@@ -63,17 +63,9 @@ def copy_project(root: Path) -> Project:
         "where",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
-    for name in (
-        "parameters",
-        "sections",
-        "operation",
-        "registry_section",
-        "choices",
-        "options",
-        "overrides",
-        "explain",
-    ):
+    for name in ("parameters", "choices", "options", "overrides", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
+    shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
     for name in ("__init__", "cli", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
     for name in ("errors.py", "memory.py", "methods.py"):

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from tasks.sections import Section
+from tasks.sections.section import Section
 
 Factor = Annotated[float, Field(gt=0)]
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator
 
-from tasks.sections import Section
+from tasks.sections.section import Section
 
 Scheduled = Literal["compress", "sweep", "evaluate"]
 """The flows that a schedule can run."""

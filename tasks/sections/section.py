@@ -1,0 +1,36 @@
+"""What all sections of `params.yaml` have in common, and the types of their fields."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Compression = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`: unknown keys, wrong types and non-finite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+
+
+class Lists(Section):
+    """A section of lists, of which no entry comes twice."""
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for name, entries in self:
+            for index, entry in enumerate(entries if isinstance(entries, list) else ()):
+                if (first := entries.index(entry)) < index:
+                    raise ValueError(
+                        f"{name}.{index} is {name}.{first} again, expected entries that differ: leave one out"
+                    )
+        return self
+
+
+class Method(Section):
+    """A section that selects a method, with the options of that method."""
+
+    method: str = Field(description="one of the files in the section's folder")
+    options: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of the method")
