@@ -46,7 +46,7 @@ def sources(*modules: str) -> dict[str, str]:
     while waiting:
         name = waiting.pop()
         path = file_of(name)
-        if path is None or name in ORCHESTRATION or key(path) in seen:
+        if path is None or ORCHESTRATION & {name, name.rpartition(".")[0]} or key(path) in seen:
             continue
         seen[key(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
         waiting += [imported for imported in imports(name, path) if imported.split(".")[0] in PACKAGES]
