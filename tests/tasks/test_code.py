@@ -24,6 +24,11 @@ def test_the_machinery_that_runs_and_stores_is_no_code_of_a_step() -> None:
     assert not {"tasks/step.py", "tasks/artifact.py", "tasks/stage.py", "tasks/parameters.py"} & files.keys()
 
 
+@pytest.mark.parametrize("module", ["tasks.run_point", "tasks.points", "tasks.recipes"])
+def test_the_sections_of_the_parameters_are_no_code_of_a_step(module: str) -> None:
+    assert not [file for file in code.sources(module) if file.startswith("tasks/sections/")]
+
+
 def test_the_packages_of_others_that_the_code_imports_are_found() -> None:
     assert "torch" in code.packages("mgaa.ratios.softmax")
     assert "mgaa" not in code.packages("mgaa.ratios.softmax")
