@@ -77,7 +77,6 @@ class Anchor:
         self._refinement = refinement
         self._stacks: tuple[Stack, Stack] = stacks_of(model)[0], stacks_of(twin)[0]
         self._shortcuts: dict[int, list[Shortcuts]] = {}
-        self._writes: dict[tuple[str, ...], bool] = {}
         if refinement is not None:
             check_tunable(model.dtype)
 
@@ -112,12 +111,7 @@ class Anchor:
                 calibration.advance(index, watch=shortcuts)
 
     def _writes_to_stream(self, index: int, stage: Stage) -> bool:
-        """As a micro-batch shows in the first block that has these linears."""
-        linears = tuple(stage.linears)
-        if linears not in self._writes:
-            block, run = self._stacks[0].blocks[index], self.dense.entering(index, 0)[1]
-            self._writes[linears] = writes_to_stream(stage, block, run)
-        return self._writes[linears]
+        return writes_to_stream(stage, self._stacks[0].blocks[index], self.dense.entering(index, 0)[1])
 
     def _done(self, stage: Stage | None = None) -> list[str]:
         """The modules of the sublayers before a stage; of all without one."""
@@ -148,9 +142,9 @@ class Anchor:
         outputs = Outputs(
             len(self.compressed.sequences), dense, lambda batch: self.compressed.entering(index, batch)[1](), root
         )
+        shortcuts[1] = Shortcuts(twin.blocks[index], ())  # what the tuned block adds will not be what was kept
         with shortcuts[0].attached(self._done()):
             refine_(twin.blocks[index], linears, outputs, self._refinement, name=twin.path(index))
-        shortcuts[1] = Shortcuts(twin.blocks[index], ())  # what the tuned block adds is not what was kept
         return found.taken_from(self.twin)
 
     def _measured(

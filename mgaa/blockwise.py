@@ -132,14 +132,16 @@ class Blockwise:
             watch: `enter(batch, hidden)` and `leave(hidden)` are called around each forward, on what autograd does not follow.
         """
         block = self._blocks[index]
+        self._hidden.forget(index + 2)  # what is behind the block
         with resident(block, ahead=-1):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch, index + 1).detach()
                 positional, named = self._arguments[batch][index]
                 watch.enter(batch, hidden)
-                output = first_of(block(hidden.requires_grad_(), *positional, **named))
+                leaf = hidden.detach().requires_grad_()
+                output = first_of(block(leaf, *positional, **named))
                 watch.leave(output.detach())
-                (found,) = torch.autograd.grad(output, hidden, gradients.get(batch))
+                (found,) = torch.autograd.grad(output, leaf, gradients.get(batch))
                 gradients.put(batch, found)
 
     def _behind(self, arrived: Tensor, batch: int, options: dict[str, Any]) -> Any:

@@ -1,6 +1,7 @@
 """What all allocations of a model share, by one calibration and one decomposition: any ranks are then slices, or a pass of both models.
 
-Statistics live for one block at a time, and a dense weight in float64 for one matrix at a time; the spectra of all blocks are kept.
+Statistics live for one block at a time, and a dense weight in float64 for one matrix at a time; the spectra of all blocks are kept. With
+gradients blocks are decomposed from the last to the first, and the hidden states in front of the blocks to come are still there.
 """
 
 from collections.abc import Sequence
@@ -120,7 +121,8 @@ def decomposed(
         here = spectra({local: weights[local] for local in inside}, block, name, **options)
         found |= {inside[local]: spectrum for local, spectrum in here.items()}
         scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
-        cosines[index], gradients[index] = block.cosines, block.gradients
+        cosines[index] = block.cosines
+        gradients |= {index: block.gradients} if block.gradients else {}
         del block, here  # while the next block is measured
         give_back()
     energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}

@@ -33,7 +33,8 @@ class Anchoring:
     Attributes:
         stream: whether o and down also make up for what the residual streams differ by.
         dense: whether matrices that stay dense are fitted, too.
-        damping: of the regression, relative to the mean square of an input channel; it pulls `W'` towards `W`.
+        damping: of the regression, relative to the mean square of an input channel; it pulls `W'` towards `W`. Below 1e-6 it no longer
+            hides the rounding of float32 products.
 
     Raises:
         UsageError: the damping is not a positive number.

@@ -19,7 +19,7 @@ Legend: s sequences, t tokens of a sequence.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,10 @@ from mgaa.errors import NumericalError, UsageError
 from mgaa.feedback import Feedback, Gradients, check_finite
 from mgaa.hidden import HiddenStates, Place
 from mgaa.moments import Share
+from mgaa.observing import Observer
 from mgaa.perplexity import cross_entropy, fitting
 from mgaa.prompts import IDS, Prompts
+from mgaa.shelf import resident
 from mgaa.statistics import BlockStatistics
 from mgaa.streaming import Measuring, Numbered, checked, observer_of
 
@@ -72,9 +74,9 @@ def stream_gradients(
     prompts, ranges = _prepared(model, tokens, batch_size)
 
     def alone() -> Iterator[tuple[int, Gradients]]:
-        for index, block in _there_and_back(model, prompts, ranges, place=place, folder=folder):
-            yield index, block.gradients
-            del block  # while the next one is measured
+        for index, gradients, _ in _there_and_back(model, prompts, ranges, place=place, folder=folder):
+            yield index, gradients
+            del gradients  # while the next block is measured
 
     return alone()
 
@@ -88,7 +90,7 @@ def differentiated(
 ) -> Iterator[tuple[int, BlockStatistics]]:
     """The statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
 
-    Those of the inputs are what `mgaa.streaming.stream_statistics` gives, and cost no further pass.
+    Those of the inputs are what `mgaa.streaming.stream_statistics` gives, on as many sequences at a time, and cost no further pass.
 
     Args:
         model, tokens: as in `stream_gradients`, with its errors.
@@ -100,7 +102,14 @@ def differentiated(
     """
     check_parts(parts)
     prompts, ranges = _prepared(model, tokens, measuring.batch_size)
-    return _there_and_back(model, prompts, ranges, measuring)
+
+    def together() -> Iterator[tuple[int, BlockStatistics]]:
+        for index, gradients, observer in _there_and_back(model, prompts, ranges, measuring):
+            assert observer is not None
+            yield index, replace(observer.finish(), gradients=gradients)
+            del gradients, observer  # while the next block is measured
+
+    return together()
 
 
 def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int) -> None:
@@ -159,8 +168,8 @@ def _there_and_back(
     *,
     place: Place = "device",
     folder: Path | None = None,
-) -> Iterator[tuple[int, BlockStatistics]]:
-    """What is found of every block, which is settled when the next one is asked for; the gradients alone without `measuring`."""
+) -> Iterator[tuple[int, Gradients, Observer | None]]:
+    """The gradients of every block, and who has observed its inputs; the block is settled when the next one is asked for."""
     (stack,) = stacks_of(model)
     images = [prompts.image_mask(each) for each in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
@@ -176,19 +185,21 @@ def _there_and_back(
     else:
         _start(line, prompts, ranges, gradients)
     for index in tqdm(range(len(line) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
-        feedback = Feedback(stack, index, ranges)
-        observer = None if measuring is None else observer_of(stack, index, measuring, Share(len(prompts)))
-        watches = [feedback, *([] if observer is None else [Numbered(observer, ranges, images)])]
-        with feedback.attached(), nullcontext() if observer is None else observer.attached():
-            line.back(index, gradients, _All(watches))
-        found = BlockStatistics({}, {}, {}, {}) if observer is None else observer.finish()
-        found = replace(found, gradients=feedback.finish(prompts.tokens))
-        moved = moved or any(bool(moment.any()) for moment in found.gradients.values())
+        feedback, observer = Feedback(stack, index, ranges), None
+        with resident(stack.blocks[index], ahead=-1), feedback.attached(), ExitStack() as observing:
+            watches: list[Any] = [feedback]
+            if measuring is not None:
+                observer = observer_of(stack, index, measuring, Share(len(prompts)))
+                observing.enter_context(observer.attached())
+                watches.append(Numbered(observer, ranges, images))
+            line.back(index, gradients, _Together(watches))
+        found = feedback.finish(prompts.tokens)
+        moved = moved or any(bool(moment.any()) for moment in found.values())
         if not moved and index == 0:
             line.close()
             gradients.close()
             raise _vanished("the outputs of all linears")
-        yield index, found
+        yield index, found, observer
         del found, feedback, observer, watches  # while the next block is measured
         gradients.settle()
     line.close()
@@ -196,7 +207,7 @@ def _there_and_back(
 
 
 @dataclass(frozen=True)
-class _All:
+class _Together:
     """Several who watch one block."""
 
     watches: Sequence[Any]

@@ -97,6 +97,11 @@ class HiddenStates:
             if not self._every:
                 self._drop(self.passed - 1)
 
+    def forget(self, passed: int) -> None:
+        """The states of a generation are not asked for again in this process; those in files stay, for an interrupted run."""
+        for batch in range(self._batches):
+            self._states.pop((passed, batch), None)
+
     def close(self) -> None:
         """Nothing is to be resumed any more."""
         self._flush()

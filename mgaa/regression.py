@@ -50,7 +50,7 @@ class MissingSums:
         if self._count == 0:
             self._origin = column_sums(arrived) / len(arrived)
             self._arrived, self._missing = (x.new_zeros(x.shape[1], dtype=torch.float64) for x in (arrived, missing))
-            self._products = torch.outer(torch.zeros_like(self._missing), self._arrived)
+            self._products = self._arrived.new_zeros(missing.shape[1], arrived.shape[1])
         arrived = arrived - self._origin
         self._products += missing.T @ arrived
         self._arrived += column_sums(arrived)

@@ -43,6 +43,7 @@ class Shortcuts:
     def keep(self, name: str, batch: int, output: Tensor, like: "Shortcuts") -> None:
         """What a module gives for a micro-batch, in the form in which `like` has kept it."""
         form = like._kept[name][batch]
+        output = output.reshape(first_of(form).shape)
         self._kept[name][batch] = (output, *form[1:]) if isinstance(form, tuple) else output
 
     @contextmanager
@@ -83,11 +84,11 @@ def _copied(output: Any) -> Any:
 def waiting_bytes(tokens: int, hidden: int, width: int, itemsize: int) -> int:
     """Of all tokens while a block is anchored, where what its sublayers add is kept.
 
-    They are there in front of the block, and as what its two sublayers add, each in two models; and once as what `down` reads.
+    They are there in front of the block, and as what its two sublayers add, each in two models; and once as what the last linear reads.
 
     Args:
         tokens: of the calibration.
-        hidden, width: of the model, and inside its FFN.
+        hidden, width: of the model, and of the widest input of a linear that writes to the residual stream.
         itemsize: bytes of a number.
     """
     return tokens * (6 * hidden + width) * itemsize

@@ -91,7 +91,8 @@ def seen_by(
     seen.rows.enter(len(before))
 
     def adds(_: nn.Module, __: Any, output: Any) -> None:
-        seen.stream = torch.add(seen.stream, first_of(output).reshape(before.shape), alpha=scale)
+        added = first_of(output).reshape(before.shape)
+        seen.stream = seen.stream + (added if scale == 1.0 else added * scale)
 
     with ExitStack() as stack, suppress(_Reached):
         stack.enter_context(seen.rows.watched())
@@ -121,7 +122,7 @@ def writes_to_stream(stage: Stage, block: nn.Module, run: Callable[[], Any]) -> 
     linear, sublayer = block.get_submodule(group.linears[0]), _output_of(stage.sublayer, block)
     with linear.register_forward_hook(keep("linear")), sublayer.register_forward_hook(keep("sublayer")):
         run()
-    return torch.equal(made["linear"].flatten(), made["sublayer"].flatten())
+    return bool(made["linear"].any()) and torch.equal(made["linear"].flatten(), made["sublayer"].flatten())
 
 
 class _Reached(Exception):  # noqa: N818 (no error)

@@ -42,11 +42,8 @@ def anchor_block(
         refinement: arguments of `mgaa.refinement.Refinement`; null where nothing is tuned.
         measuring: arguments of `mgaa.streaming.Measuring`.
     """
-    from mgaa.anchoring import Anchor
-    from mgaa.fitting import Anchoring, Wanted
-    from mgaa.refinement import Refinement
+    from mgaa.fitting import Wanted
     from mgaa.statistics import load_gradients
-    from mgaa.streaming import Measuring
 
     inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
     outcome = table(store, ranks, RANKS)["matrices"]
@@ -61,9 +58,6 @@ def anchor_block(
         "measuring": measuring,
     }
     with in_front_of(store, backbone, tokens, before, recipe, device, anchored=True) as line:
-        assert line.dense is not None
-        sides = (line.dense[0], line.model, line.dense[1], line.calibration)
-        tuned = None if refinement is None else Refinement(**refinement)
-        anchor = Anchor(*sides, Measuring(**measuring), Anchoring(**anchoring), tuned, remember=line.roomy)
-        found = anchor.compress(block, wanted)
+        assert line.anchor is not None
+        found = line.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)

@@ -27,6 +27,7 @@ from tasks.stage import named
 from tasks.where import place_of_hidden
 
 if TYPE_CHECKING:
+    from mgaa.anchoring import Anchor
     from mgaa.streaming import Calibration
 
 
@@ -39,8 +40,7 @@ class Line:
         before: those of the blocks that the tokens have passed.
         model: the twin of the backbone that is compressed.
         calibration: the tokens in front of the next block of it.
-        dense: the backbone with the tokens in front of the same block of it, where what is compressed is fitted to it; else null.
-        roomy: whether there is memory for more of such states on the device.
+        anchor: the same beside the backbone, where what is compressed is fitted to it; else null.
         folder: where the tokens wait for another process.
         lock: on the folder.
     """
@@ -49,25 +49,17 @@ class Line:
     before: tuple[Artifact, ...]
     model: Any
     calibration: "Calibration"
-    dense: "tuple[Any, Calibration] | None"
-    roomy: bool
+    anchor: "Anchor | None"
     folder: Path
     lock: FileLock
 
     def advance(self, block: int) -> None:
         """Send the tokens through this block."""
-        self.calibration.advance(block)
-        self.follow()
-
-    def follow(self) -> None:
-        """Let the tokens of the backbone pass the blocks that those of the twin have passed."""
-        if self.dense is not None:
-            for block in range(self.dense[1].passed, self.calibration.passed):
-                self.dense[1].advance(block)
+        (self.calibration if self.anchor is None else self.anchor).advance(block)
 
     def close(self) -> None:
         """Forget the tokens, in files as well."""
-        for each in (self.calibration, *(() if self.dense is None else self.dense[1:])):
+        for each in (self.calibration, *(() if self.anchor is None else (self.anchor.dense,))):
             each.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
@@ -108,7 +100,7 @@ def in_front_of(
         if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
             line = None  # before another one starts, for its folder may be the same
         if line is None:
-            line = start(key, before, recipe["measuring"], anchored=anchored)
+            line = start(key, before, recipe, anchored=anchored)
         for block in range(len(line.before), len(before)):
             line.before = tuple(before[: block + 1])
             write_table(line.folder / _BEFORE, [each.digest for each in line.before])
@@ -123,45 +115,57 @@ def in_front_of(
 
 
 def start(
-    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], *, anchored: bool = False
+    key: tuple[Any, ...], before: Sequence[Artifact], given: Mapping[str, Any], *, anchored: bool = False
 ) -> Line:
     """Before the first block, or behind those that a killed process has passed with the same factors.
 
     The model shares its tensors with the backbone of this process, which stays as it is.
+
+    Args:
+        given: the recipe, whose digest is in the key.
     """
-    from mgaa.architectures import architecture_of
+    from mgaa.anchoring import Anchor
     from mgaa.checkpoint import twin_of
+    from mgaa.fitting import Anchoring
+    from mgaa.plan.layout import layout_of
     from mgaa.prompts import Prompts
+    from mgaa.refinement import Refinement
     from mgaa.shortcut import waiting_bytes
     from mgaa.streaming import Calibration, Measuring
     from mgaa.unfinished import taken_up
 
     store, backbone, tokens, recipe, device = key
+    measuring = Measuring(**given["measuring"])
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
     width = model.config.get_text_config().hidden_size
     size = prompts.tokens * width * model.dtype.itemsize
     if anchored:
-        inside = architecture_of(model.config).ffn_width(model.config)
-        size = waiting_bytes(prompts.tokens, width, inside, model.dtype.itemsize)
+        written = max(block.written for block in layout_of(model).blocks)
+        size = waiting_bytes(prompts.tokens, width, written, model.dtype.itemsize)
     place = place_of_hidden(device, size)
     name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     taken_up(folder)
 
     def calibration(model: Any = model, name: str = "hidden") -> "Calibration":
-        return Calibration(model, prompts, Measuring(**measuring), place=place, folder=folder / name)
+        return Calibration(model, prompts, measuring, place=place, folder=folder / name)
 
     found = calibration()
     passed = json.loads((folder / _BEFORE).read_text()) if (folder / _BEFORE).exists() else []
     if found.passed and passed[: found.passed] != [each.digest for each in before[: found.passed]]:
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
-    beside = twin_of(whole) if anchored else None  # watched, which other steps must not see
-    dense = None if beside is None else (beside, calibration(beside, "dense"))
-    line = Line(key, tuple(before[: found.passed]), model, found, dense, place == "device", folder, lock)
-    line.follow()
-    return line
+    anchor = None
+    if anchored:
+        beside = twin_of(whole)  # watched, which other steps must not see
+        dense = calibration(beside, "dense")
+        for block in range(dense.passed, found.passed):
+            dense.advance(block)
+        tuned = None if given["refinement"] is None else Refinement(**given["refinement"])
+        how = (measuring, Anchoring(**given["anchoring"]), tuned)
+        anchor = Anchor(beside, model, dense, found, *how, remember=place == "device")
+    return Line(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
 
 
 def own_folder(store: Store, name: str) -> tuple[Path, FileLock]:

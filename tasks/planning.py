@@ -74,19 +74,17 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
     import torch
 
     from mgaa.hardware import free_memory
+    from mgaa.plan.anchored import waiting
     from mgaa.plan.settings import Settings
-    from mgaa.shortcut import waiting_bytes
 
     calibration = p.data.calibration
     samples = calibration.samples or UNKNOWN
     stream = streams(where, layout.weights)
     size = samples * calibration.length * layout.hidden * layout.itemsize
     every = size * (len(layout.blocks) + 1)  # those in front of every block (tasks/differentiate.py)
-    widest = max(block.widest for block in layout.blocks)
-    beside = waiting_bytes(samples * calibration.length, layout.hidden, widest, layout.itemsize)  # (tasks/line.py)
     texts = (p.data.evaluation, p.data.validation)
     batch = p.evaluation.batch_size
-    return Settings(
+    settings = Settings(
         samples=samples,
         length=calibration.length,
         batch_size=p.statistics.batch_size,
@@ -100,10 +98,14 @@ def settings_of(p: Parameters, where: Where, layout: "Layout", *, models: int, w
         hidden=place_of_hidden(where, size),
         gradients=p.statistics.gradients,
         states=place_of_hidden(where, every),
-        anchored=None if p.anchor.method == "none" else place_of_hidden(where, beside),
+        to_stream=p.anchor.method == "stream",
+        refinement=0 if p.refinement.refinement is None else p.refinement.refinement["steps"],
         accelerator=not where.startswith("cpu"),
         room=free_memory(torch.device(where)),
     )
+    if p.anchor.method == "none":
+        return settings
+    return replace(settings, anchored=place_of_hidden(where, waiting(layout, settings)))
 
 
 def refuse_what_cannot_fit(found: Outlook) -> None:

@@ -5,98 +5,94 @@ Legend: m outputs, n inputs, p = min(m, n), k = n or m (where what is missing is
 
 from math import log2
 
-from mgaa.budget import Matrix
 from mgaa.linalg import working_bytes
 from mgaa.moments import PANELS, Share
-from mgaa.plan.layout import Block, Layout
+from mgaa.plan.layout import Block, Input, Layout
 from mgaa.plan.settings import Settings, Stage
-from mgaa.plan.sizes import (
-    DOUBLE,
-    SINGLE,
-    activation_bytes,
-    basis_vectors,
-    forward_work,
-    gradient_bytes,
-    held,
-    statistics_bytes,
-)
+from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, basis_vectors, forward_work, gradient_bytes, held
 from mgaa.shortcut import waiting_bytes
 
 
 def anchor(layout: Layout, settings: Settings) -> Stage:
     """Both models side by side, one block after the other and in it one stage after the other, for each model that is made."""
-    tokens = settings.samples * settings.length
     batch = max(map(len, Share(settings.samples).batches(settings.batch_size))) * settings.length
-    roomy = settings.anchored == "device"
-    hidden = tokens * layout.hidden * layout.itemsize
-    waiting = waiting_bytes(tokens, layout.hidden, max(block.widest for block in layout.blocks), layout.itemsize)
-    worst = max(_block_anchoring(layout, settings, block, batch) for block in layout.blocks)
+    state = layout.hidden * layout.itemsize
+    hidden = settings.samples * settings.length * state
+    worst = max(_block_bytes(layout, settings, block, batch) for block in layout.blocks)
     device, host = held(layout, settings)
-    beside = (
-        layout.largest if settings.stream else 0
-    )  # the block of the twin, whose other tensors are those of the model
-    work = [_block_work(layout, settings, block, tokens) for block in layout.blocks]
-    read = settings.models * (
-        layout.weights
-        + sum(statistics_bytes(block, settings) + settings.gradients * gradient_bytes(block) for block in layout.blocks)
-    )
-    made = (1 - settings.compression) * sum(block.parameters for block in layout.blocks) * layout.itemsize
+    made = int((1 - settings.compression) * sum(block.parameters for block in layout.blocks) * layout.itemsize)
+    # streamed, the twin has the one block, and every block is fetched for both models, to be measured and to be passed
+    twin, fetched = (layout.largest, 4) if settings.stream else (made, 1)
+    host += 3 * batch * state if settings.accelerator else 0  # being written, and waiting to be (`mgaa.hidden`)
+    work = [_block_work(layout, settings, block, batch) for block in layout.blocks]
     return Stage(
         "anchor",
-        device + beside + worst + (waiting if roomy else 0),
-        host + beside + (2 * hidden if settings.anchored == "host" else 0),
-        settings.models * int(made),
-        4 * hidden,  # of both models, the generation before until the next one is complete
+        device + twin + worst + (waiting(layout, settings) if settings.anchored == "device" else 0),
+        host + (2 * hidden if settings.anchored == "host" else 0),
+        settings.models * made,
+        3 * hidden,  # of both models, and of one the generation before
         {kind: settings.models * sum(each[kind] for each in work) for kind in work[0]},
-        read,
+        settings.models
+        * (fetched * layout.weights + settings.gradients * sum(gradient_bytes(block) for block in layout.blocks)),
     )
 
 
-def _read_once(block: Block) -> list[Matrix]:
-    """One matrix for each input of a block."""
-    gated = any(matrix.role == "gate" for matrix in block.matrices)
-    first = ("q", "o", "gate" if gated else "up", "down")
-    return [matrix for matrix in block.matrices if matrix.role in first]
+def waiting(layout: Layout, settings: Settings) -> int:
+    """Bytes of all tokens while a block is anchored and what its sublayers add is kept."""
+    written = max(block.written for block in layout.blocks)
+    return waiting_bytes(settings.samples * settings.length, layout.hidden, written, layout.itemsize)
 
 
-def _block_anchoring(layout: Layout, settings: Settings, block: Block, batch: int) -> int:
-    """Bytes beside the weights and the waiting states: the sums of a stage and a pass, or what is fitted to them."""
-    branches = 1 + int(log2(len(Share(settings.samples).parts)))
+def _block_bytes(layout: Layout, settings: Settings, block: Block, batch: int) -> int:
+    """Beside the weights and the waiting states: a stage that is measured, or fitted; or the block that is tuned."""
+    stages = [_stage_bytes(layout, settings, block, stage, batch) for stage in block.stages]
+    gradients = settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
+    tuned = (1 - settings.compression) * block.parameters
+    made = int(tuned * layout.itemsize)
+    # a master, two moments, its gradient in both dtypes, and a copy; and what autograd keeps
+    tuning = int(tuned * (4 * SINGLE + 2 * layout.itemsize)) + 2 * activation_bytes(layout, block, batch)
+    return gradients + made + max(*stages, tuning if settings.refinement else 0)
+
+
+def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[Input, ...], batch: int) -> int:
+    branches = 1 + int(log2(len(Share(settings.samples).parts)))  # of the tree, and the part at hand (`mgaa.moments`)
     groups = min(settings.groups, settings.samples)
-    worst = 0
-    for role in ("q", "o", "gate", "up", "down"):
-        inputs = [matrix for matrix in _read_once(block) if matrix.role == role]
-        if not inputs:
-            continue
-        sums = sum(DOUBLE * matrix.n * (matrix.n + groups + 4) for matrix in inputs)
-        missing = sum(DOUBLE * (matrix.m if role in _WRITE else matrix.n) * matrix.n for matrix in inputs)
-        sequence = settings.length * max(5 * DOUBLE * matrix.n + 2 * SINGLE * matrix.m for matrix in inputs)
-        measuring = branches * sums + missing + activation_bytes(layout, block, batch) + sequence
-        together = [matrix for matrix in block.matrices if matrix.role in _BESIDE[role]]
-        given = sum(DOUBLE * (matrix.m * matrix.n) for matrix in together)
-        regressing = max(DOUBLE * (4 * matrix.n**2 + 2 * matrix.m * matrix.n) for matrix in together)
-        weighed = settings.gradients
-        working = max(working_bytes(m.m, m.n, basis_vectors(m), weighed=weighed) for m in together)
-        fitting = sums + missing + given + max(regressing, working + sum(2 * SINGLE * m.m * m.n for m in together))
-        worst = max(worst, measuring, fitting)
-    return worst + settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
+    sums = sum(DOUBLE * each.n * (each.n + groups + 4) for each in stage)
+    products = sum(DOUBLE * each.n * _missing(each, settings) for each in stage)
+    sequence = settings.length * max(5 * DOUBLE * each.n + 2 * SINGLE * max(each.outputs) for each in stage)
+    measuring = branches * sums + products + activation_bytes(layout, block, batch) + sequence
+    shapes = [(m, each.n) for each in stage for m in each.outputs]
+    weights = sum(m * n for m, n in shapes)
+    at_outputs = sum(sum(each.outputs) * each.n for each in stage if not each.expert)
+    regressing = max(DOUBLE * (3 * n * n + 2 * m * n) for m, n in shapes)
+    working = max(working_bytes(m, n, basis_vectors(m, n), weighed=settings.gradients) for m, n in shapes)
+    fitting = sums + DOUBLE * (at_outputs + weights) + max(regressing, working + 2 * SINGLE * weights)
+    return max(measuring, fitting)
 
 
-_WRITE = ("o", "down")
-_BESIDE = {"q": ("q", "k", "v"), "o": ("o",), "gate": ("gate", "up"), "up": ("up",), "down": ("down",)}
-"""Roles of the matrices that are fitted together."""
+def _missing(each: Input, settings: Settings) -> int:
+    """Channels in which what an input's linears lack is measured."""
+    if each.expert:
+        return 0
+    return each.outputs[0] if each.writes and settings.to_stream else each.n
 
 
-def _block_work(layout: Layout, settings: Settings, block: Block, tokens: int) -> dict[str, float]:
-    """Where nothing is kept between the stages, attention is computed four times, and the first half of the FFN twice."""
-    passes = 1.0 if settings.anchored == "device" else 3.0
-    forward = (2 - settings.compression) * passes * forward_work(layout, block, tokens, settings.length)
+def _block_work(layout: Layout, settings: Settings, block: Block, batch: int) -> dict[str, float]:
+    """Operations by kind. Where what sublayers add is not kept, attention is computed four times, and the first half of the FFN twice."""
+    tokens = settings.samples * settings.length
+    once, kept = forward_work(layout, block, tokens, settings.length), settings.anchored == "device"
+    left = 1 - settings.compression
+    forward = (1 + left) * once * (1 if kept else 3)
+    # the error before and after, and the steps: a pass of the dense block, and one there and back of the other
+    forward += ((2 + settings.refinement * batch / tokens * 3) * left * once) if settings.refinement else 0.0
+    forward += 0.0 if kept else settings.refinement * batch / tokens * once
     double, eigen = 0.0, 0.0
-    for matrix in _read_once(block):
-        double += tokens * (1 + 1 / PANELS) * matrix.n**2
-        forward += tokens * (4.0 * matrix.m if matrix.role in _WRITE else 2.0 * matrix.n) * matrix.n
-    for matrix in block.matrices:
-        p = min(matrix.m, matrix.n)
-        double += matrix.n**3 / 3 + 4.0 * matrix.m * matrix.n**2 + 2.0 * p * p * matrix.n
-        eigen += float(p) ** 3
+    for each in (each for stage in block.stages for each in stage):
+        double += each.share * tokens * (1 + 1 / PANELS) * each.n**2
+        forward += tokens * 2.0 * each.n * _missing(each, settings)
+        forward += tokens * 2.0 * each.n * each.outputs[0] if each.writes and settings.to_stream else 0.0
+        for m in each.outputs:
+            p = min(m, each.n)
+            double += (0.0 if each.expert else each.n**3 / 3 + 4.0 * m * each.n**2) + 2.0 * p * p * each.n
+            eigen += float(p) ** 3
     return {"forward": forward, "double": double, "eigen": eigen}

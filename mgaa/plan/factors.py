@@ -21,7 +21,7 @@ def decompose(layout: Layout, settings: Settings) -> Stage:
             p = min(m.m, m.n)
             work["double"] += 2.0 * p * m.n * m.n + 1.25 * p * p * m.n
             if m.m > m.n:
-                work["double"] += 2.0 * m.m * m.n**2 + 4.0 * m.m * m.n * basis_vectors(m)
+                work["double"] += 2.0 * m.m * m.n**2 + 4.0 * m.m * m.n * basis_vectors(m.m, m.n)
             work["eigen"] += float(p) ** 3
     spectra = sum(basis_bytes(matrix) for block in layout.blocks for matrix in block.matrices)
     read = layout.weights + sum(
@@ -37,7 +37,7 @@ def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
     bases = sum(basis_bytes(matrix) for matrix in block.matrices)
     outputs = {(moment.rows, moment.n) for moment in block.moments}
     sizes = [
-        working_bytes(m.m, m.n, basis_vectors(m), side="output" if (m.m, m.n) in outputs else "input")
+        working_bytes(m.m, m.n, basis_vectors(m.m, m.n), side="output" if (m.m, m.n) in outputs else "input")
         for m in block.matrices
     ]
     count = together(sizes, room - statistics - bases) if settings.accelerator else 1

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.budget import Matrix
 from mgaa.observing import is_narrow
+from mgaa.stages import Stage, stages_of
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,25 @@ class Moment:
 
 
 @dataclass(frozen=True)
+class Input:
+    """One input of a block, and the linears that read it, as they are anchored (`mgaa.stages`).
+
+    Attributes:
+        n: its channels.
+        outputs: of each linear.
+        writes: whether the only linear writes to the residual stream itself.
+        expert: whether the linears are those of an expert, of which nothing is known to be missing.
+        share: of the tokens, on average.
+    """
+
+    n: int
+    outputs: tuple[int, ...]
+    writes: bool
+    expert: bool
+    share: float
+
+
+@dataclass(frozen=True)
 class Block:
     """One decoder block.
 
@@ -32,14 +52,21 @@ class Block:
         parameters: of its linears.
         matrices: its weight matrices.
         moments: what calibration accumulates.
-        widest: channels of the widest activation inside it, and how many of that width exist at once.
+        stages: the inputs that are measured together where the block is anchored.
+        widest: channels of the widest activation inside it.
     """
 
     weights: int
     parameters: int
     matrices: tuple[Matrix, ...]
     moments: tuple[Moment, ...]
+    stages: tuple[tuple[Input, ...], ...]
     widest: int
+
+    @property
+    def written(self) -> int:
+        """Channels of the widest input of what writes to the residual stream, which waits until that is fitted (`mgaa.shortcut`)."""
+        return max((each.n for stage in self.stages for each in stage if each.writes), default=0)
 
 
 @dataclass(frozen=True)
@@ -100,6 +127,7 @@ def _block(model: PreTrainedModel, index: int, matrices: Sequence[Matrix]) -> Bl
         parameters=sum(matrix.parameters for matrix in matrices),
         matrices=tuple(matrices),
         moments=tuple(_moments(model, block)),
+        stages=tuple(tuple(_inputs(model, block, stage)) for stage in stages_of(architecture_of(model.config), block)),
         widest=max(max(matrix.m, matrix.n) for matrix in matrices),
     )
 
@@ -113,3 +141,18 @@ def _moments(model: PreTrainedModel, block: nn.Module) -> Iterator[Moment]:
                 yield from (Moment(m, n, m) for m, n in shapes)
             else:
                 yield Moment(shapes[0][1], shapes[0][1], 0)
+
+
+def _inputs(model: PreTrainedModel, block: nn.Module, stage: Stage) -> Iterator[Input]:
+    config = model.config.get_text_config()
+    experts = {group.expert for group in stage.groups if group.expert is not None}
+    routed = getattr(config, "num_experts_per_tok", None) or len(experts)
+    for group in stage.groups:
+        weights: list[Tensor] = [block.get_submodule(name).weight for name in group.linears]  # type: ignore[misc]
+        yield Input(
+            weights[0].shape[1],
+            tuple(weight.shape[0] for weight in weights),
+            writes=stage.writes and len(stage.linears) == 1 and not stage.sublayer.output,
+            expert=group.expert is not None,
+            share=1.0 if group.expert is None else min(1.0, routed / len(experts)),
+        )

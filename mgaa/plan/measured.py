@@ -73,7 +73,7 @@ def differentiate(layout: Layout, settings: Settings) -> Stage:
     forward = (
         3 * sum(forward_work(layout, block, tokens, length) for block in layout.blocks) + 6.0 * layout.head * tokens
     )
-    double = sum((1 + 1 / PANELS) * matrix.m**2 for block in layout.blocks for matrix in block.matrices)
+    products = sum((1 + 1 / PANELS) * matrix.m**2 for block in layout.blocks for matrix in block.matrices)
     statistics = sum(statistics_bytes(block, settings) for block in layout.blocks)
     return Stage(
         "differentiate",
@@ -81,7 +81,7 @@ def differentiate(layout: Layout, settings: Settings) -> Stage:
         host + (hidden if settings.states == "host" else 0),
         statistics + sum(gradient_bytes(block) for block in layout.blocks),
         hidden,
-        {"forward": forward, "double": tokens * double},
+        {"forward": forward + tokens * products},
         2 * layout.weights + statistics,
     )
 

@@ -24,6 +24,8 @@ class Settings:
         gradients: whether those of the outputs are measured as well.
         states: where the hidden states in front of every block wait meanwhile.
         anchored: where the tokens wait in front of the models whose factors are fitted to the dense one; `None` where they are slices.
+        to_stream: whether o and down are fitted to the residual stream.
+        refinement: steps by which each block is tuned then.
         accelerator: whether the device has memory of its own.
         room: bytes that are free on the device; where they are few, fewer decompositions are in flight (`mgaa.streams`).
     """
@@ -42,6 +44,8 @@ class Settings:
     gradients: bool = False
     states: Place = "device"
     anchored: Place | None = None
+    to_stream: bool = True
+    refinement: int = 0
     accelerator: bool = False
     room: int = 2**63
 

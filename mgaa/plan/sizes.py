@@ -33,7 +33,7 @@ def gradient_bytes(block: Block) -> int:
 
 def basis_bytes(matrix: Matrix) -> int:
     """Of its decomposition in a file."""
-    return SINGLE * matrix.m * basis_vectors(matrix) + DOUBLE * min(matrix.m, matrix.n)
+    return SINGLE * matrix.m * basis_vectors(matrix.m, matrix.n) + DOUBLE * min(matrix.m, matrix.n)
 
 
 def forward_work(layout: Layout, block: Block, tokens: int, length: int) -> float:
@@ -41,9 +41,9 @@ def forward_work(layout: Layout, block: Block, tokens: int, length: int) -> floa
     return 2.0 * block.parameters * tokens + 4.0 * tokens * length * layout.hidden
 
 
-def basis_vectors(matrix: Matrix) -> int:
-    """Basis vectors up to break-even."""
-    return max(1, (matrix.parameters - 1) // (matrix.m + matrix.n))
+def basis_vectors(m: int, n: int) -> int:
+    """Basis vectors of a matrix of this shape, up to break-even."""
+    return max(1, (m * n - 1) // (m + n))
 
 
 def compressed_bytes(layout: Layout, settings: Settings) -> int:

@@ -95,11 +95,15 @@ def test_the_stages_take_what_is_foreseen(tmp_path: Path) -> None:
     assert foreseen["factorize"] == pytest.approx(bases + peak_of(factors), rel=0.2)
 
 
-@pytest.mark.parametrize("tokens", [(16, 64), (64, 256)], ids=["few tokens", "many tokens"])
-def test_an_anchored_block_takes_what_is_foreseen(tokens: tuple[int, int], tmp_path: Path) -> None:
-    """Within 20 %, where the sums are most of it, and where the waiting tokens are."""
+@pytest.mark.parametrize(
+    ("tokens", "blocks"),
+    [((16, 64), 1), ((64, 256), 1), ((16, 64), 8)],
+    ids=["few tokens", "many tokens", "many blocks"],
+)
+def test_anchoring_takes_what_is_foreseen(tokens: tuple[int, int], blocks: int, tmp_path: Path) -> None:
+    """Within 20 %, where the sums are most of it, where the waiting tokens are, and where the compressed blocks are."""
     torch.manual_seed(0)
-    made = layout(tmp_path, "tiny", 1)
+    made = layout(tmp_path, "tiny", blocks)
     config = AutoConfig.from_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16).eval().requires_grad_(False)
     ids = torch.randint(0, config.vocab_size, tokens, generator=torch.Generator().manual_seed(0))
@@ -108,8 +112,18 @@ def test_an_anchored_block_takes_what_is_foreseen(tokens: tuple[int, int], tmp_p
     foreseen = device_bytes(made, replace(settings, anchored="device"))["anchor"] - made.weights
     matrices = matrices_of(model)
     ranks = {matrix.name: int(0.8 * matrix.parameters / (matrix.m + matrix.n)) for matrix in matrices}
-    blocks = anchored(model, ids, matrices, ranks, ("afm", {}), {}, Measuring(groups=4), Anchoring())
-    assert foreseen == pytest.approx(peak_of(lambda: list(blocks)), rel=0.2)
+    found = anchored(model, ids, matrices, ranks, ("afm", {}), {}, Measuring(groups=4), Anchoring())
+    assert foreseen == pytest.approx(peak_of(lambda: list(found)), rel=0.2)
+
+
+def test_what_is_not_kept_or_tuned_is_computed_again(tmp_path: Path) -> None:
+    made = layout(tmp_path, "tiny")
+    plain = {stage.name: stage for stage in plan(made, replace(SETTINGS, anchored="device"))}["anchor"]
+    tuned = {stage.name: stage for stage in plan(made, replace(SETTINGS, anchored="device", refinement=300))}["anchor"]
+    outputs = {stage.name: stage for stage in plan(made, replace(SETTINGS, anchored="device", to_stream=False))}
+    assert tuned.operations["forward"] > 10 * plain.operations["forward"]
+    assert tuned.operations["double"] == plain.operations["double"]
+    assert outputs["anchor"].device >= plain.device
 
 
 def test_anchored_factors_take_the_place_of_slices(tmp_path: Path) -> None:
