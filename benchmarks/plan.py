@@ -1,6 +1,6 @@
 """What a run was predicted to take, beside what it took: memory and disk, at three sizes and streamed.
 
-    python -m benchmarks.plan [hidden,blocks,stream ...]      default: 512,8,never 1024,6,never 2048,3,never 2048,3,always
+    python -m benchmarks.plan [hidden,blocks,stream ...] [section.key=value ...]      default: 512,8,never 1024,6,never 2048,3,never 2048,3,always
 
 For each, a random LLaMA of that width runs through `flows.compress` in a process of its own, on the calibration, validation and evaluation
 texts of the demo. Memory is the peak of what is no page of a file (resident less shared), sampled every 10 ms; disk is
@@ -97,8 +97,10 @@ def bytes_below(folder: Path) -> int:
     return total
 
 
-def main(cases: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     """Print a line for each case."""
+    given = [each for each in arguments if "=" in each]
+    cases = [each for each in arguments if "=" not in each] or CASES
     print(
         f"{'hidden':>6} {'blocks':>6} {'stream':>6}  {'memory predicted':>16} {'measured':>9} {'ratio':>6} {'above the process':>18}  {'disk predicted':>14} {'measured':>9} {'ratio':>6}"
     )
@@ -113,6 +115,7 @@ def main(cases: list[str]) -> None:
                 "evaluation.baselines=[]",
                 "evaluation.batch_size=4",
                 f"tracking.uri=sqlite:///{folder / 'mlflow.db'}",
+                *given,
             ]
             memory, base, disk = prediction_in_a_process_of_its_own(folder, overrides)
             peak, kept = measured(folder, overrides)
@@ -125,4 +128,4 @@ def main(cases: list[str]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    main(sys.argv[1:] or list(CASES))
+    main(sys.argv[1:])

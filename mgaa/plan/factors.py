@@ -23,7 +23,7 @@ def decompose(layout: Layout, settings: Settings) -> Stage:
             if m.m > m.n:
                 work["double"] += 2.0 * m.m * m.n**2 + 4.0 * m.m * m.n * basis_vectors(m.m, m.n)
             work["eigen"] += float(p) ** 3
-    spectra = sum(basis_bytes(matrix) for block in layout.blocks for matrix in block.matrices)
+    spectra = sum(basis_bytes(matrix, settings) for block in layout.blocks for matrix in block.matrices)
     read = layout.weights + sum(
         statistics_bytes(block, settings) + settings.gradients * gradient_bytes(block) for block in layout.blocks
     )
@@ -34,10 +34,16 @@ def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
     """Bytes beside the model: statistics, bases, and the largest decompositions, as many as go at a time."""
     statistics = sum(DOUBLE * moment.d * moment.d for moment in block.moments)
     statistics += settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
-    bases = sum(basis_bytes(matrix) for matrix in block.matrices)
+    bases = sum(basis_bytes(matrix, settings) for matrix in block.matrices)
     outputs = {(moment.rows, moment.n) for moment in block.moments}
     sizes = [
-        working_bytes(m.m, m.n, basis_vectors(m.m, m.n), side="output" if (m.m, m.n) in outputs else "input")
+        working_bytes(
+            m.m,
+            m.n,
+            basis_vectors(m.m, m.n),
+            side="output" if (m.m, m.n) in outputs else "input",
+            weighed=settings.gradients,
+        )
         for m in block.matrices
     ]
     count = together(sizes, room - statistics - bases) if settings.accelerator else 1
@@ -53,14 +59,14 @@ def factorize(layout: Layout, settings: Settings) -> Stage:
     worst = 0.0
     work, factors = 0.0, 0.0
     for block in layout.blocks:
-        bases = sum(basis_bytes(matrix) for matrix in block.matrices)
+        bases = sum(basis_bytes(matrix, settings) for matrix in block.matrices)
         made = (1 - settings.compression) * block.parameters * layout.itemsize
         one = max(DOUBLE * (m.m * m.n + m.m * rank(m) + 2 * rank(m) ** 2 + 2 * rank(m) * m.n) for m in block.matrices)
         worst = max(worst, bases + made + one)
         factors += made
         work += sum(2.0 * m.m * m.n * rank(m) + 2.0 * rank(m) ** 2 * m.n for m in block.matrices)
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
-    read = settings.models * sum(basis_bytes(matrix) for block in layout.blocks for matrix in block.matrices)
+    read = settings.models * sum(basis_bytes(matrix, settings) for block in layout.blocks for matrix in block.matrices)
     return Stage(
         "factorize",
         model + settings.workers * int(worst),

@@ -31,9 +31,11 @@ def gradient_bytes(block: Block) -> int:
     return sum(DOUBLE * matrix.m * (matrix.m + 1) // 2 for matrix in block.matrices)
 
 
-def basis_bytes(matrix: Matrix) -> int:
-    """Of its decomposition in a file."""
-    return SINGLE * matrix.m * basis_vectors(matrix.m, matrix.n) + DOUBLE * min(matrix.m, matrix.n)
+def basis_bytes(matrix: Matrix, settings: Settings) -> int:
+    """Of its decomposition in a file: energies and basis; with the dual basis and the mean of the input where errors are weighed."""
+    basis = SINGLE * matrix.m * basis_vectors(matrix.m, matrix.n)
+    weighed = basis + DOUBLE * matrix.n if settings.gradients else 0
+    return basis + weighed + DOUBLE * min(matrix.m, matrix.n)
 
 
 def forward_work(layout: Layout, block: Block, tokens: int, length: int) -> float:

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from mgaa.architectures import matrices_of
 from mgaa.factors import save_spectra, spectra
 from mgaa.fused import unfuse_
 from mgaa.gradients import differentiated
@@ -70,10 +71,14 @@ def test_gradients_take_what_is_planned_and_wait_where_they_shall(tiny: Tiny, tm
     tokens = torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
     settings = replace(SETTINGS, gradients=True)
     stages = {stage.name: stage for stage in plan(layout_of(model), settings)}
-    taken = 0
-    for _, block in differentiated(model, tokens, Measuring(groups=3)):
+    taken = bases = 0
+    for index, block in differentiated(model, tokens, Measuring(groups=3)):
         block.save(tmp_path / "statistics.safetensors")
         taken += tensors(tmp_path / "statistics.safetensors")
+        weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices_of(model) if m.block == index}
+        save_spectra(spectra(weights, block, "kronecker"), tmp_path / "spectra.safetensors")
+        bases += tensors(tmp_path / "spectra.safetensors")
+    assert bases == stages["decompose"].disk
     assert stages["differentiate"].disk == pytest.approx(taken, rel=0.01)
     assert stages["differentiate"].operations["forward"] > 3 * stages["calibrate"].operations["forward"]
     on_disk = {stage.name: stage for stage in plan(layout_of(model), replace(settings, states="disk"))}
