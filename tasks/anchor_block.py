@@ -3,7 +3,8 @@
 Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/line.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,35 @@ def anchor_block(
         "refinement": refinement,
         "measuring": measuring,
     }
-    with in_front_of(store, backbone, tokens, before, recipe, device, anchored=True) as line:
-        assert line.anchor is not None
+    beside = _Anchoring(anchoring, refinement, measuring)
+    with in_front_of(store, backbone, tokens, before, recipe, device, beside) as line:
         found = line.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)
+
+
+@dataclass(frozen=True)
+class _Anchoring:
+    """How the factors are fitted, as the line asks for it."""
+
+    anchoring: Mapping[str, Any]
+    refinement: Mapping[str, Any] | None
+    measuring: Mapping[str, Any]
+
+    def waiting(self, model: Any, tokens: int) -> int:
+        """Bytes of what waits in memory while a block is anchored."""
+        from mgaa.plan.layout import layout_of
+        from mgaa.shortcut import waiting_bytes
+
+        layout = layout_of(model)
+        return waiting_bytes(tokens, layout.hidden, layout.written, layout.itemsize)
+
+    def anchor(self, backbone: Any, model: Any, dense: Any, compressed: Any, *, remember: bool) -> Any:
+        """The tokens in front of both models."""
+        from mgaa.anchoring import Anchor
+        from mgaa.fitting import Anchoring
+        from mgaa.refinement import Refinement
+        from mgaa.streaming import Measuring
+
+        tuned = None if self.refinement is None else Refinement(**self.refinement)
+        how = (Measuring(**self.measuring), Anchoring(**self.anchoring), tuned)
+        return Anchor(backbone, model, dense, compressed, *how, remember=remember)

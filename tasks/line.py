@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
@@ -27,7 +27,6 @@ from tasks.stage import named
 from tasks.where import place_of_hidden
 
 if TYPE_CHECKING:
-    from mgaa.anchoring import Anchor
     from mgaa.streaming import Calibration
 
 
@@ -40,7 +39,7 @@ class Line:
         before: those of the blocks that the tokens have passed.
         model: the twin of the backbone that is compressed.
         calibration: the tokens in front of the next block of it.
-        anchor: the same beside the backbone, where what is compressed is fitted to it; else null.
+        anchor: the same beside the backbone (`mgaa.anchoring.Anchor`), where what is compressed is fitted to it; else null.
         folder: where the tokens wait for another process.
         lock: on the folder.
     """
@@ -49,7 +48,7 @@ class Line:
     before: tuple[Artifact, ...]
     model: Any
     calibration: "Calibration"
-    anchor: "Anchor | None"
+    anchor: Any
     folder: Path
     lock: FileLock
 
@@ -63,6 +62,18 @@ class Line:
             each.close()
         shutil.rmtree(self.folder, ignore_errors=True)
         self.lock.release()
+
+
+class Beside(Protocol):
+    """How a model is fitted to the backbone (tasks/anchor_block.py); a model that is not has no part in its code."""
+
+    def waiting(self, model: Any, tokens: int) -> int:
+        """Bytes of what waits in memory meanwhile."""
+
+    def anchor(
+        self, backbone: Any, model: Any, dense: "Calibration", compressed: "Calibration", *, remember: bool
+    ) -> Any:
+        """`mgaa.anchoring.Anchor` of these."""
 
 
 _one_at_a_time = Lock()
@@ -79,8 +90,7 @@ def in_front_of(
     before: Sequence[Artifact],
     recipe: Mapping[str, Any],
     device: str,
-    *,
-    anchored: bool = False,
+    beside: Beside | None = None,
 ) -> Iterator[Line]:
     """The line behind these compressed blocks: the one of this process as far as it goes, else that of a killed process, else one from
     the start.
@@ -89,7 +99,7 @@ def in_front_of(
 
     Args:
         recipe: how the blocks are measured and compressed.
-        anchored: whether the tokens pass the backbone beside it.
+        beside: how it is fitted to the backbone, which the tokens then pass as well.
     """
     from mgaa.architectures import decoder_blocks
     from mgaa.shelf import resident
@@ -100,7 +110,7 @@ def in_front_of(
         if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
             line = None  # before another one starts, for its folder may be the same
         if line is None:
-            line = start(key, before, recipe, anchored=anchored)
+            line = start(key, before, recipe["measuring"], beside)
         for block in range(len(line.before), len(before)):
             line.before = tuple(before[: block + 1])
             write_table(line.folder / _BEFORE, [each.digest for each in line.before])
@@ -115,41 +125,28 @@ def in_front_of(
 
 
 def start(
-    key: tuple[Any, ...], before: Sequence[Artifact], given: Mapping[str, Any], *, anchored: bool = False
+    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], beside: Beside | None = None
 ) -> Line:
     """Before the first block, or behind those that a killed process has passed with the same factors.
 
     The model shares its tensors with the backbone of this process, which stays as it is.
-
-    Args:
-        given: the recipe, whose digest is in the key.
     """
-    from mgaa.anchoring import Anchor
     from mgaa.checkpoint import twin_of
-    from mgaa.fitting import Anchoring
-    from mgaa.plan.layout import layout_of
     from mgaa.prompts import Prompts
-    from mgaa.refinement import Refinement
-    from mgaa.shortcut import waiting_bytes
     from mgaa.streaming import Calibration, Measuring
     from mgaa.unfinished import taken_up
 
     store, backbone, tokens, recipe, device = key
-    measuring = Measuring(**given["measuring"])
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
-    width = model.config.get_text_config().hidden_size
-    size = prompts.tokens * width * model.dtype.itemsize
-    if anchored:
-        written = max(block.written for block in layout_of(model).blocks)
-        size = waiting_bytes(prompts.tokens, width, written, model.dtype.itemsize)
-    place = place_of_hidden(device, size)
+    size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
+    place = place_of_hidden(device, size if beside is None else beside.waiting(model, prompts.tokens))
     name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     taken_up(folder)
 
     def calibration(model: Any = model, name: str = "hidden") -> "Calibration":
-        return Calibration(model, prompts, measuring, place=place, folder=folder / name)
+        return Calibration(model, prompts, Measuring(**measuring), place=place, folder=folder / name)
 
     found = calibration()
     passed = json.loads((folder / _BEFORE).read_text()) if (folder / _BEFORE).exists() else []
@@ -157,14 +154,12 @@ def start(
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
     anchor = None
-    if anchored:
-        beside = twin_of(whole)  # watched, which other steps must not see
-        dense = calibration(beside, "dense")
+    if beside is not None:
+        twin = twin_of(whole)  # watched, which other steps must not see
+        dense = calibration(twin, "dense")
         for block in range(dense.passed, found.passed):
             dense.advance(block)
-        tuned = None if given["refinement"] is None else Refinement(**given["refinement"])
-        how = (measuring, Anchoring(**given["anchoring"]), tuned)
-        anchor = Anchor(beside, model, dense, found, *how, remember=place == "device")
+        anchor = beside.anchor(twin, model, dense, found, remember=place == "device")
     return Line(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
 
 

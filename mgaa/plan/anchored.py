@@ -39,8 +39,7 @@ def anchor(layout: Layout, settings: Settings) -> Stage:
 
 def waiting(layout: Layout, settings: Settings) -> int:
     """Bytes of all tokens while a block is anchored and what its sublayers add is kept."""
-    written = max(block.written for block in layout.blocks)
-    return waiting_bytes(settings.samples * settings.length, layout.hidden, written, layout.itemsize)
+    return waiting_bytes(settings.samples * settings.length, layout.hidden, layout.written, layout.itemsize)
 
 
 def _block_bytes(layout: Layout, settings: Settings, block: Block, batch: int) -> int:

@@ -63,11 +63,6 @@ class Block:
     stages: tuple[tuple[Input, ...], ...]
     widest: int
 
-    @property
-    def written(self) -> int:
-        """Channels of the widest input of what writes to the residual stream, which waits until that is fitted (`mgaa.shortcut`)."""
-        return max((each.n for stage in self.stages for each in stage if each.writes), default=0)
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -92,6 +87,13 @@ class Layout:
     def weights(self) -> int:
         """Bytes of the model in memory."""
         return self.rest + sum(block.weights for block in self.blocks)
+
+    @property
+    def written(self) -> int:
+        """Channels of the widest input of what writes to the residual stream, which waits until that is fitted (`mgaa.shortcut`)."""
+        return max(
+            (each.n for block in self.blocks for stage in block.stages for each in stage if each.writes), default=0
+        )
 
     @property
     def largest(self) -> int:
