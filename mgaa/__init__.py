@@ -6,14 +6,14 @@
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
 
 Importing the package teaches transformers the checkpoint format (`mgaa.format`), and nothing else: at once where transformers has its
-models already, else as soon as it loads them. So an import that only wants an error class or a path does not wait for torch (seconds).
+table of formats already, else as soon as any of its modules, or of another program, asks for that. So an import that only wants an error
+class or a path does not wait for torch (seconds).
 """
 
 import sys
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +74,14 @@ def __dir__() -> list[str]:
 
 
 class _Teacher(MetaPathFinder):
-    """Waits for the module of transformers behind which every model is built and loaded, and brings the format after it."""
+    """Waits for the module of transformers that holds the table of formats, which every way of loading asks, and brings ours after it."""
 
-    module = "transformers.modeling_utils"
+    module = "transformers.quantizers.auto"
 
     def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name != self.module:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
+        spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             spec.loader.exec_module = _then_format(spec.loader)  # type: ignore[method-assign]
         return spec

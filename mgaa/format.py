@@ -20,16 +20,14 @@ files name them otherwise, are the exception), so that whatever drops the
 notice (`save_pretrained`, an edited config) or never looks at it (`load_state_dict`, other loaders) meets a size
 mismatch.
 
-transformers brings this module once `import mgaa` has asked for it (`mgaa/__init__.py`), maybe while another module of the package
-is half imported: so it imports those that import transformers inside its functions.
+transformers brings this module with its table of formats, once `import mgaa` has asked for it (`mgaa/__init__.py`), while its own modules
+and some of this package may be half imported: so whatever needs models is imported inside functions.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.core_model_loading import WeightConverter
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -38,6 +36,8 @@ from mgaa.errors import InputError
 from mgaa.folder import METHOD, NOTICE
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
     from mgaa.lowrank import LowRankLinear
 
 VERSION = 1
@@ -80,13 +80,13 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
     requires_calibration = True
     quantization_config: LowRankConfig
 
-    def update_attn_implementation(self, config: PreTrainedConfig) -> PreTrainedConfig:
+    def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
         """Called once the method is known and before files are looked for: here the notice has done its work."""
         if getattr(config, "transformers_weights", None) == NOTICE:
             del config.transformers_weights
         return config
 
-    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+    def _process_model_before_weight_loading(self, model: "PreTrainedModel", **_: Any) -> "PreTrainedModel":
         from mgaa.architectures import has_entry, parts_with
         from mgaa.fused import unfuse_
         from mgaa.widths import narrow_
@@ -101,15 +101,19 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
             model.set_submodule(place, _layer(name, shape, linears[place]))
         return model
 
-    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+    def _process_model_after_weight_loading(self, model: "PreTrainedModel", **_: Any) -> "PreTrainedModel":
+        from transformers import PreTrainedModel
+
         del model.hf_quantizer, model.quantization_method, model.is_quantized
         for module in model.modules():
             if isinstance(module, PreTrainedModel):
                 module.config.__dict__.pop("_is_quantized", None)
         return model
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: list[Any], model: "PreTrainedModel") -> list[Any]:
         """The files hold every expert by itself, as the model now does: nothing is stacked on the way in."""
+        from transformers.core_model_loading import WeightConverter
+
         return [conversion for conversion in weight_conversions if not isinstance(conversion, WeightConverter)]
 
     def is_serializable(self) -> bool:
@@ -127,7 +131,7 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
 
-def describe(model: PreTrainedModel) -> None:
+def describe(model: "PreTrainedModel") -> None:
     """Write the model's low-rank layers and narrow FFNs into its config, or remove that entry where there are none."""
     from mgaa.lowrank import low_rank_layers
     from mgaa.widths import widths
@@ -142,12 +146,12 @@ def describe(model: PreTrainedModel) -> None:
         del model.config.quantization_config
 
 
-def is_described(model: PreTrainedModel) -> bool:
+def is_described(model: "PreTrainedModel") -> bool:
     """Whether the config says that the model is compressed."""
     return isinstance(getattr(model.config, "quantization_config", None), LowRankConfig)
 
 
-def _place(name: str, linears: Mapping[str, nn.Linear], model: PreTrainedModel) -> str:
+def _place(name: str, linears: Mapping[str, nn.Linear], model: "PreTrainedModel") -> str:
     """Where the linear is in this class: `AutoModel` lacks the prefix under which a causal model holds its decoder."""
     for candidate in (name, name.removeprefix(f"{model.base_model_prefix}.")):
         if candidate in linears:
