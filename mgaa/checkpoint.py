@@ -6,6 +6,7 @@ the tokenizer was last called. The format is described in format.py; `load` read
 
 import copy
 import json
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,10 +25,19 @@ from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
 from mgaa.processors import Processor, tokenizer_of
-from mgaa.shards import save_model, write_blockwise
+from mgaa.shards import save_model, save_settings, saving, write_blockwise
 from mgaa.widths import prune_
 
-__all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
+__all__ = [
+    "apply_channels",
+    "apply_dense",
+    "apply_factors",
+    "check_savable",
+    "load",
+    "save",
+    "save_blockwise",
+    "twin_of",
+]
 
 
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
@@ -113,6 +123,20 @@ def save(
         _complete(model, processor, folder)
 
 
+def check_savable(model: PreTrainedModel, processor: Processor | None = None) -> None:
+    """Write all but the weights into a folder that is thrown away, so that what `save` would refuse is refused before anything is computed.
+
+    Raises:
+        InputError: transformers loads the config, the generation settings or the processor, but does not save them.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with _writing(folder):
+            save_settings(model, folder)
+            if processor is not None:
+                _save_processor(processor, folder)
+
+
 def save_blockwise(
     model: PreTrainedModel,
     processor: Processor,
@@ -189,7 +213,8 @@ def _save_processor(processor: Processor, folder: Path) -> None:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-    processor.save_pretrained(folder)
+    with saving(f"this {type(processor).__name__}"):
+        processor.save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
 
 

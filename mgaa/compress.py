@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from mgaa.architectures import DECODER, matrices_of
 from mgaa.arguments import LORAP, LOSS, RATIOS, Method, Methods, methods_of, target_of
 from mgaa.budget import Matrix, parameter_budget
-from mgaa.checkpoint import twin_of
+from mgaa.checkpoint import check_savable, twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import UsageError
 from mgaa.fused import unfuse_
@@ -229,6 +229,7 @@ def _checked(
             "the blocks of the model stay in their files, where nothing can be put into them: load it without stream, or compress it by "
             "python -m flows.compress, which goes block by block"
         )
+    check_savable(model)
     matrices = matrices_of(unfuse_(model, parts), parts)
     for target in targets:
         parameter_budget(matrices, target.compression)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
+from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
 
 METHOD = "mgaa"
@@ -127,14 +127,9 @@ def _examine_tokenizer(folder: Path) -> None:
 
 def _examine_header(path: Path) -> None:
     """Opening checks that the header is sound and that the file is as long as it says."""
-    try:
-        with safe_open(path, framework="np") as tensors:
-            tensors.keys()
-    except (SafetensorError, OSError) as error:
-        raise InputError(
-            f"{path} is not a complete safetensors file ({error}): fetch it again "
-            "(a Git LFS pointer needs `git lfs pull`)"
-        ) from error
+    remedy = "fetch it again (a Git LFS pointer needs `git lfs pull`)"
+    with one_error(f"{path} is not a complete safetensors file", remedy), safe_open(path, framework="np") as tensors:
+        tensors.keys()
 
 
 def _weight_names(folder: Path) -> list[str]:
@@ -176,10 +171,8 @@ def _inside(folder: Path, name: str) -> Path:
 def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise InputError(f"{folder} has no {name}: expected the folder of a transformers model; check the path")
-    try:
+    with one_error(f"{folder / name} is not valid JSON", "fetch it again"):
         value = json.loads(_inside(folder, name).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{folder / name} is not valid JSON ({error}): fetch it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{folder / name} holds a {type(value).__name__}, expected an object: fetch it again")
     return value
@@ -206,11 +199,6 @@ def _wanted(folder: Path) -> Iterator[str]:
 
 
 def _snapshot(name: str, revision: str, files: list[str]) -> Path:
-    try:
+    remedy = "check both, log in if it is gated, unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
+    with one_error(f"the Hub gives no {name} at {revision}", remedy):
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"the Hub gives no {name} at {revision} ({reason}): check both, log in if it is gated, "
-            "unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
-        ) from error

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,17 +21,15 @@ from transformers import (
 from transformers.utils import logging
 
 from mgaa.architectures import is_multimodal
+from mgaa.boundary import one_error
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.folder import CONFIG, PROCESSOR_FILES, examine, locate, weight_files
+from mgaa.folder import CONFIG, GENERATION, PROCESSOR_FILES, examine, locate, weight_files
 from mgaa.lowrank import non_finite
 from mgaa.processors import Processor, load_processor, tokenizer_of
 from mgaa.shelf import aligned, shelve_
 
-# What transformers raises over files whose contents make no sense; its loaders hardly check what they read.
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError),
-    StrictDataclassError,
-)
+MANY = 10_000
+"""Blocks, or experts of a block, that no model has; each costs time and memory even without its weights."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
@@ -68,7 +65,11 @@ def load(
     examine(folder)
     config = _config(folder)
     processor = _processor(folder, config)
-    model = _model(folder, config, dtype, device_map="meta" if stream else None)
+    model = _model(
+        folder, config, dtype, device_map="meta"
+    )  # a model of other sizes than the files is refused before it takes memory
+    if not stream:
+        model = _model(folder, config, dtype, device_map=None)
     _fit(processor, model, folder)
     if stream:
         shelve_(model, weight_files(folder), target)
@@ -116,43 +117,47 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
     """A model that sees, in a folder without a processor, is one that reads: its tokenizer is all that text takes."""
     sees = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
     what = "processor" if sees else "tokenizer"
-    try:
+    with one_error(f"the {what} in {folder} does not load", "copy the model's own there"):
         if sees:
             return load_processor(folder, config)
         found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (*UNREADABLE, ImportError) as error:
-        raise InputError(
-            f"the {what} in {folder} does not load ({_said(error)}): copy the model's own there"
-        ) from error
-    return found
+        return found
 
 
 def _config(folder: Path) -> PreTrainedConfig:
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UNREADABLE as error:
-        raise InputError(f"transformers cannot read {folder / CONFIG} ({_said(error)}): fetch it again") from error
+    with one_error(f"transformers cannot read {folder / CONFIG}", "correct it, or fetch it again"):
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    check_counts(config, folder)
+    return config
+
+
+def check_counts(config: PreTrainedConfig, folder: Path) -> None:
+    """Refuse a config that asks for so many modules that building them would not end.
+
+    Raises:
+        InputError: `MANY` blocks or experts, or more.
+    """
+    for name in ("num_hidden_layers", "num_experts", "num_local_experts"):
+        count = getattr(config.get_text_config(), name, None)
+        if isinstance(count, int) and count >= MANY:
+            raise InputError(f"{folder / CONFIG} has {name} {count}, expected less than {MANY}: fetch it again")
 
 
 def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str | None) -> PreTrainedModel:
     """Differing shapes are asked back with the other deviations instead of raising: one message names them all."""
-    try:
-        with _quiet():
-            model, report = class_of(config).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                device_map=device_map,
-                use_safetensors=True,
-                trust_remote_code=False,
-                local_files_only=True,
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-            )
-    except UNREADABLE as error:
-        raise InputError(
-            f"{folder} does not load as a causal language model ({_said(error)}): give one that is"
-        ) from error
+    remedy = f"correct its {CONFIG} or {GENERATION}, install what is missing, or give a causal language model"
+    with one_error(f"{folder} does not load as a causal language model", remedy), _quiet():
+        model, report = class_of(config).from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map=device_map,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     deviations = {
         "missing": report["missing_keys"],
         "unexpected": report["unexpected_keys"],
@@ -176,11 +181,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(verbosity)
-
-
-def _said(error: Exception) -> str:
-    """The kind and the first line: some of transformers' messages list every model it has."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _few(names: set[str]) -> str:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, ProcessorMixin
 
+from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
 from mgaa.processors import Processor
 
@@ -198,15 +199,14 @@ def _encoded(question: Question, processor: Any, token: int, *, answered: bool) 
     """The inputs of one sequence, and how many of its last tokens are the answer."""
     asked = conversation(question, answered=False)
     turns = conversation(question, answered=True) if answered else asked
-    try:
+    makes_none = f"the processor makes no prompt of the question {question.text!r}"
+    remedy = (
+        "the question itself must not hold the image token, and the chat template must show it where there is an image"
+    )
+    with one_error(makes_none, remedy):
         given = processor.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not answered
         )
-    except ValueError as error:
-        raise InputError(
-            f"the processor makes no prompt of the question {question.text!r} ({str(error).partition(chr(10))[0]}): the question itself "
-            "must not hold the image token, and the chat template must show it where there is an image"
-        ) from error
     inputs = {name: tensor for name, tensor in given.items() if name not in _UNUSED}
     shown = int((inputs[IDS] == token).sum())
     if (question.image is not None) != (shown > 0):
@@ -216,13 +216,14 @@ def _encoded(question: Question, processor: Any, token: int, *, answered: bool) 
         )
     if not answered:
         return inputs, 0
-    before, whole = (
-        processor.tokenizer(
-            processor.apply_chat_template(each, tokenize=False, add_generation_prompt=each is asked),
-            add_special_tokens=False,
-        )[IDS]
-        for each in (asked, turns)
-    )
+    with one_error(makes_none, remedy):
+        before, whole = (
+            processor.tokenizer(
+                processor.apply_chat_template(each, tokenize=False, add_generation_prompt=each is asked),
+                add_special_tokens=False,
+            )[IDS]
+            for each in (asked, turns)
+        )
     same = next(
         (index for index, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before)
     )

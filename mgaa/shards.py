@@ -5,18 +5,21 @@ is there already, from a run that was killed, is not read again. In the end the 
 `model.safetensors` where everything fits into one shard, else one shard per block with an index.
 """
 
+import copy
 import json
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from mgaa.architectures import decoder_blocks
+from mgaa.boundary import one_error
 from mgaa.folder import INDEX, WEIGHTS
 from mgaa.shelf import resident
 from mgaa.unfinished import taken_up, whole
@@ -62,11 +65,31 @@ def save_model(
     generation = model.generation_config
     model.generation_config = GenerationConfig()
     try:
-        model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
+        with saving(f"this {type(model).__name__} with its config"):
+            model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
     finally:
         model.generation_config = generation
-    if generation is not None:
-        generation.to_json_file(folder / "generation_config.json")
+    _save_generation(model, folder)
+
+
+def save_settings(model: PreTrainedModel, folder: Path) -> None:
+    """Write what `save_model` writes beside the weights; the model stays as it is."""
+    with saving(f"the config of this {type(model).__name__}"):
+        copy.deepcopy(model.config).save_pretrained(folder)
+    _save_generation(model, folder)
+
+
+def _save_generation(model: PreTrainedModel, folder: Path) -> None:
+    if model.generation_config is not None:
+        with saving("these generation settings"):
+            model.generation_config.to_json_file(folder / "generation_config.json")
+
+
+def saving(what: str) -> AbstractContextManager[None]:
+    """Turn whatever transformers raises while it writes into one `InputError`; that there is no room is the caller's to say."""
+    return one_error(
+        f"transformers cannot save {what}", "correct that there, and save again", passing=(OSError, SafetensorError)
+    )
 
 
 def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], None]) -> None:

@@ -7,10 +7,11 @@ from safetensors import safe_open
 from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.architectures import architecture_of
+from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
 from mgaa.folder import CONFIG, examine_config, locate, weight_files
 from mgaa.fused import unfuse_
-from mgaa.loading import UNREADABLE, class_of
+from mgaa.loading import check_counts, class_of
 
 
 def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
@@ -25,18 +26,15 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
     """
     folder = locate(source, revision)
     examine_config(folder)
-    try:
+    remedy = "correct it, install what is missing, or fetch it again"
+    with one_error(f"transformers cannot build a model of {folder / CONFIG}", remedy):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        check_counts(config, folder)
         architecture_of(config)
         with torch.device("meta"):
             model: PreTrainedModel = class_of(config).from_config(
                 config, dtype=_dtype(folder, config.dtype, dtype), trust_remote_code=False
             )
-    except UNREADABLE as error:
-        said = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"transformers cannot build a model of {folder / CONFIG} ({type(error).__name__}: {said}): fetch it again"
-        ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"{folder} is compressed already: give the dense backbone")
     return unfuse_(model)
@@ -59,7 +57,8 @@ def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of the first floating tensor in the files, which transformers takes for that of all where the config is silent."""
     for path in weight_files(folder):
-        with safe_open(path, framework="pt") as tensors:
+        unread = one_error(f"{path} is not a complete safetensors file", "fetch it again")
+        with unread, safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)
                 dtype: torch.dtype = tensors.get_tensor(name).dtype
                 if dtype.is_floating_point:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
 
 _BATCH = 512
@@ -55,7 +56,11 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Stream
     before, after, rule = marks(tokenizer)
     parts: list[int] = []
     for start in tqdm(range(0, len(documents), _BATCH), desc="tokenizing documents", disable=None):
-        for encoded in _encode(documents[start : start + _BATCH], tokenizer):
+        batch = documents[start : start + _BATCH]
+        failed = f"the tokenizer cannot encode the documents {start} to {start + len(batch) - 1}"
+        with one_error(failed, "correct their text, or use the tokenizer that the model was trained with"):
+            encodings = _encode(batch, tokenizer)
+        for encoded in encodings:
             parts += before + encoded + after
     ids = torch.tensor(parts, dtype=torch.int64)
     unknown = tokenizer.unk_token_id

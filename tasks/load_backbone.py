@@ -44,12 +44,13 @@ def load_backbone(
         parts: what of the model is compressed (`mgaa.architectures.PARTS`).
     """
     from mgaa.architectures import matrices_of, stacks_of
-    from mgaa.checkpoint import load
+    from mgaa.checkpoint import check_savable, load
     from mgaa.fused import unfuse_
     from mgaa.lowrank import check_finite
     from mgaa.shelf import resident
 
-    model, _ = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
+    model, processor = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
+    check_savable(model, processor)
     matrices = matrices_of(unfuse_(model, parts), parts)
     stacks = stacks_of(model, parts)
     for stack in stacks:

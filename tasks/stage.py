@@ -14,7 +14,6 @@ under the lock; so whoever sees it sees a finished result, with or without the l
 
 import hashlib
 import os
-import re
 import shutil
 import socket
 import time
@@ -28,6 +27,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from mgaa.boundary import is_out_of_memory
 from mgaa.errors import InputError, LockedError, ResourceError
 from mgaa.memory import give_back
 from tasks import code, provenance
@@ -156,7 +156,7 @@ def memory_errors(task: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("out of memory|can't allocate memory", str(error)):
+        if not is_out_of_memory(error):
             raise
         raise ResourceError(
             f"Step {task!r} ran out of memory ({str(error).splitlines()[0] if str(error) else 'no more given'}): lower "
