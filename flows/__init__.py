@@ -1,12 +1,15 @@
 """What runs, in order: each module is a flow, and a command (`python -m flows.compress`).
 
 Importing the package sets defaults of the environment. It happens here and not in a command because Prefect, MLflow and OpenMP read them
-once, when they are imported, and workers import flows without passing through a command. A value that is set already is left alone.
+once, when they are imported, and workers import flows without passing through a command. A value that is set already is left alone; but
+what runs on this machine (Prefect's own server, MLflow's) is never asked through a proxy, whatever the environment says.
 """
 
 import os
 from pathlib import Path
+from urllib.request import getproxies
 
+from flows.output import open_streams
 from tasks.parameters import checkout
 
 ENVIRONMENT = {
@@ -22,5 +25,13 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",  # spinning threads slow LAPACK up to 100 times beside another busy process
 }
 
+open_streams()
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+_direct = [host for host in getproxies().get("no", "").split(",") if host.strip()]
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = ",".join(
+    [*_direct, *(host for host in LOOPBACK if host not in _direct)]
+)

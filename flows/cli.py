@@ -4,7 +4,7 @@
         sys.exit(main(compress))
 
 Exit codes tell a scheduler what to do without reading text: 0 done, 2 usage or configuration, 3 bad input, 4 numerical, 5 resource,
-6 locked, 130 interrupted; 1 is a mistake of ours and shows its traceback.
+6 locked, 130 interrupted, 141 the reader of the output is gone; 1 is a mistake of ours and shows its traceback.
 """
 
 import logging
@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
+from flows.output import CutOffError, complain, guard_stdout
 from mgaa.errors import MgaaError, UsageError
 from tasks import explain, options
 from tasks.parameters import Parameters, load
@@ -39,8 +40,7 @@ def main(
     """Run `flow` on `params.yaml` with the overrides of the command line, then `show` its result; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
-        print(usage(flow))
-        return 0
+        return answered(lambda: print(usage(flow)))
     debug = "--debug" in arguments
     if not sys.stderr.isatty():
         hide_bars()
@@ -57,16 +57,20 @@ def main(
 
 def answered(act: Callable[[], None], *, debug: bool = False) -> int:
     """Do what a command does; a failure that explains itself is one line on stderr and its exit code."""
+    guard_stdout()
     try:
         with interruptible(), told_once():
             act()
+            sys.stdout.flush()
+    except CutOffError as error:
+        return error.exit_code
     except MgaaError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        complain(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; finished steps are kept, the same command goes on", file=sys.stderr)
+        complain("interrupted; finished steps are kept, the same command goes on")
         return 130
     return 0
 

@@ -117,8 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return 0
+        return answered(lambda: print(__doc__))
     return answered(lambda: deploy(*parse(arguments)))
 
 

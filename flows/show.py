@@ -14,11 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mgaa.boundary import masked
 from mgaa.errors import InputError
 from tasks.figure_style import label_of
 from tasks.parameters import Parameters, checkout
 from tasks.results import DENSE, UNRECOVERED
-from tasks.tracking_store import masked
 
 UNIFORM = "uniform"
 PLAIN = 10_000

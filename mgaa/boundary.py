@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from textwrap import shorten
 from traceback import format_exception_only
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from mgaa.errors import InputError, MgaaError, ResourceError
 
@@ -44,6 +46,20 @@ def is_failure(error: BaseException) -> bool:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the process or a device has run out of memory, however that is told."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
+
+
+def through(url: str) -> str:
+    """The proxy that the environment sets before a URL, as the middle of a message; nothing where there is none."""
+    parts, found = urlsplit(url), getproxies()
+    proxy = found.get(parts.scheme) or found.get("all")
+    if proxy is None or proxy_bypass(parts.hostname or ""):
+        return ""
+    return f" through the proxy {masked(proxy)} (see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
+
+
+def masked(uri: str) -> str:
+    """A URI without the password that may be in it."""
+    return re.sub(r"//[^\s/]*@", "//***@", uri)
 
 
 def cause(error: BaseException) -> str:

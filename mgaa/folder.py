@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import constants, snapshot_download
 from safetensors import safe_open
 
-from mgaa.boundary import one_error
+from mgaa.boundary import one_error, through
 from mgaa.errors import InputError, UsageError
 
 METHOD = "mgaa"
@@ -200,5 +200,5 @@ def _wanted(folder: Path) -> Iterator[str]:
 
 def _snapshot(name: str, revision: str, files: list[str]) -> Path:
     remedy = "check both, log in if it is gated, unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
-    with one_error(f"the Hub gives no {name} at {revision}", remedy):
+    with one_error(f"the Hub gives no {name} at {revision}{through(constants.ENDPOINT)}", remedy):
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))

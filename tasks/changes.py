@@ -11,11 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from mgaa.boundary import masked
 from mgaa.errors import UsageError
 from tasks import provenance
 from tasks.parameters import load
 from tasks.run_record import ELSEWHERE
-from tasks.tracking_store import masked
 
 
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from mgaa.boundary import one_error, through
 from mgaa.errors import InputError
 from tasks.cutting import cut_rows
 
@@ -39,14 +40,10 @@ def read_folder(folder: Path, split: str | None, field: str, separator: str) -> 
     datasets = _library()
     saved = (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
     with tempfile.TemporaryDirectory() as cache:
-        try:
+        with one_error(f"{folder} cannot be read by `datasets`", "check its files, or convert it to .jsonl"):
             data = (
                 datasets.load_from_disk(str(folder)) if saved else datasets.load_dataset(str(folder), cache_dir=cache)
             )
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(
-                f"{folder} cannot be read by `datasets`: {error}: check its files, or convert it to .jsonl."
-            ) from error
         texts, rule = cut_rows(_column(_choose(data, split, str(folder)), field, str(folder)), separator)
     files = sorted(path for path in folder.rglob("*") if path.suffix in (*DATA, ".json"))
     records = [record(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
@@ -59,14 +56,15 @@ def read_hub(source: str, split: str | None, revision: str, subset: str | None, 
     Raises:
         InputError: no network and no copy, or a subset, split or field that is not there.
     """
+    from huggingface_hub import constants
+
     datasets = _library()
-    try:
+    with one_error(
+        f"{source} at {revision[:12]} cannot be loaded from the Hub{through(constants.ENDPOINT)}",
+        "give a public data set and a network, or a copy in the local cache: check the id and `subset`, or download it once and give the "
+        "folder",
+    ):
         data = datasets.load_dataset(source, subset, revision=revision)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"{source} at {revision[:12]} cannot be loaded from the Hub ({error}), expected a public data set and a network, or a copy in "
-            "the local cache: check the id and `subset`, or download it once and give the folder."
-        ) from error
     texts, rule = cut_rows(_column(_choose(data, split, source), field, source), separator)
     identity = {
         "kind": "hub",

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgaa.boundary import masked
 from mgaa.errors import MgaaError
 from tasks.artifact import Artifact, Store
 from tasks.buffer import deliver, recording_uri
@@ -30,7 +31,7 @@ from tasks.remote import remote_of
 from tasks.report import PAGE
 from tasks.results import Results
 from tasks.run_record import RECORD, artifacts_of, keys_of
-from tasks.tracking_store import close_vanished, connect, log_all, masked, one_line, process, recorded, undisturbed
+from tasks.tracking_store import close_vanished, connect, log_all, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -9,7 +9,6 @@ time of birth that the process is gone, and closes it. A run that came from a bu
 """
 
 import os
-import re
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mgaa.boundary import masked, through
 from mgaa.errors import ResourceError, UsageError
 from tasks.parameters import Placed, checkout
 from tasks.writing import alive
@@ -156,8 +156,9 @@ def recorded(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         raise ResourceError(
-            f"MLflow cannot record in {masked(uri)} ({masked(one_line(error))}). Expected a store that can be reached and written: start "
-            "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
+            f"MLflow cannot record in {masked(uri)}{through(uri)} ({masked(one_line(error))}). Expected a store that can be reached and "
+            "written: start the server, make the file writable, or choose another one with "
+            "tracking.uri=sqlite:///<file>. Finished steps are kept."
         ) from error
 
 
@@ -200,11 +201,6 @@ def birth(number: int) -> str:
     """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
     path = Path(f"/proc/{number}/stat")
     return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""
-
-
-def masked(uri: str) -> str:
-    """A URI without the password that may be in it."""
-    return re.sub(r"//[^\s/]*@", "//***@", uri)
 
 
 def one_line(error: BaseException) -> str:

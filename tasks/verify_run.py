@@ -182,8 +182,9 @@ def verify_tracking(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iter
     """The tags and the numbers of the run in MLflow."""
     from mlflow import MlflowClient
 
+    from mgaa.boundary import masked
     from tasks.tracking import cut, legal, measurements
-    from tasks.tracking_store import SQLITE, masked, reach, recorded
+    from tasks.tracking_store import SQLITE, reach, recorded
 
     uri = p.tracking_uri
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():

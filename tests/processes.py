@@ -66,7 +66,7 @@ def copy_project(root: Path) -> Project:
     for name in ("parameters", "choices", "options", "overrides", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
-    for name in ("__init__", "cli", "workers"):
+    for name in ("__init__", "cli", "engine", "output", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
     for name in ("boundary.py", "errors.py", "memory.py", "methods.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")
