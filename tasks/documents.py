@@ -8,7 +8,6 @@ Everything that decides the documents is in `identity`: files by sha256, revisio
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 from mgaa.errors import InputError, UsageError
 from tasks import data_sets
 from tasks.cutting import cut, cut_rows
+from tasks.rows import check_text, row_of
 
 _FILES = (".txt", ".jsonl")
 """What a folder of text files may hold; a file named by itself may have any ending."""
@@ -153,10 +153,7 @@ def _decode(content: bytes, path: Path) -> str:
 
 
 def _row(line: str, number: int, path: Path, field: str) -> str:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"Line {number} of {path} is not JSON ({error}), expected one object per line.") from error
+    row = row_of(line, f"Line {number} of {path}")
     if not isinstance(row, dict) or not isinstance(row.get(field), str):
         there = (
             ", ".join(name for name, value in row.items() if isinstance(value, str))
@@ -164,6 +161,7 @@ def _row(line: str, number: int, path: Path, field: str) -> str:
             else "no object"
         )
         raise InputError(f"Line {number} of {path} has no text in field {field!r}; there is: {there}: set `field`.")
+    check_text(row[field], f"Line {number} of {path}")
     return str(row[field])
 
 

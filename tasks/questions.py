@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import InputError
 from tasks.artifact import Artifact, Store
+from tasks.rows import check_text, row_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -102,10 +103,7 @@ def read(source: Path) -> list[dict[str, Any]]:
 
 
 def _record(line: str, place: str, folder: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{place} is not JSON ({error}), expected one object per line.") from error
+    row = row_of(line, place)
     if not isinstance(row, dict):
         raise InputError(f"{place} is {line.strip()[:40]!r}, expected an object with a question and an answer.")
     question = _text(row, "question", place)
@@ -122,6 +120,8 @@ def _record(line: str, place: str, folder: Path) -> dict[str, Any]:
     given = row.get("type")
     if given is not None and not (isinstance(given, str) and given.strip()):
         raise InputError(f"{place} has the type {given!r}, expected a word, or no such field.")
+    for text in (question, answer, given or kind):
+        check_text(text, place)
     return {"image": _image(row, place, folder), "question": question, "answer": answer, "type": given or kind}
 
 

@@ -21,6 +21,7 @@ import importlib.metadata
 import importlib.resources
 import json
 import math
+import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from jinja2 import UndefinedError
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from tasks.questions import read
+from tasks.rows import check_text, row_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
 _MISFITS = (UndefinedError, LookupError, TypeError, ValueError, StopIteration)
 """What templates and preprocessing raise at items of another form, and at none; `datasets` adds its own."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON spells half of a character."""
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 
@@ -187,6 +192,7 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
     loaded = {}
     for name, path in files.items():
         try:
+            check_texts(path)
             task = manager.load([name])["tasks"][name]
             _try_first(task)
         except (*_MISFITS, DatasetsError) as error:
@@ -197,6 +203,14 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
             task.set_config(key="num_fewshot", value=0)
         loaded[name] = task
     return loaded
+
+
+def check_texts(path: Path) -> None:
+    """Refuse by line a text that no tokenizer takes, anywhere in an item."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n"), 1):
+        if _SURROGATE.search(line):
+            place = f"Line {number} of {path}"
+            check_text(json.dumps(row_of(line, place), ensure_ascii=False), place)
 
 
 def _check_images(name: str, path: Path) -> None:
