@@ -20,10 +20,9 @@ from tasks.parameters import Parameters
 from tasks.read_questions import READING as ASKING
 from tasks.read_questions import questions_content, read_questions
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
+from tasks.run_record import PREPARED
 from tasks.sections.data import Questions, Texts
 from tasks.tokenize import tokenize
-
-PREPARED = "data/prepared"
 
 
 @flow(name="prepare_data", validate_parameters=False)

@@ -8,6 +8,7 @@ It is remembered under the identity of the run, as the result of a step is under
 made before asks for it (`last_run`), without a model or a text in memory.
 """
 
+import getpass
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from typing import Any
 from tasks import provenance
 from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
-from tasks.lineage import name, run_facts
+from tasks.lineage import lineage, name, run_facts
 from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
 from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
@@ -34,8 +35,11 @@ ELSEWHERE = {
     *("runner", "store", "tracking", "registry", "schedule"),
 }
 """Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
-PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
+NUMBERS = ("metrics.json", "allocation.json")
+PUBLISHED = (*NUMBERS, "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
+PREPARED = "data/prepared"
+"""Where the texts and questions are exported for DVC to version."""
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "search.history", "evaluation.tasks_folder")
 """Parameters that name files which are read."""
 
@@ -113,7 +117,7 @@ def keep_record(
         executions: its steps, whose keys say from what it had each of them.
     """
     identity = run_identity(p, flow)
-    key = digest(identity)
+    key, keys = digest(identity), keys_by(executions)
     stages = {stage: [given] if isinstance(given, Artifact) else given for stage, given in artifacts.items()}
     told = {
         "flow": flow,
@@ -122,13 +126,16 @@ def keep_record(
         "end": (spent.start + timedelta(seconds=spent.seconds)).isoformat(),
         "seconds": spent.seconds,
         "parameters": p.flat(),
+        "presets": {"cases": p.cases, "methods": p.methods},
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
-        "keys": {name(artifact): key for artifact, key in keys_by(executions).items()},
+        "keys": {name(artifact): key for artifact, key in keys.items()},
         "published": published(p),
+        "lineage": lineage_digest(store, stages, keys),
         "code": identity["code"],
         **provenance.origin(),
         "tags": run_facts(),
+        "user": user(),
     }
     content = readable(told)
     if os.access(store.path, os.W_OK, effective_ids=True):
@@ -151,6 +158,19 @@ def keep_record(
         )
     write_file(p.results / RECORD, content)
     return digest_of(content)
+
+
+def lineage_digest(store: Store, stages: Mapping[str, list[Artifact]], keys: Mapping[Artifact, str]) -> str:
+    """sha256 of the lineage of a run, as MLflow keeps it (`lineage.json`)."""
+    return digest(lineage(store, [each for made in stages.values() for each in made], keys))
+
+
+def user() -> str:
+    """The name of the user, as the machine knows it; empty where it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
 
 
 def published(p: Parameters) -> dict[str, str]:

@@ -8,7 +8,6 @@ An exception, Ctrl-C and SIGTERM (which Prefect and the command turn into except
 in the tag `error`. Only `MlflowClient` is used, never the fluent interface, whose active run all threads share.
 """
 
-import getpass
 import json
 import logging
 import re
@@ -29,7 +28,7 @@ from tasks.registering import DIGEST, FOLDER, MODEL, register
 from tasks.remote import remote_of
 from tasks.report import PAGE
 from tasks.results import Results
-from tasks.run_record import RECORD, artifacts_of, keys_of
+from tasks.run_record import NUMBERS, RECORD, artifacts_of, keys_of, user
 from tasks.tracking_store import close_vanished, connect, log_all, masked, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
@@ -88,7 +87,7 @@ class Run:
                 self.log_curve(table(store, final.checkpoint, CURVE))
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
-            self.log_files("results", sorted(folder.glob("*.json")))
+            self.log_files("results", [folder / name for name in (*NUMBERS, RECORD)])
             self.log_files("report", [folder / PAGE])
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
             if p.registry.model is not None:
@@ -118,12 +117,7 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        metrics = [
-            Metric(f"recovery/{key}", point[key], now, point["step"])
-            for point in curve["points"]
-            for key in ("training", "validation", "rate")
-            if point[key] is not None
-        ]
+        metrics = [Metric(name, value, now, step) for name, step, value in points_of(curve)]
         log_all(self.client, self.id, metrics=metrics)
 
     def log_child(
@@ -248,14 +242,6 @@ def start(parameters: Parameters, command: str, title: str | None, uri: str) -> 
     return run
 
 
-def user() -> str:
-    """Who runs this, as the machine knows it; empty where it does not."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
-
-
 def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:
     """Every number of a run by name: `perplexity/<model>`, `tasks/<model>/<task>/acc`, `ratio/<model>/<sublayer>` and so on.
 
@@ -289,6 +275,14 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
         }
     found |= {f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in numbers(given)}
     return {name: float(value) for name, value in found.items()}
+
+
+def points_of(curve: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
+    """The points of a recovery: name of the metric, optimizer step, value."""
+    for point in curve.get("points", []):
+        for key in ("training", "validation", "rate"):
+            if point[key] is not None:
+                yield f"recovery/{key}", point["step"], point[key]
 
 
 def metrics_of(values: Mapping[str, float]) -> list[Any]:

@@ -47,7 +47,10 @@ def project(empty: Laboratory, prefect_server: str, tmp_path_factory: pytest.Tem
 def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command in the project."""
     own = {**os.environ, **OWN, "PYTHONPATH": str(folder), "PREFECT_API_URL": str(get_current_settings().api.url)}
-    own |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "DVC_SITE_CACHE_DIR": str(folder.parent / "site")}
+    own |= {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "site"),
+    }
     return subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, env=own, capture_output=True, text=True, check=False
     )

@@ -50,7 +50,14 @@ def test_the_build_of_torch_is_read_without_importing_it() -> None:
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A committed project with one file of every sort, in which provenance looks."""
-    files = ("params.yaml", "dvc.lock", "README.md", "mgaa/budget.py", "tasks/templates/card.md", "tasks/definitions/a.yaml")
+    files = (
+        "params.yaml",
+        "dvc.lock",
+        "README.md",
+        "mgaa/budget.py",
+        "tasks/templates/card.md",
+        "tasks/definitions/a.yaml",
+    )
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("a")
