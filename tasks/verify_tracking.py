@@ -172,15 +172,17 @@ class Tracked:
             return
         expected = {legal(name): [(0, value)] for name, value in measurements(metrics, allocation).items()}
         expected |= self.curve()
-        for key in dict.fromkeys([*expected, *self.run.data.metrics]):
-            points = self.client.get_metric_history(self.run.info.run_id, key) if key in self.run.data.metrics else []
+        latest = self.run.data.metrics
+        for key in dict.fromkeys([*expected, *latest]):
+            if key not in expected:
+                yield disagrees(f"MLflow, metric {key}", f"was added: {WHOSE} has no such number")
+                continue
+            points = self.client.get_metric_history(self.run.info.run_id, key)
             found = sorted((each.step, each.value) for each in points)
-            if str(found) != str(expected.get(key, [])):  # as text, in which nan equals nan
-                yield from differing(f"MLflow, metric {key}", shown(found), shown(expected.get(key, [])), WHOSE)
-            elif str(self.run.data.metrics[key]) != str(found[-1][1]):
-                yield from differing(
-                    f"MLflow, metric {key}", self.run.data.metrics[key], found[-1][1], "its own history"
-                )
+            if str(found) != str(expected[key]):  # as text, in which nan equals nan
+                yield from differing(f"MLflow, metric {key}", shown(found), shown(expected[key]), WHOSE)
+            elif str(latest.get(key)) != str(found[-1][1]):
+                yield from differing(f"MLflow, metric {key}", latest.get(key), found[-1][1], "its own history")
 
     def curve(self) -> dict[str, list[tuple[int, float]]]:
         """The points of a recovery, which lie with its checkpoint."""

@@ -13,12 +13,10 @@ import pytest
 import yaml
 
 from mgaa.errors import InputError
-from tasks.artifact import Artifact
 from tasks.findings import Finding
-from tasks.sealing import read_manifest, readable
 from tasks.targets import resolve
 from tasks.verify_dvc import verify_lock
-from tests.tasks.audited import Audited, audited, flipped, named
+from tests.tasks.audited import Audited, audited, flipped, named, rewrite
 
 OWN = {f"GIT_{who}_{what}": "a" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
 SECTIONS = ("method", "methods", "cases.language", "statistics", "factors", "ratios", "evaluation")
@@ -59,18 +57,6 @@ def versioned(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     command(folder, "git", "add", "dvc.lock")
     command(folder, "git", "commit", "--quiet", "-m", "two")
     return Audited(lab.p, lab.store, resolve(lab.p, lab.store, "last"))
-
-
-def rewrite(lab: Audited, **changes: Any) -> Artifact:
-    """Publish and seal the record of the run with some fields changed, as if it had been made so."""
-    record = json.loads((lab.p.results / "record.json").read_bytes()) | changes
-    manifest = read_manifest(lab.store.place(lab.run))
-    with lab.store.writing("run") as out:
-        (out / "record.json").write_bytes(readable(record))
-        told = {key: value for key, value in manifest.items() if key not in ("kind", "digest", "files")}
-        run = lab.store.seal(out, "run", told)
-    (lab.p.results / "record.json").write_bytes(readable(record))
-    return run
 
 
 def findings(lab: Audited) -> list[Finding]:
