@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError
+from mgaa.masking import masked
 from tasks.figure_style import label_of
 from tasks.parameters import Parameters, checkout
 from tasks.results import DENSE, UNRECOVERED
-from tasks.tracking_store import masked
 
 UNIFORM = "uniform"
 PLAIN = 10_000

@@ -12,10 +12,10 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from mgaa.errors import UsageError
+from mgaa.masking import masked
 from tasks import provenance
 from tasks.parameters import load
 from tasks.run_record import ELSEWHERE
-from tasks.tracking_store import masked
 
 
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
+from mgaa.masking import mask_values
 from tasks.choices import resolve
 from tasks.explain import explain, suggest
 from tasks.options import SECTIONS, select, together
@@ -112,8 +113,9 @@ class Parameters(Placed):
     schedule: Schedule
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its dotted key, as it is written on the command line."""
-        return dict(flatten(self.model_dump(by_alias=True)))
+        """Every value by its dotted key, as it is written on the command line and kept in records: without secrets."""
+        flat: dict[str, Any] = mask_values(dict(flatten(self.model_dump(by_alias=True))))
+        return flat
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:

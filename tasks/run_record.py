@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from mgaa.masking import mask_values
 from tasks import provenance
 from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
@@ -26,6 +27,7 @@ from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
 from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
 from tasks.stage import named
+from tasks.step_usage import usage_of
 from tasks.writing import write_file
 
 KIND, RECORD = "run", "record.json"
@@ -65,7 +67,7 @@ def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
     return {
         "task": flow,
         "kind": KIND,
-        "parameters": dict(flatten(sections)),
+        "parameters": mask_values(dict(flatten(sections))),
         "sources": sources(p),
         "code": code_digest(),
         **provenance.environment(provenance.NUMERICAL),
@@ -126,11 +128,12 @@ def keep_record(
         "end": (spent.start + timedelta(seconds=spent.seconds)).isoformat(),
         "seconds": spent.seconds,
         "parameters": p.flat(),
-        "presets": {"cases": p.cases, "methods": p.methods},
+        "presets": mask_values({"cases": p.cases, "methods": p.methods}),
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
         "keys": {name(artifact): key for artifact, key in keys.items()},
         "published": published(p),
+        "steps": usage_of(executions),
         "lineage": lineage_digest(store, stages, keys),
         "code": identity["code"],
         **provenance.origin(),

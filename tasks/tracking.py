@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import MgaaError
+from mgaa.masking import masked
 from tasks.artifact import Artifact, Store
 from tasks.buffer import deliver, recording_uri
 from tasks.lineage import lineage, run_facts
@@ -29,7 +30,7 @@ from tasks.remote import remote_of
 from tasks.report import PAGE
 from tasks.results import Results
 from tasks.run_record import NUMBERS, RECORD, artifacts_of, keys_of, user
-from tasks.tracking_store import close_vanished, connect, log_all, masked, one_line, process, recorded, undisturbed
+from tasks.tracking_store import close_vanished, connect, log_all, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -169,7 +170,7 @@ class Run:
         for section, artifact in tokens.items():
             given = getattr(self.parameters.data, section).model_dump(by_alias=True)
             card = table(store, artifact, CARD)
-            source = json.dumps({"tags": {key: written(value) for key, value in given.items()}})
+            source = json.dumps({"tags": {key: masked(written(value)) for key, value in given.items()}})
             name = f"{Path(given['source']).name}/{given['split']}"
             data = Dataset(name, card["data_digest"][:32], "code", source, profile=json.dumps(card))
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", section)]))
@@ -236,7 +237,7 @@ def start(parameters: Parameters, command: str, title: str | None, uri: str) -> 
     began = int(1000 * time.time()), time.perf_counter()
     opened = client.create_run(experiment, began[0], tags, name)
     run = Run(client, experiment, opened.info.run_id, parameters, uri, began)
-    flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
+    flat = {key: written(value) for key, value in parameters.flat().items()}
     log_all(client, run.id, params=params_of(flat))
     client.log_dict(run.id, flat, "parameters.json")
     return run
@@ -297,7 +298,7 @@ def params_of(values: Mapping[str, Any]) -> list[Any]:
     """Parameters as MLflow takes them, as text."""
     from mlflow.entities import Param
 
-    return [Param(legal(key), cut(masked(written(value)))) for key, value in values.items()]
+    return [Param(legal(key), cut(written(value))) for key, value in values.items()]
 
 
 def numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:

@@ -9,7 +9,6 @@ time of birth that the process is gone, and closes it. A run that came from a bu
 """
 
 import os
-import re
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -57,7 +56,7 @@ def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient",
     uri = uri or parameters.tracking_uri
     if not uri.startswith(FORMS):
         raise UsageError(
-            f"tracking.uri is {masked(uri)!r}: expected sqlite:///<file>, http(s)://<server> or the URI of another "
+            f"tracking.uri is {uri!r}: expected sqlite:///<file>, http(s)://<server> or the URI of another "
             "database, such as tracking.uri=sqlite:///mlflow.db."
         )
     from mlflow import MlflowClient
@@ -156,7 +155,7 @@ def recorded(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         raise ResourceError(
-            f"MLflow cannot record in {masked(uri)} ({masked(one_line(error))}). Expected a store that can be reached and written: start "
+            f"MLflow cannot record in {uri} ({one_line(error)}). Expected a store that can be reached and written: start "
             "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
         ) from error
 
@@ -200,11 +199,6 @@ def birth(number: int) -> str:
     """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
     path = Path(f"/proc/{number}/stat")
     return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""
-
-
-def masked(uri: str) -> str:
-    """A URI without the password that may be in it."""
-    return re.sub(r"//[^\s/]*@", "//***@", uri)
 
 
 def one_line(error: BaseException) -> str:

@@ -108,7 +108,7 @@ class Lock:
 
     def before(self, name: str) -> list[str]:
         """The stages whose outs a stage depends on, near ones first."""
-        found, waiting = [], [name]
+        found, waiting = list[str](), [name]
         while waiting:
             needed = {dep["path"] for dep in self.stages[waiting.pop()].get("deps", [])}
             for other, told in self.stages.items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlparse
 
 from mgaa.errors import MgaaError
+from mgaa.masking import masked
 from tasks.artifact import Artifact, Store
 from tasks.findings import Finding, differing, disagrees, unchecked
 from tasks.parameters import Placed
@@ -24,7 +25,7 @@ from tasks.run_record import RECORD, artifacts_of
 from tasks.sealing import digest as digest_of
 from tasks.sealing import file_digest, readable
 from tasks.tracking import cut, legal, measurements, params_of, points_of, written
-from tasks.tracking_store import SQLITE, masked, reach, recorded
+from tasks.tracking_store import SQLITE, reach, recorded
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -159,7 +160,7 @@ class Tracked:
 
     def told(self, files: Path) -> dict[str, Any]:
         """What the texts that MLflow keeps of the run say, by their path there."""
-        flat = {key: masked(written(value)) for key, value in self.record["parameters"].items()}
+        flat = {key: written(value) for key, value in self.record["parameters"].items()}
         found: dict[str, Any] = {"parameters.json": flat}
         if (metrics := content_of(files / "results" / "metrics.json")) is not None:
             found["evaluation_card.json"] = metrics.get("card")
