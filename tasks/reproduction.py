@@ -85,7 +85,8 @@ def bring(source: Path, checkout: Path, record: Mapping[str, Any]) -> None:
     names = [given["backbone.source"], *(given.get(f"data.{part}.source") for part in record["sources"]["data"])]
     names += [each["source"] for each in given["data.questions"]]
     for name in dict.fromkeys(str(each) for each in names if each):
-        if (source / name).exists() and not (checkout / name).exists():
+        inside = (checkout / name).resolve().is_relative_to(checkout.resolve())
+        if inside and (source / name).exists() and not (checkout / name).exists():
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             (checkout / name).symlink_to((source / name).absolute())
 

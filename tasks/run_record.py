@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, field_validator
+
 from mgaa.masking import mask_values
 from tasks import provenance
 from tasks.artifact import Artifact, Store
@@ -25,7 +27,7 @@ from tasks.code import code_digest
 from tasks.lineage import lineage, name, run_facts
 from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
-from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
+from tasks.sealing import DamagedError, content_digest, digest, file_digest, read_manifest, readable
 from tasks.stage import named
 from tasks.step_usage import usage_of
 from tasks.writing import write_file
@@ -191,8 +193,50 @@ def published(p: Parameters) -> dict[str, str]:
 
 def read_record(store: Store, run: Artifact) -> dict[str, Any]:
     """The content of a record; raises `DamagedError`."""
-    content: dict[str, Any] = json.loads((store.folder(run) / RECORD).read_bytes())
-    return content
+    return parse_record((store.folder(run) / RECORD).read_bytes(), run)
+
+
+def parse_record(content: bytes, where: object) -> dict[str, Any]:
+    """The content of a record by its bytes, whoever wrote them.
+
+    Raises:
+        DamagedError: it is not what `keep_record` writes, or names a path outside the project.
+    """
+    try:
+        record: dict[str, Any] = json.loads(content)
+        Shape.model_validate(record)
+        artifacts_of(record), keys_of(record)
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(
+            f"{where} is no record of a run ({reason}): it was altered; write it again with `dvc checkout`, or run again."
+        ) from error
+    return record
+
+
+class Shape(BaseModel):
+    """What a record has at least, of whichever version."""
+
+    model_config = ConfigDict(strict=True)
+
+    flow: str
+    key: str
+    end: str
+    parameters: dict[str, Any]
+    sources: dict[str, dict[str, Any]]
+    artifacts: dict[str, list[str]]
+    keys: dict[str, str]
+    published: dict[str, str]
+    git: dict[str, Any]
+    versions: dict[str, Any]
+    tags: dict[str, str]
+
+    @field_validator("published")
+    @classmethod
+    def _inside(cls, value: dict[str, str]) -> dict[str, str]:
+        if escaping := next((name for name in value if ".." in name.split("/") or name.startswith("/")), None):
+            raise ValueError(f"published has {escaping!r}, expected paths below the project")
+        return value
 
 
 def artifacts_of(record: Mapping[str, Any]) -> dict[str, list[Artifact]]:

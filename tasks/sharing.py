@@ -126,8 +126,11 @@ def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
         return None
     try:
         found = json.loads(content)
-        return {"artifacts": [str(each) for each in found["artifacts"]], "keys": [str(each) for each in found["keys"]]}
-    except (ValueError, KeyError, TypeError) as error:
+        artifacts, keys = [Artifact(*each.split("/")) for each in found["artifacts"]], [*found["keys"]]
+        if wrong := next((key for key in keys if not re.fullmatch("[0-9a-f]{64}", key)), None):
+            raise ValueError(f"{wrong!r} is no key")  # it would be a path
+        return {"artifacts": [*map(name, artifacts)], "keys": keys}
+    except (DamagedError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(
             f"{there.place(list_of(root))} is not readable ({error!r}): expected the list of a push; remove it and push again."
         ) from error

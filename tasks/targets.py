@@ -11,20 +11,18 @@ All but `mlflow:` of a server is found offline. A revision of DVC names its reco
 it, so neither DVC's cache nor a remote is asked.
 """
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mgaa.errors import InputError, UsageError
 from tasks.artifact import Artifact, Store
+from tasks.dvc_lock import read_stages
 from tasks.lineage import node_of
 from tasks.parameters import Placed
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, read_record
+from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, parse_record, read_record
 from tasks.sealing import MANIFEST, read_manifest
 
 STAGES = {
@@ -162,8 +160,7 @@ def records_of(folder: Path, revision: str) -> Iterator[dict[str, Any]]:
         raise InputError(
             f"git has no dvc.lock at {revision!r} ({done.stderr.strip()}): expected a revision of this repository with one."
         )
-    stages: dict[str, Any] = (yaml.safe_load(done.stdout) or {}).get("stages", {})
-    for stage in stages.values():
+    for stage in read_stages(done.stdout.encode(), f"dvc.lock of {revision}").values():
         yield from (out for out in stage.get("outs", []) if Path(out["path"]).name == RECORD)
 
 
@@ -177,10 +174,4 @@ def artifacts(store: Store, kind: str = "*") -> Iterator[Artifact]:
 def read(path: Path) -> dict[str, Any]:
     """The content of a published record."""
     of_record(path)
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(
-            f"{path} is no record of a run ({error}): it was altered; write it again with `dvc checkout`."
-        ) from error
-    return content
+    return parse_record(path.read_bytes(), path)

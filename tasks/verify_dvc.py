@@ -16,15 +16,16 @@ import yaml
 
 from mgaa.errors import UsageError
 from tasks.artifact import Artifact
+from tasks.dvc_lock import LOCK, read_stages
 from tasks.findings import Finding, differing, disagrees, unchecked
 from tasks.parameters import Placed
 from tasks.run_record import RECORD, digest_of, md5
-from tasks.sealing import readable
+from tasks.sealing import DamagedError, readable
 
 if TYPE_CHECKING:
     from dvc.repo import Repo
 
-LOCK, PIPELINE = "dvc.lock", "dvc.yaml"
+PIPELINE = "dvc.yaml"
 CHANGING = ("output", "runner", "store", "tracking")
 """Sections that `dvc.lock` may hold and that change no result."""
 HASHED = ("md5", "size", "nfiles")
@@ -38,11 +39,9 @@ def verify_lock(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator
         yield unchecked(path, "is not there: the results are not versioned by DVC")
         return
     try:
-        stages = read_lock(path)
-    except ValueError as error:
-        yield disagrees(
-            path, f"cannot be read ({error}), expected what DVC wrote: `git checkout -- {LOCK}` restores it"
-        )
+        stages = read_stages(path.read_bytes(), LOCK)
+    except DamagedError as damage:
+        yield disagrees(path, str(damage))
         return
     own = md5(readable(record))
     name = next((stage for stage, told in stages.items() if own in records_of(told)), None)
@@ -59,19 +58,6 @@ def verify_lock(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator
         yield from lock.dependencies(stage)
         if with_files or stage != name:
             yield from lock.outs(stage)
-
-
-def read_lock(path: Path) -> dict[str, Any]:
-    """The stages of a lock file; raises `ValueError` where it is not what DVC writes."""
-    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
-    from voluptuous import Invalid
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        stages: dict[str, Any] = COMPILED_LOCKFILE_SCHEMA(content).get("stages", {})
-    except (yaml.YAMLError, Invalid, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    return stages
 
 
 def records_of(stage: Mapping[str, Any]) -> list[str]:
