@@ -8,7 +8,6 @@ stays dense, and the perplexity of the validation text is measured. All models a
 
 import sys
 import time
-from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -76,16 +75,16 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
         ]
         table = rows(store, dense, found, types)
         publish(p.folder, table)
-        effort = Effort.since(began, executions)
-
-        def record() -> None:
-            values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
-            run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
-            run.log_lineage(store, {"dense": dense, "measurement": [each.measurement for each in found]})
-            run.log_texts(store, tokens)
-            run.log_files("results", [p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")])
-
-        run.write(record)
+        values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
+        run.log_study(
+            store,
+            artifacts={"dense": dense, "measurement": [each.measurement for each in found]},
+            tokens=tokens,
+            numbers=values,
+            effort=Effort.since(began, executions),
+            executions=executions,
+            places=[p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
+        )
     return found
 
 

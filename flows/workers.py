@@ -17,6 +17,7 @@ from tasks.home import home_of
 from tasks.in_use import in_use
 from tasks.parameters import Parameters
 from tasks.remote import remote_of
+from tasks.signing import check_key
 
 LEAST = 2
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
@@ -55,7 +56,9 @@ def opened(p: Parameters, *, alone: bool = False) -> Store:
 
     Raises:
         ResourceError: `store.remote` cannot be used; this is said before anything is computed.
+        InputError: `store.signing_key` cannot sign.
     """
+    check_key(p.store.signing_key)
     remote = remote_of(p.store.remote)
     if remote is not None:
         remote.check()

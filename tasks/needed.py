@@ -18,8 +18,8 @@ from tasks.dvc_lock import read_stages
 from tasks.lineage import ancestry, node_of
 from tasks.parameters import Placed, checkout
 from tasks.pins import pins
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, read_record
-from tasks.sealing import MANIFEST, read_manifest
+from tasks.run_record import KIND, digest_of, keys_of, md5, read_record
+from tasks.sealing import MANIFEST, RECORD, read_manifest
 from tasks.targets import artifacts, runs_with
 
 
@@ -59,8 +59,10 @@ def behind(store: Store, root: Artifact) -> set[Artifact]:
 def exported(p: Placed) -> Iterator[tuple[Artifact, str]]:
     """Checkpoints and records below the folder of `params.yaml`."""
     folder = checkout(p.folder)
-    places = [*folder.glob(f"models/*/{MANIFEST}"), *folder.glob(f"*/{RECORD}"), *folder.glob(f"*/*/{RECORD}")]
-    for path in dict.fromkeys([*places, p.folder / p.output.checkpoint / MANIFEST, p.results / RECORD]):
+    patterns = (f"models/*/{MANIFEST}", *(f"{depth}/*{RECORD}" for depth in ("*", "*/*")))
+    places = [path for pattern in patterns for path in folder.glob(pattern)]
+    places += [p.folder / p.output.checkpoint / MANIFEST, *p.results.glob(f"*{RECORD}")]
+    for path in dict.fromkeys(places):
         if path.is_file():
             yield (
                 artifact_of(path),
@@ -74,7 +76,7 @@ def artifact_of(path: Path) -> Artifact:
     Raises:
         DamagedError: the manifest was altered; what it needed can no longer be told.
     """
-    if path.name == RECORD:
+    if path.name != MANIFEST:
         return digest_of(path.read_bytes())
     manifest = read_manifest(path.parent)
     return Artifact(manifest["kind"], manifest["digest"])

@@ -13,9 +13,10 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, field_validator
@@ -27,12 +28,23 @@ from tasks.code import code_digest
 from tasks.lineage import lineage, name, run_facts
 from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
-from tasks.sealing import DamagedError, content_digest, digest, file_digest, read_manifest, readable
+from tasks.sealing import (
+    MANIFEST,
+    RECORD,
+    RUN,
+    DamagedError,
+    content_digest,
+    digest,
+    file_digest,
+    read_manifest,
+    readable,
+)
+from tasks.signing import sign
 from tasks.stage import named
 from tasks.step_usage import usage_of
 from tasks.writing import write_file
 
-KIND, RECORD = "run", "record.json"
+KIND = RUN
 logger = logging.getLogger(__name__)
 ELSEWHERE = {
     *("output", "sweep", "study", "sensitivity", "profile"),
@@ -44,6 +56,8 @@ PUBLISHED = (*NUMBERS, "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
 PREPARED = "data/prepared"
 """Where the texts and questions are exported for DVC to version."""
+SECTION = {"sweep": "sweep", "search": "study", "sensitivity": "sensitivity"}
+"""The section of its own that the results of a flow depend on."""
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "search.history", "evaluation.tasks_folder")
 """Parameters that name files which are read."""
 
@@ -65,7 +79,7 @@ def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
     Raises:
         InputError: the backbone or a file of the data is not there.
     """
-    sections = p.model_dump(by_alias=True, exclude=ELSEWHERE)
+    sections = p.model_dump(by_alias=True, exclude=ELSEWHERE - {SECTION.get(flow)})
     return {
         "task": flow,
         "kind": KIND,
@@ -111,14 +125,23 @@ def keep_record(
     artifacts: Mapping[str, Artifact | list[Artifact]],
     executions: Iterable[Execution],
     spent: Span,
+    places: Sequence[Path] | None = None,
+    numbers: Mapping[str, float] | None = None,
+    in_mlflow: bool = True,
 ) -> Artifact:
-    """Seal the record of a run that has published its results, remember it, and publish it beside them.
+    """Seal the record of a run that has published its results, remember it, sign it if there is a key, and publish it beside them.
 
     A store that cannot be written gives what it holds to a run that executes nothing; then the record is published only.
 
     Args:
         artifacts: everything that the run made or used, by stage.
         executions: its steps, whose keys say from what it had each of them.
+        places: files and folders that it has published, by default those of `flows.compress`.
+        numbers: what MLflow is told, where it does not follow from the files that are published.
+        in_mlflow: whether the run is recorded there.
+
+    Raises:
+        InputError: `store.signing_key` cannot sign.
     """
     identity = run_identity(p, flow)
     key, keys = digest(identity), keys_by(executions)
@@ -134,7 +157,10 @@ def keep_record(
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
         "keys": {name(artifact): key for artifact, key in keys.items()},
-        "published": published(p),
+        "published": published(p, places_of(p) if places is None else places),
+        "folders": sorted(each.relative_to(p.folder).as_posix() for each in places or places_of(p) if each.is_dir()),
+        "numbers": None if numbers is None else dict(numbers),
+        "in_mlflow": in_mlflow,
         "steps": usage_of(executions),
         "lineage": lineage_digest(store, stages, keys),
         "code": identity["code"],
@@ -161,8 +187,22 @@ def keep_record(
         logger.warning(
             "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
         )
-    write_file(p.results / RECORD, content)
-    return digest_of(content)
+    write_file(place_of(p.results, flow), content)
+    run = digest_of(content)
+    if p.store.signing_key is not None and store.place(run).is_dir():
+        sign(store, run, Path(p.store.signing_key))
+    return run
+
+
+def place_of(results: Path, flow: str) -> Path:
+    """Where the record of the last run of a flow is published: `record.json` of `flows.compress`, `<flow>.record.json` of others."""
+    return results / (RECORD if flow == "compress" else f"{flow}.{RECORD}")
+
+
+def places_of(p: Parameters) -> list[Path]:
+    """The files and folders that `flows.compress` publishes."""
+    searched = [p.results / "search"] * (p.search.method != "none")
+    return [p.folder / p.output.checkpoint, *(p.results / given for given in PUBLISHED), *searched]
 
 
 def lineage_digest(store: Store, stages: Mapping[str, list[Artifact]], keys: Mapping[Artifact, str]) -> str:
@@ -178,16 +218,13 @@ def user() -> str:
         return ""
 
 
-def published(p: Parameters) -> dict[str, str]:
+def published(p: Parameters, places: Iterable[Path]) -> dict[str, str]:
     """sha256 of every file that the run has published, by its path below the folder of `params.yaml`."""
-    checkpoint = p.folder / p.output.checkpoint
-    sealed = {checkpoint / file: entry["sha256"] for file, entry in read_manifest(checkpoint)["files"].items()}
-    roots = [
-        checkpoint,
-        *(p.results / given for given in PUBLISHED),
-        *[p.results / "search"] * (p.search.method != "none"),
-    ]
-    paths = sorted(path for root in roots for path in (root, *root.rglob("*")) if path.is_file())
+    paths = sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file())
+    manifests = {path.parent for path in paths if path.name == MANIFEST}
+    sealed = {
+        folder / file: entry["sha256"] for folder in manifests for file, entry in read_manifest(folder)["files"].items()
+    }
     return {path.relative_to(p.folder).as_posix(): sealed.get(path) or file_digest(path, path.stat()) for path in paths}
 
 

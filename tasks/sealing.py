@@ -19,6 +19,8 @@ from typing import Any
 from mgaa.errors import InputError
 
 MANIFEST = "manifest.json"
+RUN, RECORD = "run", "record.json"
+"""The kind of the record of a run, and its file."""
 Fingerprint = tuple[int, int, int, int]
 hashes: dict[Fingerprint, str] = {}
 """sha256 of the files that this process has read."""

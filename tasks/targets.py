@@ -6,6 +6,7 @@
     mlflow:<run id>              a run in MLflow
     dvc:<revision>               what DVC has for a git revision
     last                         the last run: results/record.json
+    last:<flow>                  the last run of another flow, such as last:sweep: results/sweep.record.json
 
 All but `mlflow:` of a server is found offline. A revision of DVC names its record by MD5 in `dvc.lock`; the store knows its own records by
 it, so neither DVC's cache nor a remote is asked.
@@ -22,8 +23,8 @@ from tasks.artifact import Artifact, Store
 from tasks.dvc_lock import read_stages
 from tasks.lineage import node_of
 from tasks.parameters import Placed
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, parse_record, read_record
-from tasks.sealing import MANIFEST, read_manifest
+from tasks.run_record import KIND, digest_of, keys_of, md5, parse_record, place_of, read_record
+from tasks.sealing import MANIFEST, RECORD, read_manifest
 
 STAGES = {
     "ratio": "ratios",
@@ -45,7 +46,7 @@ def resolve(p: Placed, store: Store, word: str) -> Artifact:
         InputError: there is nothing of that name, or more than one thing.
     """
     form, colon, rest = word.partition(":")
-    if colon and form in (ways := {"metric": of_metric, "mlflow": of_mlflow, "dvc": of_revision}):
+    if colon and form in (ways := {"metric": of_metric, "mlflow": of_mlflow, "dvc": of_revision, "last": of_flow}):
         return ways[form](p, store, rest)
     if word == "last":
         return of_record(p.results / RECORD)
@@ -76,6 +77,11 @@ def runs_with(store: Store, artifact: Artifact) -> Iterator[Artifact]:
     for node in sorted(nodes, key=lambda each: each.manifest.get("end", ""), reverse=True):
         if artifact in node.behind:
             yield node.artifact
+
+
+def of_flow(p: Placed, store: Store, flow: str) -> Artifact:
+    """The last run of a flow."""
+    return of_record(place_of(p.results, flow))
 
 
 def of_folder(folder: Path) -> Artifact:

@@ -19,8 +19,8 @@ from tasks.artifact import Artifact
 from tasks.dvc_lock import LOCK, read_stages
 from tasks.findings import Finding, differing, disagrees, unchecked
 from tasks.parameters import Placed
-from tasks.run_record import RECORD, digest_of, md5
-from tasks.sealing import DamagedError, readable
+from tasks.run_record import digest_of, md5
+from tasks.sealing import RECORD, DamagedError, readable
 
 if TYPE_CHECKING:
     from dvc.repo import Repo

@@ -18,7 +18,7 @@ from tasks.artifact import Artifact
 from tasks.findings import Finding, disagrees, unchecked
 from tasks.lineage import Node
 from tasks.parameters import Placed
-from tasks.run_record import PREPARED, PUBLISHED, RECORD, artifacts_of, digest_of
+from tasks.run_record import PREPARED, artifacts_of, digest_of, place_of
 from tasks.sealing import MANIFEST, DamagedError, file_digest, read_manifest
 
 MADE = ("demo", "scenes")
@@ -27,7 +27,7 @@ MADE = ("demo", "scenes")
 
 def verify_published(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
     """The results and the checkpoint of the run that is published last; an older run has none."""
-    path = p.results / RECORD
+    path = place_of(p.results, record["flow"])
     if not path.is_file() or (digest_of(path.read_bytes()) != run and json_of(path).get("end", "") > record["end"]):
         yield unchecked(path, f"is not of {run}: its results are no longer published")
         return
@@ -39,9 +39,8 @@ def verify_published(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Ite
 
 def added(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
     """Files in the folders that the run published which it did not write: an adapter in a checkpoint changes what is loaded from it."""
-    given, known = record["parameters"], record["published"]
-    roots = [given["output.checkpoint"], *(f"{given['output.results']}/{name}" for name in PUBLISHED)]
-    for root in roots:
+    known = record["published"]
+    for root in record.get("folders", []):
         for path in sorted((folder / root).rglob("*")):
             if path.is_file() and path.relative_to(folder).as_posix() not in known:
                 yield disagrees(path, "was added: the record of the run does not name it")

@@ -21,7 +21,8 @@ from tasks.parameters import Placed
 from tasks.records import CURVE
 from tasks.registering import DIGEST, FOLDER, MODEL
 from tasks.registering import RECORD as TAG
-from tasks.run_record import RECORD, artifacts_of
+from tasks.report import PAGE
+from tasks.run_record import artifacts_of, place_of
 from tasks.sealing import digest as digest_of
 from tasks.sealing import file_digest, readable
 from tasks.tracking import cut, legal, measurements, params_of, points_of, written
@@ -38,6 +39,8 @@ def verify_tracking(p: Placed, store: Store, run: Artifact, record: Mapping[str,
     """Everything that MLflow has of the run."""
     from mlflow import MlflowClient
 
+    if not record.get("in_mlflow", True):
+        return
     uri = p.tracking_uri
     if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
         yield unchecked("MLflow", f"{masked(uri)} is not there")
@@ -147,7 +150,7 @@ class Tracked:
     def published(self) -> dict[str, str]:
         """sha256 of the files that the run keeps in MLflow, by their path there."""
         given, results = self.record["parameters"], PurePosixPath(self.record["parameters"]["output.results"])
-        found = {f"results/{RECORD}": hashlib.sha256(readable(self.record)).hexdigest()}
+        found = {f"results/{place_of(Path(), self.record['flow'])}": hashlib.sha256(readable(self.record)).hexdigest()}
         for name, digest in self.record["published"].items():
             path = PurePosixPath(name)
             if path.is_relative_to(results):
@@ -169,9 +172,11 @@ class Tracked:
     def metrics(self, files: Path) -> Iterator[Finding]:
         """Every point of every metric, and no other; the results that they come from were compared as files."""
         metrics, allocation = (content_of(files / "results" / f"{name}.json") for name in ("metrics", "allocation"))
-        if metrics is None or allocation is None:
+        numbers = self.record.get("numbers")
+        if numbers is None and (metrics is None or allocation is None):
             return
-        expected = {legal(name): [(0, value)] for name, value in measurements(metrics, allocation).items()}
+        numbers = measurements(metrics, allocation) if numbers is None else numbers
+        expected = {legal(name): [(0, float(value))] for name, value in numbers.items()}
         expected |= self.curve()
         latest = self.run.data.metrics
         for key in dict.fromkeys([*expected, *latest]):
@@ -226,7 +231,7 @@ def place_in_mlflow(inner: PurePosixPath) -> str | None:
         return str(inner) if inner.suffix in (".png", ".svg") or inner.parts[0] == "search" else None
     if len(inner.parts) > 1:
         return None
-    return f"results/{inner}" if inner.suffix == ".json" else f"report/{inner}"
+    return f"report/{inner}" if inner.name == PAGE else f"results/{inner}"
 
 
 def shown(points: list[tuple[int, float]]) -> object:

@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 import subprocess
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 from mgaa.errors import InputError
 from tasks.artifact import Artifact, Store
 from tasks.lineage import ancestry
+from tasks.run_record import Span, keep_record
 from tasks.sealing import DamagedError, content_digest, digest, readable
-from tasks.signing import sign, signer, verify_signature
+from tasks.signing import check_key, sign, signer, verify_signature
 from tasks.verification import audit
 from tasks.verify_run import verify_inputs, verify_published
 from tasks.verify_store import verify_store
@@ -163,6 +165,20 @@ def test_a_signature_says_who_and_covers_every_byte_of_the_record(whole: Audited
     assert "is signed" in named([*verify_signature(store, whole.run, None)])
     flipped(store.place(whole.run) / "record.json", 1000)
     assert "no signature" in named([*verify_signature(store, whole.run, signers)])
+
+
+def test_a_run_signs_itself_where_a_key_is_set(tmp_path: Path) -> None:
+    key, signers = key_of(tmp_path, "ada")
+    run = finished_run()
+    p = run.parameters.model_copy(update={"store": run.parameters.store.model_copy(update={"signing_key": str(key)})})
+    p._folder = tmp_path / "project"
+    shutil.copytree(run.parameters.folder, p.folder)
+    store, spent = Store(p.store_path), Span(datetime.now(UTC), 1.0)
+    made = keep_record(p, store, "compress", artifacts=run.results.artifacts(), executions=[], spent=spent)
+    assert signer(store, made, signers) == "ada@example.org"
+    assert not [*verify_signature(store, made, signers)]
+    with pytest.raises(InputError, match="cannot sign"):
+        check_key(str(tmp_path / "nothing"))
 
 
 def test_what_cannot_sign_is_told(whole: Audited, tmp_path: Path) -> None:
