@@ -7,6 +7,7 @@ once, when they are imported, and workers import flows without passing through a
 import os
 from pathlib import Path
 
+from flows import early_exit  # noqa: F401  (before the imports that take seconds)
 from tasks.parameters import checkout
 
 ENVIRONMENT = {

@@ -132,12 +132,9 @@ def of_metric(p: Placed, store: Store, name: str) -> Artifact:
 
 def of_mlflow(p: Placed, store: Store, run: str) -> Artifact:
     """The record that a run in MLflow is tagged with."""
-    from mlflow import MlflowClient
+    from tasks.tracking_store import tags_of
 
-    from tasks.tracking_store import recorded
-
-    with recorded(p.tracking_uri):
-        tags = MlflowClient(p.tracking_uri).get_run(run).data.tags
+    tags = tags_of(p.tracking_uri, run)
     if "run.record" not in tags:
         raise InputError(
             f"The run {run} of MLflow has no tag run.record: expected a run of flows.compress that finished."

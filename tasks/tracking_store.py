@@ -160,6 +160,31 @@ def recorded(uri: str) -> Iterator[None]:
         ) from error
 
 
+def tags_of(uri: str, run: str) -> dict[str, str]:
+    """The tags of a run; those in SQLite are read without MLflow, whose import takes seconds.
+
+    Raises:
+        ResourceError: the store cannot be read, or has no such run.
+    """
+    if not uri.startswith(SQLITE):
+        from mlflow import MlflowClient
+
+        with recorded(uri):
+            return dict(MlflowClient(uri).get_run(run).data.tags)
+    path = Path(uri.removeprefix(SQLITE))
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as database:
+            known = database.execute("select 1 from runs where run_uuid = ?", (run,)).fetchone()
+            tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run,)).fetchall())
+    except sqlite3.Error as error:
+        raise ResourceError(
+            f"MLflow's database {path} cannot be read ({error}): expected the one of tracking.uri."
+        ) from error
+    if known is None:
+        raise ResourceError(f"MLflow has no run {run} in {path}: expected the id of one, as its interface shows it.")
+    return tags
+
+
 def undisturbed(write: Callable[[], object]) -> None:
     """Run `write` to its end in a thread of its own, where Ctrl-C and SIGTERM do not arrive.
 

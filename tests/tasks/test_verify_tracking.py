@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from mgaa.errors import ResourceError
 from tasks.findings import Finding
+from tasks.tracking_store import tags_of
 from tasks.verify_tracking import verify_tracking
 from tests.tasks.audited import Audited, audited, flipped, named
 
@@ -123,3 +125,16 @@ def test_notes_tags_and_files_that_people_add_are_theirs(whole: Audited) -> None
     client.log_text(run.info.run_id, "looked at", "notes/monday.txt")
     client.set_registered_model_alias("house", "champion", "1")
     assert findings(whole) == []
+
+
+def test_the_tags_of_a_run_are_those_that_mlflow_tells(whole: Audited) -> None:
+    uri = f"sqlite:///{whole.folder / 'mlflow.db'}"
+    client = MlflowClient(uri)
+    (experiment,) = client.search_experiments(filter_string="name = 'mgaa'")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert tags_of(uri, run.info.run_id) == run.data.tags
+    with pytest.raises(ResourceError, match="has no run nobody"):
+        tags_of(uri, "nobody")
+    with pytest.raises(ResourceError, match="cannot be read"):
+        tags_of(f"sqlite:///{whole.folder / 'nothing.db'}", "nobody")
+    assert not (whole.folder / "nothing.db").exists()
