@@ -72,7 +72,8 @@ def folder() -> Path:
         ResourceError: another user has made something of this name, and could have put links there that lead to this user's files.
     """
     path = Path(tempfile.gettempdir()) / f"mgaa-{os.getuid()}"
-    path.mkdir(mode=0o700, exist_ok=True)
+    if not path.is_symlink() and not path.exists():
+        path.mkdir(mode=0o700, exist_ok=True)
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise ResourceError(
