@@ -61,8 +61,7 @@ def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient",
         )
     from mlflow import MlflowClient
 
-    if uri.startswith("http"):
-        reach(uri)
+    reach(uri)
     database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     files = (database.parent if database else checkout(parameters.folder)) / "mlruns"
     with try_writing(database, files) if database else nullcontext():
@@ -139,10 +138,16 @@ def every(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Ru
 
 
 def reach(uri: str) -> None:
-    """One request to a server, of any answer."""
-    import requests
+    """Ask a server or a database once whether it is there; MLflow would ask for minutes. A file of SQLite needs no asking."""
+    if uri.startswith("http"):
+        import requests
 
-    requests.get(uri, timeout=10)
+        requests.get(uri, timeout=10)
+    elif not uri.startswith(SQLITE):
+        from sqlalchemy import create_engine
+        from sqlalchemy.pool import NullPool
+
+        create_engine(uri, poolclass=NullPool).connect().close()
 
 
 @contextmanager
@@ -170,6 +175,7 @@ def tags_of(uri: str, run: str) -> dict[str, str]:
         from mlflow import MlflowClient
 
         with recorded(uri):
+            reach(uri)
             return dict(MlflowClient(uri).get_run(run).data.tags)
     path = Path(uri.removeprefix(SQLITE))
     try:

@@ -47,8 +47,7 @@ def verify_tracking(p: Placed, store: Store, run: Artifact, record: Mapping[str,
         return
     try:
         with recorded(uri):
-            if uri.startswith("http"):
-                reach(uri)
+            reach(uri)
             client = MlflowClient(uri)
             found = run_of(client, p.tracking.experiment, run)
             if found is None:
