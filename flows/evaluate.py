@@ -20,11 +20,12 @@ from tasks.evaluate import content_of, is_standard
 from tasks.evaluate import evaluate as measure
 from tasks.load_backbone import identify, load_model
 from tasks.make_items import make_items
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.records import ANSWERS, METRICS, table
 from tasks.sealing import readable
 from tasks.where import Where
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
 RESULT = "evaluation.json"
 
@@ -33,6 +34,7 @@ RESULT = "evaluation.json"
 def evaluate(parameters: Parameters) -> dict[str, Any]:
     """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks`, and on `data.questions` if it sees."""
     p = parameters
+    check_outputs(p, Output("output.results", p.results, [RESULT]))
     store = opened(p, alone=True)
     source, revision = p.backbone.source, p.backbone.revision
     model = load_model(
@@ -45,7 +47,7 @@ def evaluate(parameters: Parameters) -> dict[str, Any]:
     if p.data.questions:
         answers = answers_of(p, store, model, prepared_questions(p, store), device(p))
         record["questions"] = {name: table(store, each, ANSWERS) for name, each in answers.items()}
-    write_file(p.results / RESULT, readable(record))
+    publish_file(p.results / RESULT, readable(record))
     return record
 
 

@@ -16,12 +16,14 @@ from prefect import flow
 from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.encode_questions import encode_questions
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.read_questions import READING as ASKING
 from tasks.read_questions import questions_content, read_questions
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
 from tasks.sections.data import Questions, Texts
 from tasks.tokenize import tokenize
+from tasks.writing import replacing
 
 PREPARED = "data/prepared"
 
@@ -29,11 +31,14 @@ PREPARED = "data/prepared"
 @flow(name="prepare_data", validate_parameters=False)
 def prepare_data(parameters: Parameters) -> Artifact:
     """Read the texts and questions of every data section and export them to `data/prepared`."""
+    check_outputs(parameters, Output("the folder of the texts", parameters.folder / PREPARED))
     store = opened(parameters, alone=True)
     texts = prepared_texts(parameters, store)
-    store.export(texts, parameters.folder / PREPARED)
-    if (questions := prepared_questions(parameters, store)) is not None:
-        store.export(questions, parameters.folder / PREPARED / "questions")
+    questions = prepared_questions(parameters, store)
+    with replacing(parameters.folder / PREPARED) as out:
+        store.copy(texts, out)
+        if questions is not None:
+            store.copy(questions, out / "questions")
     return texts
 
 

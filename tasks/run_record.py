@@ -20,14 +20,15 @@ from typing import Any
 from tasks import provenance
 from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
+from tasks.earlier import RECORD as RECORD
 from tasks.lineage import name, run_facts
 from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
 from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
 from tasks.stage import named
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
-KIND, RECORD = "run", "record.json"
+KIND = "run"
 logger = logging.getLogger(__name__)
 ELSEWHERE = {
     *("output", "sweep", "study", "sensitivity", "profile"),
@@ -149,7 +150,7 @@ def keep_record(
         logger.warning(
             "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
         )
-    write_file(p.results / RECORD, content)
+    publish_file(p.results / RECORD, content)
     return digest_of(content)
 
 
