@@ -181,13 +181,15 @@ def exchange(one: Path, other: Path) -> None:
 
 def _exchange_by_renames(new: Path, place: Path) -> None:
     aside = _aside(place)
-    os.rename(place, aside)
+    steps, done = [(place, aside), (new, place), (aside, new)], list[tuple[Path, Path]]()
     try:
-        os.rename(new, place)
+        for step in steps:
+            os.rename(*step)
+            done.append(step)
     except BaseException:
-        os.rename(aside, place)
+        for before, behind in reversed(done):
+            os.rename(behind, before)
         raise
-    os.rename(aside, new)
 
 
 def _aside(place: Path) -> Path:
