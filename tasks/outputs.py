@@ -53,7 +53,7 @@ def check_outputs(p: Parameters, *outputs: Output) -> None:
             refuse(output, what, kept, inside=what in CLOSED)
         for other in outputs:
             if other is not output and output.names is None:
-                refuse(output, f"the output {other.key}", other.folder, inside=other.names is None)
+                refuse(output, other.key, other.folder, inside=other.names is None)
     for output in outputs:
         place = settled(output.folder)
         try:

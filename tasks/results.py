@@ -138,9 +138,9 @@ class Effort:
 def outputs(p: Parameters) -> list[Output]:
     """What a run publishes."""
     return [
+        Output("output.results", p.results, ("allocation.json", "metrics.json", report.PAGE, RECORD)),
         Output("output.checkpoint", p.folder / p.output.checkpoint),
         *(Output("output.results", p.results / name) for name in ("figures", "plots")),
-        Output("output.results", p.results, ("allocation.json", "metrics.json", report.PAGE, RECORD)),
     ]
 
 

@@ -1,5 +1,6 @@
 """Outputs appear whole and replace only what this project wrote, whatever fails and whoever else was there."""
 
+import builtins
 import errno
 import os
 import shutil
@@ -50,7 +51,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, place: Path, number: int) -> Iterat
         real = getattr(owner, name)
 
         def call(*given: object, **named: object) -> object:
-            changes = name != "open" or (len(given) > 1 and str(given[1])[0] in "wxa")
+            changes = name != "open" or str([*given[1:], *named.values(), "r"][0])[0] in "wxa"
             if changes and str(place) in str(given[0]):
                 asked.append(name)
                 if len(asked) == number:
@@ -64,6 +65,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, place: Path, number: int) -> Iterat
             watch(name, os)
         for name in ("exchange", "flush_file", "flush_folder"):
             watch(name, output)
+        watch("open", builtins)
         watch("write_text", Path)
         watch("write_bytes", Path)
         yield asked
