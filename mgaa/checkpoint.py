@@ -105,12 +105,17 @@ def save(
         UsageError: the folder holds files that this package did not write or that changed since, or it is one that a streamed model reads.
         ResourceError: the folder cannot be written; what it held is as it was.
     """
+    with _written(folder), replacing(folder, reads=folders_of(model)) as draft:
+        fill(model, processor, draft, max_shard_size=max_shard_size)
+
+
+def fill(model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
+    """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
     describe(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
-    with _written(folder), replacing(folder, reads=folders_of(model)) as draft:
-        save_model(model, draft, max_shard_size=max_shard_size)
-        _complete(model, processor, draft)
+    save_model(model, folder, max_shard_size=max_shard_size)
+    _complete(model, processor, folder)
 
 
 def save_blockwise(
@@ -147,20 +152,15 @@ def fill_blockwise(
     shell: PreTrainedModel | None = None,
     max_shard_size: int = 5 * 10**9,
 ) -> None:
-    """`save_blockwise` into a folder that is the caller's alone and needs no mark; what a killed call left there is taken up.
-
-    Raises:
-        ResourceError: the folder cannot be written.
-    """
+    """`save_blockwise` into a folder that is the caller's alone and needs no mark; what a killed call left there is taken up."""
     written = model if shell is None else shell
 
     def described() -> PreTrainedModel:
         describe(written)
         return written
 
-    with _written(folder):
-        write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
-        _complete(written, processor, folder)
+    write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
+    _complete(written, processor, folder)
 
 
 @contextmanager

@@ -136,11 +136,14 @@ def temporary(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def _kept(place: Path, key: str) -> Iterator[Path]:
-    """The draft of a key, which is removed only when it has become the output."""
-    folder = place.parent / f".{place.name}.mgaa-{key}"
+    """The draft of a key, which is removed only when it has become the output; those of other keys have then become useless."""
+    start = f".{place.name}.mgaa-"
+    folder = place.parent / f"{start}{key}"
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in list(place.parent.iterdir()):
+        if path.name.startswith(start):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def settled(target: str | Path) -> Path:
