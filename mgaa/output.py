@@ -18,19 +18,20 @@ a kill between these two leaves no folder of that name, and the next writer rena
 import ctypes
 import errno
 import fcntl
+import hashlib
 import os
+import re
 import secrets
 import shutil
+import socket
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mgaa.errors import ResourceError
 from mgaa.ownership import (
-    HOST,
     LITTER,
     MARK,
-    TEMPORARY,
     Witness,
     check_apart,
     check_files,
@@ -44,6 +45,10 @@ from mgaa.ownership import (
     sums_below,
     write_mark,
 )
+
+HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+TEMPORARY = re.compile(rf"\.tmp-(\d+)-{HOST}[0-9a-f]{{8}}$")
+"""Names of drafts: the process that writes, and this machine."""
 
 CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -107,7 +112,7 @@ def placing(folder: str | Path, *, also: Witness = nothing_else) -> Iterator[Pat
         new = sums_below(out)
         with _alone(place):
             for name in names:
-                settled(place / name)
+                _put_back(place / name)
             check_files(place, names, also)
             write_mark(out, merged(_present(place, merged(listed(place), also(place))), new))
             flush(out)
@@ -149,14 +154,18 @@ def _kept(place: Path, key: str) -> Iterator[Path]:
 def settled(target: str | Path) -> Path:
     """Where an output really lies, after what an interrupted exchange or a dead process left there was put in order."""
     place = Path(os.path.realpath(target))
+    _put_back(place)
+    sweep(place.parent)
+    return place
+
+
+def _put_back(place: Path) -> None:
     aside = _aside(place)
     if os.path.lexists(aside):
         if os.path.lexists(place):
             _remove(aside)
         else:
             os.rename(aside, place)
-    sweep(place.parent)
-    return place
 
 
 def swap(new: Path, place: Path) -> None:
@@ -265,7 +274,7 @@ def _remove(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove the drafts that dead processes of this machine left in `folder`."""
-    if not folder.is_dir():
+    if not folder.is_dir() or not os.access(folder, os.R_OK):
         return
     for entry in list(folder.iterdir()):
         match = TEMPORARY.match(entry.name)

@@ -12,8 +12,6 @@ paths, so that equal outputs are equal folders; it is copied with the folder, an
 import hashlib
 import json
 import os
-import re
-import socket
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -25,10 +23,6 @@ ANY = "*"
 LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}
 """What file managers leave in every folder, and nobody misses."""
 SHOWN = 3
-
-HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-TEMPORARY = re.compile(rf"\.tmp-(\d+)-{HOST}[0-9a-f]{{8}}$")
-"""Names of drafts (`mgaa.output`): the process that writes, and this machine."""
 
 Sums = Mapping[str, Collection[str]]
 """sha256 of files by their name below a folder, the contents that each may have."""
@@ -73,7 +67,12 @@ def foreign(folder: Path, also: Witness = nothing_else) -> list[str]:
 
 def _foreign(folder: Path, above: Sums, also: Witness) -> Iterator[str]:
     known = merged(above, listed(folder), also(folder))
-    for entry in sorted(os.scandir(folder), key=lambda each: each.name):
+    try:
+        entries = sorted(os.scandir(folder), key=lambda each: each.name)
+    except PermissionError:
+        yield "what cannot be read"
+        return
+    for entry in entries:
         path = Path(entry.path)
         if entry.name in LITTER or (entry.name == MARK and entry.is_file()):
             continue
@@ -99,7 +98,10 @@ def merged(*several: Sums) -> dict[str, set[str]]:
 
 def is_ours(path: Path, sums: Collection[str]) -> bool:
     """Whether a file, or what a link leads to, has one of these contents."""
-    return bool(sums) and path.is_file() and (ANY in sums or file_digest(path, path.stat()) in sums)
+    try:
+        return bool(sums) and path.is_file() and (ANY in sums or file_digest(path, path.stat()) in sums)
+    except OSError:  # whoever closed it has a reason
+        return False
 
 
 def check_folder(folder: Path, also: Witness = nothing_else) -> None:

@@ -46,9 +46,10 @@ def check_outputs(p: Parameters, *outputs: Output) -> None:
         UsageError: as said.
         ResourceError: a folder cannot be written.
     """
-    for output in outputs:
+    for output in (Output("store.path", p.store_path, ()), *outputs):
         for what, read in reads(p).items():
             refuse(output, what, read, inside=True)
+    for output in outputs:
         for what, kept in keeps(p).items():
             refuse(output, what, kept, inside=what in CLOSED)
         for other in outputs:

@@ -60,12 +60,14 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         ("output.results=models/compressed/results", "holds output.results"),
         ("output.results=store", "is the store"),
         ("output.results=.git", "is the repository"),
+        ("store.path=models/mine", "is backbone.source"),
+        ("store.path=models/link/store", "lies in backbone.source"),
     ],
 )
 def test_an_output_is_apart_from_what_is_read_and_kept(given: str, said: str, make: Make) -> None:
     p = make(given)
     with pytest.raises(
-        UsageError, match=rf"output\..* would be written to .*, which {said}.*: set it to a folder apart"
+        UsageError, match=rf"(output|store)\..* would be written to .*, which {said}.*: set it to a folder apart"
     ):
         check_outputs(p, *outputs(p))
 

@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mgaa.errors import ResourceError, UsageError
-from mgaa.ownership import HOST
+from mgaa.output import HOST
 from tasks.writing import disk_errors, replacing, sweep, temporary, write_file
 
 
