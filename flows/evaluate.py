@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -22,13 +23,14 @@ from tasks.evaluate import content_of, is_standard
 from tasks.evaluate import evaluate as measure
 from tasks.load_backbone import identify, load_model
 from tasks.make_items import make_items
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.recording import Executions, recording
 from tasks.records import ANSWERS, METRICS, table
-from tasks.run_record import Span, keep_record
+from tasks.run_record import Span, keep_record, place_of
 from tasks.sealing import readable
 from tasks.where import Where
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
 RESULT = "evaluation.json"
 
@@ -36,6 +38,7 @@ RESULT = "evaluation.json"
 @flow(name="evaluate", validate_parameters=False)
 def evaluate(parameters: Parameters) -> dict[str, Any]:
     """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks`, and on `data.questions` if it sees."""
+    check_outputs(parameters, Output("output.results", parameters.results, [RESULT, place_of(Path(), "evaluate").name]))
     with recording(store := opened(parameters, alone=True)) as executions:
         return evaluated(parameters, store, executions)
 
@@ -57,7 +60,7 @@ def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, 
         answers = answers_of(p, store, model, prepared_questions(p, store), device(p))
         found["questions"] = {name: table(store, each, ANSWERS) for name, each in answers.items()}
         made |= {f"answers.{name}": each for name, each in answers.items()}
-    write_file(p.results / RESULT, readable(found))
+    publish_file(p.results / RESULT, readable(found))
     keep_record(
         p,
         store,

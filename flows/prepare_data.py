@@ -16,6 +16,7 @@ from prefect import flow
 from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.encode_questions import encode_questions
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.read_questions import READING as ASKING
 from tasks.read_questions import questions_content, read_questions
@@ -23,16 +24,20 @@ from tasks.read_texts import READING, SECTIONS, read_texts, source_content
 from tasks.run_record import PREPARED
 from tasks.sections.data import Questions, Texts
 from tasks.tokenize import tokenize
+from tasks.writing import replacing
 
 
 @flow(name="prepare_data", validate_parameters=False)
 def prepare_data(parameters: Parameters) -> Artifact:
     """Read the texts and questions of every data section and export them to `data/prepared`."""
+    check_outputs(parameters, Output("the folder of the texts", parameters.folder / PREPARED))
     store = opened(parameters, alone=True)
     texts = prepared_texts(parameters, store)
-    store.export(texts, parameters.folder / PREPARED)
-    if (questions := prepared_questions(parameters, store)) is not None:
-        store.export(questions, parameters.folder / PREPARED / "questions")
+    questions = prepared_questions(parameters, store)
+    with replacing(parameters.folder / PREPARED) as out:
+        store.copy(texts, out)
+        if questions is not None:
+            store.copy(questions, out / "questions")
     return texts
 
 

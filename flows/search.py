@@ -28,6 +28,7 @@ from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
 from tasks.evaluate import evaluate
 from tasks.measure import measure
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.recipes import RANDOM, both_levels, check_search
 from tasks.recording import Executions, recording
@@ -45,6 +46,7 @@ def search(parameters: Parameters) -> list[Final]:
     """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
     p, began = parameters, time.perf_counter()
     check(p)
+    check_outputs(p, Output("the folder of searches", p.folder / FOLDER))
     store, where = opened(p), device(p)
     factorizer = p.factors.method, p.factors.options
     with (

@@ -24,6 +24,7 @@ from mgaa.errors import UsageError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
 from tasks.measure import measure
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.recipes import check_objective
 from tasks.recording import recording
@@ -42,6 +43,8 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
     """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
     p, began = parameters, time.perf_counter()
     check(p)
+    place = p.folder / NAME
+    check_outputs(p, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")]))
     store, where = opened(p), device(p)
     factorizer = p.factors.method, p.factors.options
     with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording(store) as executions:

@@ -27,6 +27,7 @@ from tasks.artifact import Artifact, Store
 from tasks.decompose import decompose
 from tasks.load_backbone import identify, load_backbone
 from tasks.measure import measure
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.points import Measured, Outcome, Point, place, points
 from tasks.recording import Executions, recording
@@ -58,6 +59,8 @@ def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
     p, began = parameters, time.perf_counter()
     check(p)
+    table = p.folder / NAME
+    check_outputs(p, Output("the table of the sweep", table.parent, [table.name + suffix for suffix in SUFFIXES]))
     store = opened(p)
     wanted = points(p.sweep)
     with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording(store) as executions:

@@ -23,8 +23,10 @@ from mgaa.format import describe, is_described
 from mgaa.fused import fuse_
 from mgaa.loading import load
 from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
+from mgaa.output import replacing
 from mgaa.processors import Processor, tokenizer_of
 from mgaa.shards import save_model, write_blockwise
+from mgaa.shelf import folders_of
 from mgaa.widths import prune_
 
 __all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
@@ -96,21 +98,24 @@ def save(
 ) -> None:
     """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
-    Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
-    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
+    A folder that was saved before is replaced as a whole, in one step, when all of the new one is written (`mgaa.output`). A model that
+    was taken apart (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
 
     Raises:
-        ResourceError: the folder cannot be written.
+        UsageError: the folder holds files that this package did not write or that changed since, or it is one that a streamed model reads.
+        ResourceError: the folder cannot be written; what it held is as it was.
     """
+    with _written(folder), replacing(folder, reads=folders_of(model)) as draft:
+        fill(model, processor, draft, max_shard_size=max_shard_size)
+
+
+def fill(model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
+    """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
     describe(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
-    folder = Path(folder)
-    with _writing(folder):
-        for stale in folder.glob("model*.safetensors*"):
-            stale.unlink()
-        save_model(model, folder, max_shard_size=max_shard_size)
-        _complete(model, processor, folder)
+    save_model(model, folder, max_shard_size=max_shard_size)
+    _complete(model, processor, folder)
 
 
 def save_blockwise(
@@ -121,32 +126,46 @@ def save_blockwise(
     change: Callable[[int], None],
     shell: PreTrainedModel | None = None,
     max_shard_size: int = 5 * 10**9,
+    key: str | None = None,
 ) -> None:
-    """`save` for a model whose blocks stay in their files (`mgaa.shelf`): one block after the other, into a folder of its own.
+    """`save` for a model whose blocks stay in their files (`mgaa.shelf`): one block after the other.
 
     Args:
         change: puts a block into its final form, in place (`mgaa.shards`): factors and channels (`apply_factors`, `apply_channels`).
         shell: the model whose class and config the folder is to have; by default the model itself.
         max_shard_size: bytes of weights up to which they are one file.
+        key: names what is written; the blocks of a call that failed or was killed are taken up by the next one with the same key.
 
     Raises:
-        ResourceError: the folder cannot be written. What is written is taken up by the next call.
+        UsageError, ResourceError: as `save`.
     """
-    folder, written = Path(folder), model if shell is None else shell
+    with _written(folder), replacing(folder, reads=folders_of(model), key=key) as draft:
+        fill_blockwise(model, processor, draft, change=change, shell=shell, max_shard_size=max_shard_size)
+
+
+def fill_blockwise(
+    model: PreTrainedModel,
+    processor: Processor,
+    folder: Path,
+    *,
+    change: Callable[[int], None],
+    shell: PreTrainedModel | None = None,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """`save_blockwise` into a folder that is the caller's alone and needs no mark; what a killed call left there is taken up."""
+    written = model if shell is None else shell
 
     def described() -> PreTrainedModel:
         describe(written)
         return written
 
-    with _writing(folder):
-        write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
-        _complete(written, processor, folder)
+    write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
+    _complete(written, processor, folder)
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _written(folder: str | Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, SafetensorError) as error:
         raise ResourceError(

@@ -20,10 +20,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from mgaa.architectures import DECODER, architecture_of, decoder_blocks, has_entry, is_multimodal
 from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
+from mgaa.folder import backbone_files
 from mgaa.format import describe
 from mgaa.fused import fuse_block_, fuse_parts_, fused_name, fused_parts
 from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
+from mgaa.output import settled
+from mgaa.ownership import check_apart, check_folder, content_key
 from mgaa.widths import widen_block_, widest
 
 # Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
@@ -69,10 +72,12 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
     """The same for a checkpoint that need not fit into memory: from folder to folder, one block after the other.
 
     Raises:
-        UsageError: as `densify`.
+        UsageError: as `densify`; or the target holds files that this package did not write, or is, holds or lies in the source.
         InputError, NumericalError: the source cannot be read (`mgaa.load`).
-        ResourceError: the target cannot be written. What is written is taken up by the next call.
+        ResourceError: the target cannot be written. What is written is taken up by the next call for the same source.
     """
+    check_apart(Path(target), Path(source), "the source")
+    check_folder(settled(target))
     model, tokenizer = load(source, device="cpu", stream=True)
     wide = widest(model)
     shell = _shell(model, wide)
@@ -92,7 +97,8 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
         _around_(model, shell)
     model.__dict__.pop("_weight_conversions", None)
     shell.generation_config = model.generation_config
-    save_blockwise(model, tokenizer, target, change=change, shell=shell, max_shard_size=max_shard_size)
+    key = content_key(backbone_files(source))
+    save_blockwise(model, tokenizer, target, change=change, shell=shell, max_shard_size=max_shard_size, key=key)
 
 
 def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide: int | None) -> None:

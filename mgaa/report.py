@@ -63,6 +63,7 @@ class Report:
         """Write the allocation to a file, from which the methods `file` of `ratios` and `ranks` take it again (`mgaa.allocation`).
 
         Raises:
+            UsageError: the path is that of a file that this package did not write, or that changed since.
             ResourceError: the file cannot be written.
         """
         sublayers, matrices = ([asdict(each) for each in given] for given in (self.sublayers, self.matrices))

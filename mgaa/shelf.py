@@ -73,6 +73,12 @@ def is_shelved(model: PreTrainedModel) -> bool:
     return any(_PLACE in vars(module) for module in model.modules())
 
 
+def folders_of(model: PreTrainedModel) -> set[Path]:
+    """The folders whose files the blocks of a model stay in; none where it is in memory."""
+    places: list[_Place] = [vars(module)[_PLACE] for module in model.modules() if _PLACE in vars(module)]
+    return {path.parent for place in places for path in place.shelf.files}
+
+
 @contextmanager
 def resident(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
     """Inside this context a block has its tensors; for a block that is in memory anyway it does nothing.
@@ -123,7 +129,7 @@ class Shelf:
     """
 
     def __init__(self, skeleton: PreTrainedModel, files: Sequence[Path], device: torch.device) -> None:
-        self._skeleton, self._device = skeleton, device
+        self._skeleton, self._device, self.files = skeleton, device, files
         self._entry = architecture_of(skeleton.config)
         self._conversions: list[Any] = getattr(skeleton, "_weight_conversions", None) or []
         self._lock, self._ahead = Lock(), dict[int, Future[dict[str, Tensor]]]()

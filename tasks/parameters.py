@@ -42,11 +42,17 @@ class Placed(Section):
         tracking: Tracking
         registry: Registry
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "params.yaml")
 
     @property
     def folder(self) -> Path:
         """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
         return self._folder
+
+    @property
+    def file(self) -> Path:
+        """The file of the parameters itself."""
+        return self._file
 
     @property
     def results(self) -> Path:
@@ -131,7 +137,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
         raise UsageError(explain(error, Parameters, copies="sweep")) from None
-    parameters._folder = path.absolute().parent
+    parameters._folder, parameters._file = path.absolute().parent, path.absolute()
     return parameters
 
 

@@ -42,7 +42,7 @@ from tasks.sealing import (
 from tasks.signing import sign
 from tasks.stage import named
 from tasks.step_usage import usage_of
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
 KIND = RUN
 logger = logging.getLogger(__name__)
@@ -187,7 +187,7 @@ def keep_record(
         logger.warning(
             "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
         )
-    write_file(place_of(p.results, flow), content)
+    publish_file(place_of(p.results, flow), content)
     run = digest_of(content)
     if p.store.signing_key is not None and store.place(run).is_dir():
         sign(store, run, Path(p.store.signing_key))

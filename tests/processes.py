@@ -58,6 +58,7 @@ def copy_project(root: Path) -> Project:
         "provenance",
         "home",
         "in_use",
+        "earlier",
         "remote",
         "devices",
         "where",
@@ -68,7 +69,7 @@ def copy_project(root: Path) -> Project:
     shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
     for name in ("__init__", "cli", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
-    for name in ("errors.py", "memory.py", "methods.py"):
+    for name in ("errors.py", "memory.py", "methods.py", "output.py", "ownership.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")
     for name in ("factors", "ratios", "ranks"):  # read by the parameters, never imported
         shutil.copytree(ROOT / "mgaa" / name, root / "mgaa" / name)

@@ -65,7 +65,7 @@ def test_one_changed_byte_of_any_input_is_found(whole: Audited, tmp_path: Path) 
     record = json.loads((whole.p.results / "record.json").read_bytes())
     moved = json.loads(json.dumps(record).replace(str(finished_run().parameters.folder), str(whole.folder)))
     assert not [*verify_inputs(whole.p, moved)]
-    inputs = [*(whole.folder / "model").iterdir(), *whole.folder.glob("*.jsonl")]
+    inputs = [*(whole.folder / "model").glob("[!.]*"), *whole.folder.glob("*.jsonl")]
     assert len(inputs) == len(record["sources"]["backbone"]) + 3
     for path in inputs:
         mend = flipped(path, 40)
