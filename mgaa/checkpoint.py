@@ -25,6 +25,7 @@ from mgaa.loading import load
 from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
 from mgaa.processors import Processor, tokenizer_of
 from mgaa.shards import save_model, write_blockwise
+from mgaa.tying import state_tying
 from mgaa.widths import prune_
 
 __all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
@@ -103,6 +104,7 @@ def save(
         ResourceError: the folder cannot be written.
     """
     describe(model)
+    state_tying(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
     folder = Path(folder)
