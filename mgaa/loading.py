@@ -1,7 +1,8 @@
 """Models in: a dense backbone or a compressed checkpoint, whole or not at all.
 
 Every tensor of the model comes from the files, every tensor of the files is used or known to be a leftover of earlier
-versions of transformers (naming.py), all numbers are finite, and no token id exceeds the embedding. What a folder must look like before this is tried is said in folder.py.
+versions of transformers (naming.py), all numbers are finite, and no token id exceeds the embedding. What a folder must
+look like before this is tried is said in folder.py.
 """
 
 from collections.abc import Iterator

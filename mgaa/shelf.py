@@ -155,7 +155,9 @@ class Shelf:
         if 0 <= index < len(self._blocks) and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
-    def fill_(self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None) -> set[str]:
+    def fill_(
+        self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None
+    ) -> set[str]:
         """Load these tensors of the files into a model, and return the names of those that it still lacks.
 
         Raises:

@@ -54,7 +54,9 @@ def stacked(tensors: Tensors) -> Tensors:
     for stack in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
         gate, up, down = next(roles for roles in parts if f"{stack}.experts.0.{roles[0]}.weight" in tensors)
         count = len([name for name in tensors if re.match(rf"{stack}\.experts\.\d+\.{gate}\.", name)])
-        each = [{role: tensors[f"{stack}.experts.{i}.{role}.weight"] for role in (gate, up, down)} for i in range(count)]
+        each = [
+            {role: tensors[f"{stack}.experts.{i}.{role}.weight"] for role in (gate, up, down)} for i in range(count)
+        ]
         place = stack.replace("block_sparse_moe", "mlp")
         found[f"{place}.experts.gate_up_proj"] = torch.stack([torch.cat([one[gate], one[up]]) for one in each])
         found[f"{place}.experts.down_proj"] = torch.stack([one[down] for one in each])

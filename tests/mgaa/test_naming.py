@@ -1,12 +1,10 @@
 """What transformers loads is loaded, in memory and streamed, with the same tensors, whatever the files call them and hold beside them."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -67,3 +65,12 @@ def test_what_is_ignored_is_named(folder: Callable[..., Path], stream: bool) -> 
         "model.layers.1.self_attn.rotary_emb.inv_freq",
         "norm.weight",
     ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", ["self_attn.q_proj.bias", "self_attn.q_norm.weight", "mlp.shared.weight"])
+def test_what_is_no_leftover_is_refused(folder: Callable[..., Path], stream: bool, name: str) -> None:
+    """transformers warns and drops it: a model without its biases is another one."""
+    place = folder("llama", lambda tensors: tensors | {f"model.layers.1.{name}": torch.ones(32)})
+    with pytest.raises(InputError, match=rf"unexpected model\.layers\.1\.{name}\. .*its config belongs to another"):
+        load(place, stream=stream)
