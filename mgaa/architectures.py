@@ -250,11 +250,15 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of a transformers model, with or without a head, in order."""
-    path = architecture_of(model.config).blocks
-    below = path.removeprefix(f"{model.base_model_prefix}.")
-    blocks = model.get_submodule(path if has(model, path) else below)
+    blocks = model.get_submodule(path_of_blocks(model))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
+
+
+def path_of_blocks(model: PreTrainedModel) -> str:
+    """Where the decoder blocks are in a transformers model; without a head the path is shorter than that of the entry."""
+    path = architecture_of(model.config).blocks
+    return path if has(model, path) else path.removeprefix(f"{model.base_model_prefix}.")
 
 
 def stacks_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Stack]:

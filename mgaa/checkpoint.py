@@ -27,6 +27,7 @@ from mgaa.output import replacing
 from mgaa.processors import Processor, tokenizer_of
 from mgaa.shards import save_model, write_blockwise
 from mgaa.shelf import folders_of
+from mgaa.tying import state_tying
 from mgaa.widths import prune_
 
 __all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
@@ -112,6 +113,7 @@ def save(
 def fill(model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
     """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
     describe(model)
+    state_tying(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
     save_model(model, folder, max_shard_size=max_shard_size)

@@ -27,6 +27,7 @@ from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
 from mgaa.output import settled
 from mgaa.ownership import check_apart, check_folder, content_key
+from mgaa.tying import state_tying
 from mgaa.widths import widen_block_, widest
 
 # Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
@@ -45,6 +46,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     Raises:
         UsageError: no class of transformers that is known here can hold the biases; the model is left as it was.
     """
+    state_tying(model)
     wide = widest(model)
     shell = _shell(model, wide)
     expected = set(shell.state_dict())

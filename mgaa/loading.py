@@ -1,13 +1,14 @@
 """Models in: a dense backbone or a compressed checkpoint, whole or not at all.
 
-Every tensor of the model comes from the files, every tensor of the files is used, all numbers are finite, and no token
-id exceeds the embedding. What a folder must look like before this is tried is said in folder.py.
+Every tensor of the model comes from the files, every tensor of the files is used or known to be a leftover of earlier
+versions of transformers (naming.py), all numbers are finite, and no token id exceeds the embedding. What a folder must
+look like before this is tried is said in folder.py.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,8 +26,10 @@ from mgaa.architectures import is_multimodal
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.folder import CONFIG, PROCESSOR_FILES, examine, locate, weight_files
 from mgaa.lowrank import non_finite
+from mgaa.naming import LEFTOVER, places
 from mgaa.processors import Processor, load_processor, tokenizer_of
-from mgaa.shelf import aligned, shelve_
+from mgaa.shelf import aligned, shelve_, where
+from mgaa.tying import state_tying
 
 # What transformers raises over files whose contents make no sense; its loaders hardly check what they read.
 UNREADABLE = (
@@ -34,6 +37,18 @@ UNREADABLE = (
     StrictDataclassError,
 )
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
+
+
+class Loaded(NamedTuple):
+    """What a checkpoint gave.
+
+    Attributes:
+        ignored: tensors of the files that have no place in the model (`mgaa.naming`), by their names there.
+    """
+
+    model: PreTrainedModel
+    processor: Processor
+    ignored: list[str]
 
 
 def load(
@@ -61,6 +76,14 @@ def load(
         InputError: the checkpoint is missing, damaged, incomplete or of a kind that is not loaded (folder.py).
         NumericalError: a weight is not finite.
     """
+    model, processor, _ = open_checkpoint(source, revision=revision, dtype=dtype, device=device, stream=stream)
+    return model, processor
+
+
+def open_checkpoint(
+    source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto", stream: bool = False
+) -> Loaded:
+    """`load`, with what was ignored."""
     target = device_of(device)
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -70,12 +93,16 @@ def load(
     processor = _processor(folder, config)
     model = _model(folder, config, dtype, device_map="meta" if stream else None)
     _fit(processor, model, folder)
+    files = weight_files(folder)
+    ignored = sorted(name for name, place in places(model, where(files)).items() if place is None)
     if stream:
-        shelve_(model, weight_files(folder), target)
+        with _quiet():
+            shelve_(model, files, target)
     else:
         _align_(model.to(target))
     _finite(model, folder)
-    return model.eval().requires_grad_(False), processor
+    state_tying(model)
+    return Loaded(model.eval().requires_grad_(False), processor, ignored)
 
 
 def config_and_processor(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, Processor]:
@@ -155,7 +182,7 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
         ) from error
     deviations = {
         "missing": report["missing_keys"],
-        "unexpected": report["unexpected_keys"],
+        "unexpected": {name for name in report["unexpected_keys"] if not LEFTOVER.search(name)},
         "of another shape": {name for name, *_ in report["mismatched_keys"]},
     }
     if any(deviations.values()):

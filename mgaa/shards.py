@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from mgaa.architectures import decoder_blocks
+from mgaa.architectures import decoder_blocks, path_of_blocks
 from mgaa.folder import INDEX, WEIGHTS
 from mgaa.shelf import resident
 from mgaa.unfinished import taken_up, whole
@@ -48,7 +48,7 @@ def write_blockwise(
             path.unlink()
     _write_blocks(model, folder, change)
     written = shell()
-    inside = f"{_prefix(model)}."
+    inside = f"{path_of_blocks(model)}."
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     save_model(written, folder, max_shard_size=2**62, state_dict=rest)
     _join(folder, len(decoder_blocks(model)), max_shard_size)
@@ -94,16 +94,9 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, Tensor]:
     """The tensors of a block, under the names of files."""
-    own = {f"{_prefix(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+    own = {f"{path_of_blocks(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
     renamed: dict[str, Tensor] = revert_weight_conversion(model, own)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in renamed.items()}
-
-
-def _prefix(model: PreTrainedModel) -> str:
-    """The name of the list of blocks in this model, which a model without a head has another for."""
-    blocks = decoder_blocks(model)
-    names: list[str] = [name for name, module in model.named_modules() if module is blocks]
-    return names[0]
 
 
 def _part(index: int) -> str:

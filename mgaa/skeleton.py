@@ -1,9 +1,14 @@
-"""A model without its weights: the shapes of all its tensors from its config alone, in milliseconds and no memory at any size."""
+"""A model without its weights: the shapes of all its tensors from its config, in milliseconds and no memory at any size.
+
+Of files that are there, the headers say one thing that a config does not: whether they hold a head beside the embedding that it is tied to.
+Then both are reckoned with, for loading compares them in memory.
+"""
 
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.architectures import architecture_of
@@ -11,6 +16,9 @@ from mgaa.errors import InputError, UsageError
 from mgaa.folder import CONFIG, examine_config, locate, weight_files
 from mgaa.fused import unfuse_
 from mgaa.loading import UNREADABLE, class_of
+from mgaa.naming import places
+from mgaa.shelf import where
+from mgaa.tying import state_tying
 
 
 def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
@@ -39,7 +47,21 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"{folder} is compressed already: give the dense backbone")
-    return unfuse_(model)
+    return unfuse_(_untied(model, folder))
+
+
+def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    try:
+        held = set(places(model, where(weight_files(folder))).values())
+    except InputError:
+        return model  # there is nothing but the config
+    for head, embedding in model.get_expanded_tied_weights_keys().items():
+        if {head, embedding} <= held:
+            owner, _, name = head.rpartition(".")
+            own = nn.Parameter(torch.empty_like(model.get_parameter(head)), requires_grad=False)
+            setattr(model.get_submodule(owner), name, own)
+    state_tying(model)
+    return model
 
 
 def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
