@@ -1,9 +1,12 @@
-"""A model without its weights: the shapes of all its tensors from its config alone, in milliseconds and no memory at any size."""
+"""A model without its weights: the shapes of all its tensors, in milliseconds and no memory at any size; from its config, or of a model."""
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.architectures import architecture_of
@@ -40,6 +43,15 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"{folder} is compressed already: give the dense backbone")
     return unfuse_(model)
+
+
+def outline(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model whose tensors are on the meta device; those that are one tensor stay one."""
+    empty: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
+    for each in model.parameters():
+        empty[id(each)] = nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+    copied: PreTrainedModel = copy.deepcopy(model, empty)
+    return copied
 
 
 def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
