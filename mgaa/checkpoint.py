@@ -6,7 +6,7 @@ the tokenizer was last called. The format is described in format.py; `load` read
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,20 +16,26 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.architectures import has_entry
+from mgaa.architectures import has_entry, stacks_of
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG, NOTICE
 from mgaa.format import describe, is_described
-from mgaa.fused import fuse_
+from mgaa.fused import fuse_, fusing
+from mgaa.given import accepting, path, to_write, unwrapped
+from mgaa.given import processor as processor_of
 from mgaa.loading import load
 from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
 from mgaa.processors import Processor, tokenizer_of
+from mgaa.saving import check_finite_state, check_loads, check_own
 from mgaa.shards import save_model, write_blockwise
+from mgaa.shelf import is_absent, is_shelved
+from mgaa.values import size
 from mgaa.widths import prune_
 
 __all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
 
 
+@accepting(model=unwrapped)
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     """Replace linears by low-rank ones in place, by dotted name; factors take the dtype and the device of their linear.
 
@@ -40,6 +46,7 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
         NumericalError: a factor is not finite in the dtype of its linear.
     """
     modules = dict(model.named_modules())
+    check_present(model, factors)
     layers = {name: _replacement(name, modules.get(name), pair) for name, pair in factors.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -52,6 +59,7 @@ def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
     Raises:
         NumericalError: an entry is not finite in the dtype of its linear.
     """
+    check_present(model, layers)
     for name, given in layers.items():
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
@@ -87,6 +95,7 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
+@accepting(model=to_write, processor=processor_of, folder=path)
 def save(
     model: PreTrainedModel,
     processor: Processor,
@@ -97,15 +106,27 @@ def save(
     """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
     Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
-    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
+    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it. A model whose blocks stay in their
+    files is written block by block, into a folder of its own.
 
     Raises:
+        UsageError: what would be written would not load (`mgaa.saving`), or is no such model (`mgaa.given`); nothing is written.
+        NumericalError: a tensor is not finite; nothing is written.
         ResourceError: the folder cannot be written.
     """
+    folder, max_shard_size = Path(folder), size("max_shard_size", max_shard_size)
+    if is_shelved(model):
+        check_own(model, folder)
+        check_loads(model, processor, folder)
+        describe(model)
+        change = _keep if is_described(model) else fusing(model)
+        save_blockwise(model, processor, folder, change=change, max_shard_size=max_shard_size)
+        return
+    check_loads(model, processor, folder)
+    check_finite_state(model, folder)
     describe(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
-    folder = Path(folder)
     with _writing(folder):
         for stale in folder.glob("model*.safetensors*"):
             stale.unlink()
@@ -130,17 +151,39 @@ def save_blockwise(
         max_shard_size: bytes of weights up to which they are one file.
 
     Raises:
+        UsageError: what would be written would not load (`mgaa.saving`): found before the first block, or behind the last.
+        NumericalError: a tensor is not finite.
         ResourceError: the folder cannot be written. What is written is taken up by the next call.
     """
     folder, written = Path(folder), model if shell is None else shell
+    check_loads(written, processor, folder)
+
+    def changed(index: int) -> None:
+        change(index)
+        stack = stacks_of(model)[0]
+        check_finite_state(stack.blocks[index], folder, f"{stack.path(index)}.")
 
     def described() -> PreTrainedModel:
+        check_loads(written, processor, folder, weights=model)
         describe(written)
         return written
 
     with _writing(folder):
-        write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
+        write_blockwise(model, folder, change=changed, shell=described, max_shard_size=max_shard_size)
         _complete(written, processor, folder)
+
+
+def check_present(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse to put anything into blocks that stay in their files.
+
+    Raises:
+        UsageError: as said.
+    """
+    for name in names:
+        if is_absent(model, name):
+            raise UsageError(
+                f"{name} is in a block that stays in its file, where nothing can be put into it: load the model without stream"
+            )
 
 
 @contextmanager
@@ -152,6 +195,10 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ResourceError(
             f"the model cannot be written to {folder} ({error}): make room or give a folder that can be written"
         ) from error
+
+
+def _keep(index: int) -> None:
+    """Leave a block as it is."""
 
 
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:

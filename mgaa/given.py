@@ -63,7 +63,7 @@ def to_run(name: str, given: Any) -> PreTrainedModel:
         UsageError: it is none, has no head, or is in a wrapper that has to be taken off first.
         InputError: its weights are elsewhere, or of several dtypes.
     """
-    model = _with_weights(name, _unwrapped(name, given))
+    model = _with_weights(name, unwrapped(name, given))
     _check_runs(name, model)
     return model
 
@@ -74,7 +74,7 @@ def to_write(name: str, given: Any) -> PreTrainedModel:
     Raises:
         UsageError, InputError: as `to_run`, or as said.
     """
-    model = _with_weights(name, _unwrapped(name, given))
+    model = _with_weights(name, unwrapped(name, given))
     if adapters := [place for place, module in model.named_modules() if _is_of_peft(module)]:
         raise UsageError(
             f"{name} has adapters of peft in {len(adapters)} places ({adapters[0]} is the first), beside its weights: merge them into it, "
@@ -146,7 +146,7 @@ def path(name: str, given: Any) -> str | Path:
     """
     if isinstance(given, str | PathLike) and not isinstance(given, bytes) and str(given).strip():
         return given if isinstance(given, str) else Path(given)
-    raise UsageError(f"{name} is {_said(given)}, expected the path of a folder")
+    raise UsageError(f"{name} is {_said(given)}, expected a path, as text or as a Path")
 
 
 def check_differentiable(model: PreTrainedModel) -> None:
@@ -162,8 +162,12 @@ def check_differentiable(model: PreTrainedModel) -> None:
         )
 
 
-def _unwrapped(name: str, given: Any) -> PreTrainedModel:
-    """The model of transformers in what was given."""
+def unwrapped(name: str, given: Any) -> PreTrainedModel:
+    """The model of transformers in what was given, whatever its weights are.
+
+    Raises:
+        UsageError: there is none, or it is in a wrapper that has to be taken off first.
+    """
     model = given
     while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # of torch.compile
         model = model._orig_mod
@@ -260,13 +264,13 @@ def _quantisation(model: PreTrainedModel) -> str:
         return str(getattr(method, "value", method))
     named = ((place, parameter.dtype) for place, parameter in model.named_parameters())
     found: Iterator[str] = (f"{place} is in {dtype}" for place, dtype in named if dtype not in FLOATING)
-    return next(found, "") or next(
-        (f"{place} is a {type(module).__name__}" for place, module in model.named_modules() if _is_packed(module)), ""
-    )
+    return next(found, "") or next(filter(None, (_packed(*each) for each in model.named_modules())), "")
 
 
-def _is_packed(module: nn.Module) -> bool:
-    return type(module).__module__.startswith(("torch.ao.", "torchao.", "bitsandbytes."))
+def _packed(place: str, module: nn.Module) -> str:
+    """Of a layer that keeps its weight packed, where and what it is; else nothing."""
+    kind = f"{type(module).__module__}.{type(module).__qualname__}"
+    return f"{place} is a {kind}" if kind.startswith(("torch.ao.", "torchao.", "bitsandbytes.")) else ""
 
 
 def _is_of_peft(module: nn.Module) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from huggingface_hub.serialization._base import parse_size_to_int
 from torch import Tensor
 
 from mgaa.errors import UsageError
@@ -35,8 +36,23 @@ def number(name: str, given: Any) -> float:
     """
     value = _plain(given)
     if isinstance(value, Real) and not isinstance(value, bool):
-        return value if type(value) is int else float(value)
+        return float(value)
     raise UsageError(f"{name} is {given!r}, expected a number")
+
+
+def size(name: str, given: Any) -> int:
+    """Bytes, as a whole number or as text such as "5GB".
+
+    Raises:
+        UsageError: it is neither, or none.
+    """
+    try:
+        found = parse_size_to_int(given) if isinstance(given, str) else whole(name, given)
+    except ValueError as error:
+        raise UsageError(f"{name} is {given!r}, expected bytes, as a whole number or as text such as '5GB'") from error
+    if found < 1:
+        raise UsageError(f"{name} is {given!r}, expected at least one byte, such as '5GB'")
+    return found
 
 
 def fraction(name: str, given: Any) -> float:
