@@ -391,9 +391,9 @@ def test_what_is_no_text_is_not_scored(given: Any, named: dict[str, Any], said: 
 
 @pytest.mark.parametrize("given", [None, "models/demo", torch.nn.Linear(2, 2)])
 def test_what_is_no_tokenizer_is_refused(given: Any, tiny: Build, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="processor is .*, expected the tokenizer of the model"):
+    with pytest.raises(UsageError, match=r"processor is .*, expected the tokenizer of the model"):
         mgaa.save(tiny(), given, tmp_path / "saved")
-    with pytest.raises(UsageError, match="tokenizer is .*, expected the tokenizer of the model"):
+    with pytest.raises(UsageError, match=r"tokenizer is .*, expected the tokenizer of the model"):
         continuations(tiny(), given, [[1]], max_new_tokens=1)
 
 
