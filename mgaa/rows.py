@@ -52,10 +52,11 @@ def sequences(name: str, given: Any) -> Prompts | Int[Tensor, "s t"]:
             "one sequence"
         )
     found = list(_rows(name, given))
-    if not found or any(len(row) == 0 for row in found):
-        empty = f"an empty row ({[len(row) for row in found].index(0)})" if found else "no rows"
-        raise InputError(f"{name} have {empty}, expected sequences with at least one token: give more text")
-    if len({len(row) for row in found}) > 1:
+    lengths = [len(row) for row in found]
+    if not all(lengths) or not lengths:
+        empty = f"no token in row {lengths.index(0)}" if any(lengths) else "no tokens"
+        raise InputError(f"{name} have {empty}, expected sequences with at least one: give more text")
+    if len(set(lengths)) > 1:
         return Prompts(tuple({IDS: row[None].cpu()} for row in found), (0,) * len(found))
     return given.long() if isinstance(given, Tensor) else torch.stack([row.cpu() for row in found])
 

@@ -86,9 +86,9 @@ def test_padding_never_enters_a_statistic(tiny: Build, tokens: Tensor, logits: F
         ([1, 2, 3], "tokens are one row"),
         (Stream(torch.arange(20), 1, 20, 0, ""), "tokens are one row"),
         (torch.zeros(2, 0), "tokens are in torch.float32"),
-        (torch.zeros(2, 0, dtype=torch.int64), r"tokens have an empty row \(0\)"),
-        ([], "tokens have no rows"),
-        ([[1, 2], []], r"tokens have an empty row \(1\)"),
+        (torch.zeros(2, 0, dtype=torch.int64), "tokens have no tokens"),
+        ([], "tokens have no tokens"),
+        ([[1, 2], []], "tokens have no token in row 1"),
         (torch.ones(2, 8), "tokens are in torch.float32, expected token ids"),
         (torch.ones(2, 8, dtype=torch.bool), "tokens are in torch.bool"),
         ([[1.5, 2.0]], "tokens hold 1.5, expected token ids"),
@@ -103,7 +103,7 @@ def test_padding_never_enters_a_statistic(tiny: Build, tokens: Tensor, logits: F
         ({"input_ids": [[1, 2]], "attention_mask": [[1]]}, "attention_mask of tokens has another shape"),
         ({"input_ids": [[1, 2], [3, 4]], "attention_mask": [[1, 1]]}, "attention_mask of tokens has another shape"),
         ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "leaves tokens out in the middle of row 0"),
-        ({"input_ids": [[1, 2, 3]], "attention_mask": [[0, 0, 0]]}, r"tokens have an empty row \(0\)"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[0, 0, 0]]}, "tokens have no tokens"),
     ],
 )
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
