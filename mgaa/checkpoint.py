@@ -6,7 +6,7 @@ the tokenizer was last called. The format is described in format.py; `load` read
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -16,23 +16,28 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.architectures import has_entry
+from mgaa.architectures import has_entry, stacks_of
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG, NOTICE
 from mgaa.format import describe, is_described
-from mgaa.fused import fuse_
+from mgaa.fused import fuse_, fusing
+from mgaa.given import accepting, path, to_write, unwrapped
+from mgaa.given import processor as processor_of
 from mgaa.loading import load
 from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
 from mgaa.output import replacing
 from mgaa.processors import Processor, tokenizer_of
+from mgaa.saving import check_finite_state, check_loads
 from mgaa.shards import save_model, write_blockwise
-from mgaa.shelf import folders_of
+from mgaa.shelf import folders_of, is_absent, is_shelved
 from mgaa.tying import state_tying
+from mgaa.values import size
 from mgaa.widths import prune_
 
 __all__ = ["apply_channels", "apply_dense", "apply_factors", "load", "save", "save_blockwise", "twin_of"]
 
 
+@accepting(model=unwrapped)
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     """Replace linears by low-rank ones in place, by dotted name; factors take the dtype and the device of their linear.
 
@@ -43,6 +48,7 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
         NumericalError: a factor is not finite in the dtype of its linear.
     """
     modules = dict(model.named_modules())
+    check_present(model, factors)
     layers = {name: _replacement(name, modules.get(name), pair) for name, pair in factors.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -55,6 +61,7 @@ def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
     Raises:
         NumericalError: an entry is not finite in the dtype of its linear.
     """
+    check_present(model, layers)
     for name, given in layers.items():
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
@@ -90,6 +97,7 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
+@accepting(model=to_write, processor=processor_of, folder=path)
 def save(
     model: PreTrainedModel,
     processor: Processor,
@@ -100,18 +108,44 @@ def save(
     """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
     A folder that was saved before is replaced as a whole, in one step, when all of the new one is written (`mgaa.output`). A model that
-    was taken apart (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
+    was taken apart (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it. A model whose
+    blocks stay in their files is written block by block.
 
     Raises:
-        UsageError: the folder holds files that this package did not write or that changed since, or it is one that a streamed model reads.
+        UsageError: what would be written would not load (`mgaa.saving`), or is no such model (`mgaa.given`); the folder holds files that
+            this package did not write or that changed since, or it is one that a streamed model reads. Nothing is written.
+        NumericalError: a tensor is not finite; nothing is written.
         ResourceError: the folder cannot be written; what it held is as it was.
     """
-    with _written(folder), replacing(folder, reads=folders_of(model)) as draft:
-        fill(model, processor, draft, max_shard_size=max_shard_size)
+    folder, max_shard_size = Path(folder), size("max_shard_size", max_shard_size)
+    if is_shelved(model):
+        check_loads(model, processor, folder)
+        describe(model)
+        change = _keep if is_described(model) else fusing(model)
+        save_blockwise(model, processor, folder, change=change, max_shard_size=max_shard_size)
+        return
+    check_saved(model, processor, folder)
+    with _written(folder), replacing(folder) as draft:
+        _fill(model, processor, draft, max_shard_size)
+
+
+def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
+    """Refuse what would not load again, before anything is written.
+
+    Raises:
+        UsageError, NumericalError: as `save`.
+    """
+    check_loads(model, processor, folder)
+    check_finite_state(model, folder)
 
 
 def fill(model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
     """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
+    check_saved(model, processor, folder)
+    _fill(model, processor, folder, max_shard_size)
+
+
+def _fill(model: PreTrainedModel, processor: Processor, folder: Path, max_shard_size: int | str) -> None:
     describe(model)
     state_tying(model)
     if not is_described(model) and has_entry(model.config):
@@ -139,8 +173,12 @@ def save_blockwise(
         key: names what is written; the blocks of a call that failed or was killed are taken up by the next one with the same key.
 
     Raises:
-        UsageError, ResourceError: as `save`.
+        UsageError: what would be written would not load (`mgaa.saving`): found before the first block, or behind the last; or as `save`.
+        NumericalError: a tensor is not finite.
+        ResourceError: as `save`.
     """
+    folder = Path(folder)
+    check_loads(model if shell is None else shell, processor, folder)
     with _written(folder), replacing(folder, reads=folders_of(model), key=key) as draft:
         fill_blockwise(model, processor, draft, change=change, shell=shell, max_shard_size=max_shard_size)
 
@@ -157,12 +195,31 @@ def fill_blockwise(
     """`save_blockwise` into a folder that is the caller's alone and needs no mark; what a killed call left there is taken up."""
     written = model if shell is None else shell
 
+    def changed(index: int) -> None:
+        change(index)
+        stack = stacks_of(model)[0]
+        check_finite_state(stack.blocks[index], folder, f"{stack.path(index)}.")
+
     def described() -> PreTrainedModel:
+        check_loads(written, processor, folder, weights=model)
         describe(written)
         return written
 
-    write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
+    write_blockwise(model, folder, change=changed, shell=described, max_shard_size=max_shard_size)
     _complete(written, processor, folder)
+
+
+def check_present(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse to put anything into blocks that stay in their files.
+
+    Raises:
+        UsageError: as said.
+    """
+    for name in names:
+        if is_absent(model, name):
+            raise UsageError(
+                f"{name} is in a block that stays in its file, where nothing can be put into it: load the model without stream"
+            )
 
 
 @contextmanager
@@ -173,6 +230,10 @@ def _written(folder: str | Path) -> Iterator[None]:
         raise ResourceError(
             f"the model cannot be written to {folder} ({error}): make room or give a folder that can be written"
         ) from error
+
+
+def _keep(index: int) -> None:
+    """Leave a block as it is."""
 
 
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:

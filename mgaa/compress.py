@@ -18,6 +18,7 @@ from mgaa.checkpoint import twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import UsageError
 from mgaa.fused import unfuse_
+from mgaa.given import accepting, check_differentiable, to_change
 from mgaa.levels import (
     Target,
     adds_biases,
@@ -27,23 +28,35 @@ from mgaa.levels import (
     ratios_of,
     rehearse,
 )
+from mgaa.ordinary import ordinary
+from mgaa.perplexity import evaluating
 from mgaa.prompts import Prompts
 from mgaa.ranks import Rank
 from mgaa.refinement import check_tunable
 from mgaa.report import Report, report
+from mgaa.rows import Tokens, check_fit, sequences
 from mgaa.sequential import CompressedBlock, compress_block, put_
-from mgaa.shelf import is_shelved
+from mgaa.skeleton import outline
 from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines
+from mgaa.values import fraction, fractions, method, method_or_none, names, number, whole
 
 __all__ = ["LORAP", "LOSS", "RATIOS", "Method", "compress_", "sweep"]
+
+_READERS = {
+    **{"model": to_change, "tokens": sequences, "parts": names, "ratios": method_or_none},
+    **dict.fromkeys(("factors", "ranks", "channels", "anchor", "refinement"), method),
+    **{"groups": whole, "batch_size": whole, "expert_tokens": number},
+}
+"""Of the arguments that both functions have (`mgaa.given`)."""
 
 Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 """Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
 
 
+@accepting(**_READERS, compression=fraction)
 def compress_(
     model: PreTrainedModel,
-    tokens: Prompts | Int[Tensor, "s t"],
+    tokens: Tokens,
     *,
     compression: float = 0.2,
     factors: Method = "afm",
@@ -62,8 +75,9 @@ def compress_(
 
     Args:
         model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
-            matrices by one linear for each (`mgaa.fused`).
-        tokens: calibration token ids, (sequences, length), without padding; or prompts with images (`mgaa.encode`).
+            matrices by one linear for each (`mgaa.fused`). It is measured in eval mode, and keeps the mode it came in.
+        tokens: calibration token ids in any form of `mgaa.rows`: (sequences, length), lists of any lengths, a tokenizer's output, whose
+            padding is taken off; or prompts with images (`mgaa.encode`).
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
             `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
@@ -89,22 +103,25 @@ def compress_(
         InputError: the model, the tokens or an allocation file cannot be used.
         NumericalError: a weight, an activation or a factor is not finite.
     """
+    assert isinstance(tokens, Prompts | Tensor)  # as `sequences` reads them
     if inputs not in ("dense", "compressed"):
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     target = target_of(compression, ranks, channels, model)
     measuring = Measuring(groups, batch_size, expert_tokens)
     matrices = _checked(model, tokens, [target], measuring, methods, inputs, parts)
-    if inputs == "compressed":
-        given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
-    else:
-        given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
+    with evaluating(model):
+        if inputs == "compressed":
+            given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
+        else:
+            given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
     return report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
 
 
+@accepting(**_READERS, compressions=fractions)
 def sweep(
     model: PreTrainedModel,
-    tokens: Prompts | Int[Tensor, "s t"],
+    tokens: Tokens,
     compressions: Sequence[float],
     *,
     factors: Method = "afm",
@@ -133,22 +150,25 @@ def sweep(
     Raises:
         UsageError, InputError, NumericalError: as `compress_`; all but the range of factors is found in the call itself.
     """
+    assert isinstance(tokens, Prompts | Tensor)
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     targets = [target_of(compression, ranks, channels, model) for compression in compressions]
     measuring = Measuring(groups, batch_size, expert_tokens)
     matrices = _checked(model, tokens, targets, measuring, methods, parts=parts)
     if not targets:
         return iter(())
-    measured = decomposed(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
+    with evaluating(model):
+        measured = decomposed(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
 
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
-        given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
         twin = twin_of(model)
-        if methods.anchoring is None:
-            measured.put_(twin, outcome)
-        else:
-            how = (measuring, methods.factors, methods.anchoring, methods.refinement)
-            measured.anchor_(twin, outcome, model, tokens, *how)
+        with ordinary(model), evaluating(model), evaluating(twin):
+            given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
+            if methods.anchoring is None:
+                measured.put_(twin, outcome)
+            else:
+                how = (measuring, methods.factors, methods.anchoring, methods.refinement)
+                measured.anchor_(twin, outcome, model, tokens, *how)
         budget = parameter_budget(matrices, target.compression)
         return twin, report(outcome, given, measured.cosines, budget, target.latency)
 
@@ -224,14 +244,15 @@ def _checked(
     check_anchored(methods.anchoring is not None, inputs=inputs, pruned=pruned, parts=parts)
     if methods.refinement is not None:
         check_tunable(model.dtype)
-    if is_shelved(model):
-        raise UsageError(
-            "the blocks of the model stay in their files, where nothing can be put into them: load it without stream, or compress it by "
-            "python -m flows.compress, which goes block by block"
-        )
-    matrices = matrices_of(unfuse_(model, parts), parts)
+    if methods.gradients or methods.refinement is not None:
+        check_differentiable(model)
+    matrices = matrices_of(
+        unfuse_(outline(model), parts), parts
+    )  # the model stays as it is until nothing more can be refused
     for target in targets:
         parameter_budget(matrices, target.compression)
         rehearse(matrices, target, inputs=inputs, **methods.levels)
     check_groups(methods.factors, measuring.groups, len(tokens))
+    check_fit(tokens, model)
+    unfuse_(model, parts)
     return matrices

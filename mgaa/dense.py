@@ -23,6 +23,7 @@ from mgaa.errors import UsageError
 from mgaa.folder import backbone_files
 from mgaa.format import describe
 from mgaa.fused import fuse_block_, fuse_parts_, fused_name, fused_parts
+from mgaa.given import accepting, path, to_densify
 from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
 from mgaa.output import settled
@@ -37,6 +38,7 @@ LIKE_LLAMA = ("mistral", "qwen2")
 BIAS_FLAGS = ("attention_bias", "mlp_bias", "bias", "use_bias")
 
 
+@accepting(model=to_densify)
 def densify(model: PreTrainedModel) -> PreTrainedModel:
     """Fold every low-rank layer into an `nn.Linear` and return a model whose `save_pretrained` loads without mgaa.
 
@@ -44,7 +46,8 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     room for the added biases, the returned model is a `LlamaForCausalLM` that owns them.
 
     Raises:
-        UsageError: no class of transformers that is known here can hold the biases; the model is left as it was.
+        UsageError: no class of transformers that is known here can hold the biases, or the model is streamed (`densify_folder`), or is none
+            (`mgaa.given`); the model is left as it was.
     """
     state_tying(model)
     wide = widest(model)
@@ -70,6 +73,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     return _moved(model, shell)
 
 
+@accepting(source=path, target=path)
 def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
     """The same for a checkpoint that need not fit into memory: from folder to folder, one block after the other.
 

@@ -79,7 +79,7 @@ def backbone_files(source: str | Path, revision: str | None = None) -> list[Path
 def examine(folder: Path) -> None:
     """Raise InputError, with the remedy, at the first thing that forbids to load a folder."""
     examine_config(folder)
-    _examine_tokenizer(folder)
+    examine_tokenizer(folder)
     for path in weight_files(folder):
         _examine_header(path)
 
@@ -114,7 +114,8 @@ def examine_config(folder: Path) -> None:
         raise InputError(f"{folder} holds an adapter: merge it into the model first (peft: merge_and_unload)")
 
 
-def _examine_tokenizer(folder: Path) -> None:
+def examine_tokenizer(folder: Path) -> None:
+    """Raise InputError, with the remedy, for a folder without a tokenizer, or with one that asks for code of its own."""
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's own there")
     for name in ("tokenizer.json", "tokenizer_config.json", *PROCESSOR_FILES):
@@ -195,7 +196,7 @@ def _fetch(name: str, revision: str) -> Path:
     """Small files first, so that a model that will be refused costs no gigabytes."""
     folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES])
     examine_config(folder)
-    _examine_tokenizer(folder)
+    examine_tokenizer(folder)
     return _snapshot(name, revision, list(_wanted(folder)))
 
 

@@ -9,7 +9,7 @@ Legend: m outputs (m_g of a group of heads), n inputs, g groups, E experts of wi
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -122,6 +122,19 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
     return fuse_parts_(model, shell, fused_parts(model))
 
 
+def fusing(model: PreTrainedModel) -> Callable[[int], None]:
+    """`fuse_` for a model whose blocks stay in their files: what is in memory at once, and what does it to a block, by number."""
+    with torch.device("meta"):
+        shell = type(model)(copy.deepcopy(model.config))
+    fuse_parts_(model, shell, [part for part in fused_parts(model) if part not in DECODER])
+    stack, other = stacks_of(model)[0], stacks_of(shell)[0]
+
+    def fuse(index: int) -> None:
+        fuse_block_(stack.entry, stack.blocks[index], other.blocks[index])
+
+    return fuse
+
+
 def fused_parts(model: PreTrainedModel) -> list[str]:
     """The decoder, and the parts of a model that sees which were taken apart."""
     return parts_with(model, (name for name, module in model.named_modules() if isinstance(module, FusedLinear)))
@@ -130,6 +143,10 @@ def fused_parts(model: PreTrainedModel) -> list[str]:
 def fuse_parts_(model: PreTrainedModel, shell: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
     """`fuse_` for some parts of a model."""
     for stack, other in zip(stacks_of(model, parts), stacks_of(shell, parts), strict=True):
+        if len(stack.blocks) != len(other.blocks):
+            raise UsageError(
+                f"the {stack.part} has {len(stack.blocks)} blocks, but its config says {len(other.blocks)}: set one of them back"
+            )
         for block, empty in zip(stack.blocks, other.blocks, strict=True):
             fuse_block_(stack.entry, block, empty)
     return model

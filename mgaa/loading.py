@@ -5,13 +5,14 @@ versions of transformers (naming.py), all numbers are finite, and no token id ex
 look like before this is tried is said in folder.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,7 +25,8 @@ from transformers.utils import logging
 
 from mgaa.architectures import is_multimodal
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.folder import CONFIG, PROCESSOR_FILES, examine, locate, weight_files
+from mgaa.folder import CONFIG, PROCESSOR_FILES, examine, examine_config, examine_tokenizer, locate, weight_files
+from mgaa.given import accepting, path
 from mgaa.lowrank import non_finite
 from mgaa.naming import LEFTOVER, places
 from mgaa.processors import Processor, load_processor, tokenizer_of
@@ -51,6 +53,7 @@ class Loaded(NamedTuple):
     ignored: list[str]
 
 
+@accepting(source=path)
 def load(
     source: str | Path,
     *,
@@ -105,6 +108,41 @@ def open_checkpoint(
     return Loaded(model.eval().requires_grad_(False), processor, ignored)
 
 
+def rehearsed(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    """What `load` makes of a folder that has these tensors in the place of its files of weights.
+
+    Args:
+        folder: with everything but the weights.
+        tensors: on the meta device.
+
+    Returns:
+        The model, on the meta device, and the names of the tensors that are not its own, by what is wrong with them.
+
+    Raises:
+        InputError: as `load`.
+    """
+    examine_config(folder)
+    examine_tokenizer(folder)
+    config = _config(folder)
+    processor = _processor(folder, config)
+    with torch.device("meta"):
+        kind = type(class_of(config).from_config(config, trust_remote_code=False))
+    with _quiet():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            dtype="auto",
+            device_map="meta",
+            state_dict=dict(tensors),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    deviations = _deviations(report)
+    if not deviations:
+        _fit(processor, model, folder)
+    return model, deviations
+
+
 def config_and_processor(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, Processor]:
     """The config of a model and its tokenizer or processor, without the weights.
 
@@ -132,8 +170,10 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "meta":
+        raise UsageError("device 'meta' holds no weights: expected auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return device
@@ -180,18 +220,27 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
         raise InputError(
             f"{folder} does not load as a causal language model ({_said(error)}): give one that is"
         ) from error
-    deviations = {
+    if deviations := _deviations(report):
+        raise InputError(
+            f"the weights in {folder} are not those of {type(model).__name__} with this config: {listed(deviations)}. "
+            "The checkpoint is incomplete or its config belongs to another model: fetch it again"
+        )
+    return model
+
+
+def _deviations(report: Mapping[str, Any]) -> dict[str, set[str]]:
+    """What transformers has found wrong with the tensors of a model, by what is wrong; nothing where all are right."""
+    found = {
         "missing": report["missing_keys"],
         "unexpected": {name for name in report["unexpected_keys"] if not LEFTOVER.search(name)},
         "of another shape": {name for name, *_ in report["mismatched_keys"]},
     }
-    if any(deviations.values()):
-        raise InputError(
-            f"the weights in {folder} are not those of {type(model).__name__} with this config: "
-            f"{'; '.join(f'{what} {_few(names)}' for what, names in deviations.items() if names)}. "
-            "The checkpoint is incomplete or its config belongs to another model: fetch it again"
-        )
-    return model
+    return {what: names for what, names in found.items() if names}
+
+
+def listed(deviations: Mapping[str, Collection[str]]) -> str:
+    """Names by what is wrong with them, in words."""
+    return "; ".join(f"{what} {few(names)}" for what, names in deviations.items())
 
 
 @contextmanager
@@ -210,7 +259,8 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
-def _few(names: set[str]) -> str:
+def few(names: Collection[str]) -> str:
+    """The first of some names, and how many more there are."""
     first = ", ".join(sorted(names)[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 

@@ -124,7 +124,7 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
 
 def non_finite(tensor: Tensor) -> int:
     """How many entries are NaN or infinite."""
-    finite = torch.isfinite(tensor)
+    finite = torch.isfinite(tensor.detach())
     return 0 if bool(finite.all()) else int((~finite).sum())
 
 

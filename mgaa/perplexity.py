@@ -38,10 +38,14 @@ from transformers import PreTrainedModel
 
 from mgaa.blockwise import Blockwise
 from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.given import accepting, to_run
 from mgaa.hidden import Place
 from mgaa.prompts import IDS
+from mgaa.rows import Ids
+from mgaa.rows import stream as ids_of
 from mgaa.shelf import is_shelved
 from mgaa.tokens import check_vocabulary
+from mgaa.values import whole, whole_or_none
 
 _CHUNK = 2**22
 """Logits that are held in float32 at once: 16 MB, which caches hold (evaluation is 5 % faster than with 64 MB)."""
@@ -88,10 +92,11 @@ class _Window:
     scored: int
 
 
+@accepting(model=to_run, stream=ids_of, length=whole, stride=whole_or_none, batch_size=whole)
 @torch.inference_mode()
 def perplexity(
     model: PreTrainedModel,
-    stream: Int[Tensor, " t"],
+    stream: Ids,
     *,
     length: int,
     stride: int | None = None,
@@ -104,7 +109,7 @@ def perplexity(
 
     Args:
         model: a causal language model of transformers; used in eval mode and left in the mode it came in.
-        stream: packed documents (`mgaa.tokens.pack`).
+        stream: packed documents (`mgaa.tokens.pack`), or one sequence in any form of `mgaa.rows`.
         length: tokens of a window.
         stride: tokens between the starts of windows; None means `length`.
         batch_size: windows per forward pass. The result depends on it by rounding only (a relative 1e-6 in float32).
@@ -116,7 +121,10 @@ def perplexity(
         InputError: fewer than two tokens, or ids outside the vocabulary.
         NumericalError: a loss is not finite (the message names the window).
     """
+    assert isinstance(stream, Tensor)
     check(model, stream, length, stride)
+    if batch_size < 1:
+        raise UsageError(f"The evaluation batch size is {batch_size}, expected at least 1: change `batch_size`.")
     cuts = _cut(len(stream), length, stride or length)
     batches = list(_batches(cuts, min(batch_size, fitting(model, length))))
     ids = [torch.stack([stream[cut.start : cut.end] for cut in batch]) for batch in batches]
@@ -252,10 +260,11 @@ def mean_loss(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, fl
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode inside this block, and in the mode it came in behind it."""
-    training = model.training
+    """The model in eval mode inside this block, and each of its modules in the mode it came in behind it, new ones in that of the model."""
+    training, modes = model.training, {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in model.modules():
+            module.training = modes.get(module, training)

@@ -18,7 +18,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from mgaa.architectures import decoder_blocks, path_of_blocks
 from mgaa.folder import INDEX, WEIGHTS
-from mgaa.shelf import resident
+from mgaa.shelf import final, resident
 from mgaa.unfinished import taken_up, whole
 
 METADATA = {"format": "pt"}
@@ -59,7 +59,7 @@ def save_model(
     model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
-    generation = model.generation_config
+    generation = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
     try:
         model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
@@ -75,7 +75,8 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
         for index, block in enumerate(decoder_blocks(model)):
             path = folder / _part(index)
             if path.exists():
-                change(index)
+                with final(block):
+                    change(index)
                 continue
             with resident(block, ahead=1):
                 change(index)

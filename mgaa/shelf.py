@@ -104,11 +104,36 @@ def resident(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
                 _empty_(block)
 
 
+@contextmanager
+def final(block: nn.Module) -> Iterator[None]:
+    """Inside this context a block may change although its tensors are in their files, because nobody will ask for them again."""
+    place: _Place = vars(block)[_PLACE]
+    place.final = True
+    try:
+        yield
+    finally:
+        place.final = False
+
+
+def is_absent(model: nn.Module, name: str) -> bool:
+    """Whether the module of that name is in a block whose tensors are in its files, where nothing can be put into it."""
+    module: nn.Module | None = model
+    for part in name.split("."):
+        place: _Place | None = vars(module).get(_PLACE)
+        if place is not None:
+            return place.users == 0 and not place.final
+        module = module._modules.get(part) if module is not None else None
+        if module is None:
+            return False
+    return False
+
+
 class _Place:
     """Where the tensors of a block are, and how many contexts hold them in memory."""
 
     def __init__(self, shelf: "Shelf", index: int) -> None:
         self.shelf, self.index, self.users, self.lock = shelf, index, 0, Lock()
+        self.final = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Place":
         """A copy of the block starts without tensors of its own."""
@@ -125,7 +150,7 @@ class Shelf:
     """
 
     def __init__(self, skeleton: PreTrainedModel, files: Sequence[Path], device: torch.device) -> None:
-        self._skeleton, self._device, self.files = skeleton, device, files
+        self._skeleton, self._device, self.files = skeleton, device, tuple(files)
         self._entry = architecture_of(skeleton.config)
         self._conversions: list[Any] = getattr(skeleton, "_weight_conversions", None) or []
         self._lock, self._ahead = Lock(), dict[int, Future[dict[str, Tensor]]]()

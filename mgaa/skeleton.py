@@ -1,10 +1,12 @@
-"""A model without its weights: the shapes of all its tensors from its config, in milliseconds and no memory at any size.
+"""A model without its weights: the shapes of all its tensors, from its config or of a model, in milliseconds and no memory at any size.
 
 Of files that are there, the headers say one thing that a config does not: whether they hold a head beside the embedding that it is tied to.
 Then both are reckoned with, for loading compares them in memory.
 """
 
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -62,6 +64,15 @@ def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
             setattr(model.get_submodule(owner), name, own)
     state_tying(model)
     return model
+
+
+def outline(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model whose tensors are on the meta device; those that are one tensor stay one."""
+    empty: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
+    for each in model.parameters():
+        empty[id(each)] = nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+    copied: PreTrainedModel = copy.deepcopy(model, empty)
+    return copied
 
 
 def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
