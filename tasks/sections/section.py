@@ -10,9 +10,11 @@ Compression = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`: unknown keys, wrong types and non-finite numbers are refused."""
+    """A part of `params.yaml`: unknown keys, wrong types, non-finite numbers and empty texts are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True, str_min_length=1
+    )
 
 
 class Lists(Section):
