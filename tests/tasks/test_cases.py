@@ -85,7 +85,7 @@ MISTAKES = {
     "case=visoin": r"case is 'visoin': expected one of language, vision; did you mean 'vision'\?",
     "case=null": "case is 'null': expected one of language, vision",
     "case=[vision]": r"case is '\[vision\]': expected one of language, vision",
-    "case=vision data.calibration.form=image": "data.calibration.form is 'image': expected 'text' or 'questions'",
+    "case=vision data.calibration.form=image": "data.calibration.form is 'image': expected 'text', 'chat' or 'questions'",
     "case=vision cases.vision.cases.x=1": r"cases.vision is .*: expected sections with their values, such as \{backbone",
     "case=vision cases.vision.case=language": "cases.vision is .*: expected sections with their values",
     "case=vision cases.vision.methods.x=1": "cases.vision is .*: expected sections with their values",
