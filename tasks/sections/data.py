@@ -40,6 +40,14 @@ class Texts(Section):
             raise ValueError(f"expected from < to, got from {self.from_} to {self.to}")
         return self
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if getattr(self, "form", None) == "chat" and self.separator != "auto":
+            raise ValueError(
+                f"expected separator: auto with form: chat, got {self.separator!r}: every conversation is a document"
+            )
+        return self
+
 
 CHAT = "chat: rows of messages (role and content), by the model's chat template"
 
