@@ -107,5 +107,10 @@ def _rows(data: Any, columns: Sequence[str], source: str) -> Rows:
         raise InputError(
             f"{source} has no field {' or '.join(map(repr, columns))}; there are: {', '.join(data.column_names)}: set `field`."
         )
-    values = zip(*(list(data[name]) for name in there), strict=True)
+    chosen = data.select_columns(there)
+    try:
+        chosen.data.validate(full=True)  # Arrow ends the process over offsets and lengths that lie
+    except ValueError as error:
+        raise InputError(f"{source} is damaged ({error}): fetch it again.") from error
+    values = zip(*(list(chosen[name]) for name in there), strict=True)
     return Rows(source, [(number, dict(zip(there, row, strict=True))) for number, row in enumerate(values, 1)])

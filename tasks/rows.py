@@ -247,6 +247,7 @@ def _columns(path: Path, inner: bytes, names: Sequence[str] | None) -> list[dict
 
     try:
         table = _parquet(inner, names) if inner_name(path).endswith(".parquet") else _arrow(inner)
+        table.validate(full=True)  # Arrow ends the process over offsets and lengths that lie
         wanted = [name for name in table.column_names if names is None or name in names] or table.column_names
         rows: list[dict[str, Any]] = table.select(wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
@@ -267,6 +268,15 @@ def _parquet(inner: bytes, names: Sequence[str] | None) -> Any:
 
 def _arrow(inner: bytes) -> Any:
     """`datasets` writes streams, others write files."""
+    import pyarrow
     from pyarrow import ipc
 
-    return (ipc.open_file if inner.startswith(b"ARROW1") else ipc.open_stream)(inner).read_all()
+    if inner.startswith(b"ARROW1"):
+        file = ipc.open_file(inner)
+        schema, batches = file.schema, [file.get_batch(index) for index in range(file.num_record_batches)]
+    else:
+        stream = ipc.open_stream(inner)
+        schema, batches = stream.schema, list(stream)
+    for batch in batches:
+        batch.validate(full=True)
+    return pyarrow.Table.from_batches(batches, schema)

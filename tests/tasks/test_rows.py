@@ -2,13 +2,18 @@
 
 import bz2
 import gzip
+import itertools
 import json
 import lzma
 import os
+import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow
 import pytest
 from pyarrow import ipc, parquet
@@ -185,6 +190,25 @@ def test_a_packed_file_that_does_not_end_is_refused(tmp_path: Path, monkeypatch:
         InputError, match=r"unpacks to more than \d+, expected at most 100 times its size: .* unpack it"
     ):
         read(path)
+
+
+@pytest.mark.parametrize("name", ["a.arrow", "saved/data-00000-of-00001.arrow"])
+def test_a_table_with_offsets_that_lie_is_refused_and_does_not_end_the_process(tmp_path: Path, name: str) -> None:
+    """Run by itself, as Arrow would take the tests with it."""
+    path, source = tmp_path / name, str(tmp_path / name.partition("/")[0])
+    if "/" in name:
+        datasets.Dataset.from_list(ROWS).save_to_disk(source)
+    else:
+        put(path, as_arrow(ipc.new_stream))
+    content = bytearray(path.read_bytes())
+    offsets = content.rindex(struct.pack("<4i", 0, *itertools.accumulate(len(text.encode()) for text in TEXTS)))
+    content[offsets + 4 : offsets + 8] = struct.pack("<i", 2**31 - 1)
+    path.write_bytes(content)
+    code = f"from tasks.documents import read; read({source!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "InputError" in done.stderr.splitlines()[-1]
+    assert "is damaged" in done.stderr.splitlines()[-1]
 
 
 NULLS = [{"text": "one"}, {"text": None}, {"text": "two"}, {"text": None}]
