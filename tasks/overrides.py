@@ -23,7 +23,7 @@ def read(path: Path) -> dict[str, Any]:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
     except FileNotFoundError as error:
         raise UsageError(f"There is no {path}: expected the parameters; run in the project's folder.") from error
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError, OverflowError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} cannot be read: {reason}. Expected YAML with a section per stage.") from error
     if not isinstance(values, dict):

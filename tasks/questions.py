@@ -112,7 +112,7 @@ def _record(row: Any, place: str, folder: Path) -> dict[str, Any]:
 def _text(row: dict[str, Any], field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        there = f"is {value!r}" if field in row else f"is missing; there is: {', '.join(row) or 'nothing'}"
+        there = f"is {rows.shown(value)}" if field in row else f"is missing; there is: {', '.join(row) or 'nothing'}"
         raise InputError(f"{place}: the {field} {there}; expected a text with at least one letter, in quotation marks.")
     return value
 
@@ -121,7 +121,7 @@ def _chosen(question: str, row: dict[str, Any], place: str) -> tuple[str, str]:
     """The question with its choices, and the letter of the right one."""
     choices, index = row["choices"], row.get("answer")
     if not isinstance(choices, list) or not all(isinstance(each, str) and each.strip() for each in choices):
-        raise InputError(f"{place} has the choices {choices!r}, expected a list of texts.")
+        raise InputError(f"{place} has the choices {rows.shown(choices)}, expected a list of texts.")
     if not 2 <= len(choices) <= len(ascii_uppercase):
         raise InputError(f"{place} has {len(choices)} choices, expected 2 to {len(ascii_uppercase)}, one per letter.")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(choices):
@@ -150,7 +150,7 @@ def _image(row: dict[str, Any], place: str, folder: Path) -> str | None:
     if given is None:
         return None
     if not isinstance(given, str) or not given:
-        raise InputError(f"{place} has the image {given!r}, expected a path below {folder}, or null.")
+        raise InputError(f"{place} has the image {rows.shown(given)}, expected a path below {folder}, or null.")
     path = PurePosixPath(given)
     inside = (
         not path.is_absolute() and not PureWindowsPath(given).drive and ".." not in path.parts and "\0" not in given

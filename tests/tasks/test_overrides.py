@@ -235,6 +235,23 @@ def test_the_file_is_yaml_and_a_text_that_yaml_takes_for_something_else_is_to_be
     assert load(path).tracking.experiment == typed
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('tracking: {experiment: "a\\0b"}', "has a zero byte"),
+        ('tracking: {experiment: "\\ud800"}', "is not UTF-8"),
+        ('tracking: {experiment: "\\UFFFFFFFF"}', "cannot be read"),
+        ("a: " + "[" * 5000, "cannot be read"),
+        ("a: &a [*a]", "cannot be read"),
+        ("{1: 2, data: {3: 4}}", "expected the methods by name|cases is None"),
+    ],
+)
+def test_a_file_that_yaml_cannot_give_is_explained(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(content)
+    with pytest.raises(UsageError, match=message):
+        load(tmp_path / "params.yaml")
+
+
 def test_what_a_record_has_is_read_back_as_it_was() -> None:
     told = {**load(FILE, ["case=vision"]).flat(), "tracking.experiment": '"a" #1', "data.recovery.split": "null"}
     assert {key: value(f"{key}={written(each)}") for key, each in told.items()} == told
