@@ -52,8 +52,8 @@ def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
 
 
 def text_sections(parameters: Parameters) -> list[str]:
-    """The sections that are text; that of the calibration may be questions."""
-    return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form == "text"]
+    """The sections that are documents; that of the calibration may be questions."""
+    return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form != "questions"]
 
 
 def prepared_questions(parameters: Parameters, store: Store) -> Artifact | None:

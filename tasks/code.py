@@ -27,7 +27,7 @@ ORCHESTRATION = {
     for name in (
         *("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"),
         *("home", "remote", "devices"),
-        *("parameters", "sections", "choices", "options", "overrides", "explain", "tracking", "lineage"),
+        *("parameters", "sections", "choices", "options", "overrides", "typed", "explain", "tracking", "lineage"),
     )
 }
 

@@ -126,7 +126,7 @@ class Parameters(Placed):
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
-    given = parse(overrides)
+    given = parse(overrides, Parameters)
     values = together(chosen_method(chosen_case(merge(read(path), given), given), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
@@ -143,7 +143,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
 
 def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
     """The same without the sections of the computation, whose methods import torch (seconds); raises `UsageError`."""
-    given = parse(overrides)
+    given = parse(overrides, Parameters)
     if unknown := sorted(set(given) - set(Parameters.model_fields)):
         raise UsageError(f"There is no section {unknown[0]!r}{suggest(unknown[0], list(Parameters.model_fields))}")
     try:

@@ -119,8 +119,8 @@ def known(parameters: Mapping[str, Any], key: str, flow: str) -> bool:
 
 
 def written(value: Any) -> str:
-    """A value as the command line takes it."""
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    """A value as the command line takes it; a text in quotes, which it is under every commit."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def command(words: Sequence[str], folder: Path) -> None:

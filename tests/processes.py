@@ -64,7 +64,7 @@ def copy_project(root: Path) -> Project:
         "where",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
-    for name in ("parameters", "choices", "options", "overrides", "explain"):
+    for name in ("parameters", "choices", "options", "overrides", "typed", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
     for name in ("__init__", "cli", "workers"):

@@ -12,12 +12,14 @@ Compression = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`: unknown keys, wrong types and non-finite numbers are refused.
+    """A part of `params.yaml`: unknown keys, wrong types, non-finite numbers and empty texts are refused.
 
     As JSON, which is how Prefect keeps the parameters of a flow run, it is without secrets.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True, str_min_length=1
+    )
 
     @model_serializer(mode="wrap", when_used="json")
     def _without_secrets(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
