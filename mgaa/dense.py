@@ -21,7 +21,7 @@ from mgaa.architectures import DECODER, architecture_of, decoder_blocks, has_ent
 from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
 from mgaa.format import describe
-from mgaa.fused import fuse_block_, fuse_parts_, fused_name, fused_parts
+from mgaa.fused import fuse_block_, fuse_parts_, fused_bias, fused_parts
 from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
 from mgaa.widths import widen_block_, widest
@@ -120,7 +120,7 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
     linears = {
         name.removesuffix(".B.bias").removesuffix(".bias") for name in model.state_dict() if name.endswith(".bias")
     }
-    biases = {f"{fused_name(model, name)}.bias" for name in linears}
+    biases = {fused_bias(model, name) for name in linears}
     for kind, config in _candidates(model, wide):
         with torch.device("meta"):
             shell = kind(config)
@@ -130,7 +130,7 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     remedy = f", or set model.config.sliding_window = None if no context exceeds its {window} tokens" if window else ""
     raise UsageError(
-        f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias')} ({len(missing)} such), so a plain "
+        f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias').removesuffix('_bias')} ({len(missing)} such), so a plain "
         "checkpoint cannot hold this model: compress with factors.method=whitened, which adds no bias, or keep "
         f"the low-rank checkpoint{remedy}"
     )

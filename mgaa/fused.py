@@ -121,10 +121,13 @@ def fuse_block_(entry: Architecture, block: nn.Module, empty: nn.Module) -> nn.M
     return block.train(block.training)
 
 
-def fused_name(model: PreTrainedModel, name: str) -> str:
-    """Where a linear of a model that was taken apart lies in the model as transformers builds it."""
-    owner = name.rpartition(".")[0]
-    return owner if isinstance(model.get_submodule(owner), FusedLinear) else name
+def fused_bias(model: PreTrainedModel, name: str) -> str:
+    """The bias of a linear of a model that was taken apart, where the model as transformers builds it has that (if it has any)."""
+    owner, _, part = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(module, Expert):
+        return f"{owner.rpartition('.')[0]}.{'down' if part == 'down_proj' else 'gate_up'}_proj_bias"
+    return f"{owner if isinstance(module, FusedLinear) else name}.bias"
 
 
 def _fused(entry: Architecture, block: nn.Module) -> Iterator[tuple[Fused, nn.Module]]:

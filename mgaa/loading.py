@@ -124,7 +124,7 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
         there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
         alone = f", or take {there} out of the folder: the model then reads text alone" if sees else ""
         raise InputError(
-            f"the {what} in {folder} needs a package that is not installed ({_said(error)}): install it{alone}"
+            f"the {what} in {folder} needs a package that is not installed ({_said(error).partition('. ')[0]}): install it{alone}"
         ) from error
     except UNREADABLE as error:
         raise InputError(
