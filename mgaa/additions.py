@@ -1,7 +1,7 @@
 """What a model adds to the stream between two blocks, where the blocks do not see it.
 
-Qwen3-VL adds features of inner blocks of its vision tower to the tokens of images, behind the first blocks of the decoder (DeepStack, Meng et
-al. 2024, https://arxiv.org/abs/2406.04334; models/qwen3_vl/modeling_qwen3_vl.py, `_deepstack_process`).
+Qwen3-VL adds features of inner blocks of its vision tower to the tokens of images, behind the first blocks of the decoder (DeepStack, Meng
+et al. 2024, https://arxiv.org/abs/2406.04334; models/qwen3_vl/modeling_qwen3_vl.py, `_deepstack_process`).
 """
 
 from dataclasses import dataclass

@@ -228,7 +228,9 @@ MULTIMODAL: dict[str, Multimodal] = {
     "qwen3_vl": Multimodal(
         "model.language_model",
         vision="model.visual",
-        projector=Architecture("model.visual.merger", (Sublayer("ffn", "", ("linear_fc1", "linear_fc2")),), residual=False),
+        projector=Architecture(
+            "model.visual.merger", (Sublayer("ffn", "", ("linear_fc1", "linear_fc2")),), residual=False
+        ),
     ),
     # models/gemma3/modeling_gemma3.py (the projector is one matrix, no linear; images are read in both directions)
     "gemma3": Multimodal("model.language_model", vision="model.vision_tower"),

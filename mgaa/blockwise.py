@@ -13,6 +13,7 @@ Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -183,9 +184,7 @@ class Blockwise:
             self._hidden.resume()
         return recorded
 
-    def _received(
-        self, inputs: Inputs, forward: Callable[[Tensor], Tensor]
-    ) -> tuple[list[Tensor], list[Arguments]]:
+    def _received(self, inputs: Inputs, forward: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Arguments]]:
         """The hidden states that every block is given, and its other arguments, where `forward` stands in for all blocks."""
         received: list[Tensor] = []
         arguments: list[Arguments] = []
@@ -207,7 +206,7 @@ class Blockwise:
         Raises:
             InputError: what it does between blocks is something else than an addition.
         """
-        changed = [index for index, (one, two) in enumerate(zip(received, received[1:], strict=False)) if one is not two]
+        changed = [index for index, (one, two) in enumerate(pairwise(received)) if one is not two]
         if not changed:
             return {}
         alone, _ = self._received(inputs, torch.zeros_like)

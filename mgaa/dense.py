@@ -129,8 +129,9 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
             return shell
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     remedy = f", or set model.config.sliding_window = None if no context exceeds its {window} tokens" if window else ""
+    first = missing[0].removesuffix(".bias").removesuffix("_bias")
     raise UsageError(
-        f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias').removesuffix('_bias')} ({len(missing)} such), so a plain "
+        f"{type(model).__name__} has no bias for {first} ({len(missing)} such), so a plain "
         "checkpoint cannot hold this model: compress with factors.method=whitened, which adds no bias, or keep "
         f"the low-rank checkpoint{remedy}"
     )

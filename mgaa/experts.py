@@ -162,5 +162,3 @@ def filled_linear(weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None
 
 def _copy(tensor: Tensor) -> Tensor:
     return tensor.detach().clone(memory_format=torch.contiguous_format)
-
-

@@ -141,8 +141,9 @@ class Meter:
             self.missing.update(lacks, x)
 
     def finish(self) -> tuple[InputStatistics, Missing | None] | None:
-        """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream; `None` for an expert
-        that no token has reached and that is to stay dense.
+        """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream.
+
+        `None` for an expert that no token has reached and that is to stay dense.
 
         Raises:
             InputError: an expert that no token has reached.

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mgaa.architectures import DECODER, PARTS
-from mgaa.budget import Ladder, Matrix
+from mgaa.budget import Ladder, Matrix, check_reachable, unmeasured
 from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
 from mgaa.latency import Latency
@@ -193,6 +193,9 @@ def _ratios(
     ladders: Sequence[Ladder], cosines: Mapping[str, float], target: Target, ratios: Chosen, pruned: Pruned
 ) -> dict[str, float]:
     (name, options), sizes, reach = ratios, sizes_of(ladders, pruned), reach_of(ladders, pruned)
+    if because := unmeasured(ladders):
+        floor = sum((1 - reach[sublayer]) * size for sublayer, size in sizes.items())
+        check_reachable(sum(sizes.values()), round(floor), target.compression, because)
     known = [cosines[sublayer] for sublayer in sizes if sublayer in cosines]
     # what adds to no stream (a projector) has no cosine: it counts as an average sublayer, and is compressed about as much as the whole
     given = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}

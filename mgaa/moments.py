@@ -239,8 +239,8 @@ def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None
 def unreached(linear: str) -> str:
     """What is said of a linear of an expert that no token has reached."""
     return (
-        f"{linear} received none of the calibration tokens, expected at least one: the router never chose this expert; calibrate on more or "
-        "other text (data.calibration.samples), or let such experts stay dense (statistics.unreached=dense)"
+        f"{linear} received none of the calibration tokens, expected at least one: the router never chose this expert; calibrate on more "
+        "or other text (data.calibration.samples), or let such experts stay dense (statistics.unreached=dense)"
     )
 
 

@@ -47,6 +47,12 @@ class Rank:
     width: int | None = None
     unreached: bool = False
 
+    @staticmethod
+    def at(ladder: Ladder, rung: int) -> "Rank":
+        """The outcome for the matrix of a ladder that stands on a rung."""
+        energy = ladder.energies[rung]
+        return Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], energy, unreached=not ladder.measured)
+
 
 def ladders_of(
     matrices: Sequence[Matrix],
@@ -77,7 +83,9 @@ def ladders_of(
     ]
     for ladder in ladders:
         largest = ladder.matrix.largest_rank(centred=centred)
-        if ladder.measured and len(ladder.ranks) == 1 and largest > 0:  # a matrix that no rank makes smaller stays dense
+        if (
+            ladder.measured and len(ladder.ranks) == 1 and largest > 0
+        ):  # a matrix that no rank makes smaller stays dense
             raise UsageError(
                 f"ranks.multiple is {step}, but {ladder.matrix.name} ({ladder.matrix.m} x {ladder.matrix.n}) "
                 f"breaks even above rank {largest}: set ranks.multiple to at most {largest}"
@@ -170,10 +178,7 @@ def allocate_within(
         rungs = rule(ladders, budget - wide, **options)
     elif not constant("ranks", name, "VERBATIM", False):
         rungs = refill(ladders, rungs, budget - wide)
-    low = [
-        Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], ladder.energies[rung], unreached=not ladder.measured)
-        for ladder, rung in zip(ladders, rungs, strict=True)
-    ]
+    low = [Rank.at(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True)]
     narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]
     return sorted([*low, *narrow], key=lambda rank: rank.matrix.block)
 

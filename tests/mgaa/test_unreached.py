@@ -49,7 +49,9 @@ def avoiding(model: PreTrainedModel, expert: int) -> PreTrainedModel:
 
 
 def test_it_is_an_error_by_default_that_names_both_ways_on(model: PreTrainedModel, tokens: Tensor) -> None:
-    with pytest.raises(InputError, match=r"experts\.3\.gate_proj received none .*samples\), or .*statistics\.unreached=dense"):
+    with pytest.raises(
+        InputError, match=r"experts\.3\.gate_proj received none .*samples\), or .*statistics\.unreached=dense"
+    ):
         mgaa.compress_(model, tokens)
 
 
@@ -69,7 +71,7 @@ def test_their_matrices_stay_as_they_are_and_the_others_meet_the_budget(
     budget = parameter_budget(matrices, 0.3)
     assert report.linear_parameters == sum(matrix.parameters for matrix in report.matrices) <= budget
     assert report.budget_left < max(matrix.m + matrix.n for matrix in matrices) * 2
-    assert len([matrix for matrix in report.matrices if matrix.rank is not None]) > 20
+    assert len([matrix for matrix in report.matrices if matrix.rank is not None]) > 10
 
 
 def test_where_every_expert_is_reached_it_changes_nothing(tiny: Tiny, tokens: Tensor) -> None:
@@ -81,7 +83,7 @@ def test_where_every_expert_is_reached_it_changes_nothing(tiny: Tiny, tokens: Te
 
 def test_sweeps_and_searches_leave_them_dense_as_well(tiny: Tiny, tokens: Tensor) -> None:
     twins = [*mgaa.sweep(avoiding(tiny("gpt_oss"), 3), tokens, [0.2, 0.4], unreached="dense")]
-    measuring = Measuring(unreached="dense")
+    measuring = Measuring(groups=4, unreached="dense")
     found, _ = compress_by_search_(
         avoiding(tiny("gpt_oss"), 3), tokens, tokens[:2], compression=0.3, evaluations=2, initial=2, measuring=measuring
     )
