@@ -65,14 +65,13 @@ def unstacked(stack: nn.Module, path: str) -> Experts:
         )
     both, one = _biases(stack, len(gate_up))
     gated = _gated(stack)
-    return Experts(
-        Expert(
-            *(filled_linear(*pair) for pair in zip(_halves(stack, gate_up[e]), _halves(stack, both[e]), strict=True)),
-            filled_linear(down[e], one[e]),
-            gated=gated,
-        )
-        for e in range(len(gate_up))
-    )
+
+    def expert(index: int) -> Expert:
+        pairs = zip(_halves(stack, gate_up[index]), _halves(stack, both[index]), strict=True)
+        gate, up = (filled_linear(weight, bias) for weight, bias in pairs if weight is not None)
+        return Expert(gate, up, filled_linear(down[index], one[index]), gated=gated)
+
+    return Experts(expert(index) for index in range(len(gate_up)))
 
 
 def stacked(experts: nn.Module, stack: nn.Module) -> nn.Module:
@@ -133,7 +132,7 @@ def _gated(stack: nn.Module) -> Gated:
     """How the experts of a stack join gate and up: by its activation, or as its class says (a clamped gate, say)."""
     own = getattr(type(stack), "_apply_gate", _default_apply_gate)
     if own is _default_apply_gate:
-        return partial(_product, stack.act_fn)
+        return partial(_product, stack.act_fn)  # type: ignore[arg-type]
     settings = {name: value for name, value in vars(stack).items() if not name.startswith("_")}
     return partial(_as_stacked, own, SimpleNamespace(**settings, **stack._modules), _has(stack, "is_concatenated"))
 

@@ -35,6 +35,11 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
+DEQUANTISED = (
+    "; transformers makes one by AutoModelForCausalLM.from_pretrained(..., dtype='bfloat16', "
+    "quantization_config=Mxfp4Config(dequantize=True)), and mgaa.save writes it"
+)
+"""How the weights of gpt_oss, which are published quantised, become such as can be compressed."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -102,7 +107,10 @@ def examine_config(folder: Path) -> None:
     quantization = config.get("quantization_config") or {"quant_method": METHOD}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     if method != METHOD:
-        raise InputError(f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards")
+        way = DEQUANTISED if method == "mxfp4" else ""
+        raise InputError(
+            f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards{way}"
+        )
     if config.get("transformers_weights", NOTICE) != NOTICE:
         raise InputError(
             f"{folder / CONFIG} keeps its weights in {config['transformers_weights']}: rename them to {WEIGHTS} "

@@ -107,8 +107,8 @@ def differentiated(
     prompts, ranges = _prepared(model, tokens, measuring.batch_size)
 
     def together() -> Iterator[tuple[int, BlockStatistics]]:
-        how = {"unreached": measuring.unreached}
-        for index, gradients, observer in _there_and_back(model, prompts, ranges, measuring, **how):
+        blocks = _there_and_back(model, prompts, ranges, measuring, unreached=measuring.unreached)
+        for index, gradients, observer in blocks:
             assert observer is not None
             yield index, replace(observer.finish(), gradients=gradients)
             del gradients, observer  # while the next block is measured

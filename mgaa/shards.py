@@ -59,6 +59,10 @@ def save_model(
     model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
+    if (
+        vars(model).get("is_quantized") is False
+    ):  # dequantised: transformers would write the weights under the names of quantised ones
+        vars(model).pop("_weight_conversions", None)
     generation = model.generation_config
     model.generation_config = GenerationConfig()
     try:
