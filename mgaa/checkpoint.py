@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mgaa.architectures import has_entry
+from mgaa.companions import carry
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG, NOTICE
 from mgaa.format import describe, is_described
@@ -97,7 +98,8 @@ def save(
     """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
     Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
-    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
+    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it. Vocabularies, licences and notices
+    travel from the folders that model and tokenizer came from (`mgaa.companions`).
 
     Raises:
         ResourceError: the folder cannot be written.
@@ -157,6 +159,7 @@ def _writing(folder: Path) -> Iterator[None]:
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
     """What belongs into a folder beside weights and config."""
     _save_processor(processor, folder)
+    carry(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
     if is_described(model):
         _edit(folder / CONFIG, transformers_weights=NOTICE)
 

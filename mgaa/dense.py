@@ -148,7 +148,7 @@ def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type
     if text.model_type in LIKE_LLAMA and getattr(text, "sliding_window", None) is None:
         fields = {field.name for field in dataclasses.fields(LlamaConfig)}
         twin = LlamaConfig(**{key: value for key, value in text.to_dict().items() if key in fields})
-        twin._attn_implementation = text._attn_implementation
+        twin._attn_implementation, twin.name_or_path = text._attn_implementation, config.name_or_path
         if is_multimodal(config):
             config.text_config = twin
             config.__dict__.pop("quantization_config", None)

@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
+from mgaa.companions import TEXTS, VOCABULARY_FILES, texts_of
 from mgaa.errors import InputError, UsageError
 
 METHOD = "mgaa"
@@ -71,14 +72,14 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def backbone_files(source: str | Path, revision: str | None = None) -> list[Path]:
-    """The files that make a checkpoint what it is, sorted: config, tokenizer and weights; examined, so complete."""
+    """The files that make a checkpoint what it is, sorted: config, tokenizer, weights and texts; examined, so complete."""
     folder = locate(source, revision)
     examine(folder)
     small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES]
     present = [folder / name for name in small if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
         present = [path for path in present if path.name != INDEX]
-    return sorted({*present, *weight_files(folder)})
+    return sorted({*present, *texts_of(folder), *weight_files(folder)})
 
 
 def examine(folder: Path) -> None:
@@ -201,7 +202,8 @@ def _may_be_hub_id(source: str | Path) -> bool:
 
 def _fetch(name: str, revision: str) -> Path:
     """Small files first, so that a model that will be refused costs no gigabytes."""
-    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES])
+    texts = (*VOCABULARY_FILES, *(f"*{suffix}" for suffix in TEXTS), "LICEN*", "NOTICE*", "COPYING*")
+    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES, *texts])
     examine_config(folder)
     _examine_tokenizer(folder)
     return _snapshot(name, revision, list(_wanted(folder)))

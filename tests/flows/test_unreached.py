@@ -37,6 +37,7 @@ def mixture(fresh: Laboratory, tmp_path: Path) -> Path:
     model.save_pretrained(folder)
     for path in fresh.model.glob("tokenizer*"):
         shutil.copy(path, folder)
+    (folder / "LICENSE").write_text("do what you like\n")
     return folder
 
 
@@ -57,3 +58,5 @@ def test_its_matrices_stay_dense_where_the_run_says_so(fresh: Laboratory, mixtur
         assert [*dense] == LONELY
         assert {entry["rank"] for entry in dense.values()} == {None}
         assert allocation["linear_parameters"] <= allocation["budget"]
+    (checkpoint,) = fresh.artifacts("checkpoint")[-1:]
+    assert (checkpoint / "LICENSE").read_text() == "do what you like\n"
