@@ -195,6 +195,14 @@ def _together(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, "
     return weight, join([weight.new_zeros(p.out_features) if p.bias is None else p.bias for p in parts])
 
 
+def rows_of(layer: FusedLinear, tensor: Float[Tensor, "m *n"]) -> dict[str, Float[Tensor, "p *n"]]:
+    """What belongs to each part of a layer in a tensor with a row for each of its outputs."""
+    linears: list[nn.Linear] = [layer.get_submodule(name) for name in layer.names]  # type: ignore[misc]
+    sizes = [linear.out_features // layer.groups for linear in linears]
+    parts = torch.split(_grouped(tensor, layer.groups), sizes, dim=1)
+    return {name: part.flatten(0, 1) for name, part in zip(layer.names, parts, strict=True)}
+
+
 def _grouped(tensor: Float[Tensor, "m *n"], groups: int) -> Float[Tensor, "g m_g *n"]:
     return tensor.reshape(groups, -1, *tensor.shape[1:])
 
