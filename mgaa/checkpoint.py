@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -102,8 +103,10 @@ def save(
     travel from the folders that model and tokenizer came from (`mgaa.companions`).
 
     Raises:
+        UsageError: the model was quantised in memory.
         ResourceError: the folder cannot be written.
     """
+    _refuse_quantised(model)
     describe(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
@@ -154,6 +157,17 @@ def _writing(folder: Path) -> Iterator[None]:
         raise ResourceError(
             f"the model cannot be written to {folder} ({error}): make room or give a folder that can be written"
         ) from error
+
+
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    for name, tensor in model.state_dict().items():
+        plain = type(tensor) in (Tensor, nn.Parameter)
+        if not plain or (tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool):
+            kind = tensor.dtype if plain else type(tensor).__name__
+            raise UsageError(
+                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which files of ours "
+                "have no form for; save it before, and quantise it each time it is loaded"
+            )
 
 
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
