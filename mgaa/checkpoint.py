@@ -165,7 +165,7 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
         if not plain or (tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool):
             kind = tensor.dtype if plain else type(tensor).__name__
             raise UsageError(
-                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which files of ours "
+                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our files "
                 "have no form for; save it before, and quantise it each time it is loaded"
             )
 

@@ -183,8 +183,8 @@ def _refuse_second(plain: Any) -> Any:
         if method == METHOD and given is not None and not isinstance(given, LowRankConfig):
             raise UsageError(
                 f"quantization_config is a {type(given).__name__}, but the model is compressed by mgaa, and transformers takes one "
-                "method while it loads: load it without, and quantise it in memory (torchao's quantize_, optimum.quanto's quantize), or fold it "
-                "by mgaa.densify_folder and quantise that"
+                "method while it loads: load it without, and quantise it in memory (torchao's quantize_, optimum.quanto's quantize), or "
+                "fold it by mgaa.densify_folder and quantise that"
             )
         return plain(cls, own, given)
 
