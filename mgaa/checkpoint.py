@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mgaa.architectures import has_entry, stacks_of
+from mgaa.companions import carry
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG, NOTICE
 from mgaa.format import describe, is_described
@@ -109,11 +111,13 @@ def save(
 
     A folder that was saved before is replaced as a whole, in one step, when all of the new one is written (`mgaa.output`). A model that
     was taken apart (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it. A model whose
-    blocks stay in their files is written block by block.
+    blocks stay in their files is written block by block. Vocabularies, licences and notices travel from the folders that model and
+    tokenizer came from (`mgaa.companions`).
 
     Raises:
-        UsageError: what would be written would not load (`mgaa.saving`), or is no such model (`mgaa.given`); the folder holds files that
-            this package did not write or that changed since, or it is one that a streamed model reads. Nothing is written.
+        UsageError: what would be written would not load (`mgaa.saving`), is no such model (`mgaa.given`), or was quantised in memory; the
+            folder holds files that this package did not write or that changed since, or it is one that a streamed model reads. Nothing is
+            written.
         NumericalError: a tensor is not finite; nothing is written.
         ResourceError: the folder cannot be written; what it held is as it was.
     """
@@ -135,6 +139,7 @@ def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> N
     Raises:
         UsageError, NumericalError: as `save`.
     """
+    _refuse_quantised(model)
     check_loads(model, processor, folder)
     check_finite_state(model, folder)
 
@@ -236,9 +241,21 @@ def _keep(index: int) -> None:
     """Leave a block as it is."""
 
 
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    for name, tensor in model.state_dict().items():
+        plain = type(tensor) in (Tensor, nn.Parameter)
+        if not plain or (tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool):
+            kind = tensor.dtype if plain else type(tensor).__name__
+            raise UsageError(
+                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our files "
+                "have no form for; save it before, and quantise it each time it is loaded"
+            )
+
+
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
     """What belongs into a folder beside weights and config."""
     _save_processor(processor, folder)
+    carry(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
     if is_described(model):
         _edit(folder / CONFIG, transformers_weights=NOTICE)
 

@@ -69,6 +69,7 @@ def compress_(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Report:
     """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
@@ -92,6 +93,8 @@ def compress_(
         groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
+        unreached: what becomes of experts that no calibration token reaches: `stop` is an error, with `dense` their matrices stay as they
+            are, and the others make up for it.
         parts: what of the model is compressed: the decoder, and of a model that sees also `vision` and `projector`, whose parameters then
             count as well.
 
@@ -108,7 +111,7 @@ def compress_(
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     target = target_of(compression, ranks, channels, model)
-    measuring = Measuring(groups, batch_size, expert_tokens)
+    measuring = Measuring(groups, batch_size, expert_tokens, unreached)
     matrices = _checked(model, tokens, [target], measuring, methods, inputs, parts)
     with evaluating(model):
         if inputs == "compressed":
@@ -133,6 +136,7 @@ def sweep(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """Several compressions of one model on dense inputs, by one calibration and one decomposition; each is what `compress_` gives.
@@ -141,7 +145,7 @@ def sweep(
         model: as in `compress_`; it stays dense (layers that hold several matrices are taken apart).
         tokens: as in `compress_`.
         compressions: the fractions to remove.
-        factors, ratios, ranks, channels, anchor, refinement, groups, batch_size, expert_tokens, parts: as in `compress_`.
+        factors, ratios, ranks, channels, anchor, refinement, groups, batch_size, expert_tokens, unreached, parts: as in `compress_`.
 
     Returns:
         For each compression in order: a compressed model that shares every other tensor with `model`, and what was done. Each is made
@@ -153,7 +157,7 @@ def sweep(
     assert isinstance(tokens, Prompts | Tensor)
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     targets = [target_of(compression, ranks, channels, model) for compression in compressions]
-    measuring = Measuring(groups, batch_size, expert_tokens)
+    measuring = Measuring(groups, batch_size, expert_tokens, unreached)
     matrices = _checked(model, tokens, targets, measuring, methods, parts=parts)
     if not targets:
         return iter(())

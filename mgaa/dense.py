@@ -22,7 +22,7 @@ from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
 from mgaa.folder import backbone_files
 from mgaa.format import describe
-from mgaa.fused import fuse_block_, fuse_parts_, fused_name, fused_parts
+from mgaa.fused import fuse_block_, fuse_parts_, fused_bias, fused_parts
 from mgaa.given import accepting, path, to_densify
 from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
@@ -132,7 +132,7 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
     linears = {
         name.removesuffix(".B.bias").removesuffix(".bias") for name in model.state_dict() if name.endswith(".bias")
     }
-    biases = {f"{fused_name(model, name)}.bias" for name in linears}
+    biases = {fused_bias(model, name) for name in linears}
     for kind, config in _candidates(model, wide):
         with torch.device("meta"):
             shell = kind(config)
@@ -141,8 +141,9 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
             return shell
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     remedy = f", or set model.config.sliding_window = None if no context exceeds its {window} tokens" if window else ""
+    first = missing[0].removesuffix(".bias").removesuffix("_bias")
     raise UsageError(
-        f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias')} ({len(missing)} such), so a plain "
+        f"{type(model).__name__} has no bias for {first} ({len(missing)} such), so a plain "
         "checkpoint cannot hold this model: compress with factors.method=whitened, which adds no bias, or keep "
         f"the low-rank checkpoint{remedy}"
     )
@@ -159,7 +160,7 @@ def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type
     if text.model_type in LIKE_LLAMA and getattr(text, "sliding_window", None) is None:
         fields = {field.name for field in dataclasses.fields(LlamaConfig)}
         twin = LlamaConfig(**{key: value for key, value in text.to_dict().items() if key in fields})
-        twin._attn_implementation = text._attn_implementation
+        twin._attn_implementation, twin.name_or_path = text._attn_implementation, config.name_or_path
         if is_multimodal(config):
             config.text_config = twin
             config.__dict__.pop("quantization_config", None)

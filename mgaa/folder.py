@@ -17,6 +17,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 
+from mgaa.companions import TEXTS, VOCABULARY_FILES, texts_of
 from mgaa.errors import InputError, UsageError
 
 METHOD = "mgaa"
@@ -35,6 +36,11 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
+DEQUANTISED = (
+    "; transformers makes one by AutoModelForCausalLM.from_pretrained(..., dtype='bfloat16', "
+    "quantization_config=Mxfp4Config(dequantize=True)), and mgaa.save writes it"
+)
+"""How the weights of gpt_oss, which are published quantised, become such as can be compressed."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -66,14 +72,14 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def backbone_files(source: str | Path, revision: str | None = None) -> list[Path]:
-    """The files that make a checkpoint what it is, sorted: config, tokenizer and weights; examined, so complete."""
+    """The files that make a checkpoint what it is, sorted: config, tokenizer, weights and texts; examined, so complete."""
     folder = locate(source, revision)
     examine(folder)
     small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES]
     present = [folder / name for name in small if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
         present = [path for path in present if path.name != INDEX]
-    return sorted({*present, *weight_files(folder)})
+    return sorted({*present, *texts_of(folder), *weight_files(folder)})
 
 
 def examine(folder: Path) -> None:
@@ -102,7 +108,10 @@ def examine_config(folder: Path) -> None:
     quantization = config.get("quantization_config") or {"quant_method": METHOD}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     if method != METHOD:
-        raise InputError(f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards")
+        way = DEQUANTISED if method == "mxfp4" else ""
+        raise InputError(
+            f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards{way}"
+        )
     if config.get("transformers_weights", NOTICE) != NOTICE:
         raise InputError(
             f"{folder / CONFIG} keeps its weights in {config['transformers_weights']}: rename them to {WEIGHTS} "
@@ -194,7 +203,8 @@ def _may_be_hub_id(source: str | Path) -> bool:
 
 def _fetch(name: str, revision: str) -> Path:
     """Small files first, so that a model that will be refused costs no gigabytes."""
-    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES])
+    texts = (*VOCABULARY_FILES, *(f"*{suffix}" for suffix in TEXTS), "LICEN*", "NOTICE*", "COPYING*")
+    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES, *texts])
     examine_config(folder)
     examine_tokenizer(folder)
     return _snapshot(name, revision, list(_wanted(folder)))

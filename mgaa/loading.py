@@ -187,7 +187,13 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
         if sees:
             return load_processor(folder, config)
         found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (*UNREADABLE, ImportError) as error:
+    except ImportError as error:
+        there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
+        alone = f", or take {there} out of the folder: the model then reads text alone" if sees else ""
+        raise InputError(
+            f"the {what} in {folder} needs a package that is not installed ({_said(error).partition('. ')[0]}): install it{alone}"
+        ) from error
+    except UNREADABLE as error:
         raise InputError(
             f"the {what} in {folder} does not load ({_said(error)}): copy the model's own there"
         ) from error

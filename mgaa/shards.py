@@ -59,6 +59,9 @@ def save_model(
     model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
+    if vars(model).get("is_quantized") is False:
+        # dequantised: transformers would write the weights under the names of quantised ones
+        vars(model).pop("_weight_conversions", None)
     generation = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
     try:

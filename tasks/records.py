@@ -74,6 +74,7 @@ def rank_table(
         "matrices": {
             rank.matrix.name: {"rank": rank.rank, "parameters": rank.parameters, "energy": rank.energy}
             | ({} if rank.width is None else {"width": rank.width})
+            | ({"unreached": True} if rank.unreached else {})
             | ({} if latency is None else {"predicted_seconds": latency.seconds(rank.matrix, rank.rank)})
             for rank in ranks
         },

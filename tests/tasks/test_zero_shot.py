@@ -142,6 +142,8 @@ SETTINGS = {
     "gemma2": {"head_dim": 8, "sliding_window": 12},
     "gemma3_text": {"head_dim": 8, "sliding_window": 12},
     "phi3": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": None},
+    "gpt_oss": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2},
     "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24},
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2},
