@@ -61,12 +61,14 @@ def copy_project(root: Path) -> Project:
         "remote",
         "devices",
         "where",
+        "database",
+        "tracking_store",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "choices", "options", "overrides", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
-    for name in ("__init__", "cli", "workers"):
+    for name in ("__init__", "cli", "ephemeral", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
     for name in ("errors.py", "memory.py", "methods.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")
