@@ -1,7 +1,8 @@
 """Prefect's own server of a run, where no other one is set: what it stands on is whole, and it does not outlive its run for long.
 
 The server makes its database when it first starts, in many transactions; it is made whole before (tasks/database.py), so that neither a
-kill in that moment nor several first runs at once can spoil it. A run that is killed outright cannot stop its server. So a server carries
+kill in that moment nor several first runs at once can spoil it. For the same reason it does not register Prefect's own types of blocks,
+which no flow here uses, and notes nowhere that it did. A run that is killed outright cannot stop its server. So a server carries
 in its environment which process it serves, and the next run stops those whose process is gone.
 """
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SERVES = "MGAA_SERVES"
 """The variable in which a server has the process that it serves."""
+BLOCKS = ("PREFECT_SERVER_REGISTER_BLOCKS_ON_START", "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION")
 APP = "prefect.server.api.server:create_app"
 """What the command of a server of Prefect names."""
 URL = "PREFECT_API_DATABASE_CONNECTION_URL"
@@ -45,7 +47,7 @@ def prepare() -> None:
     if settings.api.url is not None:
         return
     stop_orphans()
-    os.environ[SERVES] = json.dumps(process())
+    os.environ |= {SERVES: json.dumps(process()), **dict.fromkeys(BLOCKS, "false")}  # the server inherits it
     connection = settings.server.database.connection_url
     url = make_url(connection.get_secret_value()) if connection is not None else None
     if url is not None and url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
@@ -90,7 +92,10 @@ def revisions() -> "ScriptDirectory":
 def upgrade(database: Path) -> None:
     """Make Prefect's tables in a file, or bring those of an earlier version there to this one, by Prefect's own command."""
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
-    settings = {URL: f"sqlite+aiosqlite:///{database}", URL.replace("_API_", "_SERVER_"): f"sqlite+aiosqlite:///{database}"}
+    settings = {
+        URL: f"sqlite+aiosqlite:///{database}",
+        URL.replace("_API_", "_SERVER_"): f"sqlite+aiosqlite:///{database}",
+    }
     subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=True)
 
 

@@ -105,7 +105,9 @@ def prepared(database: Path, files: Path) -> Iterator[None]:
 
     files.mkdir(parents=True, exist_ok=True)
     with FileLock(files / ".lock", timeout=PATIENCE):
-        make_whole(database, Schema("MLflow", revisions, upgrade, f"choose another one with tracking.uri={SQLITE}<file>"))
+        make_whole(
+            database, Schema("MLflow", revisions, upgrade, f"choose another one with tracking.uri={SQLITE}<file>")
+        )
         with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()

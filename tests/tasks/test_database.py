@@ -124,7 +124,9 @@ def test_half_of_the_tables_with_a_record_in_them_is_left_as_it_is(commits: Comm
     database = commits.leave(len(commits) // 2, tmp_path / "mlflow.db")
     put(database)
     before = database.read_bytes()
-    with pytest.raises(ResourceError, match=r"holds records.*It was left as it is.*Put a copy of it back.*tracking\.uri="):
+    with pytest.raises(
+        ResourceError, match=r"holds records.*It was left as it is.*Put a copy of it back.*tracking\.uri="
+    ):
         record(database)
     assert database.read_bytes() == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["mlflow.db", "mlruns"]
@@ -150,13 +152,12 @@ def test_a_file_of_another_program_keeps_its_tables(tmp_path: Path) -> None:
     assert "CREATE TABLE customers (name TEXT);" in content(tmp_path / "mlflow.db")
 
 
-def test_a_file_that_another_process_uses_is_waited_for(whole: Path, tmp_path: Path) -> None:
-    """Both make it, one after the other; the second finds it made."""
-    with closing(sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)) as first:
-        with alone(first), ThreadPoolExecutor(1) as thread:
-            second = thread.submit(make_whole, tmp_path / "mlflow.db", MLFLOW)
-            with closing(sqlite3.connect(whole)) as made:
-                made.backup(first)
-            first.close()
-            second.result(timeout=60)
-    assert content(tmp_path / "mlflow.db") == content(whole)
+def test_a_file_that_another_process_is_making_is_waited_for(whole: Path, tmp_path: Path) -> None:
+    database = tmp_path / "mlflow.db"
+    with ThreadPoolExecutor(1) as thread, closing(sqlite3.connect(whole)) as made:
+        with closing(sqlite3.connect(database, isolation_level=None)) as first, alone(first):
+            second = thread.submit(make_whole, database, MLFLOW)
+            made.backup(first)
+            assert not second.done()
+        second.result(timeout=60)
+    assert content(database) == content(whole)
