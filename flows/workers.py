@@ -12,6 +12,7 @@ from typing import Any
 from prefect import Flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.ephemeral import prepare
 from tasks.artifact import Store
 from tasks.home import home_of
 from tasks.in_use import in_use
@@ -29,6 +30,7 @@ def run(flow: Callable[[Parameters], Any], parameters: Parameters, **options: An
     if not isinstance(flow, Flow):  # something that shows or predicts, and has no store
         return flow(parameters)
     with ExitStack() as until_then:
+        prepare()
         until_then.enter_context(in_use(parameters.store_path))
         if flow.task_runner is not THREADS:
             return flow.with_options(**options)(parameters)

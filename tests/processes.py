@@ -62,12 +62,14 @@ def copy_project(root: Path) -> Project:
         "remote",
         "devices",
         "where",
+        "database",
+        "tracking_store",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "choices", "options", "overrides", "typed", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
-    for name in ("__init__", "cli", "workers"):
+    for name in ("__init__", "cli", "ephemeral", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
     for name in ("errors.py", "memory.py", "methods.py", "output.py", "ownership.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")
