@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from mgaa.architectures import DECODER, matrices_of
 from mgaa.arguments import LORAP, LOSS, RATIOS, Method, Methods, methods_of, target_of
 from mgaa.budget import Matrix, parameter_budget
+from mgaa.causality import check_decoder
 from mgaa.checkpoint import twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import UsageError
@@ -27,6 +28,7 @@ from mgaa.levels import (
     ratios_of,
     rehearse,
 )
+from mgaa.perplexity import evaluating
 from mgaa.prompts import Prompts
 from mgaa.ranks import Rank
 from mgaa.refinement import check_tunable
@@ -234,4 +236,6 @@ def _checked(
         parameter_budget(matrices, target.compression)
         rehearse(matrices, target, inputs=inputs, **methods.levels)
     check_groups(methods.factors, measuring.groups, len(tokens))
+    with evaluating(model):
+        check_decoder(model)
     return matrices

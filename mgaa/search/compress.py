@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mgaa.architectures import matrices_of
+from mgaa.causality import check_decoder
 from mgaa.checkpoint import twin_of
 from mgaa.decomposed import Decomposed, decomposed
 from mgaa.errors import NumericalError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.levels import Target, adds_biases, check_groups, flat_ladders
-from mgaa.perplexity import check, perplexity
+from mgaa.perplexity import check, evaluating, perplexity
 from mgaa.report import Report, report
 from mgaa.search.objective import WEIGHT, objective, reference
 from mgaa.search.optimizer import Found, drawn, propose, require
@@ -98,6 +99,8 @@ def compress_by_search_(
     target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or Measuring()
     space.check(flat_ladders(matrices, target, centred=adds_biases(chosen)))
     check_groups(chosen, how.groups, len(tokens))
+    with evaluating(model):
+        check_decoder(model)
     shared = decomposed(model, tokens, matrices, target, how, chosen)
     if selection and len(validation) > windows:
         coarse = space_of(matrices, compression=compression, dense=dense, least=least)
