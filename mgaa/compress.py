@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from mgaa.architectures import DECODER, matrices_of
 from mgaa.arguments import LORAP, LOSS, RATIOS, Method, Methods, methods_of, target_of
 from mgaa.budget import Matrix, parameter_budget
+from mgaa.causality import check_decoder
 from mgaa.checkpoint import twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import UsageError
@@ -258,5 +259,7 @@ def _checked(
         rehearse(matrices, target, inputs=inputs, **methods.levels)
     check_groups(methods.factors, measuring.groups, len(tokens))
     check_fit(tokens, model)
+    with evaluating(model):
+        check_decoder(model)
     unfuse_(model, parts)
     return matrices

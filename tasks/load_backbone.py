@@ -44,6 +44,7 @@ def load_backbone(
         parts: what of the model is compressed (`mgaa.architectures.PARTS`).
     """
     from mgaa.architectures import matrices_of, stacks_of
+    from mgaa.causality import check_decoder
     from mgaa.fused import unfuse_
     from mgaa.loading import open_checkpoint
     from mgaa.lowrank import check_finite
@@ -52,6 +53,7 @@ def load_backbone(
     model, _, ignored = open_checkpoint(source, revision=revision, dtype=dtype, device="cpu", stream=True)
     matrices = matrices_of(unfuse_(model, parts), parts)
     stacks = stacks_of(model, parts)
+    check_decoder(model)
     for stack in stacks:
         for index, block in enumerate(stack.blocks):
             with resident(block, ahead=1):

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mgaa.architectures import matrices_of
+from mgaa.causality import check_decoder
 from mgaa.checkpoint import twin_of
 from mgaa.decomposed import Decomposed, decomposed
 from mgaa.errors import NumericalError, UsageError
@@ -115,6 +116,7 @@ def compress_by_search_(
     check_fit(tokens, model)
     unfuse_(model)
     with evaluating(model):
+        check_decoder(model)
         shared = decomposed(model, tokens, matrices, target, how, chosen)
         if selection and len(validation) > windows:
             coarse = space_of(matrices, compression=compression, dense=dense, least=least)
