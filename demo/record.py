@@ -17,10 +17,14 @@ from torch import Tensor
 
 from demo import corpus, yardsticks
 from demo.corpus import Document
+from mgaa.output import write as output_file
 
 if TYPE_CHECKING:
     from demo.train import Plan
 
+RECORD = "training.json"
+WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RECORD)
+"""What a training leaves in its folder, among others."""
 SAMPLE = 240
 
 
@@ -60,7 +64,7 @@ def write(
         "device": _name(device),
         "torch": torch.__version__,
     }
-    (output / "training.json").write_text(json.dumps(content, indent=1) + "\n")
+    output_file(output / RECORD, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _split(documents: Sequence[Document], encoded: Sequence[Tensor]) -> dict[str, int | str]:

@@ -29,6 +29,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from demo import corpus, packing, record
 from demo import tokenizer as vocabulary
 from mgaa.errors import MgaaError, NumericalError, UsageError
+from mgaa.output import placing
+from mgaa.ownership import check_files
 
 FINAL = Path(__file__).parents[1] / "models" / "demo"
 POINTS = 30
@@ -190,6 +192,7 @@ def check(plan: Plan) -> None:
 def train(plan: Plan, output: Path) -> None:
     """Reads the text, learns the tokenizer, trains, saves, measures what was saved, and writes the record."""
     check(plan)
+    check_files(output, record.WRITTEN)
     start = time.monotonic()
     documents = corpus.splits()
     tokenizer = vocabulary.train((each.text for each in documents["train"]), context=CONTEXT)
@@ -200,8 +203,10 @@ def train(plan: Plan, output: Path) -> None:
     )
     rows = packing.rows(encoded["validation"], plan.length)
     curve, steps = fit(model, encoded["train"], rows[:: max(1, len(rows) // 64)], plan)
-    model.to(torch.bfloat16).save_pretrained(output)
-    tokenizer.save_pretrained(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with placing(output) as draft:
+        model.to(torch.bfloat16).save_pretrained(draft)
+        tokenizer.save_pretrained(draft)
     saved = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32).to(model.device)
     rows_of = {name: packing.rows(each, plan.length) for name, each in record.measured(encoded).items()}
     losses = {name: evaluate(saved, each, what=f"{name} loss") for name, each in rows_of.items()}

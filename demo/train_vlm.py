@@ -30,8 +30,11 @@ from transformers import AutoTokenizer, GenerationConfig, LlavaForConditionalGen
 
 from demo import corpus, dialogues, easy_vqa, packing, scenes, tower, vlm, vlm_record
 from demo.dialogues import Rows
+from demo.record import WRITTEN
 from demo.scenes import Example
 from mgaa.errors import MgaaError, NumericalError, UsageError
+from mgaa.output import placing
+from mgaa.ownership import check_files
 
 FINAL = Path(__file__).parents[1] / "models" / "demo-vlm"
 POINTS = 15
@@ -163,6 +166,7 @@ def train(
 ) -> None:
     """Draws and reads the data, trains, saves, measures what was saved, and writes the record."""
     check(plan)
+    check_files(output, WRITTEN)
     start = time.monotonic()
     questions = [] if easy is None else easy_vqa.read(easy)
     asked = [] if easy_test is None else easy_vqa.read(easy_test)
@@ -212,8 +216,10 @@ def save(model: LlavaForConditionalGeneration, reader: LlavaProcessor, output: P
         eos_token_id=model.config.text_config.eos_token_id,
         pad_token_id=reader.tokenizer.pad_token_id,
     )
-    model.to(torch.bfloat16).save_pretrained(output)
-    reader.save_pretrained(output)
+    output.mkdir(parents=True, exist_ok=True)
+    with placing(output) as draft:
+        model.to(torch.bfloat16).save_pretrained(draft)
+        reader.save_pretrained(draft)
 
 
 def main() -> None:

@@ -30,7 +30,9 @@ from transformers import (
 
 from demo import corpus, dialogues, packing, scenes, train, vlm
 from demo.corpus import Document
+from demo.record import RECORD
 from demo.scenes import CAPTION, Example
+from mgaa.output import write as output_file
 
 if TYPE_CHECKING:
     from demo.train_vlm import Plan
@@ -146,7 +148,7 @@ def write(
         "device": f"CPU, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
-    (output / "training.json").write_text(json.dumps(content, indent=1) + "\n")
+    output_file(output / RECORD, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _score(asked: Sequence[Example], hits: Mapping[str, Sequence[bool]], kind: str) -> dict[str, float | int]:

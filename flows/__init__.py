@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from urllib.request import getproxies
 
+from flows import early_exit  # noqa: F401  (before the imports that take seconds)
 from flows.output import open_streams
 from tasks.parameters import checkout
 

@@ -28,7 +28,7 @@ def check_sight(p: Parameters, store: Store, backbone: Artifact) -> str | None:
             f"{sets[0]} asks about images, but {record['source']} is a {record['model_type']}, which does not see: leave it out, or give a "
             "model that does (llava, llava_next, qwen2_5_vl)"
         )
-    if record["sees"] and p.data.calibration.form == "text":
+    if record["sees"] and p.data.calibration.form != "questions":
         logger.warning("%s sees, but is %s: set data.calibration.form=questions", record["source"], BLIND)
         return BLIND
     return None

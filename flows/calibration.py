@@ -46,7 +46,8 @@ def measured(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact, 
         "tokens": unmapped(tokens),
         "device": device,
     }
+    unreached = given.pop("unreached")
     sums = calibrate_share.map(share=[*range(shards)], shares=shards, **given, **shared).result()
     del given["batch_size"]
-    merged: Artifact = merge_shares(store, backbone, tokens, sums, **given, device=device)
+    merged: Artifact = merge_shares(store, backbone, tokens, sums, **given, unreached=unreached, device=device)
     return merged

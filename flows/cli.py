@@ -28,7 +28,10 @@ from tasks.parameters import Parameters, load
 FLAGS = """  --params=FILE  the parameters, by default params.yaml
   --debug        show where an error was raised
   --quiet        do not print the result
-  --help         show this"""
+  --help         show this
+
+A text is what is typed, whatever it looks like (in quotes, which the shell has to leave, as YAML reads it); null is nothing, where a key
+may be null; numbers are decimal; a switch is true or false. Lists and sections are YAML: 'evaluation.tasks=[a, b]'."""
 
 
 def main(
@@ -88,7 +91,7 @@ def parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     overrides = []
     for text in arguments:
         if text.startswith("--params="):
-            path = Path(text.removeprefix("--params="))
+            path = Path(text.removeprefix("--params=")).expanduser()
         elif text.startswith("-"):
             raise UsageError(
                 f"{text} is no option: expected --params=FILE, --debug, --quiet, --help or section.key=value."

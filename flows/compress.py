@@ -41,15 +41,17 @@ from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
 from tasks.load_backbone import identify, load_backbone
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.planning import outlook, refuse_what_cannot_fit
 from tasks.recipes import Recipe, recipes
 from tasks.recording import keys_by, recording
 from tasks.records import backbone_record
 from tasks.rehearse import adds_biases, check_groups, rehearse
-from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, publish
+from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, outputs, publish
 from tasks.run_record import Span, keep_record
 from tasks.score_channels import score_channels
+from tasks.search_results import FOLDER as SEARCHES
 from tasks.tracking import tracked
 
 
@@ -57,6 +59,7 @@ from tasks.tracking import tracked
 def compress(parameters: Parameters) -> Results:
     """Compress `backbone.source` by the method and by every baseline, evaluate all of them, and publish the results."""
     p, began, started = parameters, time.perf_counter(), datetime.now(UTC)
+    check_outputs(p, *outputs(p), *searches_of(p))
     store, where = opened(p), device(parameters)
     factorizer = p.factors.method, p.factors.options
     with tracked(p) as run, recording(store) as executions:
@@ -114,6 +117,11 @@ def compress(parameters: Parameters) -> Results:
         record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=spent)
         run.log(results, published, record)
     return results
+
+
+def searches_of(p: Parameters) -> list[Output]:
+    """What a run with a search publishes of that."""
+    return [] if p.search.method == "none" else [Output("the folder of searches", p.folder / SEARCHES)]
 
 
 def backbone_of(p: Parameters, store: Store) -> Artifact:

@@ -17,6 +17,7 @@ from typing import Any
 
 from flows.cli import answered, parse
 from mgaa.errors import ResourceError, UsageError
+from mgaa.masking import masked
 from tasks.parameters import load
 
 POOL = "mgaa"
@@ -49,10 +50,15 @@ def deploy(path: Path, overrides: list[str]) -> None:
     """Create or update the work pool and every deployment of `prefect.yaml` in the working folder, and show them.
 
     Raises:
-        UsageError: a parameter is wrong, there is no `prefect.yaml`, or no server is set.
+        UsageError: a parameter is wrong or holds a secret, there is no `prefect.yaml`, or no server is set.
         ResourceError: the server does not answer, or Prefect refuses.
     """
     load(path, overrides)
+    if secret := next((word for word in overrides if masked(word) != word), None):
+        raise UsageError(
+            f"{masked(secret)} holds a secret, which Prefect would keep in its database with the deployment: expected it in the "
+            "environment of the worker, or in params.yaml."
+        )
     if not Path(FILE).is_file():
         raise UsageError(f"There is no {FILE} in {Path.cwd()}: run in the project's folder.")
     with server() as client:

@@ -15,8 +15,9 @@ import httpx
 from prefect.flow_engine import FlowRunTimeoutError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from mgaa.boundary import cause, masked, through
+from mgaa.boundary import cause, through
 from mgaa.errors import MgaaError, ResourceError
+from mgaa.masking import masked
 
 PATIENCE = 10.0
 """Seconds for the server to answer."""

@@ -7,7 +7,10 @@ The same texts, windows, tasks, questions and card as in `flows.compress`; the m
 """
 
 import sys
+import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from prefect import flow
@@ -20,11 +23,14 @@ from tasks.evaluate import content_of, is_standard
 from tasks.evaluate import evaluate as measure
 from tasks.load_backbone import identify, load_model
 from tasks.make_items import make_items
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
+from tasks.recording import Executions, recording
 from tasks.records import ANSWERS, METRICS, table
+from tasks.run_record import Span, keep_record, place_of
 from tasks.sealing import readable
 from tasks.where import Where
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
 RESULT = "evaluation.json"
 
@@ -32,8 +38,14 @@ RESULT = "evaluation.json"
 @flow(name="evaluate", validate_parameters=False)
 def evaluate(parameters: Parameters) -> dict[str, Any]:
     """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks`, and on `data.questions` if it sees."""
-    p = parameters
-    store = opened(p, alone=True)
+    check_outputs(parameters, Output("output.results", parameters.results, [RESULT, place_of(Path(), "evaluate").name]))
+    with recording(store := opened(parameters, alone=True)) as executions:
+        return evaluated(parameters, store, executions)
+
+
+def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, Any]:
+    """The metrics of the model, published with the record of the run."""
+    began, started = time.perf_counter(), datetime.now(UTC)
     source, revision = p.backbone.source, p.backbone.revision
     model = load_model(
         store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
@@ -41,12 +53,25 @@ def evaluate(parameters: Parameters) -> dict[str, Any]:
     texts = prepared_texts(p, store)
     tokens = prepared_tokens(p, store, model, texts, ("validation", "evaluation"))
     metrics = measure(store, model, **measurement(p, store, texts, tokens))
-    record = {"source": source, "revision": revision, **table(store, metrics, METRICS)}
+    found = {"source": source, "revision": revision, **table(store, metrics, METRICS)}
+    made = {"backbone": model, "texts": texts, **{f"tokens.{name}": each for name, each in tokens.items()}}
+    made |= {"metrics": metrics}
     if p.data.questions:
         answers = answers_of(p, store, model, prepared_questions(p, store), device(p))
-        record["questions"] = {name: table(store, each, ANSWERS) for name, each in answers.items()}
-    write_file(p.results / RESULT, readable(record))
-    return record
+        found["questions"] = {name: table(store, each, ANSWERS) for name, each in answers.items()}
+        made |= {f"answers.{name}": each for name, each in answers.items()}
+    publish_file(p.results / RESULT, readable(found))
+    keep_record(
+        p,
+        store,
+        "evaluate",
+        artifacts=made,
+        executions=executions,
+        spent=Span(started, time.perf_counter() - began),
+        places=[p.results / RESULT],
+        in_mlflow=False,
+    )
+    return found
 
 
 def measurement(p: Parameters, store: Store, texts: Artifact, tokens: Mapping[str, Artifact]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tasks.parameters import Operation
 from tasks.run_record import read_record
 from tasks.targets import resolve, run_of
 
+ROLES = {"cause": "causes", "effect": "effects", "none": "without effect"}
 What = Annotated[
     str, typer.Argument(help="models/compressed, kind/digest, metric:<name>, mlflow:<run>, dvc:<rev>, last")
 ]
@@ -102,7 +103,7 @@ def diff(
     *,
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
-    """Tell which parameter, data, code, package or device made two results differ, and what then did."""
+    """Tell which parameter, data, code, package or device made two results differ, what then did, and what had no effect."""
     from tasks.difference import difference
     from tasks.findings import short
 
@@ -112,9 +113,16 @@ def diff(
         print(dumps([vars(each) for each in found], indent=1, ensure_ascii=False))
         return
     for each in found:
-        print(f"{each.aspect:<9} {each.name}: {short(each.one)} -> {short(each.other)}")
-    causes = sorted({each.aspect for each in found} - {"artifact", "metric"})
-    print(f"{len(found)} differences" + (f"; the results differ by {', '.join(causes)}" if causes else ""))
+        idle = " (without effect)" if each.role == "none" else ""
+        print(f"{each.aspect:<9} {each.name}: {short(each.one)} -> {short(each.other)}{idle}")
+    causes = sorted({each.aspect for each in found if each.role == "cause"})
+    counts = [(sum(each.role == role for each in found), word) for role, word in ROLES.items()]
+    told = ", ".join(f"{count} {word}" for count, word in counts if count)
+    print(
+        f"{len(found)} differences"
+        + (f" ({told})" if told else "")
+        + (f"; the results differ by {', '.join(causes)}" if causes else "")
+    )
 
 
 def reproduce(

@@ -71,8 +71,7 @@ def guard_stdout() -> None:
     own: Any = sys.stdout
     if type(own) is io.TextIOWrapper:
         errors = "replace" if own.errors == "strict" else own.errors
-        options = {"line_buffering": own.line_buffering, "write_through": own.write_through}
-        sys.stdout = Output(own.buffer, encoding=own.encoding, errors=errors, **options)
+        sys.stdout = Output(own.buffer, own.encoding, errors, None, own.line_buffering, own.write_through)
 
 
 def complain(text: str) -> None:

@@ -16,24 +16,28 @@ from prefect import flow
 from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.encode_questions import encode_questions
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.read_questions import READING as ASKING
 from tasks.read_questions import questions_content, read_questions
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
+from tasks.run_record import PREPARED
 from tasks.sections.data import Questions, Texts
 from tasks.tokenize import tokenize
-
-PREPARED = "data/prepared"
+from tasks.writing import replacing
 
 
 @flow(name="prepare_data", validate_parameters=False)
 def prepare_data(parameters: Parameters) -> Artifact:
     """Read the texts and questions of every data section and export them to `data/prepared`."""
+    check_outputs(parameters, Output("the folder of the texts", parameters.folder / PREPARED))
     store = opened(parameters, alone=True)
     texts = prepared_texts(parameters, store)
-    store.export(texts, parameters.folder / PREPARED)
-    if (questions := prepared_questions(parameters, store)) is not None:
-        store.export(questions, parameters.folder / PREPARED / "questions")
+    questions = prepared_questions(parameters, store)
+    with replacing(parameters.folder / PREPARED) as out:
+        store.copy(texts, out)
+        if questions is not None:
+            store.copy(questions, out / "questions")
     return texts
 
 
@@ -48,8 +52,8 @@ def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
 
 
 def text_sections(parameters: Parameters) -> list[str]:
-    """The sections that are text; that of the calibration may be questions."""
-    return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form == "text"]
+    """The sections that are documents; that of the calibration may be questions."""
+    return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form != "questions"]
 
 
 def prepared_questions(parameters: Parameters, store: Store) -> Artifact | None:

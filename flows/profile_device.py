@@ -10,7 +10,9 @@ and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.p
 import sys
 
 from flows.evaluate import device
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
+from tasks.writing import placing
 
 
 def profile_device(parameters: Parameters) -> None:
@@ -20,7 +22,8 @@ def profile_device(parameters: Parameters) -> None:
     from mgaa.skeleton import skeleton
     from tasks.rehearse import adds_biases
 
-    p = parameters
+    p, path = parameters, parameters.folder / parameters.profile.output
+    check_outputs(p, Output("profile.output", path.parent, [path.name]))
     model = skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype)
     matrices, dtype = matrices_of(model), model.dtype
     profile = measure(
@@ -34,7 +37,8 @@ def profile_device(parameters: Parameters) -> None:
         centred=adds_biases((p.factors.method, p.factors.options)),
         threads=p.profile.threads,
     )
-    profile.save(p.folder / p.profile.output)
+    with placing(path.parent) as out:
+        profile.save(out / path.name)
 
 
 def show(parameters: Parameters) -> None:

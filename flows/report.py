@@ -16,7 +16,7 @@ from tasks.remote import remote_of
 from tasks.report import PAGE, page
 from tasks.restore import restored
 from tasks.targets import resolve, run_of
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
 LAST = "last"
 
@@ -31,7 +31,7 @@ def report(p: Operation, what: What = LAST) -> None:
     store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
     run = run_of(store, resolve(p, store, what))
     place = p.results / (PAGE if what == LAST else PAGE.replace(".", f"-{run.digest[:12]}."))
-    write_file(place, page(restored(store, run, blind=BLIND)).encode())
+    publish_file(place, page(restored(store, run, blind=BLIND)).encode())
     print(f"The report is in {place}")
 
 

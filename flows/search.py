@@ -10,7 +10,7 @@ same windows.
 
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -28,9 +28,10 @@ from tasks.artifact import Artifact, Store
 from tasks.assemble import assemble
 from tasks.evaluate import evaluate
 from tasks.measure import measure
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.recipes import RANDOM, both_levels, check_search
-from tasks.recording import recording
+from tasks.recording import Executions, recording
 from tasks.rehearse import check_groups, rehearse
 from tasks.results import Effort
 from tasks.run_trial import Ground
@@ -45,6 +46,7 @@ def search(parameters: Parameters) -> list[Final]:
     """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
     p, began = parameters, time.perf_counter()
     check(p)
+    check_outputs(p, Output("the folder of searches", p.folder / FOLDER))
     store, where = opened(p), device(p)
     factorizer = p.factors.method, p.factors.options
     with (
@@ -76,7 +78,7 @@ def search(parameters: Parameters) -> list[Final]:
         if p.evaluation.tasks:
             finals = evaluated(bench, finals, spectra, searches, **measurement(p, store, texts, tokens))
         write(p.folder / FOLDER, store, finals)
-        log(run, store, tokens, searches, finals, Effort.since(began, executions))
+        log(run, store, tokens, searches, finals, executions, Effort.since(began, executions))
     return finals
 
 
@@ -151,20 +153,28 @@ def evaluated(
 
 
 def log(
-    run: Run, store: Store, tokens: dict[str, Artifact], searches: list[Search], finals: list[Final], effort: Effort
+    run: Run,
+    store: Store,
+    tokens: dict[str, Artifact],
+    searches: list[Search],
+    finals: list[Final],
+    executions: Executions,
+    effort: Effort,
 ) -> None:
     """Record what the study found, and its files."""
     rows = table_of(store, finals)
     values = {f"perplexity/{row['search']}": row["perplexity"] for row in rows}
     values |= {f"objective/{row['search']}": row["objective"] for row in rows if row["objective"] is not None}
 
-    def record() -> None:
-        run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
-        run.log_lineage(store, {f"ranks.{each.name}": each.best for each in searches})
-        run.log_texts(store, tokens)
-        run.log_files("search", sorted((run.parameters.folder / FOLDER).glob("*")))
-
-    run.write(record)
+    run.log_study(
+        store,
+        artifacts={f"ranks.{each.name}": each.best for each in searches},
+        tokens=tokens,
+        numbers=values,
+        effort=effort,
+        executions=executions,
+        places=[run.parameters.folder / FOLDER],
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ stays dense, and the perplexity of the validation text is measured. All models a
 
 import sys
 import time
-from dataclasses import asdict
 from itertools import product
 from typing import Any
 
@@ -25,6 +24,7 @@ from mgaa.errors import UsageError
 from tasks.allocate_point import allocate_point
 from tasks.artifact import Artifact, Store
 from tasks.measure import measure
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.recipes import check_objective
 from tasks.recording import recording
@@ -43,6 +43,8 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
     """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
     p, began = parameters, time.perf_counter()
     check(p)
+    place = p.folder / NAME
+    check_outputs(p, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")]))
     store, where = opened(p), device(p)
     factorizer = p.factors.method, p.factors.options
     with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording(store) as executions:
@@ -76,16 +78,16 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
         ]
         table = rows(store, dense, found, types)
         publish(p.folder, table)
-        effort = Effort.since(began, executions)
-
-        def record() -> None:
-            values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
-            run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
-            run.log_lineage(store, {"dense": dense, "measurement": [each.measurement for each in found]})
-            run.log_texts(store, tokens)
-            run.log_files("results", [p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")])
-
-        run.write(record)
+        values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
+        run.log_study(
+            store,
+            artifacts={"dense": dense, "measurement": [each.measurement for each in found]},
+            tokens=tokens,
+            numbers=values,
+            effort=Effort.since(began, executions),
+            executions=executions,
+            places=[p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
+        )
     return found
 
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mgaa.boundary import masked
 from mgaa.errors import InputError
+from mgaa.masking import masked
 from tasks.figure_style import label_of
 from tasks.parameters import Parameters, checkout
 from tasks.results import DENSE, UNRECOVERED

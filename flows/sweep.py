@@ -10,7 +10,7 @@ losses of its windows. A point that fails is a row with its error, and ends the 
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -27,9 +27,10 @@ from tasks.artifact import Artifact, Store
 from tasks.decompose import decompose
 from tasks.load_backbone import identify, load_backbone
 from tasks.measure import measure
+from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.points import Measured, Outcome, Point, place, points
-from tasks.recording import recording
+from tasks.recording import Executions, recording
 from tasks.records import MEASUREMENT, backbone_record, table
 from tasks.rehearse import adds_biases, check_groups, rehearse
 from tasks.results import Effort
@@ -58,6 +59,8 @@ def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
     p, began = parameters, time.perf_counter()
     check(p)
+    table = p.folder / NAME
+    check_outputs(p, Output("the table of the sweep", table.parent, [table.name + suffix for suffix in SUFFIXES]))
     store = opened(p)
     wanted = points(p.sweep)
     with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording(store) as executions:
@@ -75,7 +78,7 @@ def sweep(parameters: Parameters) -> list[Outcome]:
                 rows[name] |= compared
         outcomes = [found[point.name] for point in wanted]
         publish(p.folder, [rows[point.name] for point in wanted])
-        log(run, store, benches, outcomes, Effort.since(began, executions))
+        log(run, store, benches, outcomes, executions, Effort.since(began, executions))
         refuse(outcomes)
     return outcomes
 
@@ -186,7 +189,14 @@ def decomposition(store: Store, bench: Bench, factors: Factors) -> PrefectFuture
     )
 
 
-def log(run: Run, store: Store, benches: Sequence[Bench], outcomes: Sequence[Outcome], effort: Effort) -> None:
+def log(
+    run: Run,
+    store: Store,
+    benches: Sequence[Bench],
+    outcomes: Sequence[Outcome],
+    executions: Executions,
+    effort: Effort,
+) -> None:
     """Record what all points have in common, and the files."""
     measurements = [each.measured.measurement for each in outcomes if each.measured is not None]
     values = {"points": len(outcomes), "points/failed": len(outcomes) - len(measurements)}
@@ -194,13 +204,15 @@ def log(run: Run, store: Store, benches: Sequence[Bench], outcomes: Sequence[Out
         name = place(bench.source).replace("/", "_")
         values[f"perplexity/dense/{name}"] = table(store, bench.dense, MEASUREMENT)["perplexity"]
 
-    def write() -> None:
-        run.log_metrics(values | {f"run/{name}": value for name, value in asdict(effort).items()})
-        run.log_lineage(store, {"dense": [bench.dense for bench in benches], "measurement": measurements})
-        run.log_texts(store, benches[0].tokens)
-        run.log_files("results", [run.parameters.folder / f"{NAME}{suffix}" for suffix in SUFFIXES])
-
-    run.write(write)
+    run.log_study(
+        store,
+        artifacts={"dense": [bench.dense for bench in benches], "measurement": measurements},
+        tokens=benches[0].tokens,
+        numbers=values,
+        effort=effort,
+        executions=executions,
+        places=[run.parameters.folder / f"{NAME}{suffix}" for suffix in SUFFIXES],
+    )
 
 
 def refuse(outcomes: Sequence[Outcome]) -> None:

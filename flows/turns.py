@@ -8,6 +8,7 @@ as `prefect deployment run scheduled/compress`.
 """
 
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from mgaa.errors import LockedError
+from mgaa.errors import LockedError, ResourceError
 from tasks.writing import disk_errors
 
 
@@ -41,10 +42,10 @@ def turn(devices: list[str], holder: str, patience: float, waiting: Callable[[st
 @contextmanager
 def alone(device: str, holder: str, patience: float, waiting: Callable[[str], object]) -> Iterator[None]:
     """Hold one device."""
-    path = folder() / device
+    with disk_errors(Path(tempfile.gettempdir())):
+        path = folder() / device
     lock = FileLock(path.with_suffix(".lock"), fallback_to_soft=False)
     with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -65,8 +66,21 @@ def alone(device: str, holder: str, patience: float, waiting: Callable[[str], ob
 
 
 def folder() -> Path:
-    """Where the locks of this user's runs on this machine lie."""
-    return Path(tempfile.gettempdir()) / f"mgaa-{os.getuid()}"
+    """Make the folder where the locks of this user's runs on this machine lie, closed to all others.
+
+    Raises:
+        ResourceError: another user has made something of this name, and could have put links there that lead to this user's files.
+    """
+    path = Path(tempfile.gettempdir()) / f"mgaa-{os.getuid()}"
+    if not path.is_symlink() and not path.exists():
+        path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise ResourceError(
+            f"{path} is a link, belongs to another user or can be written by others, expected a folder of this user alone for the locks "
+            "of devices: remove it, or set TMPDIR to another folder."
+        )
+    return path
 
 
 def devices(name: str) -> list[str]:

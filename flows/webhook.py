@@ -13,6 +13,8 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from mgaa.masking import mask_values
+
 VARIABLE = "MGAA_WEBHOOK"
 PATIENCE = 10.0
 """Seconds for an answer."""
@@ -29,7 +31,7 @@ def tell(flow: Any, flow_run: Any, state: Any) -> None:
         "parameters": flow_run.parameters,
         "message": state.message,
     }
-    post(news, logging.getLogger("prefect.flow_runs"))
+    post(mask_values(news), logging.getLogger("prefect.flow_runs"))
 
 
 def post(news: dict[str, Any], log: logging.Logger) -> None:

@@ -13,11 +13,13 @@ from prefect import Flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.engine import engine
+from flows.ephemeral import prepare
 from tasks.artifact import Store
 from tasks.home import home_of
 from tasks.in_use import in_use
 from tasks.parameters import Parameters
 from tasks.remote import remote_of
+from tasks.signing import check_key
 
 LEAST = 2
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
@@ -29,6 +31,7 @@ def run(flow: Callable[[Parameters], Any], parameters: Parameters, **options: An
     if not isinstance(flow, Flow):  # something that shows or predicts, and has no store
         return flow(parameters)
     with ExitStack() as until_then:
+        prepare()
         until_then.enter_context(in_use(parameters.store_path))
         until_then.enter_context(engine(flow.fn))
         if flow.task_runner is not THREADS:
@@ -57,7 +60,9 @@ def opened(p: Parameters, *, alone: bool = False) -> Store:
 
     Raises:
         ResourceError: `store.remote` cannot be used; this is said before anything is computed.
+        InputError: `store.signing_key` cannot sign.
     """
+    check_key(p.store.signing_key)
     remote = remote_of(p.store.remote)
     if remote is not None:
         remote.check()

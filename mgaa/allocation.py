@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError, ResourceError, UsageError
+from mgaa.output import write
 
 _REMEDY = "give what `Report.save` wrote, or `results/allocation.json` of a run"
 
@@ -52,10 +53,12 @@ def save(entry: Mapping[str, Any], path: str | Path) -> None:
     """Write one model's entry.
 
     Raises:
+        UsageError: the path is that of a file that this package did not write, or that changed since.
         ResourceError: the file cannot be written.
     """
     try:
-        Path(path).write_text(json.dumps(entry, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        Path(path).parent.stat()
+        write(path, (json.dumps(entry, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise ResourceError(
             f"the allocation cannot be written to {path} ({error.strerror}): make room or give a path that can be written"

@@ -125,14 +125,14 @@ class Multimodal:
     Attributes:
         decoder: path of the decoder.
         vision: path of the vision tower.
-        projector: what makes the features of the tower into inputs of the decoder.
+        projector: what makes the features of the tower into inputs of the decoder; None where it has no linears.
         layer: field of the config with the layers of the tower whose output is used, as transformers counts hidden states; where it is
             empty all blocks are.
     """
 
     decoder: str
     vision: str
-    projector: Architecture
+    projector: Architecture | None = None
     layer: str = ""
 
     def around(self, entry: Architecture) -> Architecture:

@@ -182,7 +182,10 @@ class Anchor:
                     arrived[batch] = seen[1].inputs[stage.linears[0]]
         found = dict[str, tuple[InputStatistics, Missing | None]]()
         for group, meter in meters.items():
-            inputs, missing = meter.finish()
+            met = meter.finish()
+            if met is None:
+                continue
+            inputs, missing = met
             for linear in group.linears:
                 weight = block.get_parameter(f"{linear}.weight").detach().double()
                 found[linear] = inputs, missing if missing is None or writes else missing.at_outputs(weight)

@@ -34,9 +34,12 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.given import accepting, to_run
+from mgaa.given import processor as processor_of
 from mgaa.perplexity import cross_entropy, evaluating, mean_loss
 from mgaa.processors import Processor, tokenizer_of
 from mgaa.prompts import IDS, Inputs, Prompts, Question, encode
+from mgaa.values import whole
 
 _AT_ONCE = 256
 """Questions whose images are held as pixels at once; batches are made among them."""
@@ -112,6 +115,7 @@ class CaptionLosses:
         return math.exp(self.nll)
 
 
+@accepting(model=to_run, processor=processor_of, batch_size=whole, max_new_tokens=whole)
 @torch.inference_mode()
 def answer(
     model: PreTrainedModel,
@@ -161,6 +165,7 @@ def answer(
     return found
 
 
+@accepting(model=to_run, processor=processor_of, batch_size=whole)
 @torch.inference_mode()
 def caption_losses(
     model: PreTrainedModel, processor: Processor, questions: Sequence[Question], *, batch_size: int = 16

@@ -69,6 +69,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "gemma2": _GATED_POST_NORM,
     # models/gemma3/modeling_gemma3.py (the text model)
     "gemma3_text": _GATED_POST_NORM,
+    # models/smollm3/modeling_smollm3.py (every fourth block without rotary positions)
+    "smollm3": _GATED_PRE_NORM,
     # models/olmo2/modeling_olmo2.py (norms behind the branches only)
     "olmo2": _GATED_POST_NORM,
     # models/granite/modeling_granite.py
@@ -148,34 +150,65 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen3_moe": _MIXTURE,
     # models/olmoe/modeling_olmoe.py
     "olmoe": _MIXTURE,
+    # models/gpt_oss/modeling_gpt_oss.py (experts with biases, gate and up interleaved, a clamped gate)
+    "gpt_oss": Architecture(
+        blocks="model.layers",
+        sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", _EXPERTS)),
+        experts="mlp.experts",
+        untouched=("mlp.router",),
+    ),
+    # models/ministral3/modeling_ministral3.py (queries scaled by position, inside the attention)
+    "ministral3": _GATED_PRE_NORM,
     # models/qwen2_5_vl/modeling_qwen2_5_vl.py (the decoder of qwen2_5_vl, which is never alone)
     "qwen2_5_vl_text": _GATED_PRE_NORM,
+    # models/qwen3_vl/modeling_qwen3_vl.py (that of qwen3_vl)
+    "qwen3_vl_text": _GATED_PRE_NORM,
 }
+
+_CLIP = Architecture(
+    blocks="encoder.layers",
+    sublayers=(
+        Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
+        Sublayer("ffn", "mlp", ("fc1", "fc2")),
+    ),
+)
 
 VISION: dict[str, Architecture] = {
     # models/clip/modeling_clip.py
-    "clip_vision_model": Architecture(
-        blocks="encoder.layers",
-        sublayers=(
-            Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
-            Sublayer("ffn", "mlp", ("fc1", "fc2")),
-        ),
-    ),
+    "clip_vision_model": _CLIP,
+    # models/siglip/modeling_siglip.py
+    "siglip_vision_model": _CLIP,
     # models/qwen2_5_vl/modeling_qwen2_5_vl.py
     "qwen2_5_vl_vision": Architecture(
         blocks="blocks",
         sublayers=(Sublayer("attention", "attn", ("qkv.q qkv.k qkv.v", "proj")), Sublayer("ffn", "mlp", _GATED)),
         fused=(Fused("attn.qkv", ("q", "k", "v")),),
     ),
+    # models/qwen3_vl/modeling_qwen3_vl.py
+    "qwen3_vl_vision": Architecture(
+        blocks="blocks",
+        sublayers=(
+            Sublayer("attention", "attn", ("qkv.q qkv.k qkv.v", "proj")),
+            Sublayer("ffn", "mlp", ("linear_fc1", "linear_fc2")),
+        ),
+        fused=(Fused("attn.qkv", ("q", "k", "v")),),
+    ),
+    # models/pixtral/modeling_pixtral.py
+    "pixtral": Architecture(
+        blocks="transformer.layers",
+        sublayers=(Sublayer("attention", "attention", _SEPARATE), Sublayer("ffn", "feed_forward", _GATED)),
+    ),
 }
 """Vision towers, by their own `model_type`, with paths from the tower."""
+
+_PROJECTOR = Architecture(
+    "model.multi_modal_projector", (Sublayer("ffn", "", ("linear_1", "linear_2")),), residual=False
+)
 
 _LLAVA = Multimodal(
     "model.language_model",
     vision="model.vision_tower",
-    projector=Architecture(
-        "model.multi_modal_projector", (Sublayer("ffn", "", ("linear_1", "linear_2")),), residual=False
-    ),
+    projector=_PROJECTOR,
     layer="vision_feature_layer",
 )
 
@@ -189,6 +222,24 @@ MULTIMODAL: dict[str, Multimodal] = {
         "model.language_model",
         vision="model.visual",
         projector=Architecture("model.visual.merger", (Sublayer("ffn", "", ("mlp.0", "mlp.2")),), residual=False),
+    ),
+    # models/qwen3_vl/modeling_qwen3_vl.py (features of inner blocks of the tower are added to the stream behind the first blocks of the
+    # decoder; the mergers that make them are left alone)
+    "qwen3_vl": Multimodal(
+        "model.language_model",
+        vision="model.visual",
+        projector=Architecture(
+            "model.visual.merger", (Sublayer("ffn", "", ("linear_fc1", "linear_fc2")),), residual=False
+        ),
+    ),
+    # models/gemma3/modeling_gemma3.py (the projector is one matrix, no linear; images are read in both directions)
+    "gemma3": Multimodal("model.language_model", vision="model.vision_tower"),
+    # models/mistral3/modeling_mistral3.py (patches are merged in front of the projector)
+    "mistral3": Multimodal(
+        "model.language_model",
+        vision="model.vision_tower",
+        projector=replace(_PROJECTOR, untouched=("patch_merger.merging_layer",)),
+        layer="vision_feature_layer",
     ),
 }
 
@@ -250,11 +301,15 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks of a transformers model, with or without a head, in order."""
-    path = architecture_of(model.config).blocks
-    below = path.removeprefix(f"{model.base_model_prefix}.")
-    blocks = model.get_submodule(path if has(model, path) else below)
+    blocks = model.get_submodule(path_of_blocks(model))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
+
+
+def path_of_blocks(model: PreTrainedModel) -> str:
+    """Where the decoder blocks are in a transformers model; without a head the path is shorter than that of the entry."""
+    path = architecture_of(model.config).blocks
+    return path if has(model, path) else path.removeprefix(f"{model.base_model_prefix}.")
 
 
 def stacks_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Stack]:
@@ -287,6 +342,10 @@ def _part(model: PreTrainedModel, part: str) -> tuple[Architecture, PreTrainedCo
         )
     seeing = MULTIMODAL[config.model_type]
     if part == "projector":
+        if seeing.projector is None:
+            raise UsageError(
+                f"the projector of a {config.model_type} has no linears to compress: leave `projector` out of backbone.parts"
+            )
         return seeing.projector, config, [model.get_submodule(seeing.projector.blocks)]
     tower: str = config.vision_config.model_type
     if tower not in VISION:
@@ -304,7 +363,8 @@ def parts_with(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     seeing = MULTIMODAL.get(model.config.model_type)
     if seeing is None:
         return [*DECODER]
-    places = dict(zip(PARTS, (seeing.decoder, seeing.vision, seeing.projector.blocks), strict=True))
+    places = {"decoder": seeing.decoder, "vision": seeing.vision}
+    places |= {} if seeing.projector is None else {"projector": seeing.projector.blocks}
     given = [*names]
     return [
         part for part, place in places.items() if part in DECODER or any(name.startswith(f"{place}.") for name in given)

@@ -4,7 +4,8 @@ So a block is needed once for all tokens, which is what lets its tensors stay in
 statistics exist at a time. What a block needs beside its hidden states (masks, rotary embeddings, positions) comes from the model's own
 forward, run with the blocks' `forward` replaced by recorders; what follows the last block (norm, head) from another such forward, in
 which the last block gives the hidden states that have arrived. This works for every architecture and copies no model code; every
-operation is the one of the plain forward, on the same micro-batch, so the bits are the same. Gradients go the same way back: what follows
+operation is the one of the plain forward, on the same micro-batch, so the bits are the same. What a model adds to the stream between two
+blocks (features of images, in Qwen3-VL) is recorded as well, and added again. Gradients go the same way back: what follows
 the last block is run with autograd on, then block after block again, on the hidden states that were kept in front of it.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
@@ -12,6 +13,7 @@ Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mgaa.additions import Addition
 from mgaa.architectures import DECODER, Stack, stacks_of
 from mgaa.errors import InputError
 from mgaa.hidden import HiddenStates, Place
@@ -55,6 +58,7 @@ class Blockwise:
         self._tuples = self._stack.entry.returns == "tuple"
         self._device: torch.device = model.get_input_embeddings().weight.device
         self._hidden = HiddenStates(len(batches), self._device, place=place, folder=folder, every=every)
+        self._between: list[dict[int, Addition]] = []
         self._arguments = self._record()
 
     def __len__(self) -> int:
@@ -85,14 +89,20 @@ class Blockwise:
                 if watch is not None:
                     watch.leave(hidden)
                 if keep:
-                    self._hidden.put(batch, hidden)
+                    self._hidden.put(batch, self._behind_block(index, batch, hidden))
+
+    def _behind_block(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+        """What the model hands on of the output of block `index`."""
+        added = self._between[batch].get(index)
+        return hidden if added is None else added.to(hidden)
 
     def hidden(self, batch: int) -> Tensor:
         """A micro-batch before the block at hand."""
         return self._hidden.get(batch)
 
     def call(self, index: int, batch: int, hidden: Tensor) -> Tensor:
-        """What block `index` makes of a micro-batch, which stays where it is; the block must be resident (`mgaa.shelf`).
+        """What block `index` makes of a micro-batch, which stays where it is, without what the model adds behind it; the block must be
+        resident (`mgaa.shelf`).
 
         Autograd is on where the caller has it on.
         """
@@ -151,9 +161,10 @@ class Blockwise:
         def forward(index: int, hidden: Tensor, *_: Any, **__: Any) -> Any:
             return self._returned(arrived if index == last else hidden)
 
+        # what is made of images has gone into the hidden states long ago, unless it is added between blocks: so maybe behind the last
+        inputs = self._batches[batch] if self._between[batch] else {IDS: self._batches[batch][IDS]}
         with replaced(self._blocks, forward):
-            # what is made of images has gone into the hidden states long ago
-            return self._model(input_ids=self._batches[batch][IDS].to(self._device), use_cache=False, **options)
+            return self._model(**self._on_device(inputs), use_cache=False, **options)
 
     @torch.no_grad()
     def _record(self) -> list[list[Arguments]]:
@@ -161,29 +172,56 @@ class Blockwise:
         recorded, pool = [], list[Tensor]()
         fresh = not self._hidden.resumed
         for batch, inputs in enumerate(self._batches):
-            calls: list[tuple[Tensor, Arguments]] = []
-
-            def remember(index: int, hidden: Tensor, *positional: Any, calls: Any = calls, **named: Any) -> Any:
-                calls.append((hidden, (positional, named)))
-                if index + 1 == len(self._blocks) and self._stack.part not in DECODER:
-                    raise _Recorded  # what follows would be given what no block has made
-                return self._returned(hidden)
-
-            with replaced(self._blocks, remember), suppress(_Recorded):
-                self._enter(inputs)
+            received, arguments = self._received(inputs, lambda hidden: hidden)
+            self._between.append(self._additions(inputs, received))
             known: dict[int, Tensor] = {}
-            recorded.append([_pooled(arguments, pool, known) for _, arguments in calls])
+            recorded.append([_pooled(each, pool, known) for each in arguments])
             if fresh:
-                self._hidden.put(batch, calls[0][0])
+                self._hidden.put(batch, received[0])
         if fresh:
             self._hidden.settle()
         else:
             self._hidden.resume()
         return recorded
 
+    def _received(self, inputs: Inputs, forward: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Arguments]]:
+        """The hidden states that every block is given, and its other arguments, where `forward` stands in for all blocks."""
+        received: list[Tensor] = []
+        arguments: list[Arguments] = []
+
+        def remember(index: int, hidden: Tensor, *positional: Any, **named: Any) -> Any:
+            received.append(hidden)
+            arguments.append((positional, named))
+            if index + 1 == len(self._blocks) and self._stack.part not in DECODER:
+                raise _Recorded  # what follows would be given what no block has made
+            return self._returned(forward(hidden))
+
+        with replaced(self._blocks, remember), suppress(_Recorded):
+            self._enter(inputs)
+        return received, arguments
+
+    def _additions(self, inputs: Inputs, received: list[Tensor]) -> dict[int, Addition]:
+        """What the model adds behind each block, where the blocks do not receive what the ones before them gave.
+
+        Raises:
+            InputError: what it does between blocks is something else than an addition.
+        """
+        changed = [index for index, (one, two) in enumerate(pairwise(received)) if one is not two]
+        if not changed:
+            return {}
+        alone, _ = self._received(inputs, torch.zeros_like)
+        additions = {index: Addition.of(alone[index + 1]) for index in changed}
+        for index, added in additions.items():
+            if not torch.equal(added.to(received[index]), received[index + 1]):
+                raise InputError(
+                    f"between {self._stack.path(index)} and the next block the model does more than to add to the hidden states, expected "
+                    "that block reads what block wrote: this model cannot go block by block; take another"
+                )
+        return {index: added for index, added in additions.items() if len(added.rows)}
+
     def _enter(self, inputs: Inputs) -> None:
         """Run what comes before the first block."""
-        given = {name: tensor.to(self._device) for name, tensor in inputs.items()}
+        given = self._on_device(inputs)
         try:
             self._model.base_model(**given, use_cache=False)
         except (ValueError, RuntimeError, IndexError) as error:
@@ -195,6 +233,9 @@ class Blockwise:
                 "tokens as its vision tower gives features; the processor's patch size, image size or "
                 "vision_feature_select_strategy belong to another model"
             ) from error
+
+    def _on_device(self, inputs: Inputs) -> dict[str, Tensor]:
+        return {name: tensor.to(self._device) for name, tensor in inputs.items()}
 
     def _returned(self, hidden: Tensor) -> Any:
         return (hidden, None) if self._tuples else hidden

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from mgaa.errors import InputError, MgaaError, ResourceError
+from mgaa.masking import masked
 
 LONGEST = 400
 """Characters of a cause; some messages of transformers list every model that it has."""
@@ -55,11 +56,6 @@ def through(url: str) -> str:
     if proxy is None or proxy_bypass(parts.hostname or ""):
         return ""
     return f" through the proxy {masked(proxy)} (see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
-
-
-def masked(uri: str) -> str:
-    """A URI without the password that may be in it."""
-    return re.sub(r"//[^\s/]*@", "//***@", uri)
 
 
 def cause(error: BaseException) -> str:

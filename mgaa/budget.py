@@ -66,7 +66,7 @@ class Ladder:
 
     Attributes:
         matrix: the matrix.
-        spectrum: its energies, falling, float64.
+        spectrum: its energies, falling, float64; empty where nothing is known of its inputs, and dense is the only rung.
         ranks: ranks in rising order, then `None` for dense.
         costs: parameters of each rung.
         energies: kept share of the energy of each rung, in [0, 1]; 1 for dense.
@@ -86,9 +86,19 @@ class Ladder:
         costs = [rank * each + added for rank in ranks]
         return Ladder(matrix, spectrum, (*ranks, None), (*costs, matrix.parameters), ()).weighed(1.0)
 
+    @staticmethod
+    def unmeasured(matrix: Matrix) -> "Ladder":
+        """That of a matrix whose inputs no token has reached: dense."""
+        return Ladder(matrix, torch.empty(0, dtype=torch.float64), (None,), (matrix.parameters,), (1.0,))
+
+    @property
+    def measured(self) -> bool:
+        """Whether anything is known of the inputs of the matrix."""
+        return len(self.spectrum) > 0
+
     def weighed(self, power: float) -> "Ladder":
         """The same ladder with `energies` from `spectrum ** power`."""
-        kept = kept_energy(self.spectrum, power).tolist()
+        kept = kept_energy(self.spectrum, power).tolist() if self.measured else []
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
 
@@ -205,8 +215,21 @@ def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
     return int((1 - compression) * sum(matrix.parameters for matrix in matrices) + 1e-3)
 
 
-def check_reachable(total: int, floor: int, compression: float) -> None:
+def unmeasured(ladders: Sequence[Ladder]) -> str:
+    """What is said of the matrices that no token has reached, where a compression is out of reach; nothing where there are none."""
+    count = sum(not ladder.measured for ladder in ladders)
+    return (
+        f"; {count} matrices stay dense, because no calibration token reached their experts (statistics.unreached): calibrate on more text"
+        if count
+        else ""
+    )
+
+
+def check_reachable(total: int, floor: int, compression: float, because: str = "") -> None:
     """Refuse a compression that leaves fewer of `total` linear parameters than the `floor` of the lowest ranks and widths.
+
+    Args:
+        because: what is added to the message.
 
     Raises:
         UsageError: naming the largest compression that can be reached.
@@ -214,7 +237,7 @@ def check_reachable(total: int, floor: int, compression: float) -> None:
     if floor > int((1 - compression) * total + 1e-3):
         raise UsageError(
             f"compression {compression} is out of reach: at the lowest ranks {floor:,} of {total:,} linear parameters remain; "
-            f"the largest reachable compression is {int(1e4 * (1 - floor / total)) / 1e4:.4f} ({FURTHER})"
+            f"the largest reachable compression is {int(1e4 * (1 - floor / total)) / 1e4:.4f} ({FURTHER}){because}"
         )
 
 

@@ -7,25 +7,34 @@ the tokenizer was last called. The format is described in format.py; `load` read
 import copy
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.architectures import has_entry
+from mgaa.architectures import has_entry, stacks_of
+from mgaa.companions import carry
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.folder import CONFIG, NOTICE
 from mgaa.format import describe, is_described
-from mgaa.fused import fuse_
+from mgaa.fused import fuse_, fusing
+from mgaa.given import accepting, path, to_write, unwrapped
+from mgaa.given import processor as processor_of
 from mgaa.loading import load
 from mgaa.lowrank import Dense, Factors, LowRankLinear, non_finite
+from mgaa.output import replacing
 from mgaa.processors import Processor, tokenizer_of
+from mgaa.saving import check_finite_state, check_loads
 from mgaa.shards import save_model, save_settings, saving, write_blockwise
+from mgaa.shelf import folders_of, is_absent, is_shelved
+from mgaa.tying import state_tying
+from mgaa.values import size
 from mgaa.widths import prune_
 
 __all__ = [
@@ -40,6 +49,7 @@ __all__ = [
 ]
 
 
+@accepting(model=unwrapped)
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     """Replace linears by low-rank ones in place, by dotted name; factors take the dtype and the device of their linear.
 
@@ -50,6 +60,7 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
         NumericalError: a factor is not finite in the dtype of its linear.
     """
     modules = dict(model.named_modules())
+    check_present(model, factors)
     layers = {name: _replacement(name, modules.get(name), pair) for name, pair in factors.items()}
     for name, layer in layers.items():
         model.set_submodule(name, layer)
@@ -62,6 +73,7 @@ def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
     Raises:
         NumericalError: an entry is not finite in the dtype of its linear.
     """
+    check_present(model, layers)
     for name, given in layers.items():
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
@@ -97,6 +109,7 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
+@accepting(model=to_write, processor=processor_of, folder=path)
 def save(
     model: PreTrainedModel,
     processor: Processor,
@@ -106,21 +119,54 @@ def save(
 ) -> None:
     """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
-    Weights that the folder already holds under the same names are replaced; other files stay. A model that was taken apart
-    (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it.
+    A folder that was saved before is replaced as a whole, in one step, when all of the new one is written (`mgaa.output`). A model that
+    was taken apart (`mgaa.fused`) and is not compressed is put together again, in place, so that any program reads it. A model whose
+    blocks stay in their files is written block by block. Vocabularies, licences and notices travel from the folders that model and
+    tokenizer came from (`mgaa.companions`).
 
     Raises:
-        ResourceError: the folder cannot be written.
+        UsageError: what would be written would not load (`mgaa.saving`), is no such model (`mgaa.given`), or was quantised in memory; the
+            folder holds files that this package did not write or that changed since, or it is one that a streamed model reads. Nothing is
+            written.
+        NumericalError: a tensor is not finite; nothing is written.
+        ResourceError: the folder cannot be written; what it held is as it was.
     """
+    folder, max_shard_size = Path(folder), size("max_shard_size", max_shard_size)
+    if is_shelved(model):
+        check_loads(model, processor, folder)
+        describe(model)
+        change = _keep if is_described(model) else fusing(model)
+        save_blockwise(model, processor, folder, change=change, max_shard_size=max_shard_size)
+        return
+    check_saved(model, processor, folder)
+    with _written(folder), replacing(folder) as draft:
+        _fill(model, processor, draft, max_shard_size)
+
+
+def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
+    """Refuse what would not load again, before anything is written.
+
+    Raises:
+        UsageError, NumericalError: as `save`.
+    """
+    _refuse_quantised(model)
+    check_loads(model, processor, folder)
+    check_finite_state(model, folder)
+
+
+def fill(model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
+    """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
+    check_saved(model, processor, folder)
+    _fill(model, processor, folder, max_shard_size)
+
+
+def _fill(model: PreTrainedModel, processor: Processor, folder: Path, max_shard_size: int | str) -> None:
     describe(model)
+    state_tying(model)
     if not is_described(model) and has_entry(model.config):
         fuse_(model)
-    folder = Path(folder)
-    with _writing(folder):
-        for stale in folder.glob("model*.safetensors*"):
-            stale.unlink()
-        save_model(model, folder, max_shard_size=max_shard_size)
-        _complete(model, processor, folder)
+    save_model(model, folder, max_shard_size=max_shard_size)
+    _complete(model, processor, folder)
 
 
 def check_savable(model: PreTrainedModel, processor: Processor | None = None) -> None:
@@ -131,7 +177,7 @@ def check_savable(model: PreTrainedModel, processor: Processor | None = None) ->
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with _writing(folder):
+        with _written(folder):
             save_settings(model, folder)
             if processor is not None:
                 _save_processor(processor, folder)
@@ -145,32 +191,69 @@ def save_blockwise(
     change: Callable[[int], None],
     shell: PreTrainedModel | None = None,
     max_shard_size: int = 5 * 10**9,
+    key: str | None = None,
 ) -> None:
-    """`save` for a model whose blocks stay in their files (`mgaa.shelf`): one block after the other, into a folder of its own.
+    """`save` for a model whose blocks stay in their files (`mgaa.shelf`): one block after the other.
 
     Args:
         change: puts a block into its final form, in place (`mgaa.shards`): factors and channels (`apply_factors`, `apply_channels`).
         shell: the model whose class and config the folder is to have; by default the model itself.
         max_shard_size: bytes of weights up to which they are one file.
+        key: names what is written; the blocks of a call that failed or was killed are taken up by the next one with the same key.
 
     Raises:
-        ResourceError: the folder cannot be written. What is written is taken up by the next call.
+        UsageError: what would be written would not load (`mgaa.saving`): found before the first block, or behind the last; or as `save`.
+        NumericalError: a tensor is not finite.
+        ResourceError: as `save`.
     """
-    folder, written = Path(folder), model if shell is None else shell
+    folder = Path(folder)
+    check_loads(model if shell is None else shell, processor, folder)
+    with _written(folder), replacing(folder, reads=folders_of(model), key=key) as draft:
+        fill_blockwise(model, processor, draft, change=change, shell=shell, max_shard_size=max_shard_size)
+
+
+def fill_blockwise(
+    model: PreTrainedModel,
+    processor: Processor,
+    folder: Path,
+    *,
+    change: Callable[[int], None],
+    shell: PreTrainedModel | None = None,
+    max_shard_size: int = 5 * 10**9,
+) -> None:
+    """`save_blockwise` into a folder that is the caller's alone and needs no mark; what a killed call left there is taken up."""
+    written = model if shell is None else shell
+
+    def changed(index: int) -> None:
+        change(index)
+        stack = stacks_of(model)[0]
+        check_finite_state(stack.blocks[index], folder, f"{stack.path(index)}.")
 
     def described() -> PreTrainedModel:
+        check_loads(written, processor, folder, weights=model)
         describe(written)
         return written
 
-    with _writing(folder):
-        write_blockwise(model, folder, change=change, shell=described, max_shard_size=max_shard_size)
-        _complete(written, processor, folder)
+    write_blockwise(model, folder, change=changed, shell=described, max_shard_size=max_shard_size)
+    _complete(written, processor, folder)
+
+
+def check_present(model: nn.Module, names: Iterable[str]) -> None:
+    """Refuse to put anything into blocks that stay in their files.
+
+    Raises:
+        UsageError: as said.
+    """
+    for name in names:
+        if is_absent(model, name):
+            raise UsageError(
+                f"{name} is in a block that stays in its file, where nothing can be put into it: load the model without stream"
+            )
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def _written(folder: str | Path) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, SafetensorError) as error:
         raise ResourceError(
@@ -178,9 +261,25 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from error
 
 
+def _keep(index: int) -> None:
+    """Leave a block as it is."""
+
+
+def _refuse_quantised(model: PreTrainedModel) -> None:
+    for name, tensor in model.state_dict().items():
+        plain = type(tensor) in (Tensor, nn.Parameter)
+        if not plain or (tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool):
+            kind = tensor.dtype if plain else type(tensor).__name__
+            raise UsageError(
+                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our files "
+                "have no form for; save it before, and quantise it each time it is loaded"
+            )
+
+
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
     """What belongs into a folder beside weights and config."""
     _save_processor(processor, folder)
+    carry(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
     if is_described(model):
         _edit(folder / CONFIG, transformers_weights=NOTICE)
 

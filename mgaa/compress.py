@@ -14,10 +14,12 @@ from transformers import PreTrainedModel
 from mgaa.architectures import DECODER, matrices_of
 from mgaa.arguments import LORAP, LOSS, RATIOS, Method, Methods, methods_of, target_of
 from mgaa.budget import Matrix, parameter_budget
+from mgaa.causality import check_decoder
 from mgaa.checkpoint import check_savable, twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import UsageError
 from mgaa.fused import unfuse_
+from mgaa.given import accepting, check_differentiable, to_change
 from mgaa.levels import (
     Target,
     adds_biases,
@@ -27,23 +29,35 @@ from mgaa.levels import (
     ratios_of,
     rehearse,
 )
+from mgaa.ordinary import ordinary
+from mgaa.perplexity import evaluating
 from mgaa.prompts import Prompts
 from mgaa.ranks import Rank
 from mgaa.refinement import check_tunable
 from mgaa.report import Report, report
+from mgaa.rows import Tokens, check_fit, sequences
 from mgaa.sequential import CompressedBlock, compress_block, put_
-from mgaa.shelf import is_shelved
+from mgaa.skeleton import outline
 from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines
+from mgaa.values import fraction, fractions, method, method_or_none, names, number, whole
 
 __all__ = ["LORAP", "LOSS", "RATIOS", "Method", "compress_", "sweep"]
+
+_READERS = {
+    **{"model": to_change, "tokens": sequences, "parts": names, "ratios": method_or_none},
+    **dict.fromkeys(("factors", "ranks", "channels", "anchor", "refinement"), method),
+    **{"groups": whole, "batch_size": whole, "expert_tokens": number},
+}
+"""Of the arguments that both functions have (`mgaa.given`)."""
 
 Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 """Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
 
 
+@accepting(**_READERS, compression=fraction)
 def compress_(
     model: PreTrainedModel,
-    tokens: Prompts | Int[Tensor, "s t"],
+    tokens: Tokens,
     *,
     compression: float = 0.2,
     factors: Method = "afm",
@@ -56,14 +70,16 @@ def compress_(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Report:
     """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
 
     Args:
         model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
-            matrices by one linear for each (`mgaa.fused`).
-        tokens: calibration token ids, (sequences, length), without padding; or prompts with images (`mgaa.encode`).
+            matrices by one linear for each (`mgaa.fused`). It is measured in eval mode, and keeps the mode it came in.
+        tokens: calibration token ids in any form of `mgaa.rows`: (sequences, length), lists of any lengths, a tokenizer's output, whose
+            padding is taken off; or prompts with images (`mgaa.encode`).
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
             `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
@@ -78,6 +94,8 @@ def compress_(
         groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
+        unreached: what becomes of experts that no calibration token reaches: `stop` is an error, with `dense` their matrices stay as they
+            are, and the others make up for it.
         parts: what of the model is compressed: the decoder, and of a model that sees also `vision` and `projector`, whose parameters then
             count as well.
 
@@ -89,22 +107,25 @@ def compress_(
         InputError: the model, the tokens or an allocation file cannot be used.
         NumericalError: a weight, an activation or a factor is not finite.
     """
+    assert isinstance(tokens, Prompts | Tensor)  # as `sequences` reads them
     if inputs not in ("dense", "compressed"):
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     target = target_of(compression, ranks, channels, model)
-    measuring = Measuring(groups, batch_size, expert_tokens)
+    measuring = Measuring(groups, batch_size, expert_tokens, unreached)
     matrices = _checked(model, tokens, [target], measuring, methods, inputs, parts)
-    if inputs == "compressed":
-        given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
-    else:
-        given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
+    with evaluating(model):
+        if inputs == "compressed":
+            given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
+        else:
+            given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
     return report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
 
 
+@accepting(**_READERS, compressions=fractions)
 def sweep(
     model: PreTrainedModel,
-    tokens: Prompts | Int[Tensor, "s t"],
+    tokens: Tokens,
     compressions: Sequence[float],
     *,
     factors: Method = "afm",
@@ -116,6 +137,7 @@ def sweep(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
     """Several compressions of one model on dense inputs, by one calibration and one decomposition; each is what `compress_` gives.
@@ -124,7 +146,7 @@ def sweep(
         model: as in `compress_`; it stays dense (layers that hold several matrices are taken apart).
         tokens: as in `compress_`.
         compressions: the fractions to remove.
-        factors, ratios, ranks, channels, anchor, refinement, groups, batch_size, expert_tokens, parts: as in `compress_`.
+        factors, ratios, ranks, channels, anchor, refinement, groups, batch_size, expert_tokens, unreached, parts: as in `compress_`.
 
     Returns:
         For each compression in order: a compressed model that shares every other tensor with `model`, and what was done. Each is made
@@ -133,22 +155,25 @@ def sweep(
     Raises:
         UsageError, InputError, NumericalError: as `compress_`; all but the range of factors is found in the call itself.
     """
+    assert isinstance(tokens, Prompts | Tensor)
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     targets = [target_of(compression, ranks, channels, model) for compression in compressions]
-    measuring = Measuring(groups, batch_size, expert_tokens)
+    measuring = Measuring(groups, batch_size, expert_tokens, unreached)
     matrices = _checked(model, tokens, targets, measuring, methods, parts=parts)
     if not targets:
         return iter(())
-    measured = decomposed(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
+    with evaluating(model):
+        measured = decomposed(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
 
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
-        given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
         twin = twin_of(model)
-        if methods.anchoring is None:
-            measured.put_(twin, outcome)
-        else:
-            how = (measuring, methods.factors, methods.anchoring, methods.refinement)
-            measured.anchor_(twin, outcome, model, tokens, *how)
+        with ordinary(model), evaluating(model), evaluating(twin):
+            given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
+            if methods.anchoring is None:
+                measured.put_(twin, outcome)
+            else:
+                how = (measuring, methods.factors, methods.anchoring, methods.refinement)
+                measured.anchor_(twin, outcome, model, tokens, *how)
         budget = parameter_budget(matrices, target.compression)
         return twin, report(outcome, given, measured.cosines, budget, target.latency)
 
@@ -224,15 +249,18 @@ def _checked(
     check_anchored(methods.anchoring is not None, inputs=inputs, pruned=pruned, parts=parts)
     if methods.refinement is not None:
         check_tunable(model.dtype)
-    if is_shelved(model):
-        raise UsageError(
-            "the blocks of the model stay in their files, where nothing can be put into them: load it without stream, or compress it by "
-            "python -m flows.compress, which goes block by block"
-        )
+    if methods.gradients or methods.refinement is not None:
+        check_differentiable(model)
     check_savable(model)
-    matrices = matrices_of(unfuse_(model, parts), parts)
+    matrices = matrices_of(
+        unfuse_(outline(model), parts), parts
+    )  # the model stays as it is until nothing more can be refused
     for target in targets:
         parameter_budget(matrices, target.compression)
         rehearse(matrices, target, inputs=inputs, **methods.levels)
     check_groups(methods.factors, measuring.groups, len(tokens))
+    check_fit(tokens, model)
+    with evaluating(model):
+        check_decoder(model)
+    unfuse_(model, parts)
     return matrices

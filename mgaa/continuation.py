@@ -10,9 +10,13 @@ from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokeniz
 
 from mgaa.answering import FiniteLogits, before_end, end_marks, greedy
 from mgaa.errors import InputError
+from mgaa.given import accepting, processor, to_run
 from mgaa.perplexity import evaluating
+from mgaa.rows import lists
+from mgaa.values import whole
 
 
+@accepting(model=to_run, tokenizer=processor, prompts=lists, max_new_tokens=whole)
 @torch.inference_mode()
 def continuations(
     model: PreTrainedModel,

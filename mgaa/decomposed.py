@@ -116,7 +116,7 @@ def decomposed(
         blocks = enumerate(stream_statistics(model, tokens, **asdict(measuring), parts=parts))
     for index, block in blocks:
         weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
-        inside = {m.local: m.name for m in low if m.block == index}
+        inside = {m.local: m.name for m in low if m.block == index and m.local in block.shared}
         give_back()
         here = spectra({local: weights[local] for local in inside}, block, name, **options)
         found |= {inside[local]: spectrum for local, spectrum in here.items()}

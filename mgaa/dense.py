@@ -20,10 +20,15 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from mgaa.architectures import DECODER, architecture_of, decoder_blocks, has_entry, is_multimodal
 from mgaa.checkpoint import save_blockwise
 from mgaa.errors import UsageError
+from mgaa.folder import backbone_files
 from mgaa.format import describe
-from mgaa.fused import fuse_block_, fuse_parts_, fused_name, fused_parts
+from mgaa.fused import fuse_block_, fuse_parts_, fused_bias, fused_parts
+from mgaa.given import accepting, path, to_densify
 from mgaa.loading import load
 from mgaa.lowrank import low_rank_layers
+from mgaa.output import settled
+from mgaa.ownership import check_apart, check_folder, content_key
+from mgaa.tying import state_tying
 from mgaa.widths import widen_block_, widest
 
 # Same blocks, same names, same arithmetic as Llama unless a sliding window is set; compare modeling_mistral.py and
@@ -33,6 +38,7 @@ LIKE_LLAMA = ("mistral", "qwen2")
 BIAS_FLAGS = ("attention_bias", "mlp_bias", "bias", "use_bias")
 
 
+@accepting(model=to_densify)
 def densify(model: PreTrainedModel) -> PreTrainedModel:
     """Fold every low-rank layer into an `nn.Linear` and return a model whose `save_pretrained` loads without mgaa.
 
@@ -40,8 +46,10 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     room for the added biases, the returned model is a `LlamaForCausalLM` that owns them.
 
     Raises:
-        UsageError: no class of transformers that is known here can hold the biases; the model is left as it was.
+        UsageError: no class of transformers that is known here can hold the biases, or the model is streamed (`densify_folder`), or is none
+            (`mgaa.given`); the model is left as it was.
     """
+    state_tying(model)
     wide = widest(model)
     shell = _shell(model, wide)
     expected = set(shell.state_dict())
@@ -65,14 +73,17 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     return _moved(model, shell)
 
 
+@accepting(source=path, target=path)
 def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
     """The same for a checkpoint that need not fit into memory: from folder to folder, one block after the other.
 
     Raises:
-        UsageError: as `densify`.
+        UsageError: as `densify`; or the target holds files that this package did not write, or is, holds or lies in the source.
         InputError, NumericalError: the source cannot be read (`mgaa.load`).
-        ResourceError: the target cannot be written. What is written is taken up by the next call.
+        ResourceError: the target cannot be written. What is written is taken up by the next call for the same source.
     """
+    check_apart(Path(target), Path(source), "the source")
+    check_folder(settled(target))
     model, tokenizer = load(source, device="cpu", stream=True)
     wide = widest(model)
     shell = _shell(model, wide)
@@ -92,7 +103,8 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
         _around_(model, shell)
     model.__dict__.pop("_weight_conversions", None)
     shell.generation_config = model.generation_config
-    save_blockwise(model, tokenizer, target, change=change, shell=shell, max_shard_size=max_shard_size)
+    key = content_key(backbone_files(source))
+    save_blockwise(model, tokenizer, target, change=change, shell=shell, max_shard_size=max_shard_size, key=key)
 
 
 def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide: int | None) -> None:
@@ -120,7 +132,7 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
     linears = {
         name.removesuffix(".B.bias").removesuffix(".bias") for name in model.state_dict() if name.endswith(".bias")
     }
-    biases = {f"{fused_name(model, name)}.bias" for name in linears}
+    biases = {fused_bias(model, name) for name in linears}
     for kind, config in _candidates(model, wide):
         with torch.device("meta"):
             shell = kind(config)
@@ -129,8 +141,9 @@ def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
             return shell
     window = getattr(model.config.get_text_config(), "sliding_window", None)
     remedy = f", or set model.config.sliding_window = None if no context exceeds its {window} tokens" if window else ""
+    first = missing[0].removesuffix(".bias").removesuffix("_bias")
     raise UsageError(
-        f"{type(model).__name__} has no bias for {missing[0].removesuffix('.bias')} ({len(missing)} such), so a plain "
+        f"{type(model).__name__} has no bias for {first} ({len(missing)} such), so a plain "
         "checkpoint cannot hold this model: compress with factors.method=whitened, which adds no bias, or keep "
         f"the low-rank checkpoint{remedy}"
     )
@@ -147,7 +160,7 @@ def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type
     if text.model_type in LIKE_LLAMA and getattr(text, "sliding_window", None) is None:
         fields = {field.name for field in dataclasses.fields(LlamaConfig)}
         twin = LlamaConfig(**{key: value for key, value in text.to_dict().items() if key in fields})
-        twin._attn_implementation = text._attn_implementation
+        twin._attn_implementation, twin.name_or_path = text._attn_implementation, config.name_or_path
         if is_multimodal(config):
             config.text_config = twin
             config.__dict__.pop("quantization_config", None)

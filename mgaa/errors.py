@@ -2,13 +2,19 @@
 
 Every error of the project carries one message that names the value, the expectation and the remedy. The class says who acts, and
 `exit_code` is what a command returns for it, so that a scheduler can tell a typing mistake from a full disk without reading text.
+A message goes to terminals, logs, MLflow and Prefect, so it holds no secret from the moment on in which it is made.
 """
+
+from mgaa.masking import masked
 
 
 class MgaaError(Exception):
     """Any failure that the project itself detects and explains."""
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(masked(str(message)))
 
 
 class UsageError(MgaaError):

@@ -19,6 +19,7 @@ from mgaa.anatomy import Group
 from mgaa.architectures import Stack
 from mgaa.errors import InputError, NumericalError
 from mgaa.moments import add_gram_
+from mgaa.moments import unreached as unreached_message
 from mgaa.routing import Rows
 
 Gradients = dict[str, Float[Tensor, "m m"]]
@@ -58,20 +59,25 @@ class Feedback:
     def leave(self, _: Tensor) -> None:
         """It has left the block; its gradients come back now."""
 
-    def finish(self, tokens: int) -> Gradients:
+    def finish(self, tokens: int, unreached: str = "stop") -> Gradients:
         """The moments over so many tokens.
+
+        Args:
+            unreached: as in `mgaa.streaming.Measuring`; linears of experts that stay dense have no moment.
 
         Raises:
             InputError: no token has reached an expert.
         """
-        return {linear: self._moment(linear, tokens) for group in self._groups for linear in group.linears}
+        return {
+            linear: self._moment(linear, tokens)
+            for group in self._groups
+            for linear in group.linears
+            if linear in self._sums or group.expert is None or unreached == "stop"
+        }
 
     def _moment(self, linear: str, tokens: int) -> Float[Tensor, "m m"]:
         if linear not in self._sums:
-            raise InputError(
-                f"{self._path}.{linear} received none of the calibration tokens, expected at least one: the router never chose this "
-                "expert; calibrate on more or other text (data.calibration.samples)"
-            )
+            raise InputError(unreached_message(f"{self._path}.{linear}"))
         moment = self._sums.pop(linear).triu_()
         moment += moment.triu(1).T
         return moment.div_(tokens)

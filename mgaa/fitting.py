@@ -100,11 +100,13 @@ class Meter:
         inputs: that arrive.
         missing: `None` for an expert, whose inputs are those of the dense model.
         writing: the weight of the only linear, and the scale of its branch, where it writes to the residual stream.
+        unreached: as in `mgaa.streaming.Measuring`.
     """
 
     inputs: Accumulator
     missing: MissingSums | None
     writing: tuple[Tensor, float] | None
+    unreached: str = "stop"
 
     @staticmethod
     def of(
@@ -121,7 +123,7 @@ class Meter:
         inputs = Accumulator(f"{path}.{group.linears[0]}", measuring.groups, Share(sequences), minimum=minimum)
         weight: Tensor = block.get_parameter(f"{group.linears[0]}.weight").detach()
         writing = None if scale is None else (weight.to(torch.promote_types(weight.dtype, torch.float32)), scale)
-        return Meter(inputs, None if group.expert is not None else MissingSums(), writing)
+        return Meter(inputs, None if group.expert is not None else MissingSums(), writing, measuring.unreached)
 
     def update(self, first: int, group: Group, dense: Seen, arrived: Seen) -> None:
         """Add a micro-batch, whose first sequence is number `first`."""
@@ -138,9 +140,18 @@ class Meter:
                 lacks = torch.addmm(streams, lacks.to(weight.dtype), weight.T, beta=1 / scale)
             self.missing.update(lacks, x)
 
-    def finish(self) -> tuple[InputStatistics, Missing | None]:
-        """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream."""
-        return self.inputs.finish(), None if self.missing is None else self.missing.finish()
+    def finish(self) -> tuple[InputStatistics, Missing | None] | None:
+        """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream.
+
+        `None` for an expert that no token has reached and that is to stay dense.
+
+        Raises:
+            InputError: an expert that no token has reached.
+        """
+        if self.missing is not None:
+            return self.inputs.finish(), self.missing.finish()
+        found = self.inputs.measured() if self.unreached == "dense" else self.inputs.finish()
+        return None if found is None else (found, None)
 
 
 def fitted(
@@ -152,14 +163,15 @@ def fitted(
     """What the matrices of one stage become; the twin, where they are dense, stays as it is.
 
     Args:
-        measured: by linear: what arrives at it, and what its outputs lack.
+        measured: by linear: what arrives at it, and what its outputs lack; what no token has reached is not there and stays as it is.
 
     Raises:
         NumericalError: what is fitted is not finite.
     """
     (name, options), damping, found = wanted.factors, anchoring.damping, AnchoredBlock()
     adds, given = adds_biases(wanted.factors), dict[str, tuple[Tensor, Tensor | None]]()
-    for matrix in wanted.matrices:
+    matrices = [matrix for matrix in wanted.matrices if matrix.local in measured]
+    for matrix in matrices:
         linear = twin.get_submodule(matrix.name)
         assert isinstance(linear, nn.Linear)
         bias = None if linear.bias is None else linear.bias.detach().double()
@@ -169,12 +181,12 @@ def fitted(
             linear.weight.detach(), missing, arrived, damping=damping, centred=centred, name=matrix.name
         )
         given[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
-    low = [matrix for matrix in wanted.matrices if wanted.ranks[matrix.name] is not None]
+    low = [matrix for matrix in matrices if wanted.ranks[matrix.name] is not None]
     statistics = BlockStatistics(
         {}, {}, {x: measured[x][0] for x in given}, {x: x for x in given}, gradients=dict(wanted.gradients)
     )
     bases = spectra({matrix.local: given[matrix.local][0] for matrix in low}, statistics, name, **options)
-    for matrix in wanted.matrices:
+    for matrix in matrices:
         weight, shift = given[matrix.local]
         if (rank := wanted.ranks[matrix.name]) is not None:
             basis = bases.pop(matrix.local)

@@ -17,6 +17,7 @@ from huggingface_hub import constants, snapshot_download
 from safetensors import safe_open
 
 from mgaa.boundary import one_error, through
+from mgaa.companions import TEXTS, VOCABULARY_FILES, texts_of
 from mgaa.errors import InputError, UsageError
 
 METHOD = "mgaa"
@@ -35,6 +36,11 @@ PROCESSOR_FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
 )
+DEQUANTISED = (
+    "; transformers makes one by AutoModelForCausalLM.from_pretrained(..., dtype='bfloat16', "
+    "quantization_config=Mxfp4Config(dequantize=True)), and mgaa.save writes it"
+)
+"""How the weights of gpt_oss, which are published quantised, become such as can be compressed."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -66,20 +72,20 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
 
 
 def backbone_files(source: str | Path, revision: str | None = None) -> list[Path]:
-    """The files that make a checkpoint what it is, sorted: config, tokenizer and weights; examined, so complete."""
+    """The files that make a checkpoint what it is, sorted: config, tokenizer, weights and texts; examined, so complete."""
     folder = locate(source, revision)
     examine(folder)
     small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES]
     present = [folder / name for name in small if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
         present = [path for path in present if path.name != INDEX]
-    return sorted({*present, *weight_files(folder)})
+    return sorted({*present, *texts_of(folder), *weight_files(folder)})
 
 
 def examine(folder: Path) -> None:
     """Raise InputError, with the remedy, at the first thing that forbids to load a folder."""
     examine_config(folder)
-    _examine_tokenizer(folder)
+    examine_tokenizer(folder)
     for path in weight_files(folder):
         _examine_header(path)
 
@@ -102,7 +108,10 @@ def examine_config(folder: Path) -> None:
     quantization = config.get("quantization_config") or {"quant_method": METHOD}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     if method != METHOD:
-        raise InputError(f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards")
+        way = DEQUANTISED if method == "mxfp4" else ""
+        raise InputError(
+            f"{folder} is quantised ({method}): start from the unquantised model, quantise afterwards{way}"
+        )
     if config.get("transformers_weights", NOTICE) != NOTICE:
         raise InputError(
             f"{folder / CONFIG} keeps its weights in {config['transformers_weights']}: rename them to {WEIGHTS} "
@@ -114,7 +123,8 @@ def examine_config(folder: Path) -> None:
         raise InputError(f"{folder} holds an adapter: merge it into the model first (peft: merge_and_unload)")
 
 
-def _examine_tokenizer(folder: Path) -> None:
+def examine_tokenizer(folder: Path) -> None:
+    """Raise InputError, with the remedy, for a folder without a tokenizer, or with one that asks for code of its own."""
     if not any((folder / name).is_file() for name in VOCABULARIES):
         raise InputError(f"{folder} has no tokenizer ({', '.join(VOCABULARIES)}): copy the model's own there")
     for name in ("tokenizer.json", "tokenizer_config.json", *PROCESSOR_FILES):
@@ -186,9 +196,10 @@ def _may_be_hub_id(source: str | Path) -> bool:
 
 def _fetch(name: str, revision: str) -> Path:
     """Small files first, so that a model that will be refused costs no gigabytes."""
-    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES])
+    texts = (*VOCABULARY_FILES, *(f"*{suffix}" for suffix in TEXTS), "LICEN*", "NOTICE*", "COPYING*")
+    folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES, *texts])
     examine_config(folder)
-    _examine_tokenizer(folder)
+    examine_tokenizer(folder)
     return _snapshot(name, revision, list(_wanted(folder)))
 
 

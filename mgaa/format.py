@@ -28,11 +28,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    AutoHfQuantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mgaa.errors import InputError
+from mgaa.errors import InputError, UsageError
 from mgaa.folder import METHOD, NOTICE
 
 if TYPE_CHECKING:
@@ -174,6 +178,27 @@ def _layer(name: str, shape: Mapping[str, int | bool], linear: nn.Linear) -> "Lo
     weight = linear.weight
     return LowRankLinear(n, m, rank, bias=bool(shape.get("bias")), device=weight.device, dtype=weight.dtype)
 
+
+def _refuse_second(plain: Any) -> Any:
+    """transformers' union of the method of a model with that of the call, which for one of ours says what to do instead."""
+
+    def merge(cls: type, own: Any, given: Any) -> Any:
+        method = own.get("quant_method") if isinstance(own, Mapping) else getattr(own, "quant_method", None)
+        if method == METHOD and given is not None and not isinstance(given, LowRankConfig):
+            raise UsageError(
+                f"quantization_config is a {type(given).__name__}, but the model is compressed by mgaa, and transformers takes one "
+                "method while it loads: load it without, and quantise it in memory (torchao's quantize_, optimum.quanto's quantize), or "
+                "fold it by mgaa.densify_folder and quantise that"
+            )
+        return plain(cls, own, given)
+
+    merge.knows_mgaa = True  # type: ignore[attr-defined]
+    return classmethod(merge)
+
+
+_merge = AutoHfQuantizer.merge_quantization_configs.__func__
+if not hasattr(_merge, "knows_mgaa"):
+    AutoHfQuantizer.merge_quantization_configs = _refuse_second(_merge)
 
 # Assigned rather than registered through the decorators, which refuse the second import of a reloaded module.
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = LowRankConfig

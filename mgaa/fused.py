@@ -5,14 +5,14 @@ weight must be told apart before anything is measured. `unfuse_` puts modules of
 same; from then on a matrix is a linear, for statistics, factors and files alike. `fuse_` gives the model its own modules back. Where
 the rows lie is said in `mgaa.architectures`; transposed weights (Conv1D) become linears, too. One layer is copied at a time.
 
-Legend: m outputs (m_g of a group of heads), n inputs, g groups, E experts of width I, h hidden size, t tokens, k experts of a token.
+Legend: m outputs (m_g of a group of heads), n inputs, g groups.
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from mgaa.anatomy import Architecture, Fused, has
 from mgaa.architectures import DECODER, parts_with, stacks_of
 from mgaa.errors import InputError, UsageError
+from mgaa.experts import Expert, Experts, filled_linear, stacked, unstacked
 from mgaa.lowrank import MARK_SHAPE, low_rank_layers
 
 
@@ -48,34 +49,6 @@ class FusedLinear(nn.Module):
         return torch.cat(outputs, dim=-1).flatten(-2)
 
 
-class Expert(nn.Module):
-    """One gated FFN: `down(act(gate x) * up x)`."""
-
-    def __init__(self, gate_proj: nn.Module, up_proj: nn.Module, down_proj: nn.Module, *, act_fn: nn.Module) -> None:
-        super().__init__()
-        self.gate_proj, self.up_proj, self.down_proj, self.act_fn = gate_proj, up_proj, down_proj, act_fn
-
-    def forward(self, x: Float[Tensor, "t h"]) -> Float[Tensor, "t h"]:
-        """The output of the expert."""
-        y: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return y
-
-
-class Experts(nn.ModuleList):
-    """The experts of a mixture, with the call of the stacked module of transformers that they replace."""
-
-    def forward(
-        self, hidden_states: Float[Tensor, "t h"], top_k_index: Int[Tensor, "t k"], top_k_weights: Float[Tensor, "t k"]
-    ) -> Float[Tensor, "t h"]:
-        """The weighted sum of what each token's experts make of it; an expert sees its tokens in their order."""
-        mixed = torch.zeros_like(hidden_states)
-        for index in torch.unique(top_k_index).tolist():
-            token, rank = torch.where(top_k_index == index)
-            output = self[index](hidden_states[token]) * top_k_weights[token, rank, None]
-            mixed.index_add_(0, token, output.to(mixed.dtype))
-        return mixed
-
-
 def unfuse_(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> PreTrainedModel:
     """Replace every fused, stacked or transposed layer of the blocks by linears, in place; changes nothing the second time.
 
@@ -101,7 +74,7 @@ def unfuse_block_(entry: Architecture, config: PreTrainedConfig, index: int, blo
     experts = _experts(entry, block)
     if experts is not None and not isinstance(experts, Experts):
         path = f"{entry.blocks}.{index}.{entry.experts}"
-        block.set_submodule(entry.experts, _unstacked(experts, path))
+        block.set_submodule(entry.experts, unstacked(experts, path))
     for path, module in list(block.named_modules()):
         if isinstance(module, Conv1D):
             block.set_submodule(path, _linear(module))
@@ -122,6 +95,19 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
     return fuse_parts_(model, shell, fused_parts(model))
 
 
+def fusing(model: PreTrainedModel) -> Callable[[int], None]:
+    """`fuse_` for a model whose blocks stay in their files: what is in memory at once, and what does it to a block, by number."""
+    with torch.device("meta"):
+        shell = type(model)(copy.deepcopy(model.config))
+    fuse_parts_(model, shell, [part for part in fused_parts(model) if part not in DECODER])
+    stack, other = stacks_of(model)[0], stacks_of(shell)[0]
+
+    def fuse(index: int) -> None:
+        fuse_block_(stack.entry, stack.blocks[index], other.blocks[index])
+
+    return fuse
+
+
 def fused_parts(model: PreTrainedModel) -> list[str]:
     """The decoder, and the parts of a model that sees which were taken apart."""
     return parts_with(model, (name for name, module in model.named_modules() if isinstance(module, FusedLinear)))
@@ -130,6 +116,10 @@ def fused_parts(model: PreTrainedModel) -> list[str]:
 def fuse_parts_(model: PreTrainedModel, shell: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
     """`fuse_` for some parts of a model."""
     for stack, other in zip(stacks_of(model, parts), stacks_of(shell, parts), strict=True):
+        if len(stack.blocks) != len(other.blocks):
+            raise UsageError(
+                f"the {stack.part} has {len(stack.blocks)} blocks, but its config says {len(other.blocks)}: set one of them back"
+            )
         for block, empty in zip(stack.blocks, other.blocks, strict=True):
             fuse_block_(stack.entry, block, empty)
     return model
@@ -141,17 +131,20 @@ def fuse_block_(entry: Architecture, block: nn.Module, empty: nn.Module) -> nn.M
         if isinstance(layer, FusedLinear):
             block.set_submodule(name.layer, _filled(empty.get_submodule(name.layer), *_together(layer)))
     if isinstance(experts := _experts(entry, block), Experts):
-        block.set_submodule(entry.experts, _stacked(experts, empty.get_submodule(entry.experts)))
+        block.set_submodule(entry.experts, stacked(experts, empty.get_submodule(entry.experts)))
     for path, module in list(empty.named_modules()):
         if isinstance(module, Conv1D) and isinstance(linear := block.get_submodule(path), nn.Linear):
             block.set_submodule(path, _filled(module, linear.weight, linear.bias))
     return block.train(block.training)
 
 
-def fused_name(model: PreTrainedModel, name: str) -> str:
-    """Where a linear of a model that was taken apart lies in the model as transformers builds it."""
-    owner = name.rpartition(".")[0]
-    return owner if isinstance(model.get_submodule(owner), FusedLinear) else name
+def fused_bias(model: PreTrainedModel, name: str) -> str:
+    """The bias of a linear of a model that was taken apart, where the model as transformers builds it has that (if it has any)."""
+    owner, _, part = name.rpartition(".")
+    module = model.get_submodule(owner)
+    if isinstance(module, Expert):
+        return f"{owner.rpartition('.')[0]}.{'down' if part == 'down_proj' else 'gate_up'}_proj_bias"
+    return f"{owner if isinstance(module, FusedLinear) else name}.bias"
 
 
 def _fused(entry: Architecture, block: nn.Module) -> Iterator[tuple[Fused, nn.Module]]:
@@ -190,7 +183,7 @@ def _linear(layer: nn.Module) -> nn.Linear:
     if isinstance(layer, nn.Linear):
         return layer
     if isinstance(layer, Conv1D):
-        return _filled_linear(layer.weight.T, layer.bias)
+        return filled_linear(layer.weight.T, layer.bias)
     raise InputError(
         f"a fused layer is a {type(layer).__name__}, expected nn.Linear or Conv1D: "
         "start from the dense backbone, not from a compressed or quantised one"
@@ -203,7 +196,7 @@ def _apart(linear: nn.Linear, names: Sequence[str], groups: int, rows: Sequence[
 
     biases = [None] * len(names) if linear.bias is None else split(linear.bias)
     pairs = zip(names, split(linear.weight), biases, strict=True)
-    return FusedLinear({name: _filled_linear(weight, bias) for name, weight, bias in pairs}, groups)
+    return FusedLinear({name: filled_linear(weight, bias) for name, weight, bias in pairs}, groups)
 
 
 def _together(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"] | None]:
@@ -219,47 +212,16 @@ def _together(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, "
     return weight, join([weight.new_zeros(p.out_features) if p.bias is None else p.bias for p in parts])
 
 
+def rows_of(layer: FusedLinear, tensor: Float[Tensor, "m *n"]) -> dict[str, Float[Tensor, "p *n"]]:
+    """What belongs to each part of a layer in a tensor with a row for each of its outputs."""
+    linears: list[nn.Linear] = [layer.get_submodule(name) for name in layer.names]  # type: ignore[misc]
+    sizes = [linear.out_features // layer.groups for linear in linears]
+    parts = torch.split(_grouped(tensor, layer.groups), sizes, dim=1)
+    return {name: part.flatten(0, 1) for name, part in zip(layer.names, parts, strict=True)}
+
+
 def _grouped(tensor: Float[Tensor, "m *n"], groups: int) -> Float[Tensor, "g m_g *n"]:
     return tensor.reshape(groups, -1, *tensor.shape[1:])
-
-
-def _unstacked(stack: nn.Module, path: str) -> Experts:
-    gate_up, down = (getattr(stack, name, torch.empty(0)) for name in ("gate_up_proj", "down_proj"))
-    shapes = [tuple(gate_up.shape), tuple(down.shape)]
-    if len(shapes[0]) != 3 or shapes[1] != (shapes[0][0], shapes[0][2], shapes[0][1] // 2):
-        raise InputError(
-            f"{path} has weights gate_up_proj of shape {shapes[0]} and down_proj of {shapes[1]}, expected (E, 2 I, h) and (E, h, I) "
-            "of E experts: start from the dense backbone in the format of transformers 5"
-        )
-    activation: nn.Module = stack.act_fn  # type: ignore[assignment]
-    return Experts(
-        Expert(*(_filled_linear(weight, None) for weight in (*both.chunk(2), one)), act_fn=activation)
-        for both, one in zip(gate_up, down, strict=True)
-    )
-
-
-def _stacked(experts: nn.Module, stack: nn.Module) -> nn.Module:
-    """The empty stacked module with the weights of the experts."""
-    parts = [[linear.weight.detach() for linear in (e.gate_proj, e.up_proj, e.down_proj)] for e in experts.children()]  # type: ignore[union-attr, operator]
-    learns = any(parameter.requires_grad for parameter in experts.parameters())
-    stack.gate_up_proj = nn.Parameter(
-        torch.stack([torch.cat([gate, up]) for gate, up, _ in parts]), requires_grad=learns
-    )
-    stack.down_proj = nn.Parameter(torch.stack([down for _, _, down in parts]), requires_grad=learns)
-    return stack
-
-
-def _filled_linear(weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Linear:
-    """A linear with copies of these tensors, so that the fused one can be freed."""
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(_copy(weight), requires_grad=weight.requires_grad)
-    if bias is not None:
-        linear.bias = nn.Parameter(_copy(bias), requires_grad=bias.requires_grad)
-    return linear
-
-
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _filled(empty: nn.Module, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Module:

@@ -53,6 +53,7 @@ def stream_gradients(
     tokens: Prompts | Int[Tensor, "s t"],
     *,
     batch_size: int = 8,
+    unreached: str = "stop",
     place: Place = "device",
     folder: Path | None = None,
 ) -> Iterator[tuple[int, Gradients]]:
@@ -62,6 +63,7 @@ def stream_gradients(
         model: a transformers causal language model with an entry in `mgaa.architectures`, taken apart (`mgaa.fused.unfuse_`), in eval mode.
         tokens: calibration sequences without padding; or prompts, of which the loss counts the tokens of text.
         batch_size: sequences of a micro-batch; fewer where their logits take too much memory.
+        unreached: as in `mgaa.streaming.Measuring`; experts that stay dense have no moments.
         place, folder: where the hidden states wait (`mgaa.hidden`). A call that was interrupted goes on there, behind the last block after
             which another one was asked for.
 
@@ -74,7 +76,8 @@ def stream_gradients(
     prompts, ranges = _prepared(model, tokens, batch_size)
 
     def alone() -> Iterator[tuple[int, Gradients]]:
-        for index, gradients, _ in _there_and_back(model, prompts, ranges, place=place, folder=folder):
+        waiting: dict[str, Any] = {"place": place, "folder": folder}
+        for index, gradients, _ in _there_and_back(model, prompts, ranges, unreached=unreached, **waiting):
             yield index, gradients
             del gradients  # while the next block is measured
 
@@ -104,7 +107,8 @@ def differentiated(
     prompts, ranges = _prepared(model, tokens, measuring.batch_size)
 
     def together() -> Iterator[tuple[int, BlockStatistics]]:
-        for index, gradients, observer in _there_and_back(model, prompts, ranges, measuring):
+        blocks = _there_and_back(model, prompts, ranges, measuring, unreached=measuring.unreached)
+        for index, gradients, observer in blocks:
             assert observer is not None
             yield index, replace(observer.finish(), gradients=gradients)
             del gradients, observer  # while the next block is measured
@@ -166,6 +170,7 @@ def _there_and_back(
     ranges: list[range],
     measuring: Measuring | None = None,
     *,
+    unreached: str = "stop",
     place: Place = "device",
     folder: Path | None = None,
 ) -> Iterator[tuple[int, Gradients, Observer | None]]:
@@ -193,7 +198,7 @@ def _there_and_back(
                 observing.enter_context(observer.attached())
                 watches.append(Numbered(observer, ranges, images))
             line.back(index, gradients, _Together(watches))
-        found = feedback.finish(prompts.tokens)
+        found = feedback.finish(prompts.tokens, unreached)
         moved = moved or any(bool(moment.any()) for moment in found.values())
         if not moved and index == 0:
             line.close()

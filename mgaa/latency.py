@@ -29,6 +29,7 @@ from typing import Any
 
 from mgaa.budget import Ladder, Matrix
 from mgaa.errors import InputError, ResourceError, UsageError
+from mgaa.output import write
 
 COMMAND = "python -m flows.profile_device"
 """What makes a profile."""
@@ -107,11 +108,12 @@ class Profile:
         """Write the profile as JSON.
 
         Raises:
+            UsageError: the path is that of a file that this package did not write, or that changed since.
             ResourceError: the file cannot be written.
         """
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write(path, (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise ResourceError(
                 f"the profile cannot be written to {path} ({error.strerror}): make room or give a path that can be written"

@@ -6,14 +6,14 @@ cosines, flat spectra, channels of equal importance. This costs milliseconds whe
 refuses nothing that the data could have made possible.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from mgaa.architectures import DECODER, PARTS
-from mgaa.budget import Ladder, Matrix
+from mgaa.budget import Ladder, Matrix, check_reachable, unmeasured
 from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
 from mgaa.latency import Latency
@@ -91,17 +91,24 @@ def allocate(
 
 
 def ratios_of(
-    matrices: Sequence[Matrix], cosines: Mapping[str, float], target: Target, ratios: Chosen, *, centred: bool
+    matrices: Sequence[Matrix],
+    cosines: Mapping[str, float],
+    target: Target,
+    ratios: Chosen,
+    *,
+    centred: bool,
+    unreached: Collection[str] = (),
 ) -> dict[str, float]:
     """Level 1 alone, which depends on the cosines and on the shapes.
 
     Args:
         centred: whether the factorizer adds biases.
+        unreached: the matrices that stay dense because no calibration token has reached them.
 
     Raises:
         UsageError: as `allocate`.
     """
-    ladders, pruned = _flat(matrices, target, centred=centred)
+    ladders, pruned = _flat(matrices, target, centred=centred, unreached=unreached)
     return _ratios(ladders, cosines, target, ratios, pruned)
 
 
@@ -186,6 +193,9 @@ def _ratios(
     ladders: Sequence[Ladder], cosines: Mapping[str, float], target: Target, ratios: Chosen, pruned: Pruned
 ) -> dict[str, float]:
     (name, options), sizes, reach = ratios, sizes_of(ladders, pruned), reach_of(ladders, pruned)
+    if because := unmeasured(ladders):
+        floor = sum((1 - reach[sublayer]) * size for sublayer, size in sizes.items())
+        check_reachable(sum(sizes.values()), round(floor), target.compression, because)
     known = [cosines[sublayer] for sublayer in sizes if sublayer in cosines]
     # what adds to no stream (a projector) has no cosine: it counts as an average sublayer, and is compressed about as much as the whole
     given = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}
@@ -198,11 +208,13 @@ def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -
     return ladders
 
 
-def _flat(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> tuple[list[Ladder], dict[Channels, Scores]]:
+def _flat(
+    matrices: Sequence[Matrix], target: Target, *, centred: bool, unreached: Collection[str] = ()
+) -> tuple[list[Ladder], dict[Channels, Scores]]:
     """Ladders and scores of the shapes alone: flat spectra, and channels of equal importance."""
     one = torch.ones(1, dtype=torch.float64)
     low, channels = target.parts(matrices)
-    energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in low}
+    energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in low if matrix.name not in unreached}
     scores = {
         each: Scores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
         for each in channels

@@ -1,15 +1,17 @@
 """Models in: a dense backbone or a compressed checkpoint, whole or not at all.
 
-Every tensor of the model comes from the files, every tensor of the files is used, all numbers are finite, and no token
-id exceeds the embedding. What a folder must look like before this is tried is said in folder.py.
+Every tensor of the model comes from the files, every tensor of the files is used or known to be a leftover of earlier
+versions of transformers (naming.py), all numbers are finite, and no token id exceeds the embedding. What a folder must
+look like before this is tried is said in folder.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,18 +23,43 @@ from transformers import (
 from transformers.utils import logging
 
 from mgaa.architectures import is_multimodal
-from mgaa.boundary import one_error
+from mgaa.boundary import cause, one_error
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.folder import CONFIG, GENERATION, PROCESSOR_FILES, examine, locate, weight_files
+from mgaa.folder import (
+    CONFIG,
+    GENERATION,
+    PROCESSOR_FILES,
+    examine,
+    examine_config,
+    examine_tokenizer,
+    locate,
+    weight_files,
+)
+from mgaa.given import accepting, path
 from mgaa.lowrank import non_finite
+from mgaa.naming import LEFTOVER, places
 from mgaa.processors import Processor, load_processor, tokenizer_of
-from mgaa.shelf import aligned, shelve_
+from mgaa.shelf import aligned, shelve_, where
+from mgaa.tying import state_tying
 
 MANY = 10_000
 """Blocks, or experts of a block, that no model has; each costs time and memory even without its weights."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
+class Loaded(NamedTuple):
+    """What a checkpoint gave.
+
+    Attributes:
+        ignored: tensors of the files that have no place in the model (`mgaa.naming`), by their names there.
+    """
+
+    model: PreTrainedModel
+    processor: Processor
+    ignored: list[str]
+
+
+@accepting(source=path)
 def load(
     source: str | Path,
     *,
@@ -58,6 +85,14 @@ def load(
         InputError: the checkpoint is missing, damaged, incomplete or of a kind that is not loaded (folder.py).
         NumericalError: a weight is not finite.
     """
+    model, processor, _ = open_checkpoint(source, revision=revision, dtype=dtype, device=device, stream=stream)
+    return model, processor
+
+
+def open_checkpoint(
+    source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto", stream: bool = False
+) -> Loaded:
+    """`load`, with what was ignored."""
     target = device_of(device)
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -71,12 +106,51 @@ def load(
     if not stream:
         model = _model(folder, config, dtype, device_map=None)
     _fit(processor, model, folder)
+    files = weight_files(folder)
+    ignored = sorted(name for name, place in places(model, where(files)).items() if place is None)
     if stream:
-        shelve_(model, weight_files(folder), target)
+        with _quiet():
+            shelve_(model, files, target)
     else:
         _align_(model.to(target))
     _finite(model, folder)
-    return model.eval().requires_grad_(False), processor
+    state_tying(model)
+    return Loaded(model.eval().requires_grad_(False), processor, ignored)
+
+
+def rehearsed(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+    """What `load` makes of a folder that has these tensors in the place of its files of weights.
+
+    Args:
+        folder: with everything but the weights.
+        tensors: on the meta device.
+
+    Returns:
+        The model, on the meta device, and the names of the tensors that are not its own, by what is wrong with them.
+
+    Raises:
+        InputError: as `load`.
+    """
+    examine_config(folder)
+    examine_tokenizer(folder)
+    config = _config(folder)
+    processor = _processor(folder, config)
+    with torch.device("meta"):
+        kind = type(class_of(config).from_config(config, trust_remote_code=False))
+    with _quiet():
+        model, report = kind.from_pretrained(
+            None,
+            config=config,
+            dtype="auto",
+            device_map="meta",
+            state_dict=dict(tensors),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    deviations = _deviations(report)
+    if not deviations:
+        _fit(processor, model, folder)
+    return model, deviations
 
 
 def config_and_processor(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, Processor]:
@@ -106,8 +180,10 @@ def device_of(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UsageError(f"device {name!r}: expected auto, cpu, cuda or cuda:<number>") from error
+    if device.type == "meta":
+        raise UsageError("device 'meta' holds no weights: expected auto, cpu, cuda or cuda:<number>")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UsageError(f"device {name!r}: torch sees {torch.cuda.device_count()} CUDA devices; use auto or cpu")
     return device
@@ -117,11 +193,18 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
     """A model that sees, in a folder without a processor, is one that reads: its tokenizer is all that text takes."""
     sees = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
     what = "processor" if sees else "tokenizer"
-    with one_error(f"the {what} in {folder} does not load", "copy the model's own there"):
-        if sees:
-            return load_processor(folder, config)
-        found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        return found
+    try:
+        with one_error(f"the {what} in {folder} does not load", "copy the model's own there", passing=(ImportError,)):
+            if sees:
+                return load_processor(folder, config)
+            found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return found
+    except ImportError as error:
+        there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
+        alone = f", or take {there} out of the folder: the model then reads text alone" if sees else ""
+        raise InputError(
+            f"the {what} in {folder} needs a package that is not installed ({cause(error)}): install it{alone}"
+        ) from error
 
 
 def _config(folder: Path) -> PreTrainedConfig:
@@ -158,18 +241,27 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    deviations = {
-        "missing": report["missing_keys"],
-        "unexpected": report["unexpected_keys"],
-        "of another shape": {name for name, *_ in report["mismatched_keys"]},
-    }
-    if any(deviations.values()):
+    if deviations := _deviations(report):
         raise InputError(
-            f"the weights in {folder} are not those of {type(model).__name__} with this config: "
-            f"{'; '.join(f'{what} {_few(names)}' for what, names in deviations.items() if names)}. "
+            f"the weights in {folder} are not those of {type(model).__name__} with this config: {listed(deviations)}. "
             "The checkpoint is incomplete or its config belongs to another model: fetch it again"
         )
     return model
+
+
+def _deviations(report: Mapping[str, Any]) -> dict[str, set[str]]:
+    """What transformers has found wrong with the tensors of a model, by what is wrong; nothing where all are right."""
+    found = {
+        "missing": report["missing_keys"],
+        "unexpected": {name for name in report["unexpected_keys"] if not LEFTOVER.search(name)},
+        "of another shape": {name for name, *_ in report["mismatched_keys"]},
+    }
+    return {what: names for what, names in found.items() if names}
+
+
+def listed(deviations: Mapping[str, Collection[str]]) -> str:
+    """Names by what is wrong with them, in words."""
+    return "; ".join(f"{what} {few(names)}" for what, names in deviations.items())
 
 
 @contextmanager
@@ -183,7 +275,8 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def _few(names: set[str]) -> str:
+def few(names: Collection[str]) -> str:
+    """The first of some names, and how many more there are."""
     first = ", ".join(sorted(names)[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 

@@ -73,6 +73,11 @@ class LowRankLinear(nn.Module):
         self.B = nn.Linear(rank, out_features, bias=bias, device=device, dtype=dtype)
         self.register_buffer("weight", torch.zeros(MARK_SHAPE, device=device, dtype=dtype))
 
+    @property
+    def bias(self) -> nn.Parameter | None:
+        """That of the layer, which `B` adds; callers that know linears alone ask the layer for it."""
+        return self.B.bias
+
     @classmethod
     def from_factors(cls, factors: Factors) -> "LowRankLinear":
         """The layer that computes with these very tensors, not copies of them."""
@@ -124,7 +129,7 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
 
 def non_finite(tensor: Tensor) -> int:
     """How many entries are NaN or infinite."""
-    finite = torch.isfinite(tensor)
+    finite = torch.isfinite(tensor.detach())
     return 0 if bool(finite.all()) else int((~finite).sum())
 
 

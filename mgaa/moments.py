@@ -236,6 +236,14 @@ def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None
             panel += left @ right
 
 
+def unreached(linear: str) -> str:
+    """What is said of a linear of an expert that no token has reached."""
+    return (
+        f"{linear} received none of the calibration tokens, expected at least one: the router never chose this expert; calibrate on more "
+        "or other text (data.calibration.samples), or let such experts stay dense (statistics.unreached=dense)"
+    )
+
+
 class Accumulator:
     """Collects `InputStatistics` sequence by sequence.
 
@@ -308,13 +316,15 @@ class Accumulator:
         Raises:
             InputError: not a single token was added.
         """
-        found = self.total() if shares is None else merged(shares)
+        found = self.measured(shares)
         if found is None:
-            raise InputError(
-                f"{self._name} received none of the calibration tokens, expected at least one: the router never chose this expert; "
-                "calibrate on more or other text (data.calibration.samples)"
-            )
-        return self._statistics(found)
+            raise InputError(unreached(self._name))
+        return found
+
+    def measured(self, shares: Iterable[Moments | None] | None = None) -> InputStatistics | None:
+        """`finish`, and `None` where there was no token."""
+        found = self.total() if shares is None else merged(shares)
+        return None if found is None else self._statistics(found)
 
     def _statistics(self, found: Moments) -> InputStatistics:
         mean, mean_square, mean_abs = found.sums / found.count

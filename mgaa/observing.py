@@ -20,9 +20,9 @@ from transformers import PreTrainedConfig
 from mgaa.anatomy import Architecture, Group, Sublayer
 from mgaa.blockwise import first_of
 from mgaa.errors import InputError
-from mgaa.moments import Accumulator, BlockSums, CosineAccumulator, Share
+from mgaa.moments import Accumulator, BlockSums, CosineAccumulator, Moments, Share
 from mgaa.routing import Rows
-from mgaa.statistics import KINDS, BlockStatistics
+from mgaa.statistics import KINDS, BlockStatistics, InputStatistics
 
 RESIDUE = 0.02
 """Largest relative difference between the output of a block and the sum of its branches; bfloat16 rounds by a tenth of it."""
@@ -35,7 +35,7 @@ class Observer:
     Attributes:
         entry, config: of the model.
         block, path: the block, and its name for messages.
-        groups, expert_tokens: as in `mgaa.streaming.Measuring`.
+        groups, expert_tokens, unreached: as in `mgaa.streaming.Measuring`.
         share: the sequences that are measured.
     """
 
@@ -46,6 +46,7 @@ class Observer:
     groups: int
     share: Share
     expert_tokens: float
+    unreached: str = "stop"
     _first: int = 0
     _stream: Tensor = field(default_factory=lambda: torch.empty(0))
     _entered: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -53,6 +54,7 @@ class Observer:
     _read: list[tuple[Tensor, str]] = field(default_factory=list)
     _accumulators: dict[str, Accumulator] = field(default_factory=dict)
     _shared: dict[str, str] = field(default_factory=dict)
+    _of_experts: set[str] = field(default_factory=set)
     _cosines: dict[str, tuple[CosineAccumulator, CosineAccumulator]] = field(default_factory=dict)
     _apart: dict[str, CosineAccumulator] = field(default_factory=dict)
 
@@ -111,18 +113,19 @@ class Observer:
         """Everything collected, or what the observers of all shares collected, in order.
 
         Raises:
-            InputError: an expert that no token reached.
+            InputError: an expert that no token reached, unless its linears are to stay dense.
         """
         shares = (self.total(),) if shares is None else shares
+        inputs = {key: self._input(key, [share.inputs[key] for share in shares]) for key in shares[0].inputs}
+        shared = {linear: key for linear, key in shares[0].shared.items() if inputs[key] is not None}
         return BlockStatistics(
             cosines={n: each.finish([s.cosines[n][0] for s in shares]) for n, (each, _) in self._cosines.items()},
             branch_cosines={
                 n: each.finish([s.cosines[n][1] for s in shares]) for n, (_, each) in self._cosines.items()
             },
-            inputs={
-                key: self._accumulators[key].finish([share.inputs[key] for share in shares]) for key in shares[0].inputs
-            },
-            shared=dict(shares[0].shared),
+            inputs={key: found for key, found in inputs.items() if found is not None},
+            shared=shared,
+            unreached=tuple(linear for linear in shares[0].shared if linear not in shared),
             apart={
                 name: cosine
                 for name, each in self._apart.items()
@@ -130,12 +133,20 @@ class Observer:
             },
         )
 
+    def _input(self, key: str, shares: Sequence[Moments | None]) -> InputStatistics | None:
+        """The statistics of an input; `None` where no token has reached it and it is to stay dense."""
+        accumulator = self._accumulators[key]
+        if self.unreached == "dense" and key in self._of_experts:
+            return accumulator.measured(shares)
+        return accumulator.finish(shares)
+
     def _watch_input(self, stack: ExitStack, group: Group) -> None:
         linears = group.linears
         modules = {name: self.block.get_submodule(name) for name in linears}
         weights: dict[str, Tensor] = {name: module.weight.detach() for name, module in modules.items()}  # type: ignore[union-attr, operator]
         narrow = is_narrow([tuple(weight.shape) for weight in weights.values()])
         keys = linears if narrow else linears[:1]
+        self._of_experts |= set() if group.expert is None else set(keys)
         minimum = 0.0 if group.expert is None else self.expert_tokens
         for key in keys:
             own = weights[key] if narrow else None

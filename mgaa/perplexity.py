@@ -17,7 +17,8 @@ Standard error: with window losses `s_i` over `n_i` scored tokens, N windows, `m
 `sqrt(N / (N - 1) * sum (s_i - m n_i)^2) / sum n` (Cochran 1977, 2.11), which for equal `n_i` is the standard deviation of the window
 means over `sqrt(N)`. Windows are treated as independent; in one text neighbours are not quite, so it is a lower estimate.
 
-A loss which is not finite ends the evaluation with an error. Leaving such windows out would turn a broken model into a good number.
+A loss which is not finite ends the evaluation with an error. Leaving such windows out would turn a broken model into a good number. So
+does a model that looks ahead (`mgaa.causality`), of whatever architecture: a probe goes through it before the windows, or beside them.
 
 Legend: t tokens of a stream, b windows of a batch, l tokens of a window, s scored tokens of a window, v vocabulary.
 """
@@ -37,11 +38,16 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mgaa.blockwise import Blockwise
+from mgaa.causality import check_causal, probe, reading
 from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.given import accepting, to_run
 from mgaa.hidden import Place
 from mgaa.prompts import IDS
+from mgaa.rows import Ids
+from mgaa.rows import stream as ids_of
 from mgaa.shelf import is_shelved
 from mgaa.tokens import check_vocabulary
+from mgaa.values import whole, whole_or_none
 
 _CHUNK = 2**22
 """Logits that are held in float32 at once: 16 MB, which caches hold (evaluation is 5 % faster than with 64 MB)."""
@@ -88,10 +94,11 @@ class _Window:
     scored: int
 
 
+@accepting(model=to_run, stream=ids_of, length=whole, stride=whole_or_none, batch_size=whole)
 @torch.inference_mode()
 def perplexity(
     model: PreTrainedModel,
-    stream: Int[Tensor, " t"],
+    stream: Ids,
     *,
     length: int,
     stride: int | None = None,
@@ -103,8 +110,8 @@ def perplexity(
     """Perplexity of `model` on `stream`; see the top of this file for the protocol.
 
     Args:
-        model: a causal language model of transformers; used in eval mode and left in the mode it came in.
-        stream: packed documents (`mgaa.tokens.pack`).
+        model: a causal language model of transformers, of any architecture; used in eval mode and left in the mode it came in.
+        stream: packed documents (`mgaa.tokens.pack`), or one sequence in any form of `mgaa.rows`.
         length: tokens of a window.
         stride: tokens between the starts of windows; None means `length`.
         batch_size: windows per forward pass. The result depends on it by rounding only (a relative 1e-6 in float32).
@@ -113,15 +120,21 @@ def perplexity(
 
     Raises:
         UsageError: a length beyond the model's positions, or a stride beyond the length.
-        InputError: fewer than two tokens, or ids outside the vocabulary.
+        InputError: fewer than two tokens, ids outside the vocabulary, a model that looks ahead, or one that does not read token ids alone.
         NumericalError: a loss is not finite (the message names the window).
     """
+    assert isinstance(stream, Tensor)
     check(model, stream, length, stride)
+    if batch_size < 1:
+        raise UsageError(f"The evaluation batch size is {batch_size}, expected at least 1: change `batch_size`.")
     cuts = _cut(len(stream), length, stride or length)
     batches = list(_batches(cuts, min(batch_size, fitting(model, length))))
     ids = [torch.stack([stream[cut.start : cut.end] for cut in batch]) for batch in batches]
+    ids.append(probe(stream[:length], model.get_input_embeddings().num_embeddings))
     forward = _blockwise(model, ids, place, folder) if is_shelved(model) else _plain(model, ids, device or model.device)
     losses: list[float] = []
+    with evaluating(model):
+        check_causal(model, forward(len(batches)).logits)
     with evaluating(model), tqdm(total=len(cuts), desc="measuring perplexity", unit=" windows", disable=None) as bar:
         for number, batch in enumerate(batches):
             losses += _losses(forward(number, logits_to_keep=batch[0].scored + 1).logits, ids[number], batch)
@@ -134,7 +147,11 @@ Forward = Callable[..., Any]
 
 
 def _plain(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: torch.device | str) -> Forward:
-    return lambda number, **options: model(input_ids=ids[number].to(device), use_cache=False, **options)
+    def forward(number: int, **options: Any) -> Any:
+        with reading(model, ids[number].shape[1]):
+            return model(input_ids=ids[number].to(device), use_cache=False, **options)
+
+    return forward
 
 
 def _blockwise(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None) -> Forward:
@@ -153,7 +170,7 @@ def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride
         UsageError, InputError: as `perplexity`.
     """
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if length < 2 or (positions is not None and length > positions):
+    if length < 2 or (positions is not None and 0 < positions < length):  # XLNet says -1 for no bound
         raise UsageError(
             f"The evaluation length is {length}, expected 2 to {positions} (the model's positions): change `length`."
         )
@@ -252,10 +269,11 @@ def mean_loss(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, fl
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode inside this block, and in the mode it came in behind it."""
-    training = model.training
+    """The model in eval mode inside this block, and each of its modules in the mode it came in behind it, new ones in that of the model."""
+    training, modes = model.training, {module: module.training for module in model.modules()}
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in model.modules():
+            module.training = modes.get(module, training)

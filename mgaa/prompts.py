@@ -9,7 +9,7 @@ Plain token sequences are prompts without images, so everything that calibrates 
 Legend: s sequences, t tokens of a sequence.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,12 @@ from jaxtyping import Bool, Int
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedConfig, ProcessorMixin
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
+from mgaa.given import accepting
+from mgaa.given import processor as processor_of
 from mgaa.processors import Processor
 
 if TYPE_CHECKING:
@@ -166,6 +168,21 @@ class Prompts:
         return given[IDS].shape[1], {name: tensor.shape[1:] for name, tensor in given.items()}
 
 
+def _questions(name: str, given: Any) -> list[Question]:
+    found = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    if wrong := [each for each in found if not isinstance(each, Question)]:
+        raise UsageError(f"{name} hold {wrong[0]!r:.60}, expected mgaa.Question(text, answer, image)")
+    return found
+
+
+def _config(name: str, given: Any) -> PreTrainedConfig:
+    config = given.config if isinstance(given, PreTrainedModel) else given
+    if isinstance(config, PreTrainedConfig) and getattr(config, "image_token_id", None) is not None:
+        return config
+    raise UsageError(f"{name} is a {type(given).__name__}, expected the config of a model that sees: model.config")
+
+
+@accepting(questions=_questions, processor=processor_of, config=_config)
 def encode(
     questions: Sequence[Question], processor: Processor, config: PreTrainedConfig, *, answered: bool = True
 ) -> Prompts:

@@ -25,7 +25,8 @@ class MatrixReport:
     """Level 2 of one matrix: its rank (`None` is dense), kept share of energy, relative output error, and its width if it was pruned.
 
     `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`; of a
-    pruned matrix in the metric of `awsvd`. `predicted_seconds` of a call are by a profile, under the objective latency.
+    pruned matrix in the metric of `awsvd`. `predicted_seconds` of a call are by a profile, under the objective latency. An `unreached` one
+    is dense because no calibration token has reached its expert.
     """
 
     name: str
@@ -36,6 +37,7 @@ class MatrixReport:
     error: float
     width: int | None = None
     predicted_seconds: Seconds | None = None
+    unreached: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Report:
         """Write the allocation to a file, from which the methods `file` of `ratios` and `ranks` take it again (`mgaa.allocation`).
 
         Raises:
+            UsageError: the path is that of a file that this package did not write, or that changed since.
             ResourceError: the file cannot be written.
         """
         sublayers, matrices = ([asdict(each) for each in given] for given in (self.sublayers, self.matrices))
@@ -79,9 +82,11 @@ class Report:
 
 
 def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
-    """Without the width that only pruned matrices have, and the prediction that only a profile makes."""
+    """Without the width that only pruned matrices have, the prediction that only a profile makes, and what only experts can lack."""
     return {
-        key: value for key, value in matrix.items() if key not in ("width", "predicted_seconds") or value is not None
+        key: value
+        for key, value in matrix.items()
+        if key not in ("width", "predicted_seconds", "unreached") or value not in (None, False)
     }
 
 
@@ -114,6 +119,7 @@ def report(
                 max(0.0, 1 - r.energy) ** 0.5,
                 r.width,
                 predicted.get(r.matrix.name),
+                r.unreached,
             )
             for r in ranks
         ],

@@ -79,9 +79,10 @@ def compress_block(
     low, pruned = target.parts([matrix for matrix in matrices if matrix.block == index])
     weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
     name, options = factors
-    found = spectra({m.local: weights[m.local] for m in low}, statistics, name, **options)
+    reached = [m for m in low if m.local in statistics.shared]
+    found = spectra({m.local: weights[m.local] for m in reached}, statistics, name, **options)
     scores = {channels: score(channels, weights, statistics) for channels in pruned}
-    energies = {m.name: found[m.local].energies.cpu() for m in low}
+    energies = {m.name: found[m.local].energies.cpu() for m in reached}
     centred = any(spectrum.mean is not None for spectrum in found.values())
     multiple = rank_multiple(target.parts(matrices)[0], target.multiple)
     budget = allowance(matrices, ratios, target.compression, index) - spent

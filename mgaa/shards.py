@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from mgaa.architectures import decoder_blocks
+from mgaa.architectures import decoder_blocks, path_of_blocks
 from mgaa.boundary import one_error
 from mgaa.folder import INDEX, WEIGHTS
-from mgaa.shelf import resident
+from mgaa.shelf import final, resident
 from mgaa.unfinished import taken_up, whole
 
 METADATA = {"format": "pt"}
@@ -51,7 +51,7 @@ def write_blockwise(
             path.unlink()
     _write_blocks(model, folder, change)
     written = shell()
-    inside = f"{_prefix(model)}."
+    inside = f"{path_of_blocks(model)}."
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     save_model(written, folder, max_shard_size=2**62, state_dict=rest)
     _join(folder, len(decoder_blocks(model)), max_shard_size)
@@ -62,7 +62,10 @@ def save_model(
     model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
 ) -> None:
     """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
-    generation = model.generation_config
+    if vars(model).get("is_quantized") is False:
+        # dequantised: transformers would write the weights under the names of quantised ones
+        vars(model).pop("_weight_conversions", None)
+    generation = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
     try:
         with saving(f"this {type(model).__name__} with its config"):
@@ -98,7 +101,8 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
         for index, block in enumerate(decoder_blocks(model)):
             path = folder / _part(index)
             if path.exists():
-                change(index)
+                with final(block):
+                    change(index)
                 continue
             with resident(block, ahead=1):
                 change(index)
@@ -117,16 +121,9 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
 
 def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, Tensor]:
     """The tensors of a block, under the names of files."""
-    own = {f"{_prefix(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+    own = {f"{path_of_blocks(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
     renamed: dict[str, Tensor] = revert_weight_conversion(model, own)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in renamed.items()}
-
-
-def _prefix(model: PreTrainedModel) -> str:
-    """The name of the list of blocks in this model, which a model without a head has another for."""
-    blocks = decoder_blocks(model)
-    names: list[str] = [name for name, module in model.named_modules() if module is blocks]
-    return names[0]
 
 
 def _part(index: int) -> str:

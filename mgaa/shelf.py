@@ -22,18 +22,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.core_model_loading import (
-    WeightConverter,
-    WeightRenaming,
-    convert_and_load_state_dict_in_model,
-    rename_source_key,
-)
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig
 from transformers.utils import logging
 
-from mgaa.architectures import architecture_of, decoder_blocks
+from mgaa.architectures import architecture_of, decoder_blocks, path_of_blocks
 from mgaa.errors import InputError
 from mgaa.fused import unfuse_block_
+from mgaa.naming import places
 
 _PLACE = "_place_on_shelf"
 
@@ -49,8 +45,8 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
         InputError: a file cannot be read.
     """
     shelf = Shelf(copy.deepcopy(model), files, device)
-    shelf.fill_(model, shelf.rest)
-    model.tie_weights()
+    missing = shelf.fill_(model, shelf.rest)
+    model.tie_weights(missing_keys=missing, recompute_mapping=False)
     model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
     _compute_buffers_(model, model)
     for index, block in enumerate(decoder_blocks(model)):
@@ -71,6 +67,12 @@ def _compute_buffers_(module: nn.Module, owner: PreTrainedModel) -> None:
 def is_shelved(model: PreTrainedModel) -> bool:
     """Whether the blocks of a model stay in their files."""
     return any(_PLACE in vars(module) for module in model.modules())
+
+
+def folders_of(model: PreTrainedModel) -> set[Path]:
+    """The folders whose files the blocks of a model stay in; none where it is in memory."""
+    places: list[_Place] = [vars(module)[_PLACE] for module in model.modules() if _PLACE in vars(module)]
+    return {path.parent for place in places for path in place.shelf.files}
 
 
 @contextmanager
@@ -102,11 +104,36 @@ def resident(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
                 _empty_(block)
 
 
+@contextmanager
+def final(block: nn.Module) -> Iterator[None]:
+    """Inside this context a block may change although its tensors are in their files, because nobody will ask for them again."""
+    place: _Place = vars(block)[_PLACE]
+    place.final = True
+    try:
+        yield
+    finally:
+        place.final = False
+
+
+def is_absent(model: nn.Module, name: str) -> bool:
+    """Whether the module of that name is in a block whose tensors are in its files, where nothing can be put into it."""
+    module: nn.Module | None = model
+    for part in name.split("."):
+        place: _Place | None = vars(module).get(_PLACE)
+        if place is not None:
+            return place.users == 0 and not place.final
+        module = module._modules.get(part) if module is not None else None
+        if module is None:
+            return False
+    return False
+
+
 class _Place:
     """Where the tensors of a block are, and how many contexts hold them in memory."""
 
     def __init__(self, shelf: "Shelf", index: int) -> None:
         self.shelf, self.index, self.users, self.lock = shelf, index, 0, Lock()
+        self.final = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Place":
         """A copy of the block starts without tensors of its own."""
@@ -123,18 +150,19 @@ class Shelf:
     """
 
     def __init__(self, skeleton: PreTrainedModel, files: Sequence[Path], device: torch.device) -> None:
-        self._skeleton, self._device = skeleton, device
+        self._skeleton, self._device, self.files = skeleton, device, tuple(files)
         self._entry = architecture_of(skeleton.config)
         self._conversions: list[Any] = getattr(skeleton, "_weight_conversions", None) or []
         self._lock, self._ahead = Lock(), dict[int, Future[dict[str, Tensor]]]()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._blocks: list[dict[str, Path]] = [{} for _ in decoder_blocks(skeleton)]
         self.rest: dict[str, Path] = {}
-        expected = skeleton.state_dict()
-        for path in files:
-            for name in _names(path):
-                index = self._block_of(name, expected)
-                (self.rest if index is None else self._blocks[index])[name] = path
+        path, files_of = f"{path_of_blocks(skeleton)}.", where(files)
+        for name, place in places(skeleton, files_of).items():
+            if place is not None:
+                inside = place.startswith(path)
+                names = self._blocks[int(place.removeprefix(path).partition(".")[0])] if inside else self.rest
+                names[name] = files_of[name]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Shelf":
         """Copies of a model fetch from the same files."""
@@ -158,8 +186,10 @@ class Shelf:
         if 0 <= index < len(self._blocks) and index not in self._ahead:
             self._ahead[index] = self._reader.submit(self._read, index)
 
-    def fill_(self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None) -> None:
-        """Load these tensors of the files into a model.
+    def fill_(
+        self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None
+    ) -> set[str]:
+        """Load these tensors of the files into a model, and return the names of those that it still lacks.
 
         Raises:
             InputError: they are not those that the model was opened with.
@@ -180,6 +210,8 @@ class Shelf:
                 f"{path.parent} no longer holds {wrong or sorted(found.conversion_errors)} as it did when the model was opened: "
                 "the files were exchanged during the run; start again"
             )
+        missing: set[str] = found.missing_keys
+        return missing
 
     def apart(self, block: nn.Module, index: int) -> nn.Module:
         """The block with its fused layers taken apart."""
@@ -187,18 +219,6 @@ class Shelf:
 
     def _read(self, index: int) -> dict[str, Tensor]:
         return _tensors(self._blocks[index])
-
-    def _block_of(self, name: str, expected: dict[str, Tensor]) -> int | None:
-        """The block that a tensor of the files goes to."""
-        renamings = [each for each in self._conversions if isinstance(each, WeightRenaming)]
-        converters = [each for each in self._conversions if isinstance(each, WeightConverter)]
-        prefix = self._skeleton.base_model_prefix
-        target, pattern = rename_source_key(name, renamings, converters, prefix, expected)
-        if target not in expected and name in expected and pattern is None:
-            target = name
-        below = f"{self._entry.blocks}."
-        below = below if any(key.startswith(below) for key in expected) else below.removeprefix(f"{prefix}.")
-        return int(target.removeprefix(below).partition(".")[0]) if target.startswith(below) else None
 
 
 @contextmanager
@@ -213,9 +233,17 @@ def _silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _names(path: Path) -> list[str]:
-    with _opened(path) as file:
-        return list(file.keys())
+def where(files: Sequence[Path]) -> dict[str, Path]:
+    """The file of every tensor; only headers are read.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for path in files:
+        with _opened(path) as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
 
 
 def _tensors(names: dict[str, Path]) -> dict[str, Tensor]:

@@ -1,9 +1,16 @@
-"""A model without its weights: the shapes of all its tensors from its config alone, in milliseconds and no memory at any size."""
+"""A model without its weights: the shapes of all its tensors, from its config or of a model, in milliseconds and no memory at any size.
 
+Of files that are there, the headers say one thing that a config does not: whether they hold a head beside the embedding that it is tied to.
+Then both are reckoned with, for loading compares them in memory.
+"""
+
+import copy
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
+from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.architectures import architecture_of
@@ -12,6 +19,9 @@ from mgaa.errors import InputError, UsageError
 from mgaa.folder import CONFIG, examine_config, locate, weight_files
 from mgaa.fused import unfuse_
 from mgaa.loading import check_counts, class_of
+from mgaa.naming import places
+from mgaa.shelf import where
+from mgaa.tying import state_tying
 
 
 def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
@@ -37,7 +47,30 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
             )
     if getattr(config, "quantization_config", None) is not None:
         raise InputError(f"{folder} is compressed already: give the dense backbone")
-    return unfuse_(model)
+    return unfuse_(_untied(model, folder))
+
+
+def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    try:
+        held = set(places(model, where(weight_files(folder))).values())
+    except InputError:
+        return model  # there is nothing but the config
+    for head, embedding in model.get_expanded_tied_weights_keys().items():
+        if {head, embedding} <= held:
+            owner, _, name = head.rpartition(".")
+            own = nn.Parameter(torch.empty_like(model.get_parameter(head)), requires_grad=False)
+            setattr(model.get_submodule(owner), name, own)
+    state_tying(model)
+    return model
+
+
+def outline(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a model whose tensors are on the meta device; those that are one tensor stay one."""
+    empty: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
+    for each in model.parameters():
+        empty[id(each)] = nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+    copied: PreTrainedModel = copy.deepcopy(model, empty)
+    return copied
 
 
 def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
@@ -57,8 +90,7 @@ def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype
 def stored_dtype(folder: Path) -> torch.dtype:
     """The dtype of the first floating tensor in the files, which transformers takes for that of all where the config is silent."""
     for path in weight_files(folder):
-        unread = one_error(f"{path} is not a complete safetensors file", "fetch it again")
-        with unread, safe_open(path, framework="pt") as tensors:
+        with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)
                 dtype: torch.dtype = tensors.get_tensor(name).dtype
                 if dtype.is_floating_point:

@@ -83,6 +83,7 @@ class BlockStatistics:
         apart: of prompts with images, the cosines over those tokens alone which stand for images, and over the others, by
             `<sublayer>/<kind>` (`KINDS`).
         gradients: by linear: the second moment of the gradients of its output; empty where none were measured.
+        unreached: linears of experts that no token has reached, and of which nothing is known.
     """
 
     cosines: dict[str, float]
@@ -91,6 +92,7 @@ class BlockStatistics:
     shared: dict[str, str]
     apart: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, Float[Tensor, "m m"]] = field(default_factory=dict)
+    unreached: tuple[str, ...] = ()
 
     def of(self, linear: str) -> InputStatistics:
         """The statistics of the input of `linear`, and of the gradients of its output."""
@@ -115,14 +117,16 @@ class BlockStatistics:
         for linear, gradient in self.gradients.items():
             tensors[f"{_GRADIENT}{linear}"] = _packed(gradient)
         # one entry of metadata, because safetensors writes several in random order
-        save_file(tensors, path, metadata={"shared": json.dumps(self.shared)})
+        notes: dict[str, str | None] = {**self.shared, **dict.fromkeys(self.unreached)}
+        save_file(tensors, path, metadata={"shared": json.dumps(notes)})
 
     @staticmethod
     def load(path: Path, device: str = "cpu") -> "BlockStatistics":
         """Read what `save` wrote."""
         with safe_open(path, framework="pt", device=device) as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            shared: dict[str, str] = json.loads(file.metadata()["shared"])
+            notes: dict[str, str | None] = json.loads(file.metadata()["shared"])
+        shared = {linear: key for linear, key in notes.items() if key is not None}
         cosines = _cosines(tensors)
         return BlockStatistics(
             cosines={name: stream for name, (stream, _) in cosines.items()},
@@ -135,6 +139,7 @@ class BlockStatistics:
                 for linear in shared
                 if f"{_GRADIENT}{linear}" in tensors
             },
+            unreached=tuple(linear for linear, key in notes.items() if key is None),
         )
 
 
@@ -142,6 +147,13 @@ def load_apart(path: Path) -> dict[str, float]:
     """The cosines over the tokens of one kind in a file of `BlockStatistics.save`, by `<sublayer>/<kind>`; none in plain text."""
     with safe_open(path, framework="pt") as file:
         return _apart({name: file.get_tensor(name) for name in file.keys() if name.startswith(_APART)})  # noqa: SIM118
+
+
+def load_unreached(path: Path) -> tuple[str, ...]:
+    """The linears that no token has reached in a file of `BlockStatistics.save`."""
+    with safe_open(path, framework="pt") as file:
+        notes: dict[str, str | None] = json.loads(file.metadata()["shared"])
+    return tuple(linear for linear, key in notes.items() if key is None)
 
 
 def load_gradients(path: Path, device: str = "cpu") -> dict[str, Float[Tensor, "m m"]]:

@@ -32,6 +32,9 @@ from mgaa.tokens import check_vocabulary
 EXPERT_TOKENS = 4.0
 """Tokens per channel, below which the covariance of an expert is shrunk (`mgaa.statistics`)."""
 
+UNREACHED = ("stop", "dense")
+"""What can become of experts that no calibration token reaches."""
+
 
 @dataclass(frozen=True)
 class Measuring:
@@ -41,13 +44,17 @@ class Measuring:
         groups: groups of consecutive sequences whose means are kept.
         batch_size: sequences per forward pass.
         expert_tokens: tokens per channel, below which the covariance of an expert is shrunk.
+        unreached: what becomes of experts that no token reaches: `stop` (an error), or `dense` (their matrices stay as they are).
     """
 
     groups: int = 32
     batch_size: int = 8
     expert_tokens: float = EXPERT_TOKENS
+    unreached: str = "stop"
 
     def __post_init__(self) -> None:
+        if self.unreached not in UNREACHED:
+            raise UsageError(f"unreached is {self.unreached!r}, expected one of {', '.join(UNREACHED)}")
         if self.groups < 1 or self.batch_size < 1:
             raise UsageError(
                 f"groups is {self.groups} and batch_size is {self.batch_size}, expected whole numbers from 1 on"
@@ -196,7 +203,8 @@ def observer_of(stack: Stack, index: int, measuring: Measuring, share: Share) ->
     """
     path, block = stack.path(index), stack.blocks[index]
     check_finite(block, path)
-    return Observer(stack.entry, stack.config, block, path, measuring.groups, share, measuring.expert_tokens)
+    how = (measuring.groups, share, measuring.expert_tokens, measuring.unreached)
+    return Observer(stack.entry, stack.config, block, path, *how)
 
 
 def merge(
@@ -220,17 +228,19 @@ def stream_statistics(
     groups: int = 32,
     batch_size: int = 8,
     expert_tokens: float = EXPERT_TOKENS,
+    unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Iterator[BlockStatistics]:
     """Statistics of every block in order, with dense inputs, in one pass over the tokens per part.
 
     Args:
         model, tokens: as in `Calibration`, with its errors.
-        groups, batch_size, expert_tokens: as in `Measuring`.
+        groups, batch_size, expert_tokens, unreached: as in `Measuring`.
         parts: of the model (`mgaa.architectures.PARTS`).
     """
+    how = Measuring(groups, batch_size, expert_tokens, unreached)
     for stack in stacks_of(model, parts):
-        calibration = Calibration(model, tokens, Measuring(groups, batch_size, expert_tokens), stack=stack)
+        calibration = Calibration(model, tokens, how, stack=stack)
         for index in counted(calibration):
             yield calibration.measure(index)
             calibration.settle()

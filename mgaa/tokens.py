@@ -43,8 +43,12 @@ class Stream:
         return len(self.ids)
 
 
-def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Stream:
+def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, rule: str | None = None) -> Stream:
     """Tokenize `documents` and lay them end to end.
+
+    Args:
+        rule: where the marks are, in words, if they are in the documents already, as a chat template writes them; null: each document gets
+            those of the tokenizer.
 
     Raises:
         InputError: no documents.
@@ -53,7 +57,7 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Stream
         raise InputError(
             "There are 0 documents to tokenize, expected at least 1: check the source, its split and its range."
         )
-    before, after, rule = marks(tokenizer)
+    before, after, rule = marks(tokenizer) if rule is None else ([], [], rule)
     parts: list[int] = []
     for start in tqdm(range(0, len(documents), _BATCH), desc="tokenizing documents", disable=None):
         batch = documents[start : start + _BATCH]

@@ -38,8 +38,18 @@ def allocate_ratios(
 
     target = Target(compression, multiple, pruning_of(channels), latency_of(store, backbone, latency))
     cosines, chosen = sublayer_cosines(store, backbone, statistics), (method, {**options, "band": band})
-    ratios = ratios_of(backbone_matrices(store, backbone), cosines, target, chosen, centred=centred)
+    given: dict[str, Any] = {"centred": centred, "unreached": unreached_matrices(store, backbone, statistics)}
+    ratios = ratios_of(backbone_matrices(store, backbone), cosines, target, chosen, **given)
     write_table(out / RATIOS, ratios)
+
+
+def unreached_matrices(store: Store, backbone: Artifact, statistics: Artifact) -> set[str]:
+    """The names of the matrices that stay dense because no calibration token has reached them."""
+    from mgaa.statistics import load_unreached
+
+    matrices, folder = backbone_matrices(store, backbone), store.folder(statistics)
+    found = {block: load_unreached(folder / block_file(block)) for block in {matrix.block for matrix in matrices}}
+    return {matrix.name for matrix in matrices if matrix.local in found[matrix.block]}
 
 
 def sublayer_cosines(store: Store, backbone: Artifact, statistics: Artifact) -> dict[str, float]:

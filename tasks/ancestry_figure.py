@@ -16,6 +16,7 @@ from tasks.artifact import Artifact, Store
 from tasks.figure_style import GREY, INK, save, sheet, style
 from tasks.lineage import Node, ancestry
 from tasks.targets import derivation
+from tasks.writing import placing
 
 Box = tuple[str, str]
 """Task and kind."""
@@ -53,7 +54,8 @@ def draw(store: Store, root: Artifact, path: Path) -> None:
             label = f"{box[1]}{f' x {counts[box]}' if counts[box] > 1 else ''}\n{box[0]}\n{newest(nodes, box)}"
             frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
             axes.text(x, y, label, ha="center", va="center", fontsize=6.5, bbox=frame)
-        save(figure, path)
+        with placing(path.parent) as out:
+            save(figure, out / path.name)
 
 
 def boxes(nodes: Mapping[Artifact, Node]) -> tuple["nx.DiGraph[Box]", Counter[Box]]:

@@ -260,11 +260,15 @@ class Store:
 
     def export(self, artifact: Artifact, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
         """Copy an artifact with its manifest, and `extra` files by name, to `target`, which is replaced as a whole."""
-        source, files = self.place(artifact), self.manifest(artifact)["files"]
         with replacing(target) as folder:
-            for name in (*files, MANIFEST):  # contents alone: the modes of a read-only store are not those of a copy
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source / name, folder / name)
+            self.copy(artifact, folder)
             for name, content in (extra or {}).items():
                 refuse_escape(folder, name)
                 (folder / name).write_bytes(content)
+
+    def copy(self, artifact: Artifact, folder: Path) -> None:
+        """Copy the files of an artifact with its manifest into a draft."""
+        source, files = self.place(artifact), self.manifest(artifact)["files"]
+        for name in (*files, MANIFEST):  # contents alone: the modes of a read-only store are not those of a copy
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)

@@ -15,7 +15,7 @@ from tasks.step import resuming_step
 def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, factors: Sequence[Artifact]) -> None:
     """Put the factors and channels of all blocks into the backbone and write it with its tokenizer, one block after the other."""
     from mgaa.architectures import decoder_blocks
-    from mgaa.checkpoint import load, save_blockwise
+    from mgaa.checkpoint import fill_blockwise, load
     from mgaa.fused import unfuse_
 
     record = backbone_record(store, backbone)
@@ -28,7 +28,7 @@ def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, fact
 
     for block in range(len(decoder_blocks(model)), len(factors)):
         change(block)  # of a vision tower or a projector, which are in memory
-    save_blockwise(model, processor, unfinished / "model", change=change)
+    fill_blockwise(model, processor, unfinished / "model", change=change)
     for path in (unfinished / "model").iterdir():
         os.replace(path, out / path.name)
 

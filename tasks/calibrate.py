@@ -25,12 +25,18 @@ def calibrate(
     groups: int,
     batch_size: int,
     expert_tokens: float,
+    unreached: str,
     device: str,
 ) -> None:
     """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""
     from mgaa.unfinished import whole
 
-    measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
+    measuring: dict[str, Any] = {
+        "groups": groups,
+        "batch_size": batch_size,
+        "expert_tokens": expert_tokens,
+        "unreached": unreached,
+    }
     for first, calibration in started(store, backbone, tokens, unfinished, measuring, device):
         measure = calibration.measure if inputs == "dense" else calibration.cosines
         for index in blocks_of(calibration):

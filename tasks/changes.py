@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mgaa.boundary import masked
 from mgaa.errors import UsageError
+from mgaa.masking import masked
 from tasks import provenance
 from tasks.parameters import load
 from tasks.run_record import ELSEWHERE

@@ -20,12 +20,14 @@ from tasks.sealing import digest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("mgaa", "demo", "tasks")
+FOLDERS = (*PACKAGES, "flows")
+"""Where all code of the project lies."""
 ORCHESTRATION = {
     f"tasks.{name}"
     for name in (
         *("artifact", "sealing", "writing", "step", "stage", "recording", "code", "provenance"),
         *("home", "remote", "devices"),
-        *("parameters", "sections", "choices", "options", "overrides", "explain", "tracking", "lineage"),
+        *("parameters", "sections", "choices", "options", "overrides", "typed", "explain", "tracking", "lineage"),
     )
 }
 
@@ -33,9 +35,13 @@ ORCHESTRATION = {
 @cache
 def code_digest() -> str:
     """One sha256 for all code of the project and the words of its report, committed or not."""
-    folders, patterns = (*PACKAGES, "flows"), ("*.py", "templates/*")
-    files = sorted(path for folder in folders for pattern in patterns for path in (ROOT / folder).rglob(pattern))
+    files = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if is_code(path))
     return digest({key(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+
+
+def is_code(path: Path) -> bool:
+    """Tell whether a file below one of `FOLDERS` is code: a module, or words of the report."""
+    return path.suffix == ".py" or path.parent.name == "templates"
 
 
 @cache

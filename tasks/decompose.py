@@ -29,7 +29,7 @@ def decompose(
     from mgaa.statistics import BlockStatistics
 
     found = BlockStatistics.load(store.folder(statistics) / block_file(block), device)
-    inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
+    inside = [m for m in backbone_matrices(store, backbone) if m.block == block and m.local in found.shared]
     with backbone_block(store, backbone, block, device) as model:
         weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in inside}
         save_spectra(spectra(weights, found, method, **options), out / block_file(block))

@@ -39,7 +39,8 @@ def differentiate(
     states = prompts.tokens * (len(decoder_blocks(model)) + 1)  # those in front of every block are kept
     place = place_of_hidden(device, states * model.config.get_text_config().hidden_size * model.dtype.itemsize)
     given: dict[str, Any] = {"batch_size": batch_size, "place": place, "folder": unfinished / "pass"}
-    for index, gradients in stream_gradients(model, prompts, **given):
+    # the statistics say already what becomes of experts that no token reaches
+    for index, gradients in stream_gradients(model, prompts, unreached="dense", **given):
         measured = BlockStatistics.load(store.folder(statistics) / block_file(index))
         with whole(unfinished / block_file(index)) as draft:
             replace(measured, gradients=gradients).save(draft)

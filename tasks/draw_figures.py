@@ -89,6 +89,8 @@ def energy_curves(
         found, centred = blocks[matrix.block]
         if channels and matrix.sublayer in pruned:
             curves[matrix.name] = pruned[matrix.sublayer].curve(matrix.local, channels["keep_least"])
+        elif matrix.local not in found:  # nothing has reached it, and it stays dense
+            curves[matrix.name] = [1.0], [1.0]
         else:
             ranks = range(matrix.largest_rank(centred=centred) + 1)
             shares = [matrix.cost(rank, centred=centred) / matrix.parameters for rank in ranks]

@@ -5,6 +5,7 @@ itself is wrong, with the nearest one. All problems of a configuration are repor
 """
 
 import difflib
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeGuard, get_args, get_origin
 
@@ -36,11 +37,17 @@ def sentence(path: tuple[str, ...], problems: Sequence[Mapping[str, Any]], model
         return f"{key} is {value!r}: expected at least one entry ({meaning(path, model)})."
     if kind in ("model_type", "model_attributes_type"):
         return f"{key} is {value!r}: expected a section with the keys {', '.join(keys_of(path, model))}."
-    if kind == "string_pattern_mismatch":
+    if kind in ("string_pattern_mismatch", "string_too_short"):
         return f"{key} is {value!r}: expected {meaning(path, model)}."
     expected = " or ".join(dict.fromkeys(expectation(problem) for problem in problems))
-    quoted = f"; in quotes, {key}='\"{value}\"'" if kind == "string_type" and isinstance(value, int | float) else ""
-    return f"{key} is {value!r}: expected {expected} ({meaning(path, model)}{quoted})."
+    return f"{key} is {value!r}: expected {expected} ({meaning(path, model)}{remedy(key, kind, value)})."
+
+
+def remedy(key: str, kind: str, value: Any) -> str:
+    """How to write what was meant, where the form alone is wrong."""
+    if kind == "string_type" and isinstance(value, int | float):
+        return "; what YAML takes for a number or a switch, such as no, 007 and 12:30, is a text in quotes"
+    return f"; in brackets, {shlex.quote(f'{key}=[{value}]')}" if kind == "list_type" and isinstance(value, str) else ""
 
 
 def expectation(problem: Mapping[str, Any]) -> str:

@@ -1,9 +1,8 @@
 """The model as the lm-evaluation-harness sees it: in memory, with our rule for the beginning mark, counting what it had to cut.
 
 The harness runs the context once per choice and takes the log-softmax of every position. Here requests with the same context share one
-pass over it, and the head runs only where something is scored: a third of the time for four short choices. Contexts are padded on the
-left, as in generation with transformers, so that every architecture which generates can be scored. The answers are those of the harness
-up to rounding; a test compares them.
+pass over it where the model has a cache for that (`tasks.scoring`). The answers are those of the harness up to rounding; a test compares
+them.
 
 Imported by `tasks.zero_shot` on first use, because the harness takes seconds to import. Its chatter (a banner of warnings about models
 in memory, unnamed progress bars) is turned off here, once; one bar says which task is running.
@@ -23,6 +22,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mgaa.errors import InputError
+from tasks.scoring import Group, Way, way_of
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 lm_eval.api.task.tqdm = functools.partial(tqdm, disable=True)
@@ -33,9 +33,6 @@ Request = tuple[tuple[str, str], list[int], list[int]]
 
 Answer = tuple[float, bool]
 """Log-likelihood of a continuation, and whether it is the greedy one."""
-
-Group = tuple[tuple[int, ...], list[tuple[int, list[int]]]]
-"""Ids of a context, and which requests with which continuations share it."""
 
 
 class InMemory(HFLM):  # type: ignore[misc]  # the harness has no types
@@ -49,10 +46,12 @@ class InMemory(HFLM):  # type: ignore[misc]  # the harness has no types
             tokenizer=copy.deepcopy(tokenizer),  # the harness sets a padding token
             batch_size=batch_size,
             max_length=max_length,
+            backend="causal",  # the decoders of encoder-decoders as well
             softmax_dtype="float32",
         )
         self.doing = "zero-shot"
         self.truncated = 0
+        self._way: Way | None = None
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Ids of a text, after the beginning mark if the tokenizer has one; `add_special_tokens=False` asks for none."""
@@ -67,6 +66,8 @@ class InMemory(HFLM):  # type: ignore[misc]  # the harness has no types
 
     def _loglikelihood_tokens(self, requests: Sequence[Request], **_: Any) -> list[Answer]:
         self._check(requests)
+        if self._way is None:
+            self._way = way_of(self.model, _text(requests))
         answers: dict[int, Answer] = {}
         with tqdm(total=len(requests), desc=self.doing, unit=" requests", disable=None) as bar:
             for batch in self._batches(requests):
@@ -95,40 +96,23 @@ class InMemory(HFLM):  # type: ignore[misc]  # the harness has no types
         for start in range(0, len(ordered), self.batch_size):
             yield ordered[start : start + self.batch_size]
 
-    @torch.inference_mode()
     def _score(self, groups: Sequence[Group]) -> dict[int, Answer]:
-        """Read the contexts, then every continuation after its context's keys and values."""
-        lengths = torch.tensor([len(context) for context, _ in groups], device=self.device)
-        width = int(lengths[0])
-        ids = torch.tensor([(0,) * (width - len(context)) + context for context, _ in groups], device=self.device)
-        mask = (torch.arange(width, device=self.device) >= width - lengths[:, None]).long()
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-        read = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True, logits_to_keep=1)
-        owners = torch.tensor([row for row, (_, wanted) in enumerate(groups) for _ in wanted], device=self.device)
-        wanted = [each for _, group in groups for each in group]
-        logits = read.logits[owners]
-        tails = [continuation[:-1] for _, continuation in wanted]
-        if any(tails):
-            read.past_key_values.batch_select_indices(owners)
-            later = self._continue(tails, mask[owners], lengths[owners], read.past_key_values)
-            logits = torch.cat((logits, later), dim=1)
-        return {index: _answer(row, continuation) for row, (index, continuation) in zip(logits, wanted, strict=True)}
-
-    def _continue(self, tails: list[list[int]], mask: torch.Tensor, lengths: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Logits after each token of `tails`, padded on the right, where a causal model does not see it."""
-        width = max(map(len, tails))
-        ids = torch.tensor([tail + [0] * (width - len(tail)) for tail in tails], device=self.device)
-        seen = torch.cat((mask, torch.ones_like(ids)), dim=1)
-        positions = lengths[:, None] + torch.arange(width, device=self.device)
-        out = self.model(
-            input_ids=ids, attention_mask=seen, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        logits: torch.Tensor = out.logits
-        return logits
+        """The answers to the requests of a batch."""
+        assert self._way is not None
+        wanted = {index: continuation for _, group in groups for index, continuation in group}
+        return {
+            index: _answer(logits, wanted[index]) for index, logits in self._way(self.model, groups, self.batch_size)
+        }
 
 
+def _text(requests: Sequence[Request]) -> list[int]:
+    """The longest context with its continuation."""
+    _, context, continuation = max(requests, key=lambda request: len(request[1]))
+    return [*context, *continuation]
+
+
+@torch.inference_mode()
 def _answer(logits: torch.Tensor, continuation: list[int]) -> Answer:
     targets = torch.tensor(continuation, device=logits.device)
-    logits = logits[: len(targets)]
     likelihoods = logits.float().log_softmax(dim=-1).gather(1, targets[:, None])
     return float(likelihoods.double().sum()), bool((logits.argmax(dim=-1) == targets).all())

@@ -12,6 +12,8 @@ from functools import cache
 from pathlib import Path
 from uuid import uuid4
 
+from filelock import FileLock
+
 from mgaa.errors import ResourceError
 from tasks.code import code_digest
 from tasks.writing import disk_errors, write_file
@@ -55,7 +57,10 @@ def identity(path: Path) -> str:
     file = path / IDENTITY
     if not file.exists():
         with disk_errors(path):
-            write_file(file, uuid4().hex.encode())
+            (path / "locks").mkdir(parents=True, exist_ok=True)
+            with FileLock(path / "locks" / f"{IDENTITY}.lock"):
+                if not file.exists():  # else another run was faster, and has told its workers
+                    write_file(file, uuid4().hex.encode())
     return file.read_text(encoding="utf-8")
 
 

@@ -85,7 +85,7 @@ def collect(p: Placed, store: Store, *, latest: int, dry: bool, wait: float) -> 
         removed = [entry for entry in entries(store) if entry.artifact not in kept]
         gone = {entry.artifact for entry in removed}
         keys = [path for path, artifact in keys_in(store) if artifact is None or artifact in gone]
-        shelved = [*(store.path / "quarantine").glob("*")]
+        shelved = [*(store.path / "quarantine").glob(f"*-{64 * '[0-9a-f]'}-*")]
         if not dry:
             remove(store, keys, [*(store.place(artifact) for artifact in gone), *shelved])
         return Collection(removed, len(kept.keys() - gone), len(keys), len(shelved))
@@ -93,7 +93,7 @@ def collect(p: Placed, store: Store, *, latest: int, dry: bool, wait: float) -> 
 
 def keys_in(store: Store) -> Iterator[tuple[Path, Artifact | None]]:
     """The records of keys with the artifact that they name; null where they are damaged."""
-    for path in sorted((store.path / "keys").glob("*.json")):
+    for path in sorted((store.path / "keys").glob(f"{64 * '[0-9a-f]'}.json")):
         try:
             record: Mapping[str, Any] = json.loads(path.read_bytes())
             yield path, Artifact(record["kind"], record["digest"])

@@ -55,7 +55,7 @@ def model_ladders(
     }
     low = [matrix for matrix in matrices if matrix.sublayer not in {each.sublayer for each in pruned}]
     blocks = [load_energies(store.folder(artifact) / block_file(block)) for block, artifact in enumerate(spectra)]
-    energies = {matrix.name: blocks[matrix.block][0][matrix.local] for matrix in low}
+    energies = {m.name: energy for m in low if (energy := blocks[m.block][0].get(m.local)) is not None}
     centred = any(centred for _, centred in blocks)
     ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=latency)
     return ladders, {each: found[each.sublayer] for each in pruned}

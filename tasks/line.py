@@ -103,6 +103,7 @@ def in_front_of(
     """
     from mgaa.architectures import decoder_blocks
     from mgaa.shelf import resident
+    from mgaa.unfinished import whole
 
     key = (store, backbone, tokens, digest(recipe), device)
     with _one_at_a_time:
@@ -113,7 +114,8 @@ def in_front_of(
             line = start(key, before, recipe["measuring"], beside)
         for block in range(len(line.before), len(before)):
             line.before = tuple(before[: block + 1])
-            write_table(line.folder / _BEFORE, [each.digest for each in line.before])
+            with whole(line.folder / _BEFORE) as draft:
+                write_table(draft, [each.digest for each in line.before])
             with resident(decoder_blocks(line.model)[block]):
                 restore_(line.model, block, store.folder(before[block]) / block_file(block))
                 line.advance(block)
@@ -149,7 +151,7 @@ def start(
         return Calibration(model, prompts, Measuring(**measuring), place=place, folder=folder / name)
 
     found = calibration()
-    passed = json.loads((folder / _BEFORE).read_text()) if (folder / _BEFORE).exists() else []
+    passed = told(folder)
     if found.passed and passed[: found.passed] != [each.digest for each in before[: found.passed]]:
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
@@ -161,6 +163,15 @@ def start(
             dense.advance(block)
         anchor = beside.anchor(twin, model, dense, found, remember=place == "device")
     return Line(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
+
+
+def told(folder: Path) -> list[str]:
+    """The digests of the factors of the blocks that the tokens in a folder have passed; none where that was not written to its end."""
+    try:
+        found: list[str] = json.loads((folder / _BEFORE).read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return found
 
 
 def own_folder(store: Store, name: str) -> tuple[Path, FileLock]:

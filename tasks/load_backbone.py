@@ -44,15 +44,18 @@ def load_backbone(
         parts: what of the model is compressed (`mgaa.architectures.PARTS`).
     """
     from mgaa.architectures import matrices_of, stacks_of
-    from mgaa.checkpoint import check_savable, load
+    from mgaa.causality import check_decoder
+    from mgaa.checkpoint import check_savable
     from mgaa.fused import unfuse_
+    from mgaa.loading import open_checkpoint
     from mgaa.lowrank import check_finite
     from mgaa.shelf import resident
 
-    model, processor = load(source, revision=revision, dtype=dtype, device="cpu", stream=True)
+    model, processor, ignored = open_checkpoint(source, revision=revision, dtype=dtype, device="cpu", stream=True)
     check_savable(model, processor)
     matrices = matrices_of(unfuse_(model, parts), parts)
     stacks = stacks_of(model, parts)
+    check_decoder(model)
     for stack in stacks:
         for index, block in enumerate(stack.blocks):
             with resident(block, ahead=1):
@@ -63,7 +66,7 @@ def load_backbone(
         "linear_parameters": sum(matrix.parameters for matrix in matrices),
         "matrices": [asdict(matrix) for matrix in matrices],
     }
-    write_table(out / BACKBONE, _reference(model, source, revision, files) | shapes)
+    write_table(out / BACKBONE, _reference(model, source, revision, files, ignored) | shapes)
 
 
 @step(kind="model")
@@ -72,13 +75,17 @@ def load_model(
 ) -> None:
     """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
     with _one_at_a_time:
-        model, _ = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
-    write_table(out / BACKBONE, _reference(model, source, revision, files))
+        model, _, ignored = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
+    write_table(out / BACKBONE, _reference(model, source, revision, files, ignored))
 
 
-def _reference(model: Any, source: str, revision: str | None, files: dict[str, str]) -> dict[str, Any]:
+def _reference(
+    model: Any, source: str, revision: str | None, files: dict[str, str], ignored: list[str]
+) -> dict[str, Any]:
+    """What the later steps ask; `ignored` are tensors of the files that have no place in the model, named and counted if there are any."""
     from mgaa.architectures import is_multimodal
 
+    left_out = {"ignored_tensors": {"count": len(ignored), "names": ignored}} if ignored else {}
     return {
         "source": source,
         "revision": revision,
@@ -88,6 +95,7 @@ def _reference(model: Any, source: str, revision: str | None, files: dict[str, s
         "sees": is_multimodal(model.config),
         "vocabulary": model.get_input_embeddings().num_embeddings,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **left_out,
     }
 
 
@@ -101,7 +109,7 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
     record = backbone_record(store, backbone)
     given: dict[str, Any] = {"stream": streams(device, weights_of(record)), "content": digest(record["files"])}
     with _one_at_a_time:
-        model, tokenizer = _load(record["source"], record["revision"], record["dtype"], str(device), **given)
+        model, tokenizer, _ = _load(record["source"], record["revision"], record["dtype"], str(device), **given)
         return unfuse_(model, record["parts"]) if backbone.kind == "backbone" else model, tokenizer
 
 
@@ -155,16 +163,16 @@ def forget() -> None:
 
 _one_at_a_time = Lock()
 """transformers keeps state in globals while it loads, and the blocks are mapped over threads."""
-_loaded: dict[str, tuple[tuple[Any, ...], tuple[Any, Any]]] = {}
+_loaded: dict[str, tuple[tuple[Any, ...], Any]] = {}
 """The one model that this process has on each device, with what it was loaded from."""
 
 
-def _load(source: str, revision: str | None, dtype: str, device: str, *, stream: bool, content: str) -> tuple[Any, Any]:
-    """`content` makes it another model when the files in the same place are others."""
-    from mgaa.checkpoint import load
+def _load(source: str, revision: str | None, dtype: str, device: str, *, stream: bool, content: str) -> Any:
+    """A `mgaa.loading.Loaded`; `content` makes it another model when the files in the same place are others."""
+    from mgaa.loading import open_checkpoint
 
     key = (source, revision, dtype, stream, content)
     if device not in _loaded or _loaded[device][0] != key:
         _loaded.pop(device, None)
-        _loaded[device] = key, load(source, revision=revision, dtype=dtype, device=device, stream=stream)
+        _loaded[device] = key, open_checkpoint(source, revision=revision, dtype=dtype, device=device, stream=stream)
     return _loaded[device][1]

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import UsageError
-from tasks import documents
+from tasks import chats, documents, rows
 from tasks.artifact import Artifact, Store
+from tasks.chats import Document, plain
 from tasks.load_backbone import backbone_tokenizer
 from tasks.overlap import require_disjoint
 from tasks.read_texts import read_section
@@ -38,7 +39,7 @@ def make_examples(
     Args:
         texts: of the other sections, which must not overlap with these.
         section: what chooses the documents (`tasks.read_texts.READING`).
-        form: `text`, windows of packed documents; or `instructions`, a file in the format of Alpaca.
+        form: `text` or `chat`, windows of packed documents; or `instructions`, rows in the format of Alpaca.
         samples, seed: how many are drawn, and how; null for all.
         content: `source_content` of the source; not read, only part of the stage key.
     """
@@ -48,7 +49,8 @@ def make_examples(
         raise UsageError(f"data.recovery.length is {length}, expected at most {positions} (the model's positions).")
     make = of_instructions if form == "instructions" else of_text
     made, contents, identity = make(section, tokenizer, length, samples, seed)
-    shared = require_disjoint({"recovery": contents, **{name: texts_of(store, texts, name) for name in HELD_OUT}})
+    said = [plain(each) for each in contents]
+    shared = require_disjoint({"recovery": said, **{name: texts_of(store, texts, name) for name in HELD_OUT}})
     made.save(out / EXAMPLES)
     card = {
         "examples": len(made),
@@ -63,7 +65,7 @@ def make_examples(
     write_table(out / CARD, card)
 
 
-Made = tuple[Any, list[str], dict[str, Any]]
+Made = tuple[Any, list[Document], dict[str, Any]]
 """Examples, the documents that they are made from, and what identifies those."""
 
 
@@ -74,17 +76,30 @@ def of_text(section: dict[str, Any], tokenizer: Any, length: int, samples: int |
 
     read = read_section(section)
     contents = documents.portion(read.texts, section["from"], section["to"])
-    stream = tokens.pack(contents, tokenizer)
+    rendered, rule = chats.rendered(contents, tokenizer, "recovery")
+    stream = tokens.pack(rendered, tokenizer, rule=rule)
     return from_windows(tokens.windows(stream.ids, length, samples=samples, seed=seed)), contents, read.identity
 
 
 def of_instructions(section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int) -> Made:
     """Prompts with the answers that are scored."""
     from mgaa import tokens
-    from mgaa.recovery.examples import from_instructions, prompt_of, read_instructions
+    from mgaa.recovery.examples import from_instructions, prompt_of
 
-    rows = documents.portion(read_instructions(section["source"]), section["from"], section["to"])
-    chosen = [rows[index] for index in tokens.draw(len(rows), samples, seed).tolist()]
-    contents = [f"{prompt_of(row)}{row['output']}" for row in chosen]
+    read, left = rows.read(section["source"]).taken(instruction_of, skip=section["nulls"] == "skip")
+    part = documents.portion(read, section["from"], section["to"])
+    chosen = [part[index] for index in tokens.draw(len(part), samples, seed).tolist()]
+    contents: list[Document] = [f"{prompt_of(row)}{row['output']}" for row in chosen]
     made = from_instructions(chosen, tokenizer, length=length)
-    return made, contents, {"kind": "instructions", "file": Path(section["source"]).name}
+    counted = {"left_out": left} if left else {}
+    return made, contents, {"kind": "instructions", "file": Path(section["source"]).name, **counted}
+
+
+def instruction_of(row: Any, place: str) -> dict[str, str]:
+    """The three texts of a row in the format of Alpaca."""
+    from mgaa.recovery.examples import FIELDS, check_row
+
+    if isinstance(row, dict) and (null := next((name for name in FIELDS if name in row and row[name] is None), None)):
+        raise rows.NullError(f"is null in the field {null!r}, expected a text")
+    check_row(row, place)
+    return {field: row[field] for field in FIELDS}

@@ -104,7 +104,7 @@ def at_ranks(
         scratch: a folder on a disk that has room for a compressed model.
     """
     from mgaa.architectures import decoder_blocks
-    from mgaa.checkpoint import apply_factors, load, save_blockwise, twin_of
+    from mgaa.checkpoint import apply_factors, fill_blockwise, load, twin_of
     from mgaa.shelf import is_shelved
 
     model, processor = backbone_model(store, backbone, device)
@@ -128,5 +128,5 @@ def at_ranks(
     with temporary(scratch) as folder:
         for block in range(len(decoder_blocks(twin)), len(inside)):
             change(block)  # of a vision tower or a projector, which are in memory
-        save_blockwise(twin, processor, folder / "model", change=change)
+        fill_blockwise(twin, processor, folder / "model", change=change)
         yield load(folder / "model", device=str(device), stream=True)[0]

@@ -20,6 +20,7 @@ def merge_shares(
     *,
     groups: int,
     expert_tokens: float,
+    unreached: str,
     device: str,
 ) -> None:
     """The statistics from the sums of all shares, in their order."""
@@ -28,7 +29,8 @@ def merge_shares(
     from mgaa.streaming import Measuring, merge
 
     model, _ = backbone_model(store, backbone, device)
-    measuring, sequences = Measuring(groups=groups, expert_tokens=expert_tokens), len(sequences_of(store, tokens))
+    measuring = Measuring(groups=groups, expert_tokens=expert_tokens, unreached=unreached)
+    sequences = len(sequences_of(store, tokens))
     for stack in stacks_of(model, parts_of(store, backbone)):
         for index in range(len(stack.blocks)):
             name = block_file(stack.first + index)

@@ -4,6 +4,8 @@ https://huggingface.co/docs/hub/model-cards says which fields the front matter h
 of a backbone in a folder the card has the folder's name alone.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,9 @@ def model_card(
         model_name=f"{name.rpartition('/')[2]}-{method}-{100 * compressed['compression']:.0f}",
         eval_results=[*results(compressed, parameters)],
     )
-    given: dict[str, Any] = {"dense": models[DENSE], "compressed": compressed, "method": label_of(method), "name": name}
+    given: dict[str, Any] = {"dense": models[DENSE], "compressed": compressed, "method": label_of(method)}
+    names = {"name": plain(name), "texts": in_code(text_name(parameters))}
+    names["calibration"] = in_code(Path(parameters["data.calibration.source"]).name)
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -53,11 +57,22 @@ def model_card(
         **{
             "checkpoint": checkpoint,
             "commit": commit,
-            "folder": Path(compressed["checkpoint"]).name,
-            "texts": text_name(parameters),
+            "folder": json.dumps(Path(compressed["checkpoint"]).name),
         },
+        **names,
+        plain=plain,
     )
     return str(card.content)
+
+
+def plain(text: str) -> str:
+    """A name as Markdown shows it as it is, on one line."""
+    return re.sub(r"([\\`*\[\]<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def in_code(text: str) -> str:
+    """A name for between back ticks, where Markdown has no escape for them, and for a cell of a table."""
+    return " ".join(text.split()).replace("`", "'").replace("|", "/")
 
 
 def called(backbone: Mapping[str, Any]) -> str:

@@ -6,23 +6,21 @@ revision of which neither is here was made elsewhere, or by a store that is gone
 """
 
 import json
+import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tasks.artifact import Artifact, DamagedError, Store
+from tasks.dvc_lock import read_stages
 from tasks.lineage import ancestry, node_of
 from tasks.parameters import Placed, checkout
 from tasks.pins import pins
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, read_record
-from tasks.sealing import MANIFEST, read_manifest
+from tasks.run_record import KIND, digest_of, keys_of, md5, read_record
+from tasks.sealing import MANIFEST, RECORD, read_manifest
 from tasks.targets import artifacts, runs_with
-
-Lock = Mapping[str, Any]
 
 
 def needed(p: Placed, store: Store, latest: int) -> dict[Artifact, str]:
@@ -61,8 +59,10 @@ def behind(store: Store, root: Artifact) -> set[Artifact]:
 def exported(p: Placed) -> Iterator[tuple[Artifact, str]]:
     """Checkpoints and records below the folder of `params.yaml`."""
     folder = checkout(p.folder)
-    places = [*folder.glob(f"models/*/{MANIFEST}"), *folder.glob(f"*/{RECORD}"), *folder.glob(f"*/*/{RECORD}")]
-    for path in dict.fromkeys([*places, p.folder / p.output.checkpoint / MANIFEST, p.results / RECORD]):
+    patterns = (f"models/*/{MANIFEST}", *(f"{depth}/*{RECORD}" for depth in ("*", "*/*")))
+    places = [path for pattern in patterns for path in folder.glob(pattern)]
+    places += [p.folder / p.output.checkpoint / MANIFEST, *p.results.glob(f"*{RECORD}")]
+    for path in dict.fromkeys(places):
         if path.is_file():
             yield (
                 artifact_of(path),
@@ -76,7 +76,7 @@ def artifact_of(path: Path) -> Artifact:
     Raises:
         DamagedError: the manifest was altered; what it needed can no longer be told.
     """
-    if path.name == RECORD:
+    if path.name != MANIFEST:
         return digest_of(path.read_bytes())
     manifest = read_manifest(path.parent)
     return Artifact(manifest["kind"], manifest["digest"])
@@ -89,7 +89,7 @@ def revisions(p: Placed, store: Store) -> Iterator[tuple[Artifact, str]]:
         md5((store.place(run) / RECORD).read_bytes()): run for run in artifacts(store, KIND) if sound(store, run)
     }
     for name, lock in locks(folder):
-        for out in (out for stage in (lock.get("stages") or {}).values() for out in stage.get("outs", [])):
+        for out in (out for stage in lock.values() for out in stage.get("outs", [])):
             if out.get("md5") in records:
                 yield records[out["md5"]], f"dvc.lock of {name}"
             elif str(out.get("md5")).endswith(".dir") and (found := in_cache(folder, out["md5"])) is not None:
@@ -101,27 +101,16 @@ def sound(store: Store, run: Artifact) -> bool:
     return (store.place(run) / RECORD).is_file()
 
 
-def locks(folder: Path) -> Iterator[tuple[str, Lock]]:
+def locks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every `dvc.lock`: of the working tree, and of all commits of all references; equal ones once."""
     if (folder / "dvc.lock").is_file():
-        yield "the working tree", loaded((folder / "dvc.lock").read_bytes())
+        yield "the working tree", read_stages((folder / "dvc.lock").read_bytes(), "dvc.lock")
     seen = set()
     for line in git(folder, "log", "--all", "--reflog", "--format=%H", "--", "dvc.lock").decode().split():
         blob = git(folder, "rev-parse", f"{line}:./dvc.lock").decode().strip()
         if blob and blob not in seen:
             seen.add(blob)
-            yield line[:8], loaded(git(folder, "cat-file", "blob", blob))
-
-
-def loaded(content: bytes) -> Lock:
-    """A `dvc.lock`; an unreadable one, such as one with marks of a conflict, is an error."""
-    try:
-        found: Lock = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    except yaml.YAMLError as error:
-        raise DamagedError(
-            f"A dvc.lock cannot be read ({' '.join(str(error).split())}): resolve it before anything is removed."
-        ) from error
-    return found
+            yield line[:8], read_stages(git(folder, "cat-file", "blob", blob), f"dvc.lock of {line[:8]}")
 
 
 def git(folder: Path, *words: str) -> bytes:
@@ -137,10 +126,14 @@ def in_cache(folder: Path, name: str) -> Artifact | None:
     listing = cache_folder / name[:2] / name[2:]
     if not listing.is_file():
         return None
-    files: Iterable[Mapping[str, str]] = json.loads(listing.read_bytes())
-    for file in files:
-        path = cache_folder / file["md5"][:2] / file["md5"][2:]
-        if file["relpath"] == MANIFEST and path.is_file():
-            manifest = json.loads(path.read_bytes())
-            return Artifact(manifest["kind"], manifest["digest"])
+    try:
+        named = [file["md5"] for file in json.loads(listing.read_bytes()) if file["relpath"] == MANIFEST]
+        for md5 in (each for each in named if re.fullmatch("[0-9a-f]{32}", each)):
+            if (path := cache_folder / md5[:2] / md5[2:]).is_file():
+                manifest = json.loads(path.read_bytes())
+                return Artifact(manifest["kind"], manifest["digest"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(
+            f"DVC's cache has a damaged list of files, {listing} ({error!r}): remove it, and bring it again with `dvc fetch`."
+        ) from error
     return None

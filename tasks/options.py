@@ -71,7 +71,7 @@ def select(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[s
 def value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
     """The value of an option: as given, if its type fits, else the method's default."""
     if name in values:
-        adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False))
+        adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1))
         try:
             found = adapter.validate_python(values[name])
             return File(found) if option.file else found

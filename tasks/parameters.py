@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
+from mgaa.masking import mask_values
 from tasks.choices import resolve
 from tasks.explain import explain, suggest
 from tasks.options import SECTIONS, select, together
@@ -41,11 +42,17 @@ class Placed(Section):
         tracking: Tracking
         registry: Registry
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "params.yaml")
 
     @property
     def folder(self) -> Path:
         """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
         return self._folder
+
+    @property
+    def file(self) -> Path:
+        """The file of the parameters itself."""
+        return self._file
 
     @property
     def results(self) -> Path:
@@ -112,13 +119,14 @@ class Parameters(Placed):
     schedule: Schedule
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its dotted key, as it is written on the command line."""
-        return dict(flatten(self.model_dump(by_alias=True)))
+        """Every value by its dotted key, as it is written on the command line and kept in records: without secrets."""
+        flat: dict[str, Any] = mask_values(dict(flatten(self.model_dump(by_alias=True))))
+        return flat
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
-    given = parse(overrides)
+    given = parse(overrides, Parameters)
     values = together(chosen_method(chosen_case(merge(read(path), given), given), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
@@ -129,13 +137,13 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
         raise UsageError(explain(error, Parameters, copies="sweep")) from None
-    parameters._folder = path.absolute().parent
+    parameters._folder, parameters._file = path.absolute().parent, path.absolute()
     return parameters
 
 
 def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
     """The same without the sections of the computation, whose methods import torch (seconds); raises `UsageError`."""
-    given = parse(overrides)
+    given = parse(overrides, Parameters)
     if unknown := sorted(set(given) - set(Parameters.model_fields)):
         raise UsageError(f"There is no section {unknown[0]!r}{suggest(unknown[0], list(Parameters.model_fields))}")
     try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mgaa.errors import InputError
 from tasks.artifact import Artifact, Store
-from tasks.sealing import readable
+from tasks.sealing import DamagedError, readable
 from tasks.writing import disk_errors, write_file
 
 FOLDER = "pins"
@@ -39,5 +39,10 @@ def unpin(store: Store, artifact: Artifact) -> None:
 def pins(store: Store) -> Iterator[Pin]:
     """All pins."""
     for path in sorted((store.path / FOLDER).glob("*.json")):
-        content = json.loads(path.read_bytes())
-        yield Pin(Artifact(content["kind"], content["digest"]), content["why"])
+        try:
+            content = json.loads(path.read_bytes())
+            yield Pin(Artifact(content["kind"], content["digest"]), str(content["why"]))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedError(
+                f"The pin {path} is not readable ({error!r}): remove the file, and pin again."
+            ) from error

@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from tasks.code import FOLDERS, is_code
+
 NUMERICAL = (
     "torch",
     "transformers",
@@ -111,10 +113,20 @@ def processor() -> str:
 
 @cache
 def git() -> tuple[tuple[str, Any], ...]:
-    """The commit of the checkout and whether tracked files differ from it; both null outside git."""
+    """The commit of the checkout and whether its code differs from that commit; both null outside git.
+
+    Code is what `code_digest` covers, files that git ignores or does not know included. Parameters, `dvc.lock` and documents do not
+    count: a record holds the parameters in full, and `dvc repro` and `dvc exp run` write both before a run begins.
+    """
     commit = ask_git("rev-parse", "HEAD")
-    changed = None if commit is None else ask_git("status", "--porcelain", "--untracked-files=no")
-    return ("commit", commit), ("dirty", None if changed is None else bool(changed))
+    return ("commit", commit), ("dirty", None if commit is None else bool(changed_code()))
+
+
+def changed_code() -> list[str]:
+    """Code that differs from the commit of the checkout: changed, removed, added, or unknown to git."""
+    asked = (("diff", "--name-only", "--no-renames", "HEAD"), ("ls-files", "--others"))
+    names = [name for words in asked for name in (ask_git(*words, "-z", "--", *FOLDERS) or "").split("\0") if name]
+    return sorted(name for name in names if is_code(Path(name)))
 
 
 def ask_git(*words: str) -> str | None:

@@ -1,6 +1,6 @@
 """Questions about images: read from a user's files, and out of the artifact `prompts`.
 
-A user's file is `.jsonl` with one question per line, in one of two forms:
+A user's file has a question per row (tasks/rows.py), in one of two forms:
 
     {"image": "images/1.png", "question": "What colour is it?", "answer": "red", "type": "colour"}
     {"image": "images/1.png", "question": "What is it?", "choices": ["a cup", "a hat"], "answer": 1}
@@ -13,7 +13,6 @@ the answer. Other fields are left alone.
 The artifact holds, per section, `<section>/questions.jsonl` in the first form with all four fields, and `<section>/images/*.png`.
 """
 
-import json
 import re
 import struct
 import warnings
@@ -23,8 +22,8 @@ from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import InputError
+from tasks import rows
 from tasks.artifact import Artifact, Store
-from tasks.rows import check_text, row_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -79,35 +78,22 @@ def records_of(store: Store, prompts: Artifact, section: str) -> list[dict[str, 
 
 
 def read(source: Path) -> list[dict[str, Any]]:
-    """The questions of a `.jsonl` file in file order, each with `image`, `question`, `answer` and `type`; images are not opened.
+    """The questions of a file of rows in their order, each with `image`, `question`, `answer` and `type`; images are not opened.
 
     Raises:
         InputError: the file is missing, empty or no text, or a line does not have one of the forms above (the message names it).
     """
-    try:
-        lines = source.read_bytes().decode("utf-8").removeprefix("\ufeff").split("\n")
-    except OSError as error:
-        raise InputError(f"{source} cannot be read ({error.strerror}), expected a readable .jsonl file.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{source} is not UTF-8 ({error.reason} at offset {error.start}): convert it, for example with `iconv -t utf-8`."
-        ) from error
-    found = [
-        _record(line, f"Line {number} of {source}", source.parent)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    found, _ = rows.read(source).taken(lambda row, place: _record(row, place, source.parent))
     if not found:
-        raise InputError(f"{source} has 0 questions, expected at least 1: one JSON object per line.")
+        raise InputError(f"{source} has 0 questions, expected at least 1: a row for each.")
     return found
 
 
-def _record(line: str, place: str, folder: Path) -> dict[str, Any]:
-    row = row_of(line, place)
+def _record(row: Any, place: str, folder: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(f"{place} is {line.strip()[:40]!r}, expected an object with a question and an answer.")
+        raise InputError(f"{place} is {rows.shown(row)!r}, expected an object with a question and an answer.")
     question = _text(row, "question", place)
-    if "choices" in row:
+    if row.get("choices") is not None:
         question, answer, kind = *_chosen(question, row, place), CHOICE
     else:
         answer = _text(row, "answer", place)
@@ -121,14 +107,14 @@ def _record(line: str, place: str, folder: Path) -> dict[str, Any]:
     if given is not None and not (isinstance(given, str) and given.strip()):
         raise InputError(f"{place} has the type {given!r}, expected a word, or no such field.")
     for text in (question, answer, given or kind):
-        check_text(text, place)
+        rows.whole_text(text, place)
     return {"image": _image(row, place, folder), "question": question, "answer": answer, "type": given or kind}
 
 
 def _text(row: dict[str, Any], field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        there = f"is {value!r}" if field in row else f"is missing; there is: {', '.join(row) or 'nothing'}"
+        there = f"is {rows.shown(value)}" if field in row else f"is missing; there is: {', '.join(row) or 'nothing'}"
         raise InputError(f"{place}: the {field} {there}; expected a text with at least one letter, in quotation marks.")
     return value
 
@@ -137,7 +123,7 @@ def _chosen(question: str, row: dict[str, Any], place: str) -> tuple[str, str]:
     """The question with its choices, and the letter of the right one."""
     choices, index = row["choices"], row.get("answer")
     if not isinstance(choices, list) or not all(isinstance(each, str) and each.strip() for each in choices):
-        raise InputError(f"{place} has the choices {choices!r}, expected a list of texts.")
+        raise InputError(f"{place} has the choices {rows.shown(choices)}, expected a list of texts.")
     if not 2 <= len(choices) <= len(ascii_uppercase):
         raise InputError(f"{place} has {len(choices)} choices, expected 2 to {len(ascii_uppercase)}, one per letter.")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(choices):
@@ -159,14 +145,14 @@ def _kind(answer: str) -> str:
 def _image(row: dict[str, Any], place: str, folder: Path) -> str | None:
     """The path of an image below `folder`, where it is a file."""
     given = row.get("image")
-    if isinstance(given, list) or "images" in row:
+    if isinstance(given, list) or row.get("images") is not None:
         raise InputError(
             f"{place} has a list of images, expected one path in the field `image`: write a line per image, or put them into one image."
         )
     if given is None:
         return None
     if not isinstance(given, str) or not given:
-        raise InputError(f"{place} has the image {given!r}, expected a path below {folder}, or null.")
+        raise InputError(f"{place} has the image {rows.shown(given)}, expected a path below {folder}, or null.")
     path = PurePosixPath(given)
     inside = (
         not path.is_absolute() and not PureWindowsPath(given).drive and ".." not in path.parts and "\0" not in given

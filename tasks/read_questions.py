@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mgaa.errors import InputError, UsageError
 from tasks import documents, questions
 from tasks.artifact import Store
+from tasks.files import located
 from tasks.records import CARD, write_table
 from tasks.sealing import file_digest
 from tasks.step import step
@@ -33,8 +34,8 @@ def questions_content(source: str) -> dict[str, str]:
         from demo import scenes
 
         return {SCENES: scenes.version()}
-    path = Path(source).expanduser()
-    if not path.is_file():
+    path = located(source)
+    if path is None or not path.is_file():
         raise InputError(f"There is no file {source!r}: expected {SCENES}, or a .jsonl of image, question and answer.")
     images = dict.fromkeys(record["image"] for record in questions.read(path) if record["image"] is not None)
     paths = [path, *(path.parent / image for image in images)]

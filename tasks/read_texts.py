@@ -15,6 +15,8 @@ from demo import corpus
 from mgaa.errors import InputError, UsageError
 from tasks import documents
 from tasks.artifact import Store
+from tasks.chats import Document, plain
+from tasks.files import files_below, located
 from tasks.overlap import require_disjoint, require_ranges_apart
 from tasks.records import CARD, write_table
 from tasks.sealing import file_digest
@@ -23,7 +25,7 @@ from tasks.step import step
 DEMO = "demo"
 logger = logging.getLogger(__name__)
 SECTIONS = ("calibration", "validation", "evaluation")
-READING = ("source", "split", "revision", "subset", "field", "separator", "from", "to")
+READING = ("source", "split", "revision", "subset", "field", "separator", "form", "nulls", "from", "to")
 """The parameters of a data section that choose documents; the others cut them into tokens."""
 
 
@@ -31,14 +33,10 @@ def source_content(source: str) -> dict[str, str]:
     """What a source's content depends on: package versions for the demo, sha256 of files; a Hub data set has its revision."""
     if source == DEMO:
         return corpus.versions()
-    path = Path(source).expanduser()
-    files = (
-        sorted(each for each in path.rglob("*") if each.is_file())
-        if path.is_dir()
-        else [path]
-        if path.is_file()
-        else []
-    )
+    path = located(source)
+    if path is None:
+        return {}
+    files = files_below(path) if path.is_dir() else [path]
     try:
         return {each.relative_to(path.parent).as_posix(): file_digest(each, each.stat()) for each in files}
     except OSError as error:
@@ -49,7 +47,7 @@ def source_content(source: str) -> dict[str, str]:
 def read_texts(
     out: Path, store: Store, *, sections: dict[str, dict[str, Any]], content: dict[str, dict[str, str]]
 ) -> None:
-    """Read the documents of every section, as one JSON string per line, after the check that no two sections overlap.
+    """Read the documents of every section, one per line as JSON, after the check that no two sections overlap.
 
     Args:
         sections: `READING` of each section, by name.
@@ -60,7 +58,7 @@ def read_texts(
     portions = {
         name: documents.portion(read[name].texts, given["from"], given["to"]) for name, given in sections.items()
     }
-    shared = require_disjoint(portions)
+    shared = require_disjoint({name: [plain(each) for each in texts] for name, texts in portions.items()})
     for name, texts in portions.items():
         lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -87,14 +85,16 @@ def read_section(given: Mapping[str, Any]) -> documents.Documents:
         InputError: the source cannot be read.
     """
     if given["source"] != DEMO:
-        options = {name: given[name] for name in ("split", "revision", "subset", "field", "separator")}
+        options = {name: value for name, value in given.items() if name not in ("source", "from", "to")}
         return documents.read(given["source"], **options)
     held_out, differences = _demo()
     if given["split"] not in held_out:
         raise UsageError(
             f"The demo has no split {given['split']!r}, expected one of {', '.join(held_out)}: set `split`."
         )
-    texts = [document.text for document in held_out[given["split"]]]
+    if given["form"] == "chat":
+        raise UsageError("The demo holds texts, no conversations: set `form: text`, or give a source with `messages`.")
+    texts: list[Document] = [document.text for document in held_out[given["split"]]]
     identity = {"kind": DEMO, "split": given["split"], "versions": corpus.versions(), "differences": differences}
     return documents.Documents(texts, identity)
 

@@ -25,7 +25,11 @@ from tasks.writing import disk_errors, write_file
 
 @dataclass(frozen=True)
 class Execution:
-    """One step of a run: what it gave, and from when to when its body ran (seconds since 1970; equal where it was reused)."""
+    """One step of a run: what it gave, and from when to when its body ran (seconds since 1970; equal where it was reused).
+
+    Attributes:
+        modules: those that its code begins at.
+    """
 
     task: str
     key: str
@@ -34,6 +38,7 @@ class Execution:
     start: float
     end: float
     peak_rss: int
+    modules: tuple[str, ...] = ()
 
 
 class Executions(list[Execution]):
@@ -48,7 +53,9 @@ class Executions(list[Execution]):
             for name, content in left(self.store, self.seen).items():
                 self.seen.add(name)
                 told = json.loads(content)
-                self.append(Execution(**{**told, "artifact": Artifact(**told["artifact"])}))
+                self.append(
+                    Execution(**{**told, "artifact": Artifact(**told["artifact"]), "modules": tuple(told["modules"])})
+                )
         return super().__iter__()
 
 

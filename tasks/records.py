@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifact import Artifact, Store
+from tasks.chats import Document, plain
 
 BACKBONE = "backbone.json"
 CARD = "card.json"
@@ -73,6 +74,7 @@ def rank_table(
         "matrices": {
             rank.matrix.name: {"rank": rank.rank, "parameters": rank.parameters, "energy": rank.energy}
             | ({} if rank.width is None else {"width": rank.width})
+            | ({"unreached": True} if rank.unreached else {})
             | ({} if latency is None else {"predicted_seconds": latency.seconds(rank.matrix, rank.rank)})
             for rank in ranks
         },
@@ -91,10 +93,15 @@ def backbone_matrices(store: Store, backbone: Artifact) -> list[Any]:
     return [Matrix(**fields) for fields in backbone_record(store, backbone)["matrices"]]
 
 
-def texts_of(store: Store, texts: Artifact, section: str) -> list[str]:
-    """The documents of a section of the artifact `texts`, one JSON string per line."""
+def documents_of(store: Store, texts: Artifact, section: str) -> list[Document]:
+    """The documents of a section of the artifact `texts`, one per line: a text, or the messages of a conversation."""
     lines = (store.folder(texts) / f"{section}.jsonl").read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines if line]
+
+
+def texts_of(store: Store, texts: Artifact, section: str) -> list[str]:
+    """The same as texts; of conversations what is said."""
+    return [plain(document) for document in documents_of(store, texts, section)]
 
 
 def token_stream(store: Store, tokens: Artifact) -> tuple[Any, dict[str, Any]]:

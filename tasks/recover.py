@@ -30,7 +30,7 @@ def recover(
         validation: artifact `tokens`, by whose loss the best state is chosen, where the examples hold out none themselves.
         plan: arguments of `mgaa.recovery.Plan`.
     """
-    from mgaa.checkpoint import load, save
+    from mgaa.checkpoint import fill, load
     from mgaa.recovery import Examples, Plan, from_windows, recover_
 
     forget()
@@ -39,5 +39,5 @@ def recover(
     own = folder / HELD_OUT
     chosen = Examples.load(own) if own.exists() else from_windows(token_windows(store, validation))
     curve = recover_(model, Examples.load(folder / EXAMPLES), chosen, Plan(**plan), folder=unfinished)
-    save(model.cpu(), processor, out)
+    fill(model.cpu(), processor, out)
     write_table(out / CURVE, {"plan": plan, **curve.to_dict()})

@@ -20,10 +20,13 @@ import yaml
 from mgaa.errors import InputError, ResourceError
 from tasks import provenance
 from tasks.parameters import Placed
-from tasks.run_record import RECORD
+from tasks.run_record import SECTION, place_of
 from tasks.verify_run import verify_inputs
 
-OWN = {"store.path": "store", "store.remote": None, "tracking.uri": "sqlite:///mlflow.db", "output.results": "results"}
+OWN = {
+    **{"store.path": "store", "store.remote": None, "store.signing_key": None},
+    **{"tracking.uri": "sqlite:///mlflow.db", "output.results": "results"},
+}
 """Where the repetition keeps what it makes, below its own folder."""
 
 
@@ -69,7 +72,7 @@ def reproduce(p: Placed, record: Mapping[str, Any], folder: Path, python: Path |
     bring(p.folder, checkout, record)
     python = python or environment(folder / "environment", checkout)
     run(python, checkout, record)
-    again = json.loads((checkout / "results" / RECORD).read_bytes())
+    again = json.loads(place_of(checkout / "results", record["flow"]).read_bytes())
     return compare(record, again)
 
 
@@ -85,7 +88,8 @@ def bring(source: Path, checkout: Path, record: Mapping[str, Any]) -> None:
     names = [given["backbone.source"], *(given.get(f"data.{part}.source") for part in record["sources"]["data"])]
     names += [each["source"] for each in given["data.questions"]]
     for name in dict.fromkeys(str(each) for each in names if each):
-        if (source / name).exists() and not (checkout / name).exists():
+        inside = (checkout / name).resolve().is_relative_to(checkout.resolve())
+        if inside and (source / name).exists() and not (checkout / name).exists():
             (checkout / name).parent.mkdir(parents=True, exist_ok=True)
             (checkout / name).symlink_to((source / name).absolute())
 
@@ -103,20 +107,20 @@ def run(python: Path, checkout: Path, record: Mapping[str, Any]) -> None:
     """The recorded flow with the recorded parameters, in the checkout."""
     given = {**record["parameters"], **OWN}
     parameters = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
-    overrides = [f"{key}={written(value)}" for key, value in given.items() if known(parameters, key)]
+    overrides = [f"{key}={written(value)}" for key, value in given.items() if known(parameters, key, record["flow"])]
     command([str(python), "-m", f"flows.{record['flow']}", "--quiet", *overrides], checkout)
 
 
-def known(parameters: Mapping[str, Any], key: str) -> bool:
-    """Whether the section of a key is one that can be overridden."""
-    return key.partition(".")[0] in parameters and not key.startswith(
-        ("sweep.", "study.", "sensitivity.", "profile.", "runner.")
-    )
+def known(parameters: Mapping[str, Any], key: str, flow: str) -> bool:
+    """Whether the section of a key is one that can be overridden, and that the flow reads."""
+    section = key.partition(".")[0]
+    others = {"sweep", "study", "sensitivity", "profile", "runner"} - {SECTION.get(flow)}
+    return section in parameters and section not in others
 
 
 def written(value: Any) -> str:
-    """A value as the command line takes it."""
-    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else value
+    """A value as the command line takes it; a text in quotes, which it is under every commit."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def command(words: Sequence[str], folder: Path) -> None:

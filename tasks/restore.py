@@ -38,7 +38,7 @@ def restored(store: Store, run: Artifact, *, blind: str) -> Subject:
         for name, model in results.models.items()
     }
     found = metrics(store, results, place=Path(record["parameters"]["output.checkpoint"]))
-    if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] == "text":
+    if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] != "questions":
         found["card"]["calibration"]["warning"] = blind
     origin = {key: record[key] for key in ("git", "versions", "device", "code")}
     return Subject(store, record["parameters"], artifacts, keys_of(record), found, allocations, origin)

@@ -13,13 +13,14 @@ from tasks import provenance, report
 from tasks.artifact import Artifact, Store
 from tasks.bootstrap import Bootstrap, Interval
 from tasks.code import code_digest
+from tasks.outputs import Output
 from tasks.parameters import Parameters
 from tasks.recipes import EVEN
 from tasks.recording import Execution, busy, peak_rss
 from tasks.records import ANSWERS, CARD, METRICS, RANKS, backbone_record, table
-from tasks.sealing import readable
+from tasks.sealing import RECORD, readable
 from tasks.summarize import allocation, plots
-from tasks.writing import replacing, write_file
+from tasks.writing import placing, replacing
 
 DENSE = "dense"
 EVALUATING = ("answer", "evaluate", "generate", "measure", "try_ranks")
@@ -133,6 +134,15 @@ class Effort:
         )
 
 
+def outputs(p: Parameters) -> list[Output]:
+    """What a run publishes."""
+    return [
+        Output("output.results", p.results, ("allocation.json", "metrics.json", report.PAGE, RECORD)),
+        Output("output.checkpoint", p.folder / p.output.checkpoint),
+        *(Output("output.results", p.results / name) for name in ("figures", "plots")),
+    ]
+
+
 def metrics(store: Store, results: Results, *, place: Path, effort: Effort | None = None) -> dict[str, Any]:
     """The content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
 
@@ -244,7 +254,9 @@ def publish(
     with replacing(p.results / "plots") as out:
         for name, text in plots(allocations, found["models"]).items():
             (out / name).write_text(text, encoding="utf-8")
-    write_file(p.results / "allocation.json", readable(allocations))
-    write_file(p.results / "metrics.json", readable(found))
-    write_file(p.results / report.PAGE, report.page(subject).encode())
+    page = report.page(subject).encode()
+    with placing(p.results) as out:
+        (out / "allocation.json").write_bytes(readable(allocations))
+        (out / "metrics.json").write_bytes(readable(found))
+        (out / report.PAGE).write_bytes(page)
     return {"metrics": found, "allocation": allocations}

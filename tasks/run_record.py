@@ -8,34 +8,56 @@ It is remembered under the identity of the run, as the result of a step is under
 made before asks for it (`last_run`), without a model or a text in memory.
 """
 
+import getpass
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from mgaa.masking import mask_values
 from tasks import provenance
 from tasks.artifact import Artifact, Store
 from tasks.code import code_digest
-from tasks.lineage import name, run_facts
+from tasks.lineage import lineage, name, run_facts
 from tasks.parameters import Parameters, flatten
 from tasks.recording import Execution, keys_by
-from tasks.sealing import content_digest, digest, file_digest, read_manifest, readable
+from tasks.sealing import (
+    MANIFEST,
+    RECORD,
+    RUN,
+    DamagedError,
+    content_digest,
+    digest,
+    file_digest,
+    read_manifest,
+    readable,
+)
+from tasks.signing import sign
 from tasks.stage import named
-from tasks.writing import write_file
+from tasks.step_usage import usage_of
+from tasks.writing import publish_file
 
-KIND, RECORD = "run", "record.json"
+KIND = RUN
 logger = logging.getLogger(__name__)
 ELSEWHERE = {
     *("output", "sweep", "study", "sensitivity", "profile"),
     *("runner", "store", "tracking", "registry", "schedule"),
 }
 """Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
-PUBLISHED = ("metrics.json", "allocation.json", "report.html", "figures", "plots")
+NUMBERS = ("metrics.json", "allocation.json")
+PUBLISHED = (*NUMBERS, "report.html", "figures", "plots")
 """What a run leaves among its results, beside its record."""
+PREPARED = "data/prepared"
+"""Where the texts and questions are exported for DVC to version."""
+SECTION = {"sweep": "sweep", "search": "study", "sensitivity": "sensitivity"}
+"""The section of its own that the results of a flow depend on."""
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "search.history", "evaluation.tasks_folder")
 """Parameters that name files which are read."""
 
@@ -57,11 +79,11 @@ def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
     Raises:
         InputError: the backbone or a file of the data is not there.
     """
-    sections = p.model_dump(by_alias=True, exclude=ELSEWHERE)
+    sections = p.model_dump(by_alias=True, exclude=ELSEWHERE - {SECTION.get(flow)})
     return {
         "task": flow,
         "kind": KIND,
-        "parameters": dict(flatten(sections)),
+        "parameters": mask_values(dict(flatten(sections))),
         "sources": sources(p),
         "code": code_digest(),
         **provenance.environment(provenance.NUMERICAL),
@@ -103,17 +125,26 @@ def keep_record(
     artifacts: Mapping[str, Artifact | list[Artifact]],
     executions: Iterable[Execution],
     spent: Span,
+    places: Sequence[Path] | None = None,
+    numbers: Mapping[str, float] | None = None,
+    in_mlflow: bool = True,
 ) -> Artifact:
-    """Seal the record of a run that has published its results, remember it, and publish it beside them.
+    """Seal the record of a run that has published its results, remember it, sign it if there is a key, and publish it beside them.
 
     A store that cannot be written gives what it holds to a run that executes nothing; then the record is published only.
 
     Args:
         artifacts: everything that the run made or used, by stage.
         executions: its steps, whose keys say from what it had each of them.
+        places: files and folders that it has published, by default those of `flows.compress`.
+        numbers: what MLflow is told, where it does not follow from the files that are published.
+        in_mlflow: whether the run is recorded there.
+
+    Raises:
+        InputError: `store.signing_key` cannot sign.
     """
     identity = run_identity(p, flow)
-    key = digest(identity)
+    key, keys = digest(identity), keys_by(executions)
     stages = {stage: [given] if isinstance(given, Artifact) else given for stage, given in artifacts.items()}
     told = {
         "flow": flow,
@@ -122,13 +153,20 @@ def keep_record(
         "end": (spent.start + timedelta(seconds=spent.seconds)).isoformat(),
         "seconds": spent.seconds,
         "parameters": p.flat(),
+        "presets": mask_values({"cases": p.cases, "methods": p.methods}),
         "sources": identity["sources"],
         "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
-        "keys": {name(artifact): key for artifact, key in keys_by(executions).items()},
-        "published": published(p),
+        "keys": {name(artifact): key for artifact, key in keys.items()},
+        "published": published(p, places_of(p) if places is None else places),
+        "folders": sorted(each.relative_to(p.folder).as_posix() for each in places or places_of(p) if each.is_dir()),
+        "numbers": None if numbers is None else dict(numbers),
+        "in_mlflow": in_mlflow,
+        "steps": usage_of(executions),
+        "lineage": lineage_digest(store, stages, keys),
         "code": identity["code"],
         **provenance.origin(),
         "tags": run_facts(),
+        "user": user(),
     }
     content = readable(told)
     if os.access(store.path, os.W_OK, effective_ids=True):
@@ -149,27 +187,93 @@ def keep_record(
         logger.warning(
             "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
         )
-    write_file(p.results / RECORD, content)
-    return digest_of(content)
+    publish_file(place_of(p.results, flow), content)
+    run = digest_of(content)
+    if p.store.signing_key is not None and store.place(run).is_dir():
+        sign(store, run, Path(p.store.signing_key))
+    return run
 
 
-def published(p: Parameters) -> dict[str, str]:
+def place_of(results: Path, flow: str) -> Path:
+    """Where the record of the last run of a flow is published: `record.json` of `flows.compress`, `<flow>.record.json` of others."""
+    return results / (RECORD if flow == "compress" else f"{flow}.{RECORD}")
+
+
+def places_of(p: Parameters) -> list[Path]:
+    """The files and folders that `flows.compress` publishes."""
+    searched = [p.results / "search"] * (p.search.method != "none")
+    return [p.folder / p.output.checkpoint, *(p.results / given for given in PUBLISHED), *searched]
+
+
+def lineage_digest(store: Store, stages: Mapping[str, list[Artifact]], keys: Mapping[Artifact, str]) -> str:
+    """sha256 of the lineage of a run, as MLflow keeps it (`lineage.json`)."""
+    return digest(lineage(store, [each for made in stages.values() for each in made], keys))
+
+
+def user() -> str:
+    """The name of the user, as the machine knows it; empty where it does not."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return ""
+
+
+def published(p: Parameters, places: Iterable[Path]) -> dict[str, str]:
     """sha256 of every file that the run has published, by its path below the folder of `params.yaml`."""
-    checkpoint = p.folder / p.output.checkpoint
-    sealed = {checkpoint / file: entry["sha256"] for file, entry in read_manifest(checkpoint)["files"].items()}
-    roots = [
-        checkpoint,
-        *(p.results / given for given in PUBLISHED),
-        *[p.results / "search"] * (p.search.method != "none"),
-    ]
-    paths = sorted(path for root in roots for path in (root, *root.rglob("*")) if path.is_file())
+    paths = sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file())
+    manifests = {path.parent for path in paths if path.name == MANIFEST}
+    sealed = {
+        folder / file: entry["sha256"] for folder in manifests for file, entry in read_manifest(folder)["files"].items()
+    }
     return {path.relative_to(p.folder).as_posix(): sealed.get(path) or file_digest(path, path.stat()) for path in paths}
 
 
 def read_record(store: Store, run: Artifact) -> dict[str, Any]:
     """The content of a record; raises `DamagedError`."""
-    content: dict[str, Any] = json.loads((store.folder(run) / RECORD).read_bytes())
-    return content
+    return parse_record((store.folder(run) / RECORD).read_bytes(), run)
+
+
+def parse_record(content: bytes, where: object) -> dict[str, Any]:
+    """The content of a record by its bytes, whoever wrote them.
+
+    Raises:
+        DamagedError: it is not what `keep_record` writes, or names a path outside the project.
+    """
+    try:
+        record: dict[str, Any] = json.loads(content)
+        Shape.model_validate(record)
+        artifacts_of(record), keys_of(record)
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise DamagedError(
+            f"{where} is no record of a run ({reason}): it was altered; write it again with `dvc checkout`, or run again."
+        ) from error
+    return record
+
+
+class Shape(BaseModel):
+    """What a record has at least, of whichever version."""
+
+    model_config = ConfigDict(strict=True)
+
+    flow: str
+    key: str
+    end: str
+    parameters: dict[str, Any]
+    sources: dict[str, dict[str, Any]]
+    artifacts: dict[str, list[str]]
+    keys: dict[str, str]
+    published: dict[str, str]
+    git: dict[str, Any]
+    versions: dict[str, Any]
+    tags: dict[str, str]
+
+    @field_validator("published")
+    @classmethod
+    def _inside(cls, value: dict[str, str]) -> dict[str, str]:
+        if escaping := next((name for name in value if ".." in name.split("/") or name.startswith("/")), None):
+            raise ValueError(f"published has {escaping!r}, expected paths below the project")
+        return value
 
 
 def artifacts_of(record: Mapping[str, Any]) -> dict[str, list[Artifact]]:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError
+from mgaa.ownership import file_digest as file_digest
+from mgaa.ownership import fresh_digest
 
 MANIFEST = "manifest.json"
-Fingerprint = tuple[int, int, int, int]
-hashes: dict[Fingerprint, str] = {}
-"""sha256 of the files that this process has read."""
+RUN, RECORD = "run", "record.json"
+"""The kind of the record of a run, and its file."""
 
 
 class DamagedError(InputError):
@@ -96,24 +97,8 @@ def check_file(path: Path, status: os.stat_result, expected: Mapping[str, Any]) 
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a new file, as manifests hold them; always read, for a new file may reuse an inode within one clock tick."""
-    status = path.stat()
-    hashes.pop(fingerprint(status), None)
-    return {"size": status.st_size, "sha256": file_digest(path, status)}
-
-
-def file_digest(path: Path, status: os.stat_result) -> str:
-    """sha256 of a file, computed once per process while the file stays as it is."""
-    known = fingerprint(status)
-    if known not in hashes:
-        with path.open("rb") as file:
-            hashes[known] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes[known]
-
-
-def fingerprint(status: os.stat_result) -> Fingerprint:
-    """What changes when a file's content changes, without reading it; a rename leaves it as it is."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    """Size and sha256 of a new file, as manifests hold them."""
+    return {"size": path.stat().st_size, "sha256": fresh_digest(path)}
 
 
 def content_digest(kind: str, files: Mapping[str, str]) -> str:

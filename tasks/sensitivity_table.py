@@ -1,6 +1,5 @@
 """What compressing one type of matrix alone costs: `results/sensitivity.csv`, a row per type and fraction, and its figure."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from tasks.artifact import Artifact, Store
 from tasks.bootstrap import Bootstrap
 from tasks.figure_style import save, sheet, style
 from tasks.records import MEASUREMENT, RANKS, table
-from tasks.writing import flush, temporary
+from tasks.writing import placing
 
 NAME = "results/sensitivity"
 COLUMNS = {
@@ -60,13 +59,10 @@ def publish(folder: Path, found: Sequence[Mapping[str, Any]]) -> None:
     from pandas import DataFrame
 
     table, target = DataFrame(found, columns=[*COLUMNS]).astype(COLUMNS), folder / NAME
-    with temporary(target.parent) as out:
+    with placing(target.parent) as out:
         table.to_csv(out / "sensitivity.csv", index=False)
         with style():
             save(curves(table), out / "sensitivity")
-        flush(out)
-        for suffix in (".csv", ".png", ".svg"):
-            os.replace(out / f"sensitivity{suffix}", target.with_suffix(suffix))
 
 
 def frame(folder: Path) -> Any:

@@ -18,8 +18,10 @@ from tasks.lineage import name
 from tasks.needed import behind
 from tasks.parameters import Placed, checkout
 from tasks.remote import Remote
-from tasks.sealing import readable
+from tasks.sealing import RUN, readable
+from tasks.signing import signature
 from tasks.targets import resolve
+from tasks.writing import write_file
 
 FOLDER = "store"
 """The store's folder in the remote."""
@@ -66,6 +68,8 @@ def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, 
     new_keys = [key for key in keys if key not in before["keys"]]
     for key in new_keys:
         there.write(f"keys/{key}.json", store.key_path(key).read_bytes())
+    for run in (each for each in artifacts if signature(store, each).is_file()):
+        there.write(f"signatures/{run.digest}.sig", signature(store, run).read_bytes())
     if new_keys or not before["artifacts"]:
         names = sorted({*before["artifacts"], *map(name, artifacts)})
         there.write(list_of(root), readable({"artifacts": names, "keys": sorted({*before["keys"], *keys})}))
@@ -105,6 +109,9 @@ def pull_one(store: Store, there: Remote, root: Artifact) -> Shared:
     keys = [key for key in names["keys"] if not store.key_path(key).exists()]
     for key in keys:
         store.recall(key)
+    for run in (each for each in artifacts if each.kind == RUN and not signature(store, each).is_file()):
+        if (signed := there.read(f"signatures/{run.digest}.sig")) is not None:
+            write_file(signature(store, run), signed)
     return Shared(len(artifacts), len(names["keys"]), len(absent), len(keys))
 
 
@@ -126,8 +133,11 @@ def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
         return None
     try:
         found = json.loads(content)
-        return {"artifacts": [str(each) for each in found["artifacts"]], "keys": [str(each) for each in found["keys"]]}
-    except (ValueError, KeyError, TypeError) as error:
+        artifacts, keys = [Artifact(*each.split("/")) for each in found["artifacts"]], [*found["keys"]]
+        if wrong := next((key for key in keys if not re.fullmatch("[0-9a-f]{64}", key)), None):
+            raise ValueError(f"{wrong!r} is no key")  # it would be a path
+        return {"artifacts": [*map(name, artifacts)], "keys": keys}
+    except (DamagedError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(
             f"{there.place(list_of(root))} is not readable ({error!r}): expected the list of a push; remove it and push again."
         ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from mgaa.errors import InputError, ResourceError
 from tasks.artifact import Artifact, Store
 from tasks.findings import Finding, disagrees, unchecked
-from tasks.run_record import KIND, RECORD
+from tasks.sealing import RECORD, RUN
 from tasks.writing import write_file
 
 NAMESPACE = "mgaa"
@@ -34,17 +34,32 @@ def sign(store: Store, run: Artifact, key: Path) -> Path:
     Raises:
         InputError: what is to be signed is no run, or the key cannot sign.
     """
-    if run.kind != KIND:
+    if run.kind != RUN:
         raise InputError(f"{run} is no run, expected one: sign the run that made it, such as `last` or mlflow:<run>.")
-    record = (store.folder(run) / RECORD).read_bytes()
-    done = openssh("sign", "-n", NAMESPACE, "-f", str(key.expanduser()), given=record)
+    write_file(signature(store, run), made_by(key, (store.folder(run) / RECORD).read_bytes()))
+    return signature(store, run)
+
+
+def check_key(key: str | None) -> None:
+    """Try the key of `store.signing_key`, before hours of computation end without a signature.
+
+    Raises:
+        InputError: it cannot sign.
+        ResourceError: there is no OpenSSH.
+    """
+    if key is not None:
+        made_by(Path(key), b"a run of mgaa")
+
+
+def made_by(key: Path, content: bytes) -> bytes:
+    """The signature of these bytes."""
+    done = openssh("sign", "-n", NAMESPACE, "-f", str(key.expanduser()), given=content)
     if done.returncode:
         raise InputError(
             f"{key} cannot sign ({' '.join(done.stderr.decode().split()) or 'no more is said'}): expected a private key of OpenSSH, or "
             "the public one of a key in the agent, such as --key ~/.ssh/id_ed25519."
         )
-    write_file(signature(store, run), done.stdout)
-    return signature(store, run)
+    return done.stdout
 
 
 def verify_signature(store: Store, run: Artifact, signers: Path | None) -> Iterator[Finding]:

@@ -100,7 +100,7 @@ class Stage:
         artifact = store.recall(key)
         if artifact is not None:
             now = time.time()
-            note(store, Execution(self.name, key, artifact, reused=True, start=now, end=now, peak_rss=peak_rss()))
+            self.note(store, arguments, key, artifact, reused=True, start=now, end=now)
         return key, artifact
 
     def result(self, arguments: Mapping[str, Any]) -> Artifact:
@@ -146,8 +146,13 @@ class Stage:
             store.remember(key, artifact, stage)
             shutil.rmtree(unfinished, ignore_errors=True)  # not before: until here nothing else holds the result
         times = {"start": began.timestamp(), "end": ended.timestamp()}
-        note(store, Execution(self.name, key, artifact, reused=False, **times, peak_rss=peak_rss()))
+        self.note(store, arguments, key, artifact, reused=False, **times)
         return artifact
+
+    def note(self, store: Store, arguments: Mapping[str, Any], key: str, artifact: Artifact, **how: Any) -> None:
+        """Tell the recorder of the run."""
+        modules = tuple(self.modules(arguments))
+        note(store, Execution(self.name, key, artifact, **how, peak_rss=peak_rss(), modules=modules))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from tasks.artifact import Artifact, Store
 from tasks.bootstrap import Bootstrap, verdict
 from tasks.records import MEASUREMENT, METRICS, RANKS, table
 from tasks.trials import Search, least
-from tasks.writing import write_file
+from tasks.writing import publish_file
 
 COLUMNS = {
     **{"search": "string", "method": "string", "groups": "Int64", "start": "string", "seed": "Int64"},
@@ -103,4 +103,4 @@ def write(folder: Path, store: Store, finals: Sequence[Final]) -> None:
     from pandas import DataFrame
 
     frame = DataFrame(table_of(store, finals)).astype(COLUMNS)
-    write_file(folder / NAME, frame.to_csv(index=False).encode())
+    publish_file(folder / NAME, frame.to_csv(index=False).encode())

@@ -1,6 +1,5 @@
 """What a sweep leaves for people: `results/sweep.csv` and `.parquet`, the table, and `results/sweep.png` and `.svg`, the figure."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from tasks.figure_style import save, style
 from tasks.sweep_figure import losses
 from tasks.sweep_table import frame
-from tasks.writing import flush, temporary
+from tasks.writing import placing
 
 NAME = "results/sweep"
 SUFFIXES = (".csv", ".parquet", ".png", ".svg")
@@ -17,11 +16,8 @@ SUFFIXES = (".csv", ".parquet", ".png", ".svg")
 def publish(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the table and the figure below `folder`, each file as a whole."""
     table, target = frame(rows), folder / NAME
-    with temporary(target.parent) as out:
+    with placing(target.parent) as out:
         table.to_csv(out / "sweep.csv", index=False)
         table.to_parquet(out / "sweep.parquet", index=False)
         with style():
             save(losses(table), out / "sweep")
-        flush(out)
-        for suffix in SUFFIXES:
-            os.replace(out / f"sweep{suffix}", target.with_suffix(suffix))

@@ -6,26 +6,25 @@
     mlflow:<run id>              a run in MLflow
     dvc:<revision>               what DVC has for a git revision
     last                         the last run: results/record.json
+    last:<flow>                  the last run of another flow, such as last:sweep: results/sweep.record.json
 
 All but `mlflow:` of a server is found offline. A revision of DVC names its record by MD5 in `dvc.lock`; the store knows its own records by
 it, so neither DVC's cache nor a remote is asked.
 """
 
-import json
 import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mgaa.errors import InputError, UsageError
 from tasks.artifact import Artifact, Store
+from tasks.dvc_lock import read_stages
 from tasks.lineage import node_of
 from tasks.parameters import Placed
-from tasks.run_record import KIND, RECORD, digest_of, keys_of, md5, read_record
-from tasks.sealing import MANIFEST, read_manifest
+from tasks.run_record import KIND, digest_of, keys_of, md5, parse_record, place_of, read_record
+from tasks.sealing import MANIFEST, RECORD, read_manifest
 
 STAGES = {
     "ratio": "ratios",
@@ -47,7 +46,7 @@ def resolve(p: Placed, store: Store, word: str) -> Artifact:
         InputError: there is nothing of that name, or more than one thing.
     """
     form, colon, rest = word.partition(":")
-    if colon and form in (ways := {"metric": of_metric, "mlflow": of_mlflow, "dvc": of_revision}):
+    if colon and form in (ways := {"metric": of_metric, "mlflow": of_mlflow, "dvc": of_revision, "last": of_flow}):
         return ways[form](p, store, rest)
     if word == "last":
         return of_record(p.results / RECORD)
@@ -78,6 +77,11 @@ def runs_with(store: Store, artifact: Artifact) -> Iterator[Artifact]:
     for node in sorted(nodes, key=lambda each: each.manifest.get("end", ""), reverse=True):
         if artifact in node.behind:
             yield node.artifact
+
+
+def of_flow(p: Placed, store: Store, flow: str) -> Artifact:
+    """The last run of a flow."""
+    return of_record(place_of(p.results, flow))
 
 
 def of_folder(folder: Path) -> Artifact:
@@ -128,12 +132,9 @@ def of_metric(p: Placed, store: Store, name: str) -> Artifact:
 
 def of_mlflow(p: Placed, store: Store, run: str) -> Artifact:
     """The record that a run in MLflow is tagged with."""
-    from mlflow import MlflowClient
+    from tasks.tracking_store import tags_of
 
-    from tasks.tracking_store import recorded
-
-    with recorded(p.tracking_uri):
-        tags = MlflowClient(p.tracking_uri).get_run(run).data.tags
+    tags = tags_of(p.tracking_uri, run)
     if "run.record" not in tags:
         raise InputError(
             f"The run {run} of MLflow has no tag run.record: expected a run of flows.compress that finished."
@@ -162,8 +163,7 @@ def records_of(folder: Path, revision: str) -> Iterator[dict[str, Any]]:
         raise InputError(
             f"git has no dvc.lock at {revision!r} ({done.stderr.strip()}): expected a revision of this repository with one."
         )
-    stages: dict[str, Any] = (yaml.safe_load(done.stdout) or {}).get("stages", {})
-    for stage in stages.values():
+    for stage in read_stages(done.stdout.encode(), f"dvc.lock of {revision}").values():
         yield from (out for out in stage.get("outs", []) if Path(out["path"]).name == RECORD)
 
 
@@ -177,10 +177,4 @@ def artifacts(store: Store, kind: str = "*") -> Iterator[Artifact]:
 def read(path: Path) -> dict[str, Any]:
     """The content of a published record."""
     of_record(path)
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(
-            f"{path} is no record of a run ({error}): it was altered; write it again with `dvc checkout`."
-        ) from error
-    return content
+    return parse_record(path.read_bytes(), path)

@@ -1,12 +1,16 @@
-"""Step 3, tokenize: the documents of a section as one row of token ids, packed with the backbone's tokenizer (`mgaa.tokens`)."""
+"""Step 3, tokenize: the documents of a section as one row of token ids, packed with the backbone's tokenizer (`mgaa.tokens`).
+
+Conversations become texts by the tokenizer's chat template first (tasks/chats.py).
+"""
 
 from pathlib import Path
 
 from mgaa.errors import UsageError
+from tasks import chats
 from tasks.artifact import Artifact, Store
 from tasks.documents import digest
 from tasks.load_backbone import backbone_tokenizer
-from tasks.records import CARD, TOKENS, backbone_record, texts_of, write_table
+from tasks.records import CARD, TOKENS, backbone_record, documents_of, write_table
 from tasks.step import step
 
 
@@ -31,8 +35,9 @@ def tokenize(
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"data.{section}.length is {length}, expected at most {positions} (the model's positions).")
-    contents = texts_of(store, texts, section)
-    stream = tokens.pack(contents, tokenizer)
+    contents = documents_of(store, texts, section)
+    rendered, rule = chats.rendered(contents, tokenizer, section)
+    stream = tokens.pack(rendered, tokenizer, rule=rule)
     tokens.check_vocabulary(stream.ids, backbone_record(store, backbone)["vocabulary"])
     windows = tokens.windows(stream.ids, length, samples=samples, seed=seed)
     ids = stream.ids if samples is None else windows.flatten()

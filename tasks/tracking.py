@@ -8,29 +8,30 @@ An exception, Ctrl-C and SIGTERM (which Prefect and the command turn into except
 in the tag `error`. Only `MlflowClient` is used, never the fluent interface, whose active run all threads share.
 """
 
-import getpass
 import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgaa.boundary import masked
 from mgaa.errors import MgaaError
+from mgaa.masking import masked
 from tasks.artifact import Artifact, Store
 from tasks.buffer import deliver, recording_uri
 from tasks.lineage import lineage, run_facts
 from tasks.parameters import Parameters
+from tasks.recording import Executions
 from tasks.records import CARD, CURVE, table
 from tasks.registering import DIGEST, FOLDER, MODEL, register
 from tasks.remote import remote_of
 from tasks.report import PAGE
-from tasks.results import Results
-from tasks.run_record import RECORD, artifacts_of, keys_of
+from tasks.results import Effort, Results
+from tasks.run_record import NUMBERS, Span, artifacts_of, keep_record, keys_of, parse_record, place_of, user
 from tasks.tracking_store import close_vanished, connect, log_all, one_line, process, recorded, undisturbed
 
 if TYPE_CHECKING:
@@ -50,6 +51,8 @@ class Run:
     id: str
     parameters: Parameters
     uri: str
+    command: str
+    """The flow."""
     began: tuple[int, float]
     """When the run started, by the calendar in milliseconds and by a clock that nobody sets in seconds."""
 
@@ -79,9 +82,7 @@ class Run:
 
         def write() -> None:
             self.log_metrics(measurements(published["metrics"], published["allocation"]))
-            told = json.loads((folder / RECORD).read_bytes())
-            self.log_lineage(store, artifacts_of(told), keys_of(told))
-            self.set_tags({"run.record": record.digest})
+            self.log_record(store, record)
             self.log_texts(store, results.tokens)
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
             final = results.models[[*results.models][-1]]
@@ -89,13 +90,52 @@ class Run:
                 self.log_curve(table(store, final.checkpoint, CURVE))
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
-            self.log_files("results", sorted(folder.glob("*.json")))
+            self.log_files("results", [folder / name for name in NUMBERS])
             self.log_files("report", [folder / PAGE])
             self.log_files("figures", [*sorted(folder.glob("figures/*.png")), *sorted(folder.glob("figures/*.svg"))])
             if p.registry.model is not None:
                 self.offer(p.registry.model, final.checkpoint)
 
         self.write(write)
+
+    def log_study(
+        self,
+        store: Store,
+        *,
+        artifacts: Mapping[str, Artifact | list[Artifact]],
+        tokens: Mapping[str, Artifact],
+        numbers: Mapping[str, float],
+        effort: Effort,
+        executions: Executions,
+        places: Sequence[Path],
+    ) -> None:
+        """Seal the record of a flow that has measured many models and published its files, and record its numbers with it.
+
+        Args:
+            places: the files that it has published, or one folder.
+        """
+        start = datetime.fromtimestamp(self.began[0] / 1000, UTC)
+        values = {**numbers, **{f"run/{name}": value for name, value in asdict(effort).items()}}
+        made: dict[str, Any] = {"artifacts": artifacts, "executions": executions, "places": places, "numbers": values}
+        record = keep_record(self.parameters, store, self.command, spent=Span(start, effort.wall_seconds), **made)
+
+        def write() -> None:
+            self.log_metrics(values)
+            self.log_record(store, record)
+            self.log_texts(store, tokens)
+            for place in places:
+                files = sorted(place.glob("*")) if place.is_dir() else [place]
+                self.log_files(place.name if place.is_dir() else "results", files)
+
+        self.write(write)
+
+    def log_record(self, store: Store, record: Artifact) -> None:
+        """The record of the run: its digest, and the lineage of all that it names."""
+        path = place_of(self.parameters.results, self.command)
+        told = parse_record(path.read_bytes(), path)
+        self.log_lineage(store, artifacts_of(told), keys_of(told))
+        self.set_tags({"run.record": record.digest})
+        self.log_files("results", [path])
 
     def offer(self, model: str, checkpoint: Artifact) -> None:
         """Keep the exported checkpoint with the run and register it; of a run in a buffer that is done when it is uploaded."""
@@ -119,12 +159,7 @@ class Run:
         from mlflow.entities import Metric
 
         now = int(1000 * time.time())
-        metrics = [
-            Metric(f"recovery/{key}", point[key], now, point["step"])
-            for point in curve["points"]
-            for key in ("training", "validation", "rate")
-            if point[key] is not None
-        ]
+        metrics = [Metric(name, value, now, step) for name, step, value in points_of(curve)]
         log_all(self.client, self.id, metrics=metrics)
 
     def log_child(
@@ -176,7 +211,7 @@ class Run:
         for section, artifact in tokens.items():
             given = getattr(self.parameters.data, section).model_dump(by_alias=True)
             card = table(store, artifact, CARD)
-            source = json.dumps({"tags": {key: written(value) for key, value in given.items()}})
+            source = json.dumps({"tags": {key: masked(written(value)) for key, value in given.items()}})
             name = f"{Path(given['source']).name}/{given['split']}"
             data = Dataset(name, card["data_digest"][:32], "code", source, profile=json.dumps(card))
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", section)]))
@@ -242,19 +277,11 @@ def start(parameters: Parameters, command: str, title: str | None, uri: str) -> 
     name = title or f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
     began = int(1000 * time.time()), time.perf_counter()
     opened = client.create_run(experiment, began[0], tags, name)
-    run = Run(client, experiment, opened.info.run_id, parameters, uri, began)
-    flat = {key: masked(written(value)) for key, value in parameters.flat().items()}
+    run = Run(client, experiment, opened.info.run_id, parameters, uri, command, began)
+    flat = {key: written(value) for key, value in parameters.flat().items()}
     log_all(client, run.id, params=params_of(flat))
     client.log_dict(run.id, flat, "parameters.json")
     return run
-
-
-def user() -> str:
-    """Who runs this, as the machine knows it; empty where it does not."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return ""
 
 
 def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:
@@ -292,6 +319,14 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
     return {name: float(value) for name, value in found.items()}
 
 
+def points_of(curve: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
+    """The points of a recovery: name of the metric, optimizer step, value."""
+    for point in curve.get("points", []):
+        for key in ("training", "validation", "rate"):
+            if point[key] is not None:
+                yield f"recovery/{key}", point["step"], point[key]
+
+
 def metrics_of(values: Mapping[str, float]) -> list[Any]:
     """Numbers as MLflow takes them, all of this moment."""
     from mlflow.entities import Metric
@@ -304,7 +339,7 @@ def params_of(values: Mapping[str, Any]) -> list[Any]:
     """Parameters as MLflow takes them, as text."""
     from mlflow.entities import Param
 
-    return [Param(legal(key), cut(masked(written(value)))) for key, value in values.items()]
+    return [Param(legal(key), cut(written(value))) for key, value in values.items()]
 
 
 def numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:

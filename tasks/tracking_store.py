@@ -1,8 +1,8 @@
 """The store that MLflow writes to: SQLite by default, a server or another database by one setting.
 
 Whatever is wrong with it must be said before hours of computation, so a connection is tried at once, and not with MLflow's own
-patience (minutes of repeated requests). MLflow creates the tables of a new SQLite file in several steps, which kills one of
-two processes that do it at once: a lock of the operating system stands before it. Files of a run lie in `mlruns` beside the database.
+patience (minutes of repeated requests). The tables of a new SQLite file appear together (tasks/database.py), whoever is killed meanwhile
+and however many processes start at once. Files of a run lie in `mlruns` beside the database.
 
 A process that was killed outright cannot close its run. The next one on the same machine finds the record still running, sees by number and
 time of birth that the process is gone, and closes it. A run that came from a buffer (tasks/buffer.py) is closed there.
@@ -18,12 +18,14 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgaa.boundary import masked, through
+from mgaa.boundary import through
 from mgaa.errors import ResourceError, UsageError
+from tasks.database import PATIENCE, Schema, make_whole
 from tasks.parameters import Placed, checkout
 from tasks.writing import alive
 
 if TYPE_CHECKING:
+    from alembic.script import ScriptDirectory
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, Run, RunTag
 
@@ -37,8 +39,6 @@ for _name, _value in {
 
 SQLITE = "sqlite:///"
 FORMS = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
-PATIENCE = 60.0
-"""Seconds to wait for another process that writes to the same SQLite file."""
 METRICS, PAIRS = 1000, 100
 """Metrics, and parameters or tags, that MLflow takes at once."""
 BUFFERED = "buffer.run"
@@ -57,16 +57,15 @@ def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient",
     uri = uri or parameters.tracking_uri
     if not uri.startswith(FORMS):
         raise UsageError(
-            f"tracking.uri is {masked(uri)!r}: expected sqlite:///<file>, http(s)://<server> or the URI of another "
+            f"tracking.uri is {uri!r}: expected sqlite:///<file>, http(s)://<server> or the URI of another "
             "database, such as tracking.uri=sqlite:///mlflow.db."
         )
     from mlflow import MlflowClient
 
-    if uri.startswith("http"):
-        reach(uri)
+    reach(uri)
     database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
     files = (database.parent if database else checkout(parameters.folder)) / "mlruns"
-    with try_writing(database, files) if database else nullcontext():
+    with prepared(database, files) if database else nullcontext():
         client = MlflowClient(f"{uri}?timeout={PATIENCE:g}" if database else uri)
         found = experiment_of(
             client, parameters.tracking.experiment, None if uri.startswith("http") else files.as_uri()
@@ -99,16 +98,38 @@ def experiment_of(client: "MlflowClient", name: str, place: str | None = None) -
 
 
 @contextmanager
-def try_writing(database: Path, files: Path) -> Iterator[None]:
-    """Hold the lock of a SQLite file that can be written; it is made where it is missing."""
+def prepared(database: Path, files: Path) -> Iterator[None]:
+    """Hold the lock of a SQLite file that can be written and has its tables; it is made where it is missing."""
     from filelock import FileLock
 
     files.mkdir(parents=True, exist_ok=True)
     with FileLock(files / ".lock", timeout=PATIENCE):
+        make_whole(
+            database, Schema("MLflow", revisions, upgrade, f"choose another one with tracking.uri={SQLITE}<file>")
+        )
         with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.rollback()
         yield
+
+
+def revisions() -> "ScriptDirectory":
+    """The history of MLflow's tables."""
+    from alembic.script import ScriptDirectory
+    from mlflow.store import db_migrations
+
+    return ScriptDirectory(str(Path(db_migrations.__file__).parent))
+
+
+def upgrade(database: Path) -> None:
+    """Make MLflow's tables in a file, or bring those of an earlier version there to this one, as MLflow does when it opens it."""
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
+
+    engine = create_sqlalchemy_engine_with_retry(f"{SQLITE}{database}")
+    try:
+        _initialize_tables(engine)
+    finally:
+        engine.dispose()
 
 
 def log_all(
@@ -140,10 +161,16 @@ def every(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Ru
 
 
 def reach(uri: str) -> None:
-    """One request to a server, of any answer."""
-    import requests
+    """Ask a server or a database once whether it is there; MLflow would ask for minutes. A file of SQLite needs no asking."""
+    if uri.startswith("http"):
+        import requests
 
-    requests.get(uri, timeout=10)
+        requests.get(uri, timeout=10)
+    elif not uri.startswith(SQLITE):
+        from sqlalchemy import create_engine
+        from sqlalchemy.pool import NullPool
+
+        create_engine(uri, poolclass=NullPool).connect().close()
 
 
 @contextmanager
@@ -156,10 +183,35 @@ def recorded(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         raise ResourceError(
-            f"MLflow cannot record in {masked(uri)}{through(uri)} ({masked(one_line(error))}). Expected a store that can be reached and "
-            "written: start the server, make the file writable, or choose another one with "
-            "tracking.uri=sqlite:///<file>. Finished steps are kept."
+            f"MLflow cannot record in {uri}{through(uri)} ({one_line(error)}). Expected a store that can be reached and written: start "
+            "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
         ) from error
+
+
+def tags_of(uri: str, run: str) -> dict[str, str]:
+    """The tags of a run; those in SQLite are read without MLflow, whose import takes seconds.
+
+    Raises:
+        ResourceError: the store cannot be read, or has no such run.
+    """
+    if not uri.startswith(SQLITE):
+        from mlflow import MlflowClient
+
+        with recorded(uri):
+            reach(uri)
+            return dict(MlflowClient(uri).get_run(run).data.tags)
+    path = Path(uri.removeprefix(SQLITE))
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=PATIENCE)) as database:
+            known = database.execute("select 1 from runs where run_uuid = ?", (run,)).fetchone()
+            tags = dict(database.execute("select key, value from tags where run_uuid = ?", (run,)).fetchall())
+    except sqlite3.Error as error:
+        raise ResourceError(
+            f"MLflow's database {path} cannot be read ({error}): expected the one of tracking.uri."
+        ) from error
+    if known is None:
+        raise ResourceError(f"MLflow has no run {run} in {path}: expected the id of one, as its interface shows it.")
+    return tags
 
 
 def undisturbed(write: Callable[[], object]) -> None:

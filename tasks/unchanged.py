@@ -12,8 +12,8 @@ from typing import Any
 from tasks.artifact import Store
 from tasks.parameters import Parameters
 from tasks.remote import remote_of
-from tasks.run_record import RECORD, last_run, read_record
-from tasks.sealing import MANIFEST, DamagedError, file_digest, read_manifest
+from tasks.run_record import last_run, read_record
+from tasks.sealing import MANIFEST, RECORD, DamagedError, file_digest, read_manifest
 
 SMALL = 1_000_000
 """Bytes up to which a published file is read in any case."""

@@ -13,13 +13,8 @@ from tasks.run_record import KIND, read_record
 from tasks.sealing import DamagedError
 from tasks.signing import verify_signature
 from tasks.targets import derivation
-from tasks.verify_run import (
-    verify_code,
-    verify_inputs,
-    verify_lock,
-    verify_published,
-    verify_tracking,
-)
+from tasks.verify_dvc import verify_lock
+from tasks.verify_run import verify_code, verify_inputs, verify_prepared, verify_published
 from tasks.verify_store import Checked, verify_store
 
 
@@ -69,10 +64,13 @@ def behind(p: Placed, store: Store, root: Artifact, signers: Path | None) -> Ite
         record = read_record(store, root) if root.kind == KIND else None
     except DamagedError:  # told already
         return
+    from tasks.verify_tracking import verify_tracking  # which imports MLflow (seconds)
+
     yield from verify_code(nodes)
     if record is not None:
         yield from verify_published(p, root, record)
+        yield from verify_prepared(p, record)
         yield from verify_inputs(p, record)
-        yield from verify_lock(p, record)
-        yield from verify_tracking(p, root, record)
+        yield from verify_lock(p, root, record)
+        yield from verify_tracking(p, store, root, record)
         yield from verify_signature(store, root, signers)

@@ -1,44 +1,70 @@
 """A run's record against everything it names that lies outside the store.
 
-What it published, the files of the backbone and of the data that it read, `dvc.lock`, the code at its git commit, and its run in MLflow.
-Each is a list of findings; what is not on this machine is told as not looked at.
+What it published, the files of the backbone and of the data that it read, and the code at its git commit. Each is a list of findings;
+what is not on this machine is told as not looked at. `dvc.lock` has a file of its own (tasks/verify_dvc.py), and so has MLflow
+(tasks/verify_tracking.py).
 """
 
 import hashlib
 import json
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from mgaa.errors import MgaaError
 from tasks import provenance
 from tasks.artifact import Artifact
-from tasks.findings import Finding, differing, disagrees, unchecked
+from tasks.findings import Finding, disagrees, unchecked
 from tasks.lineage import Node
 from tasks.parameters import Placed
-from tasks.run_record import RECORD, digest_of, md5
-from tasks.sealing import file_digest
+from tasks.run_record import PREPARED, artifacts_of, digest_of, place_of
+from tasks.sealing import MANIFEST, DamagedError, file_digest, read_manifest
 
 MADE = ("demo", "scenes")
 """Sources that the project makes itself: their record has versions in the place of files."""
-CHANGING = ("output", "runner", "store", "tracking")
-"""Sections that `dvc.lock` may hold and that change no result."""
 
 
 def verify_published(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
     """The results and the checkpoint of the run that is published last; an older run has none."""
-    path = p.results / RECORD
+    path = place_of(p.results, record["flow"])
     if not path.is_file() or (digest_of(path.read_bytes()) != run and json_of(path).get("end", "") > record["end"]):
         yield unchecked(path, f"is not of {run}: its results are no longer published")
         return
     if digest_of(path.read_bytes()) != run:
         yield disagrees(path, f"was altered: it is not the record of {run}")
     yield from files(p.folder, record["published"], "the record of the run")
+    yield from added(p.folder, record)
+
+
+def added(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
+    """Files in the folders that the run published which it did not write: an adapter in a checkpoint changes what is loaded from it."""
+    known = record["published"]
+    for root in record.get("folders", []):
+        for path in sorted((folder / root).rglob("*")):
+            if path.is_file() and path.relative_to(folder).as_posix() not in known:
+                yield disagrees(path, "was added: the record of the run does not name it")
+
+
+def verify_prepared(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
+    """The texts that DVC versions (`data/prepared`), where they are those of the run."""
+    made = {stage: artifact for stage, (artifact, *_) in artifacts_of(record).items()}
+    for stage, place in (("texts", p.folder / PREPARED), ("questions", p.folder / PREPARED / "questions")):
+        if not (place / MANIFEST).is_file():
+            continue
+        try:
+            manifest = read_manifest(place)
+        except DamagedError as damage:
+            yield disagrees(place, str(damage))
+            continue
+        if stage not in made or manifest["digest"] != made[stage].digest:
+            yield unchecked(place, "holds other texts than those of the run")
+            continue
+        content = {file: entry["sha256"] for file, entry in manifest["files"].items()}
+        yield from files(place, content, "its manifest")
+        for path in sorted(each for each in place.iterdir() if each.is_file()):
+            if path.name not in (*content, MANIFEST):
+                yield disagrees(path, "was added: its manifest does not name it")
 
 
 def verify_inputs(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
@@ -78,72 +104,6 @@ def files(folder: Path, content: Mapping[str, str], whose: str) -> Iterator[Find
             yield disagrees(path, f"was altered: its sha256 is not the {expected[:12]}... of {whose}")
 
 
-def verify_lock(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """`dvc.lock` against the published files and the parameters of the run; only where it names this record."""
-    path = p.folder / "dvc.lock"
-    if not path.is_file():
-        yield unchecked(path, "is not there: the results are not versioned by DVC")
-        return
-    stages: Mapping[str, Any] = (yaml.safe_load(path.read_bytes()) or {}).get("stages", {})
-    own = f"{p.output.results}/{RECORD}"
-    for name, stage in stages.items():
-        outs = {out["path"]: out for out in stage.get("outs", [])}
-        if own not in outs:
-            continue
-        for place, out in outs.items():
-            if (p.folder / place).is_file():
-                yield from differing(
-                    place, md5((p.folder / place).read_bytes()), out["md5"], f"the stage {name} of dvc.lock"
-                )
-            elif not (p.folder / place).is_dir():
-                yield disagrees(place, f"is missing, the stage {name} of dvc.lock names it")
-        yield from changed_folders(p.folder, name)
-        for key, value in locked(stage).items():
-            if key in record["parameters"] and key.partition(".")[0] not in CHANGING:
-                yield from differing(f"dvc.lock, {key}", value, record["parameters"][key], "the record of the run")
-        return
-    yield unchecked(path, f"names no {own}: the results were not made by `dvc repro`")
-
-
-def locked(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters of a stage by dotted key, less lists, and less those for which its case or its method stands for another value."""
-    given: Mapping[str, Any] = stage.get("params", {}).get("params.yaml", {})
-    cases = [value for name, value in given.items() if name.startswith("cases.")]
-    presets = [*cases, (given.get("methods") or {}).get(given.get("method"))]
-    other = {key for preset in presets for key, _ in flat(preset or {})}
-    return {key: value for key, value in flat(given) if key not in other and not isinstance(value, list)}
-
-
-def changed_folders(folder: Path, stage: str) -> Iterator[Finding]:
-    """Folders among the outs that DVC finds changed, and what it says of the rest."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dvc", "status", "--json", stage],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        yield unchecked("dvc status", (done.stderr.strip().splitlines() or ["it failed"])[-1])
-        return
-    for changes in json.loads(done.stdout or "{}").values():
-        for change in (each for each in changes if isinstance(each, dict)):
-            for place, how in change.get("changed outs", {}).items():
-                if not (folder / place).is_file():
-                    yield disagrees(place, f"DVC finds it {how}")
-            if others := ", ".join(change.get("changed deps", {})):
-                yield unchecked("dvc.lock", f"the stage {stage} was run with other {others} than the working tree has")
-
-
-def flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys of nested values."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
-
-
 def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
     """The files of every step against the commit that its manifest names, in the repository of this project."""
     changed, absent = set[str](), set[str]()
@@ -176,46 +136,6 @@ def at_commit(commit: str, file: str) -> str | None:
         ["git", "-C", str(provenance.ROOT), "show", f"{commit}:{file}"], capture_output=True, check=False
     )
     return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else None
-
-
-def verify_tracking(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """The tags and the numbers of the run in MLflow."""
-    from mlflow import MlflowClient
-
-    from mgaa.boundary import masked
-    from tasks.tracking import cut, legal, measurements
-    from tasks.tracking_store import SQLITE, reach, recorded
-
-    uri = p.tracking_uri
-    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
-        yield unchecked("MLflow", f"{masked(uri)} is not there")
-        return
-    try:
-        with recorded(uri):
-            if uri.startswith("http"):
-                reach(uri)
-            client = MlflowClient(uri)
-            experiment = client.get_experiment_by_name(p.tracking.experiment)
-            ids = [experiment.experiment_id] if experiment else []
-            found = client.search_runs(ids, f"tags.`run.record` = '{run.digest}'") if ids else []
-    except MgaaError as error:
-        yield unchecked("MLflow", str(error))
-        return
-    if not found:
-        yield disagrees("MLflow", f"has no run with the tag run.record of {run} in {masked(uri)}")
-        return
-    data, metrics = found[0].data, p.results / "metrics.json"
-    for stage, made in record["artifacts"].items():
-        short = " ".join(each.partition("/")[2][:12] for each in made)
-        yield from differing(
-            f"MLflow, tag artifact.{stage}", data.tags.get(f"artifact.{stage}"), cut(short), "the record of the run"
-        )
-    for tag, value in record["tags"].items():
-        yield from differing(f"MLflow, tag {tag}", data.tags.get(tag), cut(value), "the record of the run")
-    if record["published"].get(metrics.relative_to(p.folder).as_posix()) and metrics.is_file():
-        told = measurements(json_of(metrics), json_of(p.results / "allocation.json"))
-        for name, value in told.items():
-            yield from differing(f"MLflow, metric {name}", data.metrics.get(legal(name)), value, str(metrics))
 
 
 def json_of(path: Path) -> dict[str, Any]:

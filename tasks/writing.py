@@ -1,28 +1,37 @@
 """Whole or not at all: every folder and file of a run appears complete, or does not appear.
 
-A folder is written under `.tmp-<pid>-<rand>` beside its target, flushed to disk, and renamed; rename is the one operation of a file
-system that is atomic and survives a crash, so a killed run leaves a temporary folder and never half a result. The random part begins
-with a digest of the host's name: `sweep` then removes what dead processes of this machine left, and nothing of another machine that
-shares the disk. A full, read-only or limited disk becomes one `ResourceError` that says what was missing, whoever raised it (Python,
-or a Rust library whose error carries only the text "os error 28").
+A folder is written as a draft beside its target, flushed to disk, and renamed or exchanged (`mgaa.output`). In the store, which is ours
+alone, that is all (`temporary`, `write_file`); where people look (`replacing`, `placing`, `publish_file`), nothing gives way that is not
+ours (`mgaa.ownership`). A full, read-only or limited disk becomes one `ResourceError` that says what was missing, whoever raised it
+(Python, or a Rust library whose error carries only the text "os error 28").
 """
 
 import errno
-import hashlib
 import os
 import re
 import resource
-import secrets
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mgaa import output
 from mgaa.errors import MgaaError, ResourceError
+from mgaa.output import alive, flush, flush_file, flush_folder, sweep
+from tasks.earlier import earlier
 
-HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
-TEMPORARY = re.compile(rf"\.tmp-(\d+)-{HOST}[0-9a-f]{{8}}$")
+__all__ = [
+    "alive",
+    "disk_errors",
+    "flush",
+    "flush_folder",
+    "placing",
+    "publish_file",
+    "replacing",
+    "sweep",
+    "temporary",
+    "write_file",
+]
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
@@ -31,88 +40,40 @@ CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 @contextmanager
 def temporary(parent: Path) -> Iterator[Path]:
     """A fresh folder in `parent`; it is removed at the end unless it was renamed into its place."""
-    with disk_errors(parent):
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = parent / f".tmp-{os.getpid()}-{HOST}{secrets.token_hex(4)}"
-        folder.mkdir()
-    try:
-        with disk_errors(folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with disk_errors(parent), output.temporary(parent) as folder, disk_errors(folder):
+        yield folder
 
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of `target` when the block ends well, and leaves `target` alone when it does not."""
-    sweep(target.parent)
-    with temporary(target.parent) as folder:
+    with disk_errors(target.parent), output.replacing(target, also=earlier) as folder, disk_errors(folder):
         yield folder
-        flush(folder)
-        with temporary(target.parent) as discarded:
-            if target.exists():
-                os.rename(target, discarded / target.name)
-            try:
-                os.rename(folder, target)
-            except OSError:
-                if (discarded / target.name).exists():
-                    os.rename(discarded / target.name, target)
-                raise
-            flush_folder(target.parent)
+
+
+@contextmanager
+def placing(folder: Path) -> Iterator[Path]:
+    """A folder to fill whose files take their places in `folder` when the block ends well, all or none."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(folder), output.placing(folder, also=earlier) as draft, disk_errors(draft):
+        yield draft
+
+
+def publish_file(path: Path, content: bytes) -> None:
+    """Write or replace one file that a user reads, whole or not at all."""
+    with placing(path.parent) as draft:
+        (draft / path.name).write_bytes(content)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write or replace one small file, whole or not at all."""
+    """Write or replace one small file in a folder that is ours alone (the store, a draft), whole or not at all."""
     with temporary(path.parent) as folder:
         draft = folder / path.name
         draft.write_bytes(content)
         flush_file(draft)
         os.replace(draft, path)
         flush_folder(path.parent)
-
-
-def sweep(folder: Path) -> None:
-    """Remove the temporary folders that dead processes of this machine left in `folder`."""
-    if not folder.is_dir():
-        return
-    for entry in list(folder.iterdir()):
-        match = TEMPORARY.match(entry.name)
-        if match and not alive(int(match[1])):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def flush(folder: Path) -> None:
-    """Force every file and folder below `folder` to the disk."""
-    for place, _, names in os.walk(folder):
-        for name in names:
-            flush_file(Path(place) / name)
-        flush_folder(Path(place))
-
-
-def flush_file(path: Path) -> None:
-    """Force one file's content to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def flush_folder(path: Path) -> None:
-    """Force a folder's entries (a rename, a new file) to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from jinja2 import UndefinedError
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from tasks.questions import read
-from tasks.rows import check_text, row_of
+from tasks.rows import row_of, whole_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -210,7 +210,7 @@ def check_texts(path: Path) -> None:
     for number, line in enumerate(path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n"), 1):
         if _SURROGATE.search(line):
             place = f"Line {number} of {path}"
-            check_text(json.dumps(row_of(line, place), ensure_ascii=False), place)
+            whole_text(json.dumps(row_of(line, place), ensure_ascii=False), place)
 
 
 def _check_images(name: str, path: Path) -> None:

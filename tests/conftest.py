@@ -19,7 +19,12 @@ SLOW = (
         f"tests/flows/test_{flow}.py"
         for flow in ("lorap", "reproduce", "search", "streaming", "sweep", "vision", "workers")
     ),
-    *("tests/test_writers.py", "tests/tasks/test_buffer.py", "tests/mgaa/recovery/test_processes.py"),
+    *(
+        "tests/test_kills.py",
+        "tests/test_writers.py",
+        "tests/tasks/test_buffer.py",
+        "tests/mgaa/recovery/test_processes.py",
+    ),
 )
 """Whole runs of many kinds: killed, on other workers, in other clones. `make test` leaves them to `make test-all`."""
 LONG = (*SLOW, "tests/flows/", "tests/guides/", "test_dvc.py", "test_sharing.py", "test_quality.py")

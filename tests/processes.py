@@ -58,17 +58,20 @@ def copy_project(root: Path) -> Project:
         "provenance",
         "home",
         "in_use",
+        "earlier",
         "remote",
         "devices",
         "where",
+        "database",
+        "tracking_store",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
-    for name in ("parameters", "choices", "options", "overrides", "explain"):
+    for name in ("parameters", "choices", "options", "overrides", "typed", "explain"):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     shutil.copytree(ROOT / "tasks" / "sections", root / "tasks" / "sections")
-    for name in ("__init__", "cli", "engine", "output", "workers"):
+    for name in ("__init__", "cli", "early_exit", "engine", "ephemeral", "output", "workers"):
         shutil.copy(ROOT / "flows" / f"{name}.py", root / "flows")
-    for name in ("boundary.py", "errors.py", "memory.py", "methods.py"):
+    for name in ("boundary.py", "errors.py", "masking.py", "memory.py", "methods.py", "output.py", "ownership.py"):
         shutil.copy(ROOT / "mgaa" / name, root / "mgaa")
     for name in ("factors", "ratios", "ranks"):  # read by the parameters, never imported
         shutil.copytree(ROOT / "mgaa" / name, root / "mgaa" / name)

@@ -119,3 +119,11 @@ def test_another_python_is_refused_with_the_remedy(tmp_path: Path) -> None:
         assert made.returncode != 0
         assert complaint in made.stderr
         assert "make PYTHON=" in made.stderr
+
+
+def test_the_readme_names_every_architecture() -> None:
+    from mgaa.architectures import ARCHITECTURES, MULTIMODAL
+
+    (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| architectures |"))
+    alone = {family for family in ARCHITECTURES if family.removesuffix("_text") not in MULTIMODAL}
+    assert {*re.findall(r"\w+", line)} >= {*alone, *MULTIMODAL, "gemma3_text"}

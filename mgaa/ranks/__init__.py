@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill
+from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill, unmeasured
 from mgaa.channels import Channels, Scores
 from mgaa.errors import UsageError
 from mgaa.latency import Latency
@@ -37,6 +37,7 @@ class Rank:
         rank: `None` is dense.
         energy: the share of its energy that it keeps.
         width: channels that remain of it where its FFN is pruned.
+        unreached: whether it is dense because no calibration token has reached it.
     """
 
     matrix: Matrix
@@ -44,6 +45,13 @@ class Rank:
     parameters: int
     energy: float
     width: int | None = None
+    unreached: bool = False
+
+    @staticmethod
+    def at(ladder: Ladder, rung: int) -> "Rank":
+        """The outcome for the matrix of a ladder that stands on a rung."""
+        energy = ladder.energies[rung]
+        return Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], energy, unreached=not ladder.measured)
 
 
 def ladders_of(
@@ -57,7 +65,7 @@ def ladders_of(
     """The ladder of every matrix.
 
     Args:
-        energies: by matrix name.
+        energies: by matrix name; a matrix without any stays dense.
         centred: whether the factors add biases.
         multiple: the step between ranks.
         latency: leaves out what is not faster than dense; `None`: whatever has fewer parameters is a rung.
@@ -67,10 +75,17 @@ def ladders_of(
         InputError: the profile has no times of a matrix.
     """
     step = rank_multiple(matrices, multiple)
-    ladders = [Ladder.of(matrix, energies[matrix.name], multiple=step, centred=centred) for matrix in matrices]
+    ladders = [
+        Ladder.of(matrix, energies[matrix.name], multiple=step, centred=centred)
+        if matrix.name in energies
+        else Ladder.unmeasured(matrix)
+        for matrix in matrices
+    ]
     for ladder in ladders:
         largest = ladder.matrix.largest_rank(centred=centred)
-        if len(ladder.ranks) == 1 and largest > 0:  # a matrix that no rank makes smaller stays dense
+        if (
+            ladder.measured and len(ladder.ranks) == 1 and largest > 0
+        ):  # a matrix that no rank makes smaller stays dense
             raise UsageError(
                 f"ranks.multiple is {step}, but {ladder.matrix.name} ({ladder.matrix.m} x {ladder.matrix.n}) "
                 f"breaks even above rank {largest}: set ranks.multiple to at most {largest}"
@@ -127,7 +142,7 @@ def allocate_ranks(
     matrices = [*(ladder.matrix for ladder in ladders), *(matrix for each in channels for matrix in each.matrices)]
     method("ranks", name, options)
     floor = sum(ladder.costs[0] for ladder in ladders) + sum(each.least * each.cost for each in channels)
-    check_reachable(sum(matrix.parameters for matrix in matrices), floor, compression)
+    check_reachable(sum(matrix.parameters for matrix in matrices), floor, compression, unmeasured(ladders))
     check("ranks", name, ladders, compression, **options)
     budget = parameter_budget(matrices, compression)
     return allocate_within(name, ladders, ratios, budget, compression=compression, pruned=channels, **options)
@@ -163,10 +178,7 @@ def allocate_within(
         rungs = rule(ladders, budget - wide, **options)
     elif not constant("ranks", name, "VERBATIM", False):
         rungs = refill(ladders, rungs, budget - wide)
-    low = [
-        Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], ladder.energies[rung])
-        for ladder, rung in zip(ladders, rungs, strict=True)
-    ]
+    low = [Rank.at(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True)]
     narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]
     return sorted([*low, *narrow], key=lambda rank: rank.matrix.block)
 
@@ -181,7 +193,7 @@ def _by_ratios(
         if kept < (floor := sum(ladder.costs[0] for ladder in group)):
             raise UsageError(
                 f"the ratio {ratios[sublayer]} of sublayer {sublayer} leaves {kept:,} parameters, but its lowest ranks take {floor:,}: "
-                "compute the ratios with the same ranks.multiple and factors.method"
+                f"compute the ratios with the same ranks.multiple and factors.method{unmeasured(group)}"
             )
         rungs += rule(group, kept, **options)
     return rungs

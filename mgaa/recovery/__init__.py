@@ -21,6 +21,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, UsageError
+from mgaa.given import accepting, path, to_change
 from mgaa.recovery.adapters import targets
 from mgaa.recovery.curve import Curve, Point
 from mgaa.recovery.examples import Examples, from_instructions, from_windows, read_instructions
@@ -34,6 +35,7 @@ from mgaa.tokens import check_vocabulary
 __all__ = ["Curve", "Examples", "Plan", "Point", "from_instructions", "from_windows", "read_instructions", "recover_"]
 
 
+@accepting(model=to_change, folder=path)
 def recover_(
     model: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, *, folder: str | Path
 ) -> Curve:

@@ -169,7 +169,7 @@ def from_instructions(
     if length < 2 or scored not in ("answer", "all"):
         raise UsageError(f"length is {length} and scored {scored!r}: expected at least 2, and 'answer' or 'all'.")
     for number, row in enumerate(rows, start=1):
-        _check_row(row, f"row {number}")
+        check_row(row, f"row {number}")
     found = [example for example in _encoded(rows, tokenizer, length) if example[1] < len(example[0])]
     if not found:
         raise InputError(
@@ -211,7 +211,7 @@ def prompt_of(row: Mapping[str, str]) -> str:
 
 
 def read_instructions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a file in the format of Alpaca: `.json` (one list) or `.jsonl` (one object per line).
+    """The rows of a file in the format of Alpaca: `.json` (one list), or `.jsonl` or `.ndjson` (one object per line).
 
     Raises:
         InputError: the file is missing or not JSON, or a row is no object with the three texts.
@@ -219,8 +219,8 @@ def read_instructions(path: str | Path) -> list[dict[str, str]]:
     path = Path(path).expanduser()
     try:
         text = path.read_text(encoding="utf-8")
-        rows = _lines(text) if path.suffix == ".jsonl" else json.loads(text)
-    except (OSError, ValueError) as error:
+        rows = _lines(text) if path.suffix.lower() in (".jsonl", ".ndjson") else json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} cannot be read as JSON ({error}): give a file on this machine with a list of objects, or one object per line in "
             "a file that ends in .jsonl"
@@ -228,7 +228,7 @@ def read_instructions(path: str | Path) -> list[dict[str, str]]:
     if not isinstance(rows, list):
         raise InputError(f"{path} holds a {type(rows).__name__}, expected a list of objects with {', '.join(FIELDS)}")
     for number, row in enumerate(rows, start=1):
-        _check_row(row, f"row {number} of {path}")
+        check_row(row, f"row {number} of {path}")
     return [{field: row[field] for field in FIELDS} for row in rows]
 
 
@@ -238,7 +238,7 @@ def _lines(text: str) -> list[Any]:
     for number, line in enumerate(text.split("\n"), start=1):
         try:
             rows += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"line {number}: {error}") from error
     return rows
 
@@ -270,7 +270,12 @@ def _padded(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
     return functional.pad(given, (0, longest - length)) if of_tokens else given
 
 
-def _check_row(row: object, where: str) -> None:
+def check_row(row: object, where: str) -> None:
+    """Refuse a row that is none in the format of Alpaca.
+
+    Raises:
+        InputError: it lacks one of the three texts; `where` it stands, for the message.
+    """
     if not isinstance(row, Mapping) or not all(isinstance(row.get(field), str) for field in FIELDS):
         found = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
         raise InputError(

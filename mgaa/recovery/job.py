@@ -17,10 +17,11 @@ tensors and plain values and runs no code. `training_args.bin`, a pickle that th
 import hashlib
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mgaa.errors import InputError, LockedError, ResourceError
+from mgaa.ownership import LITTER
 from mgaa.recovery.curve import Curve
 from mgaa.recovery.examples import Examples
 from mgaa.recovery.plan import Plan
@@ -54,11 +56,11 @@ class Job:
         """Claim the folder: write job.json, or check that the one there says the same.
 
         Raises:
-            InputError: the folder belongs to another recovery.
+            InputError: the folder belongs to another recovery, or holds something else.
             ResourceError: it cannot be written.
         """
         if not (self.folder / JOB).exists():
-            if strangers := sorted(path.name for path in self.folder.glob("checkpoint-*")):
+            if strangers := sorted(self._strangers()):
                 raise InputError(f"{self.folder} holds {strangers[0]} but no {JOB}: give a new folder")
             write_json(self.folder / JOB, self._content())
         elif differing := self._differences(read_json(self.folder / JOB)):
@@ -88,7 +90,7 @@ class Job:
 
     def checkpoint(self) -> Path | None:
         """The newest complete checkpoint; incomplete ones are removed with a warning."""
-        for path in sorted(self.folder.glob("checkpoint-*"), key=_step, reverse=True):
+        for path in sorted(self._checkpoints(), key=_step, reverse=True):
             if is_complete(path):
                 return path
             warnings.warn(f"{path} is incomplete or damaged and was dropped", UserWarning, stacklevel=2)
@@ -112,7 +114,7 @@ class Job:
         learnt = read_tensors(self.at(curve.best) / ADAPTERS) if curve.best else {}
         write_tensors(self.folder / ADAPTERS, learnt)
         write_json(self.folder / CURVE, curve.to_dict() | {"adapters": file_digest(self.folder / ADAPTERS)})
-        for path in self.folder.glob("checkpoint-*"):
+        for path in self._checkpoints():
             shutil.rmtree(path)
 
     def result(self) -> tuple[Curve, dict[str, Tensor]] | None:
@@ -130,6 +132,15 @@ class Job:
                 f"{path} is not the file that {CURVE} beside it names: remove {self.folder} and start again, which trains from the start"
             )
         return Curve.from_dict(content), read_tensors(path)
+
+    def _checkpoints(self) -> list[Path]:
+        """Those of steps; a folder of another name is somebody else's."""
+        return [path for path in self.folder.glob("checkpoint-*") if _step(path) >= 0 and not path.is_symlink()]
+
+    def _strangers(self) -> set[str]:
+        """What lies in a folder that was not claimed, apart from a claim that was interrupted."""
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        return {name for name in there - LITTER - {LOCK} if not re.fullmatch(rf"{JOB}\.\d+\.part", name)}
 
     def _content(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if key != "folder"}
@@ -202,6 +213,8 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
         os.replace(part, path)
     except OSError as error:
+        with suppress(OSError):
+            part.unlink()
         raise ResourceError(f"{path} cannot be written ({error}): make room or give another folder") from error
 
 
@@ -234,6 +247,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file(dict(tensors), part)
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink()
         raise ResourceError(f"{path} cannot be written ({error}): make room or give another folder") from error
 
 

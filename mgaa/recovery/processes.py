@@ -27,7 +27,13 @@ from mgaa.loading import class_of
 from mgaa.recovery.examples import Examples
 from mgaa.recovery.job import JOB, Job, model_digest, read_job, read_json, write_json
 
-MODEL, EXAMPLES, VALIDATION, ERROR = "model", "examples.safetensors", "validation.safetensors", "error.json"
+HANDOVER, ERROR = ".handover", "error.json"
+"""A folder of the job that is there while the processes are, and what one of them raised."""
+MODEL, EXAMPLES, VALIDATION = (
+    f"{HANDOVER}/model",
+    f"{HANDOVER}/examples.safetensors",
+    f"{HANDOVER}/validation.safetensors",
+)
 
 
 def launch(model: PreTrainedModel, examples: Examples, validation: Examples, job: Job) -> None:
@@ -43,6 +49,7 @@ def launch(model: PreTrainedModel, examples: Examples, validation: Examples, job
             f"recovery.processes is {job.plan.processes}, but there are {torch.cuda.device_count()} GPUs: "
             "each process needs one; lower it"
         )
+    shutil.rmtree(job.folder / HANDOVER, ignore_errors=True)
     _store(model, job.folder / MODEL)
     examples.save(job.folder / EXAMPLES)
     validation.save(job.folder / VALIDATION)
@@ -50,9 +57,7 @@ def launch(model: PreTrainedModel, examples: Examples, validation: Examples, job
     try:
         code = _run(job, model.device)
     finally:
-        shutil.rmtree(job.folder / MODEL, ignore_errors=True)
-        for name in (EXAMPLES, VALIDATION):
-            (job.folder / name).unlink(missing_ok=True)
+        shutil.rmtree(job.folder / HANDOVER, ignore_errors=True)
     if code:
         _raise(job.folder, code)
 

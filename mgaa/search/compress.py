@@ -16,18 +16,26 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mgaa.architectures import matrices_of
+from mgaa.causality import check_decoder
 from mgaa.checkpoint import twin_of
 from mgaa.decomposed import Decomposed, decomposed
 from mgaa.errors import NumericalError, UsageError
 from mgaa.fused import unfuse_
+from mgaa.given import accepting, to_change
 from mgaa.levels import Target, adds_biases, check_groups, flat_ladders
-from mgaa.perplexity import check, perplexity
+from mgaa.perplexity import check, evaluating, perplexity
+from mgaa.prompts import Prompts
 from mgaa.report import Report, report
+from mgaa.rows import Tokens, Windows, check_fit, sequences
+from mgaa.rows import windows as windows_of
 from mgaa.search.objective import WEIGHT, objective, reference
 from mgaa.search.optimizer import Found, drawn, propose, require
 from mgaa.search.selection import most_telling
 from mgaa.search.space import Space, space_of
+from mgaa.skeleton import outline
 from mgaa.streaming import Measuring
+from mgaa.values import fraction, names, whole
+from mgaa.values import number as number_of
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,15 @@ class Trial:
     error: str = ""
 
 
+@accepting(
+    **{"model": to_change, "tokens": sequences, "validation": windows_of, "compression": fraction, "dense": names},
+    **dict.fromkeys(("groups", "evaluations", "initial", "windows", "selection", "seed"), whole),
+    **dict.fromkeys(("least", "divergence"), number_of),
+)
 def compress_by_search_(
     model: PreTrainedModel,
-    tokens: Int[Tensor, "s t"],
-    validation: Int[Tensor, "n l"],
+    tokens: Tokens,
+    validation: Windows,
     *,
     compression: float = 0.2,
     factors: str = "pooled",
@@ -63,8 +76,8 @@ def compress_by_search_(
 
     Args:
         model: with an entry in `mgaa.architectures`.
-        tokens: calibration token ids, (sequences, length), without padding.
-        validation: windows that are neither calibration nor test text.
+        tokens: as in `mgaa.compress_`.
+        validation: token ids in any form of `mgaa.rows`, of one length: windows that are neither calibration nor test text.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors: the factorizer.
         method, evaluations, initial, seed: of the search (`mgaa.search.optimizer`).
@@ -92,35 +105,41 @@ def compress_by_search_(
             f"selection is {selection} and divergence is {divergence}, expected 0 or at least 2 allocations to choose windows by, and a "
             "weight from 0"
         )
+    assert isinstance(validation, Tensor)
+    assert isinstance(tokens, Prompts | Tensor)
     check(model, validation.flatten(), validation.shape[1], None)
-    matrices = matrices_of(unfuse_(model))
+    matrices = matrices_of(unfuse_(outline(model)))
     space = space_of(matrices, compression=compression, groups=groups, dense=dense, least=least)
     target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or Measuring()
     space.check(flat_ladders(matrices, target, centred=adds_biases(chosen)))
     check_groups(chosen, how.groups, len(tokens))
-    shared = decomposed(model, tokens, matrices, target, how, chosen)
-    if selection and len(validation) > windows:
-        coarse = space_of(matrices, compression=compression, dense=dense, least=least)
-        validation = validation[_telling(model, shared, coarse, validation, windows, selection)]
-    else:
-        validation = validation[:windows]
-    hidden = reference(twin_of(model), validation) if divergence else None
-    trials: list[Trial] = []
-    for number in tqdm(range(evaluations), desc="searching ranks", disable=None):
-        point = propose(method, _found(trials), dimensions=len(space), first=number, seed=seed, initial=initial)[0]
-        try:
-            score = objective(_compressed(model, shared, space, point), validation, hidden, weight=divergence)
-            trials.append(Trial(point, score.objective))
-        except NumericalError as error:
-            trials.append(Trial(point, None, str(error)))
-    values = {index: trial.objective for index, trial in enumerate(trials) if trial.objective is not None}
-    if not values:
-        raise NumericalError(
-            f"all {evaluations} trials failed, expected one that can be measured; the last: {trials[-1].error}"
-        )
-    ratios, ranks = space.allocate(shared.ladders, trials[min(values, key=lambda index: values[index])].point)
-    shared.put_(model, ranks)
-    return report(ranks, ratios, shared.cosines, space.budget), trials
+    check_fit(tokens, model)
+    unfuse_(model)
+    with evaluating(model):
+        check_decoder(model)
+        shared = decomposed(model, tokens, matrices, target, how, chosen)
+        if selection and len(validation) > windows:
+            coarse = space_of(matrices, compression=compression, dense=dense, least=least)
+            validation = validation[_telling(model, shared, coarse, validation, windows, selection)]
+        else:
+            validation = validation[:windows]
+        hidden = reference(twin_of(model), validation) if divergence else None
+        trials: list[Trial] = []
+        for number in tqdm(range(evaluations), desc="searching ranks", disable=None):
+            point = propose(method, _found(trials), dimensions=len(space), first=number, seed=seed, initial=initial)[0]
+            try:
+                score = objective(_compressed(model, shared, space, point), validation, hidden, weight=divergence)
+                trials.append(Trial(point, score.objective))
+            except NumericalError as error:
+                trials.append(Trial(point, None, str(error)))
+        values = {index: trial.objective for index, trial in enumerate(trials) if trial.objective is not None}
+        if not values:
+            raise NumericalError(
+                f"all {evaluations} trials failed, expected one that can be measured; the last: {trials[-1].error}"
+            )
+        ratios, ranks = space.allocate(shared.ladders, trials[min(values, key=lambda index: values[index])].point)
+        shared.put_(model, ranks)
+        return report(ranks, ratios, shared.cosines, space.budget), trials
 
 
 def _compressed(model: PreTrainedModel, shared: Decomposed, space: Space, point: list[float]) -> PreTrainedModel:

@@ -119,10 +119,7 @@ class Space:
         rungs = [ladder.rung_within(kept[ladder.matrix.name] * ladder.matrix.parameters + 1e-6) for ladder in free]
         rungs = refill(free, lowered(free, rungs, budget), budget)
         standing = {ladder.matrix.name: rung for ladder, rung in zip(free, rungs, strict=True)}
-        ranks = []
-        for ladder in ladders:
-            rung = standing.get(ladder.matrix.name, -1)
-            ranks.append(Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], ladder.energies[rung]))
+        ranks = [Rank.at(ladder, standing.get(ladder.matrix.name, -1)) for ladder in ladders]
         return _ratios([ladder.matrix for ladder in ladders], kept), ranks
 
     def check(self, ladders: Sequence[Ladder]) -> None:

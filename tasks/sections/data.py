@@ -10,11 +10,21 @@ from tasks.sections.section import Fraction, Positive, Section
 class Texts(Section):
     """Documents, and how they are cut into sequences of tokens."""
 
-    source: str = Field(description="demo, a file (text or jsonl), a folder, or an id of Hugging Face datasets")
+    source: str = Field(
+        description="demo, a file of text or of rows (jsonl, json, csv, tsv, parquet, arrow; packed or not), a folder of them, or an id of "
+        "Hugging Face datasets"
+    )
     split: str | None = Field(description="name of the split; null: every file of a folder")
     revision: str | None = Field(default=None, description="commit of a data set on the Hub, 40 hexadecimal digits")
     subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
-    field: str = Field(default="text", description="the field that holds the text, in jsonl and data sets")
+    field: str = Field(
+        default="text",
+        description="the field of a row that holds the text; of chats messages or conversations, unless set",
+    )
+    nulls: Literal["stop", "skip"] = Field(
+        default="stop",
+        description="rows without text (null, or no such field): stop, or skip them and count them in the card",
+    )
     separator: str = Field(
         default="auto", description="where documents end: auto, none, markers, headings, paragraphs, lines, or a text"
     )
@@ -30,17 +40,34 @@ class Texts(Section):
             raise ValueError(f"expected from < to, got from {self.from_} to {self.to}")
         return self
 
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if getattr(self, "form", None) == "chat" and self.separator != "auto":
+            raise ValueError(
+                f"expected separator: auto with form: chat, got {self.separator!r}: every conversation is a document"
+            )
+        return self
+
+
+CHAT = "chat: rows of messages (role and content), by the model's chat template"
+
+
+class ChosenTexts(Texts):
+    """The documents that choices are made on."""
+
+    form: Literal["text", "chat"] = Field(default="text", description=f"text; or {CHAT}")
+
 
 class CalibrationTexts(Texts):
     """What the statistics are measured on; of a model that sees it should be questions about images."""
 
-    form: Literal["text", "questions"] = Field(
+    form: Literal["text", "chat", "questions"] = Field(
         default="text",
-        description="text; or questions about images: scenes that the demo draws, or a .jsonl of image, question and answer",
+        description=f"text; {CHAT}; or questions about images: scenes that the demo draws, or a .jsonl of image, question and answer",
     )
 
 
-class EvaluationTexts(Texts):
+class EvaluationTexts(ChosenTexts):
     """The documents that are read for the final numbers only."""
 
     stride: Positive | None = Field(default=None, description="tokens between windows; null: windows do not overlap")
@@ -60,9 +87,10 @@ class EvaluationTexts(Texts):
 class RecoveryTexts(Texts):
     """What recovery is trained on; read only where there is one."""
 
-    form: Literal["text", "instructions", "questions"] = Field(
+    form: Literal["text", "chat", "instructions", "questions"] = Field(
         default="text",
-        description="text; instructions: a .json or .jsonl file in the format of Alpaca; or questions about images, as of calibration",
+        description=f"text; {CHAT}, all of which is scored; instructions: rows in the format of Alpaca; or questions about images, as of "
+        "calibration",
     )
 
 
@@ -82,7 +110,7 @@ class Data(Section):
     """Three disjoint sets of text, to measure on, to choose on, and to report; what recovery is trained on; and questions about images."""
 
     calibration: CalibrationTexts = Field(description="what the statistics are measured on")
-    validation: Texts = Field(description="what choices are made on")
+    validation: ChosenTexts = Field(description="what choices are made on")
     evaluation: EvaluationTexts = Field(description="what the reported perplexity is measured on")
     recovery: RecoveryTexts = Field(description="what recovery is trained on, apart from validation and evaluation")
     questions: list[Questions] = Field(

@@ -24,6 +24,10 @@ class StoreSection(Section):
 
     path: str = Field(description="folder of the artifact store")
     lock_timeout: Annotated[float, Field(gt=0)] = Field(default=3600.0, description="seconds to wait for another run")
+    signing_key: str | None = Field(
+        default=None,
+        description="a key of OpenSSH with which every run signs its record; null: runs are signed by hand (flows.lineage sign)",
+    )
     remote: str | None = Field(
         default=None,
         description="URL of the store of all machines, s3://bucket/folder or whatever fsspec knows; null: the folder is all there is",

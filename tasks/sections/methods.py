@@ -20,6 +20,10 @@ class Statistics(Section):
     expert_tokens: Annotated[float, Field(ge=0)] = Field(
         default=4.0, description="tokens per channel, below which the covariance of an expert is shrunk"
     )
+    unreached: Literal["stop", "dense"] = Field(
+        default="stop",
+        description="experts that no calibration token reaches: stop is an error; dense keeps their matrices as they are",
+    )
     gradients: bool = Field(
         default=False,
         description="second moments of the output gradients, by one backward pass; factors.method=kronecker needs them",

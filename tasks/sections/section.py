@@ -2,7 +2,9 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from mgaa.masking import mask_values
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -10,9 +12,19 @@ Compression = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`: unknown keys, wrong types and non-finite numbers are refused."""
+    """A part of `params.yaml`: unknown keys, wrong types, non-finite numbers and empty texts are refused.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True)
+    As JSON, which is how Prefect keeps the parameters of a flow run, it is without secrets.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, populate_by_name=True, str_min_length=1
+    )
+
+    @model_serializer(mode="wrap", when_used="json")
+    def _without_secrets(self, values: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shown: dict[str, Any] = mask_values(values(self))
+        return shown
 
 
 class Lists(Section):

@@ -1,13 +1,15 @@
 """The training: it learns, repeats with the seed, stops on a diverging loss; and the committed backbone is what it should be."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from demo import corpus, packing, train
+from demo import corpus, packing, train, train_vlm
 from mgaa.errors import NumericalError, UsageError
+from mgaa.ownership import foreign
 
 ENCODED = [torch.tensor([0, *(range(10, 40) if each % 2 else range(40, 70))] * 20) for each in range(8)]
 VALIDATION = packing.rows(ENCODED, 64)[:4]
@@ -92,3 +94,16 @@ def test_the_committed_backbone_is_the_llama_that_the_training_describes() -> No
 def test_the_committed_backbone_beats_the_byte_model_and_xz_on_the_test_split() -> None:
     bits = json.loads(corpus.RECORD.read_text())["bits_per_byte"]
     assert bits["backbone"] < min(bits["byte_model_order_5"], bits["xz_9e_test_alone"])
+
+
+@pytest.mark.parametrize("name", ["demo", "demo-vlm"])
+def test_what_a_training_left_is_marked_and_may_give_way_to_the_next(name: str) -> None:
+    assert foreign(train.FINAL.with_name(name)) == ["README.md"]
+
+
+def test_a_training_does_not_begin_where_it_would_replace_a_model_of_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds model.safetensors, which mgaa did not write"):
+        train.train(plan(), tmp_path)
+    with pytest.raises(UsageError, match=r"holds model.safetensors, which mgaa did not write"):
+        train_vlm.train(train_vlm.Plan(), tmp_path)

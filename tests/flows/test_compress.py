@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.levels import adds_biases
 from mgaa.methods import available, constant
+from mgaa.ownership import MARK
 from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
 from tasks.artifact import MANIFEST, Artifact, Store
 from tasks.recipes import Recipe
@@ -340,6 +341,7 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
     assert metered["parameters"]["length"] == 32
     assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {
         MANIFEST,
+        MARK,
         "evaluation.json",
         "README.md",
     }
@@ -379,7 +381,7 @@ def test_figures_and_plots_are_there(first: Lab) -> None:
     assert {path.name for path in (results / "figures").glob("*.png")} == {
         f"{name}.png" for name in ("ranks", "sublayers", "energies", "errors", "sizes")
     }
-    assert {path.name for path in (results / "plots").iterdir()} == {"ranks.csv", "sublayers.csv", "sizes.csv"}
+    assert {path.name for path in (results / "plots").glob("[!.]*")} == {"ranks.csv", "sublayers.csv", "sizes.csv"}
 
 
 # Allocations from a file

@@ -1,6 +1,7 @@
 """The command of an audit, on a run of the real flow: what it shows, what it compares, and how it answers to a wrong word."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_diff_tells_the_parameter_first_and_the_numbers_last(two: Laboratory, as
     assert lines[0] == "parameter ratios.compression: 0.2 -> 0.3"
     assert lines[1].startswith("artifact  ratios.uniform: ratios/")
     assert any(line.startswith("metric    perplexity/mgaa: ") for line in lines)
-    assert lines[-1].endswith("the results differ by parameter")
+    assert re.fullmatch(r"\d+ differences \(1 causes, \d+ effects\); the results differ by parameter", lines[-1])
     assert ask(two, "diff", "last", "last")[1] == "0 differences\n"
 
 

@@ -270,7 +270,7 @@ FAULTS: dict[str, tuple[Callable[[Laboratory, Path], list[str]], int, str]] = {
     "instructions without a field": (
         broken,
         3,
-        r"row 1 of .*alpaca\.json holds .*expected the texts instruction, input",
+        r"Row 1 of .*alpaca\.json holds .*expected the texts instruction, input",
     ),
     "recovery on evaluation text": (
         given("data.recovery.from=0.4", "data.recovery.to=0.9"),
@@ -286,7 +286,7 @@ FAULTS: dict[str, tuple[Callable[[Laboratory, Path], list[str]], int, str]] = {
     "a file that is not there": (
         given("data.recovery.source=/no/such.json", "data.recovery.form=instructions"),
         3,
-        r"/no/such\.json cannot be read as JSON .*give a file on this machine",
+        r"/no/such\.json cannot be read \(No such file\), expected a file of rows: check the path",
     ),
     "a baseline that is another one": (
         given("evaluation.baselines=[uniform,level1]"),

@@ -179,6 +179,26 @@ def test_a_device_is_free_once_the_process_that_held_it_is_killed() -> None:
         pass
 
 
+@pytest.mark.parametrize("planted", ["a link", "a file", "open to all"])
+def test_locks_lie_where_no_other_user_can_plant_links(
+    tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (place := folder()).rmdir()
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    if planted == "a link":
+        place.symlink_to(victim)
+    elif planted == "open to all":
+        place.mkdir()
+        place.chmod(0o777)
+    else:
+        place.write_text("")
+    with pytest.raises(ResourceError, match="expected a folder of this user alone"), turn(["cpu"], "a", 0.1, print):
+        pass
+    assert not [*victim.iterdir()]
+
+
 # Again after an outage alone
 
 

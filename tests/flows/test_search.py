@@ -178,7 +178,7 @@ def test_the_windows_are_the_candidates_that_tell_allocations_apart(searched: Se
 
 def test_the_figures_and_the_table_are_there_for_people(searched: Searched, capsys: pytest.CaptureFixture[str]) -> None:
     folder = searched.lab.root / "results" / "search"
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in folder.glob("[!.]*")} == {
         *("search.json", "trials.csv", "study.csv", "allocation.json", "best.png", "best.svg", "ranks.png", "ranks.svg")
     }
     assert main(lambda parameters: None, [f"--params={searched.lab.root / 'params.yaml'}", *STUDY], show=show) == 0

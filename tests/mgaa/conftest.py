@@ -36,16 +36,28 @@ MIXTURE: dict[str, object] = {
     "moe_intermediate_size": 24,
     "shared_expert_intermediate_size": 40,
 }
+ROPE_3D: dict[str, object] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+SCALED_ROPE: dict[str, object] = {
+    "rope_type": "default",
+    "rope_theta": 1e4,
+    "llama_4_scaling_beta": 0.1,
+    "original_max_position_embeddings": 16,
+}
 OF_FAMILY: dict[str, dict[str, object]] = {
     "mistral": {"sliding_window": None},
     "qwen3": {"head_dim": 16},
     "gemma2": {"head_dim": 8, "query_pre_attn_scalar": 8},
     "gemma3_text": {"head_dim": 8, "query_pre_attn_scalar": 8},
+    "smollm3": {"no_rope_layers": [1, 0], "pad_token_id": None},  # one block with rotary positions, one without
+    "ministral3": {"head_dim": 8, "rope_parameters": SCALED_ROPE},
+    "gpt_oss": {"head_dim": 8, "sliding_window": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "granite": {"residual_multiplier": 0.3, "attention_multiplier": 0.4},
     "phi3": {"pad_token_id": 60},
     "falcon": {"ffn_hidden_size": 48},
     "gpt2": {"n_inner": 48},
+    "qwen2_5_vl_text": {"rope_parameters": ROPE_3D},
+    "qwen3_vl_text": {"rope_parameters": ROPE_3D, "head_dim": 8},
     "qwen2_moe": {"mlp_only_layers": [0]},  # a dense FFN in the first block, experts in the second
 }
 """What tiny models of a family need beside SHAPE; most families need nothing."""
@@ -91,6 +103,23 @@ SEEING: dict[str, dict[str, object]] = {
             "fullatt_block_indexes": [1],
         }
     },
+    "qwen3_vl": {
+        "vision_config": {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 40,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "patch_size": 4,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        }
+    },
+    "gemma3": {
+        "vision_config": {**CLIP, "model_type": "siglip_vision_model", "vision_use_head": False},
+        "mm_tokens_per_image": 4,
+    },
+    "mistral3": {"vision_config": {**CLIP, "model_type": "pixtral", "head_dim": 12}, "spatial_merge_size": 2},
 }
 """What models that see need around their decoders."""
 TOKENS: dict[str, object] = {
@@ -99,11 +128,18 @@ TOKENS: dict[str, object] = {
     "vision_end_token_id": 59,
     "video_token_id": 57,
 }
-DECODERS = {"llava": "llama", "llava_next": "mistral", "qwen2_5_vl": "qwen2_5_vl_text"}
+DECODERS = {
+    "llava": "llama",
+    "llava_next": "mistral",
+    "mistral3": "ministral3",
+    "gemma3": "gemma3_text",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+}
+WITHIN = {"qwen2_5_vl_text", "qwen3_vl_text", "ministral3"}
+"""Decoders that are looked at inside the models that see."""
 
-SINGLE = [
-    family for family in sorted(ARCHITECTURES) if family not in DECODERS.values() or family in ("llama", "mistral")
-]
+SINGLE = sorted(ARCHITECTURES.keys() - WITHIN)
 ALIKE = {"llava_next"}  # to llava, in all but its images, which tests/mgaa/test_seeing.py looks at
 FAMILIES = [*SINGLE, *sorted(MULTIMODAL.keys() - ALIKE), *VARIANTS]
 """Every entry, and the variants; `tiny` takes both."""
@@ -134,8 +170,7 @@ def tiny() -> Callable[..., PreTrainedModel]:
 def seeing(family: str, settings: dict[str, object]) -> PreTrainedModel:
     """A model that sees, with a decoder of the same shape; the settings are the decoder's, but for those that every model has."""
     whole = {key: settings.pop(key) for key in ("tie_word_embeddings",) if key in settings}
-    rope = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}}
-    text = SHAPE | OF_FAMILY.get(DECODERS[family], {}) | (rope if family == "qwen2_5_vl" else {}) | whole | settings
+    text = SHAPE | OF_FAMILY.get(DECODERS[family], {}) | whole | settings
     config = AutoConfig.for_model(
         family, text_config={"model_type": DECODERS[family], **text}, **SEEING[family], **TOKENS, **whole
     )
@@ -150,10 +185,11 @@ def reload(folder: Path, **given: object) -> Any:
 
 
 def biased(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with biases that are not zero."""
-    for name, parameter in model.named_parameters():
-        if name.endswith(".bias"):
-            nn.init.normal_(parameter)
+    """The model with biases that are not zero; small ones where the router has some, so that every expert has tokens."""
+    biases = {name: parameter for name, parameter in model.named_parameters() if name.endswith("bias")}
+    std = 0.1 if any(name.endswith("router.bias") for name in biases) else 1.0
+    for parameter in biases.values():
+        nn.init.normal_(parameter, std=std)
     return model
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 import mgaa
 from mgaa.anchoring import anchored
-from mgaa.architectures import ARCHITECTURES, architecture_of, decoder_blocks, matrices_of
+from mgaa.architectures import ARCHITECTURES, MULTIMODAL, architecture_of, decoder_blocks, matrices_of
 from mgaa.blockwise import first_of
 from mgaa.budget import Matrix, parameter_budget
 from mgaa.checkpoint import twin_of
@@ -37,7 +37,7 @@ STRAIGHT = [
     and not any(sublayer.output.endswith("norm") for sublayer in entry.sublayers)
 ]
 """Whose down writes to the residual stream itself, without a norm, a gate or a router between them."""
-APART = [family for family in FAMILIES if family not in ("llava", "qwen2_5_vl")]
+APART = [family for family in FAMILIES if family not in MULTIMODAL]
 
 
 @pytest.fixture

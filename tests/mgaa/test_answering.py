@@ -183,10 +183,12 @@ def test_what_cannot_be_answered_is_refused(tiny: Tiny, questions: list[Question
 @pytest.mark.parametrize("family", MULTIMODAL)
 def test_the_processor_of_another_model_is_refused(tiny: Tiny, questions: list[Question], family: str) -> None:
     model, given = tiny(family), processor(family)
-    if family == "qwen2_5_vl":
+    if family.startswith("qwen"):
         given.image_processor.merge_size = 4
+    elif family == "gemma3":
+        given.full_image_sequence = given.full_image_sequence.replace("<image>", "<image><image>")
     else:
-        given.patch_size = 8
+        given.patch_size = 8 if family != "mistral3" else 16
     asked = [Question("w1", "w2", picture(0, 32, 32))]
     for call in (answer, caption_losses):
         with pytest.raises(InputError, match="expected as many image tokens as its vision tower gives features"):

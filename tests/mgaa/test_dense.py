@@ -25,7 +25,7 @@ Forward = Callable[[PreTrainedModel], Tensor]
 PLAIN = [(family, False) for family in FAMILIES]
 BIASED = [
     *((family, True) for family in ("llama", "mistral", "qwen2", "granite", "starcoder2", "phi", "opt", "gpt2")),
-    *((family, True) for family in ("gpt_neox", "falcon", "falcon, grouped heads")),
+    *((family, True) for family in ("gpt_neox", "falcon", "falcon, grouped heads", "smollm3", "gpt_oss")),
 ]
 """Families that have room for a bias on every linear, or that are a Llama in all but name."""
 

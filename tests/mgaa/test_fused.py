@@ -1,24 +1,28 @@
 """A model that is taken apart computes the same, each part is the matrix it is named after, and together it is the model it was."""
 
 import hashlib
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, Mxfp4Config, PreTrainedModel, PreTrainedTokenizerFast
 
 from mgaa.architectures import decoder_blocks
 from mgaa.checkpoint import save
 from mgaa.errors import InputError, UsageError
-from mgaa.fused import Experts, FusedLinear, fuse_, unfuse_
+from mgaa.experts import Experts
+from mgaa.fused import FusedLinear, fuse_, unfuse_
+from mgaa.loading import load
 from tests.mgaa.conftest import FAMILIES
 
 Tiny = Callable[..., PreTrainedModel]
 Forward = Callable[[PreTrainedModel], Tensor]
 FUSED = ["phi3", "gpt2", "gpt_neox", "falcon", "falcon, grouped heads", "falcon, sequential"]
-MIXTURES = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_moe, mixed"]
+MIXTURES = ["gpt_oss", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_moe, mixed"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -199,3 +203,37 @@ def test_a_part_without_a_bias_has_zeros_beside_one_that_has(tiny: Tiny) -> None
 def test_low_rank_layers_are_not_put_together(family: str, tiny: Tiny, compress: Tiny) -> None:
     with pytest.raises(UsageError, match=r"low-rank layers, expected dense ones: fold them by mgaa\.densify"):
         fuse_(compress(tiny(family)))
+
+
+def mxfp4(model: PreTrainedModel, folder: Path) -> None:
+    """Write a gpt_oss as it is published: experts in blocks of 32 numbers of four bits with a scale."""
+    model.save_pretrained(folder)
+    tensors = {}
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            tensors[name] = tensor
+            continue
+        experts, inputs, outputs = tensor.shape
+        tensors[f"{name}_blocks"] = torch.randint(0, 256, (experts, outputs, inputs // 32, 16), dtype=torch.uint8)
+        tensors[f"{name}_scales"] = torch.full((experts, outputs, inputs // 32), 124, dtype=torch.uint8)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    content = json.loads((folder / "config.json").read_text())
+    content["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def test_published_weights_of_gpt_oss_are_refused_with_the_way_to_dequantise_them_which_works(
+    tiny: Tiny, words: PreTrainedTokenizerFast, logits: Forward, tmp_path: Path
+) -> None:
+    mxfp4(tiny("gpt_oss", intermediate_size=32).bfloat16(), tmp_path / "published")
+    words.save_pretrained(tmp_path / "published")
+    with pytest.raises(
+        InputError, match=r"is quantised \(mxfp4\): .*Mxfp4Config\(dequantize=True\)\), and mgaa\.save writes it"
+    ):
+        load(tmp_path / "published")
+    given = {"dtype": "bfloat16", "quantization_config": Mxfp4Config(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "published", **given).eval()
+    save(model, words, tmp_path / "plain")
+    again, _ = load(tmp_path / "plain", device="cpu")
+    assert torch.equal(logits(again), logits(model))

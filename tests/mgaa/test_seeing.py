@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 import mgaa
 from mgaa.architectures import MULTIMODAL, PARTS, matrices_of, stacks_of
+from mgaa.blockwise import Blockwise
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, UsageError
 from mgaa.fused import unfuse_
@@ -24,6 +26,17 @@ from tests.mgaa.seeing import picture, processor
 
 Tiny = Callable[..., PreTrainedModel]
 SEEING = sorted(MULTIMODAL)
+PAIRS = [(family, part) for family in SEEING for part in PARTS if part != "projector" or MULTIMODAL[family].projector]
+WHOLE = [
+    pytest.param(
+        family,
+        parts,
+        marks=pytest.mark.skipif(family == "mistral3" and not find_spec("torchvision"), reason="needs torchvision"),
+    )
+    for family in SEEING
+    for parts in (("decoder",), tuple(part for each, part in PAIRS if each == family))
+]
+"""Models that see, with their decoder alone and with all of their parts that have linears."""
 
 
 def questions(count: int = 6) -> list[Question]:
@@ -50,8 +63,7 @@ def inputs_of(model: PreTrainedModel, given: Prompts, linear: str) -> Tensor:
     return torch.cat([each.reshape(-1, each.shape[-1]) for each in rows]).double()
 
 
-@pytest.mark.parametrize("family", SEEING)
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(("family", "part"), PAIRS)
 def test_statistics_are_those_of_plain_forward_passes_of_the_prompts(tiny: Tiny, family: str, part: str) -> None:
     model = unfuse_(tiny(family), [part])
     given = prompts(model)
@@ -98,8 +110,13 @@ def test_shares_of_prompts_merge_to_the_bits_of_one_worker(tiny: Tiny, part: str
         assert BlockStatistics.load(tmp_path / "alone").apart == alone.apart
 
 
-@pytest.mark.parametrize("family", SEEING)
-@pytest.mark.parametrize("parts", [("decoder",), PARTS])
+def places_of(model: PreTrainedModel, part: str) -> str:
+    """The module of the model that a part is in; the projector of some is inside the tower."""
+    (stack,) = stacks_of(model, [part])
+    return stack.entry.blocks.split(".")[1]
+
+
+@pytest.mark.parametrize(("family", "parts"), WHOLE)
 def test_a_compressed_model_is_loaded_as_it_was_saved_and_generates(
     tiny: Tiny, family: str, parts: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -110,7 +127,7 @@ def test_a_compressed_model_is_loaded_as_it_was_saved_and_generates(
     matrices = matrices_of(dense, parts)
     assert report.linear_parameters <= parameter_budget(matrices, 0.3)
     places = {m.name.split(".")[1] for m in matrices if isinstance(model.get_submodule(m.name), LowRankLinear)}
-    assert len(places) == {1: 1, 3: 2 if family == "qwen2_5_vl" else 3}[len(parts)]
+    assert len(places) == len({places_of(model, part) for part in parts})
     mgaa.save(model, images, tmp_path)
     again = AutoModelForImageTextToText.from_pretrained(tmp_path)
     asked = encode(questions(1)[:1] or questions(2), images, model.config, answered=False).sequences[0]
@@ -126,7 +143,21 @@ def test_a_compressed_model_is_loaded_as_it_was_saved_and_generates(
 
 
 @pytest.mark.parametrize("family", SEEING)
-@pytest.mark.parametrize("parts", [("decoder",), PARTS])
+def test_what_comes_out_block_by_block_is_the_output_of_the_model(tiny: Tiny, family: str) -> None:
+    """Also where features of images are added between the blocks, and behind the last."""
+    model = tiny(family)
+    given = prompts(model)
+    batches = [given.batch(each) for each in given.alike([range(len(given))])]
+    line = Blockwise(model, batches)
+    for index in range(len(line)):
+        line.through(index)
+        line.settle()
+    for batch, inputs in enumerate(batches):
+        with torch.no_grad():
+            assert torch.equal(line.output(batch).logits, model(**inputs).logits)
+
+
+@pytest.mark.parametrize(("family", "parts"), WHOLE)
 def test_a_densified_model_is_one_of_transformers_alone(
     tiny: Tiny, family: str, parts: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -227,6 +258,34 @@ class TestMistakes:
         model = tiny("llava")
         with pytest.raises(UsageError, match=r"the vision is to be compressed .* for the decoder alone"):
             mgaa.compress_(model, prompts(model), parts=PARTS, **setting)
+
+    def test_a_projector_without_linears(self, tiny: Tiny) -> None:
+        model = tiny("gemma3")
+        with pytest.raises(
+            UsageError, match=r"the projector of a gemma3 has no linears to compress: leave `projector`"
+        ):
+            mgaa.compress_(model, prompts(model), parts=PARTS)
+
+    @pytest.mark.skipif(bool(find_spec("torchvision")), reason="torchvision is there")
+    def test_a_processor_that_needs_a_package_which_is_not_there(self, tiny: Tiny, tmp_path: Path) -> None:
+        mgaa.save(tiny("mistral3"), processor("mistral3"), tmp_path)
+        with pytest.raises(
+            InputError, match=r"needs a package .*[Tt]orchvision.*install it, or take .* out of the folder"
+        ):
+            mgaa.load(tmp_path)
+        for name in ("processor_config.json", "preprocessor_config.json", "chat_template.jinja"):
+            (tmp_path / name).unlink(missing_ok=True)
+        _, words = mgaa.load(tmp_path)
+        assert words is tokenizer_of(words)
+
+    def test_what_a_model_does_between_its_blocks_beside_adding(self, tiny: Tiny) -> None:
+        model = unfuse_(tiny("qwen3_vl"))
+        decoder = model.model.language_model
+        decoder._deepstack_process = lambda hidden, mask, features: hidden * 2
+        with pytest.raises(
+            InputError, match=r"between model\.language_model\.layers\.0 and the next block the model does"
+        ):
+            list(stream_statistics(model, prompts(model)))
 
     def test_a_tower_without_an_entry(self, tiny: Tiny) -> None:
         model = tiny("llava")

@@ -148,13 +148,15 @@ def test_blocks_that_are_written_already_are_not_read_again(
     stopping = _stopping(shards._tensors, {2: KeyboardInterrupt()})
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
         patch.setattr("mgaa.shards._tensors", stopping)
-        save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None)
-    assert {path.name for path in (tmp_path / "out").glob("block-*")} >= {"block-0000.safetensors"}
+        save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None, key="first")
+    assert not (tmp_path / "out").exists()
+    assert {path.name for path in tmp_path.glob(".out.mgaa-first/block-*")} >= {"block-0000.safetensors"}
     asked: list[int] = []
     fetch = Shelf.fetch
     monkeypatch.setattr(Shelf, "fetch", lambda self, index: (asked.append(index), fetch(self, index))[1])
-    save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None)
+    save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None, key="first")
     assert asked == [2]
+    assert not [*tmp_path.glob(".*")]
     save(load(place)[0], tokenizer, tmp_path / "whole")
     files = [{path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("out", "whole")]
     assert files[0] == files[1]

@@ -1,13 +1,17 @@
 """A finished run that a test may break: a copy of the folder with its store, results, checkpoint and data, and the run in MLflow."""
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tasks.artifact import Artifact, Store
 from tasks.findings import Finding
 from tasks.parameters import Operation, load_operation
+from tasks.run_record import RECORD
+from tasks.sealing import read_manifest, readable
 from tasks.tracking import tracked
 from tests.finished import finished_run
 
@@ -26,18 +30,39 @@ class Audited:
         return self.p.folder
 
 
-def audited(folder: Path, *, track: bool = False) -> Audited:
-    """Copy the finished run to `folder`; its record names the model and the texts where they were first."""
+def audited(folder: Path, *, track: bool = False, model: str | None = None) -> Audited:
+    """Copy the finished run to `folder`; its record names the model and the texts where they were first.
+
+    Args:
+        track: whether it is in MLflow.
+        model: the registered model that it is a version of, if any.
+    """
     run = finished_run()
     shutil.copytree(run.parameters.folder, folder)
-    p = load_operation(folder / "params.yaml", [f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"])
+    lab = Audited(load_operation(folder / "params.yaml", []), Store(folder / "store"), run.record)
+    if model is not None:
+        told = json.loads((lab.p.results / RECORD).read_bytes())["parameters"]
+        lab = Audited(lab.p, lab.store, rewrite(lab, parameters={**told, "registry.model": model}))
     if track:
-        from tasks.parameters import load
-
-        parameters = load(folder / "params.yaml", [f"tracking.uri=sqlite:///{folder / 'mlflow.db'}"])
+        parameters = run.parameters.model_copy(
+            update={"registry": run.parameters.registry.model_copy(update={"model": model})}
+        )
+        parameters._folder = folder
         with tracked(parameters) as record:
-            record.log(run.results, run.published, run.record)
-    return Audited(p, Store(p.store_path), run.record)
+            record.log(run.results, run.published, lab.run)
+    return lab
+
+
+def rewrite(lab: Audited, **changes: Any) -> Artifact:
+    """Publish and seal the record of the run with some fields changed, as if it had been made so."""
+    content = readable(json.loads((lab.p.results / RECORD).read_bytes()) | changes)
+    manifest = read_manifest(lab.store.place(lab.run))
+    with lab.store.writing("run") as out:
+        (out / RECORD).write_bytes(content)
+        told = {key: value for key, value in manifest.items() if key not in ("kind", "digest", "files")}
+        run = lab.store.seal(out, "run", told)
+    (lab.p.results / RECORD).write_bytes(content)
+    return run
 
 
 def flipped(path: Path, place: int) -> Callable[[], None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mgaa.ownership import MARK
 from tasks.artifact import MANIFEST, Artifact, DamagedError, Store
 from tasks.sealing import content_digest, digest, readable
 
@@ -177,10 +178,9 @@ def test_a_damaged_artifact_is_replaced_when_it_is_made_again_and_kept_as_eviden
 def test_an_export_is_a_copy_with_the_manifest_and_what_is_added(store: Store, tmp_path: Path) -> None:
     artifact = put(store, {"model.txt": "weights"}, task="assemble")
     target = tmp_path / "models" / "compressed"
-    target.mkdir(parents=True)
-    (target / "old.txt").write_text("of the last run")
+    store.export(put(store, {"old.txt": "of the last run"}), target)
     store.export(artifact, target, {"evaluation.json": b"{}"})
-    assert sorted(path.name for path in target.iterdir()) == ["evaluation.json", MANIFEST, "model.txt"]
+    assert sorted(path.name for path in target.iterdir()) == [MARK, "evaluation.json", MANIFEST, "model.txt"]
     (target / "model.txt").write_text("edited by hand")
     assert store.sound(artifact)
     assert [path.name for path in target.parent.iterdir()] == ["compressed"]

@@ -83,13 +83,13 @@ def test_an_empty_case_changes_nothing(tmp_path: Path) -> None:
 
 MISTAKES = {
     "case=visoin": r"case is 'visoin': expected one of language, vision; did you mean 'vision'\?",
-    "case=null": "case is None: expected one of language, vision",
-    "case=[vision]": r"case is \['vision'\]: expected one of language, vision",
-    "case=vision data.calibration.form=image": "data.calibration.form is 'image': expected 'text' or 'questions'",
+    "case=null": "case is 'null': expected one of language, vision",
+    "case=[vision]": r"case is '\[vision\]': expected one of language, vision",
+    "case=vision data.calibration.form=image": "data.calibration.form is 'image': expected 'text', 'chat' or 'questions'",
     "case=vision cases.vision.cases.x=1": r"cases.vision is .*: expected sections with their values, such as \{backbone",
     "case=vision cases.vision.case=language": "cases.vision is .*: expected sections with their values",
     "case=vision cases.vision.methods.x=1": "cases.vision is .*: expected sections with their values",
-    "case=vision cases.vision=3": "cases.vision is 3: expected sections with their values",
+    "case=vision cases.vision=3": "cases.vision is '3': expected sections with their values",
     "case=vision cases.vision.backbone.sorce=x": "backbone.sorce is unknown: .*did you mean 'source'",
     "output.results=/results": "output: expected results to be a folder below that of the parameters, got /results",
     "output.results=../results": "output: expected results to be a folder below .*, got ../results",

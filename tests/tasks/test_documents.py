@@ -154,9 +154,9 @@ def test_bytes_that_are_not_utf_8_are_refused_with_their_place(tmp_path):
 
 
 def test_a_type_that_is_not_text_is_refused(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"ends in .parquet; expected a text file"):
-        read(tmp_path / "a.parquet")
+    (tmp_path / "a.PDF").write_bytes(b"%PDF-1.7")
+    with pytest.raises(InputError, match=r"ends in .pdf; expected text, rows or columns: unpack or convert it"):
+        read(tmp_path / "a.PDF")
 
 
 def test_a_revision_for_a_file_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """A worker that cannot serve the run says so before its first step; one that can tells what it did."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -43,6 +44,12 @@ def test_a_worker_that_sees_another_folder_refuses(elsewhere: str, tmp_path: Pat
     assert store.home is not None
     assert f"than on {store.home.host}" in str(told.value)
     assert not (store.path / "numbers").exists()
+
+
+def test_runs_that_ask_a_new_store_for_its_name_at_once_get_the_same(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        homes = [*threads.map(lambda _: home_of(tmp_path / "store", shared=True), range(8))]
+    assert len({home.identity for home in homes}) == 1
 
 
 def test_a_worker_with_a_folder_of_its_own_in_front_of_the_remote_is_welcome(tmp_path: Path) -> None:

@@ -50,7 +50,9 @@ def git(folder: Path, *words: str) -> str:
 def commit_lock(lab: Audited, record: bytes, message: str) -> None:
     """A commit whose `dvc.lock` names a record."""
     outs = [{"path": "results/record.json", "hash": "md5", "md5": md5(record), "size": len(record)}]
-    (lab.folder / "dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"compress": {"outs": outs}}}))
+    (lab.folder / "dvc.lock").write_text(
+        yaml.safe_dump({"schema": "2.0", "stages": {"compress": {"cmd": "true", "outs": outs}}})
+    )
     git(lab.folder, "add", "dvc.lock")
     git(lab.folder, "commit", "--quiet", "-m", message)
 
@@ -114,7 +116,9 @@ def test_a_checkpoint_in_the_cache_of_dvc_keeps_what_it_needs(lab: Audited) -> N
         (cache / name[:2]).mkdir(parents=True, exist_ok=True)
         (cache / name[:2] / name[2:]).write_bytes(content)
     outs = [{"path": "models/compressed", "hash": "md5", "md5": f"{md5(listing)}.dir"}]
-    (lab.folder / "dvc.lock").write_text(yaml.safe_dump({"stages": {"compress": {"outs": outs}}}))
+    (lab.folder / "dvc.lock").write_text(
+        yaml.safe_dump({"schema": "2.0", "stages": {"compress": {"cmd": "true", "outs": outs}}})
+    )
     kept = left(lab)
     assert finished_run().results.models["mgaa"].checkpoint in kept
     assert finished_run().results.models["uniform"].checkpoint not in kept

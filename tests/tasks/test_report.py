@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,7 @@ from tasks.artifact import Artifact, Store
 from tasks.changes import changed, command, defaults
 from tasks.figure_style import style
 from tasks.lineage import lineage, name
+from tasks.model_card import in_code, plain
 from tasks.parameters import load
 from tasks.restore import restored
 from tests.finished import Finished, finished_run
@@ -276,3 +278,13 @@ def test_the_model_card_is_that_of_the_checkpoint_and_the_hub_can_read_it(run: F
     assert run.results.models["mgaa"].checkpoint.digest in card.text
     assert str(run.parameters.folder) not in text
     assert 'from_pretrained("compressed")' in page.text
+
+
+def test_names_in_the_model_card_are_shown_and_not_read() -> None:
+    from markdown_it import MarkdownIt
+
+    hostile = "a|b `c` <script>x</script> [d](http://e) **f** _g_\n# h"
+    html = MarkdownIt("commonmark", {"html": True}).render(f"# {plain(hostile)}")
+    assert html == f"<h1>{escape(' '.join(hostile.split()), quote=False)}</h1>\n"
+    assert MarkdownIt().render(f"`{in_code(hostile)}`").count("<code>") == 1
+    assert plain("SmolLM2-135M_v1.0") == "SmolLM2-135M_v1.0"

@@ -16,6 +16,7 @@ from tasks.lineage import name
 from tasks.parameters import Parameters, load
 from tasks.sealing import digest, readable
 from tasks.sharing import Shared, pull, push
+from tasks.signing import sign, signature
 from tasks.step import step
 from tests.finished import ROOT
 from tests.servers import free_port, rclone, sftp
@@ -42,7 +43,9 @@ def add(out: Path, store: Store, numbers: Artifact) -> None:
 @step(kind="run")
 def record(out: Path, store: Store, total: Artifact) -> None:
     """What a run leaves for others to find."""
-    (out / "record.json").write_bytes(readable({"artifacts": {"sum": [name(total)]}, "keys": {}}))
+    told = {"flow": "compress", "key": "", "end": "", "artifacts": {"sum": [name(total)]}}
+    tables = ("parameters", "sources", "keys", "published", "git", "versions", "tags")
+    (out / "record.json").write_bytes(readable(told | {table: {} for table in tables}))
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +125,43 @@ def test_what_one_member_pushed_another_one_does_not_compute_again(remote: str, 
             path.name: path.read_bytes() for path in theirs.rglob("*") if path.is_file()
         }
     assert list(tmp_path.rglob("*.tmp-*")) == []
+
+
+def test_the_signature_of_a_run_travels_with_it(tmp_path: Path) -> None:
+    one, two = (member(tmp_path / name, folder_remote(tmp_path / "remote")) for name in ("one", "two"))
+    ended = run(one)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / "key")], check=True)
+    push(one)
+    signed = sign(Store(one.store_path), ended, tmp_path / "key").read_bytes()
+    push(one)  # a signature may come after the push of its run
+    hand_over(one, two)
+    pull(two)
+    assert signature(Store(two.store_path), ended).read_bytes() == signed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[]",
+        b"[" * 100_000,
+        b'{"artifacts": ["../../etc/passwd"], "keys": []}',
+        b'{"artifacts": ["run"], "keys": []}',
+        b'{"artifacts": [], "keys": ["../../../evil"]}',
+        b'{"artifacts": [3], "keys": []}',
+        b'{"artifacts": [], "keys": [3]}',
+        b'{"artifacts": {"run": 1}}',
+    ],
+)
+def test_a_hostile_list_of_a_remote_is_one_message_and_nothing_is_written(content: bytes, tmp_path: Path) -> None:
+    one, two = (member(tmp_path / name, folder_remote(tmp_path / "remote")) for name in ("one", "two"))
+    run(one)
+    push(one)
+    hand_over(one, two)
+    (listing,) = (tmp_path / "remote" / "store" / "shared").iterdir()
+    listing.write_bytes(content)
+    with pytest.raises(DamagedError, match="expected the list of a push"):
+        pull(two)
+    assert not [*two.store_path.rglob("*.json")]
 
 
 def test_an_artifact_travels_by_its_name_with_what_it_was_made_from(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pandas
 import pytest
 
 from flows.show_sweep import ACCURACY, show
+from mgaa.ownership import MARK
 from tasks.artifact import Artifact, Store
 from tasks.bootstrap import Bootstrap
 from tasks.parameters import load
@@ -59,7 +60,10 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_every_outcome_is_written_with_the_same_columns_and_drawn(case: str, tmp_path: Path) -> None:
     publish(tmp_path, CASES[case])
-    assert {path.name for path in (tmp_path / "results").iterdir()} == {f"sweep{suffix}" for suffix in SUFFIXES}
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+        MARK,
+        *(f"sweep{suffix}" for suffix in SUFFIXES),
+    }
     found = pandas.read_parquet(tmp_path / f"{NAME}.parquet")
     assert {name: str(kind) for name, kind in found.dtypes.items()} == COLUMNS
     assert len(found) == len(CASES[case])

@@ -10,7 +10,8 @@ import pytest
 from safetensors import SafetensorError
 
 from mgaa.errors import ResourceError, UsageError
-from tasks.writing import HOST, disk_errors, replacing, sweep, temporary, write_file
+from mgaa.output import HOST
+from tasks.writing import disk_errors, replacing, sweep, temporary, write_file
 
 
 def test_a_full_disk_is_one_message_with_path_room_and_remedy(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from transformers import (
 from mgaa.errors import InputError, NumericalError, UsageError
 from tasks import zero_shot
 from tests.mgaa.conftest import SINGLE
+from tests.mgaa.test_causality import READERS, model_of
 
 SHAPE = {
     "vocab_size": 258,
@@ -142,6 +143,8 @@ SETTINGS = {
     "gemma2": {"head_dim": 8, "sliding_window": 12},
     "gemma3_text": {"head_dim": 8, "sliding_window": 12},
     "phi3": {"pad_token_id": 0},
+    "smollm3": {"pad_token_id": None},
+    "gpt_oss": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2},
     "opt": {"word_embed_proj_dim": 16, "ffn_dim": 24},
     "qwen2_moe": {"num_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2},
@@ -166,6 +169,44 @@ def test_answers_are_those_of_the_harness(tokenizer, folder, family, batch_size)
     assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
     assert ours.truncated > 0
+
+
+@pytest.mark.parametrize("family", READERS)
+def test_a_model_without_a_cache_that_serves_is_scored_in_whole(tokenizer, folder, family):
+    """Those with a state, and those whose positions count the padding; the others keep what the cache saves."""
+    from lm_eval.models.huggingface import HFLM
+
+    from tasks.harness import InMemory
+    from tasks.scoring import in_whole, through_cache
+
+    ours = InMemory(model_of(family, **READERS[family] | {"vocab_size": 258}), tokenizer, batch_size=5, max_length=29)
+    texts = [(item["context"], " " + choice) for item in items(folder, "continuation") for choice in item["choices"]]
+    requests = [(pair, *ours._encode_pair(*pair)) for pair in texts]
+    found = ours._loglikelihood_tokens(requests)
+    ours.model.config.use_cache = False  # the cache of xLSTM does not hold the heads of its own default
+    expected = HFLM._loglikelihood_tokens(ours, requests, disable_tqdm=True)
+    assert [value for value, _ in found] == pytest.approx([value for value, _ in expected], rel=1e-5)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in expected]
+    assert ours._way is (through_cache if family in ("bloom", "bert") else in_whole)
+
+
+def test_both_ways_give_the_same_on_a_model_that_has_both(model, tokenizer, folder):
+    from tasks.harness import InMemory
+    from tasks.scoring import in_whole, through_cache
+
+    answers = []
+    for way in (through_cache, in_whole):
+        ours = InMemory(model, tokenizer, batch_size=5, max_length=60)
+        ours._way = way
+        texts = [(item["context"], " " + each) for item in items(folder, "continuation") for each in item["choices"]]
+        answers.append(ours._loglikelihood_tokens([(pair, *ours._encode_pair(*pair)) for pair in texts]))
+    assert [value for value, _ in answers[0]] == pytest.approx([value for value, _ in answers[1]], rel=1e-6)
+    assert [greedy for _, greedy in answers[0]] == [greedy for _, greedy in answers[1]]
+
+
+def test_a_model_that_looks_ahead_has_no_scores(tokenizer, folder):
+    with pytest.raises(InputError, match=r"BertLMHeadModel .* looks ahead"):
+        zero_shot.run(model_of("bert", vocab_size=258), tokenizer, ["continuation"], folder=folder)
 
 
 @pytest.mark.parametrize("task", sorted(zero_shot.OFFICIAL))

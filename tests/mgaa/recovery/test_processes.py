@@ -117,7 +117,7 @@ def test_a_model_that_cannot_be_stored_is_refused(
 def test_a_disk_without_room_is_reported(
     mixed: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, tmp_path: Path
 ) -> None:
-    (tmp_path / "model").write_text("in the way")
+    (tmp_path / ".handover").write_text("in the way")
     job = job_of(mixed, examples, validation, plan, tmp_path)
     with pytest.raises(ResourceError, match=r"the model cannot be written to .*model .*: make room"):
         processes.launch(mixed, examples, validation, job)

@@ -1,0 +1,34 @@
+"""torch as it starts, for the length of a call, whatever the caller has set around it.
+
+Inside `torch.autocast` statistics would be rounded to half precision, inside `inference_mode` factors could never be trained, another
+default dtype or device would change every tensor that is made on the way, and a compiled module would be compiled again for each of the
+forwards that stand in for its own. A result must not depend on where in a program the library is called, so all of that is put aside.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+_DTYPE, _DEVICE = torch.float32, torch.device("cpu")
+"""Of tensors that are made without saying which, in a fresh interpreter."""
+
+
+@contextmanager
+def ordinary(*models: nn.Module) -> Iterator[None]:
+    """Inside this context gradients are on, inference mode and autocast are off, defaults are those of torch, and what `model.compile`
+    has compiled of these models runs eagerly; behind it everything is as it was."""
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch.get_default_device() != _DEVICE:
+            stack.enter_context(_DEVICE)
+        if torch.get_default_dtype() != _DTYPE:
+            stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+            torch.set_default_dtype(_DTYPE)
+        if any(module._compiled_call_impl is not None for model in models for module in model.modules()):
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield

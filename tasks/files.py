@@ -1,0 +1,171 @@
+"""The files of a source on this machine, and the text in them: links that lead out, packed files that do not end, other encodings.
+
+Nothing is guessed: what a file is said to be by its name is held against its first bytes, and what is not UTF-8 is named with the place.
+"""
+
+import bz2
+import gzip
+import io
+import lzma
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import InputError
+
+PACKED: dict[str, Callable[[io.BytesIO], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+UNREADABLE = (".zip", ".zst", ".tar", ".tgz", ".7z", ".pdf", ".docx", ".html")
+FLOOR, EXPANSION = 256 * 2**20, 100
+"""Bytes that a packed file may unpack to, and how many times its own size it may beyond that; text packs 3 to 20 times."""
+
+_MAGIC = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\0": "xz",
+    b"PK\x03\x04": "zip",
+    b"PAR1": "Parquet",
+    b"ARROW1": "Arrow",
+    b"%PDF": "PDF",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+"""First bytes of what is no UTF-8 text."""
+
+
+def located(source: str | Path) -> Path | None:
+    """The path of a source, if there is anything.
+
+    Raises:
+        InputError: it cannot be looked at, or is neither a file nor a folder.
+    """
+    try:
+        path = Path(source).expanduser()
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{str(source)[:80]!r} cannot be read ({reason}), expected a file or a folder: check the path."
+        ) from error
+    if not path.is_file() and not path.is_dir():
+        raise InputError(
+            f"{source} is a pipe or a device, expected a file or a folder: write what comes out of it to a file."
+        )
+    return path
+
+
+def files_below(folder: Path) -> list[Path]:
+    """The files in a folder at any depth, in the order of their names; hidden ones are left out.
+
+    Raises:
+        InputError: a folder cannot be read, a name is not UTF-8, or a link leads out of the folder or nowhere.
+    """
+    found = []
+    for place, folders, files in os.walk(folder, onerror=_unreadable):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in (name for name in [*folders, *files] if not name.startswith(".")):
+            _check_entry(Path(place) / name, folder)
+        found += [Path(place) / name for name in files if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
+def _check_entry(path: Path, folder: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{folder} holds the name {path.name!r}, which is not UTF-8: rename it.") from None
+    if path.is_symlink() and not path.resolve().is_relative_to(_bound(folder)):
+        raise InputError(
+            f"{path} is a link out of {folder}, expected what is in the folder: put a copy there, or name its place."
+        )
+    if path.is_symlink() and not path.exists():
+        raise InputError(f"{path} is a link to nothing, expected a file: remove it, or correct it.")
+
+
+def _bound(folder: Path) -> Path:
+    """What links may not lead out of: the folder or, in the cache of the Hub, where files are links into `blobs`, its repository."""
+    whole = folder.resolve()
+    return next((each.parents[1] for each in (whole, *whole.parents) if each.parent.name == "snapshots"), whole)
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(
+        f"{error.filename} cannot be read ({error.strerror}), expected a readable folder: check its permissions."
+    )
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a file, packed as it is.
+
+    Raises:
+        InputError: it cannot be read, or its ending is one of those that are no text.
+    """
+    ending = Path(inner_name(path)).suffix
+    if ending in UNREADABLE:
+        raise InputError(f"{path} ends in {ending}; expected text, rows or columns: unpack or convert it.")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}), expected a readable file: check its permissions."
+        ) from error
+
+
+def inner_name(path: Path) -> str:
+    """The name of a file in lower case, without the ending that says how it is packed."""
+    name = path.name.lower()
+    return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
+
+
+def unpacked(path: Path, raw: bytes) -> bytes:
+    """The content of a file that may be packed, by its ending.
+
+    Raises:
+        InputError: it is damaged, or unpacks to more than `FLOOR` bytes and `EXPANSION` times its size.
+    """
+    ending = path.suffix.lower()
+    if ending not in PACKED:
+        return raw
+    limit = max(FLOOR, EXPANSION * len(raw))
+    try:
+        with PACKED[ending](io.BytesIO(raw)) as file:
+            inner: bytes = file.read(limit + 1)
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+        raise InputError(
+            f"{path} cannot be unpacked ({error}), expected {ending[1:]}: fetch it again, or rename it."
+        ) from error
+    if len(inner) > limit:
+        raise InputError(
+            f"{path} has {len(raw)} bytes and unpacks to more than {limit}, expected at most {EXPANSION} times its size: if that is "
+            "meant, unpack it and give what comes out."
+        )
+    return inner
+
+
+def decoded(path: Path, inner: bytes) -> str:
+    """Bytes as text.
+
+    Raises:
+        InputError: they are not UTF-8, or something else by their first bytes.
+    """
+    try:
+        text = inner.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        what = f"byte {inner[error.start]:#04x} at offset {error.start} ({error.reason})"
+        raise InputError(f"{path} is not UTF-8: {what}: {_mend(inner)}.") from error
+    if (place := text.find("\0")) >= 0:
+        raise InputError(f"{path} is no text: character {place} is a zero byte: {_mend(inner)}.")
+    return text
+
+
+def _mend(inner: bytes) -> str:
+    """What to do with bytes that are no UTF-8, by the first of them."""
+    what = next((name for magic, name in _MAGIC.items() if inner.startswith(magic)), None)
+    if what is None:
+        return "convert it, for example with `iconv -f latin1 -t utf-8`, or `-f utf-16`, by how it was written"
+    if what == "UTF-16":
+        return "it is UTF-16; convert it with `iconv -f utf-16 -t utf-8`"
+    return f"it is {what}; unpack or convert it, or give it the ending that says so"

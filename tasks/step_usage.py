@@ -1,0 +1,34 @@
+"""What the steps of one run used: keys, artifacts, code and packages, by step.
+
+Equal content is stored once, under the manifest of whoever made it first. So a manifest tells with what code an artifact was made for the
+first time, and only the run itself can tell with what code it would have made it: a record keeps this table for every step, reused or
+executed (tasks/run_record.py), and two runs are compared by it (tasks/difference.py).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from tasks import code, provenance
+from tasks.lineage import name
+from tasks.recording import Execution
+
+
+def usage_of(executions: Iterable[Execution]) -> dict[str, dict[str, Any]]:
+    """By step: its `keys` and `artifacts`, the `sources` of its code by path, its `packages` and `flags`; all sorted."""
+    steps: dict[str, list[Execution]] = {}
+    for each in executions:
+        steps.setdefault(each.task, []).append(each)
+    return {task: used(steps[task]) for task in sorted(steps)}
+
+
+def used(executions: list[Execution]) -> dict[str, Any]:
+    """The row of one step, whose calls may have chosen different methods."""
+    modules = sorted({module for each in executions for module in each.modules})
+    environment = provenance.environment(code.packages(*modules))
+    return {
+        "keys": sorted({each.key for each in executions}),
+        "artifacts": sorted({name(each.artifact) for each in executions}),
+        "sources": code.sources(*modules),
+        "packages": environment.pop("packages"),
+        "flags": environment.pop("flags") | environment,
+    }
