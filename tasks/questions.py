@@ -81,7 +81,28 @@ def read(source: Path) -> list[dict[str, Any]]:
     """The questions of a `.jsonl` file in file order, each with `image`, `question`, `answer` and `type`; images are not opened.
 
     Raises:
-        InputError: the file is missing, empty or no text, or a line does not have one of the forms above (the message names it).
+        InputError: the file is missing, empty or no text, or some lines do not have one of the forms above (the message counts them and
+            names the first).
+    """
+    found, wrong = list[dict[str, Any]](), list[InputError]()
+    for number, line in lines_of(source):
+        try:
+            found.append(_record(line, f"Line {number} of {source}", source.parent))
+        except InputError as error:
+            wrong.append(error)
+    if wrong:
+        total = len(found) + len(wrong)
+        raise InputError(f"{wrong[0]} It is the first of {len(wrong)} in {total} questions that cannot be used.") from wrong[0]
+    if not found:
+        raise InputError(f"{source} has 0 questions, expected at least 1: one JSON object per line.")
+    return found
+
+
+def lines_of(source: Path) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers.
+
+    Raises:
+        InputError: the file is missing or no text.
     """
     try:
         lines = source.read_bytes().decode("utf-8").removeprefix("\ufeff").split("\n")
@@ -91,14 +112,7 @@ def read(source: Path) -> list[dict[str, Any]]:
         raise InputError(
             f"{source} is not UTF-8 ({error.reason} at offset {error.start}): convert it, for example with `iconv -t utf-8`."
         ) from error
-    found = [
-        _record(line, f"Line {number} of {source}", source.parent)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
-        raise InputError(f"{source} has 0 questions, expected at least 1: one JSON object per line.")
-    return found
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _record(line: str, place: str, folder: Path) -> dict[str, Any]:

@@ -24,22 +24,20 @@ import math
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import UndefinedError
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from tasks.questions import read
+from tasks.questions import lines_of, read
+from tasks.scorable import loaded_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mgaa.processors import Processor
-
-_MISFITS = (UndefinedError, LookupError, TypeError, ValueError, StopIteration)
-"""What templates and preprocessing raise at items of another form, and at none; `datasets` adds its own."""
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 
@@ -56,6 +54,10 @@ OFFICIAL = {
     "winogrande": "winogrande/default.yaml",
 }
 """Task -> file of the harness, under `lm_eval/tasks`."""
+
+
+MADE = ("continuation", "last_word")
+"""The tasks whose items are made from the evaluation texts (`demo.tasks`); those of all others are files."""
 
 
 def known() -> list[str]:
@@ -175,24 +177,25 @@ def _harness(
 
 
 def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
-    """The harness's task objects; data set caches go to `scratch`."""
-    from datasets.exceptions import DatasetsError
+    """The harness's task objects, with items that can all be scored; data set caches go to `scratch`."""
     from lm_eval.tasks import TaskManager
 
+    manager = TaskManager(include_defaults=False)
+
+    def load(name: str, path: Path) -> Any:
+        definition = scratch / f"{name}-{path.stem}.yaml"
+        definition.write_text(yaml.safe_dump(_definition(name, path.resolve(), scratch)))
+        return manager.load([str(definition)])["tasks"][name]
+
+    loaded = {}
     for name, path in files.items():
         if shows_images(name):
             _check_images(name, path)
-        (scratch / f"{name}.yaml").write_text(yaml.safe_dump(_definition(name, path.resolve(), scratch)))
-    manager = TaskManager(include_path=str(scratch), include_defaults=False)
-    loaded = {}
-    for name, path in files.items():
-        try:
-            task = manager.load([name])["tasks"][name]
-            _try_first(task)
-        except (*_MISFITS, DatasetsError) as error:
-            raise InputError(
-                f"The items in {path} do not fit the task {name} ({error!r}): use its data set's fields."
-            ) from error
+        task = loaded_task(name, path, partial(load, name))
+        for aggregation in task.aggregation().values():
+            _standard_error(
+                aggregation.__name__, [0.0, 0.0]
+            )  # refuses one that it does not know, before anything is scored
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
         loaded[name] = task
@@ -201,24 +204,17 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
 
 def _check_images(name: str, path: Path) -> None:
     """Refuse items with images by line, before the harness, which does not know lines, reads them."""
-    records = read(path)
-    lines = path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n")
-    for number, line in enumerate(lines, 1):
-        if line.strip() and "choices" not in json.loads(line):
-            raise InputError(f"Line {number} of {path} has no `choices`, which the task {name} asks for: give a list.")
+    records, lines = read(path), lines_of(path)
+    without = [number for number, line in lines if "choices" not in json.loads(line)]
+    if without:
+        raise InputError(
+            f"{len(without)} of {len(lines)} items in {path} do not fit the task {name}. Line {without[0]} of {path} has no `choices`, "
+            "which the task asks for: give a list."
+        )
     if all(record["image"] is None for record in records):
         raise InputError(
             f"The items in {path} have 0 images, expected at least 1 for the task {name}: name them in `image`."
         )
-
-
-def _try_first(task: Any) -> None:
-    """Make the first request, so that items which do not fit fail here and not among the errors of the model."""
-    document = task.eval_docs[0]
-    task.doc_to_text(document)
-    task.doc_to_target(document)
-    if task.config.doc_to_choice is not None:
-        task.doc_to_choice(document)
 
 
 def _definition(name: str, path: Path, scratch: Path) -> dict[str, Any]:
