@@ -89,7 +89,7 @@ def evaluate(
 
 def is_standard(task: str) -> bool:
     """Whether the items of a task come from a file; the others are made from the evaluation texts."""
-    return task in zero_shot.OFFICIAL or zero_shot.shows_images(task)
+    return task not in zero_shot.MADE
 
 
 def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:

@@ -81,9 +81,20 @@ def read(source: Path) -> list[dict[str, Any]]:
     """The questions of a file of rows in their order, each with `image`, `question`, `answer` and `type`; images are not opened.
 
     Raises:
-        InputError: the file is missing, empty or no text, or a line does not have one of the forms above (the message names it).
+        InputError: the file is missing, empty or no text, or some lines do not have one of the forms above (the message counts them and
+            names the first).
     """
-    found, _ = rows.read(source).taken(lambda row, place: _record(row, place, source.parent))
+    given, found, wrong = rows.read(source), list[dict[str, Any]](), list[InputError]()
+    for number, row in given.numbered:
+        try:
+            found.append(_record(row, f"{given.unit} {number} of {source}", source.parent))
+        except InputError as error:
+            wrong.append(error)
+    if wrong:
+        total = len(found) + len(wrong)
+        raise InputError(
+            f"{wrong[0]} It is the first of {len(wrong)} in {total} questions that cannot be used."
+        ) from wrong[0]
     if not found:
         raise InputError(f"{source} has 0 questions, expected at least 1: a row for each.")
     return found

@@ -25,23 +25,21 @@ import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from jinja2 import UndefinedError
 
 from mgaa.errors import InputError, NumericalError, UsageError
+from tasks import rows
 from tasks.questions import read
-from tasks.rows import row_of, whole_text
+from tasks.scorable import lines_of, loaded_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mgaa.processors import Processor
-
-_MISFITS = (UndefinedError, LookupError, TypeError, ValueError, StopIteration)
-"""What templates and preprocessing raise at items of another form, and at none; `datasets` adds its own."""
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 """How JSON spells half of a character."""
@@ -61,6 +59,10 @@ OFFICIAL = {
     "winogrande": "winogrande/default.yaml",
 }
 """Task -> file of the harness, under `lm_eval/tasks`."""
+
+
+MADE = ("continuation", "last_word")
+"""The tasks whose items are made from the evaluation texts (`demo.tasks`); those of all others are files."""
 
 
 def known() -> list[str]:
@@ -180,25 +182,26 @@ def _harness(
 
 
 def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
-    """The harness's task objects; data set caches go to `scratch`."""
-    from datasets.exceptions import DatasetsError
+    """The harness's task objects, with items that can all be scored; data set caches go to `scratch`."""
     from lm_eval.tasks import TaskManager
 
+    manager = TaskManager(include_defaults=False)
+
+    def load(name: str, path: Path) -> Any:
+        definition = scratch / f"{name}-{path.stem}.yaml"
+        definition.write_text(yaml.safe_dump(_definition(name, path.resolve(), scratch)))
+        return manager.load([str(definition)])["tasks"][name]
+
+    loaded = {}
     for name, path in files.items():
         if shows_images(name):
             _check_images(name, path)
-        (scratch / f"{name}.yaml").write_text(yaml.safe_dump(_definition(name, path.resolve(), scratch)))
-    manager = TaskManager(include_path=str(scratch), include_defaults=False)
-    loaded = {}
-    for name, path in files.items():
-        try:
-            check_texts(path)
-            task = manager.load([name])["tasks"][name]
-            _try_first(task)
-        except (*_MISFITS, DatasetsError) as error:
-            raise InputError(
-                f"The items in {path} do not fit the task {name} ({error!r}): use its data set's fields."
-            ) from error
+        check_texts(path)
+        task = loaded_task(name, path, partial(load, name))
+        for aggregation in task.aggregation().values():
+            _standard_error(
+                aggregation.__name__, [0.0, 0.0]
+            )  # refuses one that it does not know, before anything is scored
         if task.config.num_fewshot is None:
             task.set_config(key="num_fewshot", value=0)
         loaded[name] = task
@@ -207,32 +210,25 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
 
 def check_texts(path: Path) -> None:
     """Refuse by line a text that no tokenizer takes, anywhere in an item."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n"), 1):
+    for number, line in lines_of(path):
         if _SURROGATE.search(line):
             place = f"Line {number} of {path}"
-            whole_text(json.dumps(row_of(line, place), ensure_ascii=False), place)
+            rows.whole_text(json.dumps(rows.row_of(line, place), ensure_ascii=False), place)
 
 
 def _check_images(name: str, path: Path) -> None:
     """Refuse items with images by line, before the harness, which does not know lines, reads them."""
-    records = read(path)
-    lines = path.read_text(encoding="utf-8").removeprefix("\ufeff").split("\n")
-    for number, line in enumerate(lines, 1):
-        if line.strip() and "choices" not in json.loads(line):
-            raise InputError(f"Line {number} of {path} has no `choices`, which the task {name} asks for: give a list.")
+    records, given = read(path), rows.read(path).numbered
+    without = [number for number, row in given if "choices" not in row]
+    if without:
+        raise InputError(
+            f"{len(without)} of {len(given)} items in {path} do not fit the task {name}. Line {without[0]} of {path} has no `choices`, "
+            "which the task asks for: give a list."
+        )
     if all(record["image"] is None for record in records):
         raise InputError(
             f"The items in {path} have 0 images, expected at least 1 for the task {name}: name them in `image`."
         )
-
-
-def _try_first(task: Any) -> None:
-    """Make the first request, so that items which do not fit fail here and not among the errors of the model."""
-    document = task.eval_docs[0]
-    task.doc_to_text(document)
-    task.doc_to_target(document)
-    if task.config.doc_to_choice is not None:
-        task.doc_to_choice(document)
 
 
 def _definition(name: str, path: Path, scratch: Path) -> dict[str, Any]:

@@ -282,3 +282,9 @@ def test_the_questions_of_a_section_share_their_images(prompts: tuple[Store, Art
 def test_a_section_that_is_not_there_is_refused_with_those_that_are(prompts: tuple[Store, Artifact]) -> None:
     with pytest.raises(InputError, match="no section 'validation'; there is: evaluation"):
         records_of(*prompts, "validation")
+
+
+def test_every_line_is_looked_at_and_those_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD, GOOD | {"answer": ""}, GOOD, GOOD | {"answer": None}, {"question": "What?"})
+    with pytest.raises(InputError, match=r"^Line 2 of .*It is the first of 3 in 5 questions that cannot be used\.$"):
+        read(path)

@@ -270,6 +270,114 @@ def test_items_of_another_form_are_refused(model, tokenizer, tmp_path, task, lin
         zero_shot.run(model, tokenizer, [task], folder=tmp_path)
 
 
+CHOICE = {"context": "the", "choices": ["array", "matrix", "axis"], "label": 1}
+HIDDEN = {
+    "boolq": {"label": -1},
+    "hellaswag": {"label": ""},
+    "piqa": {"label": -1},
+    "winogrande": {"answer": ""},
+    "arc_easy": {"answerKey": ""},
+    "mathqa": {"correct": ""},
+}
+"""How the test splits of the standard tasks hide their labels, and how others might."""
+
+
+def refused(model, tokenizer, folder, task, given):
+    (folder / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in given))
+    with pytest.raises(InputError) as caught:
+        zero_shot.run(model, tokenizer, [task], folder=folder, limit=1)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("task", sorted(HIDDEN))
+def test_hidden_labels_are_counted_and_refused(model, tokenizer, tmp_path, task):
+    shown, hidden = OFFICIAL_ITEMS[task], OFFICIAL_ITEMS[task] | HIDDEN[task]
+    said = refused(model, tokenizer, tmp_path, task, [hidden] * 3)
+    assert f"3 of 3 items in {tmp_path / task}.jsonl do not fit the task {task}; the first, in line 1: " in said
+    assert "Take a split whose labels are public" in said
+    said = refused(model, tokenizer, tmp_path, task, [shown, shown, hidden])
+    assert f"1 of 3 items in {tmp_path / task}.jsonl do not fit the task {task}; the first, in line 3: " in said
+
+
+@pytest.mark.parametrize("label", [-1, 3, "", None, 1.0, True, [], {"a": 1}, "none of them"])
+def test_a_label_that_says_nothing_is_refused_wherever_it_is(model, tokenizer, tmp_path, label):
+    said = refused(model, tokenizer, tmp_path, "continuation", [CHOICE | {"label": label}] * 2)
+    assert said.startswith("2 of 2 items")
+    said = refused(model, tokenizer, tmp_path, "continuation", [CHOICE] * 2 + [CHOICE | {"label": label}])
+    assert said.startswith(("1 of 3 items", "3 of 3 items"))  # one 1.0 makes all of a column so
+
+
+def test_a_list_of_labels_in_one_item_alone_is_refused(model, tokenizer, tmp_path):
+    said = refused(model, tokenizer, tmp_path, "continuation", [CHOICE, CHOICE | {"label": [1]}])
+    assert "its label is [1], expected one, as in the first item" in said
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"choices": ["array", None]},
+        {"choices": None},
+        {"choices": [1, 2]},
+        {"choices": "array"},
+        {"choices": ["array"], "label": 0},
+        {"choices": [], "label": 0},
+        {"choices": ["", "axis"]},
+        {"context": None},
+        {"context": ["the"]},
+    ],
+)
+def test_an_item_without_text_or_choices_is_refused_however_far_behind(model, tokenizer, tmp_path, change):
+    said = refused(model, tokenizer, tmp_path, "continuation", [CHOICE] * 999 + [CHOICE | change])
+    assert "1 of 1000 items" in said
+    assert "the first, in line 1000: " in said
+
+
+def test_a_field_that_one_item_lacks_or_all_do_is_no_text(model, tokenizer, tmp_path):
+    other = {"ctx": "the", "target": "array"}
+    said = refused(model, tokenizer, tmp_path, "last_word", [other] * 2)
+    assert "2 of 2 items" in said
+    assert "it has no field `context`; there is: ctx, target" in said
+    said = refused(model, tokenizer, tmp_path, "last_word", [{"context": "the", "target": "array"}, other])
+    assert "in line 2: the field `context` is null, or missing" in said
+    said = refused(model, tokenizer, tmp_path, "last_word", [{"context": "the", "target": ""}])
+    assert "its answer is ' ', expected a text" in said
+
+
+def test_labels_by_text_lists_of_labels_and_unequal_numbers_of_choices_are_scored(model, tokenizer, tmp_path):
+    for given in (
+        [CHOICE | {"label": "matrix"}, CHOICE | {"label": "axis"}],
+        [CHOICE | {"label": [0, 1, 2]}, CHOICE | {"label": [0, 1, 2]}],
+        [CHOICE, CHOICE | {"choices": ["array", "matrix"]}],
+        [CHOICE | {"choices": ["array", "matrix"], "label": True}],
+    ):
+        (tmp_path / "continuation.jsonl").write_text("".join(json.dumps(item) + "\n" for item in given))
+        found = zero_shot.run(model, tokenizer, ["continuation"], folder=tmp_path)["continuation"]
+        assert found["n"] == len(given)
+        assert found["acc"] == 1.0 or given[0]["label"] != [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("output_type: loglikelihood_rolling", "output type loglikelihood_rolling, expected one of multiple_choice"),
+        (
+            "filter_list: [{name: other, filter: [{function: take_first}]}]",
+            "has a `filter_list`, which is not run here",
+        ),
+        ("metric_list: [{metric: f1, aggregation: f1}]", "No standard error is known for the aggregation f1"),
+    ],
+)
+def test_a_task_of_another_kind_is_refused_before_anything_is_scored(
+    model, tokenizer, folder, tmp_path, monkeypatch, line, message
+):
+    own = (zero_shot.DEFINITIONS / "continuation.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(own.replace("task: continuation", "task: mine") + line + "\n")
+    (tmp_path / "mine.jsonl").write_text((folder / "continuation.jsonl").read_text())
+    monkeypatch.setattr(zero_shot, "DEFINITIONS", tmp_path)
+    with pytest.raises(UsageError, match=message):
+        zero_shot.run(model, tokenizer, ["mine"], folder=tmp_path)
+
+
 def test_a_limit_below_one_is_refused(model, tokenizer, folder):
     with pytest.raises(UsageError, match="limit is 0"):
         zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=0)
