@@ -13,7 +13,6 @@ the answer. Other fields are left alone.
 The artifact holds, per section, `<section>/questions.jsonl` in the first form with all four fields, and `<section>/images/*.png`.
 """
 
-import json
 import re
 import struct
 import warnings
