@@ -69,7 +69,7 @@ def engine_errors(function: Callable[..., Any]) -> Iterator[None]:
         remedy = (
             "start it, or unset PREFECT_API_URL"
             if url
-            else "set PREFECT_HOME to a folder that can be written, or remove it"
+            else "set PREFECT_HOME to a folder that can be written, or remove it; unset a proxy that is named"
         )
         raise ResourceError(
             f"Prefect cannot run the flow with {there} ({masked(cause(error))}): {remedy}. Finished steps are kept."

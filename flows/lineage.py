@@ -92,7 +92,7 @@ def verify(
     if found.disagreements:
         raise InputError(
             f"{len(found.disagreements)} records disagree, expected none; the first: {found.disagreements[0]}. What is damaged in the "
-            "store is made again by the next run; what is published, by `dvc checkout` or by the run."
+            "store is made again by the next run; what is published, once it is removed, by `dvc checkout` or by the run."
         )
 
 

@@ -31,6 +31,8 @@ class Output(io.TextIOWrapper):
             CutOffError: the reader is gone.
             ResourceError: there is no room.
         """
+        if text == "":  # a question of click, what kind of a stream this is
+            return 0
         with lost(self):
             return super().write(text)
 
@@ -70,8 +72,10 @@ def guard_stdout() -> None:
     """Make stdout an `Output`, which shows what its encoding lacks as `?`; one that a program has put in its place stays."""
     own: Any = sys.stdout
     if type(own) is io.TextIOWrapper:
-        errors = "replace" if own.errors == "strict" else own.errors
-        sys.stdout = Output(own.buffer, own.encoding, errors, None, own.line_buffering, own.write_through)
+        errors = own.errors if own.errors == "surrogateescape" and own.encoding == "utf-8" else "replace"
+        sys.stdout = Output(
+            own.buffer, own.encoding, errors, line_buffering=own.line_buffering, write_through=own.write_through
+        )
 
 
 def complain(text: str) -> None:

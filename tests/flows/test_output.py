@@ -9,7 +9,7 @@ import pytest
 from tests.processes import ROOT
 
 SAYS = "import sys; from flows.cli import answered; sys.exit(answered(lambda: print({text})))"
-WORDS = SAYS.format(text="'0.5 ± 0.1 ─ é'")
+WORDS = SAYS.format(text="'0.5 \\u00b1 0.1 \\u2500 \\u00e9'")
 MUCH = SAYS.format(text="'word ' * 100_000")
 
 
@@ -24,7 +24,7 @@ def shell(line: str, *, code: str = "", **environment: str) -> subprocess.Comple
     ("environment", "shown"),
     [
         ({"PYTHONIOENCODING": "ascii"}, "0.5 ? 0.1 ? ?\n"),
-        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "0.5 "),
+        ({"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, "0.5 ? 0.1 ? ?\n"),
         ({"PYTHONIOENCODING": "utf-8"}, "0.5 ± 0.1 ─ é\n"),
     ],
 )
