@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from mgaa.errors import LockedError, ResourceError
+from tasks.database import PATIENCE
 from tasks.parameters import Placed
 from tasks.registering import register
 from tasks.tracking_store import (
     BUFFERED,
-    PATIENCE,
     SQLITE,
     close_vanished,
     connect,
