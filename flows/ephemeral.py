@@ -8,6 +8,7 @@ in its environment which process it serves, and the next run stops those whose p
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -64,11 +65,10 @@ def make_database(database: Path) -> None:
         if marked(database) != mark:
             make_whole(database, Schema("Prefect", revisions, upgrade, ELSEWHERE))
             marked(database, mark)
-    except (OSError, sqlite3.Error, subprocess.CalledProcessError) as error:
-        told = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    except (OSError, sqlite3.Error) as error:
         raise ResourceError(
-            f"Prefect's database {database} cannot be made ({told[-1] if told else 'no more is said'}). Expected a file that this process "
-            f"can write, and that nobody else holds for {PATIENCE:g} s: make the folder writable, or {ELSEWHERE}."
+            f"Prefect's database {database} cannot be made ({error}). Expected a file that this process can write, and that nobody else "
+            f"holds for {PATIENCE:g} s: make the folder writable, move a damaged file away, or {ELSEWHERE}."
         ) from error
 
 
@@ -90,13 +90,20 @@ def revisions() -> "ScriptDirectory":
 
 
 def upgrade(database: Path) -> None:
-    """Make Prefect's tables in a file, or bring those of an earlier version there to this one, by Prefect's own command."""
+    """Make Prefect's tables in a file, or bring those of an earlier version there to this one, by Prefect's own command.
+
+    Raises:
+        sqlite3.OperationalError: they cannot be made.
+    """
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     settings = {
         URL: f"sqlite+aiosqlite:///{database}",
         URL.replace("_API_", "_SERVER_"): f"sqlite+aiosqlite:///{database}",
     }
-    subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        told = re.findall(r"^[\w.]+: (.+)$", done.stderr, re.MULTILINE)  # the last line of each traceback
+        raise sqlite3.OperationalError(told[-1] if told else f"`{' '.join(command[1:])}` ended with {done.returncode}")
 
 
 def stop_orphans() -> None:

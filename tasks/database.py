@@ -123,7 +123,7 @@ def _upgrade(draft: Path, schema: Schema, database: Path) -> None:
     try:
         schema.upgrade(draft)
     except Exception as error:  # migrations raise whatever they stumble over
-        reason = " ".join(str(error).split())[:300]
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ResourceError(
             f"{database} holds records, and its tables are not those that this version of {schema.library} expects and cannot be brought "
             f"to them ({reason}). It was left as it is: expected one that was closed in order, by this version or an earlier one. Put a "

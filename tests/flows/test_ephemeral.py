@@ -64,6 +64,19 @@ def test_a_finished_database_is_marked_and_keeps_what_it_holds(commits: Commits,
         assert made.execute("SELECT name FROM flow").fetchall() == [("mine",)]
 
 
+def test_half_of_the_tables_with_a_record_in_them_is_left_as_it_is(commits: Commits, tmp_path: Path) -> None:
+    database = tmp_path / "prefect.db"
+    commits.leave(half_a_migration(commits, database), database)
+    with closing(sqlite3.connect(database)) as left, left:
+        left.execute("INSERT INTO flow (name, tags) VALUES ('mine', '[]')")
+    before = database.read_bytes()
+    with pytest.raises(
+        ResourceError, match=r"holds records.*\(.*duplicate column.*\)\. It was left as it is.*PREFECT_HOME="
+    ):
+        make_database(database)
+    assert database.read_bytes() == before
+
+
 def test_a_database_that_cannot_be_made_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match=r"Prefect's database .* cannot be made .*PREFECT_HOME=<folder>"):
