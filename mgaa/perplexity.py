@@ -43,7 +43,7 @@ from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.hidden import Place
 from mgaa.prompts import IDS
 from mgaa.shelf import is_shelved
-from mgaa.tokens import check_vocabulary
+from mgaa.tokens import check_vocabulary, positions_of
 
 _CHUNK = 2**22
 """Logits that are held in float32 at once: 16 MB, which caches hold (evaluation is 5 % faster than with 64 MB)."""
@@ -161,8 +161,8 @@ def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride
     Raises:
         UsageError, InputError: as `perplexity`.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if length < 2 or (positions is not None and 0 < positions < length):  # XLNet says -1 for no bound
+    positions = positions_of(model.config)
+    if length < 2 or (positions is not None and length > positions):
         raise UsageError(
             f"The evaluation length is {length}, expected 2 to {positions} (the model's positions): change `length`."
         )

@@ -92,7 +92,9 @@ def read(source: Path) -> list[dict[str, Any]]:
             wrong.append(error)
     if wrong:
         total = len(found) + len(wrong)
-        raise InputError(f"{wrong[0]} It is the first of {len(wrong)} in {total} questions that cannot be used.") from wrong[0]
+        raise InputError(
+            f"{wrong[0]} It is the first of {len(wrong)} in {total} questions that cannot be used."
+        ) from wrong[0]
     if not found:
         raise InputError(f"{source} has 0 questions, expected at least 1: one JSON object per line.")
     return found
