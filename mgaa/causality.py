@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from mgaa.blockwise import Blockwise
 from mgaa.errors import InputError, MgaaError
 from mgaa.prompts import IDS
+from mgaa.tokens import positions_of
 
 LENGTH = 32
 """Tokens of a probe at most: enough that every kind of attention would look ahead."""
@@ -72,8 +73,8 @@ def check_decoder(model: PreTrainedModel) -> None:
         InputError: its first block looks ahead. Entries are of decoders, but a config may turn their masks off.
     """
     vocabulary: int = model.get_input_embeddings().num_embeddings
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None) or LENGTH
-    line = Blockwise(model, [{IDS: probe(torch.arange(min(LENGTH, positions)) % vocabulary, vocabulary)}])
+    length = min(LENGTH, positions_of(model.config) or LENGTH)
+    line = Blockwise(model, [{IDS: probe(torch.arange(length) % vocabulary, vocabulary)}])
     line.through(0)
     check_causal(model, line.hidden(0))
 

@@ -46,7 +46,7 @@ from mgaa.prompts import IDS
 from mgaa.rows import Ids
 from mgaa.rows import stream as ids_of
 from mgaa.shelf import is_shelved
-from mgaa.tokens import check_vocabulary
+from mgaa.tokens import check_vocabulary, positions_of
 from mgaa.values import whole, whole_or_none
 
 _CHUNK = 2**22
@@ -169,8 +169,8 @@ def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride
     Raises:
         UsageError, InputError: as `perplexity`.
     """
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if length < 2 or (positions is not None and 0 < positions < length):  # XLNet says -1 for no bound
+    positions = positions_of(model.config)
+    if length < 2 or (positions is not None and length > positions):
         raise UsageError(
             f"The evaluation length is {length}, expected 2 to {positions} (the model's positions): change `length`."
         )

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
@@ -122,6 +122,12 @@ def check_vocabulary(ids: Int[Tensor, "*shape"], vocabulary: int) -> None:
             f"Token ids run from {int(ids.min())} to {int(ids.max())}, but the model has {vocabulary} embeddings: "
             "use the tokenizer that belongs to the model."
         )
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a sequence may have by the config of a model; None where it sets no bound (XLNet says -1)."""
+    positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions is not None and positions > 0 else None
 
 
 def digest(ids: Int[Tensor, "*shape"]) -> str:

@@ -32,7 +32,7 @@ def tokenize(
     from mgaa import tokens
 
     config, tokenizer = backbone_tokenizer(store, backbone)
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    positions = tokens.positions_of(config)
     if positions is not None and length > positions:
         raise UsageError(f"data.{section}.length is {length}, expected at most {positions} (the model's positions).")
     contents = documents_of(store, texts, section)
