@@ -4,7 +4,7 @@ A tensor or an array, lists of ids, what a tokenizer returns, the rows of a data
 taken off by the attention mask that comes with it, so a padded batch counts as its sequences would one by one; a mask with holes, which no
 sequence has, is refused. Ids that are not whole numbers, and texts, are refused. (Readers of `mgaa.given`.)
 
-Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window.
+Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window; k tokens that are no padding.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -193,7 +193,7 @@ def _masked(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
         yield _kept(name, index, row, kept)
 
 
-def _kept(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " t"]:
+def _kept(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " k"]:
     """The tokens of a row that are no padding: one run of them, at either end of which padding may be."""
     there = (mask != 0).nonzero().flatten()
     if len(there) and int(there[-1]) - int(there[0]) + 1 != len(there):
