@@ -64,6 +64,8 @@ def copy_project(root: Path) -> Project:
         "where",
         "database",
         "tracking_store",
+        "findings",
+        "signing",
     ):
         shutil.copy(ROOT / "tasks" / f"{name}.py", root / "tasks")
     for name in ("parameters", "choices", "options", "overrides", "typed", "explain"):
