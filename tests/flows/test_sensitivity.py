@@ -40,7 +40,7 @@ def test_every_type_is_compressed_alone_and_the_rest_is_shared(
         ranks = json.loads((made / "ranks.json").read_text())["matrices"]
         assert len({name.rpartition(".")[2] for name, matrix in ranks.items() if matrix["rank"] is not None}) == 1
     assert {path.name for path in (lab.root / "results").glob("sensitivity.*")} == {
-        *("sensitivity.csv", "sensitivity.png", "sensitivity.svg")
+        *("sensitivity.csv", "sensitivity.png", "sensitivity.svg", "sensitivity.record.json")
     }
     assert main(lambda parameters: None, [f"--params={lab.root / 'params.yaml'}", *GIVEN], show=show) == 0
     printed = capsys.readouterr().out

@@ -152,7 +152,7 @@ def test_every_point_is_compared_with_the_uniform_one_of_its_factorizer(swept: S
 def test_the_files_hold_one_and_the_same_table(swept: Swept) -> None:
     results = swept.lab.root / "results"
     assert {path.name for path in results.glob("[!.]*")} == {
-        f"sweep.{kind}" for kind in ("csv", "parquet", "png", "svg")
+        f"sweep.{kind}" for kind in ("csv", "parquet", "png", "svg", "record.json")
     }
     text = pandas.read_csv(results / "sweep.csv", index_col="point", keep_default_na=False)
     binary = table(swept.lab)
