@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import mgaa
 from mgaa.boundary import cause, one_error
-from mgaa.errors import InputError, MgaaError, NumericalError, ResourceError
+from mgaa.errors import InputError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.loading import config_and_processor
 from mgaa.skeleton import skeleton
 from mgaa.tokens import pack
@@ -170,7 +170,9 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_measured(
     with pytest.raises(InputError, match=r"cannot save the config of this LlamaForCausalLM .*output_attentions"):
         mgaa.compress_(model, TOKENS, compression=0.2, groups=2)
     assert before.keys() == model.state_dict().keys()
-    with pytest.raises(InputError, match=r"cannot save this LlamaForCausalLM .*output_attentions"):
+    with pytest.raises(
+        UsageError, match=r"nothing was written .* cannot save this LlamaForCausalLM .*output_attentions"
+    ):
         mgaa.save(model, words, tmp_path / "saved")
     model.config.output_attentions = False
     mgaa.compress_(model, TOKENS, compression=0.2, groups=2)

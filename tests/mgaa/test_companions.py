@@ -72,14 +72,19 @@ def test_models_of_transformers_bring_theirs_as_well(source: Path, tmp_path: Pat
     assert written(tmp_path / "again") == TRAVEL
 
 
-def test_what_lies_in_the_target_already_is_left_alone(source: Path, tmp_path: Path) -> None:
+def test_a_licence_of_the_user_in_the_target_is_never_replaced(source: Path, tmp_path: Path) -> None:
     model, tokenizer = mgaa.load(source, device="cpu")
     (tmp_path / "own").mkdir()
     (tmp_path / "own" / "LICENSE").write_text("mine")
-    mgaa.save(model, tokenizer, tmp_path / "own")
+    with pytest.raises(mgaa.UsageError, match="LICENSE"):
+        mgaa.save(model, tokenizer, tmp_path / "own")
     assert (tmp_path / "own" / "LICENSE").read_text() == "mine"
-    mgaa.save(model, tokenizer, source)
-    assert written(source) == TRAVEL
+
+
+def test_they_travel_from_one_saved_folder_to_the_next(source: Path, tmp_path: Path) -> None:
+    mgaa.save(*mgaa.load(source, device="cpu"), tmp_path / "one")
+    mgaa.save(*mgaa.load(tmp_path / "one", device="cpu"), tmp_path / "two")
+    assert written(tmp_path / "two") == TRAVEL
 
 
 def test_a_model_that_came_from_no_folder_brings_nothing(
