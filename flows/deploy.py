@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli import answered, parse
+from mgaa.boundary import masked, one_error, through
 from mgaa.errors import ResourceError, UsageError
 from mgaa.masking import masked
 from tasks.parameters import load
@@ -61,7 +62,8 @@ def deploy(path: Path, overrides: list[str]) -> None:
         )
     if not Path(FILE).is_file():
         raise UsageError(f"There is no {FILE} in {Path.cwd()}: run in the project's folder.")
-    with server() as client:
+    refused = "the server at PREFECT_API_URL does not do what a deployment asks"
+    with server() as client, one_error(refused, "set the address of a server of Prefect", kind=ResourceError):
         make_pool(client)
         told = {PARAMS: str(path), OVERRIDES: shlex.join(overrides)}
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
@@ -90,12 +92,9 @@ def server() -> Any:
         raise UsageError(
             f"No server of Prefect is set, and schedules run only with one: {remedy}, such as http://127.0.0.1:4200/api."
         )
-    try:
+    unanswered = f"PREFECT_API_URL is {masked(url)}, where no server of Prefect answers{through(url)}"
+    with one_error(unanswered, remedy, kind=ResourceError):
         httpx.get(f"{url}/health", timeout=PATIENCE).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ResourceError(
-            f"PREFECT_API_URL is {url}, where no server of Prefect answers ({error}): {remedy}."
-        ) from error
     return get_client(sync_client=True)
 
 
