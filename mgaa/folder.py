@@ -171,9 +171,13 @@ def _inside(folder: Path, name: str) -> Path:
     root = folder.resolve()
     root = root.parents[1] if root.parent.name == "snapshots" else root
     path = folder / name
-    if not path.resolve().is_relative_to(root):
+    try:
+        inside, there = path.resolve().is_relative_to(root), path.is_file()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise InputError(f"{folder} takes its weights from {name[:80]!r} ({error}): fetch {INDEX} again") from error
+    if not inside:
         raise InputError(f"{folder} takes its weights from {name!r}, outside the folder: copy the file into it")
-    if not path.is_file():
+    if not there:
         raise InputError(f"{folder} lacks the file {name}: fetch it")
     return path
 

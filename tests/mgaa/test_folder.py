@@ -151,6 +151,9 @@ SHARD_DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "weights from '../outside.safetensors', outside the folder",
     ),
     "absolute path": (lambda f: elsewhere(f, "/etc/hostname"), "weights from '/etc/hostname', outside the folder"),
+    "zero byte in a name": (lambda f: elsewhere(f, "a\0b"), r"weights from 'a\\x00b' \(.*fetch .*index.json again"),
+    "endless name": (lambda f: elsewhere(f, "9" * 5000), r"weights from '9{80}' \(.*too long.*fetch"),
+    "half a character in a name": (lambda f: elsewhere(f, "\ud800"), r"weights from '\\ud800' \(.*fetch"),
     "link leaving the folder": (linked_out, "weights from 'model-00002-of-.*outside the folder: copy the file"),
 }
 
