@@ -44,7 +44,7 @@ def listed(folder: Path) -> dict[str, set[str]]:
     try:
         files = json.loads((folder / MARK).read_bytes())["files"]
         return {name: set(sums) for name, sums in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

@@ -69,7 +69,7 @@ def named_by(content: bytes, key: str, place: str) -> Artifact:
         record = json.loads(content)
         artifact = Artifact(record["kind"], record["digest"])
         sound = digest(record["stage"]) == key and json.loads(record["result"])["data"]["digest"] == artifact.digest
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(f"The key record {place} is not readable ({error!r}).") from error
     if not sound:
         raise DamagedError(f"The key record {place} does not describe the stage it is named after.")
@@ -235,7 +235,7 @@ class Store:
         try:
             record = json.loads(path.read_bytes())
             artifact = Artifact(record["kind"], record["digest"])
-        except (OSError, ValueError, KeyError, TypeError, DamagedError):
+        except (OSError, ValueError, KeyError, TypeError, DamagedError, RecursionError):
             logger.warning("%s The record is dropped and its step runs again.", damage)
         else:
             if self.place(artifact).exists() and not self.sound(artifact):

@@ -70,7 +70,7 @@ def _record(folder: Path) -> dict[str, str]:
     try:
         content: Any = json.loads((folder / RECORD).read_bytes())
         return dict(content["published"]) if {"flow", "key", "artifacts"} <= content.keys() else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

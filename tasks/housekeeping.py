@@ -97,7 +97,7 @@ def keys_in(store: Store) -> Iterator[tuple[Path, Artifact | None]]:
         try:
             record: Mapping[str, Any] = json.loads(path.read_bytes())
             yield path, Artifact(record["kind"], record["digest"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             yield path, None
 
 

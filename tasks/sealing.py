@@ -58,7 +58,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     except FileNotFoundError as error:
         raise DamagedError(f"{path} is missing: expected a sealed artifact.") from error
-    except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, NotADirectoryError, RecursionError) as error:
         raise DamagedError(f"{path} is not a manifest ({error!r}).") from error
     if not sound:
         raise DamagedError(f"{path} was altered after it was sealed.")

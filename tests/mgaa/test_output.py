@@ -197,7 +197,7 @@ def test_equal_outputs_are_equal_folders(ours: Path) -> None:
 
 
 def test_a_damaged_mark_lets_nothing_be_replaced(ours: Path) -> None:
-    for text in ("", "[]", '{"files": 1}', '{"files": {"config.json": 1}}', "\xff"):
+    for text in ("", "[]", '{"files": 1}', '{"files": {"config.json": 1}}', "\xff", "[" * 100_000):
         (ours / MARK).write_text(text, encoding="latin-1")
         with pytest.raises(UsageError, match=r"holds config.json, deep/weights, which"):
             fill(ours)

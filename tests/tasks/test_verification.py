@@ -107,6 +107,16 @@ def test_a_manifest_that_was_forged_with_its_seal_disagrees_with_its_key(whole: 
     assert f"{ratios} (parameters)" in found
 
 
+def test_manifests_and_keys_that_are_nested_without_end_are_damaged(whole: Audited) -> None:
+    ratios = finished_run().results.models["mgaa"].ratios
+    for path in (whole.store.place(ratios) / "manifest.json", next((whole.store.path / "keys").glob("*.json"))):
+        before = path.read_bytes()
+        path.write_bytes(b"[" * 100_000)
+        found = named(verify_store(whole.store).findings)
+        path.write_bytes(before)
+        assert str(path) in found
+
+
 def test_a_missing_artifact_and_a_missing_manifest_are_told(whole: Audited, tmp_path: Path) -> None:
     copy = Store(Path(shutil.copytree(whole.store.path, tmp_path / "store")))
     spectra = finished_run().results.spectra
