@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli import answered, parse
-from mgaa.boundary import masked, one_error, through
+from mgaa.boundary import one_error, through
 from mgaa.errors import ResourceError, UsageError
 from mgaa.masking import masked
 from tasks.parameters import load
