@@ -268,7 +268,8 @@ class TestMistakes:
 
     @pytest.mark.skipif(bool(find_spec("torchvision")), reason="torchvision is there")
     def test_a_processor_that_needs_a_package_which_is_not_there(self, tiny: Tiny, tmp_path: Path) -> None:
-        mgaa.save(tiny("mistral3"), processor("mistral3"), tmp_path)
+        tiny("mistral3").save_pretrained(tmp_path)
+        processor("mistral3").save_pretrained(tmp_path)
         with pytest.raises(
             InputError, match=r"needs a package .*[Tt]orchvision.*install it, or take .* out of the folder"
         ):
