@@ -105,6 +105,11 @@ def examine_config(folder: Path) -> None:
             f"{folder / CONFIG} asks for code of its own (auto_map), which is never run: "
             "use a model whose class is part of transformers"
         )
+    if (kernel := next(_kernels(config), None)) is not None:
+        raise InputError(
+            f"{folder / CONFIG} asks for a compiled kernel of the Hub ({kernel!r} as attn_implementation), which is never fetched nor run: "
+            "set it to sdpa or eager"
+        )
     quantization = config.get("quantization_config") or {"quant_method": METHOD}
     method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
     if method != METHOD:
@@ -121,6 +126,17 @@ def examine_config(folder: Path) -> None:
         _json(folder, GENERATION)
     if (folder / "adapter_config.json").exists():
         raise InputError(f"{folder} holds an adapter: merge it into the model first (peft: merge_and_unload)")
+
+
+def _kernels(config: dict[str, Any]) -> Iterator[str]:
+    """Repositories that a config, or one nested in it, names as its implementation of attention."""
+    parts = [config]
+    while parts:
+        for key, value in parts.pop().items():
+            if isinstance(value, dict):
+                parts.append(value)
+            elif key.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
+                yield value
 
 
 def examine_tokenizer(folder: Path) -> None:

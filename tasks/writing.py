@@ -11,6 +11,7 @@ import os
 import re
 import resource
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,17 +107,26 @@ def explain(code: int, folder: Path, error: Exception) -> str:
     """What was being written, how much of it, how much room is left, and what to do."""
     path = getattr(error, "filename", None) or folder
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
-    free = shutil.disk_usage(nearest(folder)).free
-    room = f"{megabytes(written)} written, {megabytes(free)} free on that disk"
+    place = fullest(error, folder)
+    room = f"{megabytes(written)} written, {megabytes(shutil.disk_usage(place).free)} free on the disk of {place}"
     if code == errno.EFBIG:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         most = "" if limit == resource.RLIM_INFINITY else f" of {megabytes(limit)} a file"
         remedy = f"Lift the limit{most} with `ulimit -f unlimited`"
+    elif code in FULL and place.stat().st_dev != nearest(folder).stat().st_dev:
+        remedy = "Make room there, or set TMPDIR to a folder on a larger disk"
     elif code in FULL:
         remedy = "Make room, or put the store on a larger disk with store.path=<folder>"
     else:
         remedy = "Make the folder writable, or choose another one with store.path=<folder>"
     return f"Cannot write {path}: {os.strerror(code)} ({room}). {remedy}, and start again; finished steps are kept."
+
+
+def fullest(error: Exception, folder: Path) -> Path:
+    """Where the disk is that is full: of the file that the error names; else, of what is written to, where the least room is left."""
+    if isinstance(named := getattr(error, "filename", None), str | bytes):
+        return nearest(Path(os.fsdecode(named)))
+    return min((nearest(folder), Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free)
 
 
 def nearest(path: Path) -> Path:

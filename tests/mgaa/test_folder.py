@@ -67,6 +67,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "unknown architecture": (lambda f: edit(f / "config.json", model_type="nonesuch"), "cannot read .*nonesuch"),
     "ill-typed config": (lambda f: edit(f / "config.json", hidden_size="wide"), "cannot read .*hidden_size"),
     "remote code": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), "code of its own .auto_map"),
+    "a kernel of the Hub": (
+        lambda f: edit(f / "config.json", attn_implementation="owner/name"),
+        "asks for a compiled kernel of the Hub .'owner/name'",
+    ),
+    "a kernel of the Hub, nested": (
+        lambda f: edit(f / "config.json", text_config={"_attn_implementation": "owner/name@v1:forward"}),
+        "asks for a compiled kernel of the Hub",
+    ),
     "remote tokenizer code": (lambda f: edit(f / "tokenizer_config.json", auto_map={}), "tokenizer_config.*auto_map"),
     "quantised": (
         lambda f: edit(f / "config.json", quantization_config={"quant_method": "gptq", "bits": 4}),

@@ -89,3 +89,14 @@ def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) 
         (tmp_path / name).mkdir()
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {alive, elsewhere, "artifact"}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk")
+def test_the_disk_that_is_named_is_the_one_that_is_full(tmp_path: Path) -> None:
+    other = OSError(errno.ENOSPC, "No space left on device", "/dev/shm/cache/file")
+    with pytest.raises(ResourceError, match=r"on the disk of /dev/shm\).*set TMPDIR") as caught, disk_errors(tmp_path):
+        raise other
+    assert "store.path" not in str(caught.value)
+    own = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "file"))
+    with pytest.raises(ResourceError, match=r"on the disk of .*store\.path=<folder>"), disk_errors(tmp_path):
+        raise own
