@@ -141,7 +141,7 @@ def test_a_model_that_does_not_see_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"choices": None}, "Line 2 of .* has the choices None"),
+        ({"choices": None}, "Line 2 of .*: the answer is 1; expected a text"),
         ({"answer": 9}, "Line 2 of .* has the answer 9"),
         ({"image": "images/9.png"}, "Line 2 of .* is no file"),
         ({"question": "<image> w4"}, "Line 2 of .* has <image> in its question"),
