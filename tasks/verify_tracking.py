@@ -164,13 +164,13 @@ class Tracked:
         """What the texts that MLflow keeps of the run say, by their path there."""
         flat = {key: written(value) for key, value in self.record["parameters"].items()}
         found: dict[str, Any] = {"parameters.json": flat}
-        if (metrics := content_of(files / "results" / "metrics.json")) is not None:
+        if (metrics := self.intact(files, "results/metrics.json")) is not None:
             found["evaluation_card.json"] = metrics.get("card")
         return found
 
     def metrics(self, files: Path) -> Iterator[Finding]:
         """Every point of every metric, and no other; the results that they come from were compared as files."""
-        metrics, allocation = (content_of(files / "results" / f"{name}.json") for name in ("metrics", "allocation"))
+        metrics, allocation = (self.intact(files, f"results/{name}.json") for name in ("metrics", "allocation"))
         numbers = self.record.get("numbers")
         if numbers is None and (metrics is None or allocation is None):
             return
@@ -188,6 +188,12 @@ class Tracked:
                 yield from differing(f"MLflow, metric {key}", shown(found), shown(expected[key]), WHOSE)
             elif str(latest.get(key)) != str(found[-1][1]):
                 yield from differing(f"MLflow, metric {key}", latest.get(key), found[-1][1], "its own history")
+
+    def intact(self, files: Path, path: str) -> Any:
+        """The content of a JSON file that is as the run has published it; None for any other, which was told already."""
+        place, expected = files / path, self.published().get(path)
+        sound = place.is_file() and file_digest(place, place.stat()) == expected
+        return content_of(place) if sound else None
 
     def curve(self) -> dict[str, list[tuple[int, float]]]:
         """The points of a recovery, which lie with its checkpoint."""
