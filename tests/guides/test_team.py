@@ -17,6 +17,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from mgaa.ownership import MARK
 from tests.flows.laboratory import documents, write_model
 from tests.processes import ROOT
 from tests.servers import TrackingServer, free_port
@@ -54,9 +55,10 @@ class Member:
         return {key: (record["stage"]["task"], record["digest"]) for key, record in found.items()}
 
     def published(self) -> dict[str, bytes]:
-        """The files of the checkpoint and of the results."""
+        """The files of the checkpoint and of the results; the mark beside results is of the machine that wrote them."""
         roots = (self.root / "models" / "compressed", self.root / "results")
-        paths = [path for root in roots for path in root.rglob("*") if path.is_file()]
+        own = self.root / "results" / MARK
+        paths = [path for root in roots for path in root.rglob("*") if path.is_file() and path != own]
         return {str(path.relative_to(self.root)): path.read_bytes() for path in paths if path.name != ".gitignore"}
 
 
