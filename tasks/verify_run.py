@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mgaa.ownership import MARK
 from tasks import provenance
 from tasks.artifact import Artifact
 from tasks.findings import Finding, disagrees, unchecked
@@ -63,7 +64,7 @@ def verify_prepared(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
         content = {file: entry["sha256"] for file, entry in manifest["files"].items()}
         yield from files(place, content, "its manifest")
         for path in sorted(each for each in place.iterdir() if each.is_file()):
-            if path.name not in (*content, MANIFEST):
+            if path.name not in (*content, MANIFEST, MARK):
                 yield disagrees(path, "was added: its manifest does not name it")
 
 

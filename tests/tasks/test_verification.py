@@ -18,7 +18,7 @@ from tasks.run_record import Span, keep_record
 from tasks.sealing import DamagedError, content_digest, digest, readable
 from tasks.signing import check_key, sign, signer, verify_signature
 from tasks.verification import audit
-from tasks.verify_run import verify_inputs, verify_published
+from tasks.verify_run import verify_inputs, verify_prepared, verify_published
 from tasks.verify_store import verify_store
 from tests.finished import finished_run
 from tests.tasks.audited import Audited, audited, flipped, named
@@ -71,6 +71,21 @@ def test_one_changed_byte_of_any_input_is_found(whole: Audited, tmp_path: Path) 
         mend = flipped(path, 40)
         assert path.name in named([*verify_inputs(whole.p, moved)])
         mend()
+
+
+def test_the_texts_that_dvc_versions_are_looked_at_where_they_are_those_of_the_run(whole: Audited) -> None:
+    record = json.loads((whole.p.results / "record.json").read_bytes())
+    prepared = whole.folder / "data" / "prepared"
+    assert not [*verify_prepared(whole.p, record)]
+    whole.store.export(finished_run().results.texts, prepared)
+    assert not [*verify_prepared(whole.p, record)]
+    for path in sorted(each for each in prepared.iterdir() if each.name != ".mgaa.json"):
+        mend = flipped(path, 40)
+        assert named([*verify_prepared(whole.p, record)]), path
+        mend()
+    (prepared / "more.jsonl").write_text("{}")
+    assert "more.jsonl: was added" in named([*verify_prepared(whole.p, record)])
+    shutil.rmtree(whole.folder / "data")
 
 
 def test_a_data_file_whose_name_has_no_ending_is_looked_at_as_well(whole: Audited, tmp_path: Path) -> None:
