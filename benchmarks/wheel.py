@@ -16,7 +16,7 @@ for orchestrator in ("prefect", "mlflow", "dvc", "lm_eval", "tasks", "flows"):
     )
 
 model, tokenizer = mgaa.load(sys.argv[1], device="cpu")
-text = "The wheel holds the library alone: torch, transformers and safetensors are all that it needs. " * 40
+text = "The wheel holds the library alone: torch, transformers, accelerate and safetensors are all that it needs. " * 40
 ids = torch.tensor(tokenizer(text)["input_ids"])
 tokens = ids[: len(ids) // 64 * 64].reshape(-1, 64)
 report = mgaa.compress_(model, tokens, compression=0.2)
