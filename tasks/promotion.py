@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mgaa.errors import InputError, UsageError
 from tasks.parameters import Placed
-from tasks.registering import CANDIDATE, CHAMPION
+from tasks.registering import CANDIDATE, CHAMPION, set_alias
 from tasks.results import DENSE
 from tasks.sections.registry import Gate
 from tasks.tracking_store import connect, recorded
@@ -130,7 +130,7 @@ def promote(p: Placed, number: int | None = None) -> Version:
                 f"Version {chosen.number} of {model} does not pass the gate: {'; '.join(missed)}; {stays}. Compress less or "
                 "better, or change registry.gate."
             )
-        client.set_registered_model_alias(model, CHAMPION, str(chosen.number))
+        set_alias(client, model, CHAMPION, str(chosen.number))
     return chosen
 
 

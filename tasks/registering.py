@@ -34,5 +34,21 @@ def register(client: "MlflowClient", run: str) -> "ModelVersion | None":
         return versions[0]
     tags = {key: found.data.tags[key] for key in (DIGEST, RECORD) if key in found.data.tags}
     version = client.create_model_version(name, f"{found.info.artifact_uri}/{FOLDER}", run, tags)
-    client.set_registered_model_alias(name, CANDIDATE, version.version)
+    set_alias(client, name, CANDIDATE, version.version)
     return version
+
+
+def set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> None:
+    """Point an alias of a registered model at a version.
+
+    MLflow inserts an alias that it did not find. Of two writers that set a new one at once, its database refuses the second; by then the
+    alias is there, and setting it again updates it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(model, alias, version)
+    except MlflowException as error:
+        if "IntegrityError" not in str(error):
+            raise
+        client.set_registered_model_alias(model, alias, version)

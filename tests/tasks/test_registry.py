@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.store.model_registry.dbmodels.models import SqlRegisteredModelAlias
+from sqlalchemy import event
+from sqlalchemy.orm import Session
 
 from flows import verbs
 from flows.registry import compare, list_, promote
@@ -13,6 +16,7 @@ from mgaa.errors import InputError, UsageError
 from tasks import comparison, promotion
 from tasks.artifact import Artifact
 from tasks.parameters import Parameters, load
+from tasks.registering import CANDIDATE, CHAMPION, set_alias
 from tasks.tracking import tracked
 from tests.finished import ROOT, finished_run
 
@@ -55,6 +59,31 @@ def offered(p: Parameters, metrics: dict[str, float], title: str = "a run") -> s
         run.log_metrics(metrics)
         run.offer(str(p.registry.model), given.results.models["mgaa"].checkpoint)
     return run.id
+
+
+@pytest.mark.parametrize("alias", [CANDIDATE, CHAMPION])
+def test_an_alias_that_two_writers_set_for_the_first_time_at_once_is_set(
+    database: Path, model: str, alias: str
+) -> None:
+    offered(parameters(database, model), GOOD)
+    offered(parameters(database, model), GOOD)
+    client = MlflowClient(f"sqlite:///{database}")
+    if alias == CANDIDATE:
+        client.delete_registered_model_alias(model, alias)
+
+    first: list[str] = []
+
+    def set_first(session: Session, *_: object) -> None:
+        """The other writer, between MLflow's look at the database and its insertion."""
+        if not first and any(isinstance(new, SqlRegisteredModelAlias) for new in session.new):
+            first.append(alias)
+            client.set_registered_model_alias(model, alias, "1")
+
+    event.listen(Session, "before_flush", set_first)
+    set_alias(client, model, alias, "2")
+    event.remove(Session, "before_flush", set_first)
+    assert first == [alias]
+    assert client.get_model_version_by_alias(model, alias).version in ("2", 2)
 
 
 def test_a_run_registers_its_checkpoint_as_candidate(database: Path, model: str, tmp_path: Path) -> None:
