@@ -15,7 +15,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-vlm plan ablation test test-all check demo-backbone demo-vlm-backbone docs wheel wheel-test install clean
+.PHONY: demo demo-vlm plan ablation test test-all check lock demo-backbone demo-vlm-backbone docs wheel wheel-test install clean
 demo: $(INSTALLED)
 	dvc repro --quiet compress
 	python -m flows.show
@@ -44,6 +44,10 @@ check: $(INSTALLED)
 	ruff format --check .
 	ruff check .
 	mypy
+
+# The digests of the code of every step, which DVC depends on. A test holds them to the code.
+lock: $(INSTALLED)
+	python -m tasks.steps_lock
 
 demo-backbone: $(INSTALLED)
 	python -m demo.train

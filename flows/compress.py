@@ -40,7 +40,7 @@ from tasks.decompose import decompose
 from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
-from tasks.load_backbone import identify, load_backbone
+from tasks.load_backbone import architecture_digest, identify, load_backbone
 from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
 from tasks.planning import outlook, refuse_what_cannot_fit
@@ -130,7 +130,9 @@ def backbone_of(p: Parameters, store: Store) -> Artifact:
         refuse_what_cannot_fit(outlook(p, device(p), models=len(recipes(p)), workers=workers(p)))
     source, revision = p.backbone.source, p.backbone.revision
     given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype, "parts": parts_of(p)}
-    found: Artifact = load_backbone(store, **given, files=identify(source, revision))
+    found: Artifact = load_backbone(
+        store, **given, files=identify(source, revision), architecture=architecture_digest(source, revision)
+    )
     return found
 
 

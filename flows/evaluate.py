@@ -21,7 +21,7 @@ from flows.workers import opened
 from tasks.artifact import Artifact, Store
 from tasks.evaluate import content_of, is_standard
 from tasks.evaluate import evaluate as measure
-from tasks.load_backbone import identify, load_model
+from tasks.load_backbone import architecture_digest, identify, load_model
 from tasks.make_items import make_items
 from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
@@ -47,9 +47,9 @@ def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, 
     """The metrics of the model, published with the record of the run."""
     began, started = time.perf_counter(), datetime.now(UTC)
     source, revision = p.backbone.source, p.backbone.revision
-    model = load_model(
-        store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
-    )
+    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
+    given |= {"files": identify(source, revision), "architecture": architecture_digest(source, revision)}
+    model = load_model(store, **given)
     texts = prepared_texts(p, store)
     tokens = prepared_tokens(p, store, model, texts, ("validation", "evaluation"))
     metrics = measure(store, model, **measurement(p, store, texts, tokens))

@@ -25,7 +25,7 @@ from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifact import Artifact, Store
 from tasks.decompose import decompose
-from tasks.load_backbone import identify, load_backbone
+from tasks.load_backbone import architecture_digest, identify, load_backbone
 from tasks.measure import measure
 from tasks.outputs import Output, check_outputs
 from tasks.parameters import Parameters
@@ -113,7 +113,7 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
     for source in p.sweep.backbone:
         files = identify(source.source, source.revision)
         given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": p.backbone.dtype}
-        given["parts"] = p.backbone.parts
+        given |= {"parts": p.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
         rehearse(

@@ -1,4 +1,4 @@
-"""What can be said of a decoder: its blocks, their residual branches, and the linears in them. The entries are in `mgaa.architectures`."""
+"""What can be said of a decoder: its blocks, their residual branches, and the linears in them. The entries are in `mgaa.entries`."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace

@@ -1,15 +1,7 @@
-"""Where the compressible linears of a decoder are, as data.
-
-One frozen entry per `model_type` of transformers. An entry names the list of decoder blocks, the residual branches (*sublayers*) of one
-block, and inside a sublayer the linears, grouped by the input that they share: `q,k,v` read one tensor, so one second moment serves
-all three. It also says what is unusual: layers that hold several matrices in one tensor (`mgaa.fused` takes them apart), stacked experts,
-branches that are scaled or computed in parallel. Nothing else of the library knows a model by name.
+"""Where the compressible linears of a model are, by its entry (`mgaa.entries`).
 
 A model that sees (`MULTIMODAL`) names the place of its decoder, which has the entry of its own family, of its vision tower (`VISION`)
 and of the projector between them. The decoder is what is compressed, and the others where asked for: each is a `Stack` of blocks.
-
-To support another architecture, add an entry here (about ten lines, with the path of its modelling file below
-https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers); the contract tests find it by themselves.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,230 +10,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from mgaa.anatomy import Architecture, Fused, Multimodal, Sublayer, has
+from mgaa.anatomy import Architecture, has
 from mgaa.budget import Matrix
+from mgaa.entries import ARCHITECTURES, MULTIMODAL, VISION
 from mgaa.errors import InputError, UsageError
-
-_SEPARATE = ("q_proj k_proj v_proj", "o_proj")
-_GATED = ("gate_proj up_proj", "down_proj")
-_EXPERTS = ("experts.*.gate_proj experts.*.up_proj", "experts.*.down_proj")
-
-# Pre-norm blocks with separate q, k, v, o and a gated FFN.
-_GATED_PRE_NORM = Architecture(
-    blocks="model.layers",
-    sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", _GATED)),
-)
-
-# A norm on the output of each branch, before it joins the stream.
-_GATED_POST_NORM = Architecture(
-    blocks="model.layers",
-    sublayers=(
-        Sublayer("attention", "self_attn", _SEPARATE, output="post_attention_layernorm"),
-        Sublayer("ffn", "mlp", _GATED, output="post_feedforward_layernorm"),
-    ),
-)
-
-# Experts, shared experts and, in some blocks, a dense FFN; the router and the gate of the shared expert (one row) are left alone.
-_MIXTURE = Architecture(
-    blocks="model.layers",
-    sublayers=(
-        Sublayer("attention", "self_attn", _SEPARATE),
-        Sublayer(
-            "ffn",
-            "mlp",
-            (*_GATED, *_EXPERTS, "shared_expert.gate_proj shared_expert.up_proj", "shared_expert.down_proj"),
-        ),
-    ),
-    experts="mlp.experts",
-    untouched=("mlp.gate", "mlp.shared_expert_gate"),
-)
-
-ARCHITECTURES: dict[str, Architecture] = {
-    # models/llama/modeling_llama.py
-    "llama": _GATED_PRE_NORM,
-    # models/mistral/modeling_mistral.py (sliding-window attention, same modules)
-    "mistral": _GATED_PRE_NORM,
-    # models/qwen2/modeling_qwen2.py (biases on q, k, v)
-    "qwen2": _GATED_PRE_NORM,
-    # models/qwen3/modeling_qwen3.py (norms on the heads of q and k, inside the sublayer)
-    "qwen3": _GATED_PRE_NORM,
-    # models/gemma2/modeling_gemma2.py (soft-capped logits, inside the attention and behind the head)
-    "gemma2": _GATED_POST_NORM,
-    # models/gemma3/modeling_gemma3.py (the text model)
-    "gemma3_text": _GATED_POST_NORM,
-    # models/smollm3/modeling_smollm3.py (every fourth block without rotary positions)
-    "smollm3": _GATED_PRE_NORM,
-    # models/olmo2/modeling_olmo2.py (norms behind the branches only)
-    "olmo2": _GATED_POST_NORM,
-    # models/granite/modeling_granite.py
-    "granite": Architecture(_GATED_PRE_NORM.blocks, _GATED_PRE_NORM.sublayers, scale="residual_multiplier"),
-    # models/starcoder2/modeling_starcoder2.py
-    "starcoder2": Architecture(
-        blocks="model.layers",
-        sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", ("c_fc", "c_proj"))),
-    ),
-    # models/phi/modeling_phi.py (attention and FFN read the same norm)
-    "phi": Architecture(
-        blocks="model.layers",
-        sublayers=(
-            Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "dense")),
-            Sublayer("ffn", "mlp", ("fc1", "fc2")),
-        ),
-        parallel=True,
-    ),
-    # models/phi3/modeling_phi3.py
-    "phi3": Architecture(
-        blocks="model.layers",
-        sublayers=(
-            Sublayer("attention", "self_attn", ("qkv_proj.q qkv_proj.k qkv_proj.v", "o_proj")),
-            Sublayer("ffn", "mlp", ("gate_up_proj.gate gate_up_proj.up", "down_proj")),
-        ),
-        fused=(
-            Fused("self_attn.qkv_proj", ("q", "k", "v"), heads="stacked"),
-            Fused("mlp.gate_up_proj", ("gate", "up")),
-        ),
-    ),
-    # models/opt/modeling_opt.py (the FFN has no module of its own)
-    "opt": Architecture(
-        blocks="model.decoder.layers",
-        sublayers=(
-            Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
-            Sublayer("ffn", "", ("fc1", "fc2"), output="fc2"),
-        ),
-        width="ffn_dim",
-    ),
-    # models/gpt2/modeling_gpt2.py (Conv1D: the weights are transposed)
-    "gpt2": Architecture(
-        blocks="transformer.h",
-        sublayers=(
-            Sublayer("attention", "attn", ("c_attn.q c_attn.k c_attn.v", "c_proj")),
-            Sublayer("ffn", "mlp", ("c_fc", "c_proj")),
-        ),
-        width="n_inner",
-        fused=(Fused("attn.c_attn", ("q", "k", "v"), heads="stacked"),),
-    ),
-    # models/gpt_neox/modeling_gpt_neox.py
-    "gpt_neox": Architecture(
-        blocks="gpt_neox.layers",
-        sublayers=(
-            Sublayer("attention", "attention", ("query_key_value.q query_key_value.k query_key_value.v", "dense")),
-            Sublayer("ffn", "mlp", ("dense_h_to_4h", "dense_4h_to_h")),
-        ),
-        fused=(Fused("attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
-        parallel=("use_parallel_residual",),
-    ),
-    # models/falcon/modeling_falcon.py (one head of k and v, some, or as many as of q)
-    "falcon": Architecture(
-        blocks="transformer.h",
-        sublayers=(
-            Sublayer("attention", "self_attention", ("query_key_value.q query_key_value.k query_key_value.v", "dense")),
-            Sublayer("ffn", "mlp", ("dense_h_to_4h", "dense_4h_to_h")),
-        ),
-        width="ffn_hidden_size",
-        fused=(Fused("self_attention.query_key_value", ("q", "k", "v"), heads="grouped"),),
-        parallel=("parallel_attn",),
-        returns="tuple",
-    ),
-    # models/mixtral/modeling_mixtral.py
-    "mixtral": _MIXTURE,
-    # models/qwen2_moe/modeling_qwen2_moe.py (a shared expert with a gate of its own)
-    "qwen2_moe": _MIXTURE,
-    # models/qwen3_moe/modeling_qwen3_moe.py
-    "qwen3_moe": _MIXTURE,
-    # models/olmoe/modeling_olmoe.py
-    "olmoe": _MIXTURE,
-    # models/gpt_oss/modeling_gpt_oss.py (experts with biases, gate and up interleaved, a clamped gate)
-    "gpt_oss": Architecture(
-        blocks="model.layers",
-        sublayers=(Sublayer("attention", "self_attn", _SEPARATE), Sublayer("ffn", "mlp", _EXPERTS)),
-        experts="mlp.experts",
-        untouched=("mlp.router",),
-    ),
-    # models/ministral3/modeling_ministral3.py (queries scaled by position, inside the attention)
-    "ministral3": _GATED_PRE_NORM,
-    # models/qwen2_5_vl/modeling_qwen2_5_vl.py (the decoder of qwen2_5_vl, which is never alone)
-    "qwen2_5_vl_text": _GATED_PRE_NORM,
-    # models/qwen3_vl/modeling_qwen3_vl.py (that of qwen3_vl)
-    "qwen3_vl_text": _GATED_PRE_NORM,
-}
-
-_CLIP = Architecture(
-    blocks="encoder.layers",
-    sublayers=(
-        Sublayer("attention", "self_attn", ("q_proj k_proj v_proj", "out_proj")),
-        Sublayer("ffn", "mlp", ("fc1", "fc2")),
-    ),
-)
-
-VISION: dict[str, Architecture] = {
-    # models/clip/modeling_clip.py
-    "clip_vision_model": _CLIP,
-    # models/siglip/modeling_siglip.py
-    "siglip_vision_model": _CLIP,
-    # models/qwen2_5_vl/modeling_qwen2_5_vl.py
-    "qwen2_5_vl_vision": Architecture(
-        blocks="blocks",
-        sublayers=(Sublayer("attention", "attn", ("qkv.q qkv.k qkv.v", "proj")), Sublayer("ffn", "mlp", _GATED)),
-        fused=(Fused("attn.qkv", ("q", "k", "v")),),
-    ),
-    # models/qwen3_vl/modeling_qwen3_vl.py
-    "qwen3_vl_vision": Architecture(
-        blocks="blocks",
-        sublayers=(
-            Sublayer("attention", "attn", ("qkv.q qkv.k qkv.v", "proj")),
-            Sublayer("ffn", "mlp", ("linear_fc1", "linear_fc2")),
-        ),
-        fused=(Fused("attn.qkv", ("q", "k", "v")),),
-    ),
-    # models/pixtral/modeling_pixtral.py
-    "pixtral": Architecture(
-        blocks="transformer.layers",
-        sublayers=(Sublayer("attention", "attention", _SEPARATE), Sublayer("ffn", "feed_forward", _GATED)),
-    ),
-}
-"""Vision towers, by their own `model_type`, with paths from the tower."""
-
-_PROJECTOR = Architecture(
-    "model.multi_modal_projector", (Sublayer("ffn", "", ("linear_1", "linear_2")),), residual=False
-)
-
-_LLAVA = Multimodal(
-    "model.language_model",
-    vision="model.vision_tower",
-    projector=_PROJECTOR,
-    layer="vision_feature_layer",
-)
-
-MULTIMODAL: dict[str, Multimodal] = {
-    # models/llava/modeling_llava.py
-    "llava": _LLAVA,
-    # models/llava_next/modeling_llava_next.py (an image is cut into several, of its own shape)
-    "llava_next": _LLAVA,
-    # models/qwen2_5_vl/modeling_qwen2_5_vl.py (as many tokens as an image has patches; positions of three dimensions)
-    "qwen2_5_vl": Multimodal(
-        "model.language_model",
-        vision="model.visual",
-        projector=Architecture("model.visual.merger", (Sublayer("ffn", "", ("mlp.0", "mlp.2")),), residual=False),
-    ),
-    # models/qwen3_vl/modeling_qwen3_vl.py (features of inner blocks of the tower are added to the stream behind the first blocks of the
-    # decoder; the mergers that make them are left alone)
-    "qwen3_vl": Multimodal(
-        "model.language_model",
-        vision="model.visual",
-        projector=Architecture(
-            "model.visual.merger", (Sublayer("ffn", "", ("linear_fc1", "linear_fc2")),), residual=False
-        ),
-    ),
-    # models/gemma3/modeling_gemma3.py (the projector is one matrix, no linear; images are read in both directions)
-    "gemma3": Multimodal("model.language_model", vision="model.vision_tower"),
-    # models/mistral3/modeling_mistral3.py (patches are merged in front of the projector)
-    "mistral3": Multimodal(
-        "model.language_model",
-        vision="model.vision_tower",
-        projector=replace(_PROJECTOR, untouched=("patch_merger.merging_layer",)),
-        layer="vision_feature_layer",
-    ),
-}
 
 PARTS = ("decoder", "vision", "projector")
 """What of a model can be compressed."""
@@ -283,7 +55,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
         known = ", ".join(sorted({*ARCHITECTURES, *MULTIMODAL}))
         raise InputError(
             f"the architecture {family!r} has no entry; known are {known}. "
-            "To add it, write its block list and sublayers into mgaa/architectures.py"
+            "To add it, write its block list and sublayers into mgaa/entries.py"
         )
     return ARCHITECTURES[family] if seeing is None else seeing.around(ARCHITECTURES[family])
 
@@ -351,7 +123,7 @@ def _part(model: PreTrainedModel, part: str) -> tuple[Architecture, PreTrainedCo
     if tower not in VISION:
         raise InputError(
             f"the vision tower {tower!r} has no entry; known are {', '.join(VISION)}. Leave `vision` out of backbone.parts, or write its "
-            "blocks into mgaa/architectures.py"
+            "blocks into mgaa/entries.py"
         )
     entry = replace(VISION[tower], blocks=f"{seeing.vision}.{VISION[tower].blocks}")
     blocks = list(model.get_submodule(entry.blocks).children())
@@ -422,5 +194,5 @@ def _matrices(stack: Stack, index: int, block: nn.Module, model_type: str) -> It
         if isinstance(module, nn.Linear) and name not in named:
             raise InputError(
                 f"{path}.{name} is a linear that the entry of {model_type!r} does not name: take the model apart first "
-                "(mgaa.fused.unfuse_), or add the linear to the entry in mgaa/architectures.py"
+                "(mgaa.fused.unfuse_), or add the linear to the entry in mgaa/entries.py"
             )

@@ -36,7 +36,7 @@ class Blockwise:
     """Micro-batches in front of one block after the other.
 
     Args:
-        model: a transformers causal language model with an entry in `mgaa.architectures`, in eval mode.
+        model: a transformers causal language model with an entry in `mgaa.entries`, in eval mode.
         batches: the inputs of each micro-batch: token ids, and what the model takes beside them (`mgaa.prompts`).
         stack: the blocks; by default those of the decoder.
         place, folder: where the hidden states wait (`mgaa.hidden`). Those of an interrupted run over the same batches are taken up there.

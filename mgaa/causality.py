@@ -67,7 +67,7 @@ def check_decoder(model: PreTrainedModel) -> None:
     """Refuse to compress a model that looks ahead, by its first block, which is read alone where blocks stay in their files.
 
     Args:
-        model: with an entry in `mgaa.architectures`, in eval mode.
+        model: with an entry in `mgaa.entries`, in eval mode.
 
     Raises:
         InputError: its first block looks ahead. Entries are of decoders, but a config may turn their masks off.

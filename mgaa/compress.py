@@ -76,7 +76,7 @@ def compress_(
     """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
 
     Args:
-        model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
+        model: with an entry in `mgaa.entries`; its linears are replaced by `LowRankLinear`, and layers that hold several
             matrices by one linear for each (`mgaa.fused`). It is measured in eval mode, and keeps the mode it came in.
         tokens: calibration token ids in any form of `mgaa.rows`: (sequences, length), lists of any lengths, a tokenizer's output, whose
             padding is taken off; or prompts with images (`mgaa.encode`).

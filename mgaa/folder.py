@@ -23,6 +23,7 @@ from mgaa.errors import InputError, UsageError
 METHOD = "mgaa"
 NOTICE = "these weights are low-rank factors of the Python package mgaa; run `import mgaa` before you load them"
 """What a compressed model says in its config in the place of a quantization and of the name of its weights (mgaa/format.py)."""
+_PARTS = ("text_config", "vision_config")
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -80,6 +81,25 @@ def backbone_files(source: str | Path, revision: str | None = None) -> list[Path
     if (folder / WEIGHTS).is_file():
         present = [path for path in present if path.name != INDEX]
     return sorted({*present, *texts_of(folder), *weight_files(folder)})
+
+
+def model_types(source: str | Path, revision: str | None = None) -> list[str]:
+    """Every `model_type` that the config of a model names: its own, and those of its text and vision parts; sorted.
+
+    A part that says no type is of the one that transformers assumes.
+    """
+    folder = locate(source, revision)
+    config = _json(folder, CONFIG)
+    if any(part in config for part in _PARTS) and not all(_named(config.get(part)) for part in _PARTS):
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(folder).to_dict()
+    parts = (config, *(config[part] for part in _PARTS if _named(config.get(part))))
+    return sorted({str(part.get("model_type")) for part in parts})
+
+
+def _named(part: Any) -> bool:
+    return isinstance(part, dict) and "model_type" in part
 
 
 def examine(folder: Path) -> None:

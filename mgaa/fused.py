@@ -3,7 +3,7 @@
 A low rank is a property of one matrix, so q, k and v in one weight, gate and up in one weight, and experts in one three-dimensional
 weight must be told apart before anything is measured. `unfuse_` puts modules of plain `nn.Linear` in their places that compute the
 same; from then on a matrix is a linear, for statistics, factors and files alike. `fuse_` gives the model its own modules back. Where
-the rows lie is said in `mgaa.architectures`; transposed weights (Conv1D) become linears, too. One layer is copied at a time.
+the rows lie is said in `mgaa.entries`; transposed weights (Conv1D) become linears, too. One layer is copied at a time.
 
 Legend: m outputs (m_g of a group of heads), n inputs, g groups.
 """

@@ -60,7 +60,7 @@ def stream_gradients(
     """The second moments of every decoder block with its index, from the last block to the first.
 
     Args:
-        model: a transformers causal language model with an entry in `mgaa.architectures`, taken apart (`mgaa.fused.unfuse_`), in eval mode.
+        model: a transformers causal language model with an entry in `mgaa.entries`, taken apart (`mgaa.fused.unfuse_`), in eval mode.
         tokens: calibration sequences without padding; or prompts, of which the loss counts the tokens of text.
         batch_size: sequences of a micro-batch; fewer where their logits take too much memory.
         unreached: as in `mgaa.streaming.Measuring`; experts that stay dense have no moments.

@@ -70,7 +70,7 @@ def load(
 ) -> tuple[PreTrainedModel, Processor]:
     """Load a causal language model, dense or compressed, and its tokenizer; in evaluation mode, without gradients.
 
-    Of a model that sees (`mgaa.architectures.MULTIMODAL`): the whole model, and its processor.
+    Of a model that sees (`mgaa.entries.MULTIMODAL`): the whole model, and its processor.
 
     Args:
         source: a local folder, or the id of a Hub model.
@@ -78,7 +78,7 @@ def load(
         dtype: `auto` is the dtype of the checkpoint; else one of `DTYPES`.
         device: `auto` is CUDA where there is one, else the CPU; else what `torch.device` takes.
         stream: leave the decoder blocks in their files until they are needed (`mgaa.shelf`); the numbers in them are then looked at
-            when they are used. For architectures with an entry in `mgaa.architectures`.
+            when they are used. For architectures with an entry in `mgaa.entries`.
 
     Raises:
         UsageError: an argument is not among the values above.

@@ -97,7 +97,7 @@ class Observer:
             raise InputError(
                 f"the output of {self.path} differs by {difference:.2g} of its norm from the sum of its sublayers, expected at most "
                 f"{RESIDUE}: this {self.config.model_type} computes its blocks in another way than its entry in "
-                "mgaa/architectures.py says (a norm behind the sum, say); take another variant, or add an entry"
+                "mgaa/entries.py says (a norm behind the sum, say); take another variant, or add an entry"
             )
 
     def total(self) -> BlockSums:

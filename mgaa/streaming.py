@@ -69,7 +69,7 @@ class Calibration:
     advanced through the same blocks holds the same bits.
 
     Args:
-        model: a transformers causal language model with an entry in `mgaa.architectures`, taken apart (`mgaa.fused.unfuse_`), dense, in
+        model: a transformers causal language model with an entry in `mgaa.entries`, taken apart (`mgaa.fused.unfuse_`), dense, in
             eval mode. Blocks may be compressed later, in place.
         tokens: calibration sequences without padding; or prompts, some with images.
         measuring: how.

@@ -9,8 +9,8 @@ from tasks.where import streams
 
 def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
     """Model and tokenizer, or processor where it sees, of an artifact `backbone`, `model` or `checkpoint`, read from its files."""
-    from mgaa.architectures import ARCHITECTURES, MULTIMODAL
     from mgaa.checkpoint import load
+    from mgaa.entries import ARCHITECTURES, MULTIMODAL
 
     given: dict[str, Any] = {"source": store.folder(model)}
     if model.kind != "checkpoint":

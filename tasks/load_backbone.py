@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from tasks import code
 from tasks.artifact import Artifact, Store
 from tasks.records import BACKBONE, backbone_record, write_table
 from tasks.sealing import digest, file_digest
@@ -27,6 +28,13 @@ def identify(source: str, revision: str | None) -> dict[str, str]:
     return {path.name: file_digest(path, path.stat()) for path in backbone_files(source, revision)}
 
 
+def architecture_digest(source: str, revision: str | None) -> str:
+    """The digest of the entries of the model (`mgaa.entries`), so that an edited one voids what was made by it, and a new one nothing."""
+    from mgaa.folder import model_types
+
+    return code.entries_of(*model_types(source, revision))
+
+
 @step(kind="backbone")
 def load_backbone(
     out: Path,
@@ -36,11 +44,13 @@ def load_backbone(
     revision: str | None,
     dtype: str,
     files: dict[str, str],
+    architecture: str,
     parts: list[str],
 ) -> None:
     """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices.
 
     Args:
+        architecture: the digest of its entry (`architecture_digest`), which every later step depends on through this artifact.
         parts: what of the model is compressed (`mgaa.architectures.PARTS`).
     """
     from mgaa.architectures import matrices_of, stacks_of
@@ -66,21 +76,28 @@ def load_backbone(
         "linear_parameters": sum(matrix.parameters for matrix in matrices),
         "matrices": [asdict(matrix) for matrix in matrices],
     }
-    write_table(out / BACKBONE, _reference(model, source, revision, files, ignored) | shapes)
+    write_table(out / BACKBONE, _reference(model, source, revision, files, architecture, ignored) | shapes)
 
 
 @step(kind="model")
 def load_model(
-    out: Path, store: Store, *, source: str, revision: str | None, dtype: str, files: dict[str, str]
+    out: Path,
+    store: Store,
+    *,
+    source: str,
+    revision: str | None,
+    dtype: str,
+    files: dict[str, str],
+    architecture: str,
 ) -> None:
     """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
     with _one_at_a_time:
         model, _, ignored = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
-    write_table(out / BACKBONE, _reference(model, source, revision, files, ignored))
+    write_table(out / BACKBONE, _reference(model, source, revision, files, architecture, ignored))
 
 
 def _reference(
-    model: Any, source: str, revision: str | None, files: dict[str, str], ignored: list[str]
+    model: Any, source: str, revision: str | None, files: dict[str, str], architecture: str, ignored: list[str]
 ) -> dict[str, Any]:
     """What the later steps ask; `ignored` are tensors of the files that have no place in the model, named and counted if there are any."""
     from mgaa.architectures import is_multimodal
@@ -90,6 +107,7 @@ def _reference(
         "source": source,
         "revision": revision,
         "files": files,
+        "architecture": architecture,
         "dtype": str(model.dtype).removeprefix("torch."),
         "model_type": model.config.model_type,
         "sees": is_multimodal(model.config),

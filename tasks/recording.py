@@ -28,7 +28,7 @@ class Execution:
     """One step of a run: what it gave, and from when to when its body ran (seconds since 1970; equal where it was reused).
 
     Attributes:
-        modules: those that its code begins at.
+        roots: where its code begins (tasks/code.py).
     """
 
     task: str
@@ -38,7 +38,7 @@ class Execution:
     start: float
     end: float
     peak_rss: int
-    modules: tuple[str, ...] = ()
+    roots: tuple[str, ...] = ()
 
 
 class Executions(list[Execution]):
@@ -54,7 +54,7 @@ class Executions(list[Execution]):
                 self.seen.add(name)
                 told = json.loads(content)
                 self.append(
-                    Execution(**{**told, "artifact": Artifact(**told["artifact"]), "modules": tuple(told["modules"])})
+                    Execution(**{**told, "artifact": Artifact(**told["artifact"]), "roots": tuple(told["roots"])})
                 )
         return super().__iter__()
 

@@ -5,7 +5,7 @@ time for four short choices. Contexts are padded on the left, as in generation w
 
 That takes more of a model than being causal: keys and values of which rows can be selected, that several tokens at once can go on from, and
 positions that follow the mask. State space models (Mamba, RWKV) and hybrids have a state instead, which padding would enter; decoders with
-learnt positions count padding as a position. No config says so, so a model without an entry in `mgaa.architectures` is asked: a few
+learnt positions count padding as a position. No config says so, so a model without an entry in `mgaa.entries` is asked: a few
 contexts of different lengths must give the same both ways. In whole, a context and its continuation are one sequence, and nothing is
 padded.
 

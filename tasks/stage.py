@@ -69,22 +69,22 @@ class Stage:
         """The name of the task."""
         return self.body.__name__
 
-    def modules(self, arguments: Mapping[str, Any]) -> list[str]:
-        """The modules the step's code begins at: its own, and those of the selected methods."""
+    def roots(self, arguments: Mapping[str, Any]) -> list[str]:
+        """Where the step's code begins (tasks/code.py): its body, and the modules of the selected methods."""
         chosen = [code.method_module(folder, arguments[parameter]) for parameter, folder in self.methods.items()]
-        return [code.module_of(self.body), *chosen]
+        return [f"{code.module_of(self.body)}:{self.name}", *chosen]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Everything the result depends on; the stage key is the sha256 of it."""
-        modules = self.modules(arguments)
+        roots = self.roots(arguments)
         inputs, parameters = split(self.name, arguments)
         return {
             "task": self.name,
             "kind": self.kind,
             "inputs": inputs,
             "parameters": parameters,
-            "code": digest(code.sources(*modules)),
-            **provenance.environment(code.packages(*modules)),
+            "code": code.code_of(*roots),
+            **provenance.environment(code.packages(*roots)),
         }
 
     def recall(self, arguments: Mapping[str, Any]) -> tuple[str, Artifact | None]:
@@ -136,7 +136,7 @@ class Stage:
             record = {
                 **{name: stage[name] for name in ("task", "inputs", "parameters", "code", "flags")},
                 "key": key,
-                "sources": code.sources(*self.modules(arguments)),
+                "sources": code.sources(*self.roots(arguments)),
                 **provenance.origin(),
                 **{"start": began.isoformat(), "end": ended.isoformat(), "seconds": seconds},
                 "peak_rss": peak_rss(),
@@ -151,8 +151,8 @@ class Stage:
 
     def note(self, store: Store, arguments: Mapping[str, Any], key: str, artifact: Artifact, **how: Any) -> None:
         """Tell the recorder of the run."""
-        modules = tuple(self.modules(arguments))
-        note(store, Execution(self.name, key, artifact, **how, peak_rss=peak_rss(), modules=modules))
+        roots = tuple(self.roots(arguments))
+        note(store, Execution(self.name, key, artifact, **how, peak_rss=peak_rss(), roots=roots))
 
 
 @contextmanager

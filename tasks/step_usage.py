@@ -23,12 +23,12 @@ def usage_of(executions: Iterable[Execution]) -> dict[str, dict[str, Any]]:
 
 def used(executions: list[Execution]) -> dict[str, Any]:
     """The row of one step, whose calls may have chosen different methods."""
-    modules = sorted({module for each in executions for module in each.modules})
-    environment = provenance.environment(code.packages(*modules))
+    roots = sorted({root for each in executions for root in each.roots})
+    environment = provenance.environment(code.packages(*roots))
     return {
         "keys": sorted({each.key for each in executions}),
         "artifacts": sorted({name(each.artifact) for each in executions}),
-        "sources": code.sources(*modules),
+        "sources": code.sources(*roots),
         "packages": environment.pop("packages"),
         "flags": environment.pop("flags") | environment,
     }

@@ -22,7 +22,7 @@ from tasks.draw_figures import draw_figures
 from tasks.evaluate import evaluate
 from tasks.factorize import factorize
 from tasks.generate import generate
-from tasks.load_backbone import identify, load_backbone
+from tasks.load_backbone import architecture_digest, identify, load_backbone
 from tasks.parameters import Parameters, load
 from tasks.read_texts import READING, SECTIONS, read_texts, source_content
 from tasks.recording import keys_by, recording
@@ -90,6 +90,7 @@ def run(p: Parameters, store: Store) -> Results:
         revision=None,
         dtype="auto",
         files=identify(p.backbone.source, None),
+        architecture=architecture_digest(p.backbone.source, None),
         parts=["decoder"],
     )
     sections = {name: getattr(p.data, name).model_dump(by_alias=True) for name in SECTIONS}

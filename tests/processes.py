@@ -55,6 +55,7 @@ def copy_project(root: Path) -> Project:
         "stage",
         "recording",
         "code",
+        "syntax",
         "provenance",
         "home",
         "in_use",

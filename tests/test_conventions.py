@@ -82,7 +82,7 @@ def test_dvc_watches_the_code_the_backbone_and_every_section_of_the_parameters()
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
     for case, name, backbone in (("language", "compress", "models/demo"), ("vision", "vision", "models/demo-vlm")):
         stage = stages[name]
-        assert {"flows", "tasks", "mgaa", "demo", backbone} <= set(stage["deps"])
+        assert {"steps.lock", backbone} <= set(stage["deps"])
         assert f"case={case} " in stage["cmd"]
         assert f"cases.{case}" in stage["params"]
     runtime = {
@@ -122,7 +122,7 @@ def test_another_python_is_refused_with_the_remedy(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_every_architecture() -> None:
-    from mgaa.architectures import ARCHITECTURES, MULTIMODAL
+    from mgaa.entries import ARCHITECTURES, MULTIMODAL
 
     (line,) = (line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| architectures |"))
     alone = {family for family in ARCHITECTURES if family.removesuffix("_text") not in MULTIMODAL}

@@ -9,7 +9,7 @@ from typing import Any
 
 from mgaa.checkpoint import save
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import identify, load_backbone
+from tasks.load_backbone import architecture_digest, identify, load_backbone
 from tasks.read_questions import questions_content, read_questions
 
 BLOCKS = 3
@@ -38,7 +38,14 @@ def seeing_model() -> Path:
 def referred(store: Store, source: Path | None = None) -> Artifact:
     """The artifact `backbone` of the model, or of another one."""
     given: dict[str, Any] = {"source": str(source or seeing_model()), "revision": None}
-    return load_backbone.fn(store, **given, dtype="auto", files=identify(**given), parts=["decoder"])
+    return load_backbone.fn(
+        store,
+        **given,
+        dtype="auto",
+        files=identify(**given),
+        architecture=architecture_digest(**given),
+        parts=["decoder"],
+    )
 
 
 def reading(store: Store, sections: Mapping[str, Mapping[str, Any]]) -> Artifact:

@@ -42,7 +42,7 @@ def recover_(
     """Tune a compressed model in place.
 
     Args:
-        model: with an entry in `mgaa.architectures`; stays on its device and in its dtype, and is in evaluation mode without gradients
+        model: with an entry in `mgaa.entries`; stays on its device and in its dtype, and is in evaluation mode without gradients
             afterwards. Nothing of it changes before training has ended well.
         examples, validation: with the tokenizer of the model; training stops and the best state is chosen by the second.
         plan: how; see there.

@@ -75,7 +75,7 @@ def compress_by_search_(
     """Compress a transformers causal language model in place, by the best allocation that a search finds.
 
     Args:
-        model: with an entry in `mgaa.architectures`.
+        model: with an entry in `mgaa.entries`.
         tokens: as in `mgaa.compress_`.
         validation: token ids in any form of `mgaa.rows`, of one length: windows that are neither calibration nor test text.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).

@@ -168,7 +168,7 @@ FAULTS = {
     "an architecture without an entry": Fault(
         other_architecture,
         3,
-        "the architecture 'bloom' has no entry; known are falcon, .* To add it, .*architectures.py",
+        "the architecture 'bloom' has no entry; known are falcon, .* To add it, .*entries.py",
     ),
     "a weight that is NaN": Fault(with_model(nan), 4, r"model.layers.1.mlp.up_proj.weight has 1 non-finite"),
     "an activation that overflows": Fault(

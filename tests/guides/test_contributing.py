@@ -8,7 +8,8 @@ from transformers import GPTJConfig, GPTJForCausalLM
 
 import mgaa
 from mgaa.anatomy import Architecture, Sublayer
-from mgaa.architectures import ARCHITECTURES, matrices_of
+from mgaa.architectures import matrices_of
+from mgaa.entries import ARCHITECTURES
 from mgaa.lowrank import low_rank_layers
 from tests.guides.guide import GUIDES, Reader, blocks
 from tests.processes import ROOT

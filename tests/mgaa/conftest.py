@@ -11,8 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.architectures import ARCHITECTURES, MULTIMODAL, is_multimodal, matrices_of
+from mgaa.architectures import is_multimodal, matrices_of
 from mgaa.checkpoint import apply_factors
+from mgaa.entries import ARCHITECTURES, MULTIMODAL
 from mgaa.fused import unfuse_
 from mgaa.loading import class_of
 from mgaa.lowrank import Factors

@@ -11,10 +11,11 @@ from transformers import PreTrainedModel
 
 import mgaa
 from mgaa.anchoring import anchored
-from mgaa.architectures import ARCHITECTURES, MULTIMODAL, architecture_of, decoder_blocks, matrices_of
+from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.blockwise import first_of
 from mgaa.budget import Matrix, parameter_budget
 from mgaa.checkpoint import twin_of
+from mgaa.entries import ARCHITECTURES, MULTIMODAL
 from mgaa.errors import NumericalError, UsageError
 from mgaa.fitting import AnchoredBlock, Anchoring
 from mgaa.fused import unfuse_

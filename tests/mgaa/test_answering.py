@@ -17,7 +17,7 @@ from mgaa.answering import (
     majority,
     normalised,
 )
-from mgaa.architectures import MULTIMODAL
+from mgaa.entries import MULTIMODAL
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.prompts import Question, encode
 from tests.mgaa.seeing import picture, processor, tokenizer

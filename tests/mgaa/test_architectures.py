@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BloomConfig, PreTrainedModel
 
-from mgaa.architectures import ARCHITECTURES, architecture_of, decoder_blocks, matrices_of
+from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.checkpoint import apply_factors
+from mgaa.entries import ARCHITECTURES
 from mgaa.errors import InputError
 from mgaa.factors import factorize
 from mgaa.fused import unfuse_
@@ -192,20 +193,20 @@ def test_a_block_that_does_more_than_its_entry_says_is_refused(tiny: Tiny, token
 
 
 def test_an_unknown_architecture_is_refused_with_the_way_to_add_it() -> None:
-    with pytest.raises(InputError, match=r"'bloom' has no entry; known are falcon, .*mgaa/architectures\.py"):
+    with pytest.raises(InputError, match=r"'bloom' has no entry; known are falcon, .*mgaa/entries\.py"):
         architecture_of(BloomConfig())
 
 
 def test_entries_are_short_and_carry_their_source() -> None:
     import inspect
 
-    from mgaa import architectures
+    from mgaa import entries as tables
 
-    text = inspect.getsource(architectures).partition("ARCHITECTURES: dict")[2].partition("\n}\n")[0]
+    text = inspect.getsource(tables).partition("ARCHITECTURES: dict")[2].partition("\n}\n")[0]
     entries = text.split('\n    "')[1:]
     assert len(entries) == len(ARCHITECTURES)
     assert max(len(entry.splitlines()) for entry in entries) <= 15  # the comment of the next entry included
     for family in ARCHITECTURES:
         assert f"/{family.removesuffix('_text')}/modeling_{family.removesuffix('_text')}.py" in inspect.getsource(
-            architectures
+            tables
         )

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.architectures import MULTIMODAL, decoder_blocks, matrices_of
+from mgaa.architectures import decoder_blocks, matrices_of
 from mgaa.blockwise import Blockwise
 from mgaa.checkpoint import load
+from mgaa.entries import MULTIMODAL
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.gradients import Gradients, differentiated, stream_gradients

@@ -11,9 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 import mgaa
-from mgaa.architectures import MULTIMODAL, PARTS, matrices_of, stacks_of
+from mgaa.architectures import PARTS, matrices_of, stacks_of
 from mgaa.blockwise import Blockwise
 from mgaa.budget import parameter_budget
+from mgaa.entries import MULTIMODAL
 from mgaa.errors import InputError, UsageError
 from mgaa.fused import unfuse_
 from mgaa.lowrank import LowRankLinear

@@ -14,13 +14,14 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mgaa import answering
-from mgaa.architectures import MULTIMODAL, matrices_of
+from mgaa.architectures import matrices_of
 from mgaa.checkpoint import apply_factors, save
+from mgaa.entries import MULTIMODAL
 from mgaa.errors import InputError, UsageError
 from mgaa.loading import load
 from tasks.answer import answer, scored
 from tasks.artifact import Artifact, Store
-from tasks.load_backbone import identify, load_model
+from tasks.load_backbone import architecture_digest, identify, load_model
 from tasks.questions import questions_of
 from tasks.records import ANSWERS, table
 from tests.mgaa.conftest import SHAPE, seeing, svd_factors
@@ -65,7 +66,8 @@ def saved(folder: Path, family: str) -> str:
 
 def referred(store: Store, source: str) -> Artifact:
     """The artifact `model` of a folder."""
-    return load_model.fn(store, source=source, revision=None, dtype="auto", files=identify(source, None))
+    found = {"files": identify(source, None), "architecture": architecture_digest(source, None)}
+    return load_model.fn(store, source=source, revision=None, dtype="auto", **found)
 
 
 @pytest.mark.parametrize(

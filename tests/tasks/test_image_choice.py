@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mgaa.answering import answer
-from mgaa.architectures import MULTIMODAL
+from mgaa.entries import MULTIMODAL
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.prompts import Question
 from tasks import zero_shot

@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tasks.artifact import Store
-from tasks.load_backbone import identify, load_backbone, load_model
+from tasks.load_backbone import architecture_digest, identify, load_backbone, load_model
 from tasks.records import backbone_record
 from tests.flows.laboratory import documents, write_model
 from tests.mgaa.layouts import ROTARY, WEIGHTS, Tensors, lay_out
@@ -24,7 +24,7 @@ def model(tmp_path: Path) -> Path:
 def records(store: Store, source: Path) -> list[dict[str, Any]]:
     """As it is compressed, and as it is only evaluated."""
     given: dict[str, Any] = {"source": str(source), "revision": None, "dtype": "auto"}
-    given["files"] = identify(str(source), None)
+    given |= {"files": identify(str(source), None), "architecture": architecture_digest(str(source), None)}
     return [
         backbone_record(store, each)
         for each in (load_backbone.fn(store, parts=["decoder"], **given), load_model.fn(store, **given))
