@@ -47,7 +47,7 @@ check: $(INSTALLED)
 
 # The digests of the code of every step, which DVC depends on. A test holds them to the code.
 lock: $(INSTALLED)
-	python -m tasks.steps_lock
+	python -m tasks.cache.steps_lock
 
 demo-backbone: $(INSTALLED)
 	python -m demo.train

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from demo import corpus, yardsticks
 from demo.corpus import Document
-from mgaa.output import write as output_file
+from mgaa.checkpoints.output_folder import write as output_file
 
 if TYPE_CHECKING:
     from demo.train import Plan

@@ -28,9 +28,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from demo import corpus, packing, record
 from demo import tokenizer as vocabulary
+from mgaa.checkpoints.output_folder import placing
+from mgaa.checkpoints.ownership import check_files
 from mgaa.errors import MgaaError, NumericalError, UsageError
-from mgaa.output import placing
-from mgaa.ownership import check_files
 
 FINAL = Path(__file__).parents[1] / "models" / "demo"
 POINTS = 30

@@ -32,9 +32,9 @@ from demo import corpus, dialogues, easy_vqa, packing, scenes, tower, vlm, vlm_r
 from demo.dialogues import Rows
 from demo.record import WRITTEN
 from demo.scenes import Example
+from mgaa.checkpoints.output_folder import placing
+from mgaa.checkpoints.ownership import check_files
 from mgaa.errors import MgaaError, NumericalError, UsageError
-from mgaa.output import placing
-from mgaa.ownership import check_files
 
 FINAL = Path(__file__).parents[1] / "models" / "demo-vlm"
 POINTS = 15

@@ -32,7 +32,7 @@ from demo import corpus, dialogues, packing, scenes, train, vlm
 from demo.corpus import Document
 from demo.record import RECORD
 from demo.scenes import CAPTION, Example
-from mgaa.output import write as output_file
+from mgaa.checkpoints.output_folder import write as output_file
 
 if TYPE_CHECKING:
     from demo.train_vlm import Plan

@@ -15,22 +15,22 @@ from typing import Any
 
 from prefect import flow
 
-from flows.asking import answers_of
+from flows.command.runner import opened
+from flows.parts.questions import answers_of
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
-from flows.workers import opened
-from tasks.artifact import Artifact, Store
-from tasks.evaluate import content_of, is_standard
-from tasks.evaluate import evaluate as measure
-from tasks.load_backbone import architecture_digest, identify, load_model
-from tasks.make_items import make_items
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.recording import Executions, recording
-from tasks.records import ANSWERS, METRICS, table
-from tasks.run_record import Span, keep_record, place_of
-from tasks.sealing import readable
-from tasks.where import Where
-from tasks.writing import publish_file
+from tasks.artifacts.files import ANSWERS, METRICS, table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.atomic import publish_file
+from tasks.cache.executions import Executions, recording
+from tasks.cache.manifest import readable
+from tasks.cache.placement import Where
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.record.run_record import Span, keep_record, place_of
+from tasks.steps.evaluate import content_of, is_standard
+from tasks.steps.evaluate import evaluate as measure
+from tasks.steps.load_backbone import architecture_digest, identify, load_model
+from tasks.steps.make_items import make_items
 
 RESULT = "evaluation.json"
 
@@ -102,6 +102,6 @@ def device(p: Parameters) -> Where:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(evaluate, show=lambda p: print((p.results / RESULT).read_text(encoding="utf-8"))))

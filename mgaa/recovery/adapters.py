@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.anatomy import has
-from mgaa.architectures import architecture_of, decoder_blocks
 from mgaa.errors import InputError, UsageError
-from mgaa.lowrank import LowRankLinear
+from mgaa.models.architecture_schema import has
+from mgaa.models.architectures import architecture_of, decoder_blocks
+from mgaa.models.lowrank import LowRankLinear
 from mgaa.recovery.plan import Plan
 
 
@@ -52,7 +52,7 @@ def targets(model: PreTrainedModel, plan: Plan) -> list[str]:
     if not low_rank and not plain:
         raise InputError(
             f"the decoder blocks of this {type(model).__name__} hold no linear layer: take the model apart first "
-            "(mgaa.fused.unfuse_)"
+            "(mgaa.models.fused.unfuse_)"
         )
     if plan.method == "diagonals":
         if not low_rank:

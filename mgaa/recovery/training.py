@@ -38,8 +38,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mgaa.architectures import architecture_of
 from mgaa.errors import NumericalError, ResourceError
+from mgaa.models.architectures import architecture_of
 from mgaa.recovery.adapters import Adapter, attached, fill, tensors_of
 from mgaa.recovery.curve import Curve, exhausted
 from mgaa.recovery.examples import UNSCORED, Examples, collate

@@ -14,16 +14,17 @@ import pytest
 from safetensors.torch import load_file
 
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
+from mgaa.checkpoints.ownership import MARK
 from mgaa.levels import adds_biases
 from mgaa.methods import available, constant
-from mgaa.ownership import MARK
-from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
-from tasks.artifact import MANIFEST, Artifact, Store
-from tasks.recipes import Recipe
-from tasks.stage import File
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
-from tests.mgaa.allocations import reads_file
-from tests.processes import ROOT
+from tasks.cache import source as code
+from tasks.cache.artifact import MANIFEST, Artifact, Store
+from tasks.cache.stage import File
+from tasks.planning.recipes import Recipe
+from tasks.steps import allocate_ranks, allocate_ratios, decompose, factorize
+from tests.support.allocations import reads_file
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
+from tests.support.processes import ROOT
 
 Lab = tuple[Laboratory, Outcome]
 
@@ -151,8 +152,8 @@ def test_other_evaluation_texts_keep_everything_before_the_metrics(done: Laborat
 def test_the_code_of_a_step_in_its_manifest_is_that_of_its_modules(first: Lab) -> None:
     (path,) = first[0].artifacts("statistics")
     manifest = json.loads((path / MANIFEST).read_text())
-    assert manifest["sources"] == code.sources("tasks.calibrate")
-    assert manifest["code"] == code.code_of("tasks.calibrate:calibrate")
+    assert manifest["sources"] == code.sources("tasks.steps.calibrate")
+    assert manifest["code"] == code.code_of("tasks.steps.calibrate:calibrate")
 
 
 # What is left behind
@@ -233,7 +234,7 @@ FORWARD = """if True:
 def test_the_exported_checkpoint_in_a_new_process_is_the_evaluated_one_to_the_bit(first: Lab, tmp_path: Path) -> None:
     import torch
 
-    from mgaa.checkpoint import load
+    from mgaa.checkpoints.save import load
 
     lab, _ = first
     command = [sys.executable, "-c", FORWARD, lab.root / "models" / "compressed", tmp_path / "found"]

@@ -8,9 +8,9 @@ import pytest
 
 from flows.evaluate import evaluate
 from mgaa.errors import NumericalError
-from tasks.artifact import Store
-from tasks.load_backbone import architecture_digest, backbone_model, identify, load_backbone
-from tests.flows.laboratory import Laboratory, Outcome, change, write_other_model
+from tasks.cache.artifact import Store
+from tasks.steps.load_backbone import architecture_digest, backbone_model, identify, load_backbone
+from tests.support.laboratory import Laboratory, Outcome, change, write_other_model
 
 Lab = tuple[Laboratory, Outcome]
 
