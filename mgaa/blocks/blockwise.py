@@ -25,8 +25,8 @@ from mgaa.blocks.additions import Addition
 from mgaa.blocks.hidden_states import HiddenStates, Place
 from mgaa.blocks.offload import resident
 from mgaa.errors import InputError
-from mgaa.inputs.prompts import IDS, Inputs
 from mgaa.models.architectures import DECODER, Stack, stacks_of
+from mgaa.models.model_inputs import IDS, Inputs
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """What a block is called with beside its hidden states: positional, and by name."""

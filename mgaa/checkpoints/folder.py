@@ -19,10 +19,8 @@ from safetensors import safe_open
 from mgaa.boundary import one_error, through
 from mgaa.checkpoints.companion_files import TEXTS, VOCABULARY_FILES, texts_of
 from mgaa.errors import InputError, UsageError
+from mgaa.models.mark import METHOD, NOTICE
 
-METHOD = "mgaa"
-NOTICE = "these weights are low-rank factors of the Python package mgaa; run `import mgaa` before you load them"
-"""What a compressed model says in its config in the place of a quantization and of the name of its weights (mgaa/checkpoints/format.py)."""
 _PARTS = ("text_config", "vision_config")
 CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -36,8 +36,8 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from mgaa.checkpoints.folder import METHOD, NOTICE
 from mgaa.errors import InputError, UsageError
+from mgaa.models.mark import METHOD, NOTICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

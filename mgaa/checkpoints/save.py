@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from mgaa.blocks.offload import folders_of, is_absent, is_shelved
 from mgaa.checkpoints.companion_files import carry
-from mgaa.checkpoints.folder import CONFIG, NOTICE
+from mgaa.checkpoints.folder import CONFIG
 from mgaa.checkpoints.format import describe, is_described
 from mgaa.checkpoints.load import load
 from mgaa.checkpoints.output_folder import replacing
@@ -34,6 +34,7 @@ from mgaa.inputs.values import size
 from mgaa.models.architectures import has_entry, stacks_of
 from mgaa.models.fused import fuse_, fusing
 from mgaa.models.lowrank import Dense, Factors, LowRankLinear, non_finite
+from mgaa.models.mark import NOTICE
 from mgaa.models.processors import Processor, tokenizer_of
 from mgaa.models.widths import prune_
 

@@ -35,10 +35,11 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.evaluation.perplexity import cross_entropy, evaluating, mean_loss
-from mgaa.inputs.prompts import IDS, Inputs, Prompts, Question, encode
+from mgaa.inputs.prompts import Prompts, Question, encode
 from mgaa.inputs.readers import accepting, to_run
 from mgaa.inputs.readers import processor as processor_of
 from mgaa.inputs.values import whole
+from mgaa.models.model_inputs import IDS, Inputs
 from mgaa.models.processors import Processor, tokenizer_of
 
 _AT_ONCE = 256

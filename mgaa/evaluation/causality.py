@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 from mgaa.blocks.blockwise import Blockwise
 from mgaa.errors import InputError, MgaaError
-from mgaa.inputs.prompts import IDS
 from mgaa.inputs.tokens import positions_of
+from mgaa.models.model_inputs import IDS
 
 LENGTH = 32
 """Tokens of a probe at most: enough that every kind of attention would look ahead."""

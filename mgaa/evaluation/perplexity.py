@@ -43,12 +43,12 @@ from mgaa.blocks.hidden_states import Place
 from mgaa.blocks.offload import is_shelved
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.evaluation.causality import check_causal, probe, reading
-from mgaa.inputs.prompts import IDS
 from mgaa.inputs.readers import accepting, to_run
 from mgaa.inputs.token_rows import Ids
 from mgaa.inputs.token_rows import stream as ids_of
 from mgaa.inputs.tokens import check_vocabulary, positions_of
 from mgaa.inputs.values import whole, whole_or_none
+from mgaa.models.model_inputs import IDS
 
 _CHUNK = 2**22
 """Logits that are held in float32 at once: 16 MB, which caches hold (evaluation is 5 % faster than with 64 MB)."""

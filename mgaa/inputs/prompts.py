@@ -9,7 +9,7 @@ Plain token sequences are prompts without images, so everything that calibrates 
 Legend: s sequences, t tokens of a sequence.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +25,13 @@ from mgaa.boundary import one_error
 from mgaa.errors import InputError, UsageError
 from mgaa.inputs.readers import accepting
 from mgaa.inputs.readers import processor as processor_of
+from mgaa.models.model_inputs import IDS, Inputs
 from mgaa.models.processors import Processor
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Inputs = Mapping[str, Tensor]
-"""What a model is called with, by name: `input_ids`, and what the processor makes of images."""
 
-IDS = "input_ids"
 _UNUSED = ("attention_mask",)
 """What a processor gives for padding, which there is none of."""
 

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from mgaa.blocks.offload import is_shelved
-from mgaa.checkpoints.folder import METHOD
 from mgaa.errors import InputError, UsageError
 from mgaa.inputs.torch_defaults import ordinary
+from mgaa.models.mark import METHOD
 from mgaa.models.processors import Processor
 
 Reader = Callable[[str, Any], Any]

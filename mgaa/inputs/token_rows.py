@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, UsageError
-from mgaa.inputs.prompts import IDS, Prompts
+from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import Stream, check_vocabulary
+from mgaa.models.model_inputs import IDS
 
 Tokens: TypeAlias = Prompts | Int[Tensor, "s t"] | Mapping[str, Any] | Sequence[Any]
 """Sequences: a tensor or an array (sequences, length); lists of ids, of any lengths; a tokenizer's output, or a list of such; prompts."""

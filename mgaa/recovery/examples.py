@@ -31,8 +31,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from mgaa.errors import InputError, ResourceError, UsageError
-from mgaa.inputs.prompts import IDS, Inputs, Prompts
+from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import digest
+from mgaa.models.model_inputs import IDS, Inputs
 
 UNSCORED = -100
 """The label of a token that is not scored, torch's `ignore_index`."""

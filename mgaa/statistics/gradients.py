@@ -36,8 +36,9 @@ from mgaa.blocks.offload import resident
 from mgaa.budget import Matrix
 from mgaa.errors import NumericalError, UsageError
 from mgaa.evaluation.perplexity import cross_entropy, fitting
-from mgaa.inputs.prompts import IDS, Prompts
+from mgaa.inputs.prompts import Prompts
 from mgaa.models.architectures import DECODER, matrices_of, stacks_of
+from mgaa.models.model_inputs import IDS
 from mgaa.statistics.accumulate import Share
 from mgaa.statistics.calibration import Measuring, Numbered, checked, observer_of
 from mgaa.statistics.gradient_hooks import Feedback, Gradients, check_finite

@@ -8,8 +8,9 @@ import torch
 from demo import vlm
 from demo.scenes import CAPTION, TYPES, examples
 from mgaa.errors import InputError, UsageError
-from mgaa.inputs.prompts import IDS, Prompts
+from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import digest
+from mgaa.models.model_inputs import IDS
 from mgaa.models.processors import load_processor
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import CARD, PROMPTS, backbone_record, table
