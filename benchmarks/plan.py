@@ -71,7 +71,7 @@ def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
     """Memory of a run, that of the process alone, and disk."""
     from flows.command.runner import workers
-    from flows.evaluate import device
+    from flows.parts.measurement import device
     from tasks.config.parameters import load
     from tasks.planning.recipes import recipes
     from tasks.planning.resources import IMPORTS, outlook, resident_bytes

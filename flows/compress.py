@@ -21,9 +21,9 @@ from typing import Any
 from prefect import flow, unmapped
 
 from flows.command.runner import THREADS, opened, workers
-from flows.evaluate import device, measurement
 from flows.parts.calibration import calibrated
 from flows.parts.continuations import samples_of
+from flows.parts.measurement import device, measurement
 from flows.parts.questions import answers_of, check_sight
 from flows.parts.rank_search import candidates_of, rehearsed, searched
 from flows.parts.recovery import examples_of, plan_of, recovered

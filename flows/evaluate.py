@@ -8,7 +8,6 @@ The same texts, windows, tasks, questions and card as in `flows.compress`; the m
 
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,19 @@ from typing import Any
 from prefect import flow
 
 from flows.command.runner import opened
+from flows.parts.measurement import device, measurement
 from flows.parts.questions import answers_of
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from tasks.artifacts.files import ANSWERS, METRICS, table
-from tasks.cache.artifact import Artifact, Store
+from tasks.cache.artifact import Store
 from tasks.cache.atomic import publish_file
 from tasks.cache.executions import Executions, recording
 from tasks.cache.manifest import readable
-from tasks.cache.placement import Where
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.record.run_record import Span, keep_record, place_of
-from tasks.steps.evaluate import content_of, is_standard
 from tasks.steps.evaluate import evaluate as measure
 from tasks.steps.load_backbone import architecture_digest, identify, load_model
-from tasks.steps.make_items import make_items
 
 RESULT = "evaluation.json"
 
@@ -72,33 +69,6 @@ def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, 
         in_mlflow=False,
     )
     return found
-
-
-def measurement(p: Parameters, store: Store, texts: Artifact, tokens: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The arguments of the step `evaluate` that are the same for every model of a run."""
-    return {
-        "evaluation": tokens["evaluation"],
-        "validation": tokens["validation"],
-        "items": make_items(store, texts) if any(not is_standard(task) for task in p.evaluation.tasks) else None,
-        "length": p.data.evaluation.length,
-        "stride": p.data.evaluation.stride,
-        "batch_size": p.evaluation.batch_size,
-        "tasks": p.evaluation.tasks,
-        "limit": p.evaluation.limit,
-        "tasks_folder": p.evaluation.tasks_folder,
-        "tasks_content": content_of(p.evaluation.tasks, p.evaluation.tasks_folder),
-        "device": device(p),
-    }
-
-
-def device(p: Parameters) -> Where:
-    """Where to compute: `auto` is CUDA where there is one."""
-    import torch
-
-    found = p.backbone.device
-    if found == "auto":
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-    return Where(found, p.backbone.stream, p.backbone.hidden)
 
 
 if __name__ == "__main__":

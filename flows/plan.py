@@ -9,7 +9,7 @@ measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.pla
 import sys
 
 from flows.command.runner import workers
-from flows.evaluate import device
+from flows.parts.measurement import device
 from tasks.config.parameters import Parameters
 from tasks.planning.recipes import recipes
 from tasks.planning.resources import Outlook, outlook, refuse_what_cannot_fit

@@ -9,7 +9,7 @@ and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.p
 
 import sys
 
-from flows.evaluate import device
+from flows.parts.measurement import device
 from tasks.cache.atomic import placing
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters

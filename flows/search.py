@@ -18,8 +18,8 @@ from prefect import flow
 
 from flows.command.runner import THREADS, opened, share_of_cores, workers
 from flows.compress import Bench, backbone_of
-from flows.evaluate import device, measurement
 from flows.parts.calibration import calibrated
+from flows.parts.measurement import device, measurement
 from flows.parts.questions import check_sight
 from flows.parts.rank_search import beside, candidates_of, earlier_of, prepared_ground, rehearsed, run_search, within
 from flows.prepare_data import prepared_texts, prepared_tokens

@@ -15,8 +15,8 @@ from prefect import flow, unmapped
 
 from flows.command.runner import THREADS, opened, share_of_cores, workers
 from flows.compress import Bench, backbone_of
-from flows.evaluate import device
 from flows.parts.calibration import calibrated
+from flows.parts.measurement import device
 from flows.parts.questions import check_sight
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.show import PLAIN

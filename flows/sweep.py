@@ -18,8 +18,8 @@ from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
 
 from flows.command.runner import THREADS, opened, share_of_cores, workers
-from flows.evaluate import device
 from flows.parts.calibration import calibrated
+from flows.parts.measurement import device
 from flows.parts.questions import check_sight
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
 from mgaa.errors import MgaaError, UsageError

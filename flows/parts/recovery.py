@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.evaluate import device
+from flows.parts.measurement import device
 from flows.parts.questions import answers_of
 from flows.prepare_data import reading
 from tasks.cache.artifact import Artifact, Store

@@ -111,7 +111,7 @@ def nothing_to_do(p: Parameters, command: str) -> str | None:
 
 def places(p: Parameters) -> list[str]:
     """The devices that a run takes for itself."""
-    from flows.evaluate import device
+    from flows.parts.measurement import device
 
     return devices(device(p))
 
