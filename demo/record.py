@@ -20,7 +20,7 @@ from demo.corpus import Document
 from mgaa.checkpoints.output_folder import write as output_file
 
 if TYPE_CHECKING:
-    from demo.train import Plan
+    from demo.plan import Plan
 
 RECORD = "training.json"
 WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RECORD)

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from mgaa.errors import InputError, UsageError
 from mgaa.inputs.readers import accepting, path, to_change
 from mgaa.inputs.tokens import check_vocabulary
-from mgaa.recovery.adapters import targets
+from mgaa.recovery.attach import targets
 from mgaa.recovery.curve import Curve, Point
 from mgaa.recovery.examples import Examples, from_instructions, from_windows, read_instructions
 from mgaa.recovery.job import Job, job_of

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from mgaa.errors import InputError
 from mgaa.models.lowrank import LowRankLinear, low_rank_layers
 from mgaa.recovery import Plan
-from mgaa.recovery.adapters import Adapter, attached, fill, targets, tensors_of
+from mgaa.recovery.adapters import Adapter, fill, tensors_of
+from mgaa.recovery.attach import attached, targets
 from mgaa.recovery.lora import Beside
 from mgaa.recovery.merging import merge_, updates_of
 from mgaa.recovery.plan import WAYS
