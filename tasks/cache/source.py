@@ -25,31 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mgaa", "demo", "tasks")
 FOLDERS = (*PACKAGES, "flows")
 """Where all code of the project lies."""
-ORCHESTRATION = {
-    "tasks.cache.artifact",
-    "tasks.cache.manifest",
-    "tasks.cache.atomic",
-    "tasks.cache.step",
-    "tasks.cache.stage",
-    "tasks.cache.executions",
-    "tasks.cache.source",
-    "tasks.cache.syntax",
-    "tasks.cache.environment",
-    "tasks.cache.worker_check",
-    "tasks.cache.remote",
-    "tasks.cache.devices",
-    "tasks.config.parameters",
-    "tasks.config.sections",
-    "tasks.config.shorthand",
-    "tasks.config.method_options",
-    "tasks.config.overrides",
-    "tasks.config.typed",
-    "tasks.config.messages",
-    "tasks.tracking.run",
-    "tasks.record.lineage",
-}
-
-
+ORCHESTRATION = ("tasks.cache", "tasks.config", "tasks.record", "tasks.tracking")
+"""Folders that decide where a result lies, not what is in it."""
 ERRORS = "mgaa.errors"
 INERT = {
     "mgaa.errors",
