@@ -21,7 +21,7 @@ from demo import corpus
 from mgaa.compress import LORAP
 from mgaa.evaluation.perplexity import Perplexity, perplexity
 from mgaa.inputs.tokens import pack, windows
-from mgaa.methods import available
+from mgaa.methods import available_methods
 from tasks.data import documents
 from tasks.evaluation.bootstrap import Bootstrap, verdict
 
@@ -45,13 +45,13 @@ PARTS: dict[str, dict[str, Any]] = {
 def texts(name: str) -> tuple[list[str], list[str]]:
     """What calibrates, and what is evaluated."""
     if name == "demo":
-        held_out = corpus.held_out()
+        held_out = corpus.held_out_documents()
         return tuple([each.text for each in held_out[split]] for split in ("calibration", "test"))  # type: ignore[return-value]
-    whole = documents.read(name).texts
+    whole = documents.read_documents(name).texts
     return documents.portion(whole, 0.0, 0.4), documents.portion(whole, 0.6, 1.0)
 
 
-class Bench:
+class Experiment:
     """One backbone: compresses copies of it and measures them."""
 
     def __init__(self, model: str, text: str) -> None:
@@ -81,7 +81,7 @@ def mark(found: Perplexity, reference: Perplexity) -> str:
     return {"better": "▼", "worse": "▲", "undecided": "≈"}[verdict(difference)]
 
 
-def parts(bench: Bench) -> Iterator[str]:
+def parts(bench: Experiment) -> Iterator[str]:
     """The rows of the first table."""
     published = {target: bench.measure(LORAP, target) for target in TARGETS}
     for name, changed in PARTS.items():
@@ -92,9 +92,9 @@ def parts(bench: Bench) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def inputs(bench: Bench) -> Iterator[str]:
+def inputs(bench: Experiment) -> Iterator[str]:
     """The rows of the second table: every factorizer with dense and compressed inputs."""
-    for factors in available("factors"):
+    for factors in available_methods("factors"):
         cells = []
         for target in TARGETS:
             dense, behind = (
@@ -110,7 +110,7 @@ def main() -> None:
     for given in sys.argv[1:]:
         name, place = given.split("=", 1)
         began = time.perf_counter()
-        bench = Bench(*place.rsplit(":", 1))
+        bench = Experiment(*place.rsplit(":", 1))
         print(
             f"\n### {name}: dense {math.exp(bench.dense.nll):.3f}\n\n| | {' | '.join(targets)} |\n|---|---|---|",
             flush=True,

@@ -44,7 +44,7 @@ def fill(store: Store, count: int, size: int) -> Artifact:
         }
         times = {"start": "2026-01-01T00:00:00+00:00", "end": "2026-01-01T00:00:01+00:00", "seconds": 1.0, "facts": {}}
         key = digest(stage)
-        with store.writing("spectra") as out:
+        with store.draft_folder("spectra") as out:
             (out / "block.safetensors").write_bytes(draw.randbytes(size))
             shared = {name: stage[name] for name in ("task", "inputs", "parameters", "code")}
             made.append(

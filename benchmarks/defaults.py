@@ -32,7 +32,7 @@ TARGETS = (0.2, 0.3, 0.4)
 LENGTH = 256
 
 
-class Bench:
+class Experiment:
     """One backbone with its spectra: measures any allocation on the validation text."""
 
     def __init__(self, model: str, text: str, *, windows: int = 120) -> None:
@@ -46,7 +46,7 @@ class Bench:
         self.spectra: dict[str, mgaa.decomposition.linalg.Spectrum] = {}
         for index, block in enumerate(stream_statistics(self.model, measured)):
             names = {m.local: m.name for m in self.matrices if m.block == index}
-            found = factors.spectra({local: self.dense[name] for local, name in names.items()}, block, "afm")
+            found = factors.decompose_block({local: self.dense[name] for local, name in names.items()}, block, "afm")
             self.spectra |= {names[local]: spectrum for local, spectrum in found.items()}
             self.cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
         energies = {name: spectrum.energies for name, spectrum in self.spectra.items()}
@@ -82,13 +82,13 @@ class Bench:
 
 def _texts(text: str) -> tuple[list[str], list[str]]:
     if text == "demo":
-        held_out = corpus.held_out()
+        held_out = corpus.held_out_documents()
         return [d.text for d in held_out["calibration"]], [d.text for d in held_out["validation"]]
-    found = documents.read(text).texts
+    found = documents.read_documents(text).texts
     return documents.portion(found, 0.0, 0.4), documents.portion(found, 0.4, 0.6)
 
 
-def settings() -> Iterator[tuple[str, Callable[[Bench, float], float]]]:
+def settings() -> Iterator[tuple[str, Callable[[Experiment, float], float]]]:
     """Every setting of the grid, by name."""
     yield "level 2 only", lambda bench, target: bench.increase("uniform", "energy", target)
     for level1 in ("linear", "proportional"):
@@ -117,7 +117,7 @@ def main() -> None:
     places = {name: place.rsplit(":", 1) for name, place in (each.split("=", 1) for each in given.backbones)}
     grid: dict[str, dict[str, list[float]]] = {name: {} for name, _ in settings()}
     for name, (model, text) in places.items():
-        bench = Bench(model, text)
+        bench = Experiment(model, text)
         for setting, run in tqdm(list(settings()), desc=name, disable=None):
             grid[setting][name] = [run(bench, target) / bench.uniform[target] for target in TARGETS]
     print("| setting | " + " | ".join(f"{name} {' / '.join(map(str, TARGETS))}" for name in places) + " |")

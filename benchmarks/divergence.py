@@ -21,15 +21,15 @@ from transformers import PreTrainedModel
 import mgaa
 from benchmarks.ablations import LENGTH, texts
 from mgaa.checkpoints.save import twin_of
-from mgaa.decomposed import decomposed
+from mgaa.decomposed import decompose_model
 from mgaa.inputs.tokens import pack, windows
 from mgaa.levels import Target
 from mgaa.models.architectures import matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.search import reference, space_of
 from mgaa.search.objective import logits_of
-from mgaa.search.optimizer import drawn
-from mgaa.statistics.calibration import Measuring
+from mgaa.search.optimizer import draw_point
+from mgaa.statistics.calibration import CalibrationSettings
 
 WINDOWS, ALLOCATIONS, COMPRESSION, BATCH = 20, 5, 0.2, 10
 KEPT = (16, 64, 256)
@@ -41,19 +41,19 @@ def models(source: str, text: str) -> tuple[PreTrainedModel, list[PreTrainedMode
     matrices = matrices_of(unfuse_(model))
     calibration, evaluation = texts(text)
     cut = {"samples": 128}
-    shared = decomposed(
+    shared = decompose_model(
         model,
         windows(pack(calibration, tokenizer).ids, LENGTH, **cut),
         matrices,
         Target(COMPRESSION),
-        Measuring(),
+        CalibrationSettings(),
         ("pooled", {}),
     )
     space = space_of(matrices, compression=COMPRESSION)
     twins = []
     for number in range(ALLOCATIONS):
         twins.append(twin_of(model))
-        shared.put_(twins[-1], space.allocate(shared.ladders, drawn(0, number, len(space)))[1])
+        shared.put_(twins[-1], space.allocate(shared.ladders, draw_point(0, number, len(space)))[1])
     return model, twins, windows(pack(evaluation, tokenizer).ids, LENGTH, samples=WINDOWS)
 
 

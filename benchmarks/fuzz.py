@@ -101,19 +101,19 @@ Kind = tuple[Path, Callable[[bytes, random.Random], bytes], Callable[[Path], obj
 def kinds(folder: Path) -> dict[str, Kind]:
     """The file of every kind, how it is damaged, and what opens it: given the folder of the project, `model` and `run` below it."""
     from mgaa.checkpoints.load import load
-    from mgaa.checkpoints.meta_model import skeleton
+    from mgaa.checkpoints.meta_model import load_meta_model
     from mgaa.checkpoints.ownership import check_folder
     from tasks.audit.dvc_lock import read_stages
     from tasks.audit.verify_store import verify_store
     from tasks.cache.artifact import Store
-    from tasks.config.parameters import load as parameters
-    from tasks.data.documents import read
+    from tasks.config.parameters import load_parameters as parameters
+    from tasks.data.documents import read_documents
     from tasks.record.run_record import parse_record
 
     model = folder / "model"
 
     def opened(path: Path) -> None:
-        skeleton(path.parent)
+        load_meta_model(path.parent)
         load(path.parent, device="cpu")
 
     return {
@@ -125,7 +125,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
             as_json,
             lambda path: load(path.parent, device="cpu"),
         ),
-        "rows": (folder / "texts.jsonl", as_lines, read),
+        "rows": (folder / "texts.jsonl", as_lines, read_documents),
         "params": (folder / "params.yaml", as_yaml, parameters),
         "manifest": (
             next(folder.glob("store/ranks/*/manifest.json")),

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import mgaa
 from mgaa.allocation.device_profile import measure
-from mgaa.allocation.latency import latency_of, total
+from mgaa.allocation.latency import load_latency, total_seconds
 from mgaa.compress import LORAP
 from mgaa.models.architectures import matrices_of
 from mgaa.models.lowrank import low_rank_layers
@@ -84,7 +84,7 @@ def by_latency(dense: LlamaForCausalLM, make: Callable[[], LlamaForCausalLM], co
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "latency.json"
         measure(matrices_of(dense), dtype=torch.float32, tokens=(1, PROMPT)).save(path)
-        profile = latency_of(path, dtype="float32")
+        profile = load_latency(path, dtype="float32")
         at = {
             "MGAA": {},
             **{f"MGAA, latency at {n}": {"objective": "latency", "profile": path, "tokens": n} for n in (1, PROMPT)},
@@ -96,7 +96,9 @@ def by_latency(dense: LlamaForCausalLM, make: Callable[[], LlamaForCausalLM], co
             except mgaa.UsageError as error:
                 print(f"{name}: {error}")
                 continue
-            saved = total([profile.seconds(x, y.rank) for x, y in zip(matrices_of(dense), done.matrices, strict=True)])
+            saved = total_seconds(
+                [profile.seconds(x, y.rank) for x, y in zip(matrices_of(dense), done.matrices, strict=True)]
+            )
             mgaa.save(given, tokenizer, Path(folder) / "model")
             loaded, _ = mgaa.load(Path(folder) / "model", device="cpu")
             print(

@@ -35,7 +35,7 @@ import psutil  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.support.laboratory import Laboratory, build  # noqa: E402
+from tests.support.laboratory import TinyProject, build  # noqa: E402
 
 PATIENCE = 600.0
 """Seconds that a run may take."""
@@ -72,7 +72,7 @@ class Whole:
         return kill.share * (self.beginning if kill.early else self.seconds)
 
 
-def start(lab: Laboratory) -> "subprocess.Popen[str]":
+def start(lab: TinyProject) -> "subprocess.Popen[str]":
     """A run in a process group of its own; what it tells goes to files, for a server that outlives it would hold a pipe."""
     command = [sys.executable, "-m", "flows.compress", f"--params={lab.root / 'params.yaml'}"]
     command += [f"tracking.uri={tracking(lab)}", "--quiet"]
@@ -83,12 +83,12 @@ def start(lab: Laboratory) -> "subprocess.Popen[str]":
         )
 
 
-def tracking(lab: Laboratory) -> str:
+def tracking(lab: TinyProject) -> str:
     """Where the laboratory's runs are recorded."""
     return f"sqlite:///{lab.root / 'mlflow.db'}"
 
 
-def undisturbed(lab: Laboratory) -> Whole:
+def undisturbed(lab: TinyProject) -> Whole:
     """A run that nobody kills."""
     began, beginning = time.perf_counter(), None
     process = start(lab)
@@ -100,7 +100,7 @@ def undisturbed(lab: Laboratory) -> Whole:
     return Whole(outcome(lab, process.returncode), beginning or seconds, seconds)
 
 
-def killed(lab: Laboratory, kill: Kill, after: float) -> str:
+def killed(lab: TinyProject, kill: Kill, after: float) -> str:
     """Kill a run; what was there in that moment."""
     process = start(lab)
     try:
@@ -119,7 +119,7 @@ def killed(lab: Laboratory, kill: Kill, after: float) -> str:
     )
 
 
-def outcome(lab: Laboratory, code: int) -> dict[str, Any]:
+def outcome(lab: TinyProject, code: int) -> dict[str, Any]:
     """All that must be as after an undisturbed run."""
     checkpoint = lab.root / "models" / "compressed"
     return {
@@ -142,7 +142,7 @@ def sealed(checkpoint: Path) -> list[str]:
     return sorted(json.loads(manifest.read_bytes())["files"]) if manifest.exists() else []
 
 
-def numbers(lab: Laboratory) -> dict[str, Any]:
+def numbers(lab: TinyProject) -> dict[str, Any]:
     """The parameters and metrics of the last run in MLflow, and how many are open."""
     from mlflow import MlflowClient
 
@@ -160,7 +160,7 @@ def numbers(lab: Laboratory) -> dict[str, Any]:
     }
 
 
-def servers(lab: Laboratory) -> Iterator[psutil.Process]:
+def servers(lab: TinyProject) -> Iterator[psutil.Process]:
     """The processes that this laboratory's runs have left."""
     for process in psutil.process_iter():
         try:
@@ -170,7 +170,7 @@ def servers(lab: Laboratory) -> Iterator[psutil.Process]:
             continue
 
 
-def tried(lab: Laboratory, kill: Kill, whole: Whole) -> list[str]:
+def tried(lab: TinyProject, kill: Kill, whole: Whole) -> list[str]:
     """Kill a run, run again, and compare; prints a line and gives what differs."""
     after = whole.moment(kill)
     found = killed(lab, kill, after)

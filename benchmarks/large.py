@@ -29,13 +29,13 @@ from transformers.utils.logging import disable_progress_bar
 import mgaa
 from benchmarks import stages
 from benchmarks.effort import allocated, effort, fresh
-from mgaa.blocks.hardware import Rates, free_memory, rates
+from mgaa.blocks.hardware import Rates, free_memory, measure_rates
 from mgaa.checkpoints.folder import INDEX
-from mgaa.checkpoints.meta_model import skeleton
+from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.plan import plan
 from mgaa.plan.layout import Layout, layout_of
 from mgaa.plan.room import gigabytes
-from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.settings import Settings, StageCost
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPRESSION = 0.2
@@ -117,8 +117,8 @@ def measured(source: Path, tokens: torch.Tensor, settings: Settings, wanted: tup
     torch.set_num_threads(threads)
     disable_progress_bar()
     device = torch.device("cuda" if settings.accelerator else "cpu")
-    size = min(skeleton(source).config.hidden_size, 4096 if settings.accelerator else 1024)
-    speeds = rates(device, torch.bfloat16, source, size=size)
+    size = min(load_meta_model(source).config.hidden_size, 4096 if settings.accelerator else 1024)
+    speeds = measure_rates(device, torch.bfloat16, source, size=size)
     torch.linalg.inv(torch.eye(2, device=device))  # what torch loads at the first use
     room, began = free_memory(device), allocated()
     seconds: dict[str, float] = {}
@@ -198,7 +198,7 @@ def main() -> None:
         source = Path(scratch)
         config = config_of(shape, given.blocks, given.length)
         config.save_pretrained(source)
-        layout = layout_of(skeleton(source))
+        layout = layout_of(load_meta_model(source))
         settings = replace(settings, room=free_memory(torch.device(device)))
         print(f"{given.shape}: {shape}\n{settings.samples} x {settings.length} tokens, {given.blocks} blocks, bfloat16")
         for stage in foreseen(layout, settings, wanted).values():
@@ -213,7 +213,7 @@ def main() -> None:
     show(found, layout, replace(settings, room=found.room), shape.blocks, wanted)
 
 
-def foreseen(layout: Layout, settings: Settings, wanted: tuple[str, ...]) -> dict[str, Stage]:
+def foreseen(layout: Layout, settings: Settings, wanted: tuple[str, ...]) -> dict[str, StageCost]:
     """The plan of the stages that it has."""
     return {stage.name: stage for stage in plan(layout, settings) if stage.name in wanted}
 
@@ -248,7 +248,7 @@ def show(found: Found, layout: Layout, settings: Settings, depth: int, wanted: t
     print(f"\n{depth} blocks: {total:.0f} s extrapolated, {sum(found.seconds.values()):.1f} s measured for {blocks}.")
 
 
-def _bytes(stage: Stage, settings: Settings) -> int:
+def _bytes(stage: StageCost, settings: Settings) -> int:
     """Of the memory that is measured."""
     return stage.device if settings.accelerator else stage.device + stage.host
 

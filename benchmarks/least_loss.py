@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 import mgaa
 from benchmarks.effort import Shape
-from benchmarks.proof import Bench
+from benchmarks.proof import Experiment
 from mgaa.checkpoints.save import twin_of
 
 
@@ -34,7 +34,7 @@ def models(backbones: list[str], widths: list[int]) -> Iterator[tuple[str, PreTr
     """Each with its name and calibration tokens."""
     for place in backbones:
         name, _, paths = place.partition("=")
-        bench = Bench(*paths.split(":"))
+        bench = Experiment(*paths.split(":"))
         yield name, bench.model, bench.tokens
     for width in widths:
         shape = Shape(hidden=width, ffn=11 * width // 4, heads=width // 64, blocks=4, vocabulary=4096, length=256)

@@ -70,14 +70,14 @@ def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
 
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
     """Memory of a run, that of the process alone, and disk."""
-    from flows.command.runner import workers
-    from flows.parts.measurement import device
-    from tasks.config.parameters import load
+    from flows.command.runner import worker_count
+    from flows.parts.measurement import resolve_device
+    from tasks.config.parameters import load_parameters
     from tasks.planning.recipes import recipes
-    from tasks.planning.resources import IMPORTS, outlook, resident_bytes
+    from tasks.planning.resources import IMPORTS, plan_run, resident_bytes
 
-    p = load(folder / "params.yaml", overrides)
-    found = outlook(p, device(p), models=len(recipes(p)), workers=workers(p))
+    params = load_parameters(folder / "params.yaml", overrides)
+    found = plan_run(params, resolve_device(params), models=len(recipes(params)), workers=worker_count(params))
     return found.peaks.host, resident_bytes() + IMPORTS, found.peaks.disk
 
 

@@ -27,7 +27,7 @@ from mgaa.checkpoints.save import apply_factors, twin_of
 from mgaa.compress import RATIOS
 from mgaa.decomposition.linalg import Spectrum
 from mgaa.evaluation.perplexity import Perplexity, perplexity
-from mgaa.factors import factorize_linear, spectra
+from mgaa.factors import decompose_block, factorize_linear
 from mgaa.inputs.tokens import pack, windows
 from mgaa.levels import Target, allocate
 from mgaa.models.architectures import matrices_of
@@ -54,7 +54,7 @@ class Draw:
             names = {matrix.local: matrix.name for matrix in self.matrices if matrix.block == index}
             weights = {local: model.get_submodule(name).weight.detach() for local, name in names.items()}
             for factorizer, found in self.spectra.items():
-                found |= {names[local]: each for local, each in spectra(weights, block, factorizer).items()}
+                found |= {names[local]: each for local, each in decompose_block(weights, block, factorizer).items()}
             self.cosines |= {f"{index}.{sublayer}": cosine for sublayer, cosine in block.cosines.items()}
 
     @property

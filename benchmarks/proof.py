@@ -45,7 +45,7 @@ TASKS = ("last_word", "continuation")
 T = TypeVar("T")
 
 
-class Bench:
+class Experiment:
     """One backbone with its texts: measures any model that is made of it."""
 
     def __init__(self, source: str, text: str, other: str) -> None:
@@ -85,7 +85,7 @@ class Bench:
         """Accuracy and standard error by task."""
         with tempfile.TemporaryDirectory() as folder:
             items.write(self.evaluation, Path(folder))
-            answered = zero_shot.run(model, self.tokenizer, TASKS, folder=Path(folder))
+            answered = zero_shot.run_tasks(model, self.tokenizer, TASKS, folder=Path(folder))
         return {task: [each["acc"], each["stderr"]] for task, each in answered.items()}
 
 
@@ -97,23 +97,23 @@ def parameters(model: PreTrainedModel) -> int:
 def texts(name: str) -> tuple[list[str], list[str], list[str]]:
     """What calibrates, what searches read, and what is evaluated."""
     if name == "demo":
-        held_out = corpus.held_out()
+        held_out = corpus.held_out_documents()
         calibration, validation, test = (
             [each.text for each in held_out[split]] for split in ("calibration", "validation", "test")
         )
         return calibration, validation, test
-    found = documents.read(name).texts
+    found = documents.read_documents(name).texts
     calibration, validation, test = (documents.portion(found, *part) for part in ((0.0, 0.4), (0.4, 0.6), (0.6, 1.0)))
     return calibration, validation, test
 
 
 def whole(name: str) -> list[str]:
     """A text that nothing was calibrated on."""
-    return texts(name)[2] if name == "demo" else documents.read(name).texts
+    return texts(name)[2] if name == "demo" else documents.read_documents(name).texts
 
 
 def fill(
-    bench: Bench, record: dict[str, Any], name: str, compressions: Sequence[float], save: Callable[[], None]
+    bench: Experiment, record: dict[str, Any], name: str, compressions: Sequence[float], save: Callable[[], None]
 ) -> None:
     """Measure the cells of a method that are not there."""
     cells = record.setdefault("cells", {}).setdefault(name, {})
@@ -168,7 +168,7 @@ def main() -> None:
         raise UsageError(f"no method {', '.join(unknown)}, expected some of {', '.join(METHODS)}")
     for place in given.backbones:
         name, _, paths = place.partition("=")
-        bench = Bench(*paths.split(":"))
+        bench = Experiment(*paths.split(":"))
         record = content.setdefault(name, {})
         bench.warm_up()
         if "dense" not in record:

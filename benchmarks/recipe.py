@@ -22,11 +22,11 @@ import mgaa
 from benchmarks.effort import Effort, Shape, effort, fresh
 from benchmarks.svdllm import profiled, rank, whiten_
 from mgaa.checkpoints.save import apply_factors, twin_of
-from mgaa.decomposed import decomposed
+from mgaa.decomposed import decompose_model
 from mgaa.factors import factorize_linear
 from mgaa.levels import Target
 from mgaa.models.architectures import matrices_of
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 ONE = (0.2,)
@@ -89,7 +89,7 @@ def errors(shape: Shape, threads: int) -> dict[str, tuple[float, float]]:
     theirs, same = twin_of(model), twin_of(model)
     whiten_(theirs, profiled(model, tokens), ONE[0])
     matrices = matrices_of(model)
-    spectra = decomposed(model, tokens, matrices, Target(ONE[0]), Measuring(), ("whitened", {})).spectra
+    spectra = decompose_model(model, tokens, matrices, Target(ONE[0]), CalibrationSettings(), ("whitened", {})).spectra
     ranks = {matrix.name: rank(model.get_submodule(matrix.name), ONE[0]) for matrix in matrices}
     apply_factors(same, {name: factorize_linear(model, name, spectra[name], kept) for name, kept in ranks.items()})
     sums = {name: torch.zeros(3, dtype=torch.float64) for name in ranks}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.compress import compress
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 
 TARGETS = (0.2, 0.5)
 WANTED = ["mgaa:product", "mgaa:factors", "lorap:product", "lorap:factors"]
@@ -34,7 +34,7 @@ def overrides(model: str, text: str) -> list[str]:
 
 def run(given: list[str]) -> dict[str, Any]:
     """One run of the flow; the entries of its models."""
-    parameters = load(Path("params.yaml"), given)
+    parameters = load_parameters(Path("params.yaml"), given)
     compress(parameters)
     models: dict[str, Any] = json.loads((parameters.folder / "results" / "metrics.json").read_text())["models"]
     return models

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from flows.compress import compress
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 MODELS = ("uniform", "level1", "level2", "mgaa")
@@ -37,7 +37,7 @@ def rows(given: list[str]) -> list[str]:
     """One row per compression."""
     found = []
     for target in TARGETS:
-        parameters = load(Path("params.yaml"), [*given, f"ratios.compression={target}"])
+        parameters = load_parameters(Path("params.yaml"), [*given, f"ratios.compression={target}"])
         compress(parameters)
         models = json.loads((parameters.folder / "results" / "metrics.json").read_text())["models"]
         dense = models["dense"]["nll"]

@@ -16,9 +16,9 @@ from typing import Any
 
 from benchmarks.results import overrides
 from flows.search import search
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.figures.style import label_of
-from tasks.search.figure import named
+from tasks.search.figure import label_search
 from tasks.search.publish import FOLDER
 from tasks.search.study import NAME, TASK
 
@@ -41,7 +41,7 @@ def rows(table: Any) -> list[str]:
         scores = " | ".join(f"{kind[task].dropna().mean():.3f}" for task in tasks)
         overhead = kind.proposal_seconds.sum() / kind.evaluation_seconds.sum()
         found.append(
-            f"| {named(method, start)} | 5x{groups:.0f} | {kind.evaluations.mean():.0f} | {spread(kind.objective, 3)} | "
+            f"| {label_search(method, start)} | 5x{groups:.0f} | {kind.evaluations.mean():.0f} | {spread(kind.objective, 3)} | "
             f"{spread(kind.perplexity, 3)} | {spread(1000 * kind.above_dense, 1)} | {wins[0]} / {wins[1]} of {len(kind)} | {scores} | "
             f"{kind.evaluation_seconds.mean():.0f} | {overhead:.1%} |"
         )
@@ -67,7 +67,7 @@ def main() -> None:
         changed = [each for each in overrides(*source.rsplit(":", 1)) if not each.startswith("evaluation.")]
         changed += ["method=bolaco", f"ratios.compression={compression}", GROUPS, STARTS]
         changed += [f"study.seeds=[{','.join(map(str, range(int(seeds or 3))))}]", *extra]
-        parameters = load(Path("params.yaml"), changed)
+        parameters = load_parameters(Path("params.yaml"), changed)
         search(parameters)
         table = read_csv(parameters.folder / FOLDER / NAME)
         shutil.copytree(

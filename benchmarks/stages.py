@@ -16,16 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mgaa
 from mgaa.blocks.hidden_states import Place
-from mgaa.blocks.offload import is_shelved, resident
+from mgaa.blocks.offload import is_offloaded, load_block
 from mgaa.budget import Matrix
 from mgaa.checkpoints.save import apply_factors, save_blockwise, twin_of
 from mgaa.evaluation.perplexity import perplexity
-from mgaa.factors import factorize_linear, load_energies, load_spectra, save_spectra, spectra
+from mgaa.factors import decompose_block, factorize_linear, load_energies, load_spectra, save_spectra
 from mgaa.levels import Target, allocate
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.lowrank import Factors
 from mgaa.ranks import ladders_of
-from mgaa.statistics.calibration import Calibration, Measuring
+from mgaa.statistics.calibration import Calibration, CalibrationSettings
 from mgaa.statistics.statistics import BlockStatistics, load_cosines
 
 FACTORS = "afm"
@@ -39,20 +39,20 @@ def calibrate(
 ) -> None:
     """Write the statistics of every block."""
     with _waiting(folder, place) as kept:
-        calibration = Calibration(model, tokens, Measuring(batch_size=batch_size), place=place, folder=kept)
+        calibration = Calibration(model, tokens, CalibrationSettings(batch_size=batch_size), place=place, folder=kept)
         for index in range(len(calibration)):
             calibration.measure(index).save(_file(folder, index))
-            calibration.settle()
+            calibration.commit()
         calibration.close()
 
 
 def decompose(model: PreTrainedModel, statistics: Path, folder: Path) -> None:
     """Write energies and bases of every block."""
     for index, inside in _by_block(model):
-        with resident(decoder_blocks(model)[index]):
+        with load_block(decoder_blocks(model)[index]):
             weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in inside}
             found = BlockStatistics.load(_file(statistics, index), str(model.device))
-            save_spectra(spectra(weights, found, FACTORS), _file(folder, index))
+            save_spectra(decompose_block(weights, found, FACTORS), _file(folder, index))
 
 
 def allocated(
@@ -77,7 +77,7 @@ def factorize(model: PreTrainedModel, spectra: Path, ranks: dict[str, int], fold
     """Write the factors of every block."""
     for index, inside in _by_block(model):
         tensors: dict[str, Tensor] = {}
-        with resident(decoder_blocks(model)[index]):
+        with load_block(decoder_blocks(model)[index]):
             found = load_spectra(_file(spectra, index), str(model.device))
             for matrix in inside:
                 if matrix.name in ranks:
@@ -96,7 +96,7 @@ def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, factors: P
         parts = {name: [tensors.get(f"{name}/{key}") for key in ("A", "B", "bias")] for name in names}
         apply_factors(twin, {name: Factors(*pair) for name, pair in parts.items()})  # type: ignore[arg-type]
 
-    if is_shelved(twin):
+    if is_offloaded(twin):
         save_blockwise(twin, tokenizer, folder, change=change)
         return
     for index in range(len(decoder_blocks(twin))):

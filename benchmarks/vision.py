@@ -20,7 +20,7 @@ import torch
 
 import mgaa
 from demo import corpus, scenes
-from mgaa.evaluation.answering import answer, caption_losses, is_match, majority
+from mgaa.evaluation.answering import answer, caption_losses, is_match, majority_accuracy
 from mgaa.evaluation.perplexity import perplexity
 from mgaa.inputs.prompts import Prompts, Question, encode
 from mgaa.inputs.tokens import pack, windows
@@ -72,7 +72,7 @@ def case_of(given: str, samples: int, count: int) -> Case:
 
 def read(path: Path, count: int) -> Iterator[tuple[str, Question]]:
     """The first questions of a file."""
-    for record in questions.read(path)[:count]:
+    for record in questions.read_question_file(path)[:count]:
         image = None if record["image"] is None else questions.open_image(path.parent / record["image"])
         yield record["type"], Question(record["question"], record["answer"], image)
 
@@ -130,7 +130,7 @@ def main() -> None:
     dense, processor = mgaa.load(given.model)
     case = case_of(given.case, given.samples, given.questions)
     seen, _ = encode(case.calibration, processor, dense.config).by_length()  # type: ignore[arg-type]
-    held_out = corpus.held_out()
+    held_out = corpus.held_out_documents()
     ids = {
         name: pack([each.text for each in held_out[name]], tokenizer_of(processor)).ids
         for name in ("calibration", "test")
@@ -138,7 +138,7 @@ def main() -> None:
     read_ = windows(ids["calibration"], LENGTH, samples=max(32, seen.tokens // LENGTH))
     text = windows(ids["test"], LENGTH, samples=given.windows).flatten()
     whole = measured(dense, processor, case, text)
-    share = 100 * majority([each.answer for each in case.asked])
+    share = 100 * majority_accuracy([each.answer for each in case.asked])
     captions = "" if whole.captions is None else f" captions {whole.captions:.3f},"
     print(
         f"dense: {100 * sum(whole.right) / len(whole.right):.1f} % of {len(case.asked)} questions, always the most frequent answer "

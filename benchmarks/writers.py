@@ -26,9 +26,9 @@ sys.path.insert(0, str(ROOT))
 
 from tasks.cache.artifact import Artifact, Store  # noqa: E402
 from tasks.cache.step import step  # noqa: E402
-from tasks.config.parameters import load  # noqa: E402
+from tasks.config.parameters import load_parameters  # noqa: E402
 from tasks.tracking.registration import DIGEST, FOLDER, MODEL, register  # noqa: E402
-from tasks.tracking.run import tracked  # noqa: E402
+from tasks.tracking.run import track_run  # noqa: E402
 
 METRICS, POINTS, CHILDREN = 200, 50, 3
 MODEL_NAME = "writers"
@@ -48,12 +48,12 @@ def add(out: Path, store: Store, parts: list[Artifact]) -> None:
 
 def writer(number: int, folder: Path, uri: str, steps: int, barrier: Any) -> None:
     """One process."""
-    p = load(
+    params = load_parameters(
         ROOT / "params.yaml", [f"tracking.uri={uri}", "tracking.experiment=writers", f"store.path={folder / 'store'}"]
     )
-    store = Store(p.store_path)
+    store = Store(params.store_path)
     barrier.wait()
-    with tracked(p, title=f"writer {number}") as run:
+    with track_run(params, title=f"writer {number}") as run:
         common = [write.fn(store, who=-1, what=what) for what in range(steps)]
         equal = [write.fn(store, who=-2 - number, what=what) for what in range(steps)]
         own = [write.fn(store, who=number, what=what) for what in range(steps)]
@@ -88,13 +88,13 @@ def counted(folder: Path, uri: str, writers: int) -> dict[str, Any]:
         "metrics": sum(sum(key.startswith("metric/") for key in run.data.metrics) for run in parents),
         "points": sum(len(client.get_metric_history(run.info.run_id, "recovery/training")) for run in parents),
         "files": sum(len(client.list_artifacts(run.info.run_id, FOLDER)) for run in parents),
-        "totals": sum(store.sound(Artifact("sums", run.data.tags["total"])) for run in parents),
+        "totals": sum(store.is_sound(Artifact("sums", run.data.tags["total"])) for run in parents),
         "versions": len({version.version for version in versions}),
         "candidate": client.get_model_version_by_alias(MODEL_NAME, "candidate").version,
         "keys": len(keys),
         "by_task": dict(Counter(key["stage"]["task"] for key in keys)),
         "artifacts": len(artifacts),
-        "sound": sum(store.sound(artifact) for artifact in artifacts),
+        "sound": sum(store.is_sound(artifact) for artifact in artifacts),
         "quarantined": len([*store.path.glob("quarantine/*")]),
         "temporary": len([*store.path.glob("*/.tmp-*")]),
     }
@@ -107,7 +107,7 @@ def expected(writers: int, steps: int) -> dict[str, Any]:
         "runs": writers,
         "finished": writers * (1 + CHILDREN),
         "children": writers * CHILDREN,
-        "parameters": writers * len(load(ROOT / "params.yaml").flat()),
+        "parameters": writers * len(load_parameters(ROOT / "params.yaml").flat()),
         "metrics": writers * METRICS,
         "points": writers * POINTS,
         "files": writers * 2,

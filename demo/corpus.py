@@ -97,7 +97,7 @@ def shingles(text: str) -> set[bytes]:
     return {hashlib.blake2b(run.encode(), digest_size=8).digest() for run in runs}
 
 
-def held_out(site: Path | None = None) -> dict[str, list[Document]]:
+def held_out_documents(site: Path | None = None) -> dict[str, list[Document]]:
     """Test, validation and calibration documents in path order; takes seconds. `site` is the folder that holds the packages."""
     return _collect(HELD_OUT, assign(site), "reading the held-out docstrings")
 
@@ -134,7 +134,7 @@ def docstrings(content: bytes) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tree = ast.parse(content)
-    found = [_clean(ast.get_docstring(node)) for node in _documented(tree)]
+    found = [_clean(ast.get_docstring(node)) for node in _documentable_nodes(tree)]
     return [text for text in found if len(text) >= MINIMUM]
 
 
@@ -213,7 +213,9 @@ def _folder(package: str, site: Path | None) -> Path:
     return Path(next(iter(spec.submodule_search_locations)))
 
 
-def _documented(tree: ast.Module) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
+def _documentable_nodes(
+    tree: ast.Module,
+) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
     """Everything that may have a docstring, in file order. Visits statements only: `ast.walk` would visit every expression."""
     stack: list[ast.AST] = [tree]
     while stack:

@@ -132,11 +132,11 @@ def _turns(scene: Scene, count: int, random: Random) -> list[Pair]:
     kinds = [kind for _ in range(0, count, len(TYPES)) for kind in random.sample(TYPES, len(TYPES))][:count]
     if count > 1 and random.random() < CAPTIONS:
         kinds[0] = CAPTION
-    found = [_balanced(scene, kind, random) for kind in kinds]
+    found = [_balance(scene, kind, random) for kind in kinds]
     return [pair for pair in found if pair] or scenes.questions(scene, CAPTION, random)[0]
 
 
-def _balanced(scene: Scene, kind: str, random: Random) -> Pair | None:
+def _balance(scene: Scene, kind: str, random: Random) -> Pair | None:
     """The answer first, then a question with it, as in `scenes.examples`."""
     groups = scenes.questions(scene, kind, random)
     answers = sorted({answer for group in groups for _, answer in group})

@@ -36,7 +36,7 @@ def read(folder: Path, count: int | None = None, seed: int = 0) -> list[Example]
     images: dict[int, Image.Image] = {}
     found = []
     for place in chosen:
-        question, answer, number = _checked(records[place], place, path)
+        question, answer, number = _check_record(records[place], place, path)
         if number not in images:
             images[number] = _image(folder / "images" / f"{number}.png")
         found.append(Example(images[number], question, answer, type_of(answer)))
@@ -76,7 +76,7 @@ def _records(path: Path) -> list[Any]:
     return records
 
 
-def _checked(record: Any, place: int, path: Path) -> tuple[str, str, int]:
+def _check_record(record: Any, place: int, path: Path) -> tuple[str, str, int]:
     if isinstance(record, list) and [type(each) for each in record] == [str, str, int]:
         return record[0], record[1], record[2]
     raise InputError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from demo import corpus, yardsticks
 from demo.corpus import Document
-from mgaa.checkpoints.output_folder import write as output_file
+from mgaa.checkpoints.output_folder import write_output as output_file
 
 if TYPE_CHECKING:
     from demo.plan import Plan
@@ -28,7 +28,7 @@ WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_conf
 SAMPLE = 240
 
 
-def measured(encoded: Mapping[str, Sequence[Tensor]]) -> dict[str, Sequence[Tensor]]:
+def recorded_documents(encoded: Mapping[str, Sequence[Tensor]]) -> dict[str, Sequence[Tensor]]:
     """The documents whose loss is recorded: all of validation and test, an even sample of train."""
     train = encoded["train"]
     return {

@@ -64,14 +64,16 @@ def write(documents: Sequence[str], folder: Path, *, items: int = ITEMS, seed: i
 def last_word(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0) -> list[dict[str, Any]]:
     """Items `{context, target}`; the target occurs in the context as a word."""
     found = [
-        each for each in _drawn(documents, _LAST_WORD, seed) if each.following in re.findall(r"[a-z]+", each.context)
+        each
+        for each in _draw_passages(documents, _LAST_WORD, seed)
+        if each.following in re.findall(r"[a-z]+", each.context)
     ]
     return [{"context": each.context, "target": each.following} for each in _spread(found, items, "last_word")]
 
 
 def continuation(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0) -> list[dict[str, Any]]:
     """Items `{context, choices, label}` with four choices, one of them true."""
-    found = _drawn(documents, _NEXT_WORDS, seed)
+    found = _draw_passages(documents, _NEXT_WORDS, seed)
     made = []
     for index, passage in enumerate(_spread(found, items, "continuation")):
         choices = _distractors(passage, found, start=(index + 1) * POOL)
@@ -81,7 +83,7 @@ def continuation(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0)
     return made
 
 
-def _drawn(documents: Sequence[str], pattern: re.Pattern[str], seed: int) -> list[Passage]:
+def _draw_passages(documents: Sequence[str], pattern: re.Pattern[str], seed: int) -> list[Passage]:
     """Every place where `pattern` matches after enough context, in an order that only the text and the seed decide."""
     found = {}
     for number, document in enumerate(documents):

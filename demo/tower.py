@@ -44,7 +44,7 @@ def labels(drawn: Sequence[Scene], patch: int) -> list[Tensor]:
     return [cells.expand(len(drawn), -1), shapes[:, cells], colours[:, cells]]
 
 
-def words(embeddings: Tensor, tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
+def word_embeddings(embeddings: Tensor, tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
     """For places, shapes and colours (with the word for none) the mean embedding of each name's tokens, with and without a blank."""
     names = [[*PLACES, "empty"], [*SHAPES, "empty"], [*COLOURS, "empty"]]
     return [torch.stack([_word(each, embeddings, tokenizer) for each in group]) for group in names]
@@ -60,7 +60,7 @@ def fit(
     rate: float,
     seed: int,
 ) -> list[list[float]]:
-    """Trains both in place; `vocabulary` is that of `words`.
+    """Trains both in place; `vocabulary` is that of `word_embeddings`.
 
     Returns the curve: step, loss, and the share of patches over a thing whose shape and whose colour is named.
     """

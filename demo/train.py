@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from demo import corpus, packing, record
 from demo import tokenizer as vocabulary
 from demo.plan import Plan
-from mgaa.checkpoints.output_folder import placing
+from mgaa.checkpoints.output_folder import place_files
 from mgaa.checkpoints.ownership import check_files
 from mgaa.errors import MgaaError, NumericalError, UsageError
 
@@ -190,11 +190,11 @@ def train(plan: Plan, output: Path) -> None:
     rows = packing.rows(encoded["validation"], plan.length)
     curve, steps = fit(model, encoded["train"], rows[:: max(1, len(rows) // 64)], plan)
     output.mkdir(parents=True, exist_ok=True)
-    with placing(output) as draft:
+    with place_files(output) as draft:
         model.to(torch.bfloat16).save_pretrained(draft)
         tokenizer.save_pretrained(draft)
     saved = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32).to(model.device)
-    rows_of = {name: packing.rows(each, plan.length) for name, each in record.measured(encoded).items()}
+    rows_of = {name: packing.rows(each, plan.length) for name, each in record.recorded_documents(encoded).items()}
     losses = {name: evaluate(saved, each, what=f"{name} loss") for name, each in rows_of.items()}
     seconds = time.monotonic() - start
     record.write(

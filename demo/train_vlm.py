@@ -32,7 +32,7 @@ from demo.dialogues import Rows
 from demo.record import WRITTEN
 from demo.scenes import Example
 from demo.vlm_plan import POINTS, Plan
-from mgaa.checkpoints.output_folder import placing
+from mgaa.checkpoints.output_folder import place_files
 from mgaa.checkpoints.ownership import check_files
 from mgaa.errors import MgaaError, NumericalError, UsageError
 
@@ -62,7 +62,7 @@ def fit(
             recent.append(_step(model, optimizer, losses, step, plan))
             bar.update()
             if step % max(1, plan.steps // POINTS) == 0 or step == plan.steps:
-                right = vlm_record.right(model, reader, validation)
+                right = vlm_record.accuracy(model, reader, validation)
                 curve.append(
                     [step, *(round(each, 4) for each in torch.stack(recent).nanmean(0).tolist()), round(right, 4)]
                 )
@@ -163,7 +163,7 @@ def _first_stage(model: LlavaForConditionalGeneration, plan: Plan) -> list[list[
     return tower.fit(
         model.model.vision_tower,
         model.model.multi_modal_projector,
-        tower.words(model.get_input_embeddings().weight.detach().clone(), vlm.tokenizer()),
+        tower.word_embeddings(model.get_input_embeddings().weight.detach().clone(), vlm.tokenizer()),
         steps=plan.tower_steps,
         batch=plan.tower_batch,
         rate=plan.tower_rate,
@@ -179,7 +179,7 @@ def save(model: LlavaForConditionalGeneration, reader: LlavaProcessor, output: P
         pad_token_id=reader.tokenizer.pad_token_id,
     )
     output.mkdir(parents=True, exist_ok=True)
-    with placing(output) as draft:
+    with place_files(output) as draft:
         model.to(torch.bfloat16).save_pretrained(draft)
         reader.save_pretrained(draft)
 

@@ -33,7 +33,7 @@ from demo.corpus import Document
 from demo.plan import Plan as TextPlan
 from demo.record import RECORD
 from demo.scenes import CAPTION, Example
-from mgaa.checkpoints.output_folder import write as output_file
+from mgaa.checkpoints.output_folder import write_output as output_file
 
 if TYPE_CHECKING:
     from demo.vlm_plan import Plan
@@ -61,7 +61,7 @@ def answers(
     return found
 
 
-def right(model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example]) -> float:
+def accuracy(model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example]) -> float:
     """The share of exact matches."""
     found = answers(model, reader, asked)
     return sum(one == each.answer for one, each in zip(found, asked, strict=True)) / len(asked)
@@ -142,7 +142,7 @@ def write(
         "docstrings": {name: corpus.digest(documents[name]) for name in ("train", "test")},
         **({} if before is None else {"before": {key: before[key] for key in ("plan", "seen", "curves", "seconds")}}),
         "plan": asdict(plan),
-        "seen": _seen(plan),
+        "seen": _consumed(plan),
         "curves": dict(curves),
         "results": results,
         "seconds": round(seconds),
@@ -167,7 +167,7 @@ def _easy(questions: Sequence[Example]) -> dict[str, int | str] | None:
     return {"questions": len(questions), "images": images, "sha256": digest(questions)}
 
 
-def _seen(plan: "Plan") -> dict[str, int]:
+def _consumed(plan: "Plan") -> dict[str, int]:
     """Images and tokens of text that the training consumed."""
     return {
         "tower_images": plan.tower_steps * plan.tower_batch,

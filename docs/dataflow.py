@@ -16,7 +16,7 @@ from pathlib import Path
 import networkx as nx
 
 from tasks.audit.lineage_figure import Box, boxes
-from tasks.audit.references import derivation, resolve
+from tasks.audit.references import derivation, resolve_target
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import load_operation
 from tasks.record.lineage import Node, ancestry
@@ -70,7 +70,7 @@ def flow_of(store: Store, run: Artifact) -> Flow:
     graph, _ = boxes({artifact: node for artifact, node in nodes.items() if artifact.kind != KIND})
     targeted = taking(nodes, TARGET)
     again = targeted | {each for box in targeted for each in nx.descendants(graph, box)}
-    place = {box_of(nodes[made]): position for position, made in enumerate(nodes[run].behind)}
+    place = {box_of(nodes[made]): position for position, made in enumerate(nodes[run].all_inputs)}
     order = [*nx.lexicographical_topological_sort(graph, key=lambda box: (place.get(box, -1), box))]
     readers = {box: sorted(graph.successors(box), key=order.index) for box in order}
     return Flow(order, readers, again, taking(nodes, BLOCK))
@@ -152,5 +152,5 @@ def text(style: str, x: int, y: int, words: str, anchor: str = "start") -> str:
 if __name__ == "__main__":
     given = load_operation(Path("params.yaml"), sys.argv[1:])
     store = Store(given.store_path, given.store.lock_timeout)
-    FIGURE.write_text(svg(flow_of(store, resolve(given, store, "last"))), encoding="utf-8")
+    FIGURE.write_text(svg(flow_of(store, resolve_target(given, store, "last"))), encoding="utf-8")
     print(f"The figure is in {FIGURE}")

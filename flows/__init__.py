@@ -11,10 +11,12 @@ from urllib.request import getproxies
 
 from flows.command import early_exit  # noqa: F401  (before the imports that take seconds)
 from flows.command.streams import open_streams
-from tasks.config.parameters import checkout
+from tasks.config.parameters import checkout_of
 
 ENVIRONMENT = {
-    "PREFECT_HOME": str(checkout(Path(__file__).resolve().parents[1]) / ".prefect"),  # not in a DVC experiment's copy
+    "PREFECT_HOME": str(
+        checkout_of(Path(__file__).resolve().parents[1]) / ".prefect"
+    ),  # not in a DVC experiment's copy
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",  # 7 to 17 s on a quiet machine
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",  # the interface shows everything, the terminal shows progress
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # nothing phones home

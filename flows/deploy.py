@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.command.cli import answered, parse
-from mgaa.boundary import one_error, through
+from flows.command.cli import parse_arguments, run_command
+from mgaa.boundary import translate_errors, via_proxy
 from mgaa.errors import ResourceError, UsageError
 from mgaa.masking import masked
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 
 POOL = "mgaa"
 """The work pool of processes that `prefect.yaml` names."""
@@ -36,7 +36,7 @@ def settings(params: str = "", overrides: str = "") -> dict[str, Any]:
         overrides: `section.key=value`, quoted as in a shell.
     """
     path, words = Path(params or "params.yaml").absolute(), shlex.split(overrides or "")
-    schedule = load(path, words).schedule
+    schedule = load_parameters(path, words).schedule
     return {
         "cron": schedule.cron.model_dump(),
         "active": {name: name in schedule.active for name in type(schedule.cron).model_fields},
@@ -54,7 +54,7 @@ def deploy(path: Path, overrides: list[str]) -> None:
         UsageError: a parameter is wrong or holds a secret, there is no `prefect.yaml`, or no server is set.
         ResourceError: the server does not answer, or Prefect refuses.
     """
-    load(path, overrides)
+    load_parameters(path, overrides)
     if secret := next((word for word in overrides if masked(word) != word), None):
         raise UsageError(
             f"{masked(secret)} holds a secret, which Prefect would keep in its database with the deployment: expected it in the "
@@ -63,7 +63,7 @@ def deploy(path: Path, overrides: list[str]) -> None:
     if not Path(FILE).is_file():
         raise UsageError(f"There is no {FILE} in {Path.cwd()}: run in the project's folder.")
     refused = "the server at PREFECT_API_URL does not do what a deployment asks"
-    with server() as client, one_error(refused, "set the address of a server of Prefect", kind=ResourceError):
+    with server() as client, translate_errors(refused, "set the address of a server of Prefect", kind=ResourceError):
         make_pool(client)
         told = {PARAMS: str(path), OVERRIDES: shlex.join(overrides)}
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"]
@@ -92,8 +92,8 @@ def server() -> Any:
         raise UsageError(
             f"No server of Prefect is set, and schedules run only with one: {remedy}, such as http://127.0.0.1:4200/api."
         )
-    unanswered = f"PREFECT_API_URL is {masked(url)}, where no server of Prefect answers{through(url)}"
-    with one_error(unanswered, remedy, kind=ResourceError):
+    unanswered = f"PREFECT_API_URL is {masked(url)}, where no server of Prefect answers{via_proxy(url)}"
+    with translate_errors(unanswered, remedy, kind=ResourceError):
         httpx.get(f"{url}/health", timeout=PATIENCE).raise_for_status()
     return get_client(sync_client=True)
 
@@ -122,8 +122,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
-        return answered(lambda: print(__doc__))
-    return answered(lambda: deploy(*parse(arguments)))
+        return run_command(lambda: print(__doc__))
+    return run_command(lambda: deploy(*parse_arguments(arguments)))
 
 
 if __name__ == "__main__":

@@ -14,15 +14,15 @@ from typing import Any
 
 from prefect import flow
 
-from flows.command.runner import opened
-from flows.parts.measurement import device, measurement
-from flows.parts.questions import answers_of
-from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
-from tasks.artifacts.files import ANSWERS, METRICS, table
+from flows.command.runner import open_run_store
+from flows.parts.measurement import evaluation_arguments, resolve_device
+from flows.parts.questions import answer_questions
+from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
+from tasks.artifacts.files import ANSWERS, METRICS, read_table
 from tasks.cache.artifact import Store
 from tasks.cache.atomic import publish_file
-from tasks.cache.executions import Executions, recording
-from tasks.cache.manifest import readable
+from tasks.cache.executions import Executions, record_executions
+from tasks.cache.manifest import format_json
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.record.run_record import Span, keep_record, place_of
@@ -36,36 +36,36 @@ RESULT = "evaluation.json"
 def evaluate(parameters: Parameters) -> dict[str, Any]:
     """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks`, and on `data.questions` if it sees."""
     check_outputs(parameters, Output("output.results", parameters.results, [RESULT, place_of(Path(), "evaluate").name]))
-    with recording(store := opened(parameters, alone=True)) as executions:
-        return evaluated(parameters, store, executions)
+    with record_executions(store := open_run_store(parameters, alone=True)) as executions:
+        return evaluate_model(parameters, store, executions)
 
 
-def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, Any]:
+def evaluate_model(params: Parameters, store: Store, executions: Executions) -> dict[str, Any]:
     """The metrics of the model, published with the record of the run."""
     began, started = time.perf_counter(), datetime.now(UTC)
-    source, revision = p.backbone.source, p.backbone.revision
-    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
+    source, revision = params.backbone.source, params.backbone.revision
+    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": params.backbone.dtype}
     given |= {"files": identify(source, revision), "architecture": architecture_digest(source, revision)}
     model = load_model(store, **given)
-    texts = prepared_texts(p, store)
-    tokens = prepared_tokens(p, store, model, texts, ("validation", "evaluation"))
-    metrics = measure(store, model, **measurement(p, store, texts, tokens))
-    found = {"source": source, "revision": revision, **table(store, metrics, METRICS)}
+    texts = prepare_texts(params, store)
+    tokens = prepare_tokens(params, store, model, texts, ("validation", "evaluation"))
+    metrics = measure(store, model, **evaluation_arguments(params, store, texts, tokens))
+    found = {"source": source, "revision": revision, **read_table(store, metrics, METRICS)}
     made = {"backbone": model, "texts": texts, **{f"tokens.{name}": each for name, each in tokens.items()}}
     made |= {"metrics": metrics}
-    if p.data.questions:
-        answers = answers_of(p, store, model, prepared_questions(p, store), device(p))
-        found["questions"] = {name: table(store, each, ANSWERS) for name, each in answers.items()}
+    if params.data.questions:
+        answers = answer_questions(params, store, model, prepare_questions(params, store), resolve_device(params))
+        found["questions"] = {name: read_table(store, each, ANSWERS) for name, each in answers.items()}
         made |= {f"answers.{name}": each for name, each in answers.items()}
-    publish_file(p.results / RESULT, readable(found))
+    publish_file(params.results / RESULT, format_json(found))
     keep_record(
-        p,
+        params,
         store,
         "evaluate",
         artifacts=made,
         executions=executions,
         spent=Span(started, time.perf_counter() - began),
-        places=[p.results / RESULT],
+        places=[params.results / RESULT],
         in_mlflow=False,
     )
     return found

@@ -19,7 +19,7 @@ import typer
 
 from flows.command import subcommands
 from mgaa.errors import InputError
-from tasks.audit.references import resolve, run_of
+from tasks.audit.references import resolve_target, run_of
 from tasks.cache.artifact import Store
 from tasks.config.parameters import Operation
 from tasks.record.run_record import read_record
@@ -30,13 +30,13 @@ What = Annotated[
 ]
 
 
-def opened(p: Operation) -> Store:
+def open_store(params: Operation) -> Store:
     """The store of this checkout."""
-    return Store(p.store_path, p.store.lock_timeout)
+    return Store(params.store_path, params.store.lock_timeout)
 
 
 def show(
-    p: Operation,
+    params: Operation,
     what: What = "last",
     *,
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
@@ -44,14 +44,14 @@ def show(
     figure: Annotated[Path | None, typer.Option(help="draw it into this .svg or .png")] = None,
 ) -> None:
     """Draw the whole ancestry of a result, from manifests alone."""
-    from tasks.audit.lineage_view import as_json, as_tree
+    from tasks.audit.lineage_view import as_json, print_tree
 
-    store = opened(p)
-    root = resolve(p, store, what)
+    store = open_store(params)
+    root = resolve_target(params, store, what)
     if json:
         print(as_json(store, root))
     else:
-        as_tree(store, root, full=full)
+        print_tree(store, root, full=full)
     if figure is not None:
         from tasks.audit.lineage_figure import draw
 
@@ -59,7 +59,7 @@ def show(
 
 
 def verify(
-    p: Operation,
+    params: Operation,
     what: What = "last",
     *,
     signers: Annotated[
@@ -70,8 +70,8 @@ def verify(
     """Hash everything again, and compare manifests, files, dvc.lock, MLflow, git and signatures with each other."""
     from tasks.audit.verify import audit
 
-    store = opened(p)
-    found = audit(p, store, resolve(p, store, what), signers)
+    store = open_store(params)
+    found = audit(params, store, resolve_target(params, store, what), signers)
     if json:
         print(
             dumps(
@@ -97,24 +97,24 @@ def verify(
 
 
 def diff(
-    p: Operation,
+    params: Operation,
     one: Annotated[str, typer.Argument(help="as for show")],
     other: Annotated[str, typer.Argument(help="as for show")] = "last",
     *,
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Tell which parameter, data, code, package or device made two results differ, what then did, and what had no effect."""
-    from tasks.audit.difference import difference
-    from tasks.record.findings import short
+    from tasks.audit.difference import compare_results
+    from tasks.record.findings import shorten
 
-    store = opened(p)
-    found = difference(store, resolve(p, store, one), resolve(p, store, other))
+    store = open_store(params)
+    found = compare_results(store, resolve_target(params, store, one), resolve_target(params, store, other))
     if json:
         print(dumps([vars(each) for each in found], indent=1, ensure_ascii=False))
         return
     for each in found:
         idle = " (without effect)" if each.role == "none" else ""
-        print(f"{each.aspect:<9} {each.name}: {short(each.one)} -> {short(each.other)}{idle}")
+        print(f"{each.aspect:<9} {each.name}: {shorten(each.one)} -> {shorten(each.other)}{idle}")
     causes = sorted({each.aspect for each in found if each.role == "cause"})
     counts = [(sum(each.role == role for each in found), word) for role, word in ROLES.items()]
     told = ", ".join(f"{count} {word}" for count, word in counts if count)
@@ -126,7 +126,7 @@ def diff(
 
 
 def reproduce(
-    p: Operation,
+    params: Operation,
     what: What = "last",
     *,
     python: Annotated[
@@ -136,16 +136,16 @@ def reproduce(
     """Run the recorded commit with the recorded versions and parameters in a temporary clone, and compare the digests."""
     from tasks.audit.reproduce import reproduce as again
 
-    store = opened(p)
-    root = resolve(p, store, what)
+    store = open_store(params)
+    root = resolve_target(params, store, what)
     with TemporaryDirectory() as folder:
-        found = again(p, read_record(store, run_of(store, root)), Path(folder), python)
+        found = again(params, read_record(store, run_of(store, root)), Path(folder), python)
     for name, (recorded, present) in found.versions.items():
         print(f"package   {name}: {recorded} -> {present}")
     for stage, same in found.stages.items():
         print(f"{'same' if same else 'differs':<9} {stage}")
     print(f"{sum(found.stages.values())} of {len(found.stages)} stages have the same digests")
-    if not found.same:
+    if not found.is_same:
         raise InputError(
             f"{len(found.stages) - sum(found.stages.values())} stages came out otherwise, expected the same digests: look at the device "
             "and at the versions above."
@@ -153,7 +153,7 @@ def reproduce(
 
 
 def sign(
-    p: Operation,
+    params: Operation,
     what: What = "last",
     *,
     key: Annotated[Path, typer.Option(help="a key of OpenSSH")] = Path("~/.ssh/id_ed25519"),
@@ -161,8 +161,8 @@ def sign(
     """Sign the record of a run, and with it everything that it names."""
     from tasks.record.signing import sign as signed
 
-    store = opened(p)
-    run = resolve(p, store, what)
+    store = open_store(params)
+    run = resolve_target(params, store, what)
     print(f"{run} is signed: {signed(store, run, key)}")
 
 

@@ -8,32 +8,32 @@ measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.pla
 
 import sys
 
-from flows.command.runner import workers
-from flows.parts.measurement import device
+from flows.command.runner import worker_count
+from flows.parts.measurement import resolve_device
 from tasks.config.parameters import Parameters
 from tasks.planning.recipes import recipes
-from tasks.planning.resources import Outlook, outlook, refuse_what_cannot_fit
+from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fit
 
 
 def plan(parameters: Parameters) -> None:
     """Print the stages with what they take, and refuse what cannot fit."""
     import torch
 
-    from mgaa.blocks.hardware import rates
+    from mgaa.blocks.hardware import measure_rates
 
-    where = device(parameters)
-    found = outlook(parameters, where, models=len(recipes(parameters)), workers=workers(parameters))
-    measured = rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
+    where = resolve_device(parameters)
+    found = plan_run(parameters, where, models=len(recipes(parameters)), workers=worker_count(parameters))
+    measured = measure_rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
     show(found, where, [stage.seconds(measured) for stage in found.stages])
     refuse_what_cannot_fit(found)
 
 
-def dtype_of(found: Outlook) -> str:
+def dtype_of(found: PlannedRun) -> str:
     """A dtype of as many bytes as the weights have."""
     return {2: "bfloat16", 4: "float32"}.get(found.layout.itemsize, "float64")
 
 
-def show(found: Outlook, where: str, seconds: list[float]) -> None:
+def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
     """The table, and what it comes to."""
     from rich.console import Console
     from rich.table import Table

@@ -13,9 +13,9 @@ from typing import Any
 
 from prefect import flow
 
-from flows.command.runner import opened
+from flows.command.runner import open_run_store
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import replacing
+from tasks.cache.atomic import replace_folder
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.config.sections.data import Questions, Texts
@@ -31,22 +31,22 @@ from tasks.steps.tokenize import tokenize
 def prepare_data(parameters: Parameters) -> Artifact:
     """Read the texts and questions of every data section and export them to `data/prepared`."""
     check_outputs(parameters, Output("the folder of the texts", parameters.folder / PREPARED))
-    store = opened(parameters, alone=True)
-    texts = prepared_texts(parameters, store)
-    questions = prepared_questions(parameters, store)
-    with replacing(parameters.folder / PREPARED) as out:
+    store = open_run_store(parameters, alone=True)
+    texts = prepare_texts(parameters, store)
+    questions = prepare_questions(parameters, store)
+    with replace_folder(parameters.folder / PREPARED) as out:
         store.copy(texts, out)
         if questions is not None:
             store.copy(questions, out / "questions")
     return texts
 
 
-def prepared_texts(parameters: Parameters, store: Store) -> Artifact:
+def prepare_texts(parameters: Parameters, store: Store) -> Artifact:
     """The artifact `texts` of these parameters."""
     sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in text_sections(parameters)}
     return read_texts(
         store,
-        sections={name: reading(given) for name, given in sections.items()},
+        sections={name: text_arguments(given) for name, given in sections.items()},
         content={name: source_content(given.source) for name, given in sections.items()},
     )
 
@@ -56,7 +56,7 @@ def text_sections(parameters: Parameters) -> list[str]:
     return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form != "questions"]
 
 
-def prepared_questions(parameters: Parameters, store: Store) -> Artifact | None:
+def prepare_questions(parameters: Parameters, store: Store) -> Artifact | None:
     """The artifact `questions` of these parameters: those that calibrate and those that are asked; null where there are none."""
     data = parameters.data
     sections: dict[str, Texts | Questions] = {f"questions.{each.name}": each for each in data.questions}
@@ -67,12 +67,12 @@ def prepared_questions(parameters: Parameters, store: Store) -> Artifact | None:
         return None
     return read_questions(
         store,
-        sections={name: asking(given) for name, given in sections.items()},
+        sections={name: question_arguments(given) for name, given in sections.items()},
         content={name: questions_content(given.source) for name, given in sections.items()},
     )
 
 
-def prepared_tokens(
+def prepare_tokens(
     parameters: Parameters,
     store: Store,
     model: Artifact,
@@ -83,13 +83,13 @@ def prepared_tokens(
     """The artifact `tokens` of the sections `names`, by the tokenizer or the processor of `model`.
 
     Args:
-        questions: those of `prepared_questions`, where they were prepared.
+        questions: those of `prepare_questions`, where they were prepared.
     """
     found = {}
     for name in names:
         given: Texts = getattr(parameters.data, name)
         if name not in text_sections(parameters):
-            asked = questions or prepared_questions(parameters, store)
+            asked = questions or prepare_questions(parameters, store)
             assert asked is not None, "the calibration is among them"
             found[name] = encode_questions(store, model, asked, section=name)
             continue
@@ -98,12 +98,12 @@ def prepared_tokens(
     return found
 
 
-def reading(given: Texts) -> dict[str, object]:
+def text_arguments(given: Texts) -> dict[str, object]:
     """The parameters of a section that choose its documents."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in READING}
 
 
-def asking(given: Texts | Questions) -> dict[str, object]:
+def question_arguments(given: Texts | Questions) -> dict[str, object]:
     """The parameters of a section that choose its questions."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in ASKING}
 

@@ -9,8 +9,8 @@ and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.p
 
 import sys
 
-from flows.parts.measurement import device
-from tasks.cache.atomic import placing
+from flows.parts.measurement import resolve_device
+from tasks.cache.atomic import place_files
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 
@@ -18,35 +18,35 @@ from tasks.config.parameters import Parameters
 def profile_device(parameters: Parameters) -> None:
     """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
     from mgaa.allocation.device_profile import measure
-    from mgaa.checkpoints.meta_model import skeleton
+    from mgaa.checkpoints.meta_model import load_meta_model
     from mgaa.models.architectures import matrices_of
     from tasks.planning.preflight import adds_biases
 
-    p, path = parameters, parameters.folder / parameters.profile.output
-    check_outputs(p, Output("profile.output", path.parent, [path.name]))
-    model = skeleton(p.backbone.source, revision=p.backbone.revision, dtype=p.backbone.dtype)
+    params, path = parameters, parameters.folder / parameters.profile.output
+    check_outputs(params, Output("profile.output", path.parent, [path.name]))
+    model = load_meta_model(params.backbone.source, revision=params.backbone.revision, dtype=params.backbone.dtype)
     matrices, dtype = matrices_of(model), model.dtype
     profile = measure(
         matrices,
         dtype=dtype,
-        device=device(p),
-        tokens=p.profile.tokens,
-        repetitions=p.profile.repetitions,
-        ranks=p.profile.ranks,
-        multiple=p.ranks.multiple,
-        centred=adds_biases((p.factors.method, p.factors.options)),
-        threads=p.profile.threads,
+        device=resolve_device(params),
+        tokens=params.profile.tokens,
+        repetitions=params.profile.repetitions,
+        ranks=params.profile.ranks,
+        multiple=params.ranks.multiple,
+        centred=adds_biases((params.factors.method, params.factors.options)),
+        threads=params.profile.threads,
     )
-    with placing(path.parent) as out:
+    with place_files(path.parent) as out:
         profile.save(out / path.name)
 
 
 def show(parameters: Parameters) -> None:
     """Print for every shape what dense takes, the largest measured rank that is faster, and break-even in parameters."""
-    from mgaa.allocation.latency import load
+    from mgaa.allocation.latency import load_profile
 
     path = parameters.folder / parameters.profile.output
-    found = load(path)
+    found = load_profile(path)
     print(f"{found.name} ({found.device}), {found.dtype}, {found.threads} threads")
     for (m, n, bias), curves in found.curves.items():
         for tokens, curve in curves.items():

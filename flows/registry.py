@@ -24,11 +24,11 @@ PLAIN = 10_000
 """Columns of a table that goes nowhere near a terminal."""
 
 
-def list_(p: Operation, json: bool = False) -> None:
+def list_(params: Operation, json: bool = False) -> None:
     """Show the versions of `registry.model`."""
-    found = promotion.versions(p)
+    found = promotion.versions(params)
     if json:
-        print(notation.dumps([described(each) for each in found], indent=1))
+        print(notation.dumps([describe_version(each) for each in found], indent=1))
         return
     columns = {
         "version": [str(each.number) for each in found],
@@ -43,25 +43,25 @@ def list_(p: Operation, json: bool = False) -> None:
     show(columns)
 
 
-def described(version: promotion.Version) -> dict[str, Any]:
+def describe_version(version: promotion.Version) -> dict[str, Any]:
     """A version as JSON."""
     facts = {"version": version.number, "aliases": version.aliases, "run": version.run, "name": version.name}
     return {**facts, "tags": dict(version.tags), "metrics": dict(version.metrics)}
 
 
-def promote(p: Operation, version: Annotated[int | None, typer.Argument()] = None) -> None:
+def promote(params: Operation, version: Annotated[int | None, typer.Argument()] = None) -> None:
     """Make a version, by default the candidate, the champion, if it passes `registry.gate`."""
-    chosen = promotion.promote(p, version)
-    print(f"Version {chosen.number} of {p.registry.model} is the champion.")
+    chosen = promotion.promote(params, version)
+    print(f"Version {chosen.number} of {params.registry.model} is the champion.")
 
 
-def compare(p: Operation, runs: Annotated[list[str] | None, typer.Argument()] = None, json: bool = False) -> None:
+def compare(params: Operation, runs: Annotated[list[str] | None, typer.Argument()] = None, json: bool = False) -> None:
     """Show the parameters in which runs differ and what they measured: by id, name, version or alias; by default the newest."""
-    found = comparison.compare(p, runs or ())
+    found = comparison.compare(params, runs or ())
     if json:
         print(notation.dumps(found, indent=1))
         return
-    heads = [f"{run['id'][:8]}\n{run['name']}\n{moment(run['start'])}" for run in found["runs"]]
+    heads = [f"{run['id'][:8]}\n{run['name']}\n{format_time(run['start'])}" for run in found["runs"]]
     metrics = {
         key: [None if each is None else f"{each:.6g}" for each in values]
         for key, values in found["metrics"].items()
@@ -72,13 +72,13 @@ def compare(p: Operation, runs: Annotated[list[str] | None, typer.Argument()] = 
         show({name: [*rows], **columns})
 
 
-def upload(p: Operation) -> None:
+def upload(params: Operation) -> None:
     """Copy the runs that wait in the buffer to `tracking.uri`."""
-    names = buffer.upload(p)
+    names = buffer.upload(params)
     print(f"{len(names)} runs uploaded{': ' if names else ''}{', '.join(names)}")
 
 
-def moment(milliseconds: int) -> str:
+def format_time(milliseconds: int) -> str:
     """A time of MLflow as people read it."""
     return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}"
 

@@ -10,28 +10,28 @@ import sys
 
 from flows.lineage import What
 from flows.parts.questions import BLIND
-from tasks.audit.references import resolve, run_of
+from tasks.audit.references import resolve_target, run_of
 from tasks.cache.artifact import Store
 from tasks.cache.atomic import publish_file
 from tasks.cache.remote import remote_of
 from tasks.config.parameters import Operation
-from tasks.results.rebuild_report import restored
-from tasks.results.report import PAGE, page
+from tasks.results.rebuild_report import restore_subject
+from tasks.results.report import PAGE, render_page
 
 LAST = "last"
 
 
-def report(p: Operation, what: What = LAST) -> None:
+def report(params: Operation, what: What = LAST) -> None:
     """Write the page of a run.
 
     Raises:
         UsageError, InputError: `what` names no run of `flows.compress`.
         DamagedError: an artifact of the run is missing or damaged.
     """
-    store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
-    run = run_of(store, resolve(p, store, what))
-    place = p.results / (PAGE if what == LAST else PAGE.replace(".", f"-{run.digest[:12]}."))
-    publish_file(place, page(restored(store, run, blind=BLIND)).encode())
+    store = Store(params.store_path, params.store.lock_timeout, remote_of(params.store.remote))
+    run = run_of(store, resolve_target(params, store, what))
+    place = params.results / (PAGE if what == LAST else PAGE.replace(".", f"-{run.digest[:12]}."))
+    publish_file(place, render_page(restore_subject(store, run, blind=BLIND)).encode())
     print(f"The report is in {place}")
 
 

@@ -13,71 +13,79 @@ from typing import Any
 
 from prefect import flow, unmapped
 
-from flows.command.runner import THREADS, opened, share_of_cores, workers
-from flows.compress import Bench, backbone_of
-from flows.parts.calibration import calibrated
-from flows.parts.measurement import device
-from flows.parts.questions import check_sight
-from flows.prepare_data import prepared_texts, prepared_tokens
+from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
+from flows.compress import ModelBuilder, prepare_backbone
+from flows.parts.calibration import measure_statistics
+from flows.parts.measurement import resolve_device
+from flows.parts.questions import check_calibration_images
+from flows.prepare_data import prepare_texts, prepare_tokens
 from flows.show import PLAIN
 from mgaa.errors import UsageError
 from tasks.artifacts.files import backbone_matrices
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import recording
+from tasks.cache.executions import record_executions
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
-from tasks.planning.preflight import check_groups, rehearse_search
+from tasks.planning.preflight import check_groups, preflight_search
 from tasks.planning.recipes import check_objective
 from tasks.results.publish import Effort
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.measure import measure
-from tasks.sweep.sensitivity_table import NAME, Alone, frame, publish, rows
-from tasks.tracking.run import tracked
+from tasks.sweep.sensitivity_table import NAME, TypeResult, frame, publish, rows
+from tasks.tracking.run import track_run
 
 ANY = [0.5]
 """The one point of a space of one variable, whose share the budget alone decides."""
 
 
 @flow(name="sensitivity", task_runner=THREADS, validate_parameters=False)
-def sensitivity(parameters: Parameters) -> list[Alone]:
+def sensitivity(parameters: Parameters) -> list[TypeResult]:
     """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
-    p, began = parameters, time.perf_counter()
-    check(p)
-    place = p.folder / NAME
-    check_outputs(p, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")]))
-    store, where = opened(p), device(p)
-    factorizer = p.factors.method, p.factors.options
-    with tracked(p, "sensitivity", "sensitivity of each type of matrix") as run, recording(store) as executions:
-        backbone = backbone_of(p, store)
-        check_sight(p, store, backbone)
-        types = sizes(store, backbone)
-        wanted = [*product(types, p.sensitivity.compression)]
-        spaces = [alone(types, name, fraction) for name, fraction in wanted]
+    params, began = parameters, time.perf_counter()
+    check(params)
+    place = params.folder / NAME
+    check_outputs(
+        params, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")])
+    )
+    store, where = open_run_store(params), resolve_device(params)
+    factorizer = params.factors.method, params.factors.options
+    with (
+        track_run(params, "sensitivity", "sensitivity of each type of matrix") as run,
+        record_executions(store) as executions,
+    ):
+        backbone = prepare_backbone(params, store)
+        check_calibration_images(params, store, backbone)
+        types = type_sizes(store, backbone)
+        wanted = [*product(types, params.sensitivity.compression)]
+        spaces = [space_of_type(types, name, fraction) for name, fraction in wanted]
         for (name, fraction), space in zip(wanted, spaces, strict=True):
             try:
-                rehearse_search(store, backbone, factorizer, space, p.ranks.multiple)
+                preflight_search(store, backbone, factorizer, space, params.ranks.multiple)
             except UsageError as error:
                 raise UsageError(
                     f"sensitivity.compression has {fraction:g}, which {name} alone does not reach at its lowest ranks: take "
                     "smaller fractions, or a smaller ranks.multiple"
                 ) from error
-        texts = prepared_texts(p, store)
-        tokens = prepared_tokens(p, store, backbone, texts, ("calibration", "validation"))
-        check_groups(store, tokens["calibration"], factorizer, p.statistics.groups)
-        statistics = calibrated(p, store, backbone, tokens["calibration"], where)
-        spectra = Bench(p, store, backbone, tokens["calibration"], statistics, where).spectra()
-        windows: dict[str, Any] = {"length": p.data.validation.length, "stride": None, "device": where}
-        windows["batch_size"] = p.evaluation.batch_size
+        texts = prepare_texts(params, store)
+        tokens = prepare_tokens(params, store, backbone, texts, ("calibration", "validation"))
+        check_groups(store, tokens["calibration"], factorizer, params.statistics.groups)
+        statistics = measure_statistics(params, store, backbone, tokens["calibration"], where)
+        spectra = ModelBuilder(params, store, backbone, tokens["calibration"], statistics, where).spectra()
+        windows: dict[str, Any] = {"length": params.data.validation.length, "stride": None, "device": where}
+        windows["batch_size"] = params.evaluation.batch_size
         dense = measure(store, backbone, tokens["validation"], [], None, **windows)
         same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
-        with share_of_cores(workers(p)):
-            ranks = allocate_point.map(space=spaces, point=unmapped(ANY), multiple=p.ranks.multiple, **same).result()
+        with limit_threads(worker_count(params)):
+            ranks = allocate_point.map(
+                space=spaces, point=unmapped(ANY), multiple=params.ranks.multiple, **same
+            ).result()
             measured = measure.map(ranks=ranks, tokens=unmapped(tokens["validation"]), **windows, **same).result()
         found = [
-            Alone(*each) for each in zip((n for n, _ in wanted), (f for _, f in wanted), ranks, measured, strict=True)
+            TypeResult(*each)
+            for each in zip((n for n, _ in wanted), (f for _, f in wanted), ranks, measured, strict=True)
         ]
         table = rows(store, dense, found, types)
-        publish(p.folder, table)
+        publish(params.folder, table)
         values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
         run.log_study(
             store,
@@ -86,25 +94,25 @@ def sensitivity(parameters: Parameters) -> list[Alone]:
             numbers=values,
             effort=Effort.since(began, executions),
             executions=executions,
-            places=[p.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
+            places=[params.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
         )
     return found
 
 
-def check(p: Parameters) -> None:
+def check(params: Parameters) -> None:
     """Refuse what shares no decomposition, and an objective without effect.
 
     Raises:
         UsageError: inputs behind compressed blocks, or latency.
     """
-    check_objective(p, "sensitivity is told at equal parameters")
-    if p.statistics.inputs != "dense":
+    check_objective(params, "sensitivity is told at equal parameters")
+    if params.statistics.inputs != "dense":
         raise UsageError(
             "statistics.inputs is 'compressed', under which no two models share a decomposition: set statistics.inputs=dense"
         )
 
 
-def sizes(store: Store, backbone: Artifact) -> dict[str, int]:
+def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
     """Parameters of all matrices of each type."""
     found: dict[str, int] = {}
     for matrix in backbone_matrices(store, backbone):
@@ -112,7 +120,7 @@ def sizes(store: Store, backbone: Artifact) -> dict[str, int]:
     return found
 
 
-def alone(types: dict[str, int], name: str, fraction: float) -> dict[str, Any]:
+def space_of_type(types: dict[str, int], name: str, fraction: float) -> dict[str, Any]:
     """The space (arguments of `mgaa.search.space_of`) in which this type alone is compressed, by this fraction of its parameters."""
     compression = fraction * types[name] / sum(types.values())
     least = min(0.2, (1 - fraction) / 2)  # below what is asked for

@@ -16,7 +16,7 @@ from typing import Any
 
 from mgaa.errors import InputError
 from mgaa.masking import masked
-from tasks.config.parameters import Parameters, checkout
+from tasks.config.parameters import Parameters, checkout_of
 from tasks.figures.style import label_of
 from tasks.results.publish import DENSE, UNRECOVERED
 
@@ -34,14 +34,14 @@ def show(parameters: Parameters) -> None:
     from rich.console import Console
 
     folder = parameters.results
-    metrics, allocations = read(folder / "metrics.json"), read(folder / "allocation.json")
+    metrics, allocations = read_results(folder / "metrics.json"), read_results(folder / "allocation.json")
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else PLAIN)
     try:
         shown = [
             *tables(metrics["models"], console.width),
             *statements(metrics, allocations),
-            *places(parameters, metrics),
+            *output_places(parameters, metrics),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
@@ -52,7 +52,7 @@ def show(parameters: Parameters) -> None:
         console.print(each, soft_wrap=isinstance(each, str))
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_results(path: Path) -> dict[str, Any]:
     """A file of results."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -70,7 +70,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
     """One table of all models; where that is too wide, it goes on in further tables."""
-    columns = [*{**sizes(models), **scores(models), **answered(models), **seconds(models)}.items()]
+    columns = [
+        *{**size_columns(models), **score_columns(models), **answer_columns(models), **time_columns(models)}.items()
+    ]
     while columns:
         fitting = (n for n in range(len(columns), 0, -1) if fits(table(models, columns[:n]), width))
         count = next(fitting, 1)
@@ -102,48 +104,48 @@ def fits(found: Any, width: int) -> bool:
     return Measurement.get(console, console.options, found).maximum <= width
 
 
-def sizes(models: Mapping[str, Any]) -> dict[str, list[str]]:
+def size_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
     """Columns of what is left and of how well it predicts."""
     return {
         "linears\nremoved": [f"{100 * m['compression']:.1f} %" for m in models.values()],
         "model\nremoved": [f"{100 * m['model_compression']:.1f} %" for m in models.values()],
         "parameters": [f"{m['parameters']:,}" for m in models.values()],
         "MB on\ndisk": [f"{m['bytes'] / 1e6:.2f}" for m in models.values()],
-        "perplexity": [measured(m["perplexity"], m["perplexity_stderr"]) for m in models.values()],
+        "perplexity": [format_measured(m["perplexity"], m["perplexity_stderr"]) for m in models.values()],
     }
 
 
-def scores(models: Mapping[str, Any]) -> dict[str, list[str]]:
+def score_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
     """A column per task: the accuracy."""
     found = {}
     for task in models[DENSE]["tasks"]:
         results = [m["tasks"][task] for m in models.values()]
-        found[task] = [measured(each["acc"], each["stderr"], 3) for each in results]
+        found[task] = [format_measured(each["acc"], each["stderr"], 3) for each in results]
     return found
 
 
-def answered(models: Mapping[str, Any]) -> dict[str, list[str]]:
+def answer_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
     """A column per set of questions: the accuracy, and the perplexity of captions."""
     found = {}
     for name, first in models[DENSE].get("questions", {}).items():
         results = [m["questions"][name] for m in models.values()]
         if first["n"]:
-            found[f"{name}\naccuracy"] = [measured(each["accuracy"], each["stderr"], 3) for each in results]
+            found[f"{name}\naccuracy"] = [format_measured(each["accuracy"], each["stderr"], 3) for each in results]
         if first["captions"]:
             found[f"{name}\ncaptions"] = [
-                measured(each["caption_perplexity"], each["caption_perplexity_stderr"], 3) for each in results
+                format_measured(each["caption_perplexity"], each["caption_perplexity_stderr"], 3) for each in results
             ]
     return found
 
 
-def seconds(models: Mapping[str, Any]) -> dict[str, list[str]]:
+def time_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
     """Columns of what it took: of the steps that made a model, whether they ran in this run or in an earlier one."""
     return {
         f"seconds\n{part}": [f"{m['seconds'][part]:.1f}" for m in models.values()] for part in ("compress", "evaluate")
     }
 
 
-def measured(value: float, error: float | None, digits: int = 2) -> str:
+def format_measured(value: float, error: float | None, digits: int = 2) -> str:
     """A value with its standard error."""
     return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
@@ -188,7 +190,7 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
         )
 
 
-def places(parameters: Parameters, metrics: Mapping[str, Any]) -> Iterator[str]:
+def output_places(parameters: Parameters, metrics: Mapping[str, Any]) -> Iterator[str]:
     """Where the checkpoint, the figures and the records are, and the commands that open them."""
     method = [*metrics["models"]][-1]
     kind = "AutoModelForImageTextToText" if "calibration" in metrics["card"] else "AutoModelForCausalLM"
@@ -209,7 +211,7 @@ def mlflow(parameters: Parameters, folder: str) -> str:
     """How to open the record of the run."""
     if parameters.tracking_uri.startswith("http"):
         return masked(parameters.tracking_uri)
-    own = checkout(parameters.folder) == parameters.folder.absolute()
+    own = checkout_of(parameters.folder) == parameters.folder.absolute()
     uri = masked(parameters.tracking.uri if own else parameters.tracking_uri)
     return f"MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false {folder}mlflow ui --backend-store-uri {uri} --workers 1"
 

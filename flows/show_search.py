@@ -14,7 +14,7 @@ from flows.show import PLAIN
 from mgaa.errors import InputError
 from tasks.config.parameters import Parameters
 from tasks.figures.style import label_of
-from tasks.search.figure import named
+from tasks.search.figure import label_search
 from tasks.search.publish import FOLDER
 from tasks.search.study import COLUMNS, NAME
 
@@ -35,7 +35,7 @@ def show(parameters: Parameters) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = read(parameters.folder / FOLDER / NAME)
+    table = read_study(parameters.folder / FOLDER / NAME)
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     found.add_column("", no_wrap=True)
     for name in ("groups", "seed", "evaluations", "objective", "perplexity", "above dense", "to MGAA", "seconds"):
@@ -47,7 +47,7 @@ def show(parameters: Parameters) -> None:
     console.print(LEGEND, soft_wrap=True)
 
 
-def read(path: Path) -> Any:
+def read_study(path: Path) -> Any:
     """The table of a study."""
     from pandas import read_csv
 
@@ -74,7 +74,7 @@ def cells(row: Any) -> list[str]:
     width = "" if math.isnan(half) else f" ± {half:.4f}"
     compared = "" if math.isnan(row.above_mgaa) else f"{row.above_mgaa:+.4f}{width} {MARKS[row.verdict]}"
     return [
-        named(row.method, row.start),
+        label_search(row.method, row.start),
         f"{row.groups:.0f}",
         f"{row.seed:.0f}",
         f"{row.evaluations:.0f}{failed}",

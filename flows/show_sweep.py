@@ -16,7 +16,7 @@ from flows.show import PLAIN
 from mgaa.errors import InputError
 from tasks.config.parameters import Parameters
 from tasks.figures.style import label_of
-from tasks.sweep.figure import in_order
+from tasks.sweep.figure import sort_allocations
 from tasks.sweep.publish import NAME
 from tasks.sweep.table import COLUMNS
 
@@ -35,18 +35,18 @@ def show(parameters: Parameters) -> None:
     """
     from rich.console import Console
 
-    table = read(parameters.folder / f"{NAME}.parquet")
+    table = read_sweep(parameters.folder / f"{NAME}.parquet")
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN)
     for (backbone, compression), points in table.groupby(["backbone", "compression"], sort=False):
-        console.print(f"{backbone} at compression {compression:g}: {shared(points)}", soft_wrap=True)
+        console.print(f"{backbone} at compression {compression:g}: {common_columns(points)}", soft_wrap=True)
         console.print(grid(points, cell))
         if points.accuracy.notna().any():
             console.print(ACCURACY, soft_wrap=True)
-            console.print(grid(points, answered))
+            console.print(grid(points, format_accuracy))
     console.print(LEGEND, soft_wrap=True)
 
 
-def read(path: Path) -> Any:
+def read_sweep(path: Path) -> Any:
     """The table of a sweep."""
     from pandas import read_parquet
 
@@ -68,7 +68,7 @@ def read(path: Path) -> Any:
     return table
 
 
-def shared(points: Any) -> str:
+def common_columns(points: Any) -> str:
     """What the points of one backbone and compression have in common."""
     measured = points[points.status == "measured"]
     if measured.empty:
@@ -83,7 +83,7 @@ def grid(points: Any, cell: Callable[[Any], str]) -> Any:
     from rich import box
     from rich.table import Table
 
-    allocations = in_order(points.allocation)
+    allocations = sort_allocations(points.allocation)
     found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     found.add_column("factors", no_wrap=True)
     for name in allocations:
@@ -107,7 +107,7 @@ def cell(point: Any) -> str:
     return f"{point.perplexity:.2f} {point.difference:+.4f}{width} {MARKS[point.verdict]}"
 
 
-def answered(point: Any) -> str:
+def format_accuracy(point: Any) -> str:
     """One point: its share of right answers, and how it compares with the reference, in points."""
     from pandas import isna
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.command import subcommands
-from tasks.audit.references import FORMS, resolve
+from tasks.audit.references import FORMS, resolve_target
 from tasks.cache.artifact import Store
 from tasks.config.parameters import Operation
 
@@ -27,13 +27,13 @@ Named = Annotated[str | None, typer.Option(help="of DVC's configuration; by defa
 AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
 
 
-def opened(p: Operation) -> Store:
+def open_store(params: Operation) -> Store:
     """The store of this checkout."""
-    return Store(p.store_path, p.store.lock_timeout)
+    return Store(params.store_path, params.store.lock_timeout)
 
 
 def list_(
-    p: Operation,
+    params: Operation,
     kind: Annotated[str, typer.Argument(help="of artifact; all by default")] = "*",
     *,
     json: AsJson = False,
@@ -41,9 +41,9 @@ def list_(
     """Every artifact with its size, its task, when it was made, and whether it is pinned."""
     from json import dumps
 
-    from tasks.upkeep.collect import entries
+    from tasks.upkeep.collect import list_entries
 
-    found = sorted(entries(opened(p), kind), key=lambda entry: entry.end)
+    found = sorted(list_entries(open_store(params), kind), key=lambda entry: entry.end)
     if json:
         print(
             dumps(
@@ -60,13 +60,13 @@ def list_(
     print(f"{len(found)} artifacts, {megabytes(sum(entry.bytes for entry in found))}")
 
 
-def size(p: Operation, *, json: AsJson = False) -> None:
+def size(params: Operation, *, json: AsJson = False) -> None:
     """What lies in the store, by kind."""
     from json import dumps
 
-    from tasks.upkeep.collect import sizes
+    from tasks.upkeep.collect import store_sizes
 
-    found = sizes(opened(p))
+    found = store_sizes(open_store(params))
     if json:
         print(dumps(found, indent=1))
         return
@@ -75,35 +75,35 @@ def size(p: Operation, *, json: AsJson = False) -> None:
     print(f"{'all':<14} {'':>7} {megabytes(sum(each['bytes'] for each in found.values())):>12}")
 
 
-def pin(p: Operation, what: What, *, why: Annotated[str, typer.Option(help="what it is kept for")] = "") -> None:
+def pin(params: Operation, what: What, *, why: Annotated[str, typer.Option(help="what it is kept for")] = "") -> None:
     """Keep an artifact and everything behind it, whatever else needs it."""
     from tasks.upkeep.pins import pin as keep
 
-    store = opened(p)
-    keep(store, artifact := resolve(p, store, what), why)
+    store = open_store(params)
+    keep(store, artifact := resolve_target(params, store, what), why)
     print(f"{artifact} is pinned")
 
 
-def unpin(p: Operation, what: What) -> None:
+def unpin(params: Operation, what: What) -> None:
     """Stop keeping an artifact for its own sake."""
     from tasks.upkeep.pins import unpin as release
 
-    store = opened(p)
-    release(store, artifact := resolve(p, store, what))
+    store = open_store(params)
+    release(store, artifact := resolve_target(params, store, what))
     print(f"{artifact} is no longer pinned")
 
 
 def collect(
-    p: Operation,
+    params: Operation,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
     runs: Annotated[int, typer.Option(min=0, help="latest runs that are kept, whatever else needs them")] = 1,
     wait: Annotated[float, typer.Option(min=0, help="seconds to wait for flows that run")] = 0.0,
 ) -> None:
     """Remove what no checkpoint, no revision of DVC, no pin and none of the latest runs needs."""
-    from tasks.upkeep.collect import collect as collected
+    from tasks.upkeep.collect import collect_garbage as collected
 
-    found = collected(p, opened(p), latest=runs, dry=dry_run, wait=wait)
+    found = collected(params, open_store(params), latest=runs, dry=dry_run, wait=wait)
     done = "would go" if dry_run else "removed"
     for entry in found.removed:
         print(f"{done:<8}  {entry.artifact!s:<28} {megabytes(entry.bytes):>12}  {entry.task}")
@@ -113,19 +113,19 @@ def collect(
     )
 
 
-def push(p: Operation, what: Several = None, *, remote: Named = None) -> None:
+def push(params: Operation, what: Several = None, *, remote: Named = None) -> None:
     """Copy artifacts, by default those of the last run, with all behind them to the remote of the team."""
     from tasks.upkeep.sync import push as pushed
 
-    found = pushed(p, what or (), remote)
+    found = pushed(params, what or (), remote)
     print(f"{found.new_artifacts} of {found.artifacts} artifacts pushed, and {found.new_keys} of {found.keys} keys")
 
 
-def pull(p: Operation, what: Several = None, *, remote: Named = None) -> None:
+def pull(params: Operation, what: Several = None, *, remote: Named = None) -> None:
     """Copy artifacts, by default those of the last run, with all behind them from the remote of the team."""
     from tasks.upkeep.sync import pull as pulled
 
-    found = pulled(p, what or (), remote)
+    found = pulled(params, what or (), remote)
     print(f"{found.new_artifacts} of {found.artifacts} artifacts pulled, and {found.new_keys} of {found.keys} keys")
 
 

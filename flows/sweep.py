@@ -17,33 +17,33 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
 
-from flows.command.runner import THREADS, opened, share_of_cores, workers
-from flows.parts.calibration import calibrated
-from flows.parts.measurement import device
-from flows.parts.questions import check_sight
-from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
+from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
+from flows.parts.calibration import measure_statistics
+from flows.parts.measurement import resolve_device
+from flows.parts.questions import check_calibration_images
+from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
 from mgaa.errors import MgaaError, UsageError
-from tasks.artifacts.files import MEASUREMENT, backbone_record, table
+from tasks.artifacts.files import MEASUREMENT, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import Executions, recording
+from tasks.cache.executions import Executions, record_executions
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.config.sections.methods import Factors
 from tasks.config.sections.sweep import Source
-from tasks.planning.preflight import adds_biases, check_groups, rehearse
+from tasks.planning.preflight import adds_biases, check_groups, preflight
 from tasks.results.publish import Effort
 from tasks.steps.decompose import decompose
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
 from tasks.steps.measure import measure
-from tasks.sweep.points import Measured, Outcome, Point, place, points
+from tasks.sweep.points import Outcome, Point, PointMeasurement, backbone_place, sweep_points
 from tasks.sweep.publish import NAME, SUFFIXES, publish
 from tasks.sweep.run_point import run_point
-from tasks.sweep.table import comparisons, numbers, row
-from tasks.tracking.run import Run, tracked
+from tasks.sweep.table import comparisons, point_metrics, point_row
+from tasks.tracking.run import Run, track_run
 
 
 @dataclass(frozen=True)
-class Bench:
+class SweepContext:
     """One backbone with what all its points share; `windows` are the plain arguments of `measure`."""
 
     source: Source
@@ -57,48 +57,48 @@ class Bench:
 @flow(name="sweep", task_runner=THREADS, validate_parameters=False)
 def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
-    p, began = parameters, time.perf_counter()
-    check(p)
-    table = p.folder / NAME
-    check_outputs(p, Output("the table of the sweep", table.parent, [table.name + suffix for suffix in SUFFIXES]))
-    store = opened(p)
-    wanted = points(p.sweep)
-    with tracked(p, "sweep", f"sweep of {len(wanted)} points") as run, recording(store) as executions:
-        benches = prepared(p, store, wanted)
+    params, began = parameters, time.perf_counter()
+    check(params)
+    table = params.folder / NAME
+    check_outputs(params, Output("the table of the sweep", table.parent, [table.name + suffix for suffix in SUFFIXES]))
+    store = open_run_store(params)
+    wanted = sweep_points(params.sweep)
+    with track_run(params, "sweep", f"sweep of {len(wanted)} points") as run, record_executions(store) as executions:
+        benches = prepare_backbones(params, store, wanted)
         rows: dict[str, dict[str, Any]] = {}
         found: dict[str, Outcome] = {}
         for bench in benches:
             own = [point for point in wanted if point.backbone == bench.source]
-            for outcome in ended(p, store, bench, own):
+            for outcome in run_points(params, store, bench, own):
                 name, seconds = outcome.point.name, outcome.measured.seconds if outcome.measured else 0.0
-                found[name], rows[name] = outcome, row(store, bench.backbone, outcome, executions)
+                found[name], rows[name] = outcome, point_row(store, bench.backbone, outcome, executions)
                 given = outcome.point.coordinates()
-                run.log_child(name, given, numbers(rows[name]), seconds=seconds, error=outcome.error)
+                run.log_child(name, given, point_metrics(rows[name]), seconds=seconds, error=outcome.error)
             for name, compared in comparisons(store, bench.dense, [found[point.name] for point in own]).items():
                 rows[name] |= compared
         outcomes = [found[point.name] for point in wanted]
-        publish(p.folder, [rows[point.name] for point in wanted])
-        log(run, store, benches, outcomes, executions, Effort.since(began, executions))
-        refuse(outcomes)
+        publish(params.folder, [rows[point.name] for point in wanted])
+        log_sweep(run, store, benches, outcomes, executions, Effort.since(began, executions))
+        raise_failures(outcomes)
     return outcomes
 
 
-def check(p: Parameters) -> None:
+def check(params: Parameters) -> None:
     """Refuse what cannot share one decomposition, and what is no low rank.
 
     Raises:
         UsageError: inputs behind compressed blocks, anchored factors, pruned FFNs, a search, or recovery.
     """
-    if p.statistics.inputs != "dense":
+    if params.statistics.inputs != "dense":
         raise UsageError(
             "statistics.inputs is 'compressed', under which no two models share a decomposition: compress them one by one "
             "(flows.compress), or set statistics.inputs=dense"
         )
     for section, given in (
-        ("anchor", p.anchor.method),
-        ("channels", p.channels.method),
-        ("search", p.search.method),
-        ("recovery", p.recovery.method),
+        ("anchor", params.anchor.method),
+        ("channels", params.channels.method),
+        ("search", params.search.method),
+        ("recovery", params.recovery.method),
     ):
         if given != "none":
             raise UsageError(
@@ -107,68 +107,68 @@ def check(p: Parameters) -> None:
             )
 
 
-def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench]:
+def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point]) -> list[SweepContext]:
     """Every backbone up to its statistics; whatever is wrong with the parameters or the inputs is said before a point is measured."""
     backbones: dict[Source, Artifact] = {}
-    for source in p.sweep.backbone:
+    for source in params.sweep.backbone:
         files = identify(source.source, source.revision)
-        given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": p.backbone.dtype}
-        given |= {"parts": p.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
+        given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": params.backbone.dtype}
+        given |= {"parts": params.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
-        rehearse(
+        preflight(
             store,
             backbones[point.backbone],
             (point.factors.method, point.factors.options),
             [point.recipe],
-            gradients=p.statistics.gradients,
+            gradients=params.statistics.gradients,
         )
-    texts, questions, split = prepared_texts(p, store), prepared_questions(p, store), p.sweep.split
+    texts, questions, split = prepare_texts(params, store), prepare_questions(params, store), params.sweep.split
     for backbone in backbones.values():
-        check_sight(p, store, backbone)
+        check_calibration_images(params, store, backbone)
     tokens = {
-        source: prepared_tokens(p, store, backbone, texts, ("calibration", split), questions)
+        source: prepare_tokens(params, store, backbone, texts, ("calibration", split), questions)
         for source, backbone in backbones.items()
     }
     for point in wanted:
         calibration = tokens[point.backbone]["calibration"]
-        check_groups(store, calibration, (point.factors.method, point.factors.options), p.statistics.groups)
-    measured_on, where = getattr(p.data, split), device(p)
+        check_groups(store, calibration, (point.factors.method, point.factors.options), params.statistics.groups)
+    measured_on, where = getattr(params.data, split), resolve_device(params)
     windows = {
         "length": measured_on.length,
         "stride": getattr(measured_on, "stride", None),
-        "batch_size": p.evaluation.batch_size,
+        "batch_size": params.evaluation.batch_size,
         "questions": questions,
-        "sets": [each.name for each in p.data.questions],
-        "answer_tokens": p.evaluation.answer_tokens,
+        "sets": [each.name for each in params.data.questions],
+        "answer_tokens": params.evaluation.answer_tokens,
         "device": where,
     }
     return [
-        Bench(
+        SweepContext(
             source,
             backbone,
             tokens[source],
             windows,
             dense=measure(store, backbone, tokens[source][split], [], None, **windows),
-            statistics=calibrated(p, store, backbone, tokens[source]["calibration"], where),
+            statistics=measure_statistics(params, store, backbone, tokens[source]["calibration"], where),
         )
         for source, backbone in backbones.items()
     ]
 
 
-def ended(p: Parameters, store: Store, bench: Bench, wanted: Sequence[Point]) -> Iterator[Outcome]:
+def run_points(params: Parameters, store: Store, bench: SweepContext, wanted: Sequence[Point]) -> Iterator[Outcome]:
     """The points of one backbone as they end; those of a factorizer whose decomposition failed end with its error."""
     groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
-    with share_of_cores(workers(p)):
-        decomposing = [decomposition(store, bench, factors) for factors, _ in groups]
-        running: dict[PrefectFuture[Measured], Point] = {}
+    with limit_threads(worker_count(params)):
+        decomposing = [start_decomposition(store, bench, factors) for factors, _ in groups]
+        running: dict[PrefectFuture[PointMeasurement], Point] = {}
         for futures, (_, group) in zip(decomposing, groups, strict=True):
             spectra: list[Any] = futures.result(raise_on_failure=False)
             if errors := [each for each in spectra if isinstance(each, BaseException)]:
                 yield from (Outcome(point, None, errors[0]) for point in group)
                 continue
             centred = adds_biases((group[0].factors.method, group[0].factors.options))
-            shared = bench.backbone, bench.statistics, spectra, centred, bench.tokens[p.sweep.split], bench.windows
+            shared = bench.backbone, bench.statistics, spectra, centred, bench.tokens[params.sweep.split], bench.windows
             running |= {run_point.submit(store, point, *shared): point for point in group}
         for future in as_completed([*running]):
             result: Any = future.result(raise_on_failure=False)
@@ -176,7 +176,7 @@ def ended(p: Parameters, store: Store, bench: Bench, wanted: Sequence[Point]) ->
             yield Outcome(running[future], None, result) if failed else Outcome(running[future], result, None)
 
 
-def decomposition(store: Store, bench: Bench, factors: Factors) -> PrefectFutureList[Artifact]:
+def start_decomposition(store: Store, bench: SweepContext, factors: Factors) -> PrefectFutureList[Artifact]:
     """The spectra of all blocks, on their way."""
     return decompose.map(
         store=unmapped(store),
@@ -189,10 +189,10 @@ def decomposition(store: Store, bench: Bench, factors: Factors) -> PrefectFuture
     )
 
 
-def log(
+def log_sweep(
     run: Run,
     store: Store,
-    benches: Sequence[Bench],
+    benches: Sequence[SweepContext],
     outcomes: Sequence[Outcome],
     executions: Executions,
     effort: Effort,
@@ -201,8 +201,8 @@ def log(
     measurements = [each.measured.measurement for each in outcomes if each.measured is not None]
     values = {"points": len(outcomes), "points/failed": len(outcomes) - len(measurements)}
     for bench in benches:
-        name = place(bench.source).replace("/", "_")
-        values[f"perplexity/dense/{name}"] = table(store, bench.dense, MEASUREMENT)["perplexity"]
+        name = backbone_place(bench.source).replace("/", "_")
+        values[f"perplexity/dense/{name}"] = read_table(store, bench.dense, MEASUREMENT)["perplexity"]
 
     run.log_study(
         store,
@@ -215,7 +215,7 @@ def log(
     )
 
 
-def refuse(outcomes: Sequence[Outcome]) -> None:
+def raise_failures(outcomes: Sequence[Outcome]) -> None:
     """Raise one error that names the points that failed, by their errors."""
     failed = [(outcome.point.name, outcome.error) for outcome in outcomes if outcome.error is not None]
     if failed:

@@ -7,12 +7,12 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from mgaa.allocation.channels import Pruning
-from mgaa.allocation.latency import COMMAND, Latency, latency_of
+from mgaa.allocation.latency import COMMAND, Latency, load_latency
 from mgaa.anchoring.fitting import Anchoring
 from mgaa.anchoring.refinement import Refinement
 from mgaa.errors import UsageError
 from mgaa.levels import Chosen, Target
-from mgaa.methods import available, constant, method
+from mgaa.methods import available_methods, load_method, method_constant
 
 Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
@@ -59,13 +59,13 @@ class Methods:
 
     @property
     def levels(self) -> dict[str, Chosen]:
-        """As `mgaa.levels.rehearse` takes them."""
+        """As `mgaa.levels.preflight` takes them."""
         return {"factors": self.factors, "ratios": self.ratios, "ranks": self.ranks}
 
     @property
     def gradients(self) -> bool:
         """Whether the factorizer needs the second moments of output gradients."""
-        return bool(constant("factors", self.factors[0], "GRADIENTS", False))
+        return bool(method_constant("factors", self.factors[0], "GRADIENTS", False))
 
 
 def methods_of(
@@ -76,9 +76,9 @@ def methods_of(
     Raises:
         UsageError: a method or an option is unknown, an option is missing or out of range, or blocks are to be tuned without an anchor.
     """
-    factorizer, factor_options, _ = _parsed("factors", factors)
-    level2, rank_options, _ = _parsed("ranks", ranks, shared=("multiple", *LATENCY))
-    level1, ratio_options, shared = _parsed("ratios", _ratios(ratios, level2, rank_options), shared=("band",))
+    factorizer, factor_options, _ = _parse_method("factors", factors)
+    level2, rank_options, _ = _parse_method("ranks", ranks, shared=("multiple", *LATENCY))
+    level1, ratio_options, shared = _parse_method("ratios", _ratios(ratios, level2, rank_options), shared=("band",))
     return Methods(
         (factorizer, factor_options),
         (level1, {**ratio_options, "band": shared.get("band")}),
@@ -95,7 +95,7 @@ def target_of(compression: float, ranks: Method, channels: Method, model: PreTra
         UsageError: an option is unknown or out of range.
         InputError: a profile is missing or damaged.
     """
-    shared = _parsed("ranks", ranks, shared=("multiple", *LATENCY))[2]
+    shared = _parse_method("ranks", ranks, shared=("multiple", *LATENCY))[2]
     multiple = shared.pop("multiple", None)
     latency = _latency(shared, dtype=str(model.dtype).removeprefix("torch."))
     return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency)
@@ -103,23 +103,23 @@ def target_of(compression: float, ranks: Method, channels: Method, model: PreTra
 
 def _pruning(given: Method) -> Pruning | None:
     """How the FFNs are pruned, `None` for not at all."""
-    name, options = _named("channels", given, ("none", "weighted"))
+    name, options = _name_and_options("channels", given, ("none", "weighted"))
     if name == "none":
         return None
-    return Pruning(**_known("channels", options, Pruning))
+    return Pruning(**_check_options("channels", options, Pruning))
 
 
 def _anchoring(given: Method) -> Anchoring | None:
     """How factors are fitted to the dense model, `None` for not at all."""
-    name, options = _named("anchor", given, ("none", "outputs", "stream"))
+    name, options = _name_and_options("anchor", given, ("none", "outputs", "stream"))
     if name == "none":
         return None
-    return Anchoring(stream=name == "stream", **_known("anchor", options, Anchoring, apart=("stream",)))
+    return Anchoring(stream=name == "stream", **_check_options("anchor", options, Anchoring, apart=("stream",)))
 
 
 def _refinement(given: Method, anchor: Method) -> Refinement | None:
     """How blocks are tuned, `None` for not at all."""
-    name, options = _named("refinement", given, ("none", "adam"))
+    name, options = _name_and_options("refinement", given, ("none", "adam"))
     if name == "none":
         return None
     if _anchoring(anchor) is None:
@@ -127,10 +127,10 @@ def _refinement(given: Method, anchor: Method) -> Refinement | None:
             f"refinement is {given!r}, which tunes blocks whose factors are fitted to the dense model, but anchor is {anchor!r}: "
             "set anchor.method=stream, or refinement.method=none"
         )
-    return Refinement(**_known("refinement", options, Refinement))
+    return Refinement(**_check_options("refinement", options, Refinement))
 
 
-def _named(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def _name_and_options(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The name, one of these, and the options."""
     options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
     name = options.pop("method", None)
@@ -141,7 +141,9 @@ def _named(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict
     return name, options
 
 
-def _known(section: str, options: dict[str, Any], settings: type[Any], apart: Sequence[str] = ()) -> dict[str, Any]:
+def _check_options(
+    section: str, options: dict[str, Any], settings: type[Any], apart: Sequence[str] = ()
+) -> dict[str, Any]:
     """The options, if all of them are fields of these settings."""
     names = [field.name for field in fields(settings) if field.name not in apart]
     if unknown := sorted(set(options) - set(names)):
@@ -158,7 +160,7 @@ def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
     if objective == "latency" and chosen.get("profile") is None:
         raise UsageError(f"ranks.profile is missing: ranks.objective=latency needs what `{COMMAND}` writes")
     if objective == "latency":
-        return latency_of(dtype=dtype, **chosen)
+        return load_latency(dtype=dtype, **chosen)
     if idle := sorted(chosen):
         raise UsageError(f"ranks.{idle[0]} has no effect without ranks.objective=latency: leave it out")
     return None
@@ -175,13 +177,16 @@ def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Me
     return {"method": "file", **options} if given is None else given
 
 
-def _parsed(section: str, given: Method, shared: Sequence[str] = ()) -> tuple[str, dict[str, Any], dict[str, Any]]:
+def _parse_method(
+    section: str, given: Method, shared: Sequence[str] = ()
+) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Name, options, and apart those that all methods of the section share; checked before anything is computed."""
     options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
     if "method" not in options:
         raise UsageError(
-            f"{section} is {given!r}, expected a name or a mapping with the key 'method'; methods are {', '.join(available(section))}"
+            f"{section} is {given!r}, expected a name or a mapping with the key 'method'; methods are "
+            f"{', '.join(available_methods(section))}"
         )
     name, common = options.pop("method"), {key: options.pop(key) for key in shared if key in options}
-    method(section, name, options)
+    load_method(section, name, options)
     return name, options, common

@@ -22,7 +22,7 @@ _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory",
 
 
 @contextmanager
-def one_error(
+def translate_errors(
     failed: str, remedy: str, *, kind: type[MgaaError] = InputError, passing: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
     """Turn whatever is raised inside into `kind`: "`failed` (cause): `remedy`"; memory that ran out into a `ResourceError`.
@@ -35,8 +35,10 @@ def one_error(
         if isinstance(error, (MgaaError, *passing)) or not is_failure(error):
             raise
         if is_out_of_memory(error):
-            raise ResourceError(f"{failed} ({cause(error)}): give it more memory, or a smaller model") from error
-        raise kind(f"{failed} ({cause(error)}): {remedy}") from error
+            raise ResourceError(
+                f"{failed} ({describe_cause(error)}): give it more memory, or a smaller model"
+            ) from error
+        raise kind(f"{failed} ({describe_cause(error)}): {remedy}") from error
 
 
 def is_failure(error: BaseException) -> bool:
@@ -49,7 +51,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
-def through(url: str) -> str:
+def via_proxy(url: str) -> str:
     """The proxy that the environment sets before a URL, as the middle of a message; nothing where there is none."""
     parts, found = urlsplit(url), getproxies()
     proxy = found.get(parts.scheme) or found.get("all")
@@ -58,7 +60,7 @@ def through(url: str) -> str:
     return f" through the proxy {masked(proxy)} (see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
 
 
-def cause(error: BaseException) -> str:
+def describe_cause(error: BaseException) -> str:
     """The kind of an error and its message, in one line that can be written anywhere."""
     said = shorten(" ".join(format_exception_only(error)), LONGEST, placeholder=" ...")
     return said.encode("utf-8", "backslashreplace").decode("utf-8")

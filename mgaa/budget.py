@@ -87,18 +87,18 @@ class Ladder:
         return Ladder(matrix, spectrum, (*ranks, None), (*costs, matrix.parameters), ()).weighed(1.0)
 
     @staticmethod
-    def unmeasured(matrix: Matrix) -> "Ladder":
+    def of_unreached(matrix: Matrix) -> "Ladder":
         """That of a matrix whose inputs no token has reached: dense."""
         return Ladder(matrix, torch.empty(0, dtype=torch.float64), (None,), (matrix.parameters,), (1.0,))
 
     @property
-    def measured(self) -> bool:
+    def is_measured(self) -> bool:
         """Whether anything is known of the inputs of the matrix."""
         return len(self.spectrum) > 0
 
     def weighed(self, power: float) -> "Ladder":
         """The same ladder with `energies` from `spectrum ** power`."""
-        kept = kept_energy(self.spectrum, power).tolist() if self.measured else []
+        kept = kept_energy(self.spectrum, power).tolist() if self.is_measured else []
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
 
@@ -113,7 +113,7 @@ class Ladder:
         )
 
     @property
-    def added(self) -> int:
+    def bias_parameters(self) -> int:
         """Parameters of the bias that low rank adds; 0 where dense is the only rung."""
         low = self.ranks[0]
         return 0 if low is None else self.costs[0] - low * (self.matrix.m + self.matrix.n)
@@ -189,7 +189,7 @@ def refill(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list
     return rungs
 
 
-def lowered(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list[int]:
+def lower_rungs(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list[int]:
     """Lower rungs, the largest kept share of a matrix first, until they cost at most `budget` or stand on the lowest."""
     rungs = list(rungs)
     while any(rungs) and sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True)) > budget:
@@ -215,9 +215,9 @@ def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
     return int((1 - compression) * sum(matrix.parameters for matrix in matrices) + 1e-3)
 
 
-def unmeasured(ladders: Sequence[Ladder]) -> str:
+def explain_unmeasured(ladders: Sequence[Ladder]) -> str:
     """What is said of the matrices that no token has reached, where a compression is out of reach; nothing where there are none."""
-    count = sum(not ladder.measured for ladder in ladders)
+    count = sum(not ladder.is_measured for ladder in ladders)
     return (
         f"; {count} matrices stay dense, because no calibration token reached their experts (statistics.unreached): calibrate on more text"
         if count
@@ -241,7 +241,7 @@ def check_reachable(total: int, floor: int, compression: float, because: str = "
         )
 
 
-def least_important(channels: int, keep_least: float) -> int:
+def count_least_important(channels: int, keep_least: float) -> int:
     """How many channels are kept for being the least important: `int(keep_least n)`, as LoRAP's code rounds (arXiv 2404.09695)."""
     return int(keep_least * channels)
 
@@ -252,7 +252,7 @@ def kept_width(channels: int, ratio: float, keep_least: float, multiple: int) ->
     LoRAP prunes those from `int(keep_least n)` to `int((ratio + keep_least) n)` in rising order of importance; the roundings are those
     of its code. Our addition: what remains is rounded down to a multiple, unless nothing is pruned.
     """
-    pruned = int((ratio + keep_least) * channels) - least_important(channels, keep_least)
+    pruned = int((ratio + keep_least) * channels) - count_least_important(channels, keep_least)
     kept = channels - pruned
     return kept - kept % multiple if pruned else channels
 

@@ -15,38 +15,38 @@ from mgaa.anchoring.refinement import check_tunable
 from mgaa.anchoring.sequential import CompressedBlock, compress_block, put_
 from mgaa.arguments import LORAP, LOSS, RATIOS, Method, Methods, methods_of, target_of
 from mgaa.budget import Matrix, parameter_budget
-from mgaa.checkpoints.meta_model import outline
+from mgaa.checkpoints.meta_model import meta_copy
 from mgaa.checkpoints.save import check_savable, twin_of
-from mgaa.decomposed import decomposed
+from mgaa.decomposed import decompose_model
 from mgaa.errors import UsageError
 from mgaa.evaluation.causality import check_decoder
-from mgaa.evaluation.perplexity import evaluating
+from mgaa.evaluation.perplexity import eval_mode
 from mgaa.inputs.prompts import Prompts
-from mgaa.inputs.readers import accepting, check_differentiable, to_change
+from mgaa.inputs.readers import check_differentiable, coerce_arguments, to_change
 from mgaa.inputs.token_rows import Tokens, check_fit, sequences
-from mgaa.inputs.torch_defaults import ordinary
-from mgaa.inputs.values import fraction, fractions, method, method_or_none, names, number, whole
+from mgaa.inputs.torch_defaults import default_torch_state
+from mgaa.inputs.values import fraction, fractions, integer, method, method_or_none, names, number
 from mgaa.levels import (
     Target,
     adds_biases,
     check_anchored,
     check_groups,
     check_parts,
+    preflight,
     ratios_of,
-    rehearse,
 )
 from mgaa.models.architectures import DECODER, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.ranks import Rank
-from mgaa.report import Report, report
-from mgaa.statistics.calibration import EXPERT_TOKENS, Calibration, Measuring, stream_cosines
+from mgaa.report import Report, build_report
+from mgaa.statistics.calibration import EXPERT_TOKENS, Calibration, CalibrationSettings, stream_cosines
 
 __all__ = ["LORAP", "LOSS", "RATIOS", "Method", "compress_", "sweep"]
 
 _READERS = {
     **{"model": to_change, "tokens": sequences, "parts": names, "ratios": method_or_none},
     **dict.fromkeys(("factors", "ranks", "channels", "anchor", "refinement"), method),
-    **{"groups": whole, "batch_size": whole, "expert_tokens": number},
+    **{"groups": integer, "batch_size": integer, "expert_tokens": number},
 }
 """Of the arguments that both functions have (`mgaa.inputs.readers`)."""
 
@@ -54,7 +54,7 @@ Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 """Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
 
 
-@accepting(**_READERS, compression=fraction)
+@coerce_arguments(**_READERS, compression=fraction)
 def compress_(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -83,7 +83,7 @@ def compress_(
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
             `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
-            (`mgaa.allocation.latency.latency_of`). `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
+            (`mgaa.allocation.latency.load_latency`). `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
         channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
             `mgaa.allocation.channels.Pruning`.
         anchor: `none`; or how factors are fitted to the dense model behind compressed blocks (`mgaa.anchoring`): `outputs`, to those of
@@ -113,17 +113,17 @@ def compress_(
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     target = target_of(compression, ranks, channels, model)
-    measuring = Measuring(groups, batch_size, expert_tokens, unreached)
-    matrices = _checked(model, tokens, [target], measuring, methods, inputs, parts)
-    with evaluating(model):
+    measuring = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
+    matrices = _checked_matrices(model, tokens, [target], measuring, methods, inputs, parts)
+    with eval_mode(model):
         if inputs == "compressed":
             given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
         else:
             given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
-    return report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
+    return build_report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
 
 
-@accepting(**_READERS, compressions=fractions)
+@coerce_arguments(**_READERS, compressions=fractions)
 def sweep(
     model: PreTrainedModel,
     tokens: Tokens,
@@ -159,16 +159,16 @@ def sweep(
     assert isinstance(tokens, Prompts | Tensor)
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
     targets = [target_of(compression, ranks, channels, model) for compression in compressions]
-    measuring = Measuring(groups, batch_size, expert_tokens, unreached)
-    matrices = _checked(model, tokens, targets, measuring, methods, parts=parts)
+    measuring = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
+    matrices = _checked_matrices(model, tokens, targets, measuring, methods, parts=parts)
     if not targets:
         return iter(())
-    with evaluating(model):
-        measured = decomposed(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
+    with eval_mode(model):
+        measured = decompose_model(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
 
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
         twin = twin_of(model)
-        with ordinary(model), evaluating(model), evaluating(twin):
+        with default_torch_state(model), eval_mode(model), eval_mode(twin):
             given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
             if methods.anchoring is None:
                 measured.put_(twin, outcome)
@@ -176,7 +176,7 @@ def sweep(
                 how = (measuring, methods.factors, methods.anchoring, methods.refinement)
                 measured.anchor_(twin, outcome, model, tokens, *how)
         budget = parameter_budget(matrices, target.compression)
-        return twin, report(outcome, given, measured.cosines, budget, target.latency)
+        return twin, build_report(outcome, given, measured.cosines, budget, target.latency)
 
     return map(compressed, targets)
 
@@ -186,12 +186,12 @@ def _at_once(
     tokens: Prompts | Int[Tensor, "s t"],
     matrices: list[Matrix],
     target: Target,
-    measuring: Measuring,
+    measuring: CalibrationSettings,
     methods: Methods,
     parts: Sequence[str],
 ) -> Allocated:
     """Dense inputs: every block is measured before the first is compressed."""
-    measured = decomposed(model, tokens, matrices, target, measuring, methods.factors, parts)
+    measured = decompose_model(model, tokens, matrices, target, measuring, methods.factors, parts)
     given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
     if methods.anchoring is None:
         measured.put_(model, outcome, last=True)
@@ -207,7 +207,7 @@ def _sequentially(
     tokens: Prompts | Int[Tensor, "s t"],
     matrices: list[Matrix],
     target: Target,
-    measuring: Measuring,
+    measuring: CalibrationSettings,
     methods: Methods,
 ) -> Allocated:
     """Compressed inputs: ratios from the cosines of the dense model, then one block after the other."""
@@ -235,11 +235,11 @@ def _sequentially(
     return given, [rank for block in blocks for rank in block.ranks], cosines
 
 
-def _checked(
+def _checked_matrices(
     model: PreTrainedModel,
     tokens: Prompts | Int[Tensor, "s t"],
     targets: Sequence[Target],
-    measuring: Measuring,
+    measuring: CalibrationSettings,
     methods: Methods,
     inputs: str = "dense",
     parts: Sequence[str] = DECODER,
@@ -254,14 +254,14 @@ def _checked(
         check_differentiable(model)
     check_savable(model)
     matrices = matrices_of(
-        unfuse_(outline(model), parts), parts
+        unfuse_(meta_copy(model), parts), parts
     )  # the model stays as it is until nothing more can be refused
     for target in targets:
         parameter_budget(matrices, target.compression)
-        rehearse(matrices, target, inputs=inputs, **methods.levels)
+        preflight(matrices, target, inputs=inputs, **methods.levels)
     check_groups(methods.factors, measuring.groups, len(tokens))
     check_fit(tokens, model)
-    with evaluating(model):
+    with eval_mode(model):
         check_decoder(model)
     unfuse_(model, parts)
     return matrices

@@ -11,26 +11,26 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.allocation.channels import Channels, Scores, score
-from mgaa.anchoring.anchoring import anchored
+from mgaa.allocation.channels import Channels, ChannelScores, score
+from mgaa.anchoring.anchoring import anchor_blocks
 from mgaa.anchoring.fitting import Anchoring
 from mgaa.anchoring.refinement import Refinement
-from mgaa.blocks.memory import give_back
+from mgaa.blocks.memory import release_memory
 from mgaa.budget import Ladder, Matrix
 from mgaa.checkpoints.save import apply_channels, apply_factors
 from mgaa.decomposition.linalg import Spectrum
-from mgaa.factors import factorize_linear, spectra
+from mgaa.factors import decompose_block, factorize_linear
 from mgaa.inputs.prompts import Prompts
 from mgaa.levels import Chosen, Target, allocate
-from mgaa.methods import constant
+from mgaa.methods import method_constant
 from mgaa.models.architectures import DECODER
 from mgaa.ranks import Rank, ladders_of
-from mgaa.statistics.calibration import Measuring, stream_statistics
-from mgaa.statistics.gradients import differentiated
+from mgaa.statistics.calibration import CalibrationSettings, stream_statistics
+from mgaa.statistics.gradients import differentiate_model
 
 
 @dataclass(frozen=True, eq=False)
-class Decomposed:
+class DecomposedModel:
     """What all allocations of a model share.
 
     Attributes:
@@ -43,7 +43,7 @@ class Decomposed:
 
     spectra: dict[str, Spectrum]
     ladders: list[Ladder]
-    scores: dict[Channels, Scores]
+    scores: dict[Channels, ChannelScores]
     cosines: dict[str, float]
     gradients: dict[int, dict[str, Tensor]]
 
@@ -66,7 +66,10 @@ class Decomposed:
         # the model changes when all factors are there, so that one out of range leaves it as it was
         apply_factors(model, {n: factorize_linear(model, n, found.pop(n), rank) for n, rank in ranked.items()})
         widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
-        kept = {c.matrices[0].block: s.kept(widths[c.sublayer], c.pruning.keep_least) for c, s in self.scores.items()}
+        kept = {
+            c.matrices[0].block: s.kept_channels(widths[c.sublayer], c.pruning.keep_least)
+            for c, s in self.scores.items()
+        }
         apply_channels(model, kept)
 
     def anchor_(
@@ -75,7 +78,7 @@ class Decomposed:
         outcome: Sequence[Rank],
         dense: PreTrainedModel,
         tokens: Prompts | Int[Tensor, "s t"],
-        measuring: Measuring,
+        measuring: CalibrationSettings,
         factors: Chosen,
         anchoring: Anchoring,
         refinement: Refinement | None,
@@ -85,48 +88,48 @@ class Decomposed:
         Args:
             model, outcome: as in `put_`; the model may be the dense one itself, and changes when all factors are there.
             dense: what was decomposed.
-            tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchoring.anchored`.
+            tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchoring.anchor_blocks`.
         """
         matrices, ranks = [each.matrix for each in outcome], {each.matrix.name: each.rank for each in outcome}
         how = (factors, self.gradients, measuring, anchoring, refinement)
-        blocks = [*anchored(dense, tokens, matrices, ranks, *how)]
+        blocks = [*anchor_blocks(dense, tokens, matrices, ranks, *how)]
         for block in blocks:
             block.put_(model)
 
 
-def decomposed(
+def decompose_model(
     model: PreTrainedModel,
     tokens: Prompts | Int[Tensor, "s t"],
     matrices: Sequence[Matrix],
     target: Target,
-    measuring: Measuring,
+    measuring: CalibrationSettings,
     factors: Chosen,
     parts: Sequence[str] = DECODER,
-) -> Decomposed:
+) -> DecomposedModel:
     """Measure every block on dense inputs and decompose its matrices; nothing of the model changes."""
     name, options = factors
     low, pruned = target.parts(matrices)
     cosines: dict[int, dict[str, float]] = {}
     found: dict[str, Spectrum] = {}
-    scores: dict[Channels, Scores] = {}
+    scores: dict[Channels, ChannelScores] = {}
     gradients: dict[int, dict[str, Tensor]] = {}
-    if constant("factors", name, "GRADIENTS", False):
-        blocks = differentiated(model, tokens, measuring, parts=parts)
+    if method_constant("factors", name, "GRADIENTS", False):
+        blocks = differentiate_model(model, tokens, measuring, parts=parts)
     else:
         blocks = enumerate(stream_statistics(model, tokens, **asdict(measuring), parts=parts))
     for index, block in blocks:
         weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
         inside = {m.local: m.name for m in low if m.block == index and m.local in block.shared}
-        give_back()
-        here = spectra({local: weights[local] for local in inside}, block, name, **options)
+        release_memory()
+        here = decompose_block({local: weights[local] for local in inside}, block, name, **options)
         found |= {inside[local]: spectrum for local, spectrum in here.items()}
         scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
         cosines[index] = block.cosines
         gradients |= {index: block.gradients} if block.gradients else {}
         del block, here  # while the next block is measured
-        give_back()
+        release_memory()
     energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
     centred = any(spectrum.mean is not None for spectrum in found.values())
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
     by_sublayer = {f"{index}.{name}": cosine for index in sorted(cosines) for name, cosine in cosines[index].items()}
-    return Decomposed(found, ladders, scores, by_sublayer, gradients)
+    return DecomposedModel(found, ladders, scores, by_sublayer, gradients)

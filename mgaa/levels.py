@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from mgaa.allocation.channels import Channels, Pruning, Scores, prunable
+from mgaa.allocation.channels import Channels, ChannelScores, Pruning, prunable_ffns
 from mgaa.allocation.latency import Latency
-from mgaa.budget import Ladder, Matrix, check_reachable, unmeasured
+from mgaa.budget import Ladder, Matrix, check_reachable, explain_unmeasured
 from mgaa.errors import UsageError
-from mgaa.methods import constant, method
+from mgaa.methods import load_method, method_constant
 from mgaa.models.architectures import DECODER, PARTS
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
@@ -61,7 +61,7 @@ class Target:
         """
         if self.pruning is None:
             return list(matrices), []
-        channels = prunable(matrices, self.pruning)
+        channels = prunable_ffns(matrices, self.pruning)
         names = {each.sublayer for each in channels}
         return [matrix for matrix in matrices if matrix.sublayer not in names], channels
 
@@ -151,7 +151,7 @@ def check_anchored(anchored: bool, *, inputs: str, pruned: bool, parts: Sequence
             )
 
 
-def rehearse(
+def preflight(
     matrices: Sequence[Matrix],
     target: Target,
     *,
@@ -170,13 +170,13 @@ def rehearse(
         UsageError: as `allocate`, for options of the factorizer, and for a rule that needs the whole model where blocks go one by one.
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
-    if inputs == "compressed" and constant("factors", factors[0], "GRADIENTS", False):
+    if inputs == "compressed" and method_constant("factors", factors[0], "GRADIENTS", False):
         raise UsageError(
             f"factors.method is {factors[0]!r}, which weighs errors by gradients of the dense model, but statistics.inputs is compressed: "
             "set statistics.inputs=dense, or take another factors.method"
         )
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
-    if inputs == "compressed" and constant("ranks", ranks[0], "GLOBAL", False):
+    if inputs == "compressed" and method_constant("ranks", ranks[0], "GLOBAL", False):
         raise UsageError(
             f"statistics.inputs is compressed, expected a rule that finds the ranks block after block: ranks.method={ranks[0]} is for "
             "all matrices of the model at once; set statistics.inputs=dense, or take another ranks.method"
@@ -193,7 +193,7 @@ def _ratios(
     ladders: Sequence[Ladder], cosines: Mapping[str, float], target: Target, ratios: Chosen, pruned: Pruned
 ) -> dict[str, float]:
     (name, options), sizes, reach = ratios, sizes_of(ladders, pruned), reach_of(ladders, pruned)
-    if because := unmeasured(ladders):
+    if because := explain_unmeasured(ladders):
         floor = sum((1 - reach[sublayer]) * size for sublayer, size in sizes.items())
         check_reachable(sum(sizes.values()), round(floor), target.compression, because)
     known = [cosines[sublayer] for sublayer in sizes if sublayer in cosines]
@@ -210,13 +210,13 @@ def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -
 
 def _flat(
     matrices: Sequence[Matrix], target: Target, *, centred: bool, unreached: Collection[str] = ()
-) -> tuple[list[Ladder], dict[Channels, Scores]]:
+) -> tuple[list[Ladder], dict[Channels, ChannelScores]]:
     """Ladders and scores of the shapes alone: flat spectra, and channels of equal importance."""
     one = torch.ones(1, dtype=torch.float64)
     low, channels = target.parts(matrices)
     energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in low if matrix.name not in unreached}
     scores = {
-        each: Scores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
+        each: ChannelScores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
         for each in channels
     }
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
@@ -242,8 +242,8 @@ def uses_groups(factors: Chosen) -> bool:
     Raises:
         UsageError: the factorizer or an option is unknown, or an option is out of range.
     """
-    metric, (_, options) = method("factors", *factors), factors
-    together, apart = (metric(_made_up(groups), **options).moment for groups in (1, 2))
+    metric, (_, options) = load_method("factors", *factors), factors
+    together, apart = (metric(_synthetic_statistics(groups), **options).moment for groups in (1, 2))
     return not torch.allclose(together, apart)
 
 
@@ -253,10 +253,10 @@ def adds_biases(factors: Chosen) -> bool:
     Raises:
         UsageError: the factorizer or an option is unknown, or an option is out of range.
     """
-    return method("factors", *factors)(_made_up(groups=1), **factors[1]).mean is not None
+    return load_method("factors", *factors)(_synthetic_statistics(groups=1), **factors[1]).mean is not None
 
 
-def _made_up(groups: int) -> InputStatistics:
+def _synthetic_statistics(groups: int) -> InputStatistics:
     """Statistics of two sequences of one token, in one group or in two."""
     accumulator = Accumulator("a made-up input", groups, 2)
     for sequence, token in enumerate(torch.eye(2)):

@@ -29,7 +29,7 @@ _INITIAL = (True, False, "gaussian")
 """How the update may start: those ways that look at no weight."""
 
 
-class Beside(lora.Linear):  # type: ignore[misc]
+class LowRankLoraLayer(lora.Linear):  # type: ignore[misc]
     """peft's LoRA layer around a layer of mgaa."""
 
     def __init__(self, layer: nn.Module, adapter_name: str, config: LoraConfig, **given: Any) -> None:
@@ -64,7 +64,9 @@ class Beside(lora.Linear):  # type: ignore[misc]
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.lora_A:
                 continue
-            made = _merged(self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name])
+            made = _merge_update(
+                self.base_layer, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
+            )
             if safe_merge and any(non_finite(parameter) for parameter in made.parameters()):
                 raise NumericalError(
                     f"the adapter {name!r} makes entries that are not finite: train it again at a lower rate"
@@ -87,17 +89,18 @@ class Beside(lora.Linear):  # type: ignore[misc]
         return int(linears[0].in_features), sum(int(linear.out_features) for linear in linears)
 
 
-def _merged(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> nn.Module:
+def _merge_update(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> nn.Module:
     """A layer with an update."""
     if not isinstance(layer, FusedLinear):
         return merged(layer, Update(A.detach(), B.detach(), scale), dense=layer.bias is None)
     parts = {
-        name: _merged(layer.get_submodule(name), A, rows, scale) for name, rows in rows_of(layer, B.detach()).items()
+        name: _merge_update(layer.get_submodule(name), A, rows, scale)
+        for name, rows in rows_of(layer, B.detach()).items()
     }
     return FusedLinear(parts, layer.groups).train(layer.training)
 
 
-def _teach() -> None:
+def _register_with_peft() -> None:
     """Let peft take the layers of mgaa."""
     plain = LoraModel._create_new_module
     if getattr(plain, "knows_mgaa", False):
@@ -107,7 +110,7 @@ def _teach() -> None:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
         if isinstance(base, LowRankLinear | FusedLinear) and given.get("parameter_name") is None:
             given.pop("parameter_name", None)
-            return Beside(target, adapter_name, lora_config, **given)
+            return LowRankLoraLayer(target, adapter_name, lora_config, **given)
         made: nn.Module = plain(lora_config, adapter_name, target, **given)
         return made
 
@@ -115,4 +118,4 @@ def _teach() -> None:
     LoraModel._create_new_module = staticmethod(create)
 
 
-_teach()
+_register_with_peft()

@@ -18,12 +18,12 @@ FUNCTIONS = {"factors": "metric", "ratios": "allocate", "ranks": "allocate"}
 """Name of the public function in the files of each section."""
 
 
-def available(section: str) -> list[str]:
+def available_methods(section: str) -> list[str]:
     """Names of the methods of a section (`factors`, `ratios` or `ranks`)."""
     return sorted(path.stem for path in (Path(__file__).parent / section).glob("[a-z]*.py"))
 
 
-def method(section: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
+def load_method(section: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
     """The function of method `name` after a check of its options.
 
     Raises:
@@ -42,19 +42,19 @@ def method(section: str, name: str, options: Mapping[str, Any]) -> Callable[...,
     return function
 
 
-def check(section: str, name: str, *arguments: Any, **options: Any) -> None:
+def check_method(section: str, name: str, *arguments: Any, **options: Any) -> None:
     """Let method `name` itself refuse what it cannot do, if its file has a function `check`."""
     own: Callable[..., None] | None = getattr(_module(section, name), "check", None)
     if own is not None:
         own(*arguments, **options)
 
 
-def constant(section: str, name: str, key: str, default: Any) -> Any:
+def method_constant(section: str, name: str, key: str, default: Any) -> Any:
     """What the file of method `name` says under `key`, such as `VERBATIM`."""
     return getattr(_module(section, name), key, default)
 
 
 def _module(section: str, name: str) -> ModuleType:
-    if name not in available(section):
-        raise UsageError(f"{section}.method is {name!r}, expected one of {', '.join(available(section))}")
+    if name not in available_methods(section):
+        raise UsageError(f"{section}.method is {name!r}, expected one of {', '.join(available_methods(section))}")
     return import_module(f"mgaa.{section}.{name}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.allocation import file
-from mgaa.allocation.latency import Latency, Seconds, total
+from mgaa.allocation.latency import Latency, Seconds, total_seconds
 from mgaa.ranks import Rank
 
 
@@ -78,7 +78,7 @@ class Report:
             "sublayers": {each.pop("name"): each for each in sublayers},
             "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | _entry(x) for x in matrices},
         }
-        file.save(entry, path)
+        file.save_allocation(entry, path)
 
 
 def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def report(
+def build_report(
     ranks: list[Rank],
     ratios: Mapping[str, float],
     cosines: Mapping[str, float],
@@ -123,5 +123,7 @@ def report(
             )
             for r in ranks
         ],
-        latency=None if latency is None else {**latency.facts, "predicted_seconds": total(list(predicted.values()))},
+        latency=None
+        if latency is None
+        else {**latency.facts, "predicted_seconds": total_seconds(list(predicted.values()))},
     )

@@ -20,13 +20,13 @@ from transformers import PreTrainedModel
 from benchmarks.peers.filling import Prepared, filled
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.checkpoints.save import apply_factors, twin_of
-from mgaa.decomposed import decomposed
+from mgaa.decomposed import decompose_model
 from mgaa.errors import NumericalError
 from mgaa.evaluation.perplexity import perplexity
 from mgaa.factors import factorize_linear
 from mgaa.levels import Target
 from mgaa.models.architectures import matrices_of
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 
 SHARES = tuple(share / 10 for share in range(1, 10))
 Sensitivities = Mapping[str, Mapping[float, float]]
@@ -36,7 +36,7 @@ Sensitivities = Mapping[str, Mapping[float, float]]
 def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"], *, alpha: float = 0.5, sequences: int = 32) -> Prepared:
     """Decompose the model and measure the sensitivity of every matrix."""
     matrices = matrices_of(model)
-    shared = decomposed(model, tokens, matrices, Target(0.5), Measuring(), ("asvd", {"alpha": alpha}))
+    shared = decompose_model(model, tokens, matrices, Target(0.5), CalibrationSettings(), ("asvd", {"alpha": alpha}))
 
     def truncated(ranks: Mapping[str, int | None]) -> PreTrainedModel:
         twin = twin_of(model)

@@ -20,10 +20,10 @@ from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from flows.command.streams import CutOffError, complain, guard_stdout
+from flows.command.streams import CutOffError, guard_stdout, print_error
 from mgaa.errors import MgaaError, UsageError
 from tasks.config import messages, method_options
-from tasks.config.parameters import Parameters, load
+from tasks.config.parameters import Parameters, load_parameters
 
 FLAGS = """  --params=FILE  the parameters, by default params.yaml
   --debug        show where an error was raised
@@ -43,26 +43,28 @@ def main(
     """Run `flow` on `params.yaml` with the overrides of the command line, then `show` its result; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
-        return answered(lambda: print(usage(flow)))
+        return run_command(lambda: print(usage(flow)))
     debug = "--debug" in arguments
     if not sys.stderr.isatty():
         hide_bars()
-    from flows.command.runner import run
+    from flows.command.runner import run_flow
 
     def act() -> None:
-        parameters = load(*parse([text for text in arguments if text not in ("--debug", "--quiet")]))
-        run(flow, parameters)
+        parameters = load_parameters(
+            *parse_arguments([text for text in arguments if text not in ("--debug", "--quiet")])
+        )
+        run_flow(flow, parameters)
         if show is not None and "--quiet" not in arguments:
             show(parameters)
 
-    return answered(act, debug=debug)
+    return run_command(act, debug=debug)
 
 
-def answered(act: Callable[[], None], *, debug: bool = False) -> int:
+def run_command(act: Callable[[], None], *, debug: bool = False) -> int:
     """Do what a command does; a failure that explains itself is one line on stderr and its exit code."""
     guard_stdout()
     try:
-        with interruptible(), told_once():
+        with handle_interrupts(), report_once():
             act()
             sys.stdout.flush()
     except CutOffError as error:
@@ -70,10 +72,10 @@ def answered(act: Callable[[], None], *, debug: bool = False) -> int:
     except MgaaError as error:
         if debug:
             traceback.print_exc()
-        complain(f"error: {error}")
+        print_error(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        complain("interrupted; finished steps are kept, the same command goes on")
+        print_error("interrupted; finished steps are kept, the same command goes on")
         return 130
     return 0
 
@@ -85,7 +87,7 @@ def hide_bars() -> None:
     disable_progress_bar()
 
 
-def parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     """The file of parameters, and the overrides."""
     path = Path("params.yaml")
     overrides = []
@@ -104,14 +106,14 @@ def parse(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 def usage(flow: Callable[[Parameters], Any]) -> str:
     """What `--help` shows: the flow, the keys, the methods."""
     summary = (flow.__doc__ or "").strip().partition("\n")[0]
-    keys = "\n".join(messages.reference(Parameters))
-    methods = "\n".join(method_options.reference())
+    keys = "\n".join(messages.parameters_reference(Parameters))
+    methods = "\n".join(method_options.options_reference())
     command = f"python -m flows.{flow.__name__} [section.key=value ...]"
     return f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}"
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
+def handle_interrupts() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the run in order, the second one at once; the store is sound either way."""
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -136,18 +138,18 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 
 @contextmanager
-def told_once() -> Iterator[None]:
+def report_once() -> Iterator[None]:
     """The message of an `MgaaError` goes to the terminal at the end; Prefect's line about it goes to its interface only."""
     handlers = logging.getLogger().handlers
     for handler in handlers:
-        handler.addFilter(unexplained)
+        handler.addFilter(is_unexplained)
     try:
         yield
     finally:
         for handler in handlers:
-            handler.removeFilter(unexplained)
+            handler.removeFilter(is_unexplained)
 
 
-def unexplained(record: logging.LogRecord) -> bool:
+def is_unexplained(record: logging.LogRecord) -> bool:
     """Whether a record is about something else than an error that explains itself."""
     return not getattr(record, "explained", False)

@@ -26,14 +26,14 @@ LOCAL = {None, "", "localhost", "127.0.0.1", "::1"}
 
 
 @contextmanager
-def cluster(p: Parameters, workers: int) -> Iterator[TaskRunner[Any]]:
+def start_cluster(params: Parameters, workers: int) -> Iterator[TaskRunner[Any]]:
     """A task runner over worker processes, for as long as the block lasts.
 
     Raises:
         UsageError: the extra of this kind is not installed, or workers of other machines could not reach Prefect's server.
         ResourceError: there is no scheduler at `runner.address`, or it has no worker.
     """
-    kind, address = p.runner.kind, p.runner.address
+    kind, address = params.runner.kind, params.runner.address
     made = {"dask": dask, "ray": ray}[kind]
     try:
         import_module(f"prefect_{kind}")
@@ -41,12 +41,12 @@ def cluster(p: Parameters, workers: int) -> Iterator[TaskRunner[Any]]:
         raise UsageError(
             f"runner.kind is {kind!r}, but {error.name} is not installed: pip install 'mgaa[{kind}]', or set runner.kind=threads"
         ) from error
-    with one_server(address), made(address, workers) as runner:
+    with share_server(address), made(address, workers) as runner:
         yield runner
 
 
 @contextmanager
-def one_server(address: str | None) -> Iterator[None]:
+def share_server(address: str | None) -> Iterator[None]:
     """Prefect's server for the flow and its workers: the one that is set, or one that lives as long as the block.
 
     Raises:
@@ -68,12 +68,12 @@ def one_server(address: str | None) -> Iterator[None]:
     try:
         with temporary_settings({PREFECT_API_URL: server.api_url}):
             yield
-            sent()
+            flush_events()
     finally:
         server.stop()
 
 
-def sent() -> None:
+def flush_events() -> None:
     """Wait until Prefect's threads have sent what they have to say to the server."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
@@ -93,17 +93,17 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
         if address is None:
             options = {"nthreads": 1, "memory_limit": 0}
             specification = {
-                index: {"cls": distributed.Nanny, "options": {**options, "env": card(index)}}
+                index: {"cls": distributed.Nanny, "options": {**options, "env": card_variables(index)}}
                 for index in range(workers)
             }
             scheduler = {
                 "cls": distributed.Scheduler,
                 "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": ":0"},
             }
-            given = environment(
+            given = worker_environment(
                 workers
             )  # read when libraries are imported, so it must be there before a worker, or its successor, starts
-            with config.set({"distributed.nanny.pre-spawn-environ": given}), environ(given):
+            with config.set({"distributed.nanny.pre-spawn-environ": given}), set_environment(given):
                 made = distributed.SpecCluster(specification, scheduler, silence_logs=False)
             address = until_then.enter_context(made).scheduler_address
             until_then.callback(
@@ -132,7 +132,7 @@ def give_up(seconds: str, dask_scheduler: Any = None) -> None:
         dask_scheduler.no_workers_timeout = parse_timedelta(seconds)
 
 
-def environment(workers: int) -> dict[str, str]:
+def worker_environment(workers: int) -> dict[str, str]:
     """Of each of so many workers of this machine: a share of the cores, and silence, for the flow tells what happened to them."""
     share = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     silent = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
@@ -140,7 +140,7 @@ def environment(workers: int) -> dict[str, str]:
 
 
 @contextmanager
-def environ(values: dict[str, str]) -> Iterator[None]:
+def set_environment(values: dict[str, str]) -> Iterator[None]:
     """Variables of the environment, for the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -154,7 +154,7 @@ def environ(values: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def card(index: int) -> dict[str, str]:
+def card_variables(index: int) -> dict[str, str]:
     """What makes one card of this machine the only one that a worker sees."""
     import torch
 
@@ -176,7 +176,7 @@ def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address is None:
         options |= {"num_cpus": workers, "num_gpus": torch.cuda.device_count(), "include_dashboard": False}
-        options |= {"runtime_env": {"env_vars": environment(workers)}}
+        options |= {"runtime_env": {"env_vars": worker_environment(workers)}}
     try:
         ray.init(address or "local", namespace="prefect", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:

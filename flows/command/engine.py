@@ -15,7 +15,7 @@ import httpx
 from prefect.flow_engine import FlowRunTimeoutError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-from mgaa.boundary import cause, through
+from mgaa.boundary import describe_cause, via_proxy
 from mgaa.errors import MgaaError, ResourceError
 from mgaa.masking import masked
 
@@ -31,11 +31,11 @@ def engine(function: Callable[..., Any]) -> Iterator[None]:
         ResourceError: there is none, or the engine fails.
     """
     with engine_errors(function):
-        reach()
+        check_server()
         yield
 
 
-def reach() -> None:
+def check_server() -> None:
     """One request, of any answer, to the server that is set; where none is, a look at where Prefect's own keeps its database.
 
     Prefect starts that server again and again where it cannot write, for as long as a slow machine would need to start it.
@@ -64,7 +64,7 @@ def engine_errors(function: Callable[..., Any]) -> Iterator[None]:
             raise
         url = PREFECT_API_URL.value()
         there = (
-            f"the server at {masked(url)}{through(url)}" if url else f"a server of its own in {PREFECT_HOME.value()}"
+            f"the server at {masked(url)}{via_proxy(url)}" if url else f"a server of its own in {PREFECT_HOME.value()}"
         )
         remedy = (
             "start it, or unset PREFECT_API_URL"
@@ -72,7 +72,7 @@ def engine_errors(function: Callable[..., Any]) -> Iterator[None]:
             else "set PREFECT_HOME to a folder that can be written, or remove it; unset a proxy that is named"
         )
         raise ResourceError(
-            f"Prefect cannot run the flow with {there} ({masked(cause(error))}): {remedy}. Finished steps are kept."
+            f"Prefect cannot run the flow with {there} ({masked(describe_cause(error))}): {remedy}. Finished steps are kept."
         ) from error
 
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]
 
 from mgaa.errors import ResourceError
-from tasks.tracking.backend import birth, process, vanished
-from tasks.tracking.database import PATIENCE, Schema, make_whole
+from tasks.tracking.backend import is_orphaned, process_start, process_tags
+from tasks.tracking.database import PATIENCE, Schema, make_tables
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
@@ -35,7 +35,7 @@ URL = "PREFECT_API_DATABASE_CONNECTION_URL"
 ELSEWHERE = "choose another folder with PREFECT_HOME=<folder>; it holds Prefect's records of runs and no results"
 
 
-def prepare() -> None:
+def prepare_server() -> None:
     """Get ready for the server that this run starts, if it starts one.
 
     Raises:
@@ -48,7 +48,7 @@ def prepare() -> None:
     if settings.api.url is not None:
         return
     stop_orphans()
-    os.environ |= {SERVES: json.dumps(process()), **dict.fromkeys(BLOCKS, "false")}  # the server inherits it
+    os.environ |= {SERVES: json.dumps(process_tags()), **dict.fromkeys(BLOCKS, "false")}  # the server inherits it
     connection = settings.server.database.connection_url
     url = make_url(connection.get_secret_value()) if connection is not None else None
     if url is not None and url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
@@ -62,9 +62,9 @@ def make_database(database: Path) -> None:
     mark = zlib.crc32(__version__.encode()) >> 1  # of 31 bits
     try:
         database.parent.mkdir(parents=True, exist_ok=True)
-        if marked(database) != mark:
-            make_whole(database, Schema("Prefect", revisions, upgrade, ELSEWHERE))
-            marked(database, mark)
+        if read_mark(database) != mark:
+            make_tables(database, Schema("Prefect", revisions, upgrade, ELSEWHERE))
+            read_mark(database, mark)
     except (OSError, sqlite3.Error) as error:
         raise ResourceError(
             f"Prefect's database {database} cannot be made ({error}). Expected a file that this process can write, and that nobody else "
@@ -72,7 +72,7 @@ def make_database(database: Path) -> None:
         ) from error
 
 
-def marked(database: Path, mark: int | None = None) -> int:
+def read_mark(database: Path, mark: int | None = None) -> int:
     """The number that a file carries for whoever uses it; it is set to `mark` if that is given."""
     with closing(sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)) as connection:
         if mark is not None:
@@ -122,6 +122,6 @@ def is_orphan(server: psutil.Process) -> bool:
         if APP not in server.cmdline() or SERVES not in server.environ():
             return False
         run = json.loads(server.environ()[SERVES])
-        return vanished(run) and birth(server.ppid()) != run["process.birth"]
+        return is_orphaned(run) and process_start(server.ppid()) != run["process.birth"]
     except (psutil.Error, OSError, ValueError):  # another user's, or gone meanwhile
         return False

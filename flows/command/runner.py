@@ -13,67 +13,67 @@ from prefect import Flow
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.command.engine import engine
-from flows.command.ephemeral import prepare
+from flows.command.ephemeral import prepare_server
 from tasks.cache.artifact import Store
 from tasks.cache.remote import remote_of
-from tasks.cache.worker_check import home_of
+from tasks.cache.worker_check import identify_run
 from tasks.config.parameters import Parameters
 from tasks.record.signing import check_key
-from tasks.upkeep.store_lock import in_use
+from tasks.upkeep.store_lock import share_store
 
 LEAST = 2
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
 """Of the flows that have steps to run side by side, until `run` chooses by the parameters."""
 
 
-def run(flow: Callable[[Parameters], Any], parameters: Parameters, **options: Any) -> Any:
+def run_flow(flow: Callable[[Parameters], Any], parameters: Parameters, **options: Any) -> Any:
     """Run a flow; if it has steps to run side by side, on the workers that its parameters name. `options` go to `prefect.Flow`."""
     if not isinstance(flow, Flow):  # something that shows or predicts, and has no store
         return flow(parameters)
     with ExitStack() as until_then:
-        prepare()
-        until_then.enter_context(in_use(parameters.store_path))
+        prepare_server()
+        until_then.enter_context(share_store(parameters.store_path))
         until_then.enter_context(engine(flow.fn))
         if flow.task_runner is not THREADS:
             return flow.with_options(**options)(parameters)
-        chosen: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=workers(parameters))
+        chosen: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=worker_count(parameters))
         if parameters.runner.kind != "threads":
-            from flows.command.clusters import cluster
+            from flows.command.clusters import start_cluster
 
-            chosen = until_then.enter_context(cluster(parameters, workers(parameters)))
+            chosen = until_then.enter_context(start_cluster(parameters, worker_count(parameters)))
         return flow.with_options(task_runner=chosen, **options)(parameters)
 
 
-def workers(p: Parameters) -> int:
+def worker_count(params: Parameters) -> int:
     """How many steps run at a time; of a cluster that is there, as many as it likes."""
-    if p.runner.workers != "auto":
-        return p.runner.workers
-    if p.backbone.device not in ("auto", "cuda"):
+    if params.runner.workers != "auto":
+        return params.runner.workers
+    if params.backbone.device not in ("auto", "cuda"):
         return LEAST
     import torch
 
     return max(LEAST, torch.cuda.device_count())
 
 
-def opened(p: Parameters, *, alone: bool = False) -> Store:
+def open_run_store(params: Parameters, *, alone: bool = False) -> Store:
     """The store of a run, with what its workers need to know of it unless the flow is `alone`.
 
     Raises:
         ResourceError: `store.remote` cannot be used; this is said before anything is computed.
         InputError: `store.signing_key` cannot sign.
     """
-    check_key(p.store.signing_key)
-    remote = remote_of(p.store.remote)
+    check_key(params.store.signing_key)
+    remote = remote_of(params.store.remote)
     if remote is not None:
         remote.check()
-    store = Store(p.store_path, p.store.lock_timeout, remote)
-    if alone or p.runner.kind == "threads":
+    store = Store(params.store_path, params.store.lock_timeout, remote)
+    if alone or params.runner.kind == "threads":
         return store
-    return replace(store, home=home_of(store.path, shared=remote is None))
+    return replace(store, home=identify_run(store.path, shared=remote is None))
 
 
 @contextmanager
-def share_of_cores(tasks: int) -> Iterator[None]:
+def limit_threads(tasks: int) -> Iterator[None]:
     """Inside this block each of so many tasks at a time computes on its part of the cores.
 
     A small model gains more from half of the cores for each of two than from all cores for one. A thread takes over the number when it

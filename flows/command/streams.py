@@ -33,17 +33,17 @@ class Output(io.TextIOWrapper):
         """
         if text == "":  # a question of click, what kind of a stream this is
             return 0
-        with lost(self):
+        with stream_errors(self):
             return super().write(text)
 
     def flush(self) -> None:
         """As every stream; raises as `write`."""
-        with lost(self):
+        with stream_errors(self):
             super().flush()
 
 
 @contextmanager
-def lost(stream: Output) -> Iterator[None]:
+def stream_errors(stream: Output) -> Iterator[None]:
     """Turn a stream that cannot be written into an error of ours, and lead it nowhere, so that it fails once."""
     try:
         yield
@@ -78,7 +78,7 @@ def guard_stdout() -> None:
         )
 
 
-def complain(text: str) -> None:
+def print_error(text: str) -> None:
     """One line on stderr, if that can be written."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)

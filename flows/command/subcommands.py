@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from flows.command.cli import answered, parse
+from flows.command.cli import parse_arguments, run_command
 from mgaa.errors import UsageError
-from tasks.config.parameters import Operation, Parameters, load, load_operation
+from tasks.config.parameters import Operation, Parameters, load_operation, load_parameters
 
-LOADERS: dict[type, Callable[..., Any]] = {Operation: load_operation, Parameters: load}
+LOADERS: dict[type, Callable[..., Any]] = {Operation: load_operation, Parameters: load_parameters}
 OVERRIDE = re.compile(r"--params=.|(case|method|[a-z_]+(\.\w+)+)=")
 
 
@@ -28,10 +28,10 @@ def main(verbs: Mapping[str, Callable[..., None]], argv: Sequence[str] | None = 
     debug = "--debug" in arguments
     given = [text for text in arguments if OVERRIDE.match(text)]
     words = [text for text in arguments if text not in given and text != "--debug"]
-    return answered(lambda: command(verbs, given, words), debug=debug)
+    return run_command(lambda: run_typer(verbs, given, words), debug=debug)
 
 
-def command(verbs: Mapping[str, Callable[..., None]], given: Sequence[str], words: Sequence[str]) -> None:
+def run_typer(verbs: Mapping[str, Callable[..., None]], given: Sequence[str], words: Sequence[str]) -> None:
     """Hand the words to typer.
 
     Raises:
@@ -41,7 +41,7 @@ def command(verbs: Mapping[str, Callable[..., None]], given: Sequence[str], word
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     for name, verb in verbs.items():
-        app.command(name)(loaded(verb, given))
+        app.command(name)(bind_parameters(verb, given))
     app.callback(help=inspect.getmodule(next(iter(verbs.values()))).__doc__)(lambda: None)
     try:
         app(list(words), standalone_mode=False, prog_name="")
@@ -49,12 +49,12 @@ def command(verbs: Mapping[str, Callable[..., None]], given: Sequence[str], word
         raise UsageError(f"{str(error).rstrip('.?')}: --help shows what there is.") from None
 
 
-def loaded(verb: Callable[..., None], given: Sequence[str]) -> Callable[..., None]:
+def bind_parameters(verb: Callable[..., None], given: Sequence[str]) -> Callable[..., None]:
     """The verb without its first parameter, which is read from `params.yaml` and the overrides."""
     first, *rest = inspect.signature(verb).parameters.values()
 
     def call(**named: Any) -> None:
-        verb(LOADERS[first.annotation](*parse(given)), **named)
+        verb(LOADERS[first.annotation](*parse_arguments(given)), **named)
 
     call.__doc__ = verb.__doc__
     call.__signature__ = inspect.Signature(rest)  # type: ignore[attr-defined]

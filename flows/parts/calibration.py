@@ -16,26 +16,28 @@ from tasks.steps.differentiate import differentiate
 from tasks.steps.merge_shares import merge_shares
 
 
-def calibrated(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
+def measure_statistics(params: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
     """The artifact `statistics` of the calibration tokens.
 
     Raises:
         UsageError: more shares than the sequences can be cut into, or gradients that cannot be measured.
     """
-    if not p.statistics.gradients:
-        return measured(p, store, backbone, tokens, device)
+    if not params.statistics.gradients:
+        return measure_without_gradients(params, store, backbone, tokens, device)
     check_gradients(store, backbone, tokens)
-    statistics = measured(p, store, backbone, tokens, device)
+    statistics = measure_without_gradients(params, store, backbone, tokens, device)
     found: Artifact = differentiate(
-        store, backbone, tokens, statistics, batch_size=p.statistics.batch_size, device=device
+        store, backbone, tokens, statistics, batch_size=params.statistics.batch_size, device=device
     )
     return found
 
 
-def measured(p: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
+def measure_without_gradients(
+    params: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str
+) -> Artifact:
     """The same without gradients."""
-    given = p.statistics.model_dump(exclude={"shards", "gradients"})
-    shards = p.statistics.shards
+    given = params.statistics.model_dump(exclude={"shards", "gradients"})
+    shards = params.statistics.shards
     if shards == 1:
         alone: Artifact = calibrate(store, backbone, tokens, **given, device=device)
         return alone

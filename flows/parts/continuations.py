@@ -4,18 +4,18 @@ from collections.abc import Mapping
 
 from tasks.artifacts.models import weight_bytes
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.placement import Where, streams
+from tasks.cache.placement import Placement, should_stream
 from tasks.config.parameters import Parameters
-from tasks.planning.recipes import EVEN
+from tasks.planning.recipes import UNIFORM
 from tasks.results.publish import DENSE, UNRECOVERED
 from tasks.steps.generate import generate
 
-SHOWN = (DENSE, EVEN, UNRECOVERED)
+SHOWN = (DENSE, UNIFORM, UNRECOVERED)
 """Models that are shown beside the run's method."""
 
 
-def samples_of(
-    p: Parameters, store: Store, texts: Artifact, models: Mapping[str, Artifact], where: Where
+def sample_continuations(
+    params: Parameters, store: Store, texts: Artifact, models: Mapping[str, Artifact], where: Placement
 ) -> dict[str, Artifact]:
     """The artifact `samples` of the dense model, of the uniform one and of the run's method.
 
@@ -25,8 +25,8 @@ def samples_of(
     Args:
         models: the backbone and the checkpoints by name, that of the method last.
     """
-    given = p.evaluation.samples
-    if given.number == 0 or p.data.questions or streams(where, weight_bytes(store, models[DENSE])):
+    given = params.evaluation.samples
+    if given.number == 0 or params.data.questions or should_stream(where, weight_bytes(store, models[DENSE])):
         return {}
     wanted = [name for name in models if name in SHOWN or name == [*models][-1]]
     return {name: generate(store, models[name], texts, **given.model_dump(), device=where) for name in wanted}

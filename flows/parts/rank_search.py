@@ -12,16 +12,16 @@ from typing import Any
 
 from prefect import unmapped
 
-from flows.command.runner import share_of_cores, workers
+from flows.command.runner import limit_threads, worker_count
 from mgaa.errors import InputError, NumericalError
-from tasks.artifacts.files import PROPOSAL, RANKS, backbone_matrices, table
+from tasks.artifacts.files import PROPOSAL, RANKS, backbone_matrices, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
-from tasks.planning.preflight import adds_biases, rehearse_search
+from tasks.planning.preflight import adds_biases, preflight_search
 from tasks.planning.recipes import RANDOM, Recipe, both_levels
-from tasks.search.publish import Beside, publish
-from tasks.search.run_trial import Ground, Tried, run_trial
-from tasks.search.trials import Search, Trial, entry, identity, known, place_of
+from tasks.search.publish import MgaaBaseline, publish_search
+from tasks.search.run_trial import SearchContext, TrialResult, run_trial
+from tasks.search.trials import Search, Trial, known_trials, place_of, search_identity, trial_entry
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.allocate_ranks import allocate_ranks
 from tasks.steps.allocate_ratios import allocate_ratios
@@ -39,28 +39,28 @@ SELECTION_SEED = 0
 the first that random search with this seed and one group tries)."""
 
 
-def prepared_ground(
-    p: Parameters, store: Store, backbone: Artifact, texts: Artifact, spectra: list[Artifact], device: str
-) -> Ground:
+def prepare_context(
+    params: Parameters, store: Store, backbone: Artifact, texts: Artifact, spectra: list[Artifact], device: str
+) -> SearchContext:
     """What the searches of a run share; the space is that of `search`."""
-    given = p.search
-    space = {"compression": p.ratios.compression, **given.space}
-    measured: dict[str, Any] = {"batch_size": p.evaluation.batch_size, "device": device}
-    windows = candidates_of(p, store, backbone, texts)
+    given = params.search
+    space = {"compression": params.ratios.compression, **given.space}
+    measured: dict[str, Any] = {"batch_size": params.evaluation.batch_size, "device": device}
+    windows = candidate_windows(params, store, backbone, texts)
     if given.selects:
-        windows = chosen(p, store, backbone, windows, spectra, {**space, "groups": 1}, measured)
+        windows = choose_candidates(params, store, backbone, windows, spectra, {**space, "groups": 1}, measured)
     reference = keep_reference(store, backbone, windows, **measured) if given.divergence else None
     measured |= {"divergence": given.divergence}
-    return Ground(backbone, spectra, windows, reference, space, p.ranks.multiple, measured)
+    return SearchContext(backbone, spectra, windows, reference, space, params.ranks.multiple, measured)
 
 
-def candidates_of(p: Parameters, store: Store, backbone: Artifact, texts: Artifact) -> Artifact:
+def candidate_windows(params: Parameters, store: Store, backbone: Artifact, texts: Artifact) -> Artifact:
     """The validation windows that a search chooses from, or takes as they are.
 
     Raises:
         InputError: the validation text has fewer.
     """
-    given, validation = p.search, p.data.validation
+    given, validation = params.search, params.data.validation
     name = "candidates" if given.selects else "windows"
     cut: dict[str, Any] = {"length": validation.length, "seed": validation.seed, "samples": getattr(given, name)}
     try:
@@ -70,8 +70,8 @@ def candidates_of(p: Parameters, store: Store, backbone: Artifact, texts: Artifa
     return found
 
 
-def chosen(
-    p: Parameters,
+def choose_candidates(
+    params: Parameters,
     store: Store,
     backbone: Artifact,
     candidates: Artifact,
@@ -80,15 +80,15 @@ def chosen(
     measured: Mapping[str, Any],
 ) -> Artifact:
     """The windows that tell random allocations apart, whatever the groups of the search are."""
-    from mgaa.search.optimizer import drawn
+    from mgaa.search.optimizer import draw_point
     from mgaa.search.space import space_of
 
     dimensions = len(space_of(backbone_matrices(store, backbone), **space))
-    points = [drawn(SELECTION_SEED, number, dimensions) for number in range(p.search.selection)]
+    points = [draw_point(SELECTION_SEED, number, dimensions) for number in range(params.search.selection)]
     same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
-    with share_of_cores(workers(p)):
-        ranks = allocate_point.map(point=points, space=unmapped(space), multiple=p.ranks.multiple, **same).result()
-        cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": p.data.validation.length, "stride": None}
+    with limit_threads(worker_count(params)):
+        ranks = allocate_point.map(point=points, space=unmapped(space), multiple=params.ranks.multiple, **same).result()
+        cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": params.data.validation.length, "stride": None}
         futures = measure.map(ranks=ranks, **cut, **measured, **same)
         ended: list[Any] = futures.result(raise_on_failure=False)
     if errors := [each for each in ended if isinstance(each, BaseException) and not isinstance(each, NumericalError)]:
@@ -99,11 +99,11 @@ def chosen(
             f"{len(found)} of {len(ended)} random allocations could be measured, expected at least 2 to choose windows by: load the "
             f"model in bfloat16 or float32 (backbone.dtype), or set search.selection=0; the last one: {ended[-1]}"
         )
-    return choose_windows(store, candidates, found, number=p.search.windows)
+    return choose_windows(store, candidates, found, number=params.search.windows)
 
 
-def searched(
-    p: Parameters,
+def search_ranks(
+    params: Parameters,
     store: Store,
     run: Run,
     backbone: Artifact,
@@ -117,22 +117,22 @@ def searched(
     searching = {name: recipe.search for name, recipe in wanted.items() if recipe.search is not None}
     if not searching:
         return {}
-    ground = prepared_ground(p, store, backbone, texts, spectra, device)
-    earlier_of(p, store, ground)  # what does not fit is said before the first trial
-    mgaa = beside(p, store, ground, statistics)
+    ground = prepare_context(params, store, backbone, texts, spectra, device)
+    earlier_trials(params, store, ground)  # what does not fit is said before the first trial
+    mgaa = measure_baseline(params, store, ground, statistics)
     found = {}
     for name, method in searching.items():
-        start = p.search.start if name == p.method else RANDOM
-        given: dict[str, Any] = {"name": name, "method": method, "start": start, "seed": p.search.seed}
-        found[name] = run_search(p, store, ground, run, **given, nearest=mgaa.ranks)
-    publish(p.folder, store, statistics, [*found.values()], mgaa)
+        start = params.search.start if name == params.method else RANDOM
+        given: dict[str, Any] = {"name": name, "method": method, "start": start, "seed": params.search.seed}
+        found[name] = run_search(params, store, ground, run, **given, nearest=mgaa.ranks)
+    publish_search(params.folder, store, statistics, [*found.values()], mgaa)
     return found
 
 
 def run_search(
-    p: Parameters,
+    params: Parameters,
     store: Store,
-    ground: Ground,
+    ground: SearchContext,
     run: Run,
     *,
     name: str,
@@ -154,12 +154,12 @@ def run_search(
 
     from mgaa.search.space import space_of
 
-    given, space = p.search, space_of(backbone_matrices(store, ground.backbone), **ground.space)
+    given, space = params.search, space_of(backbone_matrices(store, ground.backbone), **ground.space)
     first = space.nearest(kept_shares(store, ground.backbone, nearest)) if start == "mgaa" else None
-    earlier = earlier_of(p, store, ground) if method != RANDOM else []
+    earlier = earlier_trials(params, store, ground) if method != RANDOM else []
     if earlier and first is None:  # measured again here, the best of them can be the result
         first = min(earlier, key=lambda trial: trial["objective"])["point"]
-    at_once = max(given.batch, workers(p)) if method == RANDOM else given.batch
+    at_once = max(given.batch, worker_count(params)) if method == RANDOM else given.batch
     trials: list[Trial] = []
     while (done := len(trials)) < given.evaluations:
         count = min(at_once, given.evaluations - done)
@@ -179,17 +179,17 @@ def run_search(
             initial=given.initial,
             start=first,
         )
-        points, seconds = table(store, proposal, PROPOSAL)["points"], store.manifest(proposal)["facts"]
-        with share_of_cores(min(count, workers(p))):
+        points, seconds = read_table(store, proposal, PROPOSAL)["points"], store.manifest(proposal)["facts"]
+        with limit_threads(min(count, worker_count(params))):
             threads = torch.get_num_threads()
             running = [
                 run_trial.submit(store, f"{name}-{done + index}", point, ground, threads)
                 for index, point in enumerate(points)
             ]
-            ended: list[Tried] = [future.result() for future in running]
+            ended: list[TrialResult] = [future.result() for future in running]
         for point, tried in zip(points, ended, strict=True):
             trial = Trial(point, tried, proposal, seconds["proposal_seconds"] / count)
-            record(run, store, ground, f"{name}-{len(trials)}", trial)
+            record_trial(run, store, ground, f"{name}-{len(trials)}", trial)
             trials.append(trial)
     if not any(trial.tried.trial for trial in trials):
         raise NumericalError(
@@ -202,18 +202,18 @@ def run_search(
     return Search(name, method, ground.space["groups"], start, seed, ground, trials, best, earlier)
 
 
-def earlier_of(p: Parameters, store: Store, ground: Ground) -> list[dict[str, Any]]:
+def earlier_trials(params: Parameters, store: Store, ground: SearchContext) -> list[dict[str, Any]]:
     """The trials of `search.history`.
 
     Raises:
         UsageError: they are of another model, space, factors, windows or objective.
     """
-    return [] if p.search.history is None else known(p.search.history, identity(store, ground))
+    return [] if params.search.history is None else known_trials(params.search.history, search_identity(store, ground))
 
 
-def record(run: Run, store: Store, ground: Ground, name: str, trial: Trial) -> None:
+def record_trial(run: Run, store: Store, ground: SearchContext, name: str, trial: Trial) -> None:
     """The trial as a child run."""
-    found = entry(store, ground, trial)
+    found = trial_entry(store, ground, trial)
     shares = {f"share/{variable}": share for variable, share in found.pop("shares").items()}
     values = {key: value for key, value in found.items() if key not in ("point", "error")}
     run.log_child(name, shares, values, seconds=trial.tried.seconds, error=trial.tried.error)
@@ -221,48 +221,48 @@ def record(run: Run, store: Store, ground: Ground, name: str, trial: Trial) -> N
 
 def kept_shares(store: Store, backbone: Artifact, ranks: Artifact) -> dict[str, float]:
     """The share of its parameters that each matrix keeps, by name."""
-    outcome = table(store, ranks, RANKS)["matrices"]
+    outcome = read_table(store, ranks, RANKS)["matrices"]
     return {
         matrix.name: outcome[matrix.name]["parameters"] / matrix.parameters
         for matrix in backbone_matrices(store, backbone)
     }
 
 
-def levels(
-    p: Parameters, store: Store, backbone: Artifact, statistics: Artifact, spectra: Sequence[Artifact]
+def allocate_both_levels(
+    params: Parameters, store: Store, backbone: Artifact, statistics: Artifact, spectra: Sequence[Artifact]
 ) -> tuple[Artifact, Artifact]:
     """Ratios and ranks of both levels, which need no trial."""
-    recipe, centred = both_levels(p), adds_biases((p.factors.method, p.factors.options))
+    recipe, centred = both_levels(params), adds_biases((params.factors.method, params.factors.options))
     ratios = allocate_ratios(store, backbone, statistics, **recipe.level1(centred=centred))
     return ratios, allocate_ranks(store, backbone, spectra, [], ratios, **recipe.level2)
 
 
-def beside(p: Parameters, store: Store, ground: Ground, statistics: Artifact) -> Beside:
+def measure_baseline(params: Parameters, store: Store, ground: SearchContext, statistics: Artifact) -> MgaaBaseline:
     """MGAA by the sections `ratios` and `ranks`, measured like a trial."""
-    ratios, ranks = levels(p, store, ground.backbone, statistics, ground.spectra)
+    ratios, ranks = allocate_both_levels(params, store, ground.backbone, statistics, ground.spectra)
     shared = ground.backbone, ground.windows, ground.reference, ground.spectra
     try:
-        return Beside(ratios, ranks, try_ranks(store, *shared, ranks, **ground.measured))
+        return MgaaBaseline(ratios, ranks, try_ranks(store, *shared, ranks, **ground.measured))
     except NumericalError as error:
-        return Beside(ratios, ranks, None, str(error))
+        return MgaaBaseline(ratios, ranks, None, str(error))
 
 
-def rehearsed(p: Parameters, store: Store, backbone: Artifact, groups: int) -> None:
-    """Refuse what the search of `p.search` with that many groups would be refused for later, before anything is measured.
+def preflight_groups(params: Parameters, store: Store, backbone: Artifact, groups: int) -> None:
+    """Refuse what the search of `params.search` with that many groups would be refused for later, before anything is measured.
 
     Raises:
         UsageError: the space does not fit the model or the budget, `search.history` is of another model or space, or optuna is missing.
         InputError: `search.history` cannot be read.
     """
-    from mgaa.search.optimizer import require
+    from mgaa.search.optimizer import require_method
 
-    given, space = p.search, {"compression": p.ratios.compression, **p.search.space, "groups": groups}
-    require(given.method)
-    rehearse_search(store, backbone, (p.factors.method, p.factors.options), space, p.ranks.multiple)
+    given, space = params.search, {"compression": params.ratios.compression, **params.search.space, "groups": groups}
+    require_method(given.method)
+    preflight_search(store, backbone, (params.factors.method, params.factors.options), space, params.ranks.multiple)
     if given.history is not None:
-        known(given.history, place_of(store, backbone, space, p.ranks.multiple))
+        known_trials(given.history, place_of(store, backbone, space, params.ranks.multiple))
 
 
-def within(ground: Ground, groups: int) -> Ground:
+def with_groups(ground: SearchContext, groups: int) -> SearchContext:
     """The same with another number of groups."""
     return replace(ground, space={**ground.space, "groups": groups})

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.parts.measurement import device
-from flows.parts.questions import answers_of
-from flows.prepare_data import reading
+from flows.parts.measurement import resolve_device
+from flows.parts.questions import answer_questions
+from flows.prepare_data import text_arguments
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
 from tasks.results.publish import Compressed
@@ -17,7 +17,7 @@ from tasks.steps.read_texts import source_content
 from tasks.steps.recover import recover
 
 
-def plan_of(p: Parameters) -> dict[str, Any] | None:
+def plan_of(params: Parameters) -> dict[str, Any] | None:
     """Arguments of `mgaa.recovery.Plan` for this machine, checked; null where nothing is recovered.
 
     `precision: auto` is resolved, because what it stands for is part of what the result depends on.
@@ -25,23 +25,26 @@ def plan_of(p: Parameters) -> dict[str, Any] | None:
     Raises:
         UsageError: the plan cannot run, here or at all, or a package is missing.
     """
-    if p.recovery.method == "none":
+    if params.recovery.method == "none":
         return None
     import torch
 
-    from mgaa.recovery import Plan, require
-    from mgaa.recovery.precision import resolve
+    from mgaa.recovery import Plan, require_packages
+    from mgaa.recovery.precision import resolve_precision
 
-    plan = Plan(**p.recovery.plan)
-    require(plan)
-    return {**p.recovery.plan, "precision": resolve(plan.precision, torch.device(device(p)))}
+    plan = Plan(**params.recovery.plan)
+    require_packages(plan)
+    return {
+        **params.recovery.plan,
+        "precision": resolve_precision(plan.precision, torch.device(resolve_device(params))),
+    }
 
 
 def examples_of(
-    p: Parameters, store: Store, backbone: Artifact, texts: Artifact, questions: Artifact | None = None
+    params: Parameters, store: Store, backbone: Artifact, texts: Artifact, questions: Artifact | None = None
 ) -> Artifact:
     """What is trained on; it must not overlap with the `texts` of validation and evaluation, nor with the questions that are asked."""
-    given = p.data.recovery
+    given = params.data.recovery
     if given.form == "questions":
         assert questions is not None, "they were prepared"
         asked: Artifact = ask_examples(store, backbone, questions)
@@ -50,7 +53,7 @@ def examples_of(
         store,
         backbone,
         texts,
-        section=reading(given),
+        section=text_arguments(given),
         form=given.form,
         length=given.length,
         samples=given.samples,
@@ -59,8 +62,8 @@ def examples_of(
     )
 
 
-def recovered(
-    p: Parameters,
+def recover_model(
+    params: Parameters,
     store: Store,
     backbone: Artifact,
     examples: Artifact,
@@ -79,10 +82,10 @@ def recovered(
         measured: arguments of `evaluate`.
         questions: about images, which the model is asked again.
     """
-    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=device(p))
+    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=resolve_device(params))
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
     metrics = evaluate(store, checkpoint, **measured)
     tuned = [model.checkpoint, examples]
-    answers = answers_of(p, store, checkpoint, questions, device(p))
+    answers = answer_questions(params, store, checkpoint, questions, resolve_device(params))
     kept = model.scores, tuned, model.searched
     return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, *kept, answers)

@@ -21,7 +21,7 @@ from tasks.cache.atomic import disk_errors
 
 
 @contextmanager
-def turn(devices: list[str], holder: str, patience: float, waiting: Callable[[str], object]) -> Iterator[None]:
+def hold_devices(devices: list[str], holder: str, patience: float, waiting: Callable[[str], object]) -> Iterator[None]:
     """Hold these devices inside the block.
 
     Args:
@@ -35,15 +35,15 @@ def turn(devices: list[str], holder: str, patience: float, waiting: Callable[[st
     """
     with ExitStack() as held:
         for device in devices:
-            held.enter_context(alone(device, holder, patience, waiting))
+            held.enter_context(hold_device(device, holder, patience, waiting))
         yield
 
 
 @contextmanager
-def alone(device: str, holder: str, patience: float, waiting: Callable[[str], object]) -> Iterator[None]:
+def hold_device(device: str, holder: str, patience: float, waiting: Callable[[str], object]) -> Iterator[None]:
     """Hold one device."""
     with disk_errors(Path(tempfile.gettempdir())):
-        path = folder() / device
+        path = lock_folder() / device
     lock = FileLock(path.with_suffix(".lock"), fallback_to_soft=False)
     with disk_errors(path.parent):
         try:
@@ -65,7 +65,7 @@ def alone(device: str, holder: str, patience: float, waiting: Callable[[str], ob
         lock.release()
 
 
-def folder() -> Path:
+def lock_folder() -> Path:
     """Make the folder where the locks of this user's runs on this machine lie, closed to all others.
 
     Raises:
@@ -83,7 +83,7 @@ def folder() -> Path:
     return path
 
 
-def devices(name: str) -> list[str]:
+def device_names(name: str) -> list[str]:
     """The devices behind `cpu`, `cuda` (every card that this process sees) or `cuda:<number>`, by names that all processes agree on."""
     kind, _, number = name.partition(":")
     if kind != "cuda":

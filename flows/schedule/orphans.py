@@ -13,31 +13,33 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, Fl
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Crashed
 
-from flows.schedule.webhook import tell
-from tasks.tracking.backend import process, vanished
+from flows.schedule.webhook import notify
+from tasks.tracking.backend import is_orphaned, process_tags
 
 
 def register(flow: Any, flow_run: Any, state: Any) -> None:
     """A hook of Prefect: leave with the record of a flow run that it is this process."""
     with get_client(sync_client=True) as client:
-        client.update_flow_run_labels(flow_run.id, {**process()})
+        client.update_flow_run_labels(flow_run.id, {**process_tags()})
 
 
-def close_vanished() -> list[str]:
+def crash_orphaned_runs() -> list[str]:
     """End the registered records whose process is gone as Crashed, and tell the webhook of them; returns the names of scheduled runs."""
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     with get_client(sync_client=True) as client:
         gone = [
-            run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running)) if vanished(run.labels)
+            run
+            for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running))
+            if is_orphaned(run.labels)
         ]
         for run in gone:
-            state = killed(run.labels["process.id"])
+            state = crashed_state(run.labels["process.id"])
             client.set_flow_run_state(run.id, state, force=True)
             if run.deployment_id is not None:  # else it ran inside of one
-                tell(client.read_flow(run.flow_id), run, state)
+                notify(client.read_flow(run.flow_id), run, state)
     return [run.name for run in gone if run.deployment_id is not None]
 
 
-def killed(number: Any) -> State[Any]:
+def crashed_state(number: Any) -> State[Any]:
     """The state in which a run has ended whose process was killed."""
     return Crashed(message=f"The process {number} was killed; the next run goes on from what it had finished.")

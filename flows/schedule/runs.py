@@ -18,31 +18,31 @@ from prefect import flow, get_run_logger, runtime
 from prefect.states import Completed
 from prefect.tasks import exponential_backoff
 
-from flows.command.runner import run
-from flows.schedule.device_lock import devices, turn
-from flows.schedule.orphans import close_vanished, register
-from flows.schedule.webhook import tell
+from flows.command.runner import run_flow
+from flows.schedule.device_lock import device_names, hold_devices
+from flows.schedule.orphans import crash_orphaned_runs, register
+from flows.schedule.webhook import notify
 from mgaa.errors import MgaaError, ResourceError
 from tasks.cache.executions import ENGINES
 from tasks.cache.step import plain_task
-from tasks.config.parameters import Parameters, load
+from tasks.config.parameters import Parameters, load_parameters
 from tasks.config.sections.operation import Scheduled
-from tasks.record.unchanged import unchanged
+from tasks.record.unchanged import find_unchanged_run
 
 
-def tell_of_success(flow: Any, flow_run: Any, state: Any) -> None:
+def notify_success(flow: Any, flow_run: Any, state: Any) -> None:
     """A hook of Prefect: where `schedule.notify` is `all`, the webhook is told of a run that has ended well."""
     if parameters(flow_run.parameters).schedule.notify == "all":
-        tell(flow, flow_run, state)
+        notify(flow, flow_run, state)
 
 
 @flow(
     name="scheduled",
     on_running=[register],
-    on_failure=[tell],
-    on_crashed=[tell],
-    on_cancellation=[tell],
-    on_completion=[tell_of_success],
+    on_failure=[notify],
+    on_crashed=[notify],
+    on_cancellation=[notify],
+    on_completion=[notify_success],
 )
 def scheduled(command: Scheduled = "compress", overrides: list[str] | None = None, params: str = "params.yaml") -> Any:
     """Run a flow by its name unless nothing has changed since it last ran.
@@ -52,45 +52,51 @@ def scheduled(command: Scheduled = "compress", overrides: list[str] | None = Non
         overrides: `section.key=value`, as on the command line.
         params: the file of parameters, from the working folder of the deployment.
     """
-    for name in close_vanished():
+    for name in crash_orphaned_runs():
         get_run_logger().warning("The process of the run %s was killed; it is recorded as crashed", name)
     given = {"command": command, "overrides": overrides, "params": params}
-    same = trying(parameters(given))(**given)
+    same = retrying_attempt(parameters(given))(**given)
     return None if same is None else Completed(name="Skipped", message=same)
 
 
 def parameters(given: dict[str, Any]) -> Parameters:
     """The parameters of a run by those of its deployment."""
-    return load(Path(given["params"]), given["overrides"] or [])
+    return load_parameters(Path(given["params"]), given["overrides"] or [])
 
 
-def trying(p: Parameters) -> Any:
+def retrying_attempt(params: Parameters) -> Any:
     """The task `attempt`, with as many tries as `schedule` allows."""
-    backoff = exponential_backoff(p.schedule.delay)
-    return attempt.with_options(retries=p.schedule.retries, retry_delay_seconds=backoff, retry_condition_fn=passing)
+    backoff = exponential_backoff(params.schedule.delay)
+    return attempt.with_options(
+        retries=params.schedule.retries, retry_delay_seconds=backoff, retry_condition_fn=is_transient
+    )
 
 
 @plain_task(name="attempt")
 def attempt(command: str, overrides: list[str] | None, params: str) -> str | None:
     """Run the flow once, for at most `schedule.timeout` seconds; if there is nothing to do, returns why."""
     p = parameters({"overrides": overrides, "params": params})
-    if (same := nothing_to_do(p, command)) is None:
+    if (same := reason_to_skip(p, command)) is None:
         holder = f"the run {runtime.flow_run.name} ({runtime.flow_run.id})"
-        with turn(places(p), holder, p.store.lock_timeout, get_run_logger().info):
-            if (same := nothing_to_do(p, command)) is None:  # what it waited for may have been the same
-                timed(command, p)
+        with hold_devices(devices_of(p), holder, p.store.lock_timeout, get_run_logger().info):
+            if (same := reason_to_skip(p, command)) is None:  # what it waited for may have been the same
+                run_deployed(command, p)
     return same
 
 
-def timed(command: str, p: Parameters) -> None:
+def run_deployed(command: str, params: Parameters) -> None:
     """Run the flow itself.
 
     Raises:
         ResourceError: it took longer than `schedule.timeout`; steps that compute are waited for, and kept.
     """
-    chosen, limit, began = getattr(import_module(f"flows.{command}"), command), p.schedule.timeout, time.monotonic()
+    chosen, limit, began = (
+        getattr(import_module(f"flows.{command}"), command),
+        params.schedule.timeout,
+        time.monotonic(),
+    )
     try:
-        run(chosen, p, timeout_seconds=limit, on_running=[register])
+        run_flow(chosen, params, timeout_seconds=limit, on_running=[register])
     except Exception as error:  # Prefect interrupts whatever it is doing, so that it may be anything
         if limit is None or time.monotonic() - began < limit or isinstance(error, MgaaError):
             raise
@@ -100,23 +106,23 @@ def timed(command: str, p: Parameters) -> None:
         ) from None
 
 
-def nothing_to_do(p: Parameters, command: str) -> str | None:
+def reason_to_skip(params: Parameters, command: str) -> str | None:
     """Why a run has nothing to do, if so."""
-    if command != "compress" or (record := unchanged(p)) is None:
+    if command != "compress" or (record := find_unchanged_run(params)) is None:
         return None
     message = f"Nothing has changed since the run of {record['end']} (key {record['key'][:12]}), and its results are in place."
     get_run_logger().info(message)
     return message
 
 
-def places(p: Parameters) -> list[str]:
+def devices_of(params: Parameters) -> list[str]:
     """The devices that a run takes for itself."""
-    from flows.parts.measurement import device
+    from flows.parts.measurement import resolve_device
 
-    return devices(device(p))
+    return device_names(resolve_device(params))
 
 
-def passing(task: Any, task_run: Any, state: Any) -> bool:
+def is_transient(task: Any, task_run: Any, state: Any) -> bool:
     """Whether a failure may be gone the next time: a network, a disk or a remote store refused, and not memory or a worker that died."""
     cause = state.data.__cause__ if isinstance(state.data, ResourceError) else None
     ours = cause is None or isinstance(cause, MemoryError | RuntimeError)

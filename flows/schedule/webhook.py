@@ -20,7 +20,7 @@ PATIENCE = 10.0
 """Seconds for an answer."""
 
 
-def tell(flow: Any, flow_run: Any, state: Any) -> None:
+def notify(flow: Any, flow_run: Any, state: Any) -> None:
     """A hook of Prefect: the webhook is told in which state a flow run has ended, and why."""
     news = {
         "text": f"{flow_run.name} of {flow.name}: {state.name}. {state.message or ''}".strip(),
@@ -31,10 +31,10 @@ def tell(flow: Any, flow_run: Any, state: Any) -> None:
         "parameters": flow_run.parameters,
         "message": state.message,
     }
-    post(mask_values(news), logging.getLogger("prefect.flow_runs"))
+    post_news(mask_values(news), logging.getLogger("prefect.flow_runs"))
 
 
-def post(news: dict[str, Any], log: logging.Logger) -> None:
+def post_news(news: dict[str, Any], log: logging.Logger) -> None:
     """Send it, if there is somewhere to send it to."""
     url = os.environ.get(VARIABLE)
     if not url:

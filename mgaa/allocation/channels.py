@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mgaa.budget import Matrix, kept_width, least_important
+from mgaa.budget import Matrix, count_least_important, kept_width
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.models.widths import is_known
 from mgaa.statistics.statistics import BlockStatistics
@@ -83,7 +83,7 @@ class Channels:
     @property
     def least(self) -> int:
         """The smallest width: the first legal one with a channel more than the least important ones that are kept."""
-        needed = least_important(self.count, self.pruning.keep_least) + 1
+        needed = count_least_important(self.count, self.pruning.keep_least) + 1
         return min(self.count, -(-needed // self.pruning.multiple) * self.pruning.multiple)
 
     def width(self, ratio: float) -> int:
@@ -103,7 +103,7 @@ class Channels:
 
 
 @dataclass(frozen=True)
-class Scores:
+class ChannelScores:
     """What every channel of an FFN is worth, float64.
 
     Attributes:
@@ -115,28 +115,28 @@ class Scores:
     importance: Float[Tensor, " c"]
     energies: dict[str, Float[Tensor, " c"]]
 
-    def kept(self, width: int, keep_least: float) -> Int[Tensor, " k"]:
+    def kept_channels(self, width: int, keep_least: float) -> Int[Tensor, " k"]:
         """The channels that remain, in rising order of their index; equal importance goes by index."""
         order = self.importance.argsort(stable=True)
-        first = least_important(len(order), keep_least)
+        first = count_least_important(len(order), keep_least)
         return torch.cat([order[:first], order[first + len(order) - width :]]).sort().values
 
     def kept_energy(self, linear: str, width: int, keep_least: float) -> float:
         """The share of the energy of a linear that remains."""
         energies = self.energies[linear]
         total = float(energies.sum())
-        return float(energies[self.kept(width, keep_least)].sum()) / total if total else 1.0
+        return float(energies[self.kept_channels(width, keep_least)].sum()) / total if total else 1.0
 
     def curve(self, linear: str, keep_least: float) -> tuple[list[float], list[float]]:
         """Kept share of the parameters and of the energy of a linear, at every width from the least important channels on."""
         order, energies = self.importance.argsort(stable=True), self.energies[linear]
-        first = least_important(len(order), keep_least)
+        first = count_least_important(len(order), keep_least)
         risen = energies[torch.cat([order[:first], order[first:].flip(0)])].cumsum(0)
         shares = torch.arange(1, len(order) + 1) / len(order)
         return shares.tolist(), (risen / risen[-1].clamp(min=1e-300)).tolist()
 
 
-def prunable(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels]:
+def prunable_ffns(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels]:
     """The FFN of every block.
 
     Args:
@@ -160,7 +160,9 @@ def prunable(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels]:
     return found
 
 
-def score(channels: Channels, weights: Mapping[str, Float[Tensor, "m n"]], statistics: BlockStatistics) -> Scores:
+def score(
+    channels: Channels, weights: Mapping[str, Float[Tensor, "m n"]], statistics: BlockStatistics
+) -> ChannelScores:
     """Importance and energies of the channels of one FFN, on the device of the weights.
 
     Args:
@@ -181,21 +183,21 @@ def score(channels: Channels, weights: Mapping[str, Float[Tensor, "m n"]], stati
             f"the channel scores of {channels.sublayer} have non-finite entries: its weights or its input statistics are damaged; check "
             "the weights and calibrate again"
         )
-    return Scores(importance, energies)
+    return ChannelScores(importance, energies)
 
 
-def save_scores(scores: Mapping[str, Scores], path: str | Path) -> None:
+def save_scores(scores: Mapping[str, ChannelScores], path: str | Path) -> None:
     """Write the scores of one block, by sublayer."""
     tensors = {f"{name}/importance": each.importance for name, each in scores.items()}
     tensors |= {f"{name}/{local}": energy for name, each in scores.items() for local, energy in each.energies.items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def load_scores(path: str | Path) -> dict[str, Scores]:
+def load_scores(path: str | Path) -> dict[str, ChannelScores]:
     """Read what `save_scores` wrote."""
-    found: dict[str, Scores] = {}
+    found: dict[str, ChannelScores] = {}
     tensors = load_file(path)
     for name in sorted({key.partition("/")[0] for key in tensors}):
         energies = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.partition("/")[0] == name}
-        found[name] = Scores(energies.pop("importance"), energies)
+        found[name] = ChannelScores(energies.pop("importance"), energies)
     return found

@@ -89,10 +89,10 @@ def measure(
     with _threads(threads), torch.inference_mode():
         progress = tqdm(shapes, desc="timing linears", disable=None)
         for m, n, bias in progress:
-            chains = _chains((m, n, bias), grid(m, n, step, ranks), weights, centred, dtype, device)
+            chains = _chains((m, n, bias), rank_grid(m, n, step, ranks), weights, centred, dtype, device)
             for count in tokens:
                 x = torch.randn(1, count, n, device=device).to(dtype)
-                timings = _timed({rank: (chain, x) for rank, chain in chains.items()}, repetitions)
+                timings = _time_candidates({rank: (chain, x) for rank, chain in chains.items()}, repetitions)
                 dense = timings.pop(None)
                 curves[m, n, bias][count] = Curve(dense, {r: t for r, t in timings.items() if r is not None})
         return Profile(
@@ -109,7 +109,7 @@ def measure(
         )
 
 
-def grid(m: int, n: int, step: int, count: int) -> list[int]:
+def rank_grid(m: int, n: int, step: int, count: int) -> list[int]:
     """At most `count` multiples of `step`, evenly from the first to the one that reaches break-even, none above `min(m, n)`."""
     last = max(1, -(-m * n // ((m + n) * step)))
     steps = sorted({1 + round(index * (last - 1) / (count - 1)) for index in range(count)})
@@ -144,7 +144,7 @@ def _chains(
     return chains
 
 
-def _timed(
+def _time_candidates(
     candidates: dict[Candidate, tuple[list[nn.Module], torch.Tensor]], repetitions: int
 ) -> dict[Candidate, Timing]:
     """Seconds of one call of each candidate."""

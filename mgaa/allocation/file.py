@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgaa.checkpoints.output_folder import write
+from mgaa.checkpoints.output_folder import write_output
 from mgaa.errors import InputError, ResourceError, UsageError
 
 _REMEDY = "give what `Report.save` wrote, or `results/allocation.json` of a run"
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedMatrix:
     """A matrix in an allocation: its shape, its rank (`None` is dense), and its width if its FFN is pruned."""
 
     m: int
@@ -46,10 +46,10 @@ class Allocation:
 
     budget: int
     ratios: dict[str, float]
-    matrices: dict[str, Saved]
+    matrices: dict[str, SavedMatrix]
 
 
-def save(entry: Mapping[str, Any], path: str | Path) -> None:
+def save_allocation(entry: Mapping[str, Any], path: str | Path) -> None:
     """Write one model's entry.
 
     Raises:
@@ -58,18 +58,18 @@ def save(entry: Mapping[str, Any], path: str | Path) -> None:
     """
     try:
         Path(path).parent.stat()
-        write(path, (json.dumps(entry, indent=1, allow_nan=False) + "\n").encode())
+        write_output(path, (json.dumps(entry, indent=1, allow_nan=False) + "\n").encode())
     except OSError as error:
         raise ResourceError(
             f"the allocation cannot be written to {path} ({error.strerror}): make room or give a path that can be written"
         ) from error
 
 
-def load(path: str | Path, model: str | None = None) -> Allocation:
+def load_allocation(path: str | Path, model: str | None = None) -> Allocation:
     """Read the allocation of one model.
 
     Args:
-        path: what `save` wrote, or the file of a run.
+        path: what `save_allocation` wrote, or the file of a run.
         model: which model of a run's file; by default the last, which is the run's method.
 
     Raises:
@@ -106,15 +106,15 @@ def _allocation(entry: Any, where: str) -> Allocation:
     return Allocation(
         budget=_get(entry, "budget", int, where),
         ratios={name: float(_get(each, "ratio", float, f"{name} of {where}")) for name, each in sublayers.items()},
-        matrices={name: _saved(each, f"{name} of {where}") for name, each in matrices.items()},
+        matrices={name: _parse_matrix(each, f"{name} of {where}") for name, each in matrices.items()},
     )
 
 
-def _saved(entry: Any, where: str) -> Saved:
+def _parse_matrix(entry: Any, where: str) -> SavedMatrix:
     m, n = _get(entry, "m", int, where), _get(entry, "n", int, where)
     rank = None if isinstance(entry, dict) and entry.get("rank", 0) is None else _get(entry, "rank", int, where)
     width = _get(entry, "width", int, where) if isinstance(entry, dict) and entry.get("width") is not None else None
-    return Saved(m, n, rank, width)
+    return SavedMatrix(m, n, rank, width)
 
 
 _KINDS: dict[type, tuple[tuple[type, ...], str]] = {

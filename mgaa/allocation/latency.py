@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.budget import Ladder, Matrix
-from mgaa.checkpoints.output_folder import write
+from mgaa.checkpoints.output_folder import write_output
 from mgaa.errors import InputError, ResourceError, UsageError
 
 COMMAND = "python -m flows.profile_device"
@@ -113,7 +113,7 @@ class Profile:
         """
         try:
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            write(path, (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+            write_output(path, (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise ResourceError(
                 f"the profile cannot be written to {path} ({error.strerror}): make room or give a path that can be written"
@@ -152,7 +152,7 @@ class Latency:
     tokens: tuple[int, ...]
     path: str
 
-    def shortened(self, ladders: Sequence[Ladder], *, step: int, centred: bool) -> list[Ladder]:
+    def drop_slow_ranks(self, ladders: Sequence[Ladder], *, step: int, centred: bool) -> list[Ladder]:
         """The ladders without the ranks that are not faster than dense.
 
         Args:
@@ -205,7 +205,7 @@ class Latency:
         return found
 
 
-def total(predictions: Sequence[Seconds]) -> Seconds:
+def total_seconds(predictions: Sequence[Seconds]) -> Seconds:
     """The sum over matrices."""
     found: Seconds = {}
     for each in predictions:
@@ -216,7 +216,7 @@ def total(predictions: Sequence[Seconds]) -> Seconds:
     return found
 
 
-def latency_of(profile: str | Path, *, dtype: str, tokens: int | None = None, device: str | None = None) -> Latency:
+def load_latency(profile: str | Path, *, dtype: str, tokens: int | None = None, device: str | None = None) -> Latency:
     """The objective by a file.
 
     Args:
@@ -229,7 +229,7 @@ def latency_of(profile: str | Path, *, dtype: str, tokens: int | None = None, de
         InputError: the file is missing, damaged or no profile.
         UsageError: it is of another dtype or device, or has not been measured at so many tokens.
     """
-    found = load(profile)
+    found = load_profile(profile)
     if found.dtype != dtype:
         raise UsageError(
             f"{profile} was measured in {found.dtype}, but the weights are {dtype}: measure again by `{COMMAND} backbone.dtype={dtype}`"
@@ -247,7 +247,7 @@ def latency_of(profile: str | Path, *, dtype: str, tokens: int | None = None, de
     return Latency(found, found.tokens if tokens is None else (tokens,), str(profile))
 
 
-def load(path: str | Path) -> Profile:
+def load_profile(path: str | Path) -> Profile:
     """Read a profile.
 
     Raises:

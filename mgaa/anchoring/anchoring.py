@@ -28,18 +28,18 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.anchoring.fitting import AnchoredBlock, Anchoring, Meter, Wanted, fitted
+from mgaa.anchoring.fitting import AnchoredBlock, Anchoring, FitRequest, ResidualMeter, fit_stage
 from mgaa.anchoring.refinement import Outputs, Refinement, check_tunable, refine_, root_of
-from mgaa.anchoring.stages import Stage, seen_by, stages_of, writes_to_stream
-from mgaa.anchoring.sublayer_cache import Shortcuts
-from mgaa.blocks.offload import resident
+from mgaa.anchoring.stages import BlockStage, capture_inputs, stages_of, writes_to_stream
+from mgaa.anchoring.sublayer_cache import SublayerCache
+from mgaa.blocks.offload import load_block
 from mgaa.budget import Matrix
 from mgaa.checkpoints.save import twin_of
-from mgaa.decomposition.regression import Missing
+from mgaa.decomposition.regression import ResidualMoments
 from mgaa.inputs.prompts import Prompts
 from mgaa.levels import Chosen
 from mgaa.models.architectures import Stack, stacks_of
-from mgaa.statistics.calibration import Calibration, Measuring, counted
+from mgaa.statistics.calibration import Calibration, CalibrationSettings, remaining_blocks
 from mgaa.statistics.statistics import InputStatistics
 
 
@@ -66,7 +66,7 @@ class Anchor:
         twin: PreTrainedModel,
         dense: Calibration,
         compressed: Calibration,
-        measuring: Measuring,
+        measuring: CalibrationSettings,
         anchoring: Anchoring,
         refinement: Refinement | None = None,
         *,
@@ -76,12 +76,12 @@ class Anchor:
         self._measuring, self._anchoring, self._remember = measuring, anchoring, remember
         self._refinement = refinement
         self._stacks: tuple[Stack, Stack] = stacks_of(model)[0], stacks_of(twin)[0]
-        self._shortcuts: dict[int, list[Shortcuts]] = {}
+        self._shortcuts: dict[int, list[SublayerCache]] = {}
         if refinement is not None:
             check_tunable(model.dtype)
 
     @torch.no_grad()
-    def compress(self, index: int, wanted: Wanted) -> AnchoredBlock:
+    def compress(self, index: int, wanted: FitRequest) -> AnchoredBlock:
         """Factorize block `index` of the twin, stage after stage; tokens and block stay as they are.
 
         Raises:
@@ -91,34 +91,34 @@ class Anchor:
         found, names = AnchoredBlock(), [matrix.name for matrix in wanted.matrices]
         before, arrived = (stack.blocks[index] for stack in self._stacks)
         sublayers = self._stacks[0].entry.sublayers
-        self._shortcuts = {index: [Shortcuts(each, sublayers, active=self._remember) for each in (before, arrived)]}
-        with resident(before), resident(arrived), _untouched(self.twin, names):
+        self._shortcuts = {index: [SublayerCache(each, sublayers, active=self._remember) for each in (before, arrived)]}
+        with load_block(before), load_block(arrived), _restore_modules(self.twin, names):
             for stage in stages_of(self._stacks[0].entry, before):
                 inside = [matrix for matrix in wanted.matrices if matrix.local in stage.linears]
-                measured, kept = self._measured(index, stage)
-                part = fitted(self.twin, replace(wanted, matrices=inside), measured, self._anchoring)
+                measured, kept = self._measure_stage(index, stage)
+                part = fit_stage(self.twin, replace(wanted, matrices=inside), measured, self._anchoring)
                 part.put_(self.twin)
                 self._keep(index, stage, kept)
                 found.factors.update(part.factors)
                 found.dense.update(part.dense)
-            return self._refined_(index, found, wanted)
+            return self._refine_(index, found, wanted)
 
     def advance(self, index: int) -> None:
         """Send the tokens through block `index` of both models, as they now are."""
         known = self._shortcuts.pop(index, (None, None))
         for calibration, shortcuts in zip((self.compressed, self.dense), reversed(known), strict=True):
-            with shortcuts.attached(self._done()) if shortcuts else nullcontext():
+            with shortcuts.attach(self._finished_modules()) if shortcuts else nullcontext():
                 calibration.advance(index, watch=shortcuts)
 
-    def _writes_to_stream(self, index: int, stage: Stage) -> bool:
-        return writes_to_stream(stage, self._stacks[0].blocks[index], self.dense.entering(index, 0)[1])
+    def _writes_to_stream(self, index: int, stage: BlockStage) -> bool:
+        return writes_to_stream(stage, self._stacks[0].blocks[index], self.dense.block_input(index, 0)[1])
 
-    def _done(self, stage: Stage | None = None) -> list[str]:
+    def _finished_modules(self, stage: BlockStage | None = None) -> list[str]:
         """The modules of the sublayers before a stage; of all without one."""
         sublayers = self._stacks[0].entry.sublayers
         return [each.module for each in (sublayers if stage is None else sublayers[: sublayers.index(stage.sublayer)])]
 
-    def _keep(self, index: int, stage: Stage, arrived: dict[int, Tensor]) -> None:
+    def _keep(self, index: int, stage: BlockStage, arrived: dict[int, Tensor]) -> None:
         """What the sublayer of the twin adds, from what its last linear reads, which is used up."""
         linear = self._stacks[1].blocks[index].get_submodule(stage.linears[0])
         dense, twin = self._shortcuts[index]
@@ -126,7 +126,7 @@ class Anchor:
             batch, x = arrived.popitem()
             twin.keep(stage.sublayer.module, batch, linear(x), dense)
 
-    def _refined_(self, index: int, found: AnchoredBlock, wanted: Wanted) -> AnchoredBlock:
+    def _refine_(self, index: int, found: AnchoredBlock, wanted: FitRequest) -> AnchoredBlock:
         """What was found, tuned in the twin together."""
         linears = [self.twin.get_submodule(name) for name in (*found.factors, *found.dense)]
         if self._refinement is None or not linears:
@@ -137,19 +137,19 @@ class Anchor:
 
         def dense(batch: int) -> Tensor:
             shortcuts[0].enter(batch, Tensor())
-            return self.dense.entering(index, batch)[1]()
+            return self.dense.block_input(index, batch)[1]()
 
         outputs = Outputs(
-            len(self.compressed.sequences), dense, lambda batch: self.compressed.entering(index, batch)[1](), root
+            len(self.compressed.sequences), dense, lambda batch: self.compressed.block_input(index, batch)[1](), root
         )
-        shortcuts[1] = Shortcuts(twin.blocks[index], ())  # what the tuned block adds will not be what was kept
-        with shortcuts[0].attached(self._done()):
+        shortcuts[1] = SublayerCache(twin.blocks[index], ())  # what the tuned block adds will not be what was kept
+        with shortcuts[0].attach(self._finished_modules()):
             refine_(twin.blocks[index], linears, outputs, self._refinement, name=twin.path(index))
-        return found.taken_from(self.twin)
+        return found.updated_from(self.twin)
 
-    def _measured(
-        self, index: int, stage: Stage
-    ) -> tuple[dict[str, tuple[InputStatistics, Missing | None]], dict[int, Tensor]]:
+    def _measure_stage(
+        self, index: int, stage: BlockStage
+    ) -> tuple[dict[str, tuple[InputStatistics, ResidualMoments | None]], dict[int, Tensor]]:
         """Of every linear of a stage of the twin: what arrives at it, and what its outputs lack.
 
         Also what arrives by micro-batch, where the output of the only linear is that of the sublayer, which is kept.
@@ -159,7 +159,7 @@ class Anchor:
         writes = self._anchoring.stream and self._writes_to_stream(index, stage)
         scale = stack.entry.branch_scale(stack.config)
         meters = {
-            group: Meter.of(
+            group: ResidualMeter.of(
                 group, block, stack.path(index), self._measuring, sum(map(len, sequences)), scale if writes else None
             )
             for group in stage.groups
@@ -168,19 +168,22 @@ class Anchor:
         last = stage.writes and shortcuts[0].has(
             stage.sublayer.module
         )  # of a sublayer of the dense block, which is kept at once
-        done = self._done(stage), [*self._done(stage), *([stage.sublayer.module] if last else [])]
-        with shortcuts[0].attached(done[1]), shortcuts[1].attached(done[0]):
+        done = (
+            self._finished_modules(stage),
+            [*self._finished_modules(stage), *([stage.sublayer.module] if last else [])],
+        )
+        with shortcuts[0].attach(done[1]), shortcuts[1].attach(done[0]):
             for batch, range_ in enumerate(sequences):
                 seen = []
                 for side, calibration, each in zip(self._stacks, (self.dense, self.compressed), shortcuts, strict=True):
                     each.enter(batch, Tensor())
-                    given = (side.entry, side.config, side.blocks[index], *calibration.entering(index, batch))
-                    seen.append(seen_by(stage, *given, whole=last and side is stack))
+                    given = (side.entry, side.config, side.blocks[index], *calibration.block_input(index, batch))
+                    seen.append(capture_inputs(stage, *given, whole=last and side is stack))
                 for group, meter in meters.items():
                     meter.update(range_.start, group, *seen)
                 if last and writes and not stage.sublayer.output:
                     arrived[batch] = seen[1].inputs[stage.linears[0]]
-        found = dict[str, tuple[InputStatistics, Missing | None]]()
+        found = dict[str, tuple[InputStatistics, ResidualMoments | None]]()
         for group, meter in meters.items():
             met = meter.finish()
             if met is None:
@@ -192,14 +195,14 @@ class Anchor:
         return found, arrived
 
 
-def anchored(
+def anchor_blocks(
     model: PreTrainedModel,
     tokens: Prompts | Int[Tensor, "s t"],
     matrices: Sequence[Matrix],
     ranks: Mapping[str, int | None],
     factors: Chosen,
     gradients: Mapping[int, Mapping[str, Float[Tensor, "m m"]]],
-    measuring: Measuring,
+    measuring: CalibrationSettings,
     anchoring: Anchoring,
     refinement: Refinement | None = None,
     *,
@@ -223,16 +226,16 @@ def anchored(
     twin = twin_of(model)
     dense, compressed = (Calibration(each, tokens, measuring) for each in (model, twin))
     anchor = Anchor(model, twin, dense, compressed, measuring, anchoring, refinement, remember=remember)
-    for index in counted(anchor.compressed):
+    for index in remaining_blocks(anchor.compressed):
         inside = [matrix for matrix in matrices if matrix.block == index]
-        block = anchor.compress(index, Wanted(inside, ranks, factors, gradients.get(index, {})))
+        block = anchor.compress(index, FitRequest(inside, ranks, factors, gradients.get(index, {})))
         yield block
         block.put_(twin)
         anchor.advance(index)
 
 
 @contextmanager
-def _untouched(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
+def _restore_modules(model: nn.Module, names: Sequence[str]) -> Iterator[None]:
     """What stands under these names inside the context does not stay there."""
     linears = {name: model.get_submodule(name) for name in names}
     try:

@@ -12,17 +12,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.anchoring.stages import Seen
+from mgaa.anchoring.stages import StageInputs
 from mgaa.budget import Matrix
 from mgaa.checkpoints.save import apply_dense, apply_factors
-from mgaa.decomposition.regression import Missing, MissingSums, regressed
+from mgaa.decomposition.regression import ResidualAccumulator, ResidualMoments, solve_regression
 from mgaa.errors import UsageError
-from mgaa.factors import factorize, spectra
+from mgaa.factors import decompose_block, factorize
 from mgaa.levels import Chosen, adds_biases
 from mgaa.models.architecture_schema import Group
 from mgaa.models.lowrank import Dense, Factors, LowRankLinear
 from mgaa.statistics.accumulate import Accumulator, Share
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 from mgaa.statistics.statistics import BlockStatistics, InputStatistics
 
 
@@ -61,7 +61,7 @@ class AnchoredBlock:
         apply_factors(model, self.factors)
         apply_dense(model, self.dense)
 
-    def taken_from(self, model: nn.Module) -> "AnchoredBlock":
+    def updated_from(self, model: nn.Module) -> "AnchoredBlock":
         """The same matrices as they are in the model, which has been tuned since they were put into it."""
         factors, dense = dict[str, Factors](), dict[str, Dense]()
         for name in self.factors:
@@ -76,7 +76,7 @@ class AnchoredBlock:
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class FitRequest:
     """What is asked of the matrices of a block.
 
     Attributes:
@@ -93,25 +93,25 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class Meter:
+class ResidualMeter:
     """What arrives at the linears of one input, and what is missing there.
 
     Attributes:
         inputs: that arrive.
         missing: `None` for an expert, whose inputs are those of the dense model.
         writing: the weight of the only linear, and the scale of its branch, where it writes to the residual stream.
-        unreached: as in `mgaa.statistics.calibration.Measuring`.
+        unreached: as in `mgaa.statistics.calibration.CalibrationSettings`.
     """
 
     inputs: Accumulator
-    missing: MissingSums | None
+    missing: ResidualAccumulator | None
     writing: tuple[Tensor, float] | None
     unreached: str = "stop"
 
     @staticmethod
     def of(
-        group: Group, block: nn.Module, path: str, measuring: Measuring, sequences: int, scale: float | None
-    ) -> "Meter":
+        group: Group, block: nn.Module, path: str, measuring: CalibrationSettings, sequences: int, scale: float | None
+    ) -> "ResidualMeter":
         """Of one input of a dense block.
 
         Args:
@@ -123,9 +123,11 @@ class Meter:
         inputs = Accumulator(f"{path}.{group.linears[0]}", measuring.groups, Share(sequences), minimum=minimum)
         weight: Tensor = block.get_parameter(f"{group.linears[0]}.weight").detach()
         writing = None if scale is None else (weight.to(torch.promote_types(weight.dtype, torch.float32)), scale)
-        return Meter(inputs, None if group.expert is not None else MissingSums(), writing, measuring.unreached)
+        return ResidualMeter(
+            inputs, None if group.expert is not None else ResidualAccumulator(), writing, measuring.unreached
+        )
 
-    def update(self, first: int, group: Group, dense: Seen, arrived: Seen) -> None:
+    def update(self, first: int, group: Group, dense: StageInputs, arrived: StageInputs) -> None:
         """Add a micro-batch, whose first sequence is number `first`."""
         sequences = (dense if self.missing is None else arrived).by_sequence(group)
         for offset, x in enumerate(sequences):
@@ -140,7 +142,7 @@ class Meter:
                 lacks = torch.addmm(streams, lacks.to(weight.dtype), weight.T, beta=1 / scale)
             self.missing.update(lacks, x)
 
-    def finish(self) -> tuple[InputStatistics, Missing | None] | None:
+    def finish(self) -> tuple[InputStatistics, ResidualMoments | None] | None:
         """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream.
 
         `None` for an expert that no token has reached and that is to stay dense.
@@ -150,14 +152,14 @@ class Meter:
         """
         if self.missing is not None:
             return self.inputs.finish(), self.missing.finish()
-        found = self.inputs.measured() if self.unreached == "dense" else self.inputs.finish()
+        found = self.inputs.finish_or_none() if self.unreached == "dense" else self.inputs.finish()
         return None if found is None else (found, None)
 
 
-def fitted(
+def fit_stage(
     twin: PreTrainedModel,
-    wanted: Wanted,
-    measured: Mapping[str, tuple[InputStatistics, Missing | None]],
+    wanted: FitRequest,
+    measured: Mapping[str, tuple[InputStatistics, ResidualMoments | None]],
     anchoring: Anchoring,
 ) -> AnchoredBlock:
     """What the matrices of one stage become; the twin, where they are dense, stays as it is.
@@ -177,7 +179,7 @@ def fitted(
         bias = None if linear.bias is None else linear.bias.detach().double()
         centred = bias is not None or (adds and wanted.ranks[matrix.name] is not None)
         arrived, missing = measured[matrix.local]
-        weight, lost = regressed(
+        weight, lost = solve_regression(
             linear.weight.detach(), missing, arrived, damping=damping, centred=centred, name=matrix.name
         )
         given[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
@@ -185,7 +187,7 @@ def fitted(
     statistics = BlockStatistics(
         {}, {}, {x: measured[x][0] for x in given}, {x: x for x in given}, gradients=dict(wanted.gradients)
     )
-    bases = spectra({matrix.local: given[matrix.local][0] for matrix in low}, statistics, name, **options)
+    bases = decompose_block({matrix.local: given[matrix.local][0] for matrix in low}, statistics, name, **options)
     for matrix in matrices:
         weight, shift = given[matrix.local]
         if (rank := wanted.ranks[matrix.name]) is not None:

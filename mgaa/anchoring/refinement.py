@@ -173,7 +173,7 @@ def _train_(
     for step, batch in enumerate(refinement.order(outputs.batches)):
         for group, size in zip(adam.param_groups, sizes, strict=True):
             group["lr"] = refinement.rate_at(step) * size
-        for master, gradient in zip(masters, _slope(parameters, outputs, batch, name), strict=True):
+        for master, gradient in zip(masters, _loss_gradient(parameters, outputs, batch, name), strict=True):
             master.grad = None if gradient is None else gradient.to(master.dtype)
         adam.step()
         with torch.no_grad():
@@ -181,7 +181,9 @@ def _train_(
                 parameter.copy_(master)
 
 
-def _slope(parameters: Sequence[nn.Parameter], outputs: Outputs, batch: int, name: str) -> Sequence[Tensor | None]:
+def _loss_gradient(
+    parameters: Sequence[nn.Parameter], outputs: Outputs, batch: int, name: str
+) -> Sequence[Tensor | None]:
     """Of the error of a micro-batch; `None` for an expert that no token of it was sent to."""
     with torch.enable_grad():
         lacking, power = outputs.errors(batch)

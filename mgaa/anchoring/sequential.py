@@ -14,11 +14,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.allocation.channels import Scores, score
+from mgaa.allocation.channels import ChannelScores, score
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.checkpoints.save import apply_channels, apply_factors
 from mgaa.decomposition.linalg import Spectrum
-from mgaa.factors import factorize_linear, spectra
+from mgaa.factors import decompose_block, factorize_linear
 from mgaa.levels import Chosen, Target
 from mgaa.models.lowrank import Factors
 from mgaa.ranks import Rank, allocate_within, ladders_of
@@ -41,7 +41,7 @@ class CompressedBlock:
     factors: dict[str, Factors]
     kept: Int[Tensor, " k"] | None
     spectra: dict[str, Spectrum]
-    scores: dict[str, Scores]
+    scores: dict[str, ChannelScores]
 
 
 def allowance(matrices: Sequence[Matrix], ratios: Mapping[str, float], compression: float, index: int) -> int:
@@ -80,7 +80,7 @@ def compress_block(
     weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
     name, options = factors
     reached = [m for m in low if m.local in statistics.shared]
-    found = spectra({m.local: weights[m.local] for m in reached}, statistics, name, **options)
+    found = decompose_block({m.local: weights[m.local] for m in reached}, statistics, name, **options)
     scores = {channels: score(channels, weights, statistics) for channels in pruned}
     energies = {m.name: found[m.local].energies.cpu() for m in reached}
     centred = any(spectrum.mean is not None for spectrum in found.values())
@@ -90,7 +90,7 @@ def compress_block(
     ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=target.latency)
     outcome = allocate_within(rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **given)
     widths = {rank.matrix.sublayer: rank.width for rank in outcome if rank.width is not None}
-    kept = [each.kept(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]
+    kept = [each.kept_channels(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]
     made = {
         r.matrix.name: factorize_linear(model, r.matrix.name, found[r.matrix.local], r.rank)
         for r in outcome

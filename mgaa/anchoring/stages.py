@@ -16,16 +16,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mgaa.blocks.blockwise import first_of
+from mgaa.blocks.blockwise import hidden_states_of
 from mgaa.models.architecture_schema import Architecture, Group, Sublayer
-from mgaa.models.expert_routing import Rows
+from mgaa.models.expert_routing import RoutedRows
 
 _SECOND = ("o", "down")
 """Roles of linears that read what the others of their sublayer have made."""
 
 
 @dataclass(frozen=True)
-class Stage:
+class BlockStage:
     """Linears of one sublayer, by the inputs that they share; all of them read what the other stage has made, or none does."""
 
     sublayer: Sublayer
@@ -42,19 +42,19 @@ class Stage:
         return [linear for group in self.groups for linear in group.linears]
 
 
-def stages_of(entry: Architecture, block: nn.Module) -> list[Stage]:
+def stages_of(entry: Architecture, block: nn.Module) -> list[BlockStage]:
     """The stages of a block, in the order of computation."""
     found = []
     for sublayer in entry.sublayers:
         groups = sublayer.groups(block)
         for second in (False, True):
             here = tuple(group for group in groups if (group.roles[0] in _SECOND) == second)
-            found += [Stage(sublayer, here)] if here else []
+            found += [BlockStage(sublayer, here)] if here else []
     return found
 
 
 @dataclass
-class Seen:
+class StageInputs:
     """What one stage of a block was given with a micro-batch.
 
     Attributes:
@@ -64,7 +64,7 @@ class Seen:
     """
 
     stream: Float[Tensor, "s t h"]
-    rows: Rows
+    rows: RoutedRows
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def by_sequence(self, group: Group) -> Sequence[Float[Tensor, "t n"]]:
@@ -73,8 +73,8 @@ class Seen:
         return [] if x is None else self.rows.of(x, group.expert)
 
 
-def seen_by(
-    stage: Stage,
+def capture_inputs(
+    stage: BlockStage,
     entry: Architecture,
     config: PreTrainedConfig,
     block: nn.Module,
@@ -82,20 +82,20 @@ def seen_by(
     run: Callable[[], Any],
     *,
     whole: bool = False,
-) -> Seen:
+) -> StageInputs:
     """What a stage is given while `run` sends the micro-batch `before` through the block.
 
     The pass ends where the stage has its input; with `whole`, where the module of its sublayer has its output.
     """
-    seen, scale = Seen(before, Rows(entry, block)), entry.branch_scale(config)
+    seen, scale = StageInputs(before, RoutedRows(entry, block)), entry.branch_scale(config)
     seen.rows.enter(len(before))
 
     def adds(_: nn.Module, __: Any, output: Any) -> None:
-        added = first_of(output).reshape(before.shape)
+        added = hidden_states_of(output).reshape(before.shape)
         seen.stream = seen.stream + (added if scale == 1.0 else added * scale)
 
-    with ExitStack() as stack, suppress(_Reached):
-        stack.enter_context(seen.rows.watched())
+    with ExitStack() as stack, suppress(_StopForward):
+        stack.enter_context(seen.rows.watch())
         for sublayer in entry.sublayers[: entry.sublayers.index(stage.sublayer)]:
             stack.enter_context(_output_of(sublayer, block).register_forward_hook(adds))
         if whole:
@@ -107,7 +107,7 @@ def seen_by(
     return seen
 
 
-def writes_to_stream(stage: Stage, block: nn.Module, run: Callable[[], Any]) -> bool:
+def writes_to_stream(stage: BlockStage, block: nn.Module, run: Callable[[], Any]) -> bool:
     """Whether the output of the only linear of a stage is what its sublayer adds to the stream, as one micro-batch shows.
 
     Not so where a norm, a gate or a router is between them.
@@ -117,7 +117,7 @@ def writes_to_stream(stage: Stage, block: nn.Module, run: Callable[[], Any]) -> 
         return False
 
     def keep(key: str) -> Callable[..., None]:
-        return lambda _, __, output: made.update({key: first_of(output)})
+        return lambda _, __, output: made.update({key: hidden_states_of(output)})
 
     linear, sublayer = block.get_submodule(group.linears[0]), _output_of(stage.sublayer, block)
     with linear.register_forward_hook(keep("linear")), sublayer.register_forward_hook(keep("sublayer")):
@@ -125,19 +125,19 @@ def writes_to_stream(stage: Stage, block: nn.Module, run: Callable[[], Any]) -> 
     return bool(made["linear"].any()) and torch.equal(made["linear"].flatten(), made["sublayer"].flatten())
 
 
-class _Reached(Exception):  # noqa: N818 (no error)
+class _StopForward(Exception):  # noqa: N818 (no error)
     """The pass has come as far as it was to go."""
 
 
 def _stop(*_: Any) -> None:
-    raise _Reached
+    raise _StopForward
 
 
-def _reads(seen: Seen, group: Group, *, last: bool) -> Callable[..., None]:
+def _reads(seen: StageInputs, group: Group, *, last: bool) -> Callable[..., None]:
     def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
         seen.inputs[group.linears[0]] = given[0]
         if last:
-            raise _Reached
+            raise _StopForward
 
     return hook
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mgaa.blocks.blockwise import first_of
+from mgaa.blocks.blockwise import hidden_states_of
 from mgaa.models.architecture_schema import Sublayer
 
 
-class Shortcuts:
+class SublayerCache:
     """Outputs of the sublayers of one block, by micro-batch; what was not kept is computed.
 
     Args:
@@ -40,23 +40,23 @@ class Shortcuts:
         """Whether the outputs of this module can be kept."""
         return name in self._modules
 
-    def keep(self, name: str, batch: int, output: Tensor, like: "Shortcuts") -> None:
+    def keep(self, name: str, batch: int, output: Tensor, like: "SublayerCache") -> None:
         """What a module gives for a micro-batch, in the form in which `like` has kept it."""
         form = like._kept[name][batch]
-        output = output.reshape(first_of(form).shape)
+        output = output.reshape(hidden_states_of(form).shape)
         self._kept[name][batch] = (output, *form[1:]) if isinstance(form, tuple) else output
 
     @contextmanager
-    def attached(self, names: Sequence[str]) -> Iterator[None]:
+    def attach(self, names: Sequence[str]) -> Iterator[None]:
         """Inside this context, what these modules compute is kept, and what was kept stands in for their forward."""
         with ExitStack() as stack:
             for name in names:
                 if self.has(name):
-                    stack.enter_context(self._standing_in(name))
+                    stack.enter_context(self._replace_forward(name))
             yield
 
     @contextmanager
-    def _standing_in(self, name: str) -> Iterator[None]:
+    def _replace_forward(self, name: str) -> Iterator[None]:
         module, kept = self._modules[name], self._kept[name]
         own, forward = vars(module).get("forward"), module.forward
 
@@ -64,7 +64,7 @@ class Shortcuts:
             if self._batch not in kept:
                 output = forward(*positional, **named)
                 kept[self._batch] = (
-                    (first_of(output), *(None for _ in output[1:])) if isinstance(output, tuple) else output
+                    (hidden_states_of(output), *(None for _ in output[1:])) if isinstance(output, tuple) else output
                 )
             return _copied(kept[self._batch])  # some blocks add to it in place
 
@@ -81,7 +81,7 @@ def _copied(output: Any) -> Any:
     return (output[0].clone(), *output[1:]) if isinstance(output, tuple) else output.clone()
 
 
-def waiting_bytes(tokens: int, hidden: int, width: int, itemsize: int) -> int:
+def cache_bytes(tokens: int, hidden: int, width: int, itemsize: int) -> int:
     """Of all tokens while a block is anchored, where what its sublayers add is kept.
 
     They are there in front of the block, and as what its two sublayers add, each in two models; and once as what the last linear reads.

@@ -23,7 +23,7 @@ class Addition:
         mask = difference.ne(0).any(dim=-1)
         return Addition(mask, difference[mask])
 
-    def to(self, hidden: Float[Tensor, "*rows h"]) -> Float[Tensor, "*rows h"]:
+    def add_to(self, hidden: Float[Tensor, "*rows h"]) -> Float[Tensor, "*rows h"]:
         """The hidden states with the rows added, which are where they were."""
         hidden = hidden.clone()
         hidden[self.mask] = hidden[self.mask] + self.rows

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from mgaa.blocks.additions import Addition
 from mgaa.blocks.hidden_states import HiddenStates, Place
-from mgaa.blocks.offload import resident
+from mgaa.blocks.offload import load_block
 from mgaa.errors import InputError
 from mgaa.models.architectures import DECODER, Stack, stacks_of
 from mgaa.models.model_inputs import IDS, Inputs
@@ -72,30 +72,30 @@ class Blockwise:
         return self._hidden.passed - 1
 
     @torch.no_grad()
-    def through(self, index: int, *, keep: bool = True, watch: Any = None) -> None:
+    def advance(self, index: int, *, keep: bool = True, watch: Any = None) -> None:
         """Send all micro-batches through block `index`.
 
         Args:
-            keep: whether they stand behind it afterwards; `settle` then says that nothing of the pass is to be repeated.
+            keep: whether they stand behind it afterwards; `commit` then says that nothing of the pass is to be repeated.
             watch: `enter(batch, hidden)` and `leave(hidden)` are called around the block.
         """
         block = self._blocks[index]
-        with resident(block, ahead=1):
+        with load_block(block, ahead=1):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch)
                 positional, named = self._arguments[batch][index]
                 if watch is not None:
                     watch.enter(batch, hidden)
-                hidden = first_of(block(hidden, *positional, **named))
+                hidden = hidden_states_of(block(hidden, *positional, **named))
                 if watch is not None:
                     watch.leave(hidden)
                 if keep:
-                    self._hidden.put(batch, self._behind_block(index, batch, hidden))
+                    self._hidden.put(batch, self._after_block(index, batch, hidden))
 
-    def _behind_block(self, index: int, batch: int, hidden: Tensor) -> Tensor:
+    def _after_block(self, index: int, batch: int, hidden: Tensor) -> Tensor:
         """What the model hands on of the output of block `index`."""
         added = self._between[batch].get(index)
-        return hidden if added is None else added.to(hidden)
+        return hidden if added is None else added.add_to(hidden)
 
     def hidden(self, batch: int) -> Tensor:
         """A micro-batch before the block at hand."""
@@ -108,11 +108,11 @@ class Blockwise:
         Autograd is on where the caller has it on.
         """
         positional, named = self._arguments[batch][index]
-        return first_of(self._blocks[index](hidden, *positional, **named))
+        return hidden_states_of(self._blocks[index](hidden, *positional, **named))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """What was made of the last pass is safe: an interrupted run goes on behind it."""
-        self._hidden.settle()
+        self._hidden.commit()
 
     def close(self) -> None:
         """Forget the hidden states, in files as well."""
@@ -125,17 +125,17 @@ class Blockwise:
         Args:
             options: further arguments of the model's forward.
         """
-        return self._behind(self._hidden.get(batch), batch, options)
+        return self._after_blocks(self._hidden.get(batch), batch, options)
 
     @torch.enable_grad()
-    def slope(self, batch: int, loss: Callable[[Any], Tensor]) -> Tensor:
+    def loss_gradient(self, batch: int, loss: Callable[[Any], Tensor]) -> Tensor:
         """The gradient of a loss of the model's output with respect to the hidden states behind the last block."""
         arrived = self._hidden.get(batch).detach().requires_grad_()
-        (found,) = torch.autograd.grad(loss(self._behind(arrived, batch, {})), arrived)
+        (found,) = torch.autograd.grad(loss(self._after_blocks(arrived, batch, {})), arrived)
         return found
 
     @torch.enable_grad()
-    def back(self, index: int, gradients: HiddenStates, watch: Any) -> None:
+    def backward(self, index: int, gradients: HiddenStates, watch: Any) -> None:
         """Send the gradients of all micro-batches back through block `index`, whose forward is computed again; `every` state was kept.
 
         Args:
@@ -144,27 +144,27 @@ class Blockwise:
         """
         block = self._blocks[index]
         self._hidden.forget(index + 2)  # what is behind the block
-        with resident(block, ahead=-1):
+        with load_block(block, ahead=-1):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch, index + 1).detach()
                 positional, named = self._arguments[batch][index]
                 watch.enter(batch, hidden)
                 leaf = hidden.detach().requires_grad_()
-                output = first_of(block(leaf, *positional, **named))
+                output = hidden_states_of(block(leaf, *positional, **named))
                 watch.leave(output.detach())
                 (found,) = torch.autograd.grad(output, leaf, gradients.get(batch))
                 gradients.put(batch, found)
 
-    def _behind(self, arrived: Tensor, batch: int, options: dict[str, Any]) -> Any:
+    def _after_blocks(self, arrived: Tensor, batch: int, options: dict[str, Any]) -> Any:
         """What the model makes of hidden states behind the last block."""
         last = len(self._blocks) - 1
 
         def forward(index: int, hidden: Tensor, *_: Any, **__: Any) -> Any:
-            return self._returned(arrived if index == last else hidden)
+            return self._as_block_output(arrived if index == last else hidden)
 
         # what is made of images has gone into the hidden states long ago, unless it is added between blocks: so maybe behind the last
         inputs = self._batches[batch] if self._between[batch] else {IDS: self._batches[batch][IDS]}
-        with replaced(self._blocks, forward):
+        with replace_forward(self._blocks, forward):
             return self._model(**self._on_device(inputs), use_cache=False, **options)
 
     @torch.no_grad()
@@ -173,19 +173,21 @@ class Blockwise:
         recorded, pool = [], list[Tensor]()
         fresh = not self._hidden.resumed
         for batch, inputs in enumerate(self._batches):
-            received, arguments = self._received(inputs, lambda hidden: hidden)
+            received, arguments = self._capture_inputs(inputs, lambda hidden: hidden)
             self._between.append(self._additions(inputs, received))
             known: dict[int, Tensor] = {}
-            recorded.append([_pooled(each, pool, known) for each in arguments])
+            recorded.append([_deduplicate(each, pool, known) for each in arguments])
             if fresh:
                 self._hidden.put(batch, received[0])
         if fresh:
-            self._hidden.settle()
+            self._hidden.commit()
         else:
             self._hidden.resume()
         return recorded
 
-    def _received(self, inputs: Inputs, forward: Callable[[Tensor], Tensor]) -> tuple[list[Tensor], list[Arguments]]:
+    def _capture_inputs(
+        self, inputs: Inputs, forward: Callable[[Tensor], Tensor]
+    ) -> tuple[list[Tensor], list[Arguments]]:
         """The hidden states that every block is given, and its other arguments, where `forward` stands in for all blocks."""
         received: list[Tensor] = []
         arguments: list[Arguments] = []
@@ -194,11 +196,11 @@ class Blockwise:
             received.append(hidden)
             arguments.append((positional, named))
             if index + 1 == len(self._blocks) and self._stack.part not in DECODER:
-                raise _Recorded  # what follows would be given what no block has made
-            return self._returned(forward(hidden))
+                raise _StopRecording  # what follows would be given what no block has made
+            return self._as_block_output(forward(hidden))
 
-        with replaced(self._blocks, remember), suppress(_Recorded):
-            self._enter(inputs)
+        with replace_forward(self._blocks, remember), suppress(_StopRecording):
+            self._run_until_blocks(inputs)
         return received, arguments
 
     def _additions(self, inputs: Inputs, received: list[Tensor]) -> dict[int, Addition]:
@@ -210,17 +212,17 @@ class Blockwise:
         changed = [index for index, (one, two) in enumerate(pairwise(received)) if one is not two]
         if not changed:
             return {}
-        alone, _ = self._received(inputs, torch.zeros_like)
+        alone, _ = self._capture_inputs(inputs, torch.zeros_like)
         additions = {index: Addition.of(alone[index + 1]) for index in changed}
         for index, added in additions.items():
-            if not torch.equal(added.to(received[index]), received[index + 1]):
+            if not torch.equal(added.add_to(received[index]), received[index + 1]):
                 raise InputError(
                     f"between {self._stack.path(index)} and the next block the model does more than to add to the hidden states, expected "
                     "that block reads what block wrote: this model cannot go block by block; take another"
                 )
         return {index: added for index, added in additions.items() if len(added.rows)}
 
-    def _enter(self, inputs: Inputs) -> None:
+    def _run_until_blocks(self, inputs: Inputs) -> None:
         """Run what comes before the first block."""
         given = self._on_device(inputs)
         try:
@@ -238,22 +240,22 @@ class Blockwise:
     def _on_device(self, inputs: Inputs) -> dict[str, Tensor]:
         return {name: tensor.to(self._device) for name, tensor in inputs.items()}
 
-    def _returned(self, hidden: Tensor) -> Any:
+    def _as_block_output(self, hidden: Tensor) -> Any:
         return (hidden, None) if self._tuples else hidden
 
 
-class _Recorded(Exception):  # noqa: N818 (no error)
+class _StopRecording(Exception):  # noqa: N818 (no error)
     """All blocks were called."""
 
 
-def first_of(output: Any) -> Tensor:
+def hidden_states_of(output: Any) -> Tensor:
     """The hidden states among what a module returns."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 @contextmanager
-def replaced(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+def replace_forward(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
     """Let `forward(index, hidden, ...)` stand in for the forward of every block; the modules keep their other attributes."""
     own = [vars(block).get("forward") for block in blocks]  # an instance has one where others have wrapped it
     try:
@@ -277,7 +279,7 @@ class _Bound:
         return self._function(self._index, *positional, **named)
 
 
-def _pooled(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
+def _deduplicate(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
     """The same value with every tensor that equals one of the pool replaced by that one: masks and rotary embeddings of all micro-batches
     are the same unless lengths differ, and would take the memory of many blocks."""
     if isinstance(value, Tensor):
@@ -287,9 +289,9 @@ def _pooled(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
                 pool.append(value)
         return known[id(value)]
     if isinstance(value, tuple | list):
-        return type(value)(_pooled(each, pool, known) for each in value)
+        return type(value)(_deduplicate(each, pool, known) for each in value)
     if isinstance(value, Mapping) and type(value) is dict:
-        return {name: _pooled(each, pool, known) for name, each in value.items()}
+        return {name: _deduplicate(each, pool, known) for name, each in value.items()}
     return value
 
 

@@ -21,7 +21,7 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(_available(), _container())
+    return min(_available_memory(), _container_memory())
 
 
 def free_disk(folder: Path) -> int:
@@ -30,7 +30,7 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _available() -> int:
+def _available_memory() -> int:
     """Free and reclaimable memory (Linux), else that of the machine."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -39,7 +39,7 @@ def _available() -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _container() -> int:
+def _container_memory() -> int:
     """What the limit of a container leaves; pages of files do not count, for they can be dropped."""
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
@@ -69,7 +69,7 @@ class Rates:
     write: float
 
 
-def rates(device: torch.device, dtype: torch.dtype, folder: Path, *, size: int = 1024) -> Rates:
+def measure_rates(device: torch.device, dtype: torch.dtype, folder: Path, *, size: int = 1024) -> Rates:
     """Measured here and now, in a second or two: the best of three of each.
 
     Args:

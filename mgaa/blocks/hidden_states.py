@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mgaa.blocks.offload import aligned
-from mgaa.blocks.resume import taken_up
+from mgaa.blocks.resume import resume_folder
 
 Place = Literal["device", "host", "disk"]
 _MARK = re.compile(r"passed-(\d{4})")
@@ -58,7 +58,7 @@ class HiddenStates:
         self._writing: deque[Future[None]] = deque()
         self.passed = 0
         if folder is not None:
-            taken_up(folder)
+            resume_folder(folder)
             marks = (_MARK.fullmatch(path.name) for path in folder.iterdir())
             self.passed = max((int(mark[1]) for mark in marks if mark), default=0)
 
@@ -88,7 +88,7 @@ class HiddenStates:
                 self._writing.popleft().result()
             self._writing.append(self._writer.submit(self._write, hidden, self._file(self.passed + 1, batch)))
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """All micro-batches have passed the block at hand."""
         self._flush()
         self.passed += 1

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Let the C library return its free pages: what comes next begins without the holes that its heap has kept."""
     if (trim := _trim()) is not None:
         trim(0)

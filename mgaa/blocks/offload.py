@@ -29,12 +29,12 @@ from transformers.utils import logging
 from mgaa.errors import InputError
 from mgaa.models.architectures import architecture_of, decoder_blocks, path_of_blocks
 from mgaa.models.fused import unfuse_block_
-from mgaa.models.tensor_names import places
+from mgaa.models.tensor_names import map_tensors
 
 _PLACE = "_place_on_shelf"
 
 
-def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device) -> PreTrainedModel:
+def offload_(model: PreTrainedModel, files: Sequence[Path], device: torch.device) -> PreTrainedModel:
     """Load everything but the decoder blocks onto `device`, and let the blocks fetch their tensors when they are needed; in place.
 
     Args:
@@ -44,7 +44,7 @@ def shelve_(model: PreTrainedModel, files: Sequence[Path], device: torch.device)
     Raises:
         InputError: a file cannot be read.
     """
-    shelf = Shelf(copy.deepcopy(model), files, device)
+    shelf = OffloadedBlocks(copy.deepcopy(model), files, device)
     missing = shelf.fill_(model, shelf.rest)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
@@ -64,7 +64,7 @@ def _compute_buffers_(module: nn.Module, owner: PreTrainedModel) -> None:
         _compute_buffers_(child, owner)
 
 
-def is_shelved(model: PreTrainedModel) -> bool:
+def is_offloaded(model: PreTrainedModel) -> bool:
     """Whether the blocks of a model stay in their files."""
     return any(_PLACE in vars(module) for module in model.modules())
 
@@ -76,7 +76,7 @@ def folders_of(model: PreTrainedModel) -> set[Path]:
 
 
 @contextmanager
-def resident(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
+def load_block(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
     """Inside this context a block has its tensors; for a block that is in memory anyway it does nothing.
 
     Args:
@@ -105,7 +105,7 @@ def resident(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def final(block: nn.Module) -> Iterator[None]:
+def edit_block(block: nn.Module) -> Iterator[None]:
     """Inside this context a block may change although its tensors are in their files, because nobody will ask for them again."""
     place: _Place = vars(block)[_PLACE]
     place.final = True
@@ -131,7 +131,7 @@ def is_absent(model: nn.Module, name: str) -> bool:
 class _Place:
     """Where the tensors of a block are, and how many contexts hold them in memory."""
 
-    def __init__(self, shelf: "Shelf", index: int) -> None:
+    def __init__(self, shelf: "OffloadedBlocks", index: int) -> None:
         self.shelf, self.index, self.users, self.lock = shelf, index, 0, Lock()
         self.final = False
 
@@ -140,7 +140,7 @@ class _Place:
         return _Place(self.shelf, self.index)
 
 
-class Shelf:
+class OffloadedBlocks:
     """The decoder blocks of a model, in its files.
 
     Args:
@@ -157,14 +157,14 @@ class Shelf:
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
         self._blocks: list[dict[str, Path]] = [{} for _ in decoder_blocks(skeleton)]
         self.rest: dict[str, Path] = {}
-        path, files_of = f"{path_of_blocks(skeleton)}.", where(files)
-        for name, place in places(skeleton, files_of).items():
+        path, files_of = f"{path_of_blocks(skeleton)}.", index_tensors(files)
+        for name, place in map_tensors(skeleton, files_of).items():
             if place is not None:
                 inside = place.startswith(path)
                 names = self._blocks[int(place.removeprefix(path).partition(".")[0])] if inside else self.rest
                 names[name] = files_of[name]
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Shelf":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OffloadedBlocks":
         """Copies of a model fetch from the same files."""
         return self
 
@@ -201,8 +201,8 @@ class Shelf:
             device_map={"": self._device},
             weight_mapping=self._conversions,
         )
-        with _silent():
-            found, _ = convert_and_load_state_dict_in_model(model, tensors or _tensors(names), given)
+        with _hide_progress():
+            found, _ = convert_and_load_state_dict_in_model(model, tensors or _read_tensors(names), given)
         wrong = sorted({*found.unexpected_keys, *(name for name, *_ in found.mismatched_keys)})
         if wrong or found.conversion_errors:
             path = next(iter(names.values()))
@@ -213,16 +213,16 @@ class Shelf:
         missing: set[str] = found.missing_keys
         return missing
 
-    def apart(self, block: nn.Module, index: int) -> nn.Module:
+    def unfused(self, block: nn.Module, index: int) -> nn.Module:
         """The block with its fused layers taken apart."""
         return unfuse_block_(self._entry, self._skeleton.config, index, block)
 
     def _read(self, index: int) -> dict[str, Tensor]:
-        return _tensors(self._blocks[index])
+        return _read_tensors(self._blocks[index])
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def _hide_progress() -> Iterator[None]:
     """No progress bar for each block; a bar takes as long as its tensors."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
@@ -233,7 +233,7 @@ def _silent() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def where(files: Sequence[Path]) -> dict[str, Path]:
+def index_tensors(files: Sequence[Path]) -> dict[str, Path]:
     """The file of every tensor; only headers are read.
 
     Raises:
@@ -241,16 +241,16 @@ def where(files: Sequence[Path]) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for path in files:
-        with _opened(path) as file:
+        with _open_file(path) as file:
             found |= dict.fromkeys(file.keys(), path)
     return found
 
 
-def _tensors(names: dict[str, Path]) -> dict[str, Tensor]:
+def _read_tensors(names: dict[str, Path]) -> dict[str, Tensor]:
     """These tensors, read into memory of their own: pages of mapped files would count as the process's while they are open."""
     found: dict[str, Tensor] = {}
     for path in dict.fromkeys(names.values()):
-        with _opened(path) as file:
+        with _open_file(path) as file:
             found |= {name: aligned(file.get_tensor(name)) for name, place in names.items() if place == path}
     return found
 
@@ -264,7 +264,7 @@ def aligned(tensor: Tensor) -> Tensor:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _open_file(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", backend="pread") as file:
             yield file
@@ -277,7 +277,7 @@ def _opened(path: Path) -> Iterator[Any]:
 def _adopt_(block: nn.Module, fresh: nn.Module, place: _Place) -> None:
     """Give a block the tensors of a fresh one, which is taken apart where the block is."""
     if block.state_dict().keys() != fresh.state_dict().keys():
-        fresh = place.shelf.apart(fresh, place.index)
+        fresh = place.shelf.unfused(fresh, place.index)
     wanted = {name: parameter.requires_grad for name, parameter in block.named_parameters()}
     block.load_state_dict(fresh.state_dict(), assign=True)
     for name, parameter in block.named_parameters():
@@ -296,7 +296,7 @@ def _empty_(block: nn.Module) -> None:
 
 
 class _OnDemand:
-    """The forward of a shelved block outside `resident`. It holds the block weakly, or a model would outlive its last user in a cycle."""
+    """The forward of a shelved block outside `load_block`. It holds the block weakly, or a model would outlive its last user in a cycle."""
 
     def __init__(self, block: nn.Module) -> None:
         self._block = ref(block)
@@ -308,5 +308,5 @@ class _OnDemand:
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         block = self._block()
         assert block is not None, "called by its block"
-        with resident(block):
+        with load_block(block):
             return type(block).forward(block, *arguments, **named)

@@ -13,7 +13,7 @@ from pathlib import Path
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def taken_up(folder: Path) -> Path:
+def resume_folder(folder: Path) -> Path:
     """The folder, made if need be; what is in it was written since the machine was started."""
     folder.mkdir(parents=True, exist_ok=True)
     now = _BOOT.read_text() if _BOOT.exists() else ""
@@ -27,7 +27,7 @@ def taken_up(folder: Path) -> Path:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """The path of a draft to write inside this context; behind it the file is there under its name, or as it was before."""
     draft = path.with_name(f".{path.name}")
     yield draft

@@ -35,7 +35,7 @@ def texts_of(folder: Path) -> list[Path]:
     return sorted(path for path in _own_files(folder) if _is_text(path))
 
 
-def companions(model: str, tokenizer: str) -> dict[str, Path]:
+def companion_files(model: str, tokenizer: str) -> dict[str, Path]:
     """The files that travel with a model, by name.
 
     Args:
@@ -47,9 +47,9 @@ def companions(model: str, tokenizer: str) -> dict[str, Path]:
     return found
 
 
-def carry(model: str, tokenizer: str, folder: Path) -> None:
+def copy_companions(model: str, tokenizer: str, folder: Path) -> None:
     """Copy what travels with a model beside it, without what was written there already."""
-    for name, path in companions(model, tokenizer).items():
+    for name, path in companion_files(model, tokenizer).items():
         if not (folder / name).exists():
             (folder / name).write_bytes(path.read_bytes())
 

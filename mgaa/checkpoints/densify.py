@@ -20,12 +20,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTra
 from mgaa.checkpoints.folder import backbone_files
 from mgaa.checkpoints.format import describe
 from mgaa.checkpoints.load import load
-from mgaa.checkpoints.output_folder import settled
+from mgaa.checkpoints.output_folder import resolve_target
 from mgaa.checkpoints.ownership import check_apart, check_folder, content_key
 from mgaa.checkpoints.save import save_blockwise
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import UsageError
-from mgaa.inputs.readers import accepting, path, to_densify
+from mgaa.inputs.readers import coerce_arguments, path, to_densify
 from mgaa.models.architectures import DECODER, architecture_of, decoder_blocks, has_entry, is_multimodal
 from mgaa.models.fused import fuse_block_, fuse_parts_, fused_bias, fused_parts
 from mgaa.models.lowrank import low_rank_layers
@@ -38,7 +38,7 @@ LIKE_LLAMA = ("mistral", "qwen2")
 BIAS_FLAGS = ("attention_bias", "mlp_bias", "bias", "use_bias")
 
 
-@accepting(model=to_densify)
+@coerce_arguments(model=to_densify)
 def densify(model: PreTrainedModel) -> PreTrainedModel:
     """Fold every low-rank layer into an `nn.Linear` and return a model whose `save_pretrained` loads without mgaa.
 
@@ -58,7 +58,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     if has_entry(model.config):
         for index in range(len(decoder_blocks(model))):
             _own_form_(model, index, shell, wide)
-        _around_(model, shell)
+        _restore_parts_(model, shell)
     _fill_biases(model, expected)
     model.__dict__.pop(
         "_weight_conversions", None
@@ -70,10 +70,10 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
                 setattr(own, field, getattr(other, field))
         describe(model)
         return model
-    return _moved(model, shell)
+    return _move_tensors(model, shell)
 
 
-@accepting(source=path, target=path)
+@coerce_arguments(source=path, target=path)
 def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
     """The same for a checkpoint that need not fit into memory: from folder to folder, one block after the other.
 
@@ -83,7 +83,7 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
         ResourceError: the target cannot be written. What is written is taken up by the next call for the same source.
     """
     check_apart(Path(target), Path(source), "the source")
-    check_folder(settled(target))
+    check_folder(resolve_target(target))
     model, tokenizer = load(source, device="cpu", stream=True)
     wide = widest(model)
     shell = _shell(model, wide)
@@ -100,7 +100,7 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
         if not name.startswith(f"{path}."):  # of a vision tower or a projector, which is in memory
             model.set_submodule(name, layer.dense())
     if has_entry(model.config):
-        _around_(model, shell)
+        _restore_parts_(model, shell)
     model.__dict__.pop("_weight_conversions", None)
     shell.generation_config = model.generation_config
     key = content_key(backbone_files(source))
@@ -120,7 +120,7 @@ def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide:
         fuse_block_(entry, block, empty)
 
 
-def _around_(model: PreTrainedModel, shell: PreTrainedModel) -> None:
+def _restore_parts_(model: PreTrainedModel, shell: PreTrainedModel) -> None:
     """The same for what is compressed beside the decoder of a model that sees."""
     parts = [part for part in fused_parts(model) if part not in DECODER]
     if parts and type(shell) is type(model):
@@ -156,7 +156,7 @@ def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type
     text = config.get_text_config()
     for flags in ((), *((flag,) for flag in BIAS_FLAGS), BIAS_FLAGS[:2]):
         if all(hasattr(text, flag) for flag in flags):
-            yield type(model), _with(config, flags)
+            yield type(model), _config_with_flags(config, flags)
     if text.model_type in LIKE_LLAMA and getattr(text, "sliding_window", None) is None:
         fields = {field.name for field in dataclasses.fields(LlamaConfig)}
         twin = LlamaConfig(**{key: value for key, value in text.to_dict().items() if key in fields})
@@ -164,12 +164,12 @@ def _candidates(model: PreTrainedModel, wide: int | None) -> Iterator[tuple[type
         if is_multimodal(config):
             config.text_config = twin
             config.__dict__.pop("quantization_config", None)
-            yield type(model), _with(config, BIAS_FLAGS[:2])
+            yield type(model), _config_with_flags(config, BIAS_FLAGS[:2])
         else:
-            yield LlamaForCausalLM, _with(twin, BIAS_FLAGS[:2])
+            yield LlamaForCausalLM, _config_with_flags(twin, BIAS_FLAGS[:2])
 
 
-def _with(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreTrainedConfig:
+def _config_with_flags(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreTrainedConfig:
     config = copy.deepcopy(config)
     for flag in flags:
         setattr(config.get_text_config(), flag, True)
@@ -191,7 +191,7 @@ def _fill_biases(module: nn.Module, expected: set[str], prefix: str = "") -> Non
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
-def _moved(model: PreTrainedModel, shell: PreTrainedModel) -> PreTrainedModel:
+def _move_tensors(model: PreTrainedModel, shell: PreTrainedModel) -> PreTrainedModel:
     """The shell with the tensors of the model: parameters, and the buffers that are not saved (rotary frequencies)."""
     shell.load_state_dict(model.state_dict(), assign=True)
     for name, buffer in model.named_buffers():

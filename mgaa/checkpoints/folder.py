@@ -16,7 +16,7 @@ from typing import Any
 from huggingface_hub import constants, snapshot_download
 from safetensors import safe_open
 
-from mgaa.boundary import one_error, through
+from mgaa.boundary import translate_errors, via_proxy
 from mgaa.checkpoints.companion_files import TEXTS, VOCABULARY_FILES, texts_of
 from mgaa.errors import InputError, UsageError
 from mgaa.models.mark import METHOD, NOTICE
@@ -172,7 +172,10 @@ def examine_tokenizer(folder: Path) -> None:
 def _examine_header(path: Path) -> None:
     """Opening checks that the header is sound and that the file is as long as it says."""
     remedy = "fetch it again (a Git LFS pointer needs `git lfs pull`)"
-    with one_error(f"{path} is not a complete safetensors file", remedy), safe_open(path, framework="np") as tensors:
+    with (
+        translate_errors(f"{path} is not a complete safetensors file", remedy),
+        safe_open(path, framework="np") as tensors,
+    ):
         tensors.keys()
 
 
@@ -219,7 +222,7 @@ def _inside(folder: Path, name: str) -> Path:
 def _json(folder: Path, name: str) -> dict[str, Any]:
     if not (folder / name).is_file():
         raise InputError(f"{folder} has no {name}: expected the folder of a transformers model; check the path")
-    with one_error(f"{folder / name} is not valid JSON", "fetch it again"):
+    with translate_errors(f"{folder / name} is not valid JSON", "fetch it again"):
         value = json.loads(_inside(folder, name).read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise InputError(f"{folder / name} holds a {type(value).__name__}, expected an object: fetch it again")
@@ -238,10 +241,10 @@ def _fetch(name: str, revision: str) -> Path:
     folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES, *texts])
     examine_config(folder)
     examine_tokenizer(folder)
-    return _snapshot(name, revision, list(_wanted(folder)))
+    return _snapshot(name, revision, list(_files_to_fetch(folder)))
 
 
-def _wanted(folder: Path) -> Iterator[str]:
+def _files_to_fetch(folder: Path) -> Iterator[str]:
     yield WEIGHTS
     if (folder / INDEX).exists():
         yield from _weight_names(folder)
@@ -249,5 +252,5 @@ def _wanted(folder: Path) -> Iterator[str]:
 
 def _snapshot(name: str, revision: str, files: list[str]) -> Path:
     remedy = "check both, log in if it is gated, unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
-    with one_error(f"the Hub gives no {name} at {revision}{through(constants.ENDPOINT)}", remedy):
+    with translate_errors(f"the Hub gives no {name} at {revision}{via_proxy(constants.ENDPOINT)}", remedy):
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))

@@ -138,12 +138,12 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
 def describe(model: "PreTrainedModel") -> None:
     """Write the model's low-rank layers and narrow FFNs into its config, or remove that entry where there are none."""
     from mgaa.models.lowrank import low_rank_layers
-    from mgaa.models.widths import widths
+    from mgaa.models.widths import ffn_widths
 
     modules = {
         name: {"rank": layer.rank, "bias": layer.B.bias is not None} for name, layer in low_rank_layers(model).items()
     }
-    narrow = widths(model)
+    narrow = ffn_widths(model)
     if modules or narrow:
         model.config.quantization_config = LowRankConfig(modules, narrow or None)
     elif is_described(model):

@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mgaa.blocks.offload import aligned, shelve_, where
-from mgaa.boundary import cause, one_error
+from mgaa.blocks.offload import aligned, index_tensors, offload_
+from mgaa.boundary import describe_cause, translate_errors
 from mgaa.checkpoints.folder import (
     CONFIG,
     GENERATION,
@@ -36,18 +36,18 @@ from mgaa.checkpoints.folder import (
 )
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.inputs.readers import accepting, path
+from mgaa.inputs.readers import coerce_arguments, path
 from mgaa.models.architectures import is_multimodal
 from mgaa.models.lowrank import non_finite
 from mgaa.models.processors import Processor, load_processor, tokenizer_of
-from mgaa.models.tensor_names import LEFTOVER, places
+from mgaa.models.tensor_names import LEFTOVER, map_tensors
 
 MANY = 10_000
 """Blocks, or experts of a block, that no model has; each costs time and memory even without its weights."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
-class Loaded(NamedTuple):
+class LoadedModel(NamedTuple):
     """What a checkpoint gave.
 
     Attributes:
@@ -59,7 +59,7 @@ class Loaded(NamedTuple):
     ignored: list[str]
 
 
-@accepting(source=path)
+@coerce_arguments(source=path)
 def load(
     source: str | Path,
     *,
@@ -91,7 +91,7 @@ def load(
 
 def open_checkpoint(
     source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto", stream: bool = False
-) -> Loaded:
+) -> LoadedModel:
     """`load`, with what was ignored."""
     target = device_of(device)
     if dtype not in DTYPES:
@@ -105,20 +105,20 @@ def open_checkpoint(
     )  # a model of other sizes than the files is refused before it takes memory
     if not stream:
         model = _model(folder, config, dtype, device_map=None)
-    _fit(processor, model, folder)
+    _check_fit(processor, model, folder)
     files = weight_files(folder)
-    ignored = sorted(name for name, place in places(model, where(files)).items() if place is None)
+    ignored = sorted(name for name, place in map_tensors(model, index_tensors(files)).items() if place is None)
     if stream:
         with _quiet():
-            shelve_(model, files, target)
+            offload_(model, files, target)
     else:
         _align_(model.to(target))
-    _finite(model, folder)
+    _check_finite(model, folder)
     state_tying(model)
-    return Loaded(model.eval().requires_grad_(False), processor, ignored)
+    return LoadedModel(model.eval().requires_grad_(False), processor, ignored)
 
 
-def rehearsed(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
+def simulate_load(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     """What `load` makes of a folder that has these tensors in the place of its files of weights.
 
     Args:
@@ -149,7 +149,7 @@ def rehearsed(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedMo
         )
     deviations = _deviations(report)
     if not deviations:
-        _fit(processor, model, folder)
+        _check_fit(processor, model, folder)
     return model, deviations
 
 
@@ -194,7 +194,9 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
     sees = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
     what = "processor" if sees else "tokenizer"
     try:
-        with one_error(f"the {what} in {folder} does not load", "copy the model's own there", passing=(ImportError,)):
+        with translate_errors(
+            f"the {what} in {folder} does not load", "copy the model's own there", passing=(ImportError,)
+        ):
             if sees:
                 return load_processor(folder, config)
             found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -203,12 +205,12 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
         there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
         alone = f", or take {there} out of the folder: the model then reads text alone" if sees else ""
         raise InputError(
-            f"the {what} in {folder} needs a package that is not installed ({cause(error)}): install it{alone}"
+            f"the {what} in {folder} needs a package that is not installed ({describe_cause(error)}): install it{alone}"
         ) from error
 
 
 def _config(folder: Path) -> PreTrainedConfig:
-    with one_error(f"transformers cannot read {folder / CONFIG}", "correct it, or fetch it again"):
+    with translate_errors(f"transformers cannot read {folder / CONFIG}", "correct it, or fetch it again"):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     check_counts(config, folder)
     return config
@@ -229,7 +231,7 @@ def check_counts(config: PreTrainedConfig, folder: Path) -> None:
 def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str | None) -> PreTrainedModel:
     """Differing shapes are asked back with the other deviations instead of raising: one message names them all."""
     remedy = f"correct its {CONFIG} or {GENERATION}, install what is missing, or give a causal language model"
-    with one_error(f"{folder} does not load as a causal language model", remedy), _quiet():
+    with translate_errors(f"{folder} does not load as a causal language model", remedy), _quiet():
         model, report = class_of(config).from_pretrained(
             folder,
             config=config,
@@ -243,7 +245,7 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
         )
     if deviations := _deviations(report):
         raise InputError(
-            f"the weights in {folder} are not those of {type(model).__name__} with this config: {listed(deviations)}. "
+            f"the weights in {folder} are not those of {type(model).__name__} with this config: {format_deviations(deviations)}. "
             "The checkpoint is incomplete or its config belongs to another model: fetch it again"
         )
     return model
@@ -259,9 +261,9 @@ def _deviations(report: Mapping[str, Any]) -> dict[str, set[str]]:
     return {what: names for what, names in found.items() if names}
 
 
-def listed(deviations: Mapping[str, Collection[str]]) -> str:
+def format_deviations(deviations: Mapping[str, Collection[str]]) -> str:
     """Names by what is wrong with them, in words."""
-    return "; ".join(f"{what} {few(names)}" for what, names in deviations.items())
+    return "; ".join(f"{what} {format_names(names)}" for what, names in deviations.items())
 
 
 @contextmanager
@@ -275,13 +277,13 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
 
 
-def few(names: Collection[str]) -> str:
+def format_names(names: Collection[str]) -> str:
     """The first of some names, and how many more there are."""
     first = ", ".join(sorted(names)[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
 
-def _fit(processor: Processor, model: PreTrainedModel, folder: Path) -> None:
+def _check_fit(processor: Processor, model: PreTrainedModel, folder: Path) -> None:
     highest = max(tokenizer_of(processor).get_vocab().values(), default=-1)
     rows = model.get_input_embeddings().weight.shape[0]
     if not 0 <= highest < rows:
@@ -298,7 +300,7 @@ def _align_(model: PreTrainedModel) -> None:
         tensor.data = aligned(tensor.data)
 
 
-def _finite(model: PreTrainedModel, folder: Path) -> None:
+def _check_finite(model: PreTrainedModel, folder: Path) -> None:
     for name, tensor in model.state_dict().items():
         if not tensor.is_meta and (bad := non_finite(tensor)):
             raise NumericalError(

@@ -13,18 +13,18 @@ from safetensors import safe_open
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
-from mgaa.blocks.offload import where
-from mgaa.boundary import one_error
+from mgaa.blocks.offload import index_tensors
+from mgaa.boundary import translate_errors
 from mgaa.checkpoints.folder import CONFIG, examine_config, locate, weight_files
 from mgaa.checkpoints.load import check_counts, class_of
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import InputError, UsageError
 from mgaa.models.architectures import architecture_of
 from mgaa.models.fused import unfuse_
-from mgaa.models.tensor_names import places
+from mgaa.models.tensor_names import map_tensors
 
 
-def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
+def load_meta_model(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
     """A dense backbone on the meta device, taken apart into linears, in the dtype in which `load` would give it.
 
     Args:
@@ -37,7 +37,7 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
     folder = locate(source, revision)
     examine_config(folder)
     remedy = "correct it, install what is missing, or fetch it again"
-    with one_error(f"transformers cannot build a model of {folder / CONFIG}", remedy):
+    with translate_errors(f"transformers cannot build a model of {folder / CONFIG}", remedy):
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         check_counts(config, folder)
         architecture_of(config)
@@ -52,7 +52,7 @@ def skeleton(source: str | Path, *, revision: str | None = None, dtype: str = "a
 
 def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
-        held = set(places(model, where(weight_files(folder))).values())
+        held = set(map_tensors(model, index_tensors(weight_files(folder))).values())
     except InputError:
         return model  # there is nothing but the config
     for head, embedding in model.get_expanded_tied_weights_keys().items():
@@ -64,7 +64,7 @@ def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     return model
 
 
-def outline(model: PreTrainedModel) -> PreTrainedModel:
+def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of a model whose tensors are on the meta device; those that are one tensor stay one."""
     empty: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
     for each in model.parameters():

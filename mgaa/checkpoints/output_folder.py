@@ -36,11 +36,11 @@ from mgaa.checkpoints.ownership import (
     check_files,
     check_folder,
     file_digest,
-    foreign,
+    foreign_files,
     is_ours,
-    listed,
-    merged,
-    nothing_else,
+    merge_sums,
+    no_witness,
+    read_mark,
     sums_below,
     write_mark,
 )
@@ -55,8 +55,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 @contextmanager
-def replacing(
-    target: str | Path, *, reads: Iterable[Path] = (), also: Witness = nothing_else, key: str | None = None
+def replace_folder(
+    target: str | Path, *, reads: Iterable[Path] = (), also: Witness = no_witness, key: str | None = None
 ) -> Iterator[Path]:
     """A draft to fill that takes the place of a folder when the block ends well; else the folder stays as it is.
 
@@ -73,14 +73,14 @@ def replacing(
     """
     for read in reads:
         check_apart(Path(target), read, "what is read")
-    place = settled(target)
+    place = resolve_target(target)
     check_folder(place, also)
     if reason := _held(place):
         _check_empty(place, reason)
-        with placing(place) as out:
+        with place_files(place) as out:
             yield out
         return
-    with temporary(place.parent) if key is None else _kept(place, key) as out:
+    with temporary_folder(place.parent) if key is None else _keyed_draft(place, key) as out:
         yield out
         write_mark(out, sums_below(out))
         if place.is_dir():
@@ -88,14 +88,14 @@ def replacing(
         flush(out)
         check_folder(place, also)
         swap(out, place)
-        if foreign(out, also):  # put there in the moment of the exchange
+        if foreign_files(out, also):  # put there in the moment of the exchange
             swap(out, place)
             check_folder(place, also)
         flush_folder(place.parent)
 
 
 @contextmanager
-def placing(folder: str | Path, *, also: Witness = nothing_else) -> Iterator[Path]:
+def place_files(folder: str | Path, *, also: Witness = no_witness) -> Iterator[Path]:
     """A draft whose files take their places in a folder when the block ends well, all or none; what lies beside them stays.
 
     Raises:
@@ -105,8 +105,8 @@ def placing(folder: str | Path, *, also: Witness = nothing_else) -> Iterator[Pat
     """
     place = Path(os.path.realpath(folder))
     check_files(place, ())
-    sweep(place)
-    with temporary(place) as out:
+    remove_stale_drafts(place)
+    with temporary_folder(place) as out:
         yield out
         names = sorted({*os.listdir(out)} - {MARK})
         new = sums_below(out)
@@ -114,21 +114,21 @@ def placing(folder: str | Path, *, also: Witness = nothing_else) -> Iterator[Pat
             for name in names:
                 _put_back(place / name)
             check_files(place, names, also)
-            write_mark(out, merged(_present(place, merged(listed(place), also(place))), new))
+            write_mark(out, merge_sums(_present(place, merge_sums(read_mark(place), also(place))), new))
             flush(out)
             _swap_all(out, place, [MARK, *names])
             flush_folder(place)
 
 
-def write(path: str | Path, content: bytes, *, also: Witness = nothing_else) -> None:
-    """Write or replace one file of ours, whole or not at all; raises as `placing`."""
+def write_output(path: str | Path, content: bytes, *, also: Witness = no_witness) -> None:
+    """Write or replace one file of ours, whole or not at all; raises as `place_files`."""
     path = Path(path)
-    with placing(path.parent, also=also) as out:
+    with place_files(path.parent, also=also) as out:
         (out / path.name).write_bytes(content)
 
 
 @contextmanager
-def temporary(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """A fresh folder in `parent`; what is at its path in the end is removed."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f".tmp-{os.getpid()}-{HOST}{secrets.token_hex(4)}"
@@ -140,7 +140,7 @@ def temporary(parent: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _kept(place: Path, key: str) -> Iterator[Path]:
+def _keyed_draft(place: Path, key: str) -> Iterator[Path]:
     """The draft of a key, which is removed only when it has become the output; those of other keys have then become useless."""
     start = f".{place.name}.mgaa-"
     folder = place.parent / f"{start}{key}"
@@ -151,11 +151,11 @@ def _kept(place: Path, key: str) -> Iterator[Path]:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def settled(target: str | Path) -> Path:
+def resolve_target(target: str | Path) -> Path:
     """Where an output really lies, after what an interrupted exchange or a dead process left there was put in order."""
     place = Path(os.path.realpath(target))
     _put_back(place)
-    sweep(place.parent)
+    remove_stale_drafts(place.parent)
     return place
 
 
@@ -257,7 +257,7 @@ def _held(place: Path) -> str:
 
 
 def _check_empty(place: Path, reason: str) -> None:
-    sweep(place)
+    remove_stale_drafts(place)
     if there := sorted({entry.name for entry in os.scandir(place)} - LITTER):
         raise ResourceError(
             f"{place} holds {', '.join(there[:3])} of an earlier output, which cannot be exchanged as a whole, for {reason}: "
@@ -272,17 +272,17 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
+def remove_stale_drafts(folder: Path) -> None:
     """Remove the drafts that dead processes of this machine left in `folder`."""
     if not folder.is_dir() or not os.access(folder, os.R_OK):
         return
     for entry in list(folder.iterdir()):
         match = TEMPORARY.match(entry.name)
-        if match and not alive(int(match[1])):
+        if match and not is_alive(int(match[1])):
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
     """Whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)

@@ -34,12 +34,12 @@ hashes: dict[Fingerprint, str] = {}
 """sha256 of the files that this process has read."""
 
 
-def nothing_else(folder: Path) -> Sums:
+def no_witness(folder: Path) -> Sums:
     """The witness of a folder whose mark says everything."""
     return {}
 
 
-def listed(folder: Path) -> dict[str, set[str]]:
+def read_mark(folder: Path) -> dict[str, set[str]]:
     """What the mark of a folder names; nothing where there is none, or one that cannot be read."""
     try:
         files = json.loads((folder / MARK).read_bytes())["files"]
@@ -60,13 +60,13 @@ def sums_below(folder: Path) -> dict[str, set[str]]:
     return {path.relative_to(folder).as_posix(): {fresh_digest(path)} for path in paths}
 
 
-def foreign(folder: Path, also: Witness = nothing_else) -> list[str]:
+def foreign_files(folder: Path, also: Witness = no_witness) -> list[str]:
     """Names of what lies below a folder and is not ours, in order."""
     return [*_foreign(folder, {}, also)] if folder.is_dir() else []
 
 
 def _foreign(folder: Path, above: Sums, also: Witness) -> Iterator[str]:
-    known = merged(above, listed(folder), also(folder))
+    known = merge_sums(above, read_mark(folder), also(folder))
     try:
         entries = sorted(os.scandir(folder), key=lambda each: each.name)
     except PermissionError:
@@ -87,7 +87,7 @@ def _foreign(folder: Path, above: Sums, also: Witness) -> Iterator[str]:
             yield entry.name
 
 
-def merged(*several: Sums) -> dict[str, set[str]]:
+def merge_sums(*several: Sums) -> dict[str, set[str]]:
     """All that these know."""
     found: dict[str, set[str]] = {}
     for sums in several:
@@ -104,7 +104,7 @@ def is_ours(path: Path, sums: Collection[str]) -> bool:
         return False
 
 
-def check_folder(folder: Path, also: Witness = nothing_else) -> None:
+def check_folder(folder: Path, also: Witness = no_witness) -> None:
     """Refuse to replace a folder that holds anything which is not ours.
 
     Raises:
@@ -112,14 +112,14 @@ def check_folder(folder: Path, also: Witness = nothing_else) -> None:
         ResourceError: it is a file, lies below one, or may not be written.
     """
     _check_place(folder)
-    if strangers := foreign(folder, also):
+    if strangers := foreign_files(folder, also):
         raise UsageError(
             f"{folder} holds {_some(strangers)}, which mgaa did not write or which changed since, and all of the folder would be "
             "replaced: give another folder, or move what it holds elsewhere"
         )
 
 
-def check_files(folder: Path, names: Iterable[str], also: Witness = nothing_else) -> None:
+def check_files(folder: Path, names: Iterable[str], also: Witness = no_witness) -> None:
     """Refuse to replace files of a folder that are not ours; others may lie beside them.
 
     Raises:
@@ -127,7 +127,7 @@ def check_files(folder: Path, names: Iterable[str], also: Witness = nothing_else
         ResourceError: the folder is a file, lies below one, or may not be written.
     """
     _check_place(folder)
-    known = merged(listed(folder), also(folder))
+    known = merge_sums(read_mark(folder), also(folder))
     there = [name for name in names if os.path.lexists(folder / name)]
     if strangers := [name for name in there if not is_ours(folder / name, known.get(name, ()))]:
         raise UsageError(

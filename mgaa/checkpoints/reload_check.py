@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from mgaa.boundary import cause, is_failure
+from mgaa.boundary import describe_cause, is_failure
 from mgaa.checkpoints.format import describe, is_described
-from mgaa.checkpoints.load import listed, rehearsed
-from mgaa.checkpoints.meta_model import outline
+from mgaa.checkpoints.load import format_deviations, simulate_load
+from mgaa.checkpoints.meta_model import meta_copy
 from mgaa.checkpoints.shards import save_model
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import MgaaError, NumericalError, ResourceError, UsageError
@@ -43,19 +43,20 @@ def check_loads(
         UsageError: as said, naming the tensors or the file, and the remedy.
         ResourceError: there is no room for a temporary folder.
     """
-    found = outline(model) if weights is None else outline(weights)
+    found = meta_copy(model) if weights is None else meta_copy(weights)
     with TemporaryDirectory() as draft:
         try:
-            described = _described(found if weights is None else outline(model))
-            loaded, wrong = rehearsed(
-                _written(described, processor, Path(draft)), _tensors(described if weights is None else found)
+            described = _describe_outline(found if weights is None else meta_copy(model))
+            loaded, wrong = simulate_load(
+                _write_without_weights(described, processor, Path(draft)),
+                _tensors(described if weights is None else found),
             )
         except BaseException as error:  # of transformers, which may raise anything (mgaa/boundary.py)
             if not is_failure(error):
                 raise
             if isinstance(error, OSError) and error.errno is not None:
                 raise ResourceError(f"a temporary folder cannot be written ({error}): make room") from error
-            said = (str(error) if isinstance(error, MgaaError) else cause(error)).replace(draft, str(folder))
+            said = (str(error) if isinstance(error, MgaaError) else describe_cause(error)).replace(draft, str(folder))
             raise UsageError(f"nothing was written to {folder}, for it would not load: {said}") from error
     expected = loaded.state_dict()
     kept = {name: tensor for name, tensor in found.state_dict().items() if name in expected}
@@ -64,7 +65,7 @@ def check_loads(
     if wrong:
         raise UsageError(
             f"nothing was written to {folder}, for it would not load: for a {type(loaded).__name__} with the model's config, the tensors "
-            f"are {listed(wrong)}. {_remedy(wrong, model, loaded)}"
+            f"are {format_deviations(wrong)}. {_remedy(wrong, model, loaded)}"
         )
 
 
@@ -85,7 +86,7 @@ def check_finite_state(module: nn.Module, folder: Path, path: str = "") -> None:
             )
 
 
-def _described(model: PreTrainedModel) -> PreTrainedModel:
+def _describe_outline(model: PreTrainedModel) -> PreTrainedModel:
     """An outline as `save` leaves the model: described, or put together again."""
     describe(model)
     state_tying(model)
@@ -94,7 +95,7 @@ def _described(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _written(model: PreTrainedModel, processor: Processor, draft: Path) -> Path:
+def _write_without_weights(model: PreTrainedModel, processor: Processor, draft: Path) -> Path:
     """A folder with everything but the weights."""
     save_model(model, draft, max_shard_size="5GB", state_dict={})
     processor.save_pretrained(draft)

@@ -18,21 +18,21 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.blocks.offload import folders_of, is_absent, is_shelved
-from mgaa.checkpoints.companion_files import carry
+from mgaa.blocks.offload import folders_of, is_absent, is_offloaded
+from mgaa.checkpoints.companion_files import copy_companions
 from mgaa.checkpoints.folder import CONFIG
 from mgaa.checkpoints.format import describe, is_described
 from mgaa.checkpoints.load import load
-from mgaa.checkpoints.output_folder import replacing
+from mgaa.checkpoints.output_folder import replace_folder
 from mgaa.checkpoints.reload_check import check_finite_state, check_loads
-from mgaa.checkpoints.shards import save_model, save_settings, saving, write_blockwise
+from mgaa.checkpoints.shards import save_model, save_settings, translate_save_errors, write_blockwise
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import NumericalError, ResourceError, UsageError
-from mgaa.inputs.readers import accepting, path, to_write, unwrapped
+from mgaa.inputs.readers import coerce_arguments, path, to_write, unwrap_model
 from mgaa.inputs.readers import processor as processor_of
 from mgaa.inputs.values import size
 from mgaa.models.architectures import has_entry, stacks_of
-from mgaa.models.fused import fuse_, fusing
+from mgaa.models.fused import block_fuser, fuse_
 from mgaa.models.lowrank import Dense, Factors, LowRankLinear, non_finite
 from mgaa.models.mark import NOTICE
 from mgaa.models.processors import Processor, tokenizer_of
@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-@accepting(model=unwrapped)
+@coerce_arguments(model=unwrap_model)
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     """Replace linears by low-rank ones in place, by dotted name; factors take the dtype and the device of their linear.
 
@@ -110,7 +110,7 @@ def twin_of(model: PreTrainedModel) -> PreTrainedModel:
     return twin
 
 
-@accepting(model=to_write, processor=processor_of, folder=path)
+@coerce_arguments(model=to_write, processor=processor_of, folder=path)
 def save(
     model: PreTrainedModel,
     processor: Processor,
@@ -133,15 +133,15 @@ def save(
         ResourceError: the folder cannot be written; what it held is as it was.
     """
     folder, max_shard_size = Path(folder), size("max_shard_size", max_shard_size)
-    if is_shelved(model):
+    if is_offloaded(model):
         check_loads(model, processor, folder)
         describe(model)
-        change = _keep if is_described(model) else fusing(model)
+        change = _keep if is_described(model) else block_fuser(model)
         save_blockwise(model, processor, folder, change=change, max_shard_size=max_shard_size)
         return
     check_saved(model, processor, folder)
-    with _written(folder), replacing(folder) as draft:
-        _fill(model, processor, draft, max_shard_size)
+    with _translate_write_errors(folder), replace_folder(folder) as draft:
+        _write_model(model, processor, draft, max_shard_size)
 
 
 def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
@@ -155,13 +155,15 @@ def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> N
     check_finite_state(model, folder)
 
 
-def fill(model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB") -> None:
+def fill_folder(
+    model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB"
+) -> None:
     """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
     check_saved(model, processor, folder)
-    _fill(model, processor, folder, max_shard_size)
+    _write_model(model, processor, folder, max_shard_size)
 
 
-def _fill(model: PreTrainedModel, processor: Processor, folder: Path, max_shard_size: int | str) -> None:
+def _write_model(model: PreTrainedModel, processor: Processor, folder: Path, max_shard_size: int | str) -> None:
     describe(model)
     state_tying(model)
     if not is_described(model) and has_entry(model.config):
@@ -178,7 +180,7 @@ def check_savable(model: PreTrainedModel, processor: Processor | None = None) ->
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with _written(folder):
+        with _translate_write_errors(folder):
             save_settings(model, folder)
             if processor is not None:
                 _save_processor(processor, folder)
@@ -211,7 +213,7 @@ def save_blockwise(
     """
     folder = Path(folder)
     check_loads(model if shell is None else shell, processor, folder)
-    with _written(folder), replacing(folder, reads=folders_of(model), key=key) as draft:
+    with _translate_write_errors(folder), replace_folder(folder, reads=folders_of(model), key=key) as draft:
         fill_blockwise(model, processor, draft, change=change, shell=shell, max_shard_size=max_shard_size)
 
 
@@ -255,7 +257,7 @@ def check_present(model: nn.Module, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def _written(folder: str | Path) -> Iterator[None]:
+def _translate_write_errors(folder: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -282,7 +284,7 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
     """What belongs into a folder beside weights and config."""
     _save_processor(processor, folder)
-    carry(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
+    copy_companions(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
     if is_described(model):
         _edit(folder / CONFIG, transformers_weights=NOTICE)
 
@@ -315,7 +317,7 @@ def _save_processor(processor: Processor, folder: Path) -> None:
     if backend is not None:
         backend.no_truncation()
         backend.no_padding()
-    with saving(f"this {type(processor).__name__}"):
+    with translate_save_errors(f"this {type(processor).__name__}"):
         processor.save_pretrained(folder)
     _edit(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from mgaa.blocks.offload import final, resident
-from mgaa.blocks.resume import taken_up, whole
-from mgaa.boundary import one_error
+from mgaa.blocks.offload import edit_block, load_block
+from mgaa.blocks.resume import atomic_file, resume_folder
+from mgaa.boundary import translate_errors
 from mgaa.checkpoints.folder import INDEX, WEIGHTS
 from mgaa.models.architectures import decoder_blocks, path_of_blocks
 
@@ -45,7 +45,7 @@ def write_blockwise(
         shell: asked once all blocks have their form: the model whose class and config the folder is to have; its tensors are not looked at.
         max_shard_size: bytes of weights up to which they are one file.
     """
-    taken_up(folder)
+    resume_folder(folder)
     for path in folder.iterdir():
         if path.name != "boot" and path.name not in {_part(index) for index in range(len(decoder_blocks(model)))}:
             path.unlink()
@@ -68,7 +68,7 @@ def save_model(
     generation = getattr(model, "generation_config", None)
     model.generation_config = GenerationConfig()
     try:
-        with saving(f"this {type(model).__name__} with its config"):
+        with translate_save_errors(f"this {type(model).__name__} with its config"):
             model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
     finally:
         model.generation_config = generation
@@ -77,20 +77,20 @@ def save_model(
 
 def save_settings(model: PreTrainedModel, folder: Path) -> None:
     """Write what `save_model` writes beside the weights; the model stays as it is."""
-    with saving(f"the config of this {type(model).__name__}"):
+    with translate_save_errors(f"the config of this {type(model).__name__}"):
         copy.deepcopy(model.config).save_pretrained(folder)
     _save_generation(model, folder)
 
 
 def _save_generation(model: PreTrainedModel, folder: Path) -> None:
     if model.generation_config is not None:
-        with saving("these generation settings"):
+        with translate_save_errors("these generation settings"):
             model.generation_config.to_json_file(folder / "generation_config.json")
 
 
-def saving(what: str) -> AbstractContextManager[None]:
+def translate_save_errors(what: str) -> AbstractContextManager[None]:
     """Turn whatever transformers raises while it writes into one `InputError`; that there is no room is the caller's to say."""
-    return one_error(
+    return translate_errors(
         f"transformers cannot save {what}", "correct that there, and save again", passing=(OSError, SafetensorError)
     )
 
@@ -101,10 +101,10 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
         for index, block in enumerate(decoder_blocks(model)):
             path = folder / _part(index)
             if path.exists():
-                with final(block):
+                with edit_block(block):
                     change(index)
                 continue
-            with resident(block, ahead=1):
+            with load_block(block, ahead=1):
                 change(index)
                 tensors = _tensors(model, index, block)
             if writing is not None:
@@ -115,7 +115,7 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
 
 
 def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    with whole(path) as draft:
+    with atomic_file(path) as draft:
         save_file(tensors, draft, metadata=METADATA)
 
 

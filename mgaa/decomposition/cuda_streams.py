@@ -18,7 +18,7 @@ STREAMS = 4
 """Decompositions in flight on a device, where it has the memory. A choice, not measured."""
 
 
-def together(sizes: Collection[int], room: int) -> int:
+def max_concurrent(sizes: Collection[int], room: int) -> int:
     """How many decompositions are in flight: as many of the largest as `room` holds at once, up to `STREAMS`, and one in any case.
 
     Args:
@@ -29,10 +29,10 @@ def together(sizes: Collection[int], room: int) -> int:
     return max(1, sum(total <= room for total in accumulate(largest)))
 
 
-def in_flight(
+def map_concurrently(
     compute: Callable[[str], Spectrum], sizes: Mapping[str, int], devices: Collection[torch.device], *, results: int = 0
 ) -> dict[str, Spectrum]:
-    """`compute` of every name, in order; where `devices` is one CUDA device, several of them at a time (`together`).
+    """`compute` of every name, in order; where `devices` is one CUDA device, several of them at a time (`max_concurrent`).
 
     Args:
         compute: reads what the current stream of the caller has made, and returns results on one of `devices`.
@@ -43,7 +43,7 @@ def in_flight(
     if len(sizes) < 2 or [device.type for device in devices] != ["cuda"]:
         return {name: compute(name) for name in sizes}
     (device,) = devices
-    count = together(sizes.values(), free_memory(device) - results)
+    count = max_concurrent(sizes.values(), free_memory(device) - results)
     caller = torch.cuda.current_stream(device)
     torch.linalg.inv(
         torch.ones(1, 1, device=device)

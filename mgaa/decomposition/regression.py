@@ -20,7 +20,7 @@ from mgaa.statistics.statistics import InputStatistics
 
 
 @dataclass(frozen=True)
-class Missing:
+class ResidualMoments:
     """Moments of what is missing, with the inputs that arrive, over all tokens, float64.
 
     Attributes:
@@ -31,13 +31,13 @@ class Missing:
     mean: Float[Tensor, " k"]
     covariance: Float[Tensor, "k n"]
 
-    def at_outputs(self, weight: Float[Tensor, "m n"]) -> "Missing":
+    def at_outputs(self, weight: Float[Tensor, "m n"]) -> "ResidualMoments":
         """The same of `W d`."""
-        return Missing(weight @ self.mean, weight @ self.covariance)
+        return ResidualMoments(weight @ self.mean, weight @ self.covariance)
 
 
-class MissingSums:
-    """Collects `Missing` sequence by sequence."""
+class ResidualAccumulator:
+    """Collects `ResidualMoments` sequence by sequence."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -57,15 +57,15 @@ class MissingSums:
         self._missing += column_sums(missing)
         self._count += len(arrived)
 
-    def finish(self) -> Missing:
+    def finish(self) -> ResidualMoments:
         """The moments of everything added so far."""
         mean = self._missing / self._count
-        return Missing(mean, self._products / self._count - mean.outer(self._arrived / self._count))
+        return ResidualMoments(mean, self._products / self._count - mean.outer(self._arrived / self._count))
 
 
-def regressed(
+def solve_regression(
     weight: Float[Tensor, "m n"],
-    missing: Missing | None,
+    missing: ResidualMoments | None,
     arrived: InputStatistics,
     *,
     damping: float,

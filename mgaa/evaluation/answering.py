@@ -34,11 +34,11 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.evaluation.perplexity import cross_entropy, evaluating, mean_loss
+from mgaa.evaluation.perplexity import cross_entropy, eval_mode, mean_loss
 from mgaa.inputs.prompts import Prompts, Question, encode
-from mgaa.inputs.readers import accepting, to_run
+from mgaa.inputs.readers import coerce_arguments, to_run
 from mgaa.inputs.readers import processor as processor_of
-from mgaa.inputs.values import whole
+from mgaa.inputs.values import integer
 from mgaa.models.model_inputs import IDS, Inputs
 from mgaa.models.processors import Processor, tokenizer_of
 
@@ -116,7 +116,7 @@ class CaptionLosses:
         return math.exp(self.nll)
 
 
-@accepting(model=to_run, processor=processor_of, batch_size=whole, max_new_tokens=whole)
+@coerce_arguments(model=to_run, processor=processor_of, batch_size=integer, max_new_tokens=integer)
 @torch.inference_mode()
 def answer(
     model: PreTrainedModel,
@@ -144,11 +144,11 @@ def answer(
     """
     _check(batch_size=batch_size, max_new_tokens=max_new_tokens)
     tokenizer = tokenizer_of(processor)
-    ends = end_marks(model, tokenizer)
+    ends = end_token_ids(model, tokenizer)
     found: list[str] = []
     with (
-        evaluating(model),
-        greedy(model, ends, max_new_tokens),
+        eval_mode(model),
+        greedy_decoding(model, ends, max_new_tokens),
         tqdm(total=len(questions), desc="answering questions", unit=" questions", disable=None) as bar,
     ):
         for chunk in _chunks(questions, batch_size):
@@ -157,16 +157,16 @@ def answer(
             answers = [""] * len(chunk)
             for batch in _batches(prompts, batch_size):
                 asked = [chunk[order[index]].text for index in batch]
-                rows = _generated(model, prompts.batch(batch), asked)
+                rows = _generate(model, prompts.batch(batch), asked)
                 for index, row in zip(batch, rows, strict=True):
-                    text = tokenizer.decode(before_end(row, ends), skip_special_tokens=True)
+                    text = tokenizer.decode(truncate_at_end(row, ends), skip_special_tokens=True)
                     answers[order[index]] = text.strip()
                 bar.update(len(batch))
             found += answers
     return found
 
 
-@accepting(model=to_run, processor=processor_of, batch_size=whole)
+@coerce_arguments(model=to_run, processor=processor_of, batch_size=integer)
 @torch.inference_mode()
 def caption_losses(
     model: PreTrainedModel, processor: Processor, questions: Sequence[Question], *, batch_size: int = 16
@@ -189,7 +189,7 @@ def caption_losses(
     losses: list[float] = []
     counts: list[int] = []
     with (
-        evaluating(model),
+        eval_mode(model),
         tqdm(total=len(questions), desc="measuring caption loss", unit=" questions", disable=None) as bar,
     ):
         for chunk in _chunks(questions, batch_size):
@@ -230,7 +230,7 @@ def is_match(answer: str, expected: str) -> bool:
     return normalised(answer) == normalised(expected)
 
 
-def majority(expected: Sequence[str]) -> float:
+def majority_accuracy(expected: Sequence[str]) -> float:
     """The accuracy of always giving the most frequent expected answer.
 
     Raises:
@@ -264,11 +264,11 @@ def _chunks(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence
 
 def _batches(prompts: Prompts, size: int) -> list[range]:
     """Consecutive prompts of one shape, at most `size` together."""
-    alike = prompts.alike([range(len(prompts))])
+    alike = prompts.split_by_shape([range(len(prompts))])
     return [each[start : start + size] for each in alike for start in range(0, len(each), size)]
 
 
-def end_marks(model: PreTrainedModel, tokenizer: Any) -> list[int]:
+def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """The ids that end an answer; none where neither model nor tokenizer has one."""
     own = model.generation_config.eos_token_id
     given = own if isinstance(own, list) else [own]
@@ -276,7 +276,7 @@ def end_marks(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 
 @contextmanager
-def greedy(model: PreTrainedModel, ends: list[int], max_new_tokens: int) -> Iterator[None]:
+def greedy_decoding(model: PreTrainedModel, ends: list[int], max_new_tokens: int) -> Iterator[None]:
     """The model generates by the most likely token inside this block, and as its config says behind it."""
     own = model.generation_config
     model.generation_config = GenerationConfig(
@@ -311,19 +311,19 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is no
         return scores
 
 
-def _generated(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> list[list[int]]:
+def _generate(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> list[list[int]]:
     """The new tokens of each prompt, in whose batch some may end before others."""
-    given = _placed(model, inputs)
+    given = _move_to_model(model, inputs)
     ids = given[IDS]
     finite = LogitsProcessorList([FiniteLogits(asked)])
-    with _fitting(given):
+    with _image_token_errors(given):
         whole: Int[Tensor, "b n"] = model.generate(
             **given, attention_mask=torch.ones_like(ids), logits_processor=finite
         )
     return whole[:, ids.shape[1] :].tolist()
 
 
-def before_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+def truncate_at_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The tokens of an answer before the first end mark."""
     return ids[: next((index for index, each in enumerate(ids) if each in ends), len(ids))]
 
@@ -338,8 +338,8 @@ def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Seque
                 "chat template leaves the assistant's turn out; take the model's own template"
             )
     scored = max(counts)
-    given = _placed(model, prompts.batch(batch))
-    with _fitting(given):
+    given = _move_to_model(model, prompts.batch(batch))
+    with _image_token_errors(given):
         logits: Float[Tensor, "b n v"] = model(**given, use_cache=False, logits_to_keep=scored + 1).logits
     losses = cross_entropy(logits[:, :-1], given[IDS][:, -scored:])
     found = []
@@ -355,7 +355,7 @@ def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Seque
 
 
 @contextmanager
-def _fitting(given: Inputs) -> Iterator[None]:
+def _image_token_errors(given: Inputs) -> Iterator[None]:
     """What a model raises over an image's tokens becomes an error with the remedy."""
     try:
         yield
@@ -372,7 +372,7 @@ def _fitting(given: Inputs) -> Iterator[None]:
         ) from error
 
 
-def _placed(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
+def _move_to_model(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
     """The inputs where the model is; the blocks of one that is streamed are elsewhere (`mgaa.blocks.offload`)."""
     device = model.get_input_embeddings().weight.device
     return {name: tensor.to(device) for name, tensor in inputs.items()}

@@ -29,7 +29,7 @@ LENGTH = 32
 """Tokens of a probe at most: enough that every kind of attention would look ahead."""
 
 
-def probe(ids: Int[Tensor, " t"], vocabulary: int) -> Int[Tensor, "2 n"]:
+def probe_ids(ids: Int[Tensor, " t"], vocabulary: int) -> Int[Tensor, "2 n"]:
     """The beginning of a text, and the same with other tokens in its second half.
 
     Args:
@@ -46,13 +46,13 @@ def check_causal(model: PreTrainedModel, outputs: Float[Tensor, "2 n c"]) -> Non
     """Refuse a model that looks ahead.
 
     Args:
-        outputs: what it makes of a `probe`: logits, or hidden states. Those that are not finite are left to who uses them.
+        outputs: what it makes of a `probe_ids`: logits, or hidden states. Those that are not finite are left to who uses them.
 
     Raises:
         InputError: the outputs for the first half differ.
     """
     first, other = outputs[:, : outputs.shape[1] // 2]
-    if not differ(first, other):
+    if not results_differ(first, other):
         return
     raise InputError(
         f"{type(model).__name__} (model_type {model.config.model_type}) looks ahead: what it says about a token changes by "
@@ -74,12 +74,12 @@ def check_decoder(model: PreTrainedModel) -> None:
     """
     vocabulary: int = model.get_input_embeddings().num_embeddings
     length = min(LENGTH, positions_of(model.config) or LENGTH)
-    line = Blockwise(model, [{IDS: probe(torch.arange(length) % vocabulary, vocabulary)}])
-    line.through(0)
+    line = Blockwise(model, [{IDS: probe_ids(torch.arange(length) % vocabulary, vocabulary)}])
+    line.advance(0)
     check_causal(model, line.hidden(0))
 
 
-def differ(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:
+def results_differ(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:
     """Whether two results of the same computation differ by more than rounding; what is not finite does not count."""
     allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
     return bool(_apart(one, other) > allowed)
@@ -90,7 +90,7 @@ def _apart(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> floa
 
 
 @contextmanager
-def reading(model: PreTrainedModel, tokens: int) -> Iterator[None]:
+def translate_forward_errors(model: PreTrainedModel, tokens: int) -> Iterator[None]:
     """Whatever a model of unknown architecture raises over token ids alone becomes an `InputError` with its cause.
 
     Args:

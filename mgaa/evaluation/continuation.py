@@ -9,16 +9,16 @@ import torch
 from transformers import LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from mgaa.errors import InputError
-from mgaa.evaluation.answering import FiniteLogits, before_end, end_marks, greedy
-from mgaa.evaluation.perplexity import evaluating
-from mgaa.inputs.readers import accepting, processor, to_run
+from mgaa.evaluation.answering import FiniteLogits, end_token_ids, greedy_decoding, truncate_at_end
+from mgaa.evaluation.perplexity import eval_mode
+from mgaa.inputs.readers import coerce_arguments, processor, to_run
 from mgaa.inputs.token_rows import lists
-from mgaa.inputs.values import whole
+from mgaa.inputs.values import integer
 
 
-@accepting(model=to_run, tokenizer=processor, prompts=lists, max_new_tokens=whole)
+@coerce_arguments(model=to_run, tokenizer=processor, prompts=lists, max_new_tokens=integer)
 @torch.inference_mode()
-def continuations(
+def generate_continuations(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Sequence[int]],
@@ -36,17 +36,17 @@ def continuations(
         InputError: an empty prompt, or one that leaves no position.
         NumericalError: a logit is not finite.
     """
-    ends = end_marks(model, tokenizer)
+    ends = end_token_ids(model, tokenizer)
     found: list[list[int]] = [[] for _ in prompts]
-    with evaluating(model):
+    with eval_mode(model):
         for length in sorted({len(prompt) for prompt in prompts}):
             alike = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
             ids = torch.tensor([list(prompts[index]) for index in alike], device=_device(model))
             finite = LogitsProcessorList([FiniteLogits([tokenizer.decode(row) for row in ids.tolist()])])
-            with greedy(model, ends, _room(model, length, max_new_tokens)):
+            with greedy_decoding(model, ends, _room(model, length, max_new_tokens)):
                 whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=finite)
             for index, row in zip(alike, whole[:, length:].tolist(), strict=True):
-                found[index] = before_end(row, ends)
+                found[index] = truncate_at_end(row, ends)
     return found
 
 

@@ -40,14 +40,14 @@ from transformers import PreTrainedModel
 
 from mgaa.blocks.blockwise import Blockwise
 from mgaa.blocks.hidden_states import Place
-from mgaa.blocks.offload import is_shelved
+from mgaa.blocks.offload import is_offloaded
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.evaluation.causality import check_causal, probe, reading
-from mgaa.inputs.readers import accepting, to_run
+from mgaa.evaluation.causality import check_causal, probe_ids, translate_forward_errors
+from mgaa.inputs.readers import coerce_arguments, to_run
 from mgaa.inputs.token_rows import Ids
 from mgaa.inputs.token_rows import stream as ids_of
 from mgaa.inputs.tokens import check_vocabulary, positions_of
-from mgaa.inputs.values import whole, whole_or_none
+from mgaa.inputs.values import integer, integer_or_none
 from mgaa.models.model_inputs import IDS
 
 _CHUNK = 2**22
@@ -95,7 +95,7 @@ class _Window:
     scored: int
 
 
-@accepting(model=to_run, stream=ids_of, length=whole, stride=whole_or_none, batch_size=whole)
+@coerce_arguments(model=to_run, stream=ids_of, length=integer, stride=integer_or_none, batch_size=integer)
 @torch.inference_mode()
 def perplexity(
     model: PreTrainedModel,
@@ -126,18 +126,22 @@ def perplexity(
         NumericalError: a loss is not finite (the message names the window).
     """
     assert isinstance(stream, Tensor)
-    check(model, stream, length, stride)
+    check_windows(model, stream, length, stride)
     if batch_size < 1:
         raise UsageError(f"The evaluation batch size is {batch_size}, expected at least 1: change `batch_size`.")
-    cuts = _cut(len(stream), length, stride or length)
-    batches = list(_batches(cuts, min(batch_size, fitting(model, length))))
+    cuts = _cut_windows(len(stream), length, stride or length)
+    batches = list(_batches(cuts, min(batch_size, max_batch_size(model, length))))
     ids = [torch.stack([stream[cut.start : cut.end] for cut in batch]) for batch in batches]
-    ids.append(probe(stream[:length], model.get_input_embeddings().num_embeddings))
-    forward = _blockwise(model, ids, place, folder) if is_shelved(model) else _plain(model, ids, device or model.device)
+    ids.append(probe_ids(stream[:length], model.get_input_embeddings().num_embeddings))
+    forward = (
+        _forward_blockwise(model, ids, place, folder)
+        if is_offloaded(model)
+        else _forward_whole(model, ids, device or model.device)
+    )
     losses: list[float] = []
-    with evaluating(model):
+    with eval_mode(model):
         check_causal(model, forward(len(batches)).logits)
-    with evaluating(model), tqdm(total=len(cuts), desc="measuring perplexity", unit=" windows", disable=None) as bar:
+    with eval_mode(model), tqdm(total=len(cuts), desc="measuring perplexity", unit=" windows", disable=None) as bar:
         for number, batch in enumerate(batches):
             losses += _losses(forward(number, logits_to_keep=batch[0].scored + 1).logits, ids[number], batch)
             bar.update(len(batch))
@@ -148,24 +152,26 @@ Forward = Callable[..., Any]
 """The output of the model for a batch, by its number, with further arguments by name."""
 
 
-def _plain(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: torch.device | str) -> Forward:
+def _forward_whole(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: torch.device | str) -> Forward:
     def forward(number: int, **options: Any) -> Any:
-        with reading(model, ids[number].shape[1]):
+        with translate_forward_errors(model, ids[number].shape[1]):
             return model(input_ids=ids[number].to(device), use_cache=False, **options)
 
     return forward
 
 
-def _blockwise(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None) -> Forward:
-    with evaluating(model):
+def _forward_blockwise(
+    model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None
+) -> Forward:
+    with eval_mode(model):
         line = Blockwise(model, [{IDS: each} for each in ids], place=place, folder=folder)
         for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
-            line.through(index)
-            line.settle()
+            line.advance(index)
+            line.commit()
     return line.output
 
 
-def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
+def check_windows(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
     """Refuse windows that the model cannot read.
 
     Raises:
@@ -183,7 +189,7 @@ def check(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride
     check_vocabulary(stream, model.get_input_embeddings().num_embeddings)
 
 
-def _cut(total: int, length: int, stride: int) -> list[_Window]:
+def _cut_windows(total: int, length: int, stride: int) -> list[_Window]:
     """Windows in stream order; one without a scored token is left out."""
     found, done = [], 0
     for start in range(0, total, stride):
@@ -212,7 +218,7 @@ def _shape(cut: _Window) -> tuple[int, int]:
     return cut.end - cut.start, cut.scored
 
 
-def fitting(model: PreTrainedModel, length: int) -> int:
+def max_batch_size(model: PreTrainedModel, length: int) -> int:
     """Windows whose logits fit into memory at once."""
     vocabulary: int = model.get_input_embeddings().num_embeddings
     return max(1, _BATCH // (length * vocabulary))
@@ -270,7 +276,7 @@ def mean_loss(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, fl
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
     """The model in eval mode inside this block, and each of its modules in the mode it came in behind it, new ones in that of the model."""
     training, modes = model.training, {module: module.training for module in model.modules()}
     model.eval()

@@ -1,7 +1,7 @@
 """Factorizers: from a weight and the statistics of its input to an ordered basis, and from there to factors of any rank.
 
 Each file of this folder holds one `metric(statistics, *, options) -> Metric`, and says `GRADIENTS = True` if that needs the second moments
-of output gradients (`mgaa.statistics.gradients`); everything else is shared. `spectra` decomposes the
+of output gradients (`mgaa.statistics.gradients`); everything else is shared. `decompose_block` decomposes the
 matrices of a block once; `factorize` slices a rank out of a decomposition and rounds to the storage dtype. The factors are `B = U_r`
 and `A = U_r^T W`, where `A` is refitted by least squares to the `B` that is really stored, `A = (B^T B)^-1 B^T W`, so that
 the rounding of `B` costs no more than it must; weighed at the outputs, with the dual basis `D`: `A = (D^T B)^-1 D^T W`. Where the metric is
@@ -21,15 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mgaa.decomposition.cuda_streams import in_flight
+from mgaa.decomposition.cuda_streams import map_concurrently
 from mgaa.decomposition.linalg import Spectrum, decompose, symmetric_product, working_bytes
 from mgaa.errors import NumericalError, UsageError
-from mgaa.methods import method
+from mgaa.methods import load_method
 from mgaa.models.lowrank import Factors
 from mgaa.statistics.statistics import BlockStatistics
 
 
-def spectra(
+def decompose_block(
     weights: Mapping[str, Float[Tensor, "m n"]], statistics: BlockStatistics, name: str, **options: Any
 ) -> dict[str, Spectrum]:
     """Decompose the matrices of one block in the metric of factorizer `name`; bases reach up to break-even.
@@ -39,7 +39,7 @@ def spectra(
         statistics: of the same block.
         name, options: the factorizer and its keyword arguments.
     """
-    metric = method("factors", name, options)
+    metric = load_method("factors", name, options)
 
     def decomposed(linear: str) -> Spectrum:
         weight = weights[linear]
@@ -53,7 +53,7 @@ def spectra(
         for linear, weight in weights.items()
     }
     results = sum((1 + weighed) * 4 * len(weight) * ranks[linear] for linear, weight in weights.items())
-    return in_flight(decomposed, sizes, {weight.device for weight in weights.values()}, results=results)
+    return map_concurrently(decomposed, sizes, {weight.device for weight in weights.values()}, results=results)
 
 
 def _break_even(weight: Float[Tensor, "m n"]) -> int:

@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from mgaa.boundary import one_error
+from mgaa.boundary import translate_errors
 from mgaa.errors import InputError, UsageError
-from mgaa.inputs.readers import accepting
+from mgaa.inputs.readers import coerce_arguments
 from mgaa.inputs.readers import processor as processor_of
 from mgaa.models.model_inputs import IDS, Inputs
 from mgaa.models.processors import Processor
@@ -96,7 +96,7 @@ class Prompts:
         return 0 if self.image_token is None else int(torch.eq(self.ids(), self.image_token).sum())
 
     @property
-    def sees(self) -> bool:
+    def has_images(self) -> bool:
         """Whether any sequence has an image."""
         return self.image_tokens > 0
 
@@ -118,7 +118,7 @@ class Prompts:
         )
         return chosen, order
 
-    def alike(self, ranges: Sequence[range]) -> list[range]:
+    def split_by_shape(self, ranges: Sequence[range]) -> list[range]:
         """These ranges, cut where the shape of the inputs changes."""
         return [part for each in ranges for part in self._cut(each)]
 
@@ -180,7 +180,7 @@ def _config(name: str, given: Any) -> PreTrainedConfig:
     raise UsageError(f"{name} is a {type(given).__name__}, expected the config of a model that sees: model.config")
 
 
-@accepting(questions=_questions, processor=processor_of, config=_config)
+@coerce_arguments(questions=_questions, processor=processor_of, config=_config)
 def encode(
     questions: Sequence[Question], processor: Processor, config: PreTrainedConfig, *, answered: bool = True
 ) -> Prompts:
@@ -199,7 +199,7 @@ def encode(
             "processor_config.json (or preprocessor_config.json) and chat_template.jinja there, and give a model that sees"
         )
     token: int = config.image_token_id
-    pairs = [_encoded(each, processor, token, answered=answered) for each in questions]
+    pairs = [_encode_question(each, processor, token, answered=answered) for each in questions]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     longest = max((each[IDS].shape[1] for each, _ in pairs), default=0)
     if positions is not None and longest > positions:
@@ -210,7 +210,9 @@ def encode(
     return Prompts(tuple(each for each, _ in pairs), tuple(answer for _, answer in pairs), token)
 
 
-def _encoded(question: Question, processor: Any, token: int, *, answered: bool) -> tuple[dict[str, Tensor], int]:
+def _encode_question(
+    question: Question, processor: Any, token: int, *, answered: bool
+) -> tuple[dict[str, Tensor], int]:
     """The inputs of one sequence, and how many of its last tokens are the answer."""
     asked = conversation(question, answered=False)
     turns = conversation(question, answered=True) if answered else asked
@@ -218,7 +220,7 @@ def _encoded(question: Question, processor: Any, token: int, *, answered: bool) 
     remedy = (
         "the question itself must not hold the image token, and the chat template must show it where there is an image"
     )
-    with one_error(makes_none, remedy):
+    with translate_errors(makes_none, remedy):
         given = processor.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not answered
         )
@@ -231,7 +233,7 @@ def _encoded(question: Question, processor: Any, token: int, *, answered: bool) 
         )
     if not answered:
         return inputs, 0
-    with one_error(makes_none, remedy):
+    with translate_errors(makes_none, remedy):
         before, whole = (
             processor.tokenizer(
                 processor.apply_chat_template(each, tokenize=False, add_generation_prompt=each is asked),

@@ -1,9 +1,9 @@
 """What users hand in, as the library computes with it: models out of their wrappers, and everything else refused before any work.
 
-`accepting` reads the arguments of a public function, each by its reader, before the function sees them, and sets torch back to its defaults
-meanwhile (`mgaa.inputs.torch_defaults`). A reader takes the name of an argument and what was given, and returns what the function is typed
-for; what it cannot read it refuses, saying what to give. Those of models are here, those of tokens in `mgaa.inputs.token_rows`, those of
-numbers in `mgaa.inputs.values`.
+`coerce_arguments` reads the arguments of a public function, each by its reader, before the function sees them, and sets torch back to its
+defaults meanwhile (`mgaa.inputs.torch_defaults`). A reader takes the name of an argument and what was given, and returns what the function
+is typed for; what it cannot read it refuses, saying what to give. Those of models are here, those of tokens in `mgaa.inputs.token_rows`,
+those of numbers in `mgaa.inputs.values`.
 
 A model may come compiled (`torch.compile`), or in a `PeftModel` where it is only run. It may not be on its way to somewhere else: spread
 by accelerate, DataParallel or FSDP, quantised, or with adapters beside its weights where these are what is compressed.
@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from mgaa.blocks.offload import is_shelved
+from mgaa.blocks.offload import is_offloaded
 from mgaa.errors import InputError, UsageError
-from mgaa.inputs.torch_defaults import ordinary
+from mgaa.inputs.torch_defaults import default_torch_state
 from mgaa.models.mark import METHOD
 from mgaa.models.processors import Processor
 
@@ -36,7 +36,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-def accepting(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def coerce_arguments(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """Let a function be given whatever these readers take for its arguments of these names; a default is not read."""
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -46,10 +46,10 @@ def accepting(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable[_P, _R
         @wraps(function)
         def read(*positional: _P.args, **named: _P.kwargs) -> _R:
             given = signature.bind(*positional, **named)
-            with ordinary():
+            with default_torch_state():
                 for name in readers.keys() & given.arguments.keys():
                     given.arguments[name] = readers[name](name, given.arguments[name])
-            with ordinary(*(each for each in given.arguments.values() if isinstance(each, PreTrainedModel))):
+            with default_torch_state(*(each for each in given.arguments.values() if isinstance(each, PreTrainedModel))):
                 return function(*given.args, **given.kwargs)
 
         return read
@@ -64,7 +64,7 @@ def to_run(name: str, given: Any) -> PreTrainedModel:
         UsageError: it is none, has no head, or is in a wrapper that has to be taken off first.
         InputError: its weights are elsewhere, or of several dtypes.
     """
-    model = _with_weights(name, unwrapped(name, given))
+    model = _check_weights(name, unwrap_model(name, given))
     _check_runs(name, model)
     return model
 
@@ -75,7 +75,7 @@ def to_write(name: str, given: Any) -> PreTrainedModel:
     Raises:
         UsageError, InputError: as `to_run`, or as said.
     """
-    model = _with_weights(name, unwrapped(name, given))
+    model = _check_weights(name, unwrap_model(name, given))
     if adapters := [place for place, module in model.named_modules() if _is_of_peft(module)]:
         raise UsageError(
             f"{name} has adapters of peft in {len(adapters)} places ({adapters[0]} is the first), beside its weights: merge them into it, "
@@ -96,7 +96,7 @@ def to_change(name: str, given: Any) -> PreTrainedModel:
     """
     model = to_write(name, given)
     _check_runs(name, model)
-    if is_shelved(model):
+    if is_offloaded(model):
         raise UsageError(
             f"the blocks of the {name} stay in their files, where nothing can be put into them: load it without stream, or compress it by "
             "python -m flows.compress, which goes block by block"
@@ -117,7 +117,7 @@ def to_densify(name: str, given: Any) -> PreTrainedModel:
         UsageError, InputError: as `to_write`, or its blocks are in their files.
     """
     model = to_write(name, given)
-    if is_shelved(model):
+    if is_offloaded(model):
         raise UsageError(
             f"the blocks of the {name} stay in their files: fold it from folder to folder, `mgaa.densify_folder(source, target)`, or load "
             "it without stream"
@@ -134,7 +134,7 @@ def processor(name: str, given: Any) -> Processor:
     if isinstance(given, PreTrainedTokenizerBase | ProcessorMixin):
         return given
     raise UsageError(
-        f"{name} is {_said(given)}, expected the tokenizer of the model, or the processor of one that sees, as mgaa.load gives it "
+        f"{name} is {_describe(given)}, expected the tokenizer of the model, or the processor of one that sees, as mgaa.load gives it "
         "beside the model"
     )
 
@@ -147,7 +147,7 @@ def path(name: str, given: Any) -> str | Path:
     """
     if isinstance(given, str | PathLike) and not isinstance(given, bytes) and str(given).strip():
         return given if isinstance(given, str) else Path(given)
-    raise UsageError(f"{name} is {_said(given)}, expected a path, as text or as a Path")
+    raise UsageError(f"{name} is {_describe(given)}, expected a path, as text or as a Path")
 
 
 def check_differentiable(model: PreTrainedModel) -> None:
@@ -163,7 +163,7 @@ def check_differentiable(model: PreTrainedModel) -> None:
         )
 
 
-def unwrapped(name: str, given: Any) -> PreTrainedModel:
+def unwrap_model(name: str, given: Any) -> PreTrainedModel:
     """The model of transformers in what was given, whatever its weights are.
 
     Raises:
@@ -177,7 +177,7 @@ def unwrapped(name: str, given: Any) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     raise UsageError(
-        f"{name} is {_said(given)}, expected a model of transformers, as mgaa.load gives it: {_instead(given)}"
+        f"{name} is {_describe(given)}, expected a model of transformers, as mgaa.load gives it: {_suggest_model(given)}"
     )
 
 
@@ -191,7 +191,7 @@ def _below_adapters(name: str, wrapper: Any) -> Any:
     )
 
 
-def _instead(given: Any) -> str:
+def _suggest_model(given: Any) -> str:
     """What to give in the place of something that holds a model, or leads to one."""
     if isinstance(given, str | PathLike):
         return f"`model, tokenizer = mgaa.load({str(given)!r})` loads it"
@@ -203,14 +203,14 @@ def _instead(given: Any) -> str:
     return "mgaa.load loads one, and so does AutoModelForCausalLM"
 
 
-def _said(given: Any) -> str:
+def _describe(given: Any) -> str:
     """What was given, shortly."""
     shown = repr(given) if given is None or isinstance(given, str | int | float | PathLike) else ""
     kind = type(given).__name__
     return shown[:80] if shown else f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
-def _with_weights(name: str, model: PreTrainedModel) -> PreTrainedModel:
+def _check_weights(name: str, model: PreTrainedModel) -> PreTrainedModel:
     """The model, if its weights are plain tensors with numbers; those of a streamed one are in its files."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if strange := [
@@ -221,7 +221,7 @@ def _with_weights(name: str, model: PreTrainedModel) -> PreTrainedModel:
             f"{place} of {name} is a {type(tensor).__name__}, expected a plain tensor: give the model as mgaa.load gives it, neither "
             "sharded nor quantised"
         )
-    absent = [] if is_shelved(model) else [place for place, tensor in tensors if tensor.is_meta]
+    absent = [] if is_offloaded(model) else [place for place, tensor in tensors if tensor.is_meta]
     if absent and any("_hf_hook" in vars(module) for module in model.modules()):
         raise InputError(
             f"{len(absent)} tensors of {name} are offloaded by accelerate ({absent[0]} is the first): load it without device_map; where it "

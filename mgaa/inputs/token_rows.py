@@ -139,7 +139,7 @@ def _rows(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
             f"{name} are text ({given[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
         )
     if isinstance(given, Mapping):
-        yield from _masked(name, given)
+        yield from _drop_padding(name, given)
     elif isinstance(given, Tensor) or hasattr(given, "__array__"):
         yield from _of_tensor(name, given)
     elif isinstance(given, Iterable):
@@ -175,7 +175,7 @@ def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
     yield from ids.long().unbind() if ids.ndim == 2 else (ids.long(),)
 
 
-def _masked(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
+def _drop_padding(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
     """The rows of a tokenizer's output, without its padding."""
     if IDS not in given:
         raise UsageError(
@@ -195,10 +195,10 @@ def _masked(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
     if [*map(len, rows)] != [*map(len, masks)]:
         raise InputError(f"{MASK} of {name} has another shape than {IDS}: give both as one call of the tokenizer does")
     for index, (row, kept) in enumerate(zip(rows, masks, strict=True)):
-        yield _kept(name, index, row, kept)
+        yield _unpadded(name, index, row, kept)
 
 
-def _kept(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " k"]:
+def _unpadded(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " k"]:
     """The tokens of a row that are no padding: one run of them, at either end of which padding may be."""
     there = (mask != 0).nonzero().flatten()
     if len(there) and int(there[-1]) - int(there[0]) + 1 != len(there):

@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from mgaa.boundary import one_error
+from mgaa.boundary import translate_errors
 from mgaa.errors import InputError, UsageError
 
 _BATCH = 512
@@ -57,12 +57,12 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, rule: 
         raise InputError(
             "There are 0 documents to tokenize, expected at least 1: check the source, its split and its range."
         )
-    before, after, rule = marks(tokenizer) if rule is None else ([], [], rule)
+    before, after, rule = document_marks(tokenizer) if rule is None else ([], [], rule)
     parts: list[int] = []
     for start in tqdm(range(0, len(documents), _BATCH), desc="tokenizing documents", disable=None):
         batch = documents[start : start + _BATCH]
         failed = f"the tokenizer cannot encode the documents {start} to {start + len(batch) - 1}"
-        with one_error(failed, "correct their text, or use the tokenizer that the model was trained with"):
+        with translate_errors(failed, "correct their text, or use the tokenizer that the model was trained with"):
             encodings = _encode(batch, tokenizer)
         for encoded in encodings:
             parts += before + encoded + after
@@ -95,10 +95,10 @@ def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = Non
             f"The text has {len(stream)} tokens, which fill {len(whole)} windows of {length} tokens, but {needed} are needed "
             f"({needed * length} tokens): give more text, or lower `samples` or `length`."
         )
-    return whole[draw(len(whole), samples, seed)]
+    return whole[draw_indices(len(whole), samples, seed)]
 
 
-def draw(count: int, samples: int | None, seed: int) -> Int[Tensor, " n"]:
+def draw_indices(count: int, samples: int | None, seed: int) -> Int[Tensor, " n"]:
     """Indices of `samples` of `count` things, drawn without replacement by `seed` and in order; None takes all.
 
     Raises:
@@ -136,7 +136,7 @@ def digest(ids: Int[Tensor, "*shape"]) -> str:
     return hashlib.sha256(f"{tuple(ids.shape)}".encode() + values.tobytes()).hexdigest()
 
 
-def marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], str]:
+def document_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], str]:
     """The ids before and after each document, and the rule in words."""
     if tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id], [], f"{tokenizer.bos_token} before each document"

@@ -16,7 +16,7 @@ _DTYPE, _DEVICE = torch.float32, torch.device("cpu")
 
 
 @contextmanager
-def ordinary(*models: nn.Module) -> Iterator[None]:
+def default_torch_state(*models: nn.Module) -> Iterator[None]:
     """Inside this context gradients are on, inference mode and autocast are off, defaults are those of torch, and what `model.compile`
     has compiled of these models runs eagerly; behind it everything is as it was."""
     with ExitStack() as stack:

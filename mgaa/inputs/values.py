@@ -12,7 +12,7 @@ from torch import Tensor
 from mgaa.errors import UsageError
 
 
-def whole(name: str, given: Any) -> int:
+def integer(name: str, given: Any) -> int:
     """A whole number.
 
     Raises:
@@ -24,9 +24,9 @@ def whole(name: str, given: Any) -> int:
     raise UsageError(f"{name} is {given!r}, expected a whole number")
 
 
-def whole_or_none(name: str, given: Any) -> int | None:
+def integer_or_none(name: str, given: Any) -> int | None:
     """A whole number, or `None`."""
-    return None if given is None else whole(name, given)
+    return None if given is None else integer(name, given)
 
 
 def number(name: str, given: Any) -> float:
@@ -48,7 +48,7 @@ def size(name: str, given: Any) -> int:
         UsageError: it is neither, or none.
     """
     try:
-        found = parse_size_to_int(given) if isinstance(given, str) else whole(name, given)
+        found = parse_size_to_int(given) if isinstance(given, str) else integer(name, given)
     except ValueError as error:
         raise UsageError(f"{name} is {given!r}, expected bytes, as a whole number or as text such as '5GB'") from error
     if found < 1:

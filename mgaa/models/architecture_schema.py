@@ -48,7 +48,7 @@ class Sublayer:
         found = (
             group
             for index, pattern in enumerate(patterns)
-            for group in _expanded(dict(zip(pattern, self._roles(index, len(pattern)), strict=True)), block)
+            for group in _expand_pattern(dict(zip(pattern, self._roles(index, len(pattern)), strict=True)), block)
         )
         return [group for group in found if group.linears]
 
@@ -135,11 +135,11 @@ class Multimodal:
     projector: Architecture | None = None
     layer: str = ""
 
-    def around(self, entry: Architecture) -> Architecture:
+    def with_decoder(self, entry: Architecture) -> Architecture:
         """The entry of the whole model, by that of its decoder's family, whose paths begin with the name of the model below the head."""
         return replace(entry, blocks=f"{self.decoder}.{entry.blocks.partition('.')[2]}")
 
-    def used(self, config: PreTrainedConfig, blocks: int) -> int:
+    def used_blocks(self, config: PreTrainedConfig, blocks: int) -> int:
         """How many blocks of the vision tower have an effect: what follows the last layer that is read has none."""
         if not self.layer:
             return blocks
@@ -147,22 +147,22 @@ class Multimodal:
         return max(layer % (blocks + 1) for layer in (given if isinstance(given, list) else [given]))
 
 
-def _expanded(pattern: Mapping[str, str], block: nn.Module) -> Iterator[Group]:
+def _expand_pattern(pattern: Mapping[str, str], block: nn.Module) -> Iterator[Group]:
     """The groups of a pattern (linears with their roles), one per expert where it has a `*`, of the linears that the block has."""
     path, star, _ = next(iter(pattern)).partition(".*")
     if not star:
         yield _group(pattern, block)
-    elif has(block, path):
+    elif has_module(block, path):
         for expert in range(len(list(block.get_submodule(path).children()))):
             yield _group({name.replace("*", str(expert)): role for name, role in pattern.items()}, block, expert)
 
 
 def _group(roles: Mapping[str, str], block: nn.Module, expert: int | None = None) -> Group:
-    there = {name: role for name, role in roles.items() if has(block, name)}
+    there = {name: role for name, role in roles.items() if has_module(block, name)}
     return Group(tuple(there), tuple(there.values()), expert)
 
 
-def has(module: nn.Module, path: str) -> bool:
+def has_module(module: nn.Module, path: str) -> bool:
     """Whether there is a module at a dotted path below `module`."""
     try:
         module.get_submodule(path)

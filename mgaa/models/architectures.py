@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mgaa.budget import Matrix
 from mgaa.errors import InputError, UsageError
-from mgaa.models.architecture_schema import Architecture, has
+from mgaa.models.architecture_schema import Architecture, has_module
 from mgaa.models.entries import ARCHITECTURES, MULTIMODAL, VISION
 
 PARTS = ("decoder", "vision", "projector")
@@ -57,7 +57,7 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
             f"the architecture {family!r} has no entry; known are {known}. "
             "To add it, write its block list and sublayers into mgaa/models/entries.py"
         )
-    return ARCHITECTURES[family] if seeing is None else seeing.around(ARCHITECTURES[family])
+    return ARCHITECTURES[family] if seeing is None else seeing.with_decoder(ARCHITECTURES[family])
 
 
 def has_entry(config: PreTrainedConfig) -> bool:
@@ -81,7 +81,7 @@ def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
 def path_of_blocks(model: PreTrainedModel) -> str:
     """Where the decoder blocks are in a transformers model; without a head the path is shorter than that of the entry."""
     path = architecture_of(model.config).blocks
-    return path if has(model, path) else path.removeprefix(f"{model.base_model_prefix}.")
+    return path if has_module(model, path) else path.removeprefix(f"{model.base_model_prefix}.")
 
 
 def stacks_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Stack]:
@@ -127,7 +127,7 @@ def _part(model: PreTrainedModel, part: str) -> tuple[Architecture, PreTrainedCo
         )
     entry = replace(VISION[tower], blocks=f"{seeing.vision}.{VISION[tower].blocks}")
     blocks = list(model.get_submodule(entry.blocks).children())
-    return entry, config.vision_config, blocks[: seeing.used(config, len(blocks))]
+    return entry, config.vision_config, blocks[: seeing.used_blocks(config, len(blocks))]
 
 
 def parts_with(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
@@ -166,7 +166,7 @@ def _matrices(stack: Stack, index: int, block: nn.Module, model_type: str) -> It
     entry, path, number = stack.entry, stack.path(index), stack.first + index
     if (
         entry.experts
-        and has(block, entry.experts)
+        and has_module(block, entry.experts)
         and not isinstance(block.get_submodule(entry.experts), nn.ModuleList)
     ):
         raise InputError(f"{path}.{entry.experts} is stacked: take the model apart first (mgaa.models.fused.unfuse_)")

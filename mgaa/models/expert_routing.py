@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from mgaa.models.architecture_schema import Architecture, has
+from mgaa.models.architecture_schema import Architecture, has_module
 
 
-class Rows:
+class RoutedRows:
     """The rows of every sequence of the micro-batch at hand, in what the linears of a block read and give.
 
     Args:
@@ -24,12 +24,12 @@ class Rows:
     """
 
     def __init__(self, entry: Architecture, block: nn.Module) -> None:
-        found = entry.experts and has(block, entry.experts)
+        found = entry.experts and has_module(block, entry.experts)
         self._experts = block.get_submodule(entry.experts) if found else None
         self._sequences, self._routed = 0, torch.empty(0)
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
+    def watch(self) -> Iterator[None]:
         """Inside this context the choices of the router are seen."""
         if self._experts is None:
             yield

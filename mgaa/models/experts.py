@@ -50,7 +50,7 @@ class Experts(nn.ModuleList):
         return mixed
 
 
-def unstacked(stack: nn.Module, path: str) -> Experts:
+def unstack_experts(stack: nn.Module, path: str) -> Experts:
     """The experts of a stacked module, each with linears of its own; `path` is the name of the stack, for messages.
 
     Raises:
@@ -68,13 +68,13 @@ def unstacked(stack: nn.Module, path: str) -> Experts:
 
     def expert(index: int) -> Expert:
         pairs = zip(_halves(stack, gate_up[index]), _halves(stack, both[index]), strict=True)
-        gate, up = (filled_linear(weight, bias) for weight, bias in pairs if weight is not None)
-        return Expert(gate, up, filled_linear(down[index], one[index]), gated=gated)
+        gate, up = (make_linear(weight, bias) for weight, bias in pairs if weight is not None)
+        return Expert(gate, up, make_linear(down[index], one[index]), gated=gated)
 
     return Experts(expert(index) for index in range(len(gate_up)))
 
 
-def stacked(experts: nn.Module, stack: nn.Module) -> nn.Module:
+def stack_experts(experts: nn.Module, stack: nn.Module) -> nn.Module:
     """The empty stacked module with the weights of the experts."""
     parts: list[list[nn.Linear]] = [[e.gate_proj, e.up_proj, e.down_proj] for e in experts.children()]  # type: ignore[list-item]
     learns = any(parameter.requires_grad for parameter in experts.parameters())
@@ -150,7 +150,7 @@ def _as_stacked(
     return own(settings, both)
 
 
-def filled_linear(weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Linear:
+def make_linear(weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Linear:
     """A linear with copies of these tensors, so that the fused one can be freed."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(_copy(weight), requires_grad=weight.requires_grad)

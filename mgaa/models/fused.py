@@ -18,9 +18,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mgaa.errors import InputError, UsageError
-from mgaa.models.architecture_schema import Architecture, Fused, has
+from mgaa.models.architecture_schema import Architecture, Fused, has_module
 from mgaa.models.architectures import DECODER, parts_with, stacks_of
-from mgaa.models.experts import Expert, Experts, filled_linear, stacked, unstacked
+from mgaa.models.experts import Expert, Experts, make_linear, stack_experts, unstack_experts
 from mgaa.models.lowrank import MARK_SHAPE, low_rank_layers
 
 
@@ -70,11 +70,11 @@ def unfuse_block_(entry: Architecture, config: PreTrainedConfig, index: int, blo
         if not isinstance(layer, FusedLinear):
             path = f"{entry.blocks}.{index}.{name.layer}"
             groups, rows = _layout(name, _linear(layer).out_features, config, path)
-            block.set_submodule(name.layer, _apart(_linear(layer), name.parts, groups, rows))
+            block.set_submodule(name.layer, _split_linear(_linear(layer), name.parts, groups, rows))
     experts = _experts(entry, block)
     if experts is not None and not isinstance(experts, Experts):
         path = f"{entry.blocks}.{index}.{entry.experts}"
-        block.set_submodule(entry.experts, unstacked(experts, path))
+        block.set_submodule(entry.experts, unstack_experts(experts, path))
     for path, module in list(block.named_modules()):
         if isinstance(module, Conv1D):
             block.set_submodule(path, _linear(module))
@@ -95,7 +95,7 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
     return fuse_parts_(model, shell, fused_parts(model))
 
 
-def fusing(model: PreTrainedModel) -> Callable[[int], None]:
+def block_fuser(model: PreTrainedModel) -> Callable[[int], None]:
     """`fuse_` for a model whose blocks stay in their files: what is in memory at once, and what does it to a block, by number."""
     with torch.device("meta"):
         shell = type(model)(copy.deepcopy(model.config))
@@ -129,12 +129,12 @@ def fuse_block_(entry: Architecture, block: nn.Module, empty: nn.Module) -> nn.M
     """`fuse_` for one block; `empty` is that of the shell."""
     for name, layer in _fused(entry, block):
         if isinstance(layer, FusedLinear):
-            block.set_submodule(name.layer, _filled(empty.get_submodule(name.layer), *_together(layer)))
+            block.set_submodule(name.layer, _fill_layer(empty.get_submodule(name.layer), *_concatenate(layer)))
     if isinstance(experts := _experts(entry, block), Experts):
-        block.set_submodule(entry.experts, stacked(experts, empty.get_submodule(entry.experts)))
+        block.set_submodule(entry.experts, stack_experts(experts, empty.get_submodule(entry.experts)))
     for path, module in list(empty.named_modules()):
         if isinstance(module, Conv1D) and isinstance(linear := block.get_submodule(path), nn.Linear):
-            block.set_submodule(path, _filled(module, linear.weight, linear.bias))
+            block.set_submodule(path, _fill_layer(module, linear.weight, linear.bias))
     return block.train(block.training)
 
 
@@ -148,11 +148,11 @@ def fused_bias(model: PreTrainedModel, name: str) -> str:
 
 
 def _fused(entry: Architecture, block: nn.Module) -> Iterator[tuple[Fused, nn.Module]]:
-    return ((fused, block.get_submodule(fused.layer)) for fused in entry.fused if has(block, fused.layer))
+    return ((fused, block.get_submodule(fused.layer)) for fused in entry.fused if has_module(block, fused.layer))
 
 
 def _experts(entry: Architecture, block: nn.Module) -> nn.Module | None:
-    return block.get_submodule(entry.experts) if entry.experts and has(block, entry.experts) else None
+    return block.get_submodule(entry.experts) if entry.experts and has_module(block, entry.experts) else None
 
 
 def _layout(fused: Fused, rows: int, config: PreTrainedConfig, path: str) -> tuple[int, tuple[int, ...]]:
@@ -183,23 +183,23 @@ def _linear(layer: nn.Module) -> nn.Linear:
     if isinstance(layer, nn.Linear):
         return layer
     if isinstance(layer, Conv1D):
-        return filled_linear(layer.weight.T, layer.bias)
+        return make_linear(layer.weight.T, layer.bias)
     raise InputError(
         f"a fused layer is a {type(layer).__name__}, expected nn.Linear or Conv1D: "
         "start from the dense backbone, not from a compressed or quantised one"
     )
 
 
-def _apart(linear: nn.Linear, names: Sequence[str], groups: int, rows: Sequence[int]) -> FusedLinear:
+def _split_linear(linear: nn.Linear, names: Sequence[str], groups: int, rows: Sequence[int]) -> FusedLinear:
     def split(tensor: Tensor) -> list[Tensor]:
         return [part.flatten(0, 1) for part in torch.split(_grouped(tensor, groups), list(rows), dim=1)]
 
     biases = [None] * len(names) if linear.bias is None else split(linear.bias)
     pairs = zip(names, split(linear.weight), biases, strict=True)
-    return FusedLinear({name: filled_linear(weight, bias) for name, weight, bias in pairs}, groups)
+    return FusedLinear({name: make_linear(weight, bias) for name, weight, bias in pairs}, groups)
 
 
-def _together(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"] | None]:
+def _concatenate(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"] | None]:
     """The fused weight and bias; a part without a bias has zeros where another has one."""
     parts: list[nn.Linear] = [layer.get_submodule(name) for name in layer.names]  # type: ignore[misc]
 
@@ -224,7 +224,7 @@ def _grouped(tensor: Float[Tensor, "m *n"], groups: int) -> Float[Tensor, "g m_g
     return tensor.reshape(groups, -1, *tensor.shape[1:])
 
 
-def _filled(empty: nn.Module, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Module:
+def _fill_layer(empty: nn.Module, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Module:
     """An empty layer of transformers with these tensors."""
     learns, own = weight.requires_grad, weight.detach()
     own = own.T.contiguous() if isinstance(empty, Conv1D) else own

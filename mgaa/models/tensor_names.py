@@ -19,7 +19,7 @@ LEFTOVER = re.compile(r"(^|\.)((attn|attention)\.(bias|masked_bias|causal_mask)|
 level deeper). They follow from the config. transformers ignores them for some families, and warns about them in the others."""
 
 
-def places(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
+def map_tensors(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str | None]:
     """The tensor of the model that each tensor of the files becomes, or a part of; None for what is ignored.
 
     Args:

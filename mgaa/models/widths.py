@@ -36,7 +36,7 @@ def ffn_linears(entry: Architecture, block: nn.Module) -> dict[str, str]:
     return dict(zip(names, roles, strict=True)) if is_known(roles) else {}
 
 
-def widths(model: PreTrainedModel) -> list[int | None]:
+def ffn_widths(model: PreTrainedModel) -> list[int | None]:
     """The width of every block's FFN where it is not the config's, else `None`; empty where all are, or none can be pruned."""
     if not has_entry(model.config) or (entry := architecture_of(model.config)).experts:
         return []
@@ -104,7 +104,7 @@ def narrow_(model: PreTrainedModel, given: object) -> PreTrainedModel:
 
 def widest(model: PreTrainedModel) -> int | None:
     """The width that every FFN is to be padded to; `None` where all have the width of the config."""
-    if not widths(model):
+    if not ffn_widths(model):
         return None
     entry = architecture_of(model.config)
     return max(width for block in decoder_blocks(model) if (width := _width(entry, block)) is not None)

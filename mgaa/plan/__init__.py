@@ -11,10 +11,10 @@ from mgaa.plan.factors import decompose, factorize
 from mgaa.plan.layout import Layout
 from mgaa.plan.measured import calibrate, differentiate, load
 from mgaa.plan.models import assemble, evaluate, export
-from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.settings import Settings, StageCost
 
 
-def plan(layout: Layout, settings: Settings) -> list[Stage]:
+def plan(layout: Layout, settings: Settings) -> list[StageCost]:
     """The stages of a run in order."""
     return [
         load(layout),

@@ -5,21 +5,21 @@ Legend: m outputs, n inputs, p = min(m, n), k = n or m (where what is missing is
 
 from math import log2
 
-from mgaa.anchoring.sublayer_cache import waiting_bytes
+from mgaa.anchoring.sublayer_cache import cache_bytes
 from mgaa.decomposition.linalg import working_bytes
 from mgaa.plan.layout import Block, Input, Layout
-from mgaa.plan.settings import Settings, Stage
-from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, basis_vectors, forward_work, gradient_bytes, held
+from mgaa.plan.settings import Settings, StageCost
+from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, basis_vectors, forward_work, gradient_bytes, model_bytes
 from mgaa.statistics.accumulate import PANELS, Share
 
 
-def anchor(layout: Layout, settings: Settings) -> Stage:
+def anchor(layout: Layout, settings: Settings) -> StageCost:
     """Both models side by side, one block after the other and in it one stage after the other, for each model that is made."""
     batch = max(map(len, Share(settings.samples).batches(settings.batch_size))) * settings.length
     state = layout.hidden * layout.itemsize
     hidden = settings.samples * settings.length * state
     worst = max(_block_bytes(layout, settings, block, batch) for block in layout.blocks)
-    device, host = held(layout, settings)
+    device, host = model_bytes(layout, settings)
     made = int((1 - settings.compression) * sum(block.parameters for block in layout.blocks) * layout.itemsize)
     # streamed, the twin has the one block, and every block is fetched for both models, to be measured and to be passed
     twin, fetched = (layout.largest, 4) if settings.stream else (made, 1)
@@ -27,9 +27,9 @@ def anchor(layout: Layout, settings: Settings) -> Stage:
         3 * batch * state if settings.accelerator else 0
     )  # being written, and waiting to be (`mgaa.blocks.hidden_states`)
     work = [_block_work(layout, settings, block, batch) for block in layout.blocks]
-    return Stage(
+    return StageCost(
         "anchor",
-        device + twin + worst + (waiting(layout, settings) if settings.anchored == "device" else 0),
+        device + twin + worst + (anchor_bytes(layout, settings) if settings.anchored == "device" else 0),
         host + (2 * hidden if settings.anchored == "host" else 0),
         settings.models * made,
         3 * hidden,  # of both models, and of one the generation before
@@ -39,9 +39,9 @@ def anchor(layout: Layout, settings: Settings) -> Stage:
     )
 
 
-def waiting(layout: Layout, settings: Settings) -> int:
+def anchor_bytes(layout: Layout, settings: Settings) -> int:
     """Bytes of all tokens while a block is anchored and what its sublayers add is kept."""
-    return waiting_bytes(settings.samples * settings.length, layout.hidden, layout.written, layout.itemsize)
+    return cache_bytes(settings.samples * settings.length, layout.hidden, layout.widest_written, layout.itemsize)
 
 
 def _block_bytes(layout: Layout, settings: Settings, block: Block, batch: int) -> int:
@@ -61,7 +61,7 @@ def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[
     )  # of the tree, and the part at hand (`mgaa.statistics.accumulate`)
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * each.n * (each.n + groups + 4) for each in stage)
-    products = sum(DOUBLE * each.n * _missing(each, settings) for each in stage)
+    products = sum(DOUBLE * each.n * _residual_channels(each, settings) for each in stage)
     sequence = settings.length * max(5 * DOUBLE * each.n + 2 * SINGLE * max(each.outputs) for each in stage)
     measuring = branches * sums + products + activation_bytes(layout, block, batch) + sequence
     shapes = [(m, each.n) for each in stage for m in each.outputs]
@@ -73,7 +73,7 @@ def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[
     return max(measuring, fitting)
 
 
-def _missing(each: Input, settings: Settings) -> int:
+def _residual_channels(each: Input, settings: Settings) -> int:
     """Channels in which what an input's linears lack is measured."""
     if each.expert:
         return 0
@@ -92,7 +92,7 @@ def _block_work(layout: Layout, settings: Settings, block: Block, batch: int) ->
     double, eigen = 0.0, 0.0
     for each in (each for stage in block.stages for each in stage):
         double += each.share * tokens * (1 + 1 / PANELS) * each.n**2
-        forward += tokens * 2.0 * each.n * _missing(each, settings)
+        forward += tokens * 2.0 * each.n * _residual_channels(each, settings)
         forward += tokens * 2.0 * each.n * each.outputs[0] if each.writes and settings.to_stream else 0.0
         for m in each.outputs:
             p = min(m, each.n)

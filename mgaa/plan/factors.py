@@ -4,14 +4,14 @@ Legend: m outputs, n inputs, p = min(m, n).
 """
 
 from mgaa.budget import Matrix
-from mgaa.decomposition.cuda_streams import together
+from mgaa.decomposition.cuda_streams import max_concurrent
 from mgaa.decomposition.linalg import working_bytes
 from mgaa.plan.layout import Block, Layout
-from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.settings import Settings, StageCost
 from mgaa.plan.sizes import DOUBLE, basis_bytes, basis_vectors, gradient_bytes, statistics_bytes
 
 
-def decompose(layout: Layout, settings: Settings) -> Stage:
+def decompose(layout: Layout, settings: Settings) -> StageCost:
     """`mgaa.decomposition.linalg`, `mgaa.decomposition.cuda_streams`: in each worker the statistics and the weights of a block, the bases
     found, and what is in flight."""
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
@@ -28,7 +28,7 @@ def decompose(layout: Layout, settings: Settings) -> Stage:
     read = layout.weights + sum(
         statistics_bytes(block, settings) + settings.gradients * gradient_bytes(block) for block in layout.blocks
     )
-    return Stage("decompose", model + settings.workers * worst, 0, spectra, 0, work, read)
+    return StageCost("decompose", model + settings.workers * worst, 0, spectra, 0, work, read)
 
 
 def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
@@ -47,11 +47,11 @@ def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
         )
         for m in block.matrices
     ]
-    count = together(sizes, room - statistics - bases) if settings.accelerator else 1
+    count = max_concurrent(sizes, room - statistics - bases) if settings.accelerator else 1
     return statistics + bases + sum(sorted(sizes, reverse=True)[:count])
 
 
-def factorize(layout: Layout, settings: Settings) -> Stage:
+def factorize(layout: Layout, settings: Settings) -> StageCost:
     """`mgaa.factors`: in each worker the bases and weights of a block, its factors, and one matrix in float64."""
 
     def rank(matrix: Matrix) -> float:
@@ -68,7 +68,7 @@ def factorize(layout: Layout, settings: Settings) -> Stage:
         work += sum(2.0 * m.m * m.n * rank(m) + 2.0 * rank(m) ** 2 * m.n for m in block.matrices)
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
     read = settings.models * sum(basis_bytes(matrix, settings) for block in layout.blocks for matrix in block.matrices)
-    return Stage(
+    return StageCost(
         "factorize",
         model + settings.workers * int(worst),
         0,

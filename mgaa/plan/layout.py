@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.anchoring.stages import Stage, stages_of
+from mgaa.anchoring.stages import BlockStage, stages_of
 from mgaa.budget import Matrix
 from mgaa.models.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.statistics.hooks import is_narrow
@@ -89,7 +89,7 @@ class Layout:
         return self.rest + sum(block.weights for block in self.blocks)
 
     @property
-    def written(self) -> int:
+    def widest_written(self) -> int:
         """Channels of the widest input of what writes to the residual stream, which waits until that is fitted
         (`mgaa.anchoring.sublayer_cache`)."""
         return max(
@@ -146,7 +146,7 @@ def _moments(model: PreTrainedModel, block: nn.Module) -> Iterator[Moment]:
                 yield Moment(shapes[0][1], shapes[0][1], 0)
 
 
-def _inputs(model: PreTrainedModel, block: nn.Module, stage: Stage) -> Iterator[Input]:
+def _inputs(model: PreTrainedModel, block: nn.Module, stage: BlockStage) -> Iterator[Input]:
     config = model.config.get_text_config()
     experts = {group.expert for group in stage.groups if group.expert is not None}
     routed = getattr(config, "num_experts_per_tok", None) or len(experts)

@@ -3,18 +3,26 @@
 from math import log2
 
 from mgaa.plan.layout import Block, Layout, Moment
-from mgaa.plan.settings import Settings, Stage
-from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, forward_work, gradient_bytes, held, statistics_bytes
+from mgaa.plan.settings import Settings, StageCost
+from mgaa.plan.sizes import (
+    DOUBLE,
+    SINGLE,
+    activation_bytes,
+    forward_work,
+    gradient_bytes,
+    model_bytes,
+    statistics_bytes,
+)
 from mgaa.statistics.accumulate import PANELS, Share
 
 
-def load(layout: Layout) -> Stage:
+def load(layout: Layout) -> StageCost:
     """One block after the other is looked at, the next one is read meanwhile (`mgaa.blocks.offload`)."""
     device = layout.rest + layout.largest
-    return Stage("load backbone", device, layout.largest, 0, 0, {}, 2 * layout.weights)
+    return StageCost("load backbone", device, layout.largest, 0, 0, {}, 2 * layout.weights)
 
 
-def calibrate(layout: Layout, settings: Settings) -> Stage:
+def calibrate(layout: Layout, settings: Settings) -> StageCost:
     """`mgaa.statistics.calibration`, `mgaa.statistics.hooks`, `mgaa.statistics.accumulate`."""
     share = Share(settings.samples, 0, settings.shards)
     batch = max(map(len, share.batches(settings.batch_size))) * settings.length
@@ -23,10 +31,10 @@ def calibrate(layout: Layout, settings: Settings) -> Stage:
         3 * batch * layout.hidden * layout.itemsize
     )  # being written, and waiting to be (`mgaa.blocks.hidden_states`)
     worst = max(_block_calibration(layout, settings, block, batch) for block in layout.blocks)
-    device, host = held(layout, settings)
+    device, host = model_bytes(layout, settings)
     host += pending if settings.accelerator else 0
     tokens = settings.samples * settings.length
-    return Stage(
+    return StageCost(
         "calibrate",
         device * (settings.shards if settings.stream else 1)
         + settings.shards * worst
@@ -63,7 +71,7 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
     return max(branches * sums + watched + max(inside, entering + sequence), finishing, saving)
 
 
-def differentiate(layout: Layout, settings: Settings) -> Stage:
+def differentiate(layout: Layout, settings: Settings) -> StageCost:
     """`mgaa.statistics.gradients`, `mgaa.statistics.gradient_hooks`: the tokens there, with the states in front of every block kept, and
     back."""
     length, tokens = settings.length, settings.samples * settings.length
@@ -72,13 +80,13 @@ def differentiate(layout: Layout, settings: Settings) -> Stage:
     hidden = (len(layout.blocks) + 2) * tokens * layout.hidden * layout.itemsize  # gradients wait as one more
     head = 2 * batch * (layout.vocabulary * (layout.itemsize + SINGLE) + 2 * layout.hidden * layout.itemsize)
     worst = max(head, *(_block_differentiation(layout, block, batch, length) for block in layout.blocks))
-    device, host = held(layout, settings)
+    device, host = model_bytes(layout, settings)
     forward = (
         3 * sum(forward_work(layout, block, tokens, length) for block in layout.blocks) + 6.0 * layout.head * tokens
     )
     products = sum((1 + 1 / PANELS) * matrix.m**2 for block in layout.blocks for matrix in block.matrices)
     statistics = sum(statistics_bytes(block, settings) for block in layout.blocks)
-    return Stage(
+    return StageCost(
         "differentiate",
         device + worst + (hidden if settings.states == "device" else 0),
         host + (hidden if settings.states == "host" else 0),

@@ -1,19 +1,19 @@
 """Plans of what is made with compressed models: checkpoints, and their evaluation."""
 
 from mgaa.plan.layout import Layout
-from mgaa.plan.settings import Settings, Stage
-from mgaa.plan.sizes import SINGLE, activation_bytes, compressed_bytes, held
+from mgaa.plan.settings import Settings, StageCost
+from mgaa.plan.sizes import SINGLE, activation_bytes, compressed_bytes, model_bytes
 
 WHOLE = 5 * 10**9
 """Bytes of weights up to which a checkpoint is one file (`mgaa.checkpoints.save.save_blockwise`)."""
 
 
-def assemble(layout: Layout, settings: Settings) -> Stage:
+def assemble(layout: Layout, settings: Settings) -> StageCost:
     """`mgaa.checkpoints.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one file
     holds all."""
     size = compressed_bytes(layout, settings)
     model = layout.weights if not settings.stream else layout.rest  # what the process has loaded for the stages before
-    return Stage(
+    return StageCost(
         "assemble",
         0,
         model + layout.rest + 3 * layout.largest,
@@ -24,7 +24,7 @@ def assemble(layout: Layout, settings: Settings) -> Stage:
     )
 
 
-def evaluate(layout: Layout, settings: Settings) -> Stage:
+def evaluate(layout: Layout, settings: Settings) -> StageCost:
     """`mgaa.evaluation.perplexity`, of the dense model and of each compressed one; one of them is loaded beside the backbone."""
     worst, hidden, work = 0, 0, 0.0
     for tokens, length, batch_size in settings.evaluation:
@@ -36,9 +36,9 @@ def evaluate(layout: Layout, settings: Settings) -> Stage:
         per_token = sum(2.0 * block.parameters for block in layout.blocks) + 2.0 * layout.head
         work += tokens * per_token
     loaded = layout.weights if not settings.stream else layout.rest
-    device, host = held(layout, settings)
+    device, host = model_bytes(layout, settings)
     waiting = hidden if settings.stream else 0
-    return Stage(
+    return StageCost(
         "evaluate",
         loaded + device + worst + (waiting if settings.hidden == "device" else 0),
         host + (waiting if settings.hidden == "host" else 0),
@@ -49,7 +49,7 @@ def evaluate(layout: Layout, settings: Settings) -> Stage:
     )
 
 
-def export(layout: Layout, settings: Settings) -> Stage:
+def export(layout: Layout, settings: Settings) -> StageCost:
     """The checkpoint of the method, copied."""
     size = compressed_bytes(layout, settings)
-    return Stage("export", 0, 0, size, 0, {}, size)
+    return StageCost("export", 0, 0, size, 0, {}, size)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mgaa.plan.settings import Settings, Stage
+from mgaa.plan.settings import Settings, StageCost
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Peaks:
     stages: tuple[str, str]
 
 
-def peaks(stages: Sequence[Stage], settings: Settings, base: int) -> Peaks:
+def peak_usage(stages: Sequence[StageCost], settings: Settings, base: int) -> Peaks:
     """What the stages of a run take together; `base` is what a process takes before it has loaded anything."""
 
-    def on_device(stage: Stage) -> int:
+    def on_device(stage: StageCost) -> int:
         return stage.device if settings.accelerator else 0
 
-    def on_host(stage: Stage) -> int:
+    def on_host(stage: StageCost) -> int:
         return base + stage.host + (0 if settings.accelerator else stage.device)
 
     left, disk = 0, 0
@@ -53,7 +53,7 @@ ERROR = 0.15
 """What a prediction may be too high by (docs/performance.md): so much more than there is does not refuse a run."""
 
 
-def short_of(found: Peaks, room: Room, settings: Settings) -> list[str]:
+def describe_shortage(found: Peaks, room: Room, settings: Settings) -> list[str]:
     """What does not fit, in words; empty where everything does."""
     wanted = [
         (found.device if settings.accelerator else 0, room.device, f"on the device in '{found.stages[0]}'"),

@@ -51,7 +51,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageCost:
     """What one stage takes at its worst moment.
 
     Attributes:

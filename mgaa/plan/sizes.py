@@ -8,7 +8,7 @@ DOUBLE, SINGLE = 8, 4
 """Bytes of a number."""
 
 
-def held(layout: Layout, settings: Settings) -> tuple[int, int]:
+def model_bytes(layout: Layout, settings: Settings) -> tuple[int, int]:
     """Bytes of the model on the device and on the host while a stage goes block by block, the next block read ahead."""
     if not settings.stream:
         return layout.weights, 0

@@ -6,7 +6,7 @@ compared at equal parameters: what is left is smaller than the cheapest next ste
 published method says `VERBATIM = True` in its file and is not refilled. A rule for all matrices of the model at once (`loss`, `file`) says
 `GLOBAL = True`: it is given all ladders and the budget of them all, whatever the ratios, nothing is refilled behind it, and where blocks
 are allocated one after the other it is refused. A rule that has to see the compression before has a second function,
-`check(ladders, compression, *, options)`.
+`check_method(ladders, compression, *, options)`.
 
 FFNs that are pruned (`mgaa.allocation.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel
 more than the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block
@@ -21,11 +21,11 @@ from typing import Any, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.allocation.channels import Channels, Scores
+from mgaa.allocation.channels import Channels, ChannelScores
 from mgaa.allocation.latency import Latency
-from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill, unmeasured
+from mgaa.budget import Ladder, Matrix, check_reachable, explain_unmeasured, parameter_budget, rank_multiple, refill
 from mgaa.errors import UsageError
-from mgaa.methods import check, constant, method
+from mgaa.methods import check_method, load_method, method_constant
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Rank:
     def at(ladder: Ladder, rung: int) -> "Rank":
         """The outcome for the matrix of a ladder that stands on a rung."""
         energy = ladder.energies[rung]
-        return Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], energy, unreached=not ladder.measured)
+        return Rank(ladder.matrix, ladder.ranks[rung], ladder.costs[rung], energy, unreached=not ladder.is_measured)
 
 
 def ladders_of(
@@ -79,22 +79,22 @@ def ladders_of(
     ladders = [
         Ladder.of(matrix, energies[matrix.name], multiple=step, centred=centred)
         if matrix.name in energies
-        else Ladder.unmeasured(matrix)
+        else Ladder.of_unreached(matrix)
         for matrix in matrices
     ]
     for ladder in ladders:
         largest = ladder.matrix.largest_rank(centred=centred)
         if (
-            ladder.measured and len(ladder.ranks) == 1 and largest > 0
+            ladder.is_measured and len(ladder.ranks) == 1 and largest > 0
         ):  # a matrix that no rank makes smaller stays dense
             raise UsageError(
                 f"ranks.multiple is {step}, but {ladder.matrix.name} ({ladder.matrix.m} x {ladder.matrix.n}) "
                 f"breaks even above rank {largest}: set ranks.multiple to at most {largest}"
             )
-    return ladders if latency is None else latency.shortened(ladders, step=step, centred=centred)
+    return ladders if latency is None else latency.drop_slow_ranks(ladders, step=step, centred=centred)
 
 
-Pruned = Mapping[Channels, Scores]
+Pruned = Mapping[Channels, ChannelScores]
 """The FFNs that are pruned, with the scores of their channels."""
 
 
@@ -141,10 +141,10 @@ def allocate_ranks(
     """
     channels = pruned or {}
     matrices = [*(ladder.matrix for ladder in ladders), *(matrix for each in channels for matrix in each.matrices)]
-    method("ranks", name, options)
+    load_method("ranks", name, options)
     floor = sum(ladder.costs[0] for ladder in ladders) + sum(each.least * each.cost for each in channels)
-    check_reachable(sum(matrix.parameters for matrix in matrices), floor, compression, unmeasured(ladders))
-    check("ranks", name, ladders, compression, **options)
+    check_reachable(sum(matrix.parameters for matrix in matrices), floor, compression, explain_unmeasured(ladders))
+    check_method("ranks", name, ladders, compression, **options)
     budget = parameter_budget(matrices, compression)
     return allocate_within(name, ladders, ratios, budget, compression=compression, pruned=channels, **options)
 
@@ -164,11 +164,11 @@ def allocate_within(
     Raises:
         UsageError: as `allocate_ranks`.
     """
-    rule, whole = method("ranks", name, options), constant("ranks", name, "GLOBAL", False)
+    rule, whole = load_method("ranks", name, options), method_constant("ranks", name, "GLOBAL", False)
     rungs = [0] * len(ladders) if whole else _by_ratios(rule, ladders, ratios, options)
     widths = {channels: channels.width(ratios[channels.sublayer]) for channels in pruned}
     cost = sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
-    widths = _trimmed(widths, budget - cost)
+    widths = _trim_widths(widths, budget - cost)
     wide = sum(width * channels.cost for channels, width in widths.items())
     if cost + wide > budget:
         raise UsageError(
@@ -177,7 +177,7 @@ def allocate_within(
         )
     if whole:
         rungs = rule(ladders, budget - wide, **options)
-    elif not constant("ranks", name, "VERBATIM", False):
+    elif not method_constant("ranks", name, "VERBATIM", False):
         rungs = refill(ladders, rungs, budget - wide)
     low = [Rank.at(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True)]
     narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]
@@ -194,13 +194,13 @@ def _by_ratios(
         if kept < (floor := sum(ladder.costs[0] for ladder in group)):
             raise UsageError(
                 f"the ratio {ratios[sublayer]} of sublayer {sublayer} leaves {kept:,} parameters, but its lowest ranks take {floor:,}: "
-                f"compute the ratios with the same ranks.multiple and factors.method{unmeasured(group)}"
+                f"compute the ratios with the same ranks.multiple and factors.method{explain_unmeasured(group)}"
             )
         rungs += rule(group, kept, **options)
     return rungs
 
 
-def _trimmed(widths: Mapping[Channels, int], budget: int) -> dict[Channels, int]:
+def _trim_widths(widths: Mapping[Channels, int], budget: int) -> dict[Channels, int]:
     """Widths that give back what exceeds the budget, one step of each FFN at a time from the last backwards, as far as they can."""
     found = dict(widths)
     excess = sum(width * channels.cost for channels, width in found.items()) - budget
@@ -215,7 +215,7 @@ def _trimmed(widths: Mapping[Channels, int], budget: int) -> dict[Channels, int]
     return found
 
 
-def _narrow(channels: Channels, width: int, scores: Scores) -> Iterator[Rank]:
+def _narrow(channels: Channels, width: int, scores: ChannelScores) -> Iterator[Rank]:
     """The outcome for the matrices of an FFN at a width."""
     for matrix in channels.matrices:
         energy = scores.kept_energy(matrix.local, width, channels.pruning.keep_least)

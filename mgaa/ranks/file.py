@@ -7,7 +7,7 @@ they cost less than there (a factorizer that adds no biases) or where their rule
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mgaa.allocation.file import Saved, load
+from mgaa.allocation.file import SavedMatrix, load_allocation
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.errors import UsageError
 
@@ -25,7 +25,7 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model:
         InputError: the file is missing or damaged.
         UsageError: a matrix has another shape in it or is not there, or its rank is not on the ladder.
     """
-    saved = load(path, model).matrices
+    saved = load_allocation(path, model).matrices
     return [_rung(ladder, saved, path) for ladder in ladders]
 
 
@@ -36,7 +36,7 @@ def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, mo
         InputError: the file is missing or damaged.
         UsageError: it is for another model or another compression, a rank is not on its ladder, or together they cost too much.
     """
-    saved = load(path, model)
+    saved = load_allocation(path, model)
     if pruned := [name for name, each in saved.matrices.items() if each.width is not None]:
         raise UsageError(
             f"{path} has pruned FFNs ({pruned[0]} of width {saved.matrices[pruned[0]].width}), expected ranks for all matrices: repeat its "
@@ -60,7 +60,7 @@ def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, mo
         )
 
 
-def _rung(ladder: Ladder, matrices: Mapping[str, Saved], path: str | Path) -> int:
+def _rung(ladder: Ladder, matrices: Mapping[str, SavedMatrix], path: str | Path) -> int:
     """Where the rank of one matrix stands on its ladder."""
     matrix, saved = ladder.matrix, matrices.get(ladder.matrix.name)
     if saved is None or (saved.m, saved.n) != (matrix.m, matrix.n):

@@ -13,7 +13,7 @@ every matrix.
 import math
 from collections.abc import Sequence
 
-from mgaa.budget import Ladder, lowered
+from mgaa.budget import Ladder, lower_rungs
 from mgaa.errors import UsageError
 from mgaa.ranks import uniform
 
@@ -41,10 +41,10 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, split: float = 3.0) -> l
     shares = _square if len(sides) == 1 and split >= 1 else _of_any_shape
     kept = shares(ladders, budget, split)
     rungs = [
-        ladder.rung_within(kept[PAIRS[ladder.matrix.role]] * ladder.matrix.parameters + ladder.added + 1e-6)
+        ladder.rung_within(kept[PAIRS[ladder.matrix.role]] * ladder.matrix.parameters + ladder.bias_parameters + 1e-6)
         for ladder in ladders
     ]
-    return lowered(ladders, rungs, budget)
+    return lower_rungs(ladders, rungs, budget)
 
 
 def _square(ladders: Sequence[Ladder], budget: int, split: float) -> dict[str, float]:
@@ -77,5 +77,5 @@ def _biases(ladders: Sequence[Ladder]) -> dict[str, int]:
     """Parameters of the biases that low rank adds to each pair."""
     added = {"vo": 0, "qk": 0}
     for ladder in ladders:
-        added[PAIRS[ladder.matrix.role]] += ladder.added
+        added[PAIRS[ladder.matrix.role]] += ladder.bias_parameters
     return added

@@ -13,7 +13,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mgaa.budget import Ladder, lowered
+from mgaa.budget import Ladder, lower_rungs
 from mgaa.errors import UsageError
 
 GLOBAL = True
@@ -37,10 +37,10 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, trust: float | None = No
         )
     share = budget / sum(ladder.matrix.parameters for ladder in ladders)
     bounds = [_bounds(ladder, share, trust) for ladder in ladders]
-    lowest = lowered(ladders, [low for low, _ in bounds], budget)
+    lowest = lower_rungs(ladders, [low for low, _ in bounds], budget)
     curves = [_Curve.of(ladder, low, high) for ladder, low, (_, high) in zip(ladders, lowest, bounds, strict=True)]
-    along = _climbed(curves, [0] * len(curves), budget)
-    rungs = _climbed([curve.without_hull() for curve in curves], along, budget)
+    along = _climb(curves, [0] * len(curves), budget)
+    rungs = _climb([curve.without_hull() for curve in curves], along, budget)
     return [low + rung for low, rung in zip(lowest, rungs, strict=True)]
 
 
@@ -91,7 +91,7 @@ def _bounds(ladder: Ladder, share: float, trust: float | None) -> tuple[int, int
     return inside[0], inside[-1]
 
 
-def _climbed(curves: Sequence[_Curve], rungs: Sequence[int], budget: int) -> list[int]:
+def _climb(curves: Sequence[_Curve], rungs: Sequence[int], budget: int) -> list[int]:
     """Rungs after all steps that fit, the largest saving first; a matrix whose step does not fit stays where it is."""
     rungs = list(rungs)
     left = budget - sum(curve.costs[rung] for curve, rung in zip(curves, rungs, strict=True))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mgaa.budget import Ladder, lowered, refill
+from mgaa.budget import Ladder, lower_rungs, refill
 
 
 def allocate(ladders: Sequence[Ladder], budget: int) -> list[int]:
@@ -12,4 +12,4 @@ def allocate(ladders: Sequence[Ladder], budget: int) -> list[int]:
     """
     share = budget / sum(ladder.matrix.parameters for ladder in ladders)
     rungs = [ladder.rung_within(share * ladder.matrix.parameters) for ladder in ladders]
-    return refill(ladders, lowered(ladders, rungs, budget), budget)
+    return refill(ladders, lower_rungs(ladders, rungs, budget), budget)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mgaa.budget import FURTHER, Sublayers, bound_ratios
 from mgaa.errors import UsageError
-from mgaa.methods import method
+from mgaa.methods import load_method
 
 
 def allocate_ratios(
@@ -46,7 +46,7 @@ def allocate_ratios(
     Raises:
         UsageError: unknown method or option, a band that is not positive, or a budget out of reach.
     """
-    function = method("ratios", name, options)
+    function = load_method("ratios", name, options)
     if band is not None and not band > 0:
         raise UsageError(
             f"ratios.band is {band}, expected a positive number such as 0.1 (a difference of ratios) or null"

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.allocation.file import load
+from mgaa.allocation.file import load_allocation
 from mgaa.budget import Sublayers
 from mgaa.errors import UsageError
 
@@ -24,7 +24,7 @@ def allocate(
         InputError: the file is missing or damaged.
         UsageError: it is for another model or another compression, or a ratio is outside the band or the reach of the ranks.
     """
-    saved = load(path, model).ratios
+    saved = load_allocation(path, model).ratios
     if different := set(saved) ^ set(sublayers.names):
         first = next(name for name in (*sublayers.names, *saved) if name in different)
         place = "the file alone" if first in saved else "the model alone"

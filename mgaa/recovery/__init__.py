@@ -21,21 +21,21 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, UsageError
-from mgaa.inputs.readers import accepting, path, to_change
+from mgaa.inputs.readers import coerce_arguments, path, to_change
 from mgaa.inputs.tokens import check_vocabulary
-from mgaa.recovery.attach import targets
+from mgaa.recovery.attach import target_names
 from mgaa.recovery.curve import Curve, Point
 from mgaa.recovery.examples import Examples, from_instructions, from_windows, read_instructions
 from mgaa.recovery.job import Job, job_of
 from mgaa.recovery.merging import merge_, updates_of
 from mgaa.recovery.plan import Plan
-from mgaa.recovery.precision import resolve
-from mgaa.recovery.processes import launch
+from mgaa.recovery.precision import resolve_precision
+from mgaa.recovery.processes import launch_processes
 
 __all__ = ["Curve", "Examples", "Plan", "Point", "from_instructions", "from_windows", "read_instructions", "recover_"]
 
 
-@accepting(model=to_change, folder=path)
+@coerce_arguments(model=to_change, folder=path)
 def recover_(
     model: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, *, folder: str | Path
 ) -> Curve:
@@ -58,7 +58,7 @@ def recover_(
         NumericalError: a loss or a merged weight is not finite.
         ResourceError: the folder cannot be written, or a process died.
     """
-    require(plan)
+    require_packages(plan)
     if model.device.type == "cuda" and model.device.index != 0:
         raise UsageError(
             f"the model is on {model.device}, expected cuda:0, where the Trainer of transformers trains: choose the GPU by the variable "
@@ -66,11 +66,15 @@ def recover_(
         )
     for what, given in (("examples", examples), ("validation", validation)):
         _check(model, what, given)
-    targets(model, plan)  # refuses a model that it does not fit
+    target_names(model, plan)  # refuses a model that it does not fit
     job = job_of(
-        model, examples, validation, replace(plan, precision=resolve(plan.precision, model.device)), Path(folder)
+        model,
+        examples,
+        validation,
+        replace(plan, precision=resolve_precision(plan.precision, model.device)),
+        Path(folder),
     )
-    job.open()
+    job.claim()
     if job.result() is None:
         _train(model, examples, validation, job)
     result = job.result()
@@ -91,14 +95,14 @@ def recover_(
 
 def _train(model: PreTrainedModel, examples: Examples, validation: Examples, job: Job) -> None:
     if job.plan.processes > 1:
-        launch(model, examples, validation, job)
+        launch_processes(model, examples, validation, job)
     else:
         from mgaa.recovery.training import train  # imports the Trainer: seconds
 
         train(model, examples, validation, job)
 
 
-def require(plan: Plan) -> None:
+def require_packages(plan: Plan) -> None:
     """Refuse to go on without the packages that training by this plan needs.
 
     Raises:

@@ -32,7 +32,7 @@ def tensors_of(adapters: Mapping[str, Adapter]) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def fill(adapters: Mapping[str, Adapter], tensors: Mapping[str, Tensor]) -> None:
+def load_adapters(adapters: Mapping[str, Adapter], tensors: Mapping[str, Tensor]) -> None:
     """Go on from what `tensors_of` gave."""
     for name, tensor in _parts(adapters):
         tensor.copy_(tensors[name])

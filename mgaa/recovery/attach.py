@@ -10,14 +10,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, UsageError
-from mgaa.models.architecture_schema import has
+from mgaa.models.architecture_schema import has_module
 from mgaa.models.architectures import architecture_of, decoder_blocks
 from mgaa.models.lowrank import LowRankLinear
 from mgaa.recovery.adapters import Adapter
 from mgaa.recovery.plan import Plan
 
 
-def targets(model: PreTrainedModel, plan: Plan) -> list[str]:
+def target_names(model: PreTrainedModel, plan: Plan) -> list[str]:
     """The names of the linears that get an adapter, in the order of the modules.
 
     Raises:
@@ -25,7 +25,9 @@ def targets(model: PreTrainedModel, plan: Plan) -> list[str]:
         UsageError: diagonals, and no linear is low-rank.
     """
     blocks, entry = decoder_blocks(model), architecture_of(model.config)
-    untouched = {id(block.get_submodule(name)) for block in blocks for name in entry.untouched if has(block, name)}
+    untouched = {
+        id(block.get_submodule(name)) for block in blocks for name in entry.untouched if has_module(block, name)
+    }
     inside = {id(module) for module in blocks.modules()} - untouched
     found = {name: module for name, module in model.named_modules() if id(module) in inside}
     low_rank = [name for name, module in found.items() if isinstance(module, LowRankLinear)]
@@ -49,16 +51,16 @@ def targets(model: PreTrainedModel, plan: Plan) -> list[str]:
 
 
 @contextmanager
-def attached(model: PreTrainedModel, plan: Plan) -> Iterator[dict[str, Adapter]]:
+def attach_adapters(model: PreTrainedModel, plan: Plan) -> Iterator[dict[str, Adapter]]:
     """Adapters beside the targets, the only part that learns, inside this context; after it the model is as it was.
 
     They start as no update at all.
     """
     learns = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    layers = {name: model.get_submodule(name) for name in targets(model, plan)}
+    layers = {name: model.get_submodule(name) for name in target_names(model, plan)}
     model.requires_grad_(False)
     try:
-        adapters = {name: _beside(layer, plan).train(layer.training) for name, layer in layers.items()}
+        adapters = {name: _make_adapter(layer, plan).train(layer.training) for name, layer in layers.items()}
         for name, adapter in adapters.items():
             model.set_submodule(name, adapter)
         yield adapters
@@ -69,13 +71,13 @@ def attached(model: PreTrainedModel, plan: Plan) -> Iterator[dict[str, Adapter]]
             parameter.requires_grad_(learned)
 
 
-def _beside(layer: nn.Module, plan: Plan) -> Adapter:
+def _make_adapter(layer: nn.Module, plan: Plan) -> Adapter:
     """The adapter of the plan; of the two kinds only that one is imported."""
     if plan.method == "diagonals":
         from mgaa.recovery.diagonals import Diagonals
 
         assert isinstance(layer, LowRankLinear)
         return Diagonals(layer, plan)
-    from mgaa.recovery.lora import Beside  # imports peft
+    from mgaa.recovery.lora import LoraAdapter  # imports peft
 
-    return Beside(layer, plan)
+    return LoraAdapter(layer, plan)

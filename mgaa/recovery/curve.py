@@ -67,7 +67,7 @@ class Curve:
         return cls(tuple(Point(step, loss, validation.get(step), rate) for step, loss, rate in given))
 
 
-def exhausted(validations: Sequence[float], patience: int | None) -> bool:
+def is_exhausted(validations: Sequence[float], patience: int | None) -> bool:
     """Whether the last `patience` validations all failed to be better than the best before them."""
     if patience is None or not validations:
         return False

@@ -171,7 +171,7 @@ def from_instructions(
         raise UsageError(f"length is {length} and scored {scored!r}: expected at least 2, and 'answer' or 'all'.")
     for number, row in enumerate(rows, start=1):
         check_row(row, f"row {number}")
-    found = [example for example in _encoded(rows, tokenizer, length) if example[1] < len(example[0])]
+    found = [example for example in _encode_rows(rows, tokenizer, length) if example[1] < len(example[0])]
     if not found:
         raise InputError(
             f"None of the {len(rows)} rows has an answer within its first {length} tokens: "
@@ -259,12 +259,10 @@ def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         batch["attention_mask"][index, :length] = 1
         batch["labels"][index, :length] = example["labels"]
     names = dict.fromkeys(name for example in examples for name in example if name not in batch)
-    return batch | {
-        name: torch.cat([_padded(each, name, longest) for each in examples if name in each]) for name in names
-    }
+    return batch | {name: torch.cat([_pad(each, name, longest) for each in examples if name in each]) for name in names}
 
 
-def _padded(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
+def _pad(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
     """What a model takes beside the tokens; what it takes of each token gets zeros behind the end."""
     given, length = example[name], len(example["input_ids"])
     of_tokens = given.shape == (1, length)
@@ -285,7 +283,7 @@ def check_row(row: object, where: str) -> None:
         )
 
 
-def _encoded(
+def _encode_rows(
     rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterable[tuple[list[int], int]]:
     """The tokens of each row and how many of them are prompt; all of them where the answer is empty."""
@@ -296,7 +294,7 @@ def _encoded(
         prompts = [prompt_of(row) for row in part]
         whole = _tokens(tokenizer, [prompt + row["output"] for prompt, row in zip(prompts, part, strict=True)])
         for row, prompt, tokens in zip(part, _tokens(tokenizer, prompts), whole, strict=True):
-            common = _common(prompt, tokens) if row["output"].strip() else len(tokens) + len(after)
+            common = _common_prefix(prompt, tokens) if row["output"].strip() else len(tokens) + len(after)
             yield (before + tokens + after)[:length], len(before) + common
 
 
@@ -306,7 +304,7 @@ def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[i
     return [list(ids) for ids in tokenizer(texts, **options)["input_ids"]]
 
 
-def _common(one: Sequence[int], two: Sequence[int]) -> int:
+def _common_prefix(one: Sequence[int], two: Sequence[int]) -> int:
     """How many tokens two sequences share at their beginning."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(two)))

@@ -52,7 +52,7 @@ class Job:
     validation: str
     plan: Plan
 
-    def open(self) -> None:
+    def claim(self) -> None:
         """Claim the folder: write job.json, or check that the one there says the same.
 
         Raises:
@@ -70,7 +70,7 @@ class Job:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Train in the folder alone.
 
         Raises:
@@ -157,7 +157,7 @@ class Job:
 
 
 def read_job(folder: Path) -> Job:
-    """The job that `Job.open` wrote.
+    """The job that `Job.claim` wrote.
 
     Raises:
         InputError: there is none.

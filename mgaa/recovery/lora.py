@@ -19,7 +19,7 @@ from mgaa.recovery.plan import Plan
 _ADAPTER = "recovery"
 
 
-class Beside(lora.Linear, Adapter):  # type: ignore[misc]
+class LoraAdapter(lora.Linear, Adapter):  # type: ignore[misc]
     """peft's LoRA layer around an `nn.Linear` or a `LowRankLinear`, whose sizes peft would warn of not knowing; adapters in float32.
 
     It starts as no update at all (`L_B` is zero), with `L_A` drawn from torch's generator.

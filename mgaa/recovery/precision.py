@@ -19,7 +19,7 @@ from mgaa.errors import UsageError
 _HALVES = (torch.bfloat16, torch.float16)
 
 
-def resolve(precision: str, device: torch.device) -> str:
+def resolve_precision(precision: str, device: torch.device) -> str:
     """What `auto` means on a device; anything else is checked and returned.
 
     Raises:
@@ -39,7 +39,7 @@ def resolve(precision: str, device: torch.device) -> str:
 
 
 @contextmanager
-def held(model: nn.Module, precision: str) -> Iterator[None]:
+def hold_precision(model: nn.Module, precision: str) -> Iterator[None]:
     """Parameters in half precision are float32 inside this context if that is the precision; afterwards they are the stored ones."""
     stored = {
         parameter: parameter.data

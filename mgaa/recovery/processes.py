@@ -36,7 +36,7 @@ MODEL, EXAMPLES, VALIDATION = (
 )
 
 
-def launch(model: PreTrainedModel, examples: Examples, validation: Examples, job: Job) -> None:
+def launch_processes(model: PreTrainedModel, examples: Examples, validation: Examples, job: Job) -> None:
     """Train in `plan.processes` processes and wait for them; the result is in the folder of the job.
 
     Raises:
@@ -62,7 +62,7 @@ def launch(model: PreTrainedModel, examples: Examples, validation: Examples, job
         _raise(job.folder, code)
 
 
-def work(folder: Path, device: str) -> None:
+def run_process(folder: Path, device: str) -> None:
     """What each process does.
 
     Raises:

@@ -40,13 +40,13 @@ from transformers.utils import logging
 
 from mgaa.errors import NumericalError, ResourceError
 from mgaa.models.architectures import architecture_of
-from mgaa.recovery.adapters import Adapter, fill, tensors_of
-from mgaa.recovery.attach import attached
-from mgaa.recovery.curve import Curve, exhausted
+from mgaa.recovery.adapters import Adapter, load_adapters, tensors_of
+from mgaa.recovery.attach import attach_adapters
+from mgaa.recovery.curve import Curve, is_exhausted
 from mgaa.recovery.examples import UNSCORED, Examples, collate
 from mgaa.recovery.job import ADAPTERS, STATE, Job, read_json, read_tensors, seal, write_tensors
 from mgaa.recovery.plan import Plan
-from mgaa.recovery.precision import held
+from mgaa.recovery.precision import hold_precision
 
 
 def train(model: PreTrainedModel, examples: Examples, validation: Examples, job: Job) -> None:
@@ -59,16 +59,16 @@ def train(model: PreTrainedModel, examples: Examples, validation: Examples, job:
     """
     plan = job.plan
     with ExitStack() as stack:
-        stack.enter_context(_undisturbed(model))
+        stack.enter_context(_restore_model(model))
         torch.manual_seed(plan.seed)
-        adapters = stack.enter_context(attached(model, plan))
-        stack.enter_context(held(model, plan.precision))
+        adapters = stack.enter_context(attach_adapters(model, plan))
+        stack.enter_context(hold_precision(model, plan.precision))
         trainer = _Trainer(model, adapters, examples, validation, job)
         if trainer.is_world_process_zero():
-            stack.enter_context(job.locked())
+            stack.enter_context(job.lock())
         checkpoint = trainer.newest()
         history = [] if checkpoint is None else read_json(checkpoint / STATE)["log_history"]
-        if not _ended(history, plan, len(examples)):
+        if not _is_finished(history, plan, len(examples)):
             trainer.args.eval_on_start = checkpoint is None
             stack.callback(trainer.watch.close)
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -165,7 +165,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
             seal(self.job.at(self.state.global_step))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        fill(self.adapters, read_tensors(Path(resume_from_checkpoint) / ADAPTERS))
+        load_adapters(self.adapters, read_tensors(Path(resume_from_checkpoint) / ADAPTERS))
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
@@ -196,7 +196,7 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
         """A validation loss counts from the start on."""
         if state.global_step == 0:
             state.best_metric = given["metrics"]["eval_loss"]
-        if exhausted(_validations(state.log_history), self.job.plan.patience):
+        if is_exhausted(_validations(state.log_history), self.job.plan.patience):
             control.should_training_stop = True
 
     def close(self) -> None:
@@ -268,14 +268,14 @@ def _validations(history: list[dict[str, Any]]) -> list[float]:
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-def _ended(history: list[dict[str, Any]], plan: Plan, examples: int) -> bool:
+def _is_finished(history: list[dict[str, Any]], plan: Plan, examples: int) -> bool:
     """Whether a run with this log has nothing left to do: a process may die between its last checkpoint and the result."""
     last = max((int(entry["step"]) for entry in history), default=0)
-    return last >= plan.total(examples) or exhausted(_validations(history), plan.patience)
+    return last >= plan.total(examples) or is_exhausted(_validations(history), plan.patience)
 
 
 @contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+def _restore_model(model: PreTrainedModel) -> Iterator[None]:
     """What the Trainer changes beside the adapters is as before afterwards."""
     config = model.config.get_text_config()
     verbosity, cached = logging.get_verbosity(), config.use_cache

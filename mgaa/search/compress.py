@@ -15,27 +15,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mgaa.checkpoints.meta_model import outline
+from mgaa.checkpoints.meta_model import meta_copy
 from mgaa.checkpoints.save import twin_of
-from mgaa.decomposed import Decomposed, decomposed
+from mgaa.decomposed import DecomposedModel, decompose_model
 from mgaa.errors import NumericalError, UsageError
 from mgaa.evaluation.causality import check_decoder
-from mgaa.evaluation.perplexity import check, evaluating, perplexity
+from mgaa.evaluation.perplexity import check_windows, eval_mode, perplexity
 from mgaa.inputs.prompts import Prompts
-from mgaa.inputs.readers import accepting, to_change
+from mgaa.inputs.readers import coerce_arguments, to_change
 from mgaa.inputs.token_rows import Tokens, Windows, check_fit, sequences
 from mgaa.inputs.token_rows import windows as windows_of
-from mgaa.inputs.values import fraction, names, whole
+from mgaa.inputs.values import fraction, integer, names
 from mgaa.inputs.values import number as number_of
 from mgaa.levels import Target, adds_biases, check_groups, flat_ladders
 from mgaa.models.architectures import matrices_of
 from mgaa.models.fused import unfuse_
-from mgaa.report import Report, report
+from mgaa.report import Report, build_report
 from mgaa.search.objective import WEIGHT, objective, reference
-from mgaa.search.optimizer import Found, drawn, propose, require
+from mgaa.search.optimizer import Found, draw_point, propose, require_method
 from mgaa.search.selection import most_telling
 from mgaa.search.space import Space, space_of
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Trial:
     error: str = ""
 
 
-@accepting(
+@coerce_arguments(
     **{"model": to_change, "tokens": sequences, "validation": windows_of, "compression": fraction, "dense": names},
-    **dict.fromkeys(("groups", "evaluations", "initial", "windows", "selection", "seed"), whole),
+    **dict.fromkeys(("groups", "evaluations", "initial", "windows", "selection", "seed"), integer),
     **dict.fromkeys(("least", "divergence"), number_of),
 )
 def compress_by_search_(
@@ -70,7 +70,7 @@ def compress_by_search_(
     divergence: float = WEIGHT,
     multiple: int | str = "auto",
     seed: int = 0,
-    measuring: Measuring | None = None,
+    measuring: CalibrationSettings | None = None,
 ) -> tuple[Report, list[Trial]]:
     """Compress a transformers causal language model in place, by the best allocation that a search finds.
 
@@ -96,7 +96,7 @@ def compress_by_search_(
         InputError: the model or the tokens cannot be used.
         NumericalError: a weight or an activation is not finite, or no trial could be measured.
     """
-    require(method)
+    require_method(method)
     for name, value, least_value in (("evaluations", evaluations, 1), ("initial", initial, 1), ("windows", windows, 1)):
         if value < least_value:
             raise UsageError(f"{name} is {value}, expected a whole number from {least_value}")
@@ -107,20 +107,20 @@ def compress_by_search_(
         )
     assert isinstance(validation, Tensor)
     assert isinstance(tokens, Prompts | Tensor)
-    check(model, validation.flatten(), validation.shape[1], None)
-    matrices = matrices_of(unfuse_(outline(model)))
+    check_windows(model, validation.flatten(), validation.shape[1], None)
+    matrices = matrices_of(unfuse_(meta_copy(model)))
     space = space_of(matrices, compression=compression, groups=groups, dense=dense, least=least)
-    target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or Measuring()
+    target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or CalibrationSettings()
     space.check(flat_ladders(matrices, target, centred=adds_biases(chosen)))
     check_groups(chosen, how.groups, len(tokens))
     check_fit(tokens, model)
     unfuse_(model)
-    with evaluating(model):
+    with eval_mode(model):
         check_decoder(model)
-        shared = decomposed(model, tokens, matrices, target, how, chosen)
+        shared = decompose_model(model, tokens, matrices, target, how, chosen)
         if selection and len(validation) > windows:
             coarse = space_of(matrices, compression=compression, dense=dense, least=least)
-            validation = validation[_telling(model, shared, coarse, validation, windows, selection)]
+            validation = validation[_choose_windows(model, shared, coarse, validation, windows, selection)]
         else:
             validation = validation[:windows]
         hidden = reference(twin_of(model), validation) if divergence else None
@@ -128,7 +128,7 @@ def compress_by_search_(
         for number in tqdm(range(evaluations), desc="searching ranks", disable=None):
             point = propose(method, _found(trials), dimensions=len(space), first=number, seed=seed, initial=initial)[0]
             try:
-                score = objective(_compressed(model, shared, space, point), validation, hidden, weight=divergence)
+                score = objective(_compress_at(model, shared, space, point), validation, hidden, weight=divergence)
                 trials.append(Trial(point, score.objective))
             except NumericalError as error:
                 trials.append(Trial(point, None, str(error)))
@@ -139,26 +139,31 @@ def compress_by_search_(
             )
         ratios, ranks = space.allocate(shared.ladders, trials[min(values, key=lambda index: values[index])].point)
         shared.put_(model, ranks)
-        return report(ranks, ratios, shared.cosines, space.budget), trials
+        return build_report(ranks, ratios, shared.cosines, space.budget), trials
 
 
-def _compressed(model: PreTrainedModel, shared: Decomposed, space: Space, point: list[float]) -> PreTrainedModel:
+def _compress_at(model: PreTrainedModel, shared: DecomposedModel, space: Space, point: list[float]) -> PreTrainedModel:
     """The model at a point; `model` stays as it is."""
     twin = twin_of(model)
     shared.put_(twin, space.allocate(shared.ladders, point)[1])
     return twin
 
 
-def _telling(
-    model: PreTrainedModel, shared: Decomposed, space: Space, windows: Int[Tensor, "n l"], number: int, allocations: int
+def _choose_windows(
+    model: PreTrainedModel,
+    shared: DecomposedModel,
+    space: Space,
+    windows: Int[Tensor, "n l"],
+    number: int,
+    allocations: int,
 ) -> Int[Tensor, " k"]:
     """The windows that tell random allocations apart."""
-    points = [drawn(0, index, len(space)) for index in range(allocations)]
+    points = [draw_point(0, index, len(space)) for index in range(allocations)]
     stream, length = windows.flatten(), windows.shape[1]
     measured = []
     for point in points:
         try:
-            measured.append(perplexity(_compressed(model, shared, space, point), stream, length=length))
+            measured.append(perplexity(_compress_at(model, shared, space, point), stream, length=length))
         except NumericalError as error:  # says nothing of the windows; the search meets such a point as well
             failure = error
     if len(measured) < 2:

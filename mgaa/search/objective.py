@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.evaluation.perplexity import check, evaluating, fitting
+from mgaa.evaluation.perplexity import check_windows, eval_mode, max_batch_size
 
 WEIGHT = 1e-3
 _CHUNK = 2**20
@@ -56,11 +56,11 @@ def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size
     Raises:
         InputError: the model has no head to compute logits with.
     """
-    check(model, windows.flatten(), windows.shape[1], None)
-    head, seen, size = _head(model), list[Tensor](), min(batch_size, fitting(model, windows.shape[1]))
+    check_windows(model, windows.flatten(), windows.shape[1], None)
+    head, seen, size = _head(model), list[Tensor](), min(batch_size, max_batch_size(model, windows.shape[1]))
     handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].cpu()))
     try:
-        with evaluating(model):
+        with eval_mode(model):
             for ids in tqdm(torch.split(windows, size), desc="measuring the dense model", disable=None):
                 model(input_ids=ids.to(model.device), use_cache=False)
     finally:
@@ -83,7 +83,7 @@ def objective(
         UsageError: a weight without a reference, or one of other windows.
         NumericalError: a loss or a divergence is not finite.
     """
-    check(model, windows.flatten(), windows.shape[1], None)
+    check_windows(model, windows.flatten(), windows.shape[1], None)
     if weight and (dense is None or dense.shape[:2] != windows.shape):
         given = "none" if dense is None else f"one of {dense.shape[0]} windows of {dense.shape[1]} tokens"
         raise UsageError(
@@ -92,8 +92,8 @@ def objective(
         )
     losses: list[float] = []
     divergences: list[float] = []
-    size = min(batch_size, fitting(model, windows.shape[1]))
-    with evaluating(model):
+    size = min(batch_size, max_batch_size(model, windows.shape[1]))
+    with eval_mode(model):
         for start in tqdm(range(0, len(windows), size), desc="measuring a trial", disable=None, leave=False):
             ids = windows[start : start + size].to(model.device)
             hidden = dense[start : start + size].to(model.device) if weight and dense is not None else None

@@ -61,25 +61,25 @@ def propose(
     Raises:
         UsageError: an unknown method, or optuna is missing.
     """
-    require(method)
+    require_method(method)
     points: list[Point] = []
     for number in range(first, first + count):
         if number == 0 and start is not None:
             points.append([*start])
         elif method == "random" or number < initial or not found.values:
-            points.append(drawn(seed, number, dimensions))
+            points.append(draw_point(seed, number, dimensions))
         else:
-            points.append(_improving(found, points, dimensions, seed, number))
+            points.append(_propose_improvement(found, points, dimensions, seed, number))
     return points
 
 
-def drawn(seed: int, number: int, dimensions: int) -> Point:
+def draw_point(seed: int, number: int, dimensions: int) -> Point:
     """Point `number` of the random search with this seed, uniform in the unit cube."""
     point: Point = np.random.default_rng([seed, number]).random(dimensions).tolist()
     return point
 
 
-def require(method: str) -> None:
+def require_method(method: str) -> None:
     """Refuse a method that does not exist, or whose package is missing.
 
     Raises:
@@ -92,7 +92,7 @@ def require(method: str) -> None:
             raise UsageError(f"search.method=gp needs {package}, which is not installed: pip install 'mgaa[search]'")
 
 
-def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: int, number: int) -> Point:
+def _propose_improvement(found: Found, running: Sequence[Point], dimensions: int, seed: int, number: int) -> Point:
     """The point of largest expected improvement over the best value, beside those that are being measured."""
     import optuna
 
@@ -107,7 +107,7 @@ def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: in
         study = optuna.create_study(sampler=sampler)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    values = _bounded(found.values)
+    values = _clip_outliers(found.values)
     measured = zip(found.points, values, strict=True)
     for point, value in (*measured, *((point, max(values)) for point in found.failed)):
         study.add_trial(optuna.create_trial(params=_named(point), distributions=cube, value=value))
@@ -118,7 +118,7 @@ def _improving(found: Found, running: Sequence[Point], dimensions: int, seed: in
     return [float(asked[str(index)]) for index in range(dimensions)]
 
 
-def _bounded(values: Sequence[float]) -> list[float]:
+def _clip_outliers(values: Sequence[float]) -> list[float]:
     """The values with those far above the rest brought down to 10 times the distance between the least and the median above the median.
 
     Our decision: the Gaussian process sees values over their standard deviation, so one allocation that breaks the model, with a

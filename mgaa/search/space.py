@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.budget import Ladder, Matrix, lowered, parameter_budget, refill
+from mgaa.budget import Ladder, Matrix, lower_rungs, parameter_budget, refill
 from mgaa.errors import UsageError
 from mgaa.ranks import Rank
 
@@ -117,7 +117,7 @@ class Space:
         free = [ladder for ladder in ladders if ladder.matrix.name not in self.dense]
         budget = self.budget - self.fixed
         rungs = [ladder.rung_within(kept[ladder.matrix.name] * ladder.matrix.parameters + 1e-6) for ladder in free]
-        rungs = refill(free, lowered(free, rungs, budget), budget)
+        rungs = refill(free, lower_rungs(free, rungs, budget), budget)
         standing = {ladder.matrix.name: rung for ladder, rung in zip(free, rungs, strict=True)}
         ranks = [Rank.at(ladder, standing.get(ladder.matrix.name, -1)) for ladder in ladders]
         return _ratios([ladder.matrix for ladder in ladders], kept), ranks

@@ -106,7 +106,7 @@ class Pairwise(Generic[Sum]):
         """The next leaf."""
         level = 0
         while self._waiting and self._waiting[-1][0] == level:
-            leaf = _merged(self._waiting.pop()[1], leaf)
+            leaf = _merge(self._waiting.pop()[1], leaf)
             level += 1
         self._waiting.append((level, leaf))
 
@@ -114,18 +114,18 @@ class Pairwise(Generic[Sum]):
         """The sum of all leaves so far; nothing may be pushed behind it."""
         total: Sum | None = None
         while self._waiting:
-            total = _merged(self._waiting.pop()[1], total)
+            total = _merge(self._waiting.pop()[1], total)
         return total
 
 
-def _merged(left: Sum | None, right: Sum | None) -> Sum | None:
+def _merge(left: Sum | None, right: Sum | None) -> Sum | None:
     if left is None or right is None:
         return right if left is None else left
     together: Sum = left.merge_(right)
     return together
 
 
-def merged(sums: Iterable[Sum | None]) -> Sum | None:
+def merge_sums(sums: Iterable[Sum | None]) -> Sum | None:
     """The sums of all shares, in order, as one worker would have them; they are used up."""
     tree = Pairwise[Sum]()
     for each in sums:
@@ -140,7 +140,7 @@ class Leaves(Generic[Sum]):
         self._share, self._part, self._tree = share, share.parts[0], Pairwise[Sum]()
         self.current: Sum | None = None
 
-    def turn_to(self, sequence: int) -> None:
+    def move_to(self, sequence: int) -> None:
         """Go on to the part of a sequence."""
         self._until(self._share.part_of(sequence))
 
@@ -236,7 +236,7 @@ def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None
             panel += left @ right
 
 
-def unreached(linear: str) -> str:
+def explain_unreached(linear: str) -> str:
     """What is said of a linear of an expert that no token has reached."""
     return (
         f"{linear} received none of the calibration tokens, expected at least one: the router never chose this expert; calibrate on more "
@@ -291,7 +291,7 @@ class Accumulator:
                 "overflows or its weights are damaged; check the weights or set backbone.dtype to bfloat16 or float32"
             )
         z = x if self._weight is None else side.double()
-        self._leaves.turn_to(sequence)
+        self._leaves.move_to(sequence)
         if self._leaves.current is None:
             self._leaves.current = Moments.empty(z, x.shape[1], self._groups)
         self._leaves.current.add_(z, sums, sequence * self._groups // self._share.sequences)
@@ -316,14 +316,14 @@ class Accumulator:
         Raises:
             InputError: not a single token was added.
         """
-        found = self.measured(shares)
+        found = self.finish_or_none(shares)
         if found is None:
-            raise InputError(unreached(self._name))
+            raise InputError(explain_unreached(self._name))
         return found
 
-    def measured(self, shares: Iterable[Moments | None] | None = None) -> InputStatistics | None:
+    def finish_or_none(self, shares: Iterable[Moments | None] | None = None) -> InputStatistics | None:
         """`finish`, and `None` where there was no token."""
-        found = self.total() if shares is None else merged(shares)
+        found = self.total() if shares is None else merge_sums(shares)
         return None if found is None else self._statistics(found)
 
     def _statistics(self, found: Moments) -> InputStatistics:
@@ -395,7 +395,7 @@ class CosineAccumulator:
                 f"the residual stream of {self._name} is not finite in calibration sequence {sequence}: the backbone overflows or "
                 "its weights are damaged; check the weights or set backbone.dtype to bfloat16 or float32"
             )
-        self._leaves.turn_to(sequence)
+        self._leaves.move_to(sequence)
         found = CosineSum(total, len(cosines))
         self._leaves.current = found if self._leaves.current is None else self._leaves.current.merge_(found)
 
@@ -405,13 +405,13 @@ class CosineAccumulator:
 
     def finish(self, shares: Iterable[CosineSum | None] | None = None) -> float:
         """The mean cosine of everything added so far, or of the totals of all shares in order."""
-        found = self.mean(shares)
+        found = self.finish_or_none(shares)
         assert found is not None, "calibration has at least one token"
         return found
 
-    def mean(self, shares: Iterable[CosineSum | None] | None = None) -> float | None:
+    def finish_or_none(self, shares: Iterable[CosineSum | None] | None = None) -> float | None:
         """`finish`, and `None` where there was no token."""
-        found = self.total() if shares is None else merged(shares)
+        found = self.total() if shares is None else merge_sums(shares)
         return None if found is None else found.total / found.count
 
 
@@ -454,14 +454,14 @@ class BlockSums:
             notes = json.loads(file.metadata()["notes"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         return BlockSums(
-            {key: _unpacked(key, tensors) if f"{key}/count" in tensors else None for key in notes["inputs"]},
+            {key: _unpack(key, tensors) if f"{key}/count" in tensors else None for key in notes["inputs"]},
             {name: (CosineSum(**stream), CosineSum(**branch)) for name, (stream, branch) in notes["cosines"].items()},
             notes["shared"],
             {name: None if each is None else CosineSum(**each) for name, each in notes["apart"].items()},
         )
 
 
-def _unpacked(key: str, tensors: Mapping[str, Tensor]) -> Moments:
+def _unpack(key: str, tensors: Mapping[str, Tensor]) -> Moments:
     given = {each.name: tensors[f"{key}/{each.name}"] for each in fields(Moments)}
     width = len(given["mean"])
     scatter = given["scatter"].new_zeros(width, width)

@@ -2,7 +2,7 @@
 
 The hidden states of all calibration tokens are carried from block to block, so only one block's statistics exist at a time, and the
 consumer of the stream may store or decompose them before the next block starts. Several workers may share the sequences: each sums what
-its own do (`Calibration.sums`), and `merge` gives the bits that one worker would have found (`mgaa.statistics.accumulate`).
+its own do (`Calibration.measure_sums`), and `merge` gives the bits that one worker would have found (`mgaa.statistics.accumulate`).
 
 Legend: s sequences, t tokens of a sequence.
 """
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from mgaa.blocks.blockwise import Blockwise
 from mgaa.blocks.hidden_states import Place
-from mgaa.blocks.offload import resident
+from mgaa.blocks.offload import load_block
 from mgaa.errors import UsageError
 from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import check_vocabulary
@@ -37,7 +37,7 @@ UNREACHED = ("stop", "dense")
 
 
 @dataclass(frozen=True)
-class Measuring:
+class CalibrationSettings:
     """How calibration measures.
 
     Attributes:
@@ -86,19 +86,19 @@ class Calibration:
         self,
         model: PreTrainedModel,
         tokens: Prompts | Int[Tensor, "s t"],
-        measuring: Measuring,
+        measuring: CalibrationSettings,
         *,
         stack: Stack | None = None,
         share: Share | None = None,
         place: Place = "device",
         folder: Path | None = None,
     ) -> None:
-        prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
+        prompts = check_tokens(tokens, model.get_input_embeddings().num_embeddings)
         self._stack, self._measuring = stacks_of(model)[0] if stack is None else stack, measuring
         # refuses a model that was not taken apart, of which linears would be passed over
         matrices_of(model, [self._stack.part])
         self._share = Share(len(prompts)) if share is None else share
-        self._ranges = prompts.alike(self._share.batches(measuring.batch_size))
+        self._ranges = prompts.split_by_shape(self._share.batches(measuring.batch_size))
         self._images: list[Tensor | None] = [prompts.image_mask(each) for each in self._ranges]
         if self._stack.part not in DECODER:
             self._ranges = [each for each in self._ranges if prompts.has_image(each.start)]
@@ -127,19 +127,19 @@ class Calibration:
             InputError: a block that is not what its entry says, or an expert that no token reaches.
             NumericalError: a weight or an activation is not finite (the message names layer and sequence).
         """
-        return self._watched(index, keep=False).finish()
+        return self._watch_block(index, keep=False).finish()
 
     def advance(self, index: int, *, watch: Any = None) -> None:
-        """Send the tokens through block `index` as it now is; `watch` as in `mgaa.blocks.blockwise.Blockwise.through`."""
-        self._line.through(index, watch=watch)
-        self._line.settle()
+        """Send the tokens through block `index` as it now is; `watch` as in `mgaa.blocks.blockwise.Blockwise.advance`."""
+        self._line.advance(index, watch=watch)
+        self._line.commit()
 
     @property
     def sequences(self) -> list[range]:
         """Those of every micro-batch."""
         return list(self._ranges)
 
-    def entering(self, index: int, batch: int) -> tuple[Float[Tensor, "s t h"], Callable[[], Tensor]]:
+    def block_input(self, index: int, batch: int) -> tuple[Float[Tensor, "s t h"], Callable[[], Tensor]]:
         """A micro-batch before block `index`, where it stays, and what sends it through; the block must be resident
         (`mgaa.blocks.offload`)."""
         before = self._line.hidden(batch)
@@ -148,38 +148,38 @@ class Calibration:
         )
 
     def measure(self, index: int) -> BlockStatistics:
-        """`statistics`, in the pass that sends the tokens through the block; `settle` ends it."""
-        return self._watched(index).finish()
+        """`statistics`, in the pass that sends the tokens through the block; `commit` ends it."""
+        return self._watch_block(index).finish()
 
-    def sums(self, index: int) -> BlockSums:
+    def measure_sums(self, index: int) -> BlockSums:
         """The same for one of several shares: what is to be merged with the sums of the others (`merge`)."""
-        return self._watched(index).total()
+        return self._watch_block(index).total()
 
-    def cosines(self, index: int) -> BlockStatistics:
+    def measure_cosines(self, index: int) -> BlockStatistics:
         """`measure` without the moments: the cosines of the sublayers alone, for a fraction of the cost."""
-        return self._watched(index, inputs=False).finish()
+        return self._watch_block(index, inputs=False).finish()
 
-    def settle(self) -> None:
+    def commit(self) -> None:
         """The tokens stand behind the block that was measured; where hidden states are kept in a folder, an interrupted run goes on
         there, so
         what was measured must be safe."""
-        self._line.settle()
+        self._line.commit()
 
     def close(self) -> None:
         """Forget the hidden states, in files as well."""
         self._line.close()
 
-    def _watched(self, index: int, *, keep: bool = True, inputs: bool = True) -> Observer:
-        with resident(self._stack.blocks[index]):
+    def _watch_block(self, index: int, *, keep: bool = True, inputs: bool = True) -> Observer:
+        with load_block(self._stack.blocks[index]):
             observer = observer_of(self._stack, index, self._measuring, self._share)
-            watch = Numbered(observer, self._ranges, self._images)
-            with observer.attached(inputs=inputs):
-                self._line.through(index, keep=keep, watch=watch)
+            watch = SequenceObserver(observer, self._ranges, self._images)
+            with observer.attach(inputs=inputs):
+                self._line.advance(index, keep=keep, watch=watch)
         return observer
 
 
 @dataclass(frozen=True)
-class Numbered:
+class SequenceObserver:
     """An observer that is told the sequence at which a micro-batch begins."""
 
     observer: Observer
@@ -196,7 +196,7 @@ class Numbered:
         self.observer.leave(hidden)
 
 
-def observer_of(stack: Stack, index: int, measuring: Measuring, share: Share) -> Observer:
+def observer_of(stack: Stack, index: int, measuring: CalibrationSettings, share: Share) -> Observer:
     """The observer of a block of a stack, after its weights were looked at.
 
     Raises:
@@ -209,16 +209,16 @@ def observer_of(stack: Stack, index: int, measuring: Measuring, share: Share) ->
 
 
 def merge(
-    stack: Stack, index: int, shares: Sequence[BlockSums], measuring: Measuring, sequences: int
+    stack: Stack, index: int, shares: Sequence[BlockSums], measuring: CalibrationSettings, sequences: int
 ) -> BlockStatistics:
     """The statistics of block `index` of a stack from the sums of all shares in order: the bits of a calibration that is not shared.
 
     Raises:
         InputError: an expert that no token reaches.
     """
-    with resident(stack.blocks[index]):
+    with load_block(stack.blocks[index]):
         observer = observer_of(stack, index, measuring, Share(sequences))
-        with observer.attached():
+        with observer.attach():
             return observer.finish(shares)
 
 
@@ -236,35 +236,35 @@ def stream_statistics(
 
     Args:
         model, tokens: as in `Calibration`, with its errors.
-        groups, batch_size, expert_tokens, unreached: as in `Measuring`.
+        groups, batch_size, expert_tokens, unreached: as in `CalibrationSettings`.
         parts: of the model (`mgaa.models.architectures.PARTS`).
     """
-    how = Measuring(groups, batch_size, expert_tokens, unreached)
+    how = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
     for stack in stacks_of(model, parts):
         calibration = Calibration(model, tokens, how, stack=stack)
-        for index in counted(calibration):
+        for index in remaining_blocks(calibration):
             yield calibration.measure(index)
-            calibration.settle()
+            calibration.commit()
 
 
 def stream_cosines(
     model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], *, batch_size: int = 8
 ) -> Iterator[BlockStatistics]:
     """The cosines of every decoder block in order, with dense inputs and without any moment; see `Calibration`."""
-    calibration = Calibration(model, tokens, Measuring(batch_size=batch_size))
-    for index in counted(calibration):
-        yield calibration.cosines(index)
-        calibration.settle()
+    calibration = Calibration(model, tokens, CalibrationSettings(batch_size=batch_size))
+    for index in remaining_blocks(calibration):
+        yield calibration.measure_cosines(index)
+        calibration.commit()
 
 
-def counted(calibration: Calibration) -> Iterable[int]:
+def remaining_blocks(calibration: Calibration) -> Iterable[int]:
     """The blocks that the tokens have still to pass, with a progress bar."""
     left = range(calibration.passed, len(calibration))
     bar: Iterable[int] = tqdm(left, desc="calibrating blocks", disable=None)
     return bar
 
 
-def checked(tokens: Prompts | Int[Tensor, "*shape"], vocabulary: int) -> Prompts:
+def check_tokens(tokens: Prompts | Int[Tensor, "*shape"], vocabulary: int) -> Prompts:
     """Tokens as prompts, after those were refused that cannot calibrate a model with `vocabulary` embeddings.
 
     Raises:

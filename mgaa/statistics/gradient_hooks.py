@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from mgaa.errors import InputError, NumericalError
 from mgaa.models.architecture_schema import Group
 from mgaa.models.architectures import Stack
-from mgaa.models.expert_routing import Rows
+from mgaa.models.expert_routing import RoutedRows
 from mgaa.statistics.accumulate import add_gram_
-from mgaa.statistics.accumulate import unreached as unreached_message
+from mgaa.statistics.accumulate import explain_unreached as unreached_message
 
 Gradients = dict[str, Float[Tensor, "m m"]]
 """By linear of a block: the second moment of the gradients of its output, float64."""
 
 
-class Feedback:
+class GradientObserver:
     """Sums the gradients that come back to the outputs of the linears of a block.
 
     Args:
@@ -36,15 +36,15 @@ class Feedback:
 
     def __init__(self, stack: Stack, index: int, ranges: Sequence[range]) -> None:
         self._block, self._path, self._ranges = stack.blocks[index], stack.path(index), ranges
-        self._rows, self._first = Rows(stack.entry, self._block), 0
+        self._rows, self._first = RoutedRows(stack.entry, self._block), 0
         self._groups = [group for sublayer in stack.entry.sublayers for group in sublayer.groups(self._block)]
         self._sums = dict[str, Tensor]()
 
     @contextmanager
-    def attached(self) -> Iterator[None]:
+    def attach(self) -> Iterator[None]:
         """Hooks live inside this context only."""
         with ExitStack() as stack:
-            stack.enter_context(self._rows.watched())
+            stack.enter_context(self._rows.watch())
             for group in self._groups:
                 for linear in group.linears:
                     handle = self._block.get_submodule(linear).register_forward_hook(self._forward(linear, group))
@@ -63,7 +63,7 @@ class Feedback:
         """The moments over so many tokens.
 
         Args:
-            unreached: as in `mgaa.statistics.calibration.Measuring`; linears of experts that stay dense have no moment.
+            unreached: as in `mgaa.statistics.calibration.CalibrationSettings`; linears of experts that stay dense have no moment.
 
         Raises:
             InputError: no token has reached an expert.

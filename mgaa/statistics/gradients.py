@@ -9,7 +9,7 @@ matrix. An expert of a mixture sums over its own tokens and divides by T as well
 The tokens are sent through the blocks, and their hidden states are kept in front of every one. The gradient behind the last block comes
 from norm, head and loss; then block after block backwards computes its forward again, with autograd on for the activations alone. So this
 costs about three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs
-(`mgaa.statistics.calibration`) can be taken in the second of them (`differentiated`). Products of gradients are float32 (those of
+(`mgaa.statistics.calibration`) can be taken in the second of them (`differentiate_model`). Products of gradients are float32 (those of
 a float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
 what the forward pass itself changes.
 
@@ -32,16 +32,16 @@ from transformers import PreTrainedModel
 
 from mgaa.blocks.blockwise import Blockwise
 from mgaa.blocks.hidden_states import HiddenStates, Place
-from mgaa.blocks.offload import resident
+from mgaa.blocks.offload import load_block
 from mgaa.budget import Matrix
 from mgaa.errors import NumericalError, UsageError
-from mgaa.evaluation.perplexity import cross_entropy, fitting
+from mgaa.evaluation.perplexity import cross_entropy, max_batch_size
 from mgaa.inputs.prompts import Prompts
 from mgaa.models.architectures import DECODER, matrices_of, stacks_of
 from mgaa.models.model_inputs import IDS
 from mgaa.statistics.accumulate import Share
-from mgaa.statistics.calibration import Measuring, Numbered, checked, observer_of
-from mgaa.statistics.gradient_hooks import Feedback, Gradients, check_finite
+from mgaa.statistics.calibration import CalibrationSettings, SequenceObserver, check_tokens, observer_of
+from mgaa.statistics.gradient_hooks import GradientObserver, Gradients, check_finite
 from mgaa.statistics.hooks import Observer
 from mgaa.statistics.statistics import BlockStatistics
 
@@ -65,7 +65,7 @@ def stream_gradients(
             eval mode.
         tokens: calibration sequences without padding; or prompts, of which the loss counts the tokens of text.
         batch_size: sequences of a micro-batch; fewer where their logits take too much memory.
-        unreached: as in `mgaa.statistics.calibration.Measuring`; experts that stay dense have no moments.
+        unreached: as in `mgaa.statistics.calibration.CalibrationSettings`; experts that stay dense have no moments.
         place, folder: where the hidden states wait (`mgaa.blocks.hidden_states`). A call that was interrupted goes on there, behind the
             last block after which another one was asked for.
 
@@ -75,21 +75,21 @@ def stream_gradients(
         InputError: the tokens or the model cannot be used, or no token reaches an expert.
         NumericalError: a gradient is not finite (the message names layer and sequence), or all of them vanish.
     """
-    prompts, ranges = _prepared(model, tokens, batch_size)
+    prompts, ranges = _prepare_tokens(model, tokens, batch_size)
 
     def alone() -> Iterator[tuple[int, Gradients]]:
         waiting: dict[str, Any] = {"place": place, "folder": folder}
-        for index, gradients, _ in _there_and_back(model, prompts, ranges, unreached=unreached, **waiting):
+        for index, gradients, _ in _forward_and_backward(model, prompts, ranges, unreached=unreached, **waiting):
             yield index, gradients
             del gradients  # while the next block is measured
 
     return alone()
 
 
-def differentiated(
+def differentiate_model(
     model: PreTrainedModel,
     tokens: Prompts | Int[Tensor, "s t"],
-    measuring: Measuring,
+    measuring: CalibrationSettings,
     *,
     parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[int, BlockStatistics]]:
@@ -107,10 +107,10 @@ def differentiated(
         UsageError: other parts than the decoder.
     """
     check_parts(parts)
-    prompts, ranges = _prepared(model, tokens, measuring.batch_size)
+    prompts, ranges = _prepare_tokens(model, tokens, measuring.batch_size)
 
     def together() -> Iterator[tuple[int, BlockStatistics]]:
-        blocks = _there_and_back(model, prompts, ranges, measuring, unreached=measuring.unreached)
+        blocks = _forward_and_backward(model, prompts, ranges, measuring, unreached=measuring.unreached)
         for index, gradients, observer in blocks:
             assert observer is not None
             yield index, replace(observer.finish(), gradients=gradients)
@@ -157,21 +157,21 @@ def check_parts(parts: Sequence[str]) -> None:
         )
 
 
-def _prepared(
+def _prepare_tokens(
     model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], batch_size: int
 ) -> tuple[Prompts, list[range]]:
     """The tokens, and the sequences of each micro-batch, after everything was refused that can be before the first pass."""
-    prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
+    prompts = check_tokens(tokens, model.get_input_embeddings().num_embeddings)
     check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
-    size = Measuring(batch_size=min(batch_size, fitting(model, max(prompts.lengths)))).batch_size
-    return prompts, prompts.alike(Share(len(prompts)).batches(size))
+    size = CalibrationSettings(batch_size=min(batch_size, max_batch_size(model, max(prompts.lengths)))).batch_size
+    return prompts, prompts.split_by_shape(Share(len(prompts)).batches(size))
 
 
-def _there_and_back(
+def _forward_and_backward(
     model: PreTrainedModel,
     prompts: Prompts,
     ranges: list[range],
-    measuring: Measuring | None = None,
+    measuring: CalibrationSettings | None = None,
     *,
     unreached: str = "stop",
     place: Place = "device",
@@ -183,8 +183,8 @@ def _there_and_back(
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
     line = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
     for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
-        line.through(index)
-        line.settle()
+        line.advance(index)
+        line.commit()
     waiting["folder"] = folder and folder / "gradients"
     gradients = HiddenStates(len(ranges), model.get_input_embeddings().weight.device, **waiting)
     moved = gradients.resumed
@@ -193,29 +193,29 @@ def _there_and_back(
     else:
         _start(line, prompts, ranges, gradients)
     for index in tqdm(range(len(line) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
-        feedback, observer = Feedback(stack, index, ranges), None
-        with resident(stack.blocks[index], ahead=-1), feedback.attached(), ExitStack() as observing:
+        feedback, observer = GradientObserver(stack, index, ranges), None
+        with load_block(stack.blocks[index], ahead=-1), feedback.attach(), ExitStack() as observing:
             watches: list[Any] = [feedback]
             if measuring is not None:
                 observer = observer_of(stack, index, measuring, Share(len(prompts)))
-                observing.enter_context(observer.attached())
-                watches.append(Numbered(observer, ranges, images))
-            line.back(index, gradients, _Together(watches))
+                observing.enter_context(observer.attach())
+                watches.append(SequenceObserver(observer, ranges, images))
+            line.backward(index, gradients, _Observers(watches))
         found = feedback.finish(prompts.tokens, unreached)
         moved = moved or any(bool(moment.any()) for moment in found.values())
         if not moved and index == 0:
             line.close()
             gradients.close()
-            raise _vanished("the outputs of all linears")
+            raise _explain_missing("the outputs of all linears")
         yield index, found, observer
         del found, feedback, observer, watches  # while the next block is measured
-        gradients.settle()
+        gradients.commit()
     line.close()
     gradients.close()
 
 
 @dataclass(frozen=True)
-class _Together:
+class _Observers:
     """Several who watch one block."""
 
     watches: Sequence[Any]
@@ -235,14 +235,14 @@ def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients
     """The gradients behind the last block."""
     moved = False
     for batch, sequences in enumerate(ranges):
-        found = line.slope(batch, _loss(prompts, sequences))
+        found = line.loss_gradient(batch, _loss(prompts, sequences))
         for offset, each in enumerate(found.reshape(len(sequences), -1, found.shape[-1])):
             check_finite(each, "the hidden states behind the last block", sequences.start + offset)
         moved = moved or bool(found.any())
         gradients.put(batch, found)
     if not moved:
-        raise _vanished("the hidden states behind the last block")
-    gradients.settle()
+        raise _explain_missing("the hidden states behind the last block")
+    gradients.commit()
 
 
 def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
@@ -257,7 +257,7 @@ def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
     return loss
 
 
-def _vanished(of: str) -> NumericalError:
+def _explain_missing(of: str) -> NumericalError:
     return NumericalError(
         f"the gradient of {of} is zero for every calibration token, so the loss does not depend on them: the norm behind the blocks or the "
         "head is zero, or every sequence is a single token; check the weights and data.calibration.length"

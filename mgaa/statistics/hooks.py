@@ -17,10 +17,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from mgaa.blocks.blockwise import first_of
+from mgaa.blocks.blockwise import hidden_states_of
 from mgaa.errors import InputError
 from mgaa.models.architecture_schema import Architecture, Group, Sublayer
-from mgaa.models.expert_routing import Rows
+from mgaa.models.expert_routing import RoutedRows
 from mgaa.statistics.accumulate import Accumulator, BlockSums, CosineAccumulator, Moments, Share
 from mgaa.statistics.statistics import KINDS, BlockStatistics, InputStatistics
 
@@ -35,7 +35,7 @@ class Observer:
     Attributes:
         entry, config: of the model.
         block, path: the block, and its name for messages.
-        groups, expert_tokens, unreached: as in `mgaa.statistics.calibration.Measuring`.
+        groups, expert_tokens, unreached: as in `mgaa.statistics.calibration.CalibrationSettings`.
         share: the sequences that are measured.
     """
 
@@ -59,13 +59,13 @@ class Observer:
     _apart: dict[str, CosineAccumulator] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._rows = Rows(self.entry, self.block)
+        self._rows = RoutedRows(self.entry, self.block)
 
     @contextmanager
-    def attached(self, *, inputs: bool = True) -> Iterator[None]:
+    def attach(self, *, inputs: bool = True) -> Iterator[None]:
         """Hooks live inside this context only; without `inputs` the residual stream alone is watched."""
         with ExitStack() as stack:
-            stack.enter_context(self._rows.watched())
+            stack.enter_context(self._rows.watch())
             for sublayer in self.entry.sublayers:
                 if self.entry.residual:
                     self._watch_branch(stack, sublayer)
@@ -129,7 +129,7 @@ class Observer:
             apart={
                 name: cosine
                 for name, each in self._apart.items()
-                if (cosine := each.mean([share.apart.get(name) for share in shares])) is not None
+                if (cosine := each.finish_or_none([share.apart.get(name) for share in shares])) is not None
             },
         )
 
@@ -137,7 +137,7 @@ class Observer:
         """The statistics of an input; `None` where no token has reached it and it is to stay dense."""
         accumulator = self._accumulators[key]
         if self.unreached == "dense" and key in self._of_experts:
-            return accumulator.measured(shares)
+            return accumulator.finish_or_none(shares)
         return accumulator.finish(shares)
 
     def _watch_input(self, stack: ExitStack, group: Group) -> None:
@@ -198,7 +198,7 @@ class Observer:
 
         @torch.no_grad()
         def leave(_: nn.Module, __: Any, output: Any) -> None:
-            added = first_of(output).reshape(self._entered.shape)
+            added = hidden_states_of(output).reshape(self._entered.shape)
             added = added if scale == 1.0 else added * scale
             before = self._entered if parallel else self._stream
             after = before + added

@@ -103,7 +103,7 @@ class BlockStatistics:
         """Write one safetensors file, the same bytes for the same statistics; of symmetric matrices the packed upper triangle."""
         tensors: dict[str, Tensor] = {}
         for key, stats in self.inputs.items():
-            tensors[f"{key}/covariance"] = _packed(stats.covariance)
+            tensors[f"{key}/covariance"] = _pack(stats.covariance)
             for name in _VECTORS:
                 tensors[f"{key}/{name}"] = getattr(stats, name).cpu().contiguous()
             tensors[f"{key}/count"] = torch.tensor(stats.count)
@@ -115,7 +115,7 @@ class BlockStatistics:
         for name, cosine in self.apart.items():
             tensors[f"{_APART}{name}"] = torch.tensor(cosine, dtype=torch.float64)
         for linear, gradient in self.gradients.items():
-            tensors[f"{_GRADIENT}{linear}"] = _packed(gradient)
+            tensors[f"{_GRADIENT}{linear}"] = _pack(gradient)
         # one entry of metadata, because safetensors writes several in random order
         notes: dict[str, str | None] = {**self.shared, **dict.fromkeys(self.unreached)}
         save_file(tensors, path, metadata={"shared": json.dumps(notes)})
@@ -133,7 +133,7 @@ class BlockStatistics:
             branch_cosines={name: branch for name, (_, branch) in cosines.items()},
             inputs={key: _unpack(key, tensors) for key in dict.fromkeys(shared.values())},
             shared=shared,
-            apart=_apart(tensors),
+            apart=_cosines_by_kind(tensors),
             gradients={
                 linear: _symmetric(tensors[f"{_GRADIENT}{linear}"])
                 for linear in shared
@@ -143,10 +143,10 @@ class BlockStatistics:
         )
 
 
-def load_apart(path: Path) -> dict[str, float]:
+def load_cosines_by_kind(path: Path) -> dict[str, float]:
     """The cosines over the tokens of one kind in a file of `BlockStatistics.save`, by `<sublayer>/<kind>`; none in plain text."""
     with safe_open(path, framework="pt") as file:
-        return _apart({name: file.get_tensor(name) for name in file.keys() if name.startswith(_APART)})  # noqa: SIM118
+        return _cosines_by_kind({name: file.get_tensor(name) for name in file.keys() if name.startswith(_APART)})  # noqa: SIM118
 
 
 def load_unreached(path: Path) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _cosines(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
     return {name: (float(pair[0]), float(pair[1])) for name, pair in pairs.items()}
 
 
-def _apart(tensors: dict[str, Tensor]) -> dict[str, float]:
+def _cosines_by_kind(tensors: dict[str, Tensor]) -> dict[str, float]:
     return {name.removeprefix(_APART): float(each) for name, each in tensors.items() if name.startswith(_APART)}
 
 
@@ -193,7 +193,7 @@ def _unpack(key: str, tensors: dict[str, Tensor]) -> InputStatistics:
     )
 
 
-def _packed(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
+def _pack(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " packed"]:
     return matrix[tuple(torch.triu_indices(*matrix.shape))].cpu()
 
 

@@ -1,7 +1,7 @@
 """What was done to every sublayer and matrix of a model, in one table that reads from the artifacts alone.
 
-`allocation` joins level 1 (cosines, ratios) and level 2 (ranks, kept energies) of one compressed model; the run writes those of all
-models to `results/allocation.json`, and MLflow and the figures read nothing else. `plots` is the part of it that `dvc plots` compares
+`allocation_table` joins level 1 (cosines, ratios) and level 2 (ranks, kept energies) of one compressed model; the run writes those of all
+models to `results/allocation.json`, and MLflow and the figures read nothing else. `plot_tables` is the part of it that `dvc plots` compares
 between revisions, as CSV.
 
 The error of a matrix is `||(W - W') X|| / ||W X||` over the calibration tokens in the factorizer's metric, which is `sqrt(1 - energy)`: the
@@ -14,11 +14,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tasks.artifacts.files import RANKS, RATIOS, backbone_matrices, block_file, table
+from tasks.artifacts.files import RANKS, RATIOS, backbone_matrices, block_file, read_table
 from tasks.cache.artifact import Artifact, Store
 
 
-def allocation(
+def allocation_table(
     store: Store, backbone: Artifact, statistics: Artifact, ratios: Artifact, ranks: Artifact
 ) -> dict[str, Any]:
     """Compression, budget and slack of a model, its sublayers by `<block>.<sublayer>` and its matrices by name.
@@ -31,7 +31,7 @@ def allocation(
         number of tokens, dense and compressed. Sublayers that were calibrated on images as well have `cosine_image` and `cosine_text`,
         over the tokens of one kind alone.
     """
-    outcome = table(store, ranks, RANKS)
+    outcome = read_table(store, ranks, RANKS)
     matrices = {
         matrix.name: {
             "block": matrix.block,
@@ -51,30 +51,30 @@ def allocation(
         "linear_parameters": outcome["linear_parameters"],
         "slack": outcome["budget"] - outcome["linear_parameters"],
         **_latency(outcome),
-        "sublayers": _sublayers(store, statistics, table(store, ratios, RATIOS), list(matrices.values())),
+        "sublayers": _sublayers(store, statistics, read_table(store, ratios, RATIOS), list(matrices.values())),
         "matrices": matrices,
     }
 
 
 def _latency(outcome: Mapping[str, Any]) -> dict[str, Any]:
     """What is predicted of all linears together, where anything is."""
-    from mgaa.allocation.latency import total
+    from mgaa.allocation.latency import total_seconds
 
     if "latency" not in outcome:
         return {}
     predicted = [matrix["predicted_seconds"] for matrix in outcome["matrices"].values()]
-    return {"latency": {**outcome["latency"], "predicted_seconds": total(predicted)}}
+    return {"latency": {**outcome["latency"], "predicted_seconds": total_seconds(predicted)}}
 
 
 def _sublayers(
     store: Store, statistics: Artifact, ratios: Mapping[str, float], matrices: Sequence[Mapping[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
-    from mgaa.statistics.statistics import KINDS, load_apart, load_cosines
+    from mgaa.statistics.statistics import KINDS, load_cosines, load_cosines_by_kind
 
     folder = store.folder(statistics)
     files = {block: folder / block_file(block) for block in {matrix["block"] for matrix in matrices}}
     blocks = {block: load_cosines(path) for block, path in files.items()}
-    apart = {block: load_apart(path) for block, path in files.items()}
+    apart = {block: load_cosines_by_kind(path) for block, path in files.items()}
     found = {}
     for sublayer, ratio in ratios.items():
         inside = [matrix for matrix in matrices if matrix["sublayer"] == sublayer]
@@ -87,11 +87,13 @@ def _sublayers(
     return found
 
 
-def plots(allocations: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def plot_tables(
+    allocations: Mapping[str, Mapping[str, Any]], models: Mapping[str, Mapping[str, Any]]
+) -> dict[str, str]:
     """CSV files for `dvc plots`, by name: ranks and sublayers of the run's method (the last of `allocations`), and every model's size.
 
     Args:
-        allocations: `allocation` of every compressed model.
+        allocations: `allocation_table` of every compressed model.
         models: the entries of `results/metrics.json`.
     """
     method = allocations[list(allocations)[-1]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.cache.artifact import Artifact, Store
-from tasks.data.chats import Document, plain
+from tasks.data.chats import Document, plain_text
 
 BACKBONE = "backbone.json"
 CARD = "card.json"
@@ -52,7 +52,7 @@ def write_table(path: Path, table: Any) -> None:
     path.write_text(json.dumps(table, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def table(store: Store, artifact: Artifact, name: str) -> dict[str, Any]:
+def read_table(store: Store, artifact: Artifact, name: str) -> dict[str, Any]:
     """A JSON file of an artifact."""
     content: dict[str, Any] = json.loads((store.folder(artifact) / name).read_text(encoding="utf-8"))
     return content
@@ -84,7 +84,7 @@ def rank_table(
 
 def backbone_record(store: Store, backbone: Artifact) -> dict[str, Any]:
     """Source, revision, files, dtype, shape and matrices of the backbone."""
-    return table(store, backbone, BACKBONE)
+    return read_table(store, backbone, BACKBONE)
 
 
 def backbone_matrices(store: Store, backbone: Artifact) -> list[Any]:
@@ -102,14 +102,14 @@ def documents_of(store: Store, texts: Artifact, section: str) -> list[Document]:
 
 def texts_of(store: Store, texts: Artifact, section: str) -> list[str]:
     """The same as texts; of conversations what is said."""
-    return [plain(document) for document in documents_of(store, texts, section)]
+    return [plain_text(document) for document in documents_of(store, texts, section)]
 
 
 def token_stream(store: Store, tokens: Artifact) -> tuple[Any, dict[str, Any]]:
     """The ids of a section in one row, and its card."""
     from safetensors.torch import load_file
 
-    return load_file(store.folder(tokens) / TOKENS)["ids"], table(store, tokens, CARD)
+    return load_file(store.folder(tokens) / TOKENS)["ids"], read_table(store, tokens, CARD)
 
 
 def token_windows(store: Store, tokens: Artifact) -> Any:

@@ -23,7 +23,7 @@ def latency_of(store: Store, backbone: Artifact, latency: Mapping[str, Any] | No
     """
     from mgaa.allocation import latency as library
 
-    return None if latency is None else library.latency_of(dtype=backbone_record(store, backbone)["dtype"], **latency)
+    return None if latency is None else library.load_latency(dtype=backbone_record(store, backbone)["dtype"], **latency)
 
 
 def model_ladders(
@@ -42,12 +42,12 @@ def model_ladders(
         spectra, scores: of all blocks; no scores where `channels` is null.
         latency: what `latency_of` gives.
     """
-    from mgaa.allocation.channels import load_scores, prunable
+    from mgaa.allocation.channels import load_scores, prunable_ffns
     from mgaa.factors import load_energies
     from mgaa.ranks import ladders_of
 
     matrices, pruning = backbone_matrices(store, backbone), pruning_of(channels)
-    pruned = [] if pruning is None else prunable(matrices, pruning)
+    pruned = [] if pruning is None else prunable_ffns(matrices, pruning)
     found = {
         name: each
         for block, artifact in enumerate(scores)

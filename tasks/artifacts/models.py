@@ -4,7 +4,7 @@ from typing import Any
 
 from tasks.artifacts.files import backbone_record
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.placement import streams
+from tasks.cache.placement import should_stream
 
 
 def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
@@ -16,7 +16,7 @@ def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]
     if model.kind != "checkpoint":
         given = {name: backbone_record(store, model)[name] for name in ("source", "revision", "dtype", "model_type")}
     known = given.pop("model_type", None) in (None, *ARCHITECTURES, *MULTIMODAL)
-    return load(**given, device=str(device), stream=known and streams(device, weight_bytes(store, model)))
+    return load(**given, device=str(device), stream=known and should_stream(device, weight_bytes(store, model)))
 
 
 def weight_bytes(store: Store, model: Artifact) -> int:

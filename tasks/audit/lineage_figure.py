@@ -14,8 +14,8 @@ from mgaa.errors import UsageError
 from tasks.audit.lineage_view import SHORT
 from tasks.audit.references import derivation
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import placing
-from tasks.figures.style import GREY, INK, save, sheet, style
+from tasks.cache.atomic import place_files
+from tasks.figures.style import GREY, INK, figure_style, make_figure, save_figure
 from tasks.record.lineage import Node, ancestry
 
 Box = tuple[str, str]
@@ -34,9 +34,11 @@ def draw(store: Store, root: Artifact, path: Path) -> None:
     graph, counts = boxes(nodes)
     columns = [sorted(column) for column in nx.topological_generations(graph)]
     tallest = max(map(len, columns))
-    with style():
+    with figure_style():
         width, height = max(4.0, 1.45 * len(columns)), max(2.2, 0.75 * tallest + 0.9)
-        figure = sheet(width, height, f"Ancestry of {root}", "an arrow: made from; x: how many artifacts of a task")
+        figure = make_figure(
+            width, height, f"Ancestry of {root}", "an arrow: made from; x: how many artifacts of a task"
+        )
         axes = figure.subplots()
         axes.set_axis_off()
         axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-tallest / 2, tallest / 2))
@@ -54,8 +56,8 @@ def draw(store: Store, root: Artifact, path: Path) -> None:
             label = f"{box[1]}{f' x {counts[box]}' if counts[box] > 1 else ''}\n{box[0]}\n{newest(nodes, box)}"
             frame = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": INK, "linewidth": 0.8}
             axes.text(x, y, label, ha="center", va="center", fontsize=6.5, bbox=frame)
-        with placing(path.parent) as out:
-            save(figure, out / path.name)
+        with place_files(path.parent) as out:
+            save_figure(figure, out / path.name)
 
 
 def boxes(nodes: Mapping[Artifact, Node]) -> tuple["nx.DiGraph[Box]", Counter[Box]]:

@@ -13,7 +13,7 @@ from typing import Any
 from tasks.artifacts.files import BACKBONE, CARD
 from tasks.audit.references import derivation
 from tasks.cache.artifact import Artifact, Store
-from tasks.record.lineage import Node, ancestry, name, told
+from tasks.record.lineage import Node, ancestry, describe_node, full_name
 
 SHORT = 12
 """Characters of a digest."""
@@ -24,25 +24,28 @@ OUTSIDE = ("backbone", "model", "texts", "questions")
 def as_json(store: Store, root: Artifact) -> str:
     """Every artifact behind `root` by `kind/digest`, inputs first, with the files that came from outside."""
     nodes = ancestry(store, [root], derivation(store, root))
-    found = {name(artifact): {**told(node), "files": dict(files_of(store, node))} for artifact, node in nodes.items()}
-    return json.dumps({"root": name(root), "artifacts": found}, indent=1, ensure_ascii=False)
+    found = {
+        full_name(artifact): {**describe_node(node), "files": dict(files_of(store, node))}
+        for artifact, node in nodes.items()
+    }
+    return json.dumps({"root": full_name(root), "artifacts": found}, indent=1, ensure_ascii=False)
 
 
-def as_tree(store: Store, root: Artifact, *, full: bool) -> None:
+def print_tree(store: Store, root: Artifact, *, full: bool) -> None:
     """Print the tree of `root`; `full` unfolds what is one line otherwise, and shows whole digests."""
     from rich.console import Console
     from rich.tree import Tree
 
     nodes = ancestry(store, [root], derivation(store, root))
-    tree = Tree(line(nodes[root], "", full=full), guide_style="dim")
-    grow(tree, store, nodes, nodes[root], shown=set(), full=full)
+    tree = Tree(format_node(nodes[root], "", full=full), guide_style="dim")
+    add_inputs(tree, store, nodes, nodes[root], shown=set(), full=full)
     Console(highlight=False, markup=True, width=None if sys.stdout.isatty() else 10_000).print(tree)
     kinds = len({node.artifact.kind for node in nodes.values()})
     missing = sum(node.problem is not None for node in nodes.values())
     print(f"{len(nodes)} artifacts of {kinds} kinds" + (f", {missing} of them missing or damaged" if missing else ""))
 
 
-def grow(
+def add_inputs(
     tree: Any, store: Store, nodes: Mapping[Artifact, Node], node: Node, *, shown: set[Artifact], full: bool
 ) -> None:
     """Hang the inputs of a node below it."""
@@ -53,17 +56,17 @@ def grow(
         more = [] if full else others
         folded = all(nodes[each].problem is None for each in more)
         for each in inputs if full or not folded else [first]:
-            label = line(nodes[each], role, full=full) + (
+            label = format_node(nodes[each], role, full=full) + (
                 f" [dim]and {len(more)} more[/dim]" if more and folded else ""
             )
             if each in shown and (nodes[each].inputs or nodes[each].artifact.kind in OUTSIDE):
                 tree.add(f"{label} [dim](above)[/dim]")
                 continue
             shown.add(each)
-            grow(tree.add(label), store, nodes, nodes[each], shown=shown, full=full)
+            add_inputs(tree.add(label), store, nodes, nodes[each], shown=shown, full=full)
 
 
-def line(node: Node, role: str, *, full: bool) -> str:
+def format_node(node: Node, role: str, *, full: bool) -> str:
     """An artifact in one line: what it is to its parent, its name, when and by which task it was made."""
     artifact, manifest = node.artifact, node.manifest
     digest = artifact.digest if full else artifact.digest[:SHORT]
@@ -77,7 +80,7 @@ def line(node: Node, role: str, *, full: bool) -> str:
 
 def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
     """Files from outside that an artifact was made from, with their sha256; of a text that is no file, what identifies it."""
-    place, kind = store.place(node.artifact), node.artifact.kind
+    place, kind = store.path_of(node.artifact), node.artifact.kind
     if node.problem is not None:
         return
     if kind in ("backbone", "model") and (path := place / BACKBONE).is_file():

@@ -22,7 +22,7 @@ from mgaa.errors import InputError, UsageError
 from tasks.audit.dvc_lock import read_stages
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import MANIFEST, RECORD, read_manifest
-from tasks.config.parameters import Placed
+from tasks.config.parameters import PathSections
 from tasks.record.lineage import node_of
 from tasks.record.run_record import KIND, digest_of, keys_of, md5, parse_record, place_of, read_record
 
@@ -38,7 +38,7 @@ STAGES = {
 FORMS = "expected a folder with a manifest or record, kind/digest, metric:<name>, mlflow:<run>, dvc:<revision> or last"
 
 
-def resolve(p: Placed, store: Store, word: str) -> Artifact:
+def resolve_target(params: PathSections, store: Store, word: str) -> Artifact:
     """The artifact that a word stands for.
 
     Raises:
@@ -47,10 +47,10 @@ def resolve(p: Placed, store: Store, word: str) -> Artifact:
     """
     form, colon, rest = word.partition(":")
     if colon and form in (ways := {"metric": of_metric, "mlflow": of_mlflow, "dvc": of_revision, "last": of_flow}):
-        return ways[form](p, store, rest)
+        return ways[form](params, store, rest)
     if word == "last":
-        return of_record(p.results / RECORD)
-    if (folder := p.folder / word).is_dir() or Path(word).is_dir():
+        return of_record(params.results / RECORD)
+    if (folder := params.folder / word).is_dir() or Path(word).is_dir():
         return of_folder(folder if folder.is_dir() else Path(word))
     if re.fullmatch(r"[a-z][a-z_]*/[0-9a-f]+", word):
         return of_digest(store, *word.split("/"))
@@ -75,13 +75,13 @@ def runs_with(store: Store, artifact: Artifact) -> Iterator[Artifact]:
     """The runs that had an artifact, the latest first."""
     nodes = [node_of(store, run) for run in artifacts(store, KIND)]
     for node in sorted(nodes, key=lambda each: each.manifest.get("end", ""), reverse=True):
-        if artifact in node.behind:
+        if artifact in node.all_inputs:
             yield node.artifact
 
 
-def of_flow(p: Placed, store: Store, flow: str) -> Artifact:
+def of_flow(params: PathSections, store: Store, flow: str) -> Artifact:
     """The last run of a flow."""
-    return of_record(place_of(p.results, flow))
+    return of_record(place_of(params.results, flow))
 
 
 def of_folder(folder: Path) -> Artifact:
@@ -114,10 +114,10 @@ def of_digest(store: Store, kind: str, start: str) -> Artifact:
     return found[0]
 
 
-def of_metric(p: Placed, store: Store, name: str) -> Artifact:
+def of_metric(params: PathSections, store: Store, name: str) -> Artifact:
     """The artifact of the last run that a number comes from."""
     parts = name.split("/")
-    made: dict[str, list[str]] = read(p.results / RECORD)["artifacts"]
+    made: dict[str, list[str]] = read_record_file(params.results / RECORD)["artifacts"]
     stage = STAGES.get(parts[0], "metrics")
     kinds = [f"{stage}.{part}" for part in parts[1:2]] if parts[0] != "cosine" else ["statistics"]
     found = [each for kind in kinds for each in made.get(kind, [])]
@@ -130,11 +130,11 @@ def of_metric(p: Placed, store: Store, name: str) -> Artifact:
     return Artifact(*found[0].split("/"))
 
 
-def of_mlflow(p: Placed, store: Store, run: str) -> Artifact:
+def of_mlflow(params: PathSections, store: Store, run: str) -> Artifact:
     """The record that a run in MLflow is tagged with."""
     from tasks.tracking.backend import tags_of
 
-    tags = tags_of(p.tracking_uri, run)
+    tags = tags_of(params.tracking_uri, run)
     if "run.record" not in tags:
         raise InputError(
             f"The run {run} of MLflow has no tag run.record: expected a run of flows.compress that finished."
@@ -142,9 +142,11 @@ def of_mlflow(p: Placed, store: Store, run: str) -> Artifact:
     return Artifact(KIND, tags["run.record"])
 
 
-def of_revision(p: Placed, store: Store, revision: str) -> Artifact:
+def of_revision(params: PathSections, store: Store, revision: str) -> Artifact:
     """The run whose record `dvc.lock` names at a git revision; of several (a case each), the one in the results of `params.yaml`."""
-    wanted = {out["md5"] for out in records_of(p.folder, revision) if out["path"] == f"{p.output.results}/{RECORD}"}
+    wanted = {
+        out["md5"] for out in records_of(params.folder, revision) if out["path"] == f"{params.output.results}/{RECORD}"
+    }
     for run in artifacts(store, KIND):
         if md5((store.folder(run) / RECORD).read_bytes()) in wanted:
             return run
@@ -174,7 +176,7 @@ def artifacts(store: Store, kind: str = "*") -> Iterator[Artifact]:
             yield Artifact(folder.parent.name, folder.name)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_record_file(path: Path) -> dict[str, Any]:
     """The content of a published record."""
     of_record(path)
     return parse_record(path.read_bytes(), path)

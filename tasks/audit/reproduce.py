@@ -20,7 +20,7 @@ import yaml
 from mgaa.errors import InputError, ResourceError
 from tasks.audit.verify_run import verify_inputs
 from tasks.cache import environment as provenance
-from tasks.config.parameters import Placed
+from tasks.config.parameters import PathSections
 from tasks.record.run_record import SECTION, place_of
 
 OWN = {
@@ -43,12 +43,14 @@ class Reproduction:
     stages: dict[str, bool]
 
     @property
-    def same(self) -> bool:
+    def is_same(self) -> bool:
         """Whether all are."""
         return all(self.stages.values())
 
 
-def reproduce(p: Placed, record: Mapping[str, Any], folder: Path, python: Path | None = None) -> Reproduction:
+def reproduce(
+    params: PathSections, record: Mapping[str, Any], folder: Path, python: Path | None = None
+) -> Reproduction:
     """Run a record again in `folder`, which is empty.
 
     Args:
@@ -63,26 +65,26 @@ def reproduce(p: Placed, record: Mapping[str, Any], folder: Path, python: Path |
             f"The run was made beside uncommitted changes (commit {record['git']['commit']}), expected a clean checkout: its code is "
             "known by sha256 alone. Commit, run again, and reproduce that."
         )
-    if wrong := [each for each in verify_inputs(p, record) if each.kind == "disagrees"]:
+    if wrong := [each for each in verify_inputs(params, record) if each.kind == "disagrees"]:
         raise InputError(
             f"{len(wrong)} inputs are not those of the run, expected the same bytes; the first: {wrong[0]}."
         )
     checkout = folder / "checkout"
-    clone(provenance.ROOT, record["git"]["commit"], checkout)
-    bring(p.folder, checkout, record)
-    python = python or environment(folder / "environment", checkout)
-    run(python, checkout, record)
+    clone_commit(provenance.ROOT, record["git"]["commit"], checkout)
+    link_inputs(params.folder, checkout, record)
+    python = python or create_environment(folder / "environment", checkout)
+    run_flow(python, checkout, record)
     again = json.loads(place_of(checkout / "results", record["flow"]).read_bytes())
-    return compare(record, again)
+    return compare_records(record, again)
 
 
-def clone(source: Path, commit: str, target: Path) -> None:
+def clone_commit(source: Path, commit: str, target: Path) -> None:
     """The recorded commit, from this repository."""
-    command(["git", "clone", "--quiet", "--no-checkout", "--shared", str(source.absolute()), str(target)], source)
-    command(["git", "-c", "advice.detachedHead=false", "checkout", "--quiet", commit], target)
+    run_command(["git", "clone", "--quiet", "--no-checkout", "--shared", str(source.absolute()), str(target)], source)
+    run_command(["git", "-c", "advice.detachedHead=false", "checkout", "--quiet", commit], target)
 
 
-def bring(source: Path, checkout: Path, record: Mapping[str, Any]) -> None:
+def link_inputs(source: Path, checkout: Path, record: Mapping[str, Any]) -> None:
     """Relative paths of the record that git does not have, as links to where they are."""
     given = record["parameters"]
     names = [given["backbone.source"], *(given.get(f"data.{part}.source") for part in record["sources"]["data"])]
@@ -94,36 +96,38 @@ def bring(source: Path, checkout: Path, record: Mapping[str, Any]) -> None:
             (checkout / name).symlink_to((source / name).absolute())
 
 
-def environment(folder: Path, checkout: Path) -> Path:
+def create_environment(folder: Path, checkout: Path) -> Path:
     """A virtual environment with what the commit pins; the interpreter in it."""
     python = folder / "bin" / "python"
-    command([sys.executable, "-m", "venv", str(folder)], checkout)
+    run_command([sys.executable, "-m", "venv", str(folder)], checkout)
     install = ["--disable-pip-version-check", "--quiet", "--constraint", "constraints.txt"]
-    command([str(python), "-m", "pip", "install", *install, "--editable", ".[pipeline]"], checkout)
+    run_command([str(python), "-m", "pip", "install", *install, "--editable", ".[pipeline]"], checkout)
     return python
 
 
-def run(python: Path, checkout: Path, record: Mapping[str, Any]) -> None:
+def run_flow(python: Path, checkout: Path, record: Mapping[str, Any]) -> None:
     """The recorded flow with the recorded parameters, in the checkout."""
     given = {**record["parameters"], **OWN}
     parameters = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
-    overrides = [f"{key}={written(value)}" for key, value in given.items() if known(parameters, key, record["flow"])]
-    command([str(python), "-m", f"flows.{record['flow']}", "--quiet", *overrides], checkout)
+    overrides = [
+        f"{key}={format_value(value)}" for key, value in given.items() if is_known(parameters, key, record["flow"])
+    ]
+    run_command([str(python), "-m", f"flows.{record['flow']}", "--quiet", *overrides], checkout)
 
 
-def known(parameters: Mapping[str, Any], key: str, flow: str) -> bool:
+def is_known(parameters: Mapping[str, Any], key: str, flow: str) -> bool:
     """Whether the section of a key is one that can be overridden, and that the flow reads."""
     section = key.partition(".")[0]
     others = {"sweep", "study", "sensitivity", "profile", "runner"} - {SECTION.get(flow)}
     return section in parameters and section not in others
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as the command line takes it; a text in quotes, which it is under every commit."""
     return json.dumps(value, ensure_ascii=False)
 
 
-def command(words: Sequence[str], folder: Path) -> None:
+def run_command(words: Sequence[str], folder: Path) -> None:
     """Run a program in a folder; what it says on failure is the message."""
     own = {"PYTHONPATH": str(folder), "PREFECT_HOME": str(folder / ".prefect")}
     done = subprocess.run(words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
@@ -135,7 +139,7 @@ def command(words: Sequence[str], folder: Path) -> None:
         )
 
 
-def compare(record: Mapping[str, Any], again: Mapping[str, Any]) -> Reproduction:
+def compare_records(record: Mapping[str, Any], again: Mapping[str, Any]) -> Reproduction:
     """Digests and versions of two records."""
     names = dict.fromkeys([*record["versions"], *again["versions"]])
     versions = {name: (record["versions"].get(name), again["versions"].get(name)) for name in names}

@@ -8,11 +8,11 @@ from pathlib import Path
 from tasks.audit.references import derivation
 from tasks.audit.verify_dvc import verify_lock
 from tasks.audit.verify_run import verify_code, verify_inputs, verify_prepared, verify_published
-from tasks.audit.verify_store import Checked, verify_store
+from tasks.audit.verify_store import StoreCheck, verify_store
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import DamagedError
-from tasks.config.parameters import Placed
-from tasks.record.findings import Finding, disagrees
+from tasks.config.parameters import PathSections
+from tasks.record.findings import Finding, disagreement
 from tasks.record.lineage import Node, ancestry
 from tasks.record.run_record import KIND, read_record
 from tasks.record.signing import verify_signature
@@ -26,7 +26,7 @@ class Audit:
         seconds: of the store alone.
     """
 
-    store: Checked
+    store: StoreCheck
     seconds: float
     findings: list[Finding]
 
@@ -41,23 +41,23 @@ class Audit:
         return [each for each in self.findings if each.kind == "unchecked"]
 
 
-def audit(p: Placed, store: Store, root: Artifact | None, signers: Path | None = None) -> Audit:
+def audit(params: PathSections, store: Store, root: Artifact | None, signers: Path | None = None) -> Audit:
     """Verify the store and, where `root` is given, the run of that name or everything else behind that artifact."""
     began = time.perf_counter()
     checked = verify_store(store)
     seconds = time.perf_counter() - began
     findings = [*checked.findings]
     if root is not None:
-        if not store.place(root).is_dir():
+        if not store.path_of(root).is_dir():
             findings.append(
-                disagrees(root, f"is not in the store {store.path}: fetch it with `python -m flows.store pull`")
+                disagreement(root, f"is not in the store {store.path}: fetch it with `python -m flows.store pull`")
             )
         else:
-            findings += behind(p, store, root, signers)
+            findings += audit_ancestors(params, store, root, signers)
     return Audit(checked, seconds, list(dict.fromkeys(findings)))
 
 
-def behind(p: Placed, store: Store, root: Artifact, signers: Path | None) -> Iterator[Finding]:
+def audit_ancestors(params: PathSections, store: Store, root: Artifact, signers: Path | None) -> Iterator[Finding]:
     """What is wrong outside the store with what `root` was made from."""
     try:
         nodes: dict[Artifact, Node] = ancestry(store, [root], derivation(store, root))
@@ -68,9 +68,9 @@ def behind(p: Placed, store: Store, root: Artifact, signers: Path | None) -> Ite
 
     yield from verify_code(nodes)
     if record is not None:
-        yield from verify_published(p, root, record)
-        yield from verify_prepared(p, record)
-        yield from verify_inputs(p, record)
-        yield from verify_lock(p, root, record)
-        yield from verify_tracking(p, store, root, record)
+        yield from verify_published(params, root, record)
+        yield from verify_prepared(params, record)
+        yield from verify_inputs(params, record)
+        yield from verify_lock(params, root, record)
+        yield from verify_tracking(params, store, root, record)
         yield from verify_signature(store, root, signers)

@@ -17,9 +17,9 @@ import yaml
 from mgaa.errors import UsageError
 from tasks.audit.dvc_lock import LOCK, read_stages
 from tasks.cache.artifact import Artifact
-from tasks.cache.manifest import RECORD, DamagedError, readable
-from tasks.config.parameters import Placed
-from tasks.record.findings import Finding, differing, disagrees, unchecked
+from tasks.cache.manifest import RECORD, DamagedError, format_json
+from tasks.config.parameters import PathSections
+from tasks.record.findings import Finding, compare_values, disagreement, unchecked
 from tasks.record.run_record import digest_of, md5
 
 if TYPE_CHECKING:
@@ -32,26 +32,26 @@ HASHED = ("md5", "size", "nfiles")
 """What `dvc.lock` tells of a file or folder."""
 
 
-def verify_lock(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
+def verify_lock(params: PathSections, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
     """`dvc.lock` against everything that the run used and published, where it names this very record."""
-    path = p.folder / LOCK
+    path = params.folder / LOCK
     if not path.is_file():
         yield unchecked(path, "is not there: the results are not versioned by DVC")
         return
     try:
         stages = read_stages(path.read_bytes(), LOCK)
     except DamagedError as damage:
-        yield disagrees(path, str(damage))
+        yield disagreement(path, str(damage))
         return
-    own = md5(readable(record))
+    own = md5(format_json(record))
     name = next((stage for stage, told in stages.items() if own in records_of(told)), None)
     if name is None:
-        yield missing(p, run, record, path, stages)
+        yield explain_missing(params, run, record, path, stages)
         return
-    with_files = published_last(p, run)
+    with_files = is_published_last(params, run)
     if not with_files:
         yield unchecked(LOCK, f"names {run}, but another run has published its results since")
-    lock = Lock(p.folder, stages, record)
+    lock = Lock(params.folder, stages, record)
     for stage in (name, *lock.before(name)):
         yield from lock.definition(stage)
         yield from lock.parameters(stage)
@@ -65,17 +65,19 @@ def records_of(stage: Mapping[str, Any]) -> list[str]:
     return [out.get("md5", "") for out in stage.get("outs", []) if Path(out["path"]).name == RECORD]
 
 
-def published_last(p: Placed, run: Artifact) -> bool:
+def is_published_last(params: PathSections, run: Artifact) -> bool:
     """Tell whether the results on the disk are those of this run."""
-    path = p.results / RECORD
+    path = params.results / RECORD
     return path.is_file() and digest_of(path.read_bytes()) == run
 
 
-def missing(p: Placed, run: Artifact, record: Mapping[str, Any], path: Path, stages: Mapping[str, Any]) -> Finding:
+def explain_missing(
+    params: PathSections, run: Artifact, record: Mapping[str, Any], path: Path, stages: Mapping[str, Any]
+) -> Finding:
     """The finding for a lock that names another record or none: wrong only where DVC ran what is published now."""
     stage = record["tags"].get("dvc.stage")
-    if stage in stages and records_of(stages[stage]) and published_last(p, run):
-        return disagrees(
+    if stage in stages and records_of(stages[stage]) and is_published_last(params, run):
+        return disagreement(
             f"{LOCK}, {stage}",
             f"names another record than {run}, which this stage published: `dvc checkout` brings the other one",
         )
@@ -111,10 +113,10 @@ class Lock:
         if not known:
             yield unchecked(f"{LOCK}, {name}", f"{PIPELINE} has no such stage")
             return
-        told = named(self.stages[name])
+        told = stage_definition(self.stages[name])
         for part in told:
-            if told[part] not in (expected := [named(stage)[part] for stage in known]):
-                yield from differing(f"{LOCK}, {name}.{part}", told[part], expected[0], PIPELINE)
+            if told[part] not in (expected := [stage_definition(stage)[part] for stage in known]):
+                yield from compare_values(f"{LOCK}, {name}.{part}", told[part], expected[0], PIPELINE)
 
     def pipeline(self, *, at_commit: bool) -> dict[str, Any]:
         """The stages of `dvc.yaml`; none where it is not there."""
@@ -130,29 +132,29 @@ class Lock:
         given = self.stages[name].get("params", {}).get("params.yaml", {})
         sections = {key.partition(".")[0] for key in given} - {"case", "cases", "methods", *CHANGING}
         try:
-            flat = rebuilt(self.folder / "params.yaml", given, self.stages[name]["cmd"])
+            flat = rebuild_parameters(self.folder / "params.yaml", given, self.stages[name]["cmd"])
         except UsageError as error:
-            yield disagrees(f"{LOCK}, {name}.params", f"cannot be parameters of the run: {error}")
+            yield disagreement(f"{LOCK}, {name}.params", f"cannot be parameters of the run: {error}")
             return
         known = self.record["parameters"]
         for key, value in given.items():
             preset, _, entry = key.partition(".")
             if preset in (presets := self.record.get("presets", {})):
                 expected = presets[preset].get(entry) if entry else presets[preset]
-                yield from differing(f"{LOCK}, {key}", value, expected, "the record of the run")
+                yield from compare_values(f"{LOCK}, {key}", value, expected, "the record of the run")
         for key, value in flat.items():
             told = any(key == each or key.startswith(f"{each}.") for each in (*given, "method"))
             if told and key in known and key.partition(".")[0] in sections:
-                yield from differing(f"{LOCK}, {key}", value, known[key], "the record of the run")
+                yield from compare_values(f"{LOCK}, {key}", value, known[key], "the record of the run")
 
     def outs(self, name: str) -> Iterator[Finding]:
         """The outs of a stage against the files of the working tree."""
         for out in self.stages[name].get("outs", []):
-            found = None if self.here is None else hashed(self.here, out["path"])
+            found = None if self.here is None else hash_path(self.here, out["path"])
             if found is None:
-                yield disagrees(self.folder / out["path"], f"is missing, the stage {name} of {LOCK} names it")
+                yield disagreement(self.folder / out["path"], f"is missing, the stage {name} of {LOCK} names it")
             else:
-                yield from compared(out, found, f"{LOCK}, {name}.outs")
+                yield from compare_path(out, found, f"{LOCK}, {name}.outs")
 
     def dependencies(self, name: str) -> Iterator[Finding]:
         """The dependencies of a stage: outs of others as these are told, everything else as it is at the commit of the run."""
@@ -160,11 +162,11 @@ class Lock:
         for dep in self.stages[name].get("deps", []):
             where = f"{LOCK}, {name}.deps"
             if dep["path"] in told:
-                yield from compared(dep, told[dep["path"]], where, "the stage that makes it")
-            elif self.past is None or (found := hashed(self.past, dep["path"])) is None:
+                yield from compare_path(dep, told[dep["path"]], where, "the stage that makes it")
+            elif self.past is None or (found := hash_path(self.past, dep["path"])) is None:
                 yield unchecked(f"{where}, {dep['path']}", "the commit of the run does not have it")
             elif not self.record["git"]["dirty"]:
-                yield from compared(dep, found, where, f"commit {self.record['git']['commit'][:8]}")
+                yield from compare_path(dep, found, where, f"commit {self.record['git']['commit'][:8]}")
 
     @cached_property
     def here(self) -> "Repo | None":
@@ -178,7 +180,7 @@ class Lock:
         return None if commit is None else repository(self.folder, commit)
 
 
-def named(stage: Mapping[str, Any]) -> dict[str, Any]:
+def stage_definition(stage: Mapping[str, Any]) -> dict[str, Any]:
     """The command of a stage and the names of all that it depends on and makes, from `dvc.yaml` and `dvc.lock` alike."""
     params = stage.get("params", [])
     files = [*stage.get("outs", []), *stage.get("metrics", [])]
@@ -195,16 +197,16 @@ def path_of(entry: Any) -> str:
     return str(entry if isinstance(entry, str) else entry.get("path", next(iter(entry))))
 
 
-def rebuilt(path: Path, given: Mapping[str, Any], command: str) -> dict[str, Any]:
+def rebuild_parameters(path: Path, given: Mapping[str, Any], command: str) -> dict[str, Any]:
     """The parameters of a stage by dotted key: those of `dvc.lock` in the place of those of `params.yaml`, and its command's overrides.
 
     Raises:
         UsageError: they are no parameters of a run.
     """
-    from tasks.config.overrides import read
-    from tasks.config.parameters import load
+    from tasks.config.overrides import read_parameters
+    from tasks.config.parameters import load_parameters
 
-    values = read(path)
+    values = read_parameters(path)
     for key, value in given.items():
         *above, last = key.split(".")
         place = values
@@ -214,15 +216,17 @@ def rebuilt(path: Path, given: Mapping[str, Any], command: str) -> dict[str, Any
     with TemporaryDirectory() as folder:
         written = Path(folder) / "params.yaml"
         written.write_text(yaml.safe_dump(values), encoding="utf-8")
-        return load(written, [word for word in command.split() if "=" in word and not word.startswith("-")]).flat()
+        return load_parameters(
+            written, [word for word in command.split() if "=" in word and not word.startswith("-")]
+        ).flat()
 
 
-def compared(
+def compare_path(
     told: Mapping[str, Any], found: Mapping[str, Any], where: str, whose: str = "the file"
 ) -> Iterator[Finding]:
     """The hash and the sizes of one path in `dvc.lock` against what was found."""
     for key in HASHED:
-        yield from differing(f"{where}, {told['path']}, {key}", told.get(key), found.get(key), whose)
+        yield from compare_values(f"{where}, {told['path']}, {key}", told.get(key), found.get(key), whose)
 
 
 def repository(folder: Path, commit: str | None = None) -> "Repo | None":
@@ -237,7 +241,7 @@ def repository(folder: Path, commit: str | None = None) -> "Repo | None":
         return None
 
 
-def hashed(repo: "Repo", path: str) -> dict[str, Any] | None:
+def hash_path(repo: "Repo", path: str) -> dict[str, Any] | None:
     """MD5, size and number of files of a path, as `dvc.lock` tells them; None where there is nothing."""
     from dvc_data.hashfile.build import build
 

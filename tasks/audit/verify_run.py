@@ -17,8 +17,8 @@ from mgaa.checkpoints.ownership import MARK
 from tasks.cache import environment
 from tasks.cache.artifact import Artifact
 from tasks.cache.manifest import MANIFEST, DamagedError, file_digest, read_manifest
-from tasks.config.parameters import Placed
-from tasks.record.findings import Finding, disagrees, unchecked
+from tasks.config.parameters import PathSections
+from tasks.record.findings import Finding, disagreement, unchecked
 from tasks.record.lineage import Node
 from tasks.record.run_record import PREPARED, artifacts_of, digest_of, place_of
 
@@ -26,59 +26,59 @@ MADE = ("demo", "scenes")
 """Sources that the project makes itself: their record has versions in the place of files."""
 
 
-def verify_published(p: Placed, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
+def verify_published(params: PathSections, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
     """The results and the checkpoint of the run that is published last; an older run has none."""
-    path = place_of(p.results, record["flow"])
-    if not path.is_file() or (digest_of(path.read_bytes()) != run and json_of(path).get("end", "") > record["end"]):
+    path = place_of(params.results, record["flow"])
+    if not path.is_file() or (digest_of(path.read_bytes()) != run and read_json(path).get("end", "") > record["end"]):
         yield unchecked(path, f"is not of {run}: its results are no longer published")
         return
     if digest_of(path.read_bytes()) != run:
-        yield disagrees(path, f"was altered: it is not the record of {run}")
-    yield from files(p.folder, record["published"], "the record of the run")
-    yield from added(p.folder, record)
+        yield disagreement(path, f"was altered: it is not the record of {run}")
+    yield from verify_files(params.folder, record["published"], "the record of the run")
+    yield from added_files(params.folder, record)
 
 
-def added(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
+def added_files(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
     """Files in the folders that the run published which it did not write: an adapter in a checkpoint changes what is loaded from it."""
     known = record["published"]
     for root in record.get("folders", []):
         for path in sorted((folder / root).rglob("*")):
             if path.is_file() and path.relative_to(folder).as_posix() not in known:
-                yield disagrees(path, "was added: the record of the run does not name it")
+                yield disagreement(path, "was added: the record of the run does not name it")
 
 
-def verify_prepared(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
+def verify_prepared(params: PathSections, record: Mapping[str, Any]) -> Iterator[Finding]:
     """The texts that DVC versions (`data/prepared`), where they are those of the run."""
     made = {stage: artifact for stage, (artifact, *_) in artifacts_of(record).items()}
-    for stage, place in (("texts", p.folder / PREPARED), ("questions", p.folder / PREPARED / "questions")):
+    for stage, place in (("texts", params.folder / PREPARED), ("questions", params.folder / PREPARED / "questions")):
         if not (place / MANIFEST).is_file():
             continue
         try:
             manifest = read_manifest(place)
         except DamagedError as damage:
-            yield disagrees(place, str(damage))
+            yield disagreement(place, str(damage))
             continue
         if stage not in made or manifest["digest"] != made[stage].digest:
             yield unchecked(place, "holds other texts than those of the run")
             continue
         content = {file: entry["sha256"] for file, entry in manifest["files"].items()}
-        yield from files(place, content, "its manifest")
+        yield from verify_files(place, content, "its manifest")
         for path in sorted(each for each in place.iterdir() if each.is_file()):
             if path.name not in (*content, MANIFEST, MARK):
-                yield disagrees(path, "was added: its manifest does not name it")
+                yield disagreement(path, "was added: its manifest does not name it")
 
 
-def verify_inputs(p: Placed, record: Mapping[str, Any]) -> Iterator[Finding]:
+def verify_inputs(params: PathSections, record: Mapping[str, Any]) -> Iterator[Finding]:
     """The files of the backbone, of the data, and those that parameters name."""
     given, sources = record["parameters"], record["sources"]
     backbone = Path(given["backbone.source"]).expanduser()
-    yield from files_below(p.folder, backbone, sources["backbone"])
+    yield from files_below(params.folder, backbone, sources["backbone"])
     for section, content in sources["data"].items():
         name = given.get(f"data.{section}.source") or source_of(given["data.questions"], section)
         if name not in MADE:
-            yield from files_below(p.folder, Path(name).expanduser().parent, content, name)
+            yield from files_below(params.folder, Path(name).expanduser().parent, content, name)
     for key, content in sources["parameters"].items():
-        yield from files_below(p.folder, Path(given[key]).expanduser().parent, content)
+        yield from files_below(params.folder, Path(given[key]).expanduser().parent, content)
 
 
 def source_of(questions: list[Mapping[str, Any]], section: str) -> str:
@@ -92,17 +92,17 @@ def files_below(folder: Path, source: Path, content: Mapping[str, str], name: st
     if content and not place.is_dir():
         yield unchecked(name or source, "is not on this machine (an id of the Hub has its commit in the record)")
         return
-    yield from files(place, content, "the record of the run")
+    yield from verify_files(place, content, "the record of the run")
 
 
-def files(folder: Path, content: Mapping[str, str], whose: str) -> Iterator[Finding]:
+def verify_files(folder: Path, content: Mapping[str, str], whose: str) -> Iterator[Finding]:
     """Files of a folder by their sha256."""
     for name, expected in content.items():
         path = folder / name
         if not path.is_file():
-            yield disagrees(path, f"is missing, {whose} names it")
+            yield disagreement(path, f"is missing, {whose} names it")
         elif file_digest(path, path.stat()) != expected:
-            yield disagrees(path, f"was altered: its sha256 is not the {expected[:12]}... of {whose}")
+            yield disagreement(path, f"was altered: its sha256 is not the {expected[:12]}... of {whose}")
 
 
 def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
@@ -113,12 +113,12 @@ def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
         commit = git.get("commit")
         if git.get("dirty"):
             changed.add(str(commit)[:8])
-        elif commit is not None and environment.ask_git("cat-file", "-e", f"{commit}^{{commit}}") is None:
+        elif commit is not None and environment.run_git("cat-file", "-e", f"{commit}^{{commit}}") is None:
             absent.add(commit[:8])
         elif commit is not None:
             for file, expected in node.manifest.get("sources", {}).items():
-                if at_commit(commit, file) != expected:
-                    yield disagrees(
+                if digest_at_commit(commit, file) != expected:
+                    yield disagreement(
                         f"git, {file}", f"is another one at commit {commit[:8]} than the one that made {artifact}"
                     )
     if changed:
@@ -131,7 +131,7 @@ def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
 
 
 @cache
-def at_commit(commit: str, file: str) -> str | None:
+def digest_at_commit(commit: str, file: str) -> str | None:
     """sha256 of a file of the project at a commit."""
     done = subprocess.run(
         ["git", "-C", str(environment.ROOT), "show", f"{commit}:{file}"], capture_output=True, check=False
@@ -139,7 +139,7 @@ def at_commit(commit: str, file: str) -> str | None:
     return hashlib.sha256(done.stdout).hexdigest() if done.returncode == 0 else None
 
 
-def json_of(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """A file of results; an unreadable one is empty, for its sha256 was told already."""
     try:
         content = json.loads(path.read_bytes())

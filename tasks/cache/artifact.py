@@ -23,20 +23,28 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tasks.cache.atomic import disk_errors, flush, flush_folder, replacing, sweep, temporary, write_file
+from tasks.cache.atomic import (
+    disk_errors,
+    flush,
+    flush_folder,
+    remove_stale_drafts,
+    replace_folder,
+    temporary_folder,
+    write_file,
+)
 from tasks.cache.manifest import (
     MANIFEST,
     DamagedError,
     check_folder,
     content_digest,
-    describe,
+    describe_file,
     digest,
-    readable,
+    format_json,
     refuse_escape,
     regular_files,
 )
 from tasks.cache.remote import Remote
-from tasks.cache.worker_check import Home
+from tasks.cache.worker_check import RunIdentity
 
 __all__ = ["MANIFEST", "Artifact", "DamagedError", "Store"]
 logger = logging.getLogger(__name__)
@@ -63,7 +71,7 @@ published: "set[tuple[Remote, str]]" = set()
 """Keys that this process has seen in a remote, or put there."""
 
 
-def named_by(content: bytes, key: str, place: str) -> Artifact:
+def artifact_of_key(content: bytes, key: str, place: str) -> Artifact:
     """The artifact that the record of a key at `place` names; raises `DamagedError`."""
     try:
         record = json.loads(content)
@@ -89,19 +97,19 @@ class Store:
     path: Path
     lock_timeout: float = 3600.0
     remote: Remote | None = None
-    home: Home | None = None
+    home: RunIdentity | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", self.path.absolute())
 
-    def place(self, artifact: Artifact) -> Path:
+    def path_of(self, artifact: Artifact) -> Path:
         """Where the artifact lies, or would lie (nothing is checked)."""
         return self.path / artifact.kind / artifact.digest
 
     def folder(self, artifact: Artifact) -> Path:
         """The artifact's folder, checked; raises `DamagedError`."""
         self.manifest(artifact)
-        return self.place(artifact)
+        return self.path_of(artifact)
 
     def manifest(self, artifact: Artifact) -> dict[str, Any]:
         """The artifact's manifest, after the files were checked against it; raises `DamagedError`."""
@@ -114,29 +122,29 @@ class Store:
 
     def verify(self, artifact: Artifact) -> dict[str, Any]:
         """`manifest`, with what is wrong and no advice: for those who repair it. What lies in the remote alone is fetched."""
-        if self.remote is not None and not self.place(artifact).exists():
-            with self.writing(artifact.kind) as folder:
+        if self.remote is not None and not self.path_of(artifact).exists():
+            with self.draft_folder(artifact.kind) as folder:
                 self.remote.fetch(folder, artifact.kind, artifact.digest)
                 flush(folder)
                 self.install(folder, artifact)
-        return check_folder(self.place(artifact), artifact.kind, artifact.digest)
+        return check_folder(self.path_of(artifact), artifact.kind, artifact.digest)
 
     @contextmanager
-    def writing(self, kind: str) -> Iterator[Path]:
+    def draft_folder(self, kind: str) -> Iterator[Path]:
         """A temporary folder to fill and `seal`; it vanishes if the block fails, and a full disk becomes a `ResourceError`."""
-        with temporary(self.path / kind) as folder:
+        with temporary_folder(self.path / kind) as folder:
             yield folder
 
     def seal(self, folder: Path, kind: str, record: Mapping[str, Any]) -> Artifact:
-        """Turn a filled folder of `writing` into an artifact; `record` joins its manifest. Equal content is stored once."""
-        files = {name: describe(folder / name) for name in sorted(regular_files(folder))}
+        """Turn a filled folder of `draft_folder` into an artifact; `record` joins its manifest. Equal content is stored once."""
+        files = {name: describe_file(folder / name) for name in sorted(regular_files(folder))}
         if not files:
             raise RuntimeError(
                 f"The step that makes {kind!r} wrote no file: expected its result in the folder it was given."
             )
         artifact = Artifact(kind, content_digest(kind, {name: file["sha256"] for name, file in files.items()}))
         manifest = {"kind": kind, "digest": artifact.digest, **record, "files": files}
-        (folder / MANIFEST).write_bytes(readable({**manifest, "seal": digest(manifest)}))
+        (folder / MANIFEST).write_bytes(format_json({**manifest, "seal": digest(manifest)}))
         for name in files:  # safetensors writes files that nobody else may read, and a store may be shared
             (folder / name).chmod((folder / MANIFEST).stat().st_mode)
         flush(folder)
@@ -145,7 +153,7 @@ class Store:
 
     def install(self, folder: Path, artifact: Artifact) -> None:
         """Rename a complete folder into its place; a sound one that is there already wins, a damaged one is quarantined."""
-        target = self.place(artifact)
+        target = self.path_of(artifact)
         while True:
             try:
                 os.rename(folder, target)
@@ -173,7 +181,7 @@ class Store:
                 if not target.exists():
                     break
             try:
-                os.rename(self.place(artifact), target)
+                os.rename(self.path_of(artifact), target)
             except FileNotFoundError:  # another run was faster
                 return
         logger.warning("%s Moved to %s; it is rebuilt now.", damage, target)
@@ -188,10 +196,10 @@ class Store:
         content, place = self._record(path), str(path)
         here = content is not None
         if content is None and self.remote is not None:
-            content, place = self.remote.read(name), self.remote.place(name)
+            content, place = self.remote.read(name), self.remote.url_of(name)
         if content is None:
             return None
-        artifact = named_by(content, key, place)
+        artifact = artifact_of_key(content, key, place)
         self.verify(artifact)
         if here:
             self.publish(key, artifact)
@@ -209,7 +217,7 @@ class Store:
         """Push an artifact and then the record of its key, unless they are in the remote; a `fresh` record replaces what is there."""
         if self.remote is None or ((self.remote, key) in published and not fresh):
             return
-        self.remote.push(self.place(artifact), artifact.kind, artifact.digest)
+        self.remote.push(self.path_of(artifact), artifact.kind, artifact.digest)
         if fresh or self.remote.read(f"keys/{key}.json") is None:
             self.remote.write(f"keys/{key}.json", self.key_path(key).read_bytes())
         published.add((self.remote, key))
@@ -227,7 +235,7 @@ class Store:
             "metadata": {"serializer": {"type": "json"}},
             "result": json.dumps({"__class__": f"{Artifact.__module__}.Artifact", "data": named}),
         }
-        return readable({**named, "stage": stage, **prefect})
+        return format_json({**named, "stage": stage, **prefect})
 
     def forget(self, key: str, damage: DamagedError) -> None:
         """Drop a key whose artifact cannot be used: quarantine what is left of it, so that the step runs again."""
@@ -238,14 +246,14 @@ class Store:
         except (OSError, ValueError, KeyError, TypeError, DamagedError, RecursionError):
             logger.warning("%s The record is dropped and its step runs again.", damage)
         else:
-            if self.place(artifact).exists() and not self.sound(artifact):
+            if self.path_of(artifact).exists() and not self.is_sound(artifact):
                 self.quarantine(artifact, damage)
             else:
                 logger.warning("%s The record is dropped and its step runs again.", damage)
         with disk_errors(self.path):
             path.unlink(missing_ok=True)
 
-    def sound(self, artifact: Artifact) -> bool:
+    def is_sound(self, artifact: Artifact) -> bool:
         """Whether the artifact is there and passes every check."""
         try:
             self.verify(artifact)
@@ -253,14 +261,14 @@ class Store:
             return False
         return True
 
-    def sweep(self) -> None:
+    def remove_leftovers(self) -> None:
         """Remove what killed runs of this machine left behind."""
         for folder in self.path.iterdir() if self.path.is_dir() else ():
-            sweep(folder)
+            remove_stale_drafts(folder)
 
     def export(self, artifact: Artifact, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
         """Copy an artifact with its manifest, and `extra` files by name, to `target`, which is replaced as a whole."""
-        with replacing(target) as folder:
+        with replace_folder(target) as folder:
             self.copy(artifact, folder)
             for name, content in (extra or {}).items():
                 refuse_escape(folder, name)
@@ -268,7 +276,7 @@ class Store:
 
     def copy(self, artifact: Artifact, folder: Path) -> None:
         """Copy the files of an artifact with its manifest into a draft."""
-        source, files = self.place(artifact), self.manifest(artifact)["files"]
+        source, files = self.path_of(artifact), self.manifest(artifact)["files"]
         for name in (*files, MANIFEST):  # contents alone: the modes of a read-only store are not those of a copy
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)

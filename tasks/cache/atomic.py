@@ -1,9 +1,9 @@
 """Whole or not at all: every folder and file of a run appears complete, or does not appear.
 
 A folder is written as a draft beside its target, flushed to disk, and renamed or exchanged (`mgaa.checkpoints.output_folder`). In the
-store, which is ours alone, that is all (`temporary`, `write_file`); where people look (`replacing`, `placing`, `publish_file`), nothing
-gives way that is not ours (`mgaa.checkpoints.ownership`). A full, read-only or limited disk becomes one `ResourceError` that says what was
-missing, whoever raised it (Python, or a Rust library whose error carries only the text "os error 28").
+store, which is ours alone, that is all (`temporary_folder`, `write_file`); where people look (`replace_folder`, `place_files`,
+`publish_file`), nothing gives way that is not ours (`mgaa.checkpoints.ownership`). A full, read-only or limited disk becomes one
+`ResourceError` that says what was missing, whoever raised it (Python, or a Rust library whose error carries only the text "os error 28").
 """
 
 import errno
@@ -17,20 +17,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mgaa.checkpoints import output_folder
-from mgaa.checkpoints.output_folder import alive, flush, flush_file, flush_folder, sweep
+from mgaa.checkpoints.output_folder import flush, flush_file, flush_folder, is_alive, remove_stale_drafts
 from mgaa.errors import MgaaError, ResourceError
-from tasks.cache.earlier import earlier
+from tasks.cache.earlier import earlier_outputs
 
 __all__ = [
-    "alive",
     "disk_errors",
     "flush",
     "flush_folder",
-    "placing",
+    "is_alive",
+    "place_files",
     "publish_file",
-    "replacing",
-    "sweep",
-    "temporary",
+    "remove_stale_drafts",
+    "replace_folder",
+    "temporary_folder",
     "write_file",
 ]
 
@@ -39,37 +39,41 @@ CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 @contextmanager
-def temporary(parent: Path) -> Iterator[Path]:
+def temporary_folder(parent: Path) -> Iterator[Path]:
     """A fresh folder in `parent`; it is removed at the end unless it was renamed into its place."""
-    with disk_errors(parent), output_folder.temporary(parent) as folder, disk_errors(folder):
+    with disk_errors(parent), output_folder.temporary_folder(parent) as folder, disk_errors(folder):
         yield folder
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replace_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that takes the place of `target` when the block ends well, and leaves `target` alone when it does not."""
-    with disk_errors(target.parent), output_folder.replacing(target, also=earlier) as folder, disk_errors(folder):
+    with (
+        disk_errors(target.parent),
+        output_folder.replace_folder(target, also=earlier_outputs) as folder,
+        disk_errors(folder),
+    ):
         yield folder
 
 
 @contextmanager
-def placing(folder: Path) -> Iterator[Path]:
+def place_files(folder: Path) -> Iterator[Path]:
     """A folder to fill whose files take their places in `folder` when the block ends well, all or none."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with disk_errors(folder), output_folder.placing(folder, also=earlier) as draft, disk_errors(draft):
+    with disk_errors(folder), output_folder.place_files(folder, also=earlier_outputs) as draft, disk_errors(draft):
         yield draft
 
 
 def publish_file(path: Path, content: bytes) -> None:
     """Write or replace one file that a user reads, whole or not at all."""
-    with placing(path.parent) as draft:
+    with place_files(path.parent) as draft:
         (draft / path.name).write_bytes(content)
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Write or replace one small file in a folder that is ours alone (the store, a draft), whole or not at all."""
-    with temporary(path.parent) as folder:
+    with temporary_folder(path.parent) as folder:
         draft = folder / path.name
         draft.write_bytes(content)
         flush_file(draft)
@@ -88,7 +92,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         code = disk_error(error, folder)
         if code is None:
             raise
-        raise ResourceError(explain(code, folder, error)) from error
+        raise ResourceError(explain_disk_error(code, folder, error)) from error
 
 
 def disk_error(error: Exception, folder: Path) -> int | None:
@@ -99,11 +103,11 @@ def disk_error(error: Exception, folder: Path) -> int | None:
     if code in FULL or code == errno.EROFS:
         return code
     named = getattr(error, "filename", None) or folder
-    inside = Path(os.path.abspath(named)).is_relative_to(nearest(folder).absolute())
+    inside = Path(os.path.abspath(named)).is_relative_to(nearest_existing(folder).absolute())
     return code if code in CLOSED and inside else None
 
 
-def explain(code: int, folder: Path, error: Exception) -> str:
+def explain_disk_error(code: int, folder: Path, error: Exception) -> str:
     """What was being written, how much of it, how much room is left, and what to do."""
     path = getattr(error, "filename", None) or folder
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
@@ -113,7 +117,7 @@ def explain(code: int, folder: Path, error: Exception) -> str:
         limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
         most = "" if limit == resource.RLIM_INFINITY else f" of {megabytes(limit)} a file"
         remedy = f"Lift the limit{most} with `ulimit -f unlimited`"
-    elif code in FULL and place.stat().st_dev != nearest(folder).stat().st_dev:
+    elif code in FULL and place.stat().st_dev != nearest_existing(folder).stat().st_dev:
         remedy = "Make room there, or set TMPDIR to a folder on a larger disk"
     elif code in FULL:
         remedy = "Make room, or put the store on a larger disk with store.path=<folder>"
@@ -125,11 +129,11 @@ def explain(code: int, folder: Path, error: Exception) -> str:
 def fullest(error: Exception, folder: Path) -> Path:
     """Where the disk is that is full: of the file that the error names; else, of what is written to, where the least room is left."""
     if isinstance(named := getattr(error, "filename", None), str | bytes):
-        return nearest(Path(os.fsdecode(named)))
-    return min((nearest(folder), Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free)
+        return nearest_existing(Path(os.fsdecode(named)))
+    return min((nearest_existing(folder), Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free)
 
 
-def nearest(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
     """`path`, or its nearest parent that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 

@@ -11,7 +11,7 @@ from functools import cache
 from threading import Lock
 from typing import Any
 
-from tasks.cache.placement import Where
+from tasks.cache.placement import Placement
 
 
 class Pool:
@@ -22,7 +22,7 @@ class Pool:
         self.lock = Lock()
 
     @contextmanager
-    def taken(self) -> Iterator[str]:
+    def use_device(self) -> Iterator[str]:
         """The first of the least used devices, in use for the block."""
         with self.lock:
             name = min(self.users, key=self.users.__getitem__)
@@ -35,7 +35,7 @@ class Pool:
 
 
 @cache
-def cards() -> Pool | None:
+def list_cards() -> Pool | None:
     """The cards of this process; none where there is one or none, and `cuda` says enough."""
     import torch
 
@@ -44,22 +44,22 @@ def cards() -> Pool | None:
 
 
 @contextmanager
-def placed(arguments: Mapping[str, Any], pool: Pool | None = None) -> Iterator[dict[str, Any]]:
+def place_arguments(arguments: Mapping[str, Any], pool: Pool | None = None) -> Iterator[dict[str, Any]]:
     """The arguments of a step with a card of its own in the place of `device="cuda"`; everything else as it is.
 
     Args:
         pool: the devices to choose from; by default the cards of this process.
     """
-    if arguments.get("device") != "cuda" or (found := pool or cards()) is None:
+    if arguments.get("device") != "cuda" or (found := pool or list_cards()) is None:
         yield dict(arguments)
         return
-    with found.taken() as name, current(name):
+    with found.use_device() as name, use_card(name):
         where = arguments["device"]
-        yield {**arguments, "device": where.on(name) if isinstance(where, Where) else name}
+        yield {**arguments, "device": where.on(name) if isinstance(where, Placement) else name}
 
 
 @contextmanager
-def current(name: str) -> Iterator[None]:
+def use_card(name: str) -> Iterator[None]:
     """Make a card the one that torch means by `cuda` in this thread."""
     if "torch" not in sys.modules or not sys.modules["torch"].cuda.is_available():
         yield

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from mgaa.checkpoints.ownership import ANY, MARK, merged
+from mgaa.checkpoints.ownership import ANY, MARK, merge_sums
 from tasks.cache.manifest import MANIFEST, RECORD, DamagedError, read_manifest
 
 CARDS = ("README.md", "evaluation.json")
@@ -34,13 +34,17 @@ BESIDE = {
 """Files that were written together with them."""
 
 
-def earlier(folder: Path) -> dict[str, Collection[str]]:
+def earlier_outputs(folder: Path) -> dict[str, Collection[str]]:
     """Files of a folder that are known to be ours, with the sha256 that each may have."""
     marked = (folder / MARK).exists()
-    return {**merged(_exported(folder, marked), _published(folder), {} if marked else _signed(folder))}
+    return {
+        **merge_sums(
+            _exported_files(folder, marked), _published_files(folder), {} if marked else _signature_files(folder)
+        )
+    }
 
 
-def _exported(folder: Path, marked: bool) -> dict[str, set[str]]:
+def _exported_files(folder: Path, marked: bool) -> dict[str, set[str]]:
     try:
         files = read_manifest(folder)["files"]
     except (OSError, DamagedError):
@@ -49,17 +53,17 @@ def _exported(folder: Path, marked: bool) -> dict[str, set[str]]:
     return {MANIFEST: {ANY}, **cards, **{name: {file["sha256"]} for name, file in files.items()}}
 
 
-def _published(folder: Path) -> dict[str, set[str]]:
+def _published_files(folder: Path) -> dict[str, set[str]]:
     """By the record in the folder, or in the one above."""
     found = {RECORD: {ANY}} if _record(folder) else {}
     for place in (folder, folder.parent):
         for name, sha256 in _record(place).items():
-            if (path := _below(place, name)) is not None and path.parent == folder:
+            if (path := _files_below(place, name)) is not None and path.parent == folder:
                 found[path.name] = {sha256}
     return found
 
 
-def _below(place: Path, name: str) -> Path | None:
+def _files_below(place: Path, name: str) -> Path | None:
     """The file of a record in `place`, whose names begin with the last parts of that."""
     parts = Path(name).parts
     shared = [count for count in range(1, len(parts)) if place.parts[-count:] == parts[:count]]
@@ -74,12 +78,12 @@ def _record(folder: Path) -> dict[str, str]:
         return {}
 
 
-def _signed(folder: Path) -> dict[str, set[str]]:
-    found = [name for name, sign in SIGNS.items() if _says(folder / name, sign)]
+def _signature_files(folder: Path) -> dict[str, set[str]]:
+    found = [name for name, sign in SIGNS.items() if _has_sign(folder / name, sign)]
     return {each: {ANY} for name in found for each in (name, *BESIDE.get(name, ()))}
 
 
-def _says(path: Path, sign: str) -> bool:
+def _has_sign(path: Path, sign: str) -> bool:
     try:
         with path.open(encoding="utf-8") as file:
             return sign in file.read(100_000)

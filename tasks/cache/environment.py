@@ -42,23 +42,23 @@ def environment(imported: Iterable[str]) -> dict[str, Any]:
     used = {"torch", *imported, *(BROUGHT[name] for name in imported if name in BROUGHT)} & set(NUMERICAL)
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "packages": {name: installed(name) for name in sorted(used)},
-        "cuda": cuda(),
-        "flags": flags(),
+        "packages": {name: installed_version(name) for name in sorted(used)},
+        "cuda": cuda_version(),
+        "flags": torch_flags(),
     }
 
 
 def origin() -> dict[str, Any]:
     """What a manifest tells about the installation and the repository."""
     return {
-        "git": dict(git()),
-        "versions": {"python": platform.python_version(), **{name: installed(name) for name in RECORDED}},
-        "device": device(),
+        "git": dict(git_state()),
+        "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in RECORDED}},
+        "device": device_name(),
     }
 
 
 @cache
-def installed(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """The installed version of a package, or None."""
     try:
         return version(package)
@@ -67,7 +67,7 @@ def installed(package: str) -> str | None:
 
 
 @cache
-def cuda() -> str | None:
+def cuda_version() -> str | None:
     """The CUDA version torch was built for, read from its source so that torch need not be imported."""
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
@@ -78,7 +78,7 @@ def cuda() -> str | None:
     return None
 
 
-def flags() -> dict[str, Any]:
+def torch_flags() -> dict[str, Any]:
     """torch's global determinism and precision flags; before torch is imported they are what it starts with."""
     torch = sys.modules.get("torch")
     if torch is None:
@@ -93,16 +93,16 @@ def flags() -> dict[str, Any]:
     return {"deterministic": torch.are_deterministic_algorithms_enabled(), **plain}
 
 
-def device() -> str:
+def device_name() -> str:
     """The name of the GPU this process uses, else of the CPU."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
-    return processor()
+    return cpu_name()
 
 
 @cache
-def processor() -> str:
+def cpu_name() -> str:
     """The CPU's model name."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
@@ -112,24 +112,24 @@ def processor() -> str:
 
 
 @cache
-def git() -> tuple[tuple[str, Any], ...]:
+def git_state() -> tuple[tuple[str, Any], ...]:
     """The commit of the checkout and whether its code differs from that commit; both null outside git.
 
     Code is what `code_digest` covers, files that git ignores or does not know included. Parameters, `dvc.lock` and documents do not
     count: a record holds the parameters in full, and `dvc repro` and `dvc exp run` write both before a run begins.
     """
-    commit = ask_git("rev-parse", "HEAD")
+    commit = run_git("rev-parse", "HEAD")
     return ("commit", commit), ("dirty", None if commit is None else bool(changed_code()))
 
 
 def changed_code() -> list[str]:
     """Code that differs from the commit of the checkout: changed, removed, added, or unknown to git."""
     asked = (("diff", "--name-only", "--no-renames", "HEAD"), ("ls-files", "--others"))
-    names = [name for words in asked for name in (ask_git(*words, "-z", "--", *FOLDERS) or "").split("\0") if name]
+    names = [name for words in asked for name in (run_git(*words, "-z", "--", *FOLDERS) or "").split("\0") if name]
     return sorted(name for name in names if is_code(Path(name)))
 
 
-def ask_git(*words: str) -> str | None:
+def run_git(*words: str) -> str | None:
     """The output of one git command in the project, or None where it fails."""
     try:
         answer = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)

@@ -50,7 +50,7 @@ class Executions(list[Execution]):
 
     def __iter__(self) -> Iterator[Execution]:
         if self.store is not None and self.store.home is not None:
-            for name, content in left(self.store, self.seen).items():
+            for name, content in read_notes(self.store, self.seen).items():
                 self.seen.add(name)
                 told = json.loads(content)
                 self.append(
@@ -80,7 +80,7 @@ current: ContextVar[Recorder | None] = ContextVar("recorder", default=None)
 
 
 @contextmanager
-def recording(store: Store | None = None) -> Iterator[Executions]:
+def record_executions(store: Store | None = None) -> Iterator[Executions]:
     """Collect the executions of a flow, those in its task runner's threads or, of a `store` with a home, in its workers included.
 
     A result asked of a task that waits for a failed one is `UnfinishedRun` in Prefect, which hides what happened; the failure itself
@@ -91,7 +91,7 @@ def recording(store: Store | None = None) -> Iterator[Executions]:
     recorder = Recorder(Executions(store))
     if store is not None and store.home is not None and store.remote is None:
         with disk_errors(store.path):
-            (store.path / folder(store)).mkdir(parents=True, exist_ok=True)
+            (store.path / notes_folder(store)).mkdir(parents=True, exist_ok=True)
     token = current.set(recorder)
     try:
         yield recorder.executions
@@ -110,11 +110,11 @@ def recording(store: Store | None = None) -> Iterator[Executions]:
         ) from error
     finally:
         current.reset(token)
-        clear(store)
+        clear_notes(store)
 
 
 @contextmanager
-def failures() -> Iterator[None]:
+def collect_failures() -> Iterator[None]:
     """Remember what fails in this block, and let it pass."""
     try:
         yield
@@ -124,51 +124,53 @@ def failures() -> Iterator[None]:
         raise
 
 
-def forgive(error: Exception) -> None:
+def forget_failure(error: Exception) -> None:
     """Forget a failure that turned out to be a result."""
     if (recorder := current.get()) is not None and error in recorder.failures:
         recorder.failures.remove(error)
 
 
-def note(store: Store, execution: Execution) -> None:
+def record_execution(store: Store, execution: Execution) -> None:
     """Tell the run's recorder; in a worker process, leave a note in the store."""
     if (recorder := current.get()) is not None:
         recorder.executions.append(execution)
     elif store.home is not None:
-        name, content = f"{folder(store)}/{uuid4().hex}.json", json.dumps(asdict(execution)).encode()
+        name, content = f"{notes_folder(store)}/{uuid4().hex}.json", json.dumps(asdict(execution)).encode()
         if store.remote is not None:
             store.remote.write(name, content)
-        elif (store.path / folder(store)).is_dir():  # else the run has ended, by the failure of another step
+        elif (store.path / notes_folder(store)).is_dir():  # else the run has ended, by the failure of another step
             with suppress(FileNotFoundError):
                 write_file(store.path / name, content)
 
 
-def folder(store: Store) -> str:
+def notes_folder(store: Store) -> str:
     """Where the workers of a run leave their notes, below the store."""
     return f"executions/{store.home.run if store.home is not None else ''}"
 
 
-def left(store: Store, seen: set[str]) -> dict[str, bytes]:
+def read_notes(store: Store, seen: set[str]) -> dict[str, bytes]:
     """The notes that workers left since they were `seen`, by name."""
     if store.remote is not None:
-        return store.remote.take(folder(store), seen)
+        return store.remote.read_all(notes_folder(store), seen)
     return {
-        path.name: path.read_bytes() for path in (store.path / folder(store)).glob("*.json") if path.name not in seen
+        path.name: path.read_bytes()
+        for path in (store.path / notes_folder(store)).glob("*.json")
+        if path.name not in seen
     }
 
 
-def clear(store: Store | None) -> None:
+def clear_notes(store: Store | None) -> None:
     """Remove the notes of a run."""
     if store is None or store.home is None:
         return
     if store.remote is not None:
         with suppress(MgaaError):  # whatever ended the run is what is told
-            store.remote.drop(folder(store))
+            store.remote.remove_folder(notes_folder(store))
     else:
-        shutil.rmtree(store.path / folder(store), ignore_errors=True)
+        shutil.rmtree(store.path / notes_folder(store), ignore_errors=True)
 
 
-def busy(executions: list[Execution]) -> float:
+def busy_seconds(executions: list[Execution]) -> float:
     """Seconds in which at least one body ran: the length of the union of their intervals."""
     seconds, reached = 0.0, float("-inf")
     for execution in sorted(executions, key=lambda item: item.start):

@@ -96,7 +96,7 @@ def check_file(path: Path, status: os.stat_result, expected: Mapping[str, Any]) 
         raise DamagedError(f"{path} was altered: its sha256 is not {expected['sha256'][:12]}....")
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe_file(path: Path) -> dict[str, Any]:
     """Size and sha256 of a new file, as manifests hold them."""
     return {"size": path.stat().st_size, "sha256": fresh_digest(path)}
 
@@ -112,6 +112,6 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def readable(value: Any) -> bytes:
+def format_json(value: Any) -> bytes:
     """JSON as people read it."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

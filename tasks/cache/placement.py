@@ -13,7 +13,7 @@ ROOM = 0.5
 """Share of the free memory that the weights of a model may take before its blocks stay in their files."""
 
 
-class Where(str):
+class Placement(str):
     """A device, as steps take it: `cpu`, `cuda`, `cuda:1`.
 
     Attributes:
@@ -24,24 +24,24 @@ class Where(str):
     stream: Stream
     hidden: Hidden
 
-    def __new__(cls, device: str, stream: Stream = "auto", hidden: Hidden = "auto") -> "Where":
+    def __new__(cls, device: str, stream: Stream = "auto", hidden: Hidden = "auto") -> "Placement":
         """A device with what is not said as `auto`."""
         where = super().__new__(cls, device)
         where.stream, where.hidden = stream, hidden
         return where
 
-    def on(self, device: str) -> "Where":
+    def on(self, device: str) -> "Placement":
         """The same on another device."""
-        return Where(device, self.stream, self.hidden)
+        return Placement(device, self.stream, self.hidden)
 
 
-def streams(device: str, weights: int) -> bool:
+def should_stream(device: str, weights: int) -> bool:
     """Whether the blocks of a model with so many bytes of weights stay in their files."""
     import torch
 
     from mgaa.blocks.hardware import free_memory
 
-    wanted = device.stream if isinstance(device, Where) else "auto"
+    wanted = device.stream if isinstance(device, Placement) else "auto"
     return wanted == "always" or (wanted == "auto" and weights > ROOM * free_memory(torch.device(device)))
 
 
@@ -52,7 +52,7 @@ def place_of_hidden(device: str, size: int) -> Literal["device", "host", "disk"]
 
     from mgaa.blocks.hardware import free_memory
 
-    wanted = device.hidden if isinstance(device, Where) else "auto"
+    wanted = device.hidden if isinstance(device, Placement) else "auto"
     if wanted != "auto":
         return wanted
     if size <= 0.25 * free_memory(torch.device(device)):

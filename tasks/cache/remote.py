@@ -18,7 +18,7 @@ from secrets import token_hex
 from typing import Any
 
 from mgaa.errors import MgaaError, ResourceError, UsageError
-from tasks.cache.manifest import MANIFEST, DamagedError, check_folder, describe, read_manifest, refuse_escape
+from tasks.cache.manifest import MANIFEST, DamagedError, check_folder, describe_file, read_manifest, refuse_escape
 
 MARKER = "mgaa-store"
 """The object that is looked for, and left, before a run starts."""
@@ -41,7 +41,7 @@ class Remote:
     setting: str = "store.remote"
     opened: tuple[Any, str] | None = field(default=None, compare=False)
 
-    def place(self, name: str) -> str:
+    def url_of(self, name: str) -> str:
         """The URL of an object."""
         return f"{self.url.rstrip('/')}/{name}"
 
@@ -57,7 +57,7 @@ class Remote:
 
     def read(self, name: str) -> bytes | None:
         """The content of an object, or None where there is none."""
-        with self.reaching(name) as (system, path):
+        with self.connect(name) as (system, path):
             try:
                 content: bytes = system.cat_file(path)
             except FileNotFoundError:
@@ -66,7 +66,7 @@ class Remote:
 
     def write(self, name: str, content: bytes) -> None:
         """Write or replace a small object, whole."""
-        with self.reaching(name) as (system, path), self.whole(system, path) as draft:
+        with self.connect(name) as (system, path), self.atomic_write(system, path) as draft:
             system.pipe_file(draft, content)
 
     def push(self, folder: Path, kind: str, digest: str) -> bool:
@@ -75,7 +75,7 @@ class Remote:
         if self.read(f"{name}/{MANIFEST}") is not None:
             return False
         for file in (*read_manifest(folder)["files"], MANIFEST):  # the manifest last
-            with self.reaching(f"{name}/{file}") as (system, path), self.whole(system, path) as draft:
+            with self.connect(f"{name}/{file}") as (system, path), self.atomic_write(system, path) as draft:
                 system.put_file(str(folder / file), draft)
         return True
 
@@ -88,7 +88,7 @@ class Remote:
         name = f"{kind}/{digest}"
         manifest = self.read(f"{name}/{MANIFEST}")
         if manifest is None:
-            raise DamagedError(f"{self.place(name)}/{MANIFEST} is missing: expected a sealed artifact.")
+            raise DamagedError(f"{self.url_of(name)}/{MANIFEST} is missing: expected a sealed artifact.")
         try:
             (folder / MANIFEST).write_bytes(manifest)
             for file in read_manifest(folder)["files"]:
@@ -97,27 +97,27 @@ class Remote:
             check_folder(folder, kind, digest)
         except DamagedError as damage:
             self._withdraw(f"{name}/{MANIFEST}")
-            raise DamagedError(str(damage).replace(str(folder), self.place(name))) from damage
+            raise DamagedError(str(damage).replace(str(folder), self.url_of(name))) from damage
 
     def _fetch_file(self, name: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with self.reaching(name) as (system, path):
+        with self.connect(name) as (system, path):
             try:
                 system.get_file(path, str(target))
             except FileNotFoundError as error:
-                raise DamagedError(f"{self.place(name)} is missing: its manifest names it.") from error
-        describe(target)  # reads it, for a new file may have the inode of one that this process has read
+                raise DamagedError(f"{self.url_of(name)} is missing: its manifest names it.") from error
+        describe_file(target)  # reads it, for a new file may have the inode of one that this process has read
 
     def _withdraw(self, name: str) -> None:
-        with self.reaching(name) as (system, path):
+        with self.connect(name) as (system, path):
             try:
                 system.rm_file(path)
             except FileNotFoundError:  # another machine was faster
                 return
 
-    def take(self, folder: str, known: Iterable[str] = ()) -> dict[str, bytes]:
+    def read_all(self, folder: str, known: Iterable[str] = ()) -> dict[str, bytes]:
         """The objects of a folder by name, less those that are `known`."""
-        with self.reaching(folder) as (system, path):
+        with self.connect(folder) as (system, path):
             system.invalidate_cache()
             try:
                 names = [entry.rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
@@ -126,16 +126,16 @@ class Remote:
         found = {name: self.read(f"{folder}/{name}") for name in sorted({*names} - {*known, ""})}
         return {name: content for name, content in found.items() if content is not None}
 
-    def drop(self, folder: str) -> None:
+    def remove_folder(self, folder: str) -> None:
         """Remove a folder of small objects."""
-        with self.reaching(folder) as (system, path):
+        with self.connect(folder) as (system, path):
             try:
                 system.rm(path, recursive=True)
             except FileNotFoundError:
                 return
 
     @contextmanager
-    def whole(self, system: Any, path: str) -> Iterator[str]:
+    def atomic_write(self, system: Any, path: str) -> Iterator[str]:
         """Where to write an object so that it appears at `path` at once."""
         protocols = {system.protocol} if isinstance(system.protocol, str) else {*system.protocol}
         if protocols & WHOLE:
@@ -152,17 +152,17 @@ class Remote:
             raise
 
     @contextmanager
-    def reaching(self, name: str) -> Iterator[tuple[Any, str]]:
+    def connect(self, name: str) -> Iterator[tuple[Any, str]]:
         """The file system, and the path of an object on it; what goes wrong with it becomes one `ResourceError`."""
         try:
-            system, root = self.opened or opened(self.url)
+            system, root = self.opened or open_filesystem(self.url)
             yield system, f"{root.rstrip('/')}/{name}"
         except MgaaError:
             raise
         except Exception as error:  # each client has errors of its own
             reason = " ".join(str(error).split()) or "no more is said"
             raise ResourceError(
-                f"{self.setting} cannot be used: {self.place(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
+                f"{self.setting} cannot be used: {self.url_of(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
                 "read and written: check the URL, the network, the room, and the endpoint and credentials (docs/workers.md), and "
                 "start again; finished steps are kept."
             ) from error
@@ -173,7 +173,7 @@ def remote_of(url: str | None) -> Remote | None:
     return None if url is None else Remote(url)
 
 
-def opened(url: str) -> tuple[Any, str]:
+def open_filesystem(url: str) -> tuple[Any, str]:
     """fsspec's file system of a URL, which fsspec keeps one of per process and set of options, and the path on it."""
     from fsspec.core import url_to_fs
 

@@ -27,14 +27,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mgaa.blocks.memory import give_back
+from mgaa.blocks.memory import release_memory
 from mgaa.boundary import is_out_of_memory
 from mgaa.errors import InputError, LockedError, ResourceError
 from tasks.cache import environment, source
 from tasks.cache.artifact import Artifact, DamagedError, Store
 from tasks.cache.atomic import disk_errors
-from tasks.cache.devices import placed
-from tasks.cache.executions import Execution, note, peak_rss
+from tasks.cache.devices import place_arguments
+from tasks.cache.executions import Execution, peak_rss, record_execution
 from tasks.cache.manifest import digest
 
 Facts = dict[str, Any] | None
@@ -56,7 +56,7 @@ class File(str):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Step:
     """A step's body, with what its key is made of."""
 
     body: Callable[..., Facts]
@@ -77,7 +77,7 @@ class Stage:
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Everything the result depends on; the stage key is the sha256 of it."""
         roots = self.roots(arguments)
-        inputs, parameters = split(self.name, arguments)
+        inputs, parameters = split_arguments(self.name, arguments)
         return {
             "task": self.name,
             "kind": self.kind,
@@ -112,8 +112,8 @@ class Stage:
                 return artifact
         except DamagedError:
             pass  # looked at again, and repaired, under the lock
-        sweep(store)
-        with locked(store, key, self.name):
+        remove_leftovers_once(store)
+        with lock_key(store, key, self.name):
             try:
                 if (artifact := self.recall(arguments)[1]) is not None:
                     return artifact
@@ -123,14 +123,14 @@ class Stage:
 
     def execute(self, store: Store, key: str, stage: Mapping[str, Any], arguments: Mapping[str, Any]) -> Artifact:
         """Run the body into a temporary folder, seal it, and record its key."""
-        with disk_errors(store.path), store.writing(self.kind) as out:
+        with disk_errors(store.path), store.draft_folder(self.kind) as out:
             began, start = datetime.now(UTC), time.perf_counter()
             unfinished = store.path / "unfinished" / key
             if self.resumes:
                 unfinished.mkdir(parents=True, exist_ok=True)
-            with memory_errors(self.name), placed(arguments) as given:
+            with memory_errors(self.name), place_arguments(arguments) as given:
                 facts = self.body(out, *[unfinished] * self.resumes, **given)
-            give_back()
+            release_memory()
             seconds = time.perf_counter() - start
             ended = began + timedelta(seconds=seconds)  # by one clock: the other may be set while the body runs
             record = {
@@ -152,7 +152,7 @@ class Stage:
     def note(self, store: Store, arguments: Mapping[str, Any], key: str, artifact: Artifact, **how: Any) -> None:
         """Tell the recorder of the run."""
         roots = tuple(self.roots(arguments))
-        note(store, Execution(self.name, key, artifact, **how, peak_rss=peak_rss(), roots=roots))
+        record_execution(store, Execution(self.name, key, artifact, **how, peak_rss=peak_rss(), roots=roots))
 
 
 @contextmanager
@@ -171,11 +171,13 @@ def memory_errors(task: str) -> Iterator[None]:
         ) from error
 
 
-def split(task: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_arguments(task: str, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The arguments of a step as inputs (artifacts, by content) and parameters (plain values); the store is neither."""
     given = {name: value for name, value in arguments.items() if not isinstance(value, Store)}
-    inputs = {name: named(value) for name, value in given.items() if holds_artifacts(value)}
-    parameters = {name: plain(value, f"{task}({name}=...)") for name, value in given.items() if name not in inputs}
+    inputs = {name: manifest_input(value) for name, value in given.items() if holds_artifacts(value)}
+    parameters = {
+        name: plain_parameter(value, f"{task}({name}=...)") for name, value in given.items() if name not in inputs
+    }
     return inputs, parameters
 
 
@@ -185,14 +187,14 @@ def holds_artifacts(value: Any) -> bool:
     return isinstance(value, Artifact) or (many and all(isinstance(item, Artifact) for item in value))
 
 
-def named(value: Any) -> Any:
+def manifest_input(value: Any) -> Any:
     """An input as manifests name it: `{kind, digest}`, or a list of those."""
     if isinstance(value, Artifact):
         return {"kind": value.kind, "digest": value.digest}
-    return [named(item) for item in value]
+    return [manifest_input(item) for item in value]
 
 
-def plain(value: Any, where: str) -> Any:
+def plain_parameter(value: Any, where: str) -> Any:
     """A parameter as JSON; what has no canonical form is a mistake in the flow, not in the configuration."""
     if isinstance(value, File):
         return value.content()
@@ -201,9 +203,9 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, list | tuple):
-        return [plain(item, where) for item in value]
+        return [plain_parameter(item, where) for item in value]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {name: plain(item, where) for name, item in value.items()}
+        return {name: plain_parameter(item, where) for name, item in value.items()}
     raise TypeError(f"{where} is a {type(value).__name__}: a step takes artifacts and plain values (JSON) only.")
 
 
@@ -216,13 +218,13 @@ def store_of(arguments: Mapping[str, Any]) -> Store:
 
 
 @cache
-def sweep(store: Store) -> None:
+def remove_leftovers_once(store: Store) -> None:
     """Clear, once per process, what killed runs left in the store."""
-    store.sweep()
+    store.remove_leftovers()
 
 
 @contextmanager
-def locked(store: Store, key: str, task: str) -> Iterator[None]:
+def lock_key(store: Store, key: str, task: str) -> Iterator[None]:
     """Hold a stage key; the lock is the operating system's and ends with the process, however that ends."""
     path = store.path / "locks" / f"{key}.lock"
     with disk_errors(store.path):

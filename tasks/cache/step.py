@@ -27,10 +27,10 @@ from prefect.context import TaskRunContext
 
 from mgaa.errors import MgaaError
 from tasks.cache.artifact import Artifact
-from tasks.cache.executions import Execution, busy, failures, recording
-from tasks.cache.stage import Facts, Stage, store_of
+from tasks.cache.executions import Execution, busy_seconds, collect_failures, record_executions
+from tasks.cache.stage import Facts, Step, store_of
 
-__all__ = ["Execution", "busy", "plain_task", "recording", "resuming_step", "step"]
+__all__ = ["Execution", "busy_seconds", "plain_task", "record_executions", "resuming_step", "step"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,7 +44,7 @@ def step(
     """
 
     def decorate(body: Callable[Concatenate[Path, P], Facts]) -> Task[P, Artifact]:
-        return cast(Task[P, Artifact], task_of(Stage(body, kind, methods or {}), options))
+        return cast(Task[P, Artifact], task_of(Step(body, kind, methods or {}), options))
 
     return decorate
 
@@ -55,7 +55,7 @@ def resuming_step(
     """The same for a body that takes hours in one piece: it has a second folder, which keeps what is in it when the step is interrupted."""
 
     def decorate(body: Callable[Concatenate[Path, Path, P], Facts]) -> Task[P, Artifact]:
-        return cast(Task[P, Artifact], task_of(Stage(body, kind, {}, resumes=True), options))
+        return cast(Task[P, Artifact], task_of(Step(body, kind, {}, resumes=True), options))
 
     return decorate
 
@@ -72,15 +72,15 @@ class NamedTask(Task[P, R]):
         module, name = self.fn.__module__, self.fn.__name__
         if getattr(sys.modules.get(module), name, None) is not self:
             return super().__reduce_ex__(2)
-        return defined, (module, name)
+        return find_definition, (module, name)
 
 
-def defined(module: str, name: str) -> Any:
+def find_definition(module: str, name: str) -> Any:
     """What a module calls `name`."""
     return getattr(import_module(module), name)
 
 
-def task_of(stage: Stage, options: Mapping[str, Any]) -> Task[..., Artifact]:
+def task_of(stage: Step, options: Mapping[str, Any]) -> Task[..., Artifact]:
     """Prefect's task for a stage."""
     task = NamedTask(
         without_out(stage),
@@ -94,7 +94,7 @@ def task_of(stage: Stage, options: Mapping[str, Any]) -> Task[..., Artifact]:
     return task
 
 
-def without_out(stage: Stage) -> Callable[..., Artifact]:
+def without_out(stage: Step) -> Callable[..., Artifact]:
     """The function that Prefect sees: the body's name, documentation and signature, less the folders to write to."""
     signature = inspect.signature(stage.body)
     visible = signature.replace(
@@ -104,7 +104,7 @@ def without_out(stage: Stage) -> Callable[..., Artifact]:
     def call(*positional: Any, **named: Any) -> Artifact:
         bound = visible.bind(*positional, **named)
         bound.apply_defaults()
-        with failures():
+        with collect_failures():
             return stage.result(bound.arguments)
 
     update_wrapper(call, stage.body)
@@ -115,7 +115,7 @@ def without_out(stage: Stage) -> Callable[..., Artifact]:
 class StageKey(CachePolicy):
     """Prefect's cache policy: where the record of the stage key lies, or would lie."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Step) -> None:
         super().__init__()
         self.stage = stage
 

@@ -23,7 +23,7 @@ IDENTITY = "identity"
 
 
 @dataclass(frozen=True)
-class Home:
+class RunIdentity:
     """Where a run comes from.
 
     Attributes:
@@ -47,12 +47,12 @@ class Home:
         _check(self, path)
 
 
-def home_of(path: Path, *, shared: bool) -> Home:
+def identify_run(path: Path, *, shared: bool) -> RunIdentity:
     """What the run of this process tells its workers about the store at `path`, which is `shared` or a cache of each machine."""
-    return Home(uuid4().hex, socket.gethostname(), code_digest(), identity(path) if shared else "")
+    return RunIdentity(uuid4().hex, socket.gethostname(), code_digest(), store_identity(path) if shared else "")
 
 
-def identity(path: Path) -> str:
+def store_identity(path: Path) -> str:
     """What tells this folder from every other one, made when it is first asked for."""
     file = path / IDENTITY
     if not file.exists():
@@ -65,9 +65,9 @@ def identity(path: Path) -> str:
 
 
 @cache
-def _check(home: Home, path: Path) -> None:
+def _check(home: RunIdentity, path: Path) -> None:
     here = f"process {os.getpid()} on {socket.gethostname()}"
-    if home.identity and (not (path / IDENTITY).is_file() or identity(path) != home.identity):
+    if home.identity and (not (path / IDENTITY).is_file() or store_identity(path) != home.identity):
         raise ResourceError(
             f"The worker ({here}) has no part in the store of the run: {path} is another folder than on {home.host}, expected one that "
             "all machines share. Put store.path on a shared disk, or give the machines an object store with store.remote=<url>, and start "

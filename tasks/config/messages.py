@@ -15,11 +15,11 @@ from pydantic.fields import FieldInfo
 Model = type[BaseModel]
 
 
-def explain(error: ValidationError, model: Model, copies: str = "") -> str:
+def explain_errors(error: ValidationError, model: Model, copies: str = "") -> str:
     """Every problem that pydantic found, one per line; those of the section `copies`, which repeats others, where the others are sound."""
     problems: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for problem in [each for each in error.errors() if each["loc"][:1] != (copies,)] or error.errors():
-        problems.setdefault(written(problem["loc"], model), []).append(problem)
+        problems.setdefault(format_location(problem["loc"], model), []).append(problem)
     return "\n".join(sentence(path, found, model) for path, found in problems.items())
 
 
@@ -61,7 +61,7 @@ def expectation(problem: Mapping[str, Any]) -> str:
     return f"a number {text}" if text.startswith(("greater", "less")) else text
 
 
-def written(location: Sequence[int | str], model: Model) -> tuple[str, ...]:
+def format_location(location: Sequence[int | str], model: Model) -> tuple[str, ...]:
     """The keys of a location as they are written, without the names pydantic gives to the branches of a union."""
     path: list[str] = []
     for part in location:
@@ -116,14 +116,14 @@ def suggest(name: Any, valid: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else "."
 
 
-def reference(model: Model, above: str = "") -> Iterator[str]:
+def parameters_reference(model: Model, above: str = "") -> Iterator[str]:
     """The lines of `--help`: every key with its meaning and choices."""
     for name, field in fields(model).items():
         key = f"{above}{name}"
         if is_model(field.annotation):
             title = field.description or " ".join((field.annotation.__doc__ or "").split())
             yield f"{'' if above else chr(10)}{key}: {title}"
-            yield from (f"  {line}" for line in reference(field.annotation, f"{key}."))
+            yield from (f"  {line}" for line in parameters_reference(field.annotation, f"{key}."))
         elif name != "options":
             yield f"{key}  {field.description}{choices(field.annotation)}"
 

@@ -48,10 +48,10 @@ class Option:
     file: bool
 
 
-def select(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
+def select_options(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
     """A section as its own keys and the selected method's `options`, defaults filled in; raises `UsageError`."""
     shared = SECTIONS[section]
-    known = {method: options(section, method) for method in methods(f"mgaa.{section}")}
+    known = {method: method_options(section, method) for method in methods(f"mgaa.{section}")}
     chosen = values.get("method")
     if not isinstance(chosen, str) or chosen not in known:
         raise UsageError(f"{section}.method is {chosen!r}: expected one of {', '.join(known)}{suggest(chosen, known)}")
@@ -64,11 +64,11 @@ def select(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[s
             raise UsageError(
                 f"{section}.{name} is unknown to the method {chosen!r}{whose}: expected one of {', '.join(valid)}{suggest(name, valid)}"
             )
-    filled = {name: value(section, name, option, values) for name, option in own.items()}
+    filled = {name: option_value(section, name, option, values) for name, option in own.items()}
     return {**{name: values[name] for name in values.keys() & shared}, "options": filled}
 
 
-def value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
+def option_value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
     """The value of an option: as given, if its type fits, else the method's default."""
     if name in values:
         adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1))
@@ -85,7 +85,7 @@ def value(section: str, name: str, option: Option, values: Mapping[str, Any]) ->
 
 
 @cache
-def options(section: str, method: str) -> dict[str, Option]:
+def method_options(section: str, method: str) -> dict[str, Option]:
     """The options of a method, in the order of its signature."""
     for node in ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body:
         if isinstance(node, ast.FunctionDef) and node.name == FUNCTIONS[section]:
@@ -102,7 +102,7 @@ def options(section: str, method: str) -> dict[str, Option]:
 
 
 @cache
-def says(section: str, method: str, name: str) -> bool:
+def has_trait(section: str, method: str, name: str) -> bool:
     """Whether the file of a method has the line `<name> = True`, such as `GLOBAL` (`mgaa.ranks`)."""
     lines = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body
     return f"{name} = True" in {ast.unparse(line) for line in lines if isinstance(line, ast.Assign)}
@@ -120,7 +120,7 @@ def names_in(annotation: ast.expr | None) -> set[str]:
     return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
 
 
-def together(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def align_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The sections as they belong together: ranks that are read from a file leave no other ratios than those of the file.
 
     Args:
@@ -146,11 +146,11 @@ def together(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, A
     return {**values, "ratios": {"method": "file", **kept, **same}}
 
 
-def reference() -> Iterator[str]:
+def options_reference() -> Iterator[str]:
     """The lines of `--help` on methods and their options."""
     for section in SECTIONS:
         for method in methods(f"mgaa.{section}"):
             tree = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes())
             yield f"{section}.method={method}  {(ast.get_docstring(tree) or '').partition(chr(10))[0]}"
-            for name, option in options(section, method).items():
+            for name, option in method_options(section, method).items():
                 yield f"  {section}.{name}, {'needed' if option.default is ... else f'by default {option.default}'}"

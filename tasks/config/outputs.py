@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mgaa.checkpoints.output_folder import settled
+from mgaa.checkpoints.output_folder import resolve_target
 from mgaa.checkpoints.ownership import check_files, check_folder, relation
 from mgaa.errors import UsageError
-from tasks.cache.earlier import earlier
-from tasks.config.parameters import Parameters, checkout
+from tasks.cache.earlier import earlier_outputs
+from tasks.config.parameters import Parameters, checkout_of
 
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "evaluation.tasks_folder")
 """Parameters that name what is read, beside every `source`; `search.history` is read at the start, and may be what a search replaces."""
@@ -39,31 +39,33 @@ class Output:
         return [self.folder] if self.names is None else [self.folder / name for name in self.names]
 
 
-def check_outputs(p: Parameters, *outputs: Output) -> None:
+def check_outputs(params: Parameters, *outputs: Output) -> None:
     """Refuse outputs that would replace, hold or lie in what is read, each other, or what is not ours.
 
     Raises:
         UsageError: as said.
         ResourceError: a folder cannot be written.
     """
-    for output in (Output("store.path", p.store_path, ()), *outputs):
-        for what, read in reads(p).items():
-            refuse(output, what, read, inside=True)
+    for output in (Output("store.path", params.store_path, ()), *outputs):
+        for what, read in input_paths(params).items():
+            refuse_overlap(output, what, read, inside=True)
     for output in outputs:
-        for what, kept in keeps(p).items():
-            refuse(output, what, kept, inside=what in CLOSED)
+        for what, kept in project_paths(params).items():
+            refuse_overlap(output, what, kept, inside=what in CLOSED)
         for other in outputs:
             if other is not output and output.names is None:
-                refuse(output, other.key, other.folder, inside=other.names is None)
+                refuse_overlap(output, other.key, other.folder, inside=other.names is None)
     for output in outputs:
-        place = settled(output.folder)
+        place = resolve_target(output.folder)
         try:
-            check_folder(place, earlier) if output.names is None else check_files(place, output.names, earlier)
+            check_folder(place, earlier_outputs) if output.names is None else check_files(
+                place, output.names, earlier_outputs
+            )
         except UsageError as error:
             raise UsageError(f"{output.key}: {error}") from None
 
 
-def refuse(output: Output, what: str, other: Path, *, inside: bool) -> None:
+def refuse_overlap(output: Output, what: str, other: Path, *, inside: bool) -> None:
     """Raise UsageError for an output that is or holds `other`; where told so, also for one inside of it."""
     if output.names is None:
         found, wrong = {relation(output.folder, other)}, ["is", "holds", *["lies in"] * inside]
@@ -78,36 +80,38 @@ def refuse(output: Output, what: str, other: Path, *, inside: bool) -> None:
             )
 
 
-def reads(p: Parameters) -> dict[str, Path]:
+def input_paths(params: Parameters) -> dict[str, Path]:
     """Every file and folder of this machine that parameters name as a source, and the file of the parameters."""
-    flat = p.flat()
-    named = {**dict(sources(p.model_dump(by_alias=True))), **{key: flat.get(key) for key in FILES}}
+    flat = params.flat()
+    named = {**dict(find_sources(params.model_dump(by_alias=True))), **{key: flat.get(key) for key in FILES}}
     paths = {key: Path(value).expanduser() for key, value in named.items() if isinstance(value, str)}
-    return {"the file of the parameters": p.file, **{key: path for key, path in paths.items() if path.exists()}}
+    return {"the file of the parameters": params.file, **{key: path for key, path in paths.items() if path.exists()}}
 
 
-def sources(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def find_sources(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """Whatever is called `source`, by its dotted key."""
     items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         if key == "source":
             yield f"{above}{key}", value
         else:
-            yield from sources(value, f"{above}{key}.")
+            yield from find_sources(value, f"{above}{key}.")
 
 
-def keeps(p: Parameters) -> dict[str, Path]:
+def project_paths(params: Parameters) -> dict[str, Path]:
     """What the project lives in."""
-    place = checkout(p.folder)
+    place = checkout_of(params.folder)
     database = (
-        {"the tracking database": Path(p.tracking_uri.partition("///")[2])} if "sqlite:///" in p.tracking_uri else {}
+        {"the tracking database": Path(params.tracking_uri.partition("///")[2])}
+        if "sqlite:///" in params.tracking_uri
+        else {}
     )
     return {
-        "the store": p.store_path,
-        "the project": p.folder,
+        "the store": params.store_path,
+        "the project": params.folder,
         "the working folder": Path.cwd(),
         "the home folder": Path.home(),
         "the repository": place / ".git",
-        "DVC's folder": p.folder / ".dvc",
+        "DVC's folder": params.folder / ".dvc",
         **database,
     }

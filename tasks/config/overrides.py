@@ -17,7 +17,7 @@ from mgaa.errors import UsageError
 from tasks.config import typed
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_parameters(path: Path) -> dict[str, Any]:
     """The content of `params.yaml` as plain values."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
@@ -32,7 +32,7 @@ def read(path: Path) -> dict[str, Any]:
     return {str(name): value for name, value in values.items()}
 
 
-def parse(overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
+def parse_overrides(overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
     """Overrides `section.key=value` as nested plain values, by the types that their keys have in `model`.
 
     Raises:
@@ -50,7 +50,7 @@ def parse(overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
             raise UsageError(
                 f"{override!r} has no value: expected section.key=value, with null for nothing, and '\"\"' for an empty text."
             )
-        value = typed.value(text, path, model, override)
+        value = typed.parse_value(text, path, model, override)
         check_texts(value, repr(override))
         for name in reversed(path):
             value = {name: value}
@@ -64,7 +64,7 @@ def check_texts(value: Any, where: str) -> None:
     Raises:
         UsageError: a text is not Unicode (bytes of another encoding, half of a surrogate pair), or has a zero byte.
     """
-    for text in texts(value):
+    for text in texts_in(value):
         if "\0" in text:
             raise UsageError(f"{where} has a zero byte in {text!r}, expected text: leave it out.")
         try:
@@ -75,17 +75,17 @@ def check_texts(value: Any, where: str) -> None:
             ) from error
 
 
-def texts(value: Any) -> Iterator[str]:
+def texts_in(value: Any) -> Iterator[str]:
     """Every text in a nested value, names included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for name, inner in value.items():
             yield str(name)
-            yield from texts(inner)
+            yield from texts_in(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from texts(inner)
+            yield from texts_in(inner)
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

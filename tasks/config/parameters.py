@@ -13,9 +13,9 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
 from mgaa.masking import mask_values
-from tasks.config.messages import explain, suggest
-from tasks.config.method_options import SECTIONS, select, together
-from tasks.config.overrides import merge, parse, read
+from tasks.config.messages import explain_errors, suggest
+from tasks.config.method_options import SECTIONS, align_sections, select_options
+from tasks.config.overrides import merge, parse_overrides, read_parameters
 from tasks.config.sections.backbone import Backbone
 from tasks.config.sections.data import Data
 from tasks.config.sections.evaluation import Evaluation, Output
@@ -27,13 +27,13 @@ from tasks.config.sections.registry import Registry
 from tasks.config.sections.search import Search, Sensitivity, Study
 from tasks.config.sections.section import Section
 from tasks.config.sections.sweep import Sweep
-from tasks.config.shorthand import resolve
+from tasks.config.shorthand import expand_choices
 
 TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 """Names of models beside the method's."""
 
 
-class Placed(Section):
+class PathSections(Section):
     """Paths that the sections `output`, `store` and `tracking` stand for; beside them `registry`."""
 
     if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Placed(Section):
     @property
     def store_path(self) -> Path:
         """The store, with the checkout even inside a DVC experiment."""
-        return (checkout(self._folder) / Path(self.store.path).expanduser()).resolve()
+        return (checkout_of(self._folder) / Path(self.store.path).expanduser()).resolve()
 
     @property
     def tracking_uri(self) -> str:
@@ -70,10 +70,10 @@ class Placed(Section):
         prefix = "sqlite:///"
         if not self.tracking.uri.startswith(prefix):
             return self.tracking.uri
-        return f"{prefix}{(checkout(self._folder) / self.tracking.uri.removeprefix(prefix)).resolve()}"
+        return f"{prefix}{(checkout_of(self._folder) / self.tracking.uri.removeprefix(prefix)).resolve()}"
 
 
-class Operation(Placed):
+class Operation(PathSections):
     """The sections that say where results lie and how they are kept: all that is read where nothing is computed."""
 
     model_config = ConfigDict(extra="ignore")
@@ -84,7 +84,7 @@ class Operation(Placed):
     registry: Registry
 
 
-class Parameters(Placed):
+class Parameters(PathSections):
     """Everything that can be set."""
 
     case: str = Field(description="what is compressed, and on which data: one of those under `cases`")
@@ -124,53 +124,57 @@ class Parameters(Placed):
         return flat
 
 
-def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
+def load_parameters(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
-    given = parse(overrides, Parameters)
-    values = together(chosen_method(chosen_case(merge(read(path), given), given), given), given)
+    given = parse_overrides(overrides, Parameters)
+    values = align_sections(apply_method(apply_case(merge(read_parameters(path), given), given), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
             by_hand = given.get(section)
-            values[section] = select(section, values[section], set(by_hand) if isinstance(by_hand, dict) else set())
-    values["sweep"] = resolve(values)
+            values[section] = select_options(
+                section, values[section], set(by_hand) if isinstance(by_hand, dict) else set()
+            )
+    values["sweep"] = expand_choices(values)
     try:
         parameters = Parameters.model_validate(values)
     except ValidationError as error:
-        raise UsageError(explain(error, Parameters, copies="sweep")) from None
+        raise UsageError(explain_errors(error, Parameters, copies="sweep")) from None
     parameters._folder, parameters._file = path.absolute().parent, path.absolute()
     return parameters
 
 
 def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
     """The same without the sections of the computation, whose methods import torch (seconds); raises `UsageError`."""
-    given = parse(overrides, Parameters)
+    given = parse_overrides(overrides, Parameters)
     if unknown := sorted(set(given) - set(Parameters.model_fields)):
         raise UsageError(f"There is no section {unknown[0]!r}{suggest(unknown[0], list(Parameters.model_fields))}")
     try:
-        found = Operation.model_validate(chosen_case(merge(read(path), given), given))
+        found = Operation.model_validate(apply_case(merge(read_parameters(path), given), given))
     except ValidationError as error:
-        raise UsageError(explain(error, Operation)) from None
+        raise UsageError(explain_errors(error, Operation)) from None
     found._folder = path.absolute().parent
     return found
 
 
-def chosen_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def apply_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The sections with what the selected case stands for; what was `given` by hand wins.
 
     Raises:
         UsageError: there is no such case.
     """
-    return preset(values, given, "case", "cases", "{backbone: {source: models/demo}}", ("case", "cases", "methods"))
+    return apply_preset(
+        values, given, "case", "cases", "{backbone: {source: models/demo}}", ("case", "cases", "methods")
+    )
 
 
-def chosen_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def apply_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The sections with what the selected method stands for; what was `given` by hand wins.
 
     Raises:
         UsageError: there is no such method.
     """
     kept = ("case", "cases", "method", "methods")
-    found = preset(values, given, "method", "methods", "{factors: {method: afm}}", kept)
+    found = apply_preset(values, given, "method", "methods", "{factors: {method: afm}}", kept)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", found["method"]) or found["method"] in TAKEN:
         raise UsageError(
             f"method is {found['method']!r}: expected a name of lower-case letters, digits and _ that is none of {', '.join(TAKEN)}, the "
@@ -179,7 +183,7 @@ def chosen_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[s
     return found
 
 
-def preset(
+def apply_preset(
     values: Mapping[str, Any], given: Mapping[str, Any], key: str, keys: str, example: str, kept: Sequence[str]
 ) -> dict[str, Any]:
     """The sections with what the selected entry of `keys` stands for.
@@ -214,7 +218,7 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
             yield f"{above}{name}", value
 
 
-def checkout(folder: Path) -> Path:
+def checkout_of(folder: Path) -> Path:
     """The folder itself, or the checkout that a DVC experiment's folder belongs to."""
     parts = folder.absolute().parts
     for index in range(len(parts) - 2):

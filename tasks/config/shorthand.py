@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mgaa.errors import UsageError
-from tasks.config.method_options import SECTIONS, select
+from tasks.config.method_options import SECTIONS, select_options
 
 
-def resolve(values: Mapping[str, Any]) -> Any:
+def expand_choices(values: Mapping[str, Any]) -> Any:
     """The section `sweep` in full; what is of no known form is left as it is, for the check to refuse.
 
     Args:
@@ -38,14 +38,14 @@ def resolve(values: Mapping[str, Any]) -> Any:
 def entries(section: str, given: Any, main: Mapping[str, Any]) -> Any:
     """One list in full; `main` is the section of its name."""
     if given is None:
-        return [itself(section, main)]
+        return [section_entry(section, main)]
     if not isinstance(given, list):
         return given
     read = source if section == "backbone" else method
     return [read(section, each, main, f"sweep.{section}.{index}") for index, each in enumerate(given)]
 
 
-def itself(section: str, main: Mapping[str, Any]) -> dict[str, Any]:
+def section_entry(section: str, main: Mapping[str, Any]) -> dict[str, Any]:
     """The entry that a section itself is."""
     names = {"source", "revision"} if section == "backbone" else main.keys() - {"compression"}
     return {name: main[name] for name in names & main.keys()}
@@ -55,13 +55,13 @@ def source(section: str, given: Any, main: Mapping[str, Any], where: str) -> Any
     """A backbone by its folder or id, or a mapping with its `revision`."""
     if not isinstance(given, str):
         return given
-    return itself(section, main) if given == main.get("source") else {"source": given}
+    return section_entry(section, main) if given == main.get("source") else {"source": given}
 
 
 def method(section: str, given: Any, main: Mapping[str, Any], where: str) -> Any:
     """A method by its name, or a mapping with its options."""
     if given == main.get("method"):
-        return itself(section, main)
+        return section_entry(section, main)
     if not isinstance(given, str | Mapping):
         raise UsageError(
             f"{where} is {given!r}: expected a method's name, or a mapping such as {{method: softmax, temperature: 0.2}}."
@@ -69,6 +69,6 @@ def method(section: str, given: Any, main: Mapping[str, Any], where: str) -> Any
     named = {"method": given} if isinstance(given, str) else given
     shared = {name: main[name] for name in SECTIONS["ranks"] - {"method"} if name in main} if section == "ranks" else {}
     try:
-        return {**shared, **select(section, named, set(named))}
+        return {**shared, **select_options(section, named, set(named))}
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from None

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from mgaa.errors import UsageError
 from tasks.cache.source import methods
 from tasks.config.messages import fields, is_model
-from tasks.config.method_options import SECTIONS, options
+from tasks.config.method_options import SECTIONS, method_options
 from tasks.config.sections.section import Method
 
 Kinds = set[Any]
@@ -34,7 +34,7 @@ _DOTTED = re.compile(r"[+-]?\.(inf|nan)", re.IGNORECASE)
 _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def value(text: str, path: Sequence[str], model: type[BaseModel], override: str) -> Any:
+def parse_value(text: str, path: Sequence[str], model: type[BaseModel], override: str) -> Any:
     """The value of an override.
 
     Args:
@@ -49,17 +49,17 @@ def value(text: str, path: Sequence[str], model: type[BaseModel], override: str)
     kinds = kinds_at(path, model)
     structured = any(is_model(kind) or kind in (list, dict) for kind in kinds)
     if not structured and not _QUOTED.fullmatch(text):
-        return scalar(text, kinds)
+        return parse_scalar(text, kinds)
     try:
         node = yaml.compose(text, yaml.SafeLoader)
         if node is None or (isinstance(node, yaml.ScalarNode) and not node.style):
-            return scalar(text, kinds)
+            return parse_scalar(text, kinds)
         if rest := text[node.end_mark.index :].rstrip():
             raise UsageError(
                 f"{override!r} ends at {text[: node.end_mark.index].strip()}, and {rest!r} would be lost: leave it out, or put quotes "
                 "around the text that it belongs to."
             )
-        return plain(node, path, model)
+        return plain_value(node, path, model)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
@@ -67,34 +67,34 @@ def value(text: str, path: Sequence[str], model: type[BaseModel], override: str)
         ) from error
 
 
-def plain(node: yaml.Node, path: Sequence[str], model: type[BaseModel]) -> Any:
+def plain_value(node: yaml.Node, path: Sequence[str], model: type[BaseModel]) -> Any:
     """A node of YAML as a plain value, each scalar by the type of its own key."""
     if isinstance(node, yaml.SequenceNode):
-        return [plain(inner, [*path, str(index)], model) for index, inner in enumerate(node.value)]
+        return [plain_value(inner, [*path, str(index)], model) for index, inner in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
-        return str(node.value) if node.style else scalar(str(node.value), kinds_at(path, model))
+        return str(node.value) if node.style else parse_scalar(str(node.value), kinds_at(path, model))
     found: dict[str, Any] = {}
     for name, inner in node.value:
         if not isinstance(name, yaml.ScalarNode):
             raise ValueError(f"{name.tag.rpartition(':')[2]} is no name of a key")
         if name.value in found:
             raise ValueError(f"{name.value!r} stands there twice")
-        found[name.value] = plain(inner, [*path, name.value], model)
+        found[name.value] = plain_value(inner, [*path, name.value], model)
     return found
 
 
-def scalar(text: str, kinds: Kinds) -> Any:
+def parse_scalar(text: str, kinds: Kinds) -> Any:
     """A text as a value of the first of these types that it fits; else as it is."""
     word = text.strip().lower()
     if (word == "null" and str not in kinds) or (text == "null" and NoneType in kinds):
         return None
     if bool in kinds and word in _SWITCH:
         return _SWITCH[word]
-    found = number(text.strip(), kinds)
+    found = parse_number(text.strip(), kinds)
     return text if found is None else found
 
 
-def number(text: str, kinds: Kinds) -> int | float | None:
+def parse_number(text: str, kinds: Kinds) -> int | float | None:
     """A decimal number, if these types have numbers and the text is one."""
     try:
         if kinds & {int, float} and _INTEGER.fullmatch(text):
@@ -112,11 +112,11 @@ def kinds_at(path: Sequence[str], model: type[BaseModel]) -> Kinds:
         path = path[2:]
     found: list[Any] = [model]
     for index, name in enumerate(path):
-        found = [each for kind in found for each in inside(kind, name, path[:index])]
+        found = [each for kind in found for each in kinds_inside(kind, name, path[:index])]
     return {kind if is_model(kind) else get_origin(kind) or kind for kind in found} or {str}
 
 
-def inside(kind: Any, name: str, above: Sequence[str]) -> list[Any]:
+def kinds_inside(kind: Any, name: str, above: Sequence[str]) -> list[Any]:
     """The types of what a section or a list has under a name."""
     if get_origin(kind) is list and name.isdigit():
         return list(branches(get_args(kind)[0]))
@@ -127,7 +127,7 @@ def inside(kind: Any, name: str, above: Sequence[str]) -> list[Any]:
     section = next((part for part in above if part in SECTIONS), None)
     if section is None or not issubclass(kind, Method):
         return []
-    taken = [options(section, method) for method in methods(f"mgaa.{section}")]
+    taken = [method_options(section, method) for method in methods(f"mgaa.{section}")]
     return [each for known in taken if name in known for each in branches(known[name].type)]
 
 

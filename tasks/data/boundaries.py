@@ -38,7 +38,7 @@ RULES = {
 _HEADING_ROW = re.compile(r" = [^=\s][^\n]* = \n?")
 
 
-def cut(text: str, separator: str = "auto") -> tuple[list[str], str]:
+def cut_text(text: str, separator: str = "auto") -> tuple[list[str], str]:
     """The documents of one text, without blank ones, and the rule in words.
 
     Raises:
@@ -67,10 +67,10 @@ def cut_rows(rows: Sequence[str], separator: str = "auto") -> tuple[list[str], s
         InputError: a literal separator that does not occur.
     """
     if separator == "auto" and any(_HEADING_ROW.fullmatch(row) for row in rows):
-        return cut("".join(_line(row) for row in rows), "headings")
+        return cut_text("".join(_line(row) for row in rows), "headings")
     if separator == "auto":
         return _kept(rows), "every row"
-    return cut("\n\n".join(rows) if separator == "none" else "\n".join(rows), separator)
+    return cut_text("\n\n".join(rows) if separator == "none" else "\n".join(rows), separator)
 
 
 def _line(row: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mgaa.errors import InputError, UsageError
-from tasks.data.rows import NullError, shown, whole_text
+from tasks.data.rows import NullError, shorten, whole_text
 
 Message = dict[str, Any]
 """`role` and `content`, both texts."""
@@ -55,31 +55,31 @@ def conversation_of(row: Any, field: str, place: str) -> list[Message]:
     if row is None or row == []:
         raise NullError("has a conversation without messages")
     if not isinstance(row, list):
-        raise InputError(f"{place} has the conversation {shown(row)}, expected a list of messages.")
+        raise InputError(f"{place} has the conversation {shorten(row)}, expected a list of messages.")
     return [_message(each, f"{place}, message {number},") for number, each in enumerate(row, 1)]
 
 
 def _message(given: Any, place: str) -> Message:
     if isinstance(given, dict) and "from" in given and "role" not in given:
         if given["from"] not in ROLES:
-            raise InputError(f"{place} is from {shown(given['from'])}, expected one of {', '.join(ROLES)}.")
+            raise InputError(f"{place} is from {shorten(given['from'])}, expected one of {', '.join(ROLES)}.")
         given = {"role": ROLES[given["from"]], "content": given.get("value")}
     role, said = (given.get("role"), given.get("content")) if isinstance(given, dict) else (None, None)
     if isinstance(said, list) and said and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
         said = "".join(str(part.get("text")) for part in said)
     if not isinstance(role, str) or not role or not isinstance(said, str):
-        raise InputError(f"{place} is {shown(given)}, expected a role and a content, both texts.")
+        raise InputError(f"{place} is {shorten(given)}, expected a role and a content, both texts.")
     return {"role": whole_text(role, place), "content": whole_text(said, place)}
 
 
-def plain(document: Document) -> str:
+def plain_text(document: Document) -> str:
     """What is said in a document, without who said it."""
     if isinstance(document, str):
         return document
     return "\n\n".join(message["content"] for message in document)
 
 
-def rendered(documents: Sequence[Document], tokenizer: Any, section: str) -> tuple[list[str], str | None]:
+def render_chats(documents: Sequence[Document], tokenizer: Any, section: str) -> tuple[list[str], str | None]:
     """The documents of a section as texts, and how conversations were made such, in words; null where they are texts already.
 
     Raises:
@@ -87,7 +87,7 @@ def rendered(documents: Sequence[Document], tokenizer: Any, section: str) -> tup
         InputError: the template refuses a conversation.
     """
     if not documents or isinstance(documents[0], str):
-        return [plain(document) for document in documents], None
+        return [plain_text(document) for document in documents], None
     try:
         template = tokenizer.get_chat_template()
     except ValueError as error:
@@ -95,18 +95,19 @@ def rendered(documents: Sequence[Document], tokenizer: Any, section: str) -> tup
             f"data.{section}.form is 'chat', but the tokenizer of the model has no chat template: put the model's chat_template.jinja into "
             f"its folder, or take data.{section}.form=text."
         ) from error
-    texts = [_rendered(each, tokenizer, f"{number} of data.{section}") for number, each in enumerate(documents, 1)]
+    texts = [_render_chat(each, tokenizer, f"{number} of data.{section}") for number, each in enumerate(documents, 1)]
     return texts, f"chat template {hashlib.sha256(template.encode()).hexdigest()[:12]} of the tokenizer"
 
 
-def _rendered(conversation: Document, tokenizer: Any, place: str) -> str:
+def _render_chat(conversation: Document, tokenizer: Any, place: str) -> str:
     from jinja2 import TemplateError
 
     try:
         text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise InputError(
-            f"The chat template of the model refuses conversation {place}, which begins {shown(plain(conversation))} ({error}): correct "
+            f"The chat template of the model refuses conversation {place}, which begins "
+            f"{shorten(plain_text(conversation))} ({error}): correct "
             "the conversation, or leave it out."
         ) from error
     return text

@@ -18,10 +18,10 @@ from typing import Any, TypeVar
 
 from mgaa.errors import InputError, UsageError
 from tasks.data import hub_datasets
-from tasks.data.boundaries import cut, cut_rows
+from tasks.data.boundaries import cut_rows, cut_text
 from tasks.data.chats import Document, conversation_of, fields_of
-from tasks.data.files import UNREADABLE, content, files_below, inner_name, located
-from tasks.data.rows import KINDS, LIST, Rows, kind, rows_in, stem, text_in, text_of
+from tasks.data.files import UNREADABLE, files_below, inner_name, locate_source, read_content
+from tasks.data.rows import KINDS, LIST, Rows, file_kind, rows_in, stem, text_in, text_of
 
 _TEXT = ".txt"
 """What plain text is called in a folder; a file named by itself may have any ending."""
@@ -43,7 +43,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Reading:
-    """How documents are taken from rows and text: see `read`."""
+    """How documents are taken from rows and text: see `read_documents`."""
 
     field: str
     separator: str
@@ -54,9 +54,9 @@ class Reading:
         """The documents of rows, the rule in words, and how many rows without one were left out."""
         skip = self.nulls == "skip"
         if self.form == "chat":
-            chats, left = rows.taken(lambda row, place: conversation_of(row, self.field, place), skip=skip)
+            chats, left = rows.take(lambda row, place: conversation_of(row, self.field, place), skip=skip)
             return [*chats], "every row", left
-        texts, left = rows.taken(lambda row, place: text_of(row, self.field, place), skip=skip)
+        texts, left = rows.take(lambda row, place: text_of(row, self.field, place), skip=skip)
         documents, rule = cut_rows(texts, self.separator)
         return [*documents], rule, left
 
@@ -74,7 +74,7 @@ class Reading:
         return {**facts, **named, **apart, **counted, **files}
 
 
-def read(
+def read_documents(
     source: str | Path,
     *,
     split: str | None = None,
@@ -101,7 +101,7 @@ def read(
         UsageError: a revision that is missing, not a commit, or given for a file.
         InputError: anything missing, empty, unreadable, or not UTF-8.
     """
-    path, reading = located(source), Reading(field, separator, form, nulls)
+    path, reading = locate_source(source), Reading(field, separator, form, nulls)
     if path is None:
         found = _hub(str(source), split, revision, subset, reading)
     elif revision is not None or subset is not None:
@@ -151,30 +151,30 @@ def _files(paths: Sequence[Path], base: Path, reading: Reading, split: str | Non
     texts: list[Document] = []
     rules, records, left = [], [], 0
     for path in paths:
-        raw = content(path)
+        raw = read_content(path)
         documents, rule, without = _of_file(path, raw, reading)
         texts += documents
         rules.append(rule)
-        records.append(hub_datasets.record(path.relative_to(base).as_posix(), raw))
+        records.append(hub_datasets.describe_file(path.relative_to(base).as_posix(), raw))
         left += without
     return Documents(texts, reading.identity({"kind": "file", "split": split, "files": records}, rules, left))
 
 
 def _of_file(path: Path, raw: bytes, reading: Reading) -> tuple[list[Document], str, int]:
-    if kind(path) is not None:
+    if file_kind(path) is not None:
         return reading.of_rows(rows_in(path, raw, reading.columns))
     if reading.form == "chat":
         raise InputError(
             f"{path} is text by its ending, expected conversations in rows ({', '.join(KINDS)}): rename or convert it, or set `form: text`."
         )
-    documents, rule = cut(text_in(path, raw), reading.separator)
+    documents, rule = cut_text(text_in(path, raw), reading.separator)
     return [*documents], rule, 0
 
 
 def _folder(folder: Path, split: str | None, reading: Reading) -> Documents:
     there = files_below(folder)
     files = _data(there)
-    if hub_datasets.is_one(folder, files):
+    if hub_datasets.is_data_set(folder, files):
         return _of_rows(*hub_datasets.read_folder(folder, split, reading.columns), reading)
     if not files:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
@@ -193,8 +193,8 @@ def _folder(folder: Path, split: str | None, reading: Reading) -> Documents:
 
 def _data(paths: Sequence[Path]) -> list[Path]:
     """The files with documents; where there are others, a .json file describes them."""
-    known = [path for path in paths if kind(path) is not None or inner_name(path).endswith(_TEXT)]
-    return [path for path in known if kind(path) != LIST] or known
+    known = [path for path in paths if file_kind(path) is not None or inner_name(path).endswith(_TEXT)]
+    return [path for path in known if file_kind(path) != LIST] or known
 
 
 def _splits(path: Path, folder: Path) -> list[str]:
@@ -203,7 +203,7 @@ def _splits(path: Path, folder: Path) -> list[str]:
 
 
 def _hub(source: str, split: str | None, revision: str | None, subset: str | None, reading: Reading) -> Documents:
-    named_file = kind(Path(source)) or Path(inner_name(Path(source))).suffix in (_TEXT, *UNREADABLE)
+    named_file = file_kind(Path(source)) or Path(inner_name(Path(source))).suffix in (_TEXT, *UNREADABLE)
     if not _HUB_ID.fullmatch(source) or named_file:
         raise InputError(f"There is no file or folder {source!r}; {_WAYS}: check the path.")
     if revision is None or not _COMMIT.fullmatch(revision):

@@ -34,7 +34,7 @@ _MAGIC = {
 """First bytes of what is no UTF-8 text."""
 
 
-def located(source: str | Path) -> Path | None:
+def locate_source(source: str | Path) -> Path | None:
     """The path of a source, if there is anything.
 
     Raises:
@@ -97,7 +97,7 @@ def _unreadable(error: OSError) -> None:
     )
 
 
-def content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     """The bytes of a file, packed as it is.
 
     Raises:
@@ -120,7 +120,7 @@ def inner_name(path: Path) -> str:
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
-def unpacked(path: Path, raw: bytes) -> bytes:
+def unpack(path: Path, raw: bytes) -> bytes:
     """The content of a file that may be packed, by its ending.
 
     Raises:
@@ -145,7 +145,7 @@ def unpacked(path: Path, raw: bytes) -> bytes:
     return inner
 
 
-def decoded(path: Path, inner: bytes) -> str:
+def decode_text(path: Path, inner: bytes) -> str:
     """Bytes as text.
 
     Raises:
@@ -155,13 +155,13 @@ def decoded(path: Path, inner: bytes) -> str:
         text = inner.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         what = f"byte {inner[error.start]:#04x} at offset {error.start} ({error.reason})"
-        raise InputError(f"{path} is not UTF-8: {what}: {_mend(inner)}.") from error
+        raise InputError(f"{path} is not UTF-8: {what}: {_encoding_remedy(inner)}.") from error
     if (place := text.find("\0")) >= 0:
-        raise InputError(f"{path} is no text: character {place} is a zero byte: {_mend(inner)}.")
+        raise InputError(f"{path} is no text: character {place} is a zero byte: {_encoding_remedy(inner)}.")
     return text
 
 
-def _mend(inner: bytes) -> str:
+def _encoding_remedy(inner: bytes) -> str:
     """What to do with bytes that are no UTF-8, by the first of them."""
     what = next((name for magic, name in _MAGIC.items() if inner.startswith(magic)), None)
     if what is None:

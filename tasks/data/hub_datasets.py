@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mgaa.boundary import one_error, through
+from mgaa.boundary import translate_errors, via_proxy
 from mgaa.errors import InputError
 from tasks.data.rows import Rows
 
@@ -22,17 +22,17 @@ Read = tuple[Rows, dict[str, Any]]
 """Rows, and what identifies their source."""
 
 
-def is_one(folder: Path, files: Sequence[Path]) -> bool:
+def is_data_set(folder: Path, files: Sequence[Path]) -> bool:
     """Whether `folder`, with these files in it, is a saved data set or holds data files alone."""
-    return saved(folder) or (bool(files) and all(path.suffix in DATA for path in files))
+    return is_saved_data_set(folder) or (bool(files) and all(path.suffix in DATA for path in files))
 
 
-def saved(folder: Path) -> bool:
+def is_saved_data_set(folder: Path) -> bool:
     """Whether `datasets` saved a folder."""
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
-def record(name: str, content: bytes) -> dict[str, Any]:
+def describe_file(name: str, content: bytes) -> dict[str, Any]:
     """What identifies a file."""
     return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
@@ -48,15 +48,15 @@ def read_folder(folder: Path, split: str | None, columns: Sequence[str]) -> Read
     """
     datasets = _library()
     with tempfile.TemporaryDirectory() as cache:
-        with one_error(f"{folder} cannot be read by `datasets`", "check its files, or convert it to .jsonl"):
+        with translate_errors(f"{folder} cannot be read by `datasets`", "check its files, or convert it to .jsonl"):
             data = (
                 datasets.load_from_disk(str(folder))
-                if saved(folder)
+                if is_saved_data_set(folder)
                 else datasets.load_dataset(str(folder), cache_dir=cache)
             )
         rows = _rows(_choose(data, split, str(folder)), columns, str(folder))
     files = sorted(path for path in folder.rglob("*") if path.suffix in (*DATA, ".json"))
-    records = [record(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
+    records = [describe_file(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files]
     return rows, {"kind": "datasets", "split": split, "files": records}
 
 
@@ -69,8 +69,8 @@ def read_hub(source: str, split: str | None, revision: str, subset: str | None, 
     from huggingface_hub import constants
 
     datasets = _library()
-    with one_error(
-        f"{source} at {revision[:12]} cannot be loaded from the Hub{through(constants.ENDPOINT)}",
+    with translate_errors(
+        f"{source} at {revision[:12]} cannot be loaded from the Hub{via_proxy(constants.ENDPOINT)}",
         "give a public data set and a network, or a copy in the local cache: check the id and `subset`, or download it once and give the "
         "folder",
     ):

@@ -43,12 +43,12 @@ class Overlap:
     """The longest shared document, or empty."""
 
     @property
-    def refused(self) -> bool:
+    def is_too_large(self) -> bool:
         """Whether this is more than common language."""
         return self.long > 0 or self.sequences > LIMIT
 
 
-def overlap(first: Sequence[str], second: Sequence[str]) -> Overlap:
+def find_overlap(first: Sequence[str], second: Sequence[str]) -> Overlap:
     """Compare two lists of documents, in time linear in both and memory of the smaller."""
     shared = {text.strip() for text in first} & {text.strip() for text in second}
     small, large = sorted((first, second), key=lambda texts: sum(map(len, texts)))
@@ -70,8 +70,8 @@ def require_disjoint(portions: Mapping[str, Sequence[str]]) -> dict[str, dict[st
     """
     found = {}
     for first, second in combinations(portions, 2):
-        pair = overlap(portions[first], portions[second])
-        if pair.refused:
+        pair = find_overlap(portions[first], portions[second])
+        if pair.is_too_large:
             raise InputError(_message(first, second, pair))
         found[f"{first}-{second}"] = {"documents": pair.documents, "sequences": pair.sequences}
     return found

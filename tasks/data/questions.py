@@ -74,17 +74,17 @@ def records_of(store: Store, prompts: Artifact, section: str) -> list[dict[str, 
     if not (folder / section / QUESTIONS).is_file():
         there = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{QUESTIONS}"))) or "none"
         raise InputError(f"The prompts have no section {section!r}; there is: {there}: name one of these.")
-    return read(folder / section / QUESTIONS)
+    return read_question_file(folder / section / QUESTIONS)
 
 
-def read(source: Path) -> list[dict[str, Any]]:
+def read_question_file(source: Path) -> list[dict[str, Any]]:
     """The questions of a file of rows in their order, each with `image`, `question`, `answer` and `type`; images are not opened.
 
     Raises:
         InputError: the file is missing, empty or no text, or some lines do not have one of the forms above (the message counts them and
             names the first).
     """
-    given, found, wrong = rows.read(source), list[dict[str, Any]](), list[InputError]()
+    given, found, wrong = rows.read_rows(source), list[dict[str, Any]](), list[InputError]()
     for number, row in given.numbered:
         try:
             found.append(_record(row, f"{given.unit} {number} of {source}", source.parent))
@@ -102,10 +102,10 @@ def read(source: Path) -> list[dict[str, Any]]:
 
 def _record(row: Any, place: str, folder: Path) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(f"{place} is {rows.shown(row)!r}, expected an object with a question and an answer.")
+        raise InputError(f"{place} is {rows.shorten(row)!r}, expected an object with a question and an answer.")
     question = _text(row, "question", place)
     if row.get("choices") is not None:
-        question, answer, kind = *_chosen(question, row, place), CHOICE
+        question, answer, kind = *_with_choices(question, row, place), CHOICE
     else:
         answer = _text(row, "answer", place)
         kind = _kind(answer)
@@ -125,16 +125,16 @@ def _record(row: Any, place: str, folder: Path) -> dict[str, Any]:
 def _text(row: dict[str, Any], field: str, place: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        there = f"is {rows.shown(value)}" if field in row else f"is missing; there is: {', '.join(row) or 'nothing'}"
+        there = f"is {rows.shorten(value)}" if field in row else f"is missing; there is: {', '.join(row) or 'nothing'}"
         raise InputError(f"{place}: the {field} {there}; expected a text with at least one letter, in quotation marks.")
     return value
 
 
-def _chosen(question: str, row: dict[str, Any], place: str) -> tuple[str, str]:
+def _with_choices(question: str, row: dict[str, Any], place: str) -> tuple[str, str]:
     """The question with its choices, and the letter of the right one."""
     choices, index = row["choices"], row.get("answer")
     if not isinstance(choices, list) or not all(isinstance(each, str) and each.strip() for each in choices):
-        raise InputError(f"{place} has the choices {rows.shown(choices)}, expected a list of texts.")
+        raise InputError(f"{place} has the choices {rows.shorten(choices)}, expected a list of texts.")
     if not 2 <= len(choices) <= len(ascii_uppercase):
         raise InputError(f"{place} has {len(choices)} choices, expected 2 to {len(ascii_uppercase)}, one per letter.")
     if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(choices):
@@ -163,7 +163,7 @@ def _image(row: dict[str, Any], place: str, folder: Path) -> str | None:
     if given is None:
         return None
     if not isinstance(given, str) or not given:
-        raise InputError(f"{place} has the image {rows.shown(given)}, expected a path below {folder}, or null.")
+        raise InputError(f"{place} has the image {rows.shorten(given)}, expected a path below {folder}, or null.")
     path = PurePosixPath(given)
     inside = (
         not path.is_absolute() and not PureWindowsPath(given).drive and ".." not in path.parts and "\0" not in given

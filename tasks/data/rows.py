@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mgaa.errors import InputError
-from tasks.data.files import PACKED, content, decoded, inner_name, located, unpacked
+from tasks.data.files import PACKED, decode_text, inner_name, locate_source, read_content, unpack
 
 LINES, LIST, CELLS, COLUMNS = "JSON lines", "JSON", "a table of cells", "a table of columns"
 KINDS = {
@@ -47,7 +47,7 @@ class Rows:
     numbered: Sequence[tuple[int, Any]]
     unit: str = "Row"
 
-    def taken(self, take: Callable[[Any, str], T], *, skip: bool = False) -> tuple[list[T], int]:
+    def take(self, take: Callable[[Any, str], T], *, skip: bool = False) -> tuple[list[T], int]:
         """What `take` makes of each row and its place, and how many rows were left out.
 
         Args:
@@ -81,7 +81,9 @@ def text_of(row: Any, field: str, place: str) -> str:
     if isinstance(row, str):
         return whole_text(row, place)
     if not isinstance(row, dict):
-        raise InputError(f"{place} is {shown(row)}, expected an object with a text in the field {field!r}, or a text.")
+        raise InputError(
+            f"{place} is {shorten(row)}, expected an object with a text in the field {field!r}, or a text."
+        )
     value = row.get(field)
     if isinstance(value, str):
         return whole_text(value, place)
@@ -91,7 +93,7 @@ def text_of(row: Any, field: str, place: str) -> str:
     if value is None:
         raise NullError(f"is null in the field {field!r}, expected a text")
     raise InputError(
-        f"{place} has in the field {field!r} the value {shown(value)}, which is not text: set `field` to one that is."
+        f"{place} has in the field {field!r} the value {shorten(value)}, which is not text: set `field` to one that is."
     )
 
 
@@ -111,13 +113,13 @@ def whole_text(text: str, place: str) -> str:
     return text
 
 
-def shown(value: Any) -> str:
+def shorten(value: Any) -> str:
     """The beginning of a value, for a message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def kind(path: Path) -> str | None:
+def file_kind(path: Path) -> str | None:
     """What a file holds, by its ending; null for plain text."""
     return KINDS.get(Path(inner_name(path)).suffix)
 
@@ -128,19 +130,19 @@ def stem(path: Path) -> str:
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.name[:endings])
 
 
-def read(source: str | Path) -> Rows:
+def read_rows(source: str | Path) -> Rows:
     """The rows of one file.
 
     Raises:
         InputError: there is none, it has no rows by its ending, or it is not what its ending says.
     """
-    path = located(source)
+    path = locate_source(source)
     if path is None or not path.is_file():
         raise InputError(f"{source} cannot be read (No such file), expected a file of rows: check the path.")
-    return rows_in(path, content(path))
+    return rows_in(path, read_content(path))
 
 
-def expected() -> str:
+def expected_forms() -> str:
     """What a file may be, in words."""
     return f"expected a text file, or one of {', '.join(KINDS)}, packed or not ({', '.join(PACKED)})"
 
@@ -154,14 +156,14 @@ def rows_in(path: Path, raw: bytes, names: Sequence[str] | None = None) -> Rows:
     Raises:
         InputError: the file has no rows, or is damaged.
     """
-    what, inner = kind(path), unpacked(path, raw)
+    what, inner = file_kind(path), unpack(path, raw)
     if what is None:
         raise InputError(
             f"{path} is text by its ending and so has no rows; expected one of {', '.join(KINDS)}: rename or convert it."
         )
     if what == COLUMNS:
         return Rows(str(path), list(enumerate(_columns(path, inner, names), 1)))
-    text = decoded(path, inner)
+    text = decode_text(path, inner)
     if what == CELLS:
         return Rows(str(path), list(_cells(path, text)))
     if what == LIST and (whole := _whole(path, text)) is not None:
@@ -175,7 +177,7 @@ def text_in(path: Path, raw: bytes) -> str:
     Raises:
         InputError: the file is damaged, not UTF-8, or looks like rows.
     """
-    text = decoded(path, unpacked(path, raw))
+    text = decode_text(path, unpack(path, raw))
     if what := looks_like(text):
         raise InputError(
             f"{path} looks like {what}, but is text by its ending and would be read braces and all: rename it, so that it ends in "
@@ -246,7 +248,7 @@ def _whole(path: Path, text: str) -> list[Any] | None:
     if isinstance(whole, dict):
         return [whole]
     if not isinstance(whole, list):
-        raise InputError(f"{path} holds {shown(whole)}, expected a list of objects or of texts.")
+        raise InputError(f"{path} holds {shorten(whole)}, expected a list of objects or of texts.")
     return whole
 
 

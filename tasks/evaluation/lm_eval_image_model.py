@@ -27,7 +27,7 @@ _AT_ONCE = 256
 """Requests whose images are open at once."""
 
 
-class InMemorySeeing(HFMultimodalLM):  # type: ignore[misc]  # the harness has no types
+class InMemoryVLM(HFMultimodalLM):  # type: ignore[misc]  # the harness has no types
     """A model that sees with its processor; both are left as they are.
 
     Args:

@@ -35,7 +35,7 @@ Answer = tuple[float, bool]
 """Log-likelihood of a continuation, and whether it is the greedy one."""
 
 
-class InMemory(HFLM):  # type: ignore[misc]  # the harness has no types
+class InMemoryLM(HFLM):  # type: ignore[misc]  # the harness has no types
     """A causal language model with its tokenizer; both are left as they are."""
 
     def __init__(

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError
 
 from mgaa.errors import InputError, UsageError
-from tasks.data.files import content, decoded
+from tasks.data.files import decode_text, read_content
 
 _MISFITS = (
     *(TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
@@ -38,7 +38,7 @@ class _Null(StrictUndefined):
     __repr__ = StrictUndefined._fail_with_undefined_error
 
 
-def loaded_task(name: str, path: Path, load: Callable[[Path], Any]) -> Any:
+def load_task(name: str, path: Path, load: Callable[[Path], Any]) -> Any:
     """A task of the harness with the items of a file, all of which it can score.
 
     Args:
@@ -54,13 +54,13 @@ def loaded_task(name: str, path: Path, load: Callable[[Path], Any]) -> Any:
     try:
         task = load(path)
         _check_kind(name, task)
-        wrong = {index: each for index, item in enumerate(task.eval_docs) if (each := problem(task, item))}
+        wrong = {index: each for index, item in enumerate(task.eval_docs) if (each := find_problem(task, item))}
         if not wrong:
             return task
     except (*_MISFITS, DatasetsError) as error:
         cause = error
         with tempfile.TemporaryDirectory() as scratch:
-            wrong = dict(islice(_searched(load, rows, 0, Path(scratch)), _MANY))
+            wrong = dict(islice(_find_misfits(load, rows, 0, Path(scratch)), _MANY))
     count = f"{'at least ' if len(wrong) == _MANY and cause else ''}{len(wrong) or len(rows)} of {len(rows)}"
     first = next(iter(wrong), 0)
     how = f"the first, in line {rows[first][0]}: {wrong[first]}" if wrong else f"they differ in form: {_root(cause)}"
@@ -70,7 +70,7 @@ def loaded_task(name: str, path: Path, load: Callable[[Path], Any]) -> Any:
     ) from cause
 
 
-def _searched(
+def _find_misfits(
     load: Callable[[Path], Any], rows: Sequence[tuple[int, dict[str, Any]]], start: int, scratch: Path
 ) -> Iterator[tuple[int, str]]:
     """Which items the task does not take, and why, where it takes none as they are together: halves are tried, and theirs."""
@@ -80,21 +80,21 @@ def _searched(
     path.write_text("".join(json.dumps(row) + "\n" for _, row in rows), encoding="utf-8")
     try:
         task = load(path)
-        found = [problem(task, item) for item in task.eval_docs]
+        found = [find_problem(task, item) for item in task.eval_docs]
     except (*_MISFITS, DatasetsError) as error:
         if len(rows) == 1:
-            yield start, _said(error)
+            yield start, _describe_error(error)
             return
         half = len(rows) // 2
-        yield from _searched(load, rows[:half], start, scratch)
-        yield from _searched(load, rows[half:], start + half, scratch)
+        yield from _find_misfits(load, rows[:half], start, scratch)
+        yield from _find_misfits(load, rows[half:], start + half, scratch)
     else:
         yield from ((start + index, each) for index, each in enumerate(found) if each)
 
 
 def _rows(name: str, path: Path) -> list[tuple[int, dict[str, Any]]]:
     """The items of a file with their lines; each has every field that any item has."""
-    found = [(number, _parsed(line)) for number, line in lines_of(path)]
+    found = [(number, _parse_line(line)) for number, line in lines_of(path)]
     wrong = [(number, row) for number, row in found if not isinstance(row, dict)]
     if wrong or not found:
         how = f"; the first, in line {wrong[0][0]}, is {wrong[0][1]!r}" if wrong else ""
@@ -112,11 +112,11 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
     Raises:
         InputError: the file is missing or no text.
     """
-    lines = decoded(path, content(path)).split("\n")
+    lines = decode_text(path, read_content(path)).split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parsed(line: str) -> Any:
+def _parse_line(line: str) -> Any:
     """A line as JSON, or what is wrong with it."""
     try:
         return json.loads(line, parse_constant=_refuse)
@@ -141,10 +141,10 @@ def _root(error: BaseException | None) -> str:
     """What was raised first: `datasets` itself says no more than that there was an error."""
     while error is not None and (before := error.__cause__ or error.__context__):
         error = before
-    return "" if error is None else _said(error)
+    return "" if error is None else _describe_error(error)
 
 
-def problem(task: Any, item: Mapping[str, Any]) -> str | None:
+def find_problem(task: Any, item: Mapping[str, Any]) -> str | None:
     """Why a task of the harness cannot score an item, in words; None where it can.
 
     Args:
@@ -155,10 +155,10 @@ def problem(task: Any, item: Mapping[str, Any]) -> str | None:
     try:
         return _missing(task) or _unfit(task, given)
     except _MISFITS as error:
-        return _said(error)
+        return _describe_error(error)
 
 
-def _said(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """What was raised over an item: the kind, and the first line."""
     told = str(error).strip().partition(chr(10))[0]
     return told if isinstance(error, UndefinedError) else f"{type(error).__name__}: {told}"
@@ -187,7 +187,7 @@ def _missing(task: Any) -> str | None:
 def _unfit(task: Any, item: dict[str, Any]) -> str | None:
     text, target = task.doc_to_text(item), task.doc_to_target(item)
     choices = None if task.config.doc_to_choice is None else task.doc_to_choice(item)
-    _used(text, target, choices)
+    _refuse_null(text, target, choices)
     if choices is None:
         return _no_text(text, "prompt", empty=True) or _no_answer(target, several=bool(task.multiple_target))
     found = _no_choices(choices)
@@ -196,13 +196,13 @@ def _unfit(task: Any, item: dict[str, Any]) -> str | None:
     return _no_text(target, "continuation") or _no_label(text, choices, 0)
 
 
-def _used(*values: Any) -> None:
+def _refuse_null(*values: Any) -> None:
     """Raise where a null is a prompt, a choice or a label."""
     for value in values:
         if isinstance(value, Undefined):
             str(value)
         elif isinstance(value, list):
-            _used(*value)
+            _refuse_null(*value)
 
 
 def _no_text(value: Any, what: str, *, empty: bool = False) -> str | None:
@@ -238,12 +238,12 @@ def _no_label(label: Any, choices: Sequence[str], several: int) -> str | None:
     if not labels:
         return "its list of labels is empty, expected at least one"
     for each in labels:
-        if not _says(each, choices):
+        if not _is_label_of(each, choices):
             return f"its label is {each!r}, expected a whole number from 0 to {len(choices) - 1} or one of the choices"
     return None
 
 
-def _says(label: Any, choices: Sequence[str]) -> bool:
+def _is_label_of(label: Any, choices: Sequence[str]) -> bool:
     """Whether a label says which choice is right; true and false do so among two."""
     if isinstance(label, bool):
         return len(choices) == 2

@@ -21,7 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.evaluation.causality import check_causal, differ, probe, reading
+from mgaa.evaluation.causality import check_causal, probe_ids, results_differ, translate_forward_errors
 from mgaa.models.architectures import has_entry
 
 Group = tuple[tuple[int, ...], list[tuple[int, list[int]]]]
@@ -44,8 +44,8 @@ def way_of(model: PreTrainedModel, ids: Sequence[int]) -> Way:
         InputError: it looks ahead, or does not read token ids alone.
     """
     device = model.get_input_embeddings().weight.device
-    asked = probe(torch.tensor(list(ids)), model.get_input_embeddings().num_embeddings).to(device)
-    with reading(model, asked.shape[1]), torch.inference_mode():
+    asked = probe_ids(torch.tensor(list(ids)), model.get_input_embeddings().num_embeddings).to(device)
+    with translate_forward_errors(model, asked.shape[1]), torch.inference_mode():
         check_causal(model, model(input_ids=asked, use_cache=False).logits)
     return through_cache if has_entry(model.config) or _has_cache(model, ids) else in_whole
 
@@ -67,7 +67,7 @@ def _has_cache(model: PreTrainedModel, ids: Sequence[int]) -> bool:
         raise
     except Exception:  # whatever a model without such a cache raises, which is the answer
         return False
-    return not any(differ(logits, found[index]) for index, logits in expected.items())
+    return not any(results_differ(logits, found[index]) for index, logits in expected.items())
 
 
 @torch.inference_mode()
@@ -134,6 +134,6 @@ def _tokens(request: tuple[tuple[int, ...], int, list[int]]) -> int:
 def _tail(model: PreTrainedModel, rows: list[list[int]], kept: int) -> Float[Tensor, "b k v"]:
     """Logits at the last `kept` positions; a few models give all of them."""
     ids = torch.tensor(rows, device=model.get_input_embeddings().weight.device)
-    with reading(model, ids.shape[1]):
+    with translate_forward_errors(model, ids.shape[1]):
         logits: Tensor = model(input_ids=ids, use_cache=False, logits_to_keep=kept).logits
     return logits[:, -kept:]

@@ -33,8 +33,8 @@ import yaml
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from tasks.data import rows
-from tasks.data.questions import read
-from tasks.evaluation.scorable import lines_of, loaded_task
+from tasks.data.questions import read_question_file
+from tasks.evaluation.scorable import lines_of, load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,7 +65,7 @@ MADE = ("continuation", "last_word")
 """The tasks whose items are made from the evaluation texts (`demo.tasks`); those of all others are files."""
 
 
-def known() -> list[str]:
+def known_tasks() -> list[str]:
     """The tasks that can be run: ours and the standard ones."""
     return sorted({path.stem for path in DEFINITIONS.glob("*.yaml")} | OFFICIAL.keys())
 
@@ -76,31 +76,31 @@ def shows_images(task: str) -> bool:
     return path.is_file() and "doc_to_image" in yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-def content(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
+def task_files(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
     """Every file in `folder` that these tasks read, by name: the items, and their images.
 
     Raises:
-        UsageError, InputError: as `items`, and items with images that do not have their form.
+        UsageError, InputError: as `item_files`, and items with images that do not have their form.
     """
     found = {}
-    for task, path in items(tasks, folder).items():
+    for task, path in item_files(tasks, folder).items():
         found[path.name] = path
-        for record in read(path) if shows_images(task) else ():
+        for record in read_question_file(path) if shows_images(task) else ():
             if record["image"] is not None:
                 found[record["image"]] = folder / record["image"]
     return found
 
 
-def items(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
+def item_files(tasks: Sequence[str], folder: Path) -> dict[str, Path]:
     """The item file of every task.
 
     Raises:
         UsageError: an unknown task, or one that is named twice.
         InputError: a file that is not there.
     """
-    unknown = [task for task in tasks if task not in known()]
+    unknown = [task for task in tasks if task not in known_tasks()]
     if unknown or len(set(tasks)) < len(tasks):
-        raise UsageError(f"The tasks are {', '.join(tasks)}; expected each once, out of: {', '.join(known())}.")
+        raise UsageError(f"The tasks are {', '.join(tasks)}; expected each once, out of: {', '.join(known_tasks())}.")
     found = {task: folder / f"{task}.jsonl" for task in tasks}
     missing = [path.name for path in found.values() if not path.is_file()]
     if missing:
@@ -116,7 +116,7 @@ def harness_version() -> str:
     return importlib.metadata.version("lm-eval")
 
 
-def run(
+def run_tasks(
     model: "PreTrainedModel",
     processor: "Processor",
     tasks: Sequence[str],
@@ -131,7 +131,7 @@ def run(
     Args:
         model: a causal language model of transformers, or one that sees, on its device.
         processor: its tokenizer, or its processor.
-        tasks: names out of `known()`.
+        tasks: names out of `known_tasks()`.
         folder: holds `<task>.jsonl` for every task, in the field names of the task's data set on the Hub.
         limit: the first so many items of each task; None takes all.
         batch_size: requests per forward pass.
@@ -147,7 +147,7 @@ def run(
         InputError: items that are missing or do not fit their task, or an image that cannot be opened.
         NumericalError: a log-likelihood or a logit is not finite.
     """
-    files = items(tasks, folder)
+    files = item_files(tasks, folder)
     if not tasks:
         return {}
     if limit is not None and limit < 1:
@@ -167,18 +167,18 @@ def _harness(
     """The model as the harness sees it, in tasks that show images or in the others."""
     from mgaa.models.architectures import is_multimodal
     from mgaa.models.processors import tokenizer_of
-    from tasks.evaluation.lm_eval_model import InMemory
+    from tasks.evaluation.lm_eval_model import InMemoryLM
 
     if not shows:
-        return InMemory(model, tokenizer_of(processor), batch_size=batch_size, max_length=max_length)
+        return InMemoryLM(model, tokenizer_of(processor), batch_size=batch_size, max_length=max_length)
     if tokenizer_of(processor) is processor or not is_multimodal(model.config):
         raise UsageError(
-            f"The tasks {', '.join(filter(shows_images, known()))} show images, which this {model.config.model_type} with its "
+            f"The tasks {', '.join(filter(shows_images, known_tasks()))} show images, which this {model.config.model_type} with its "
             f"{type(processor).__name__} does not see: leave them out of `evaluation.tasks`, or give a model that sees, with its processor."
         )
-    from tasks.evaluation.lm_eval_image_model import InMemorySeeing
+    from tasks.evaluation.lm_eval_image_model import InMemoryVLM
 
-    return InMemorySeeing(model, processor, folder=folder, batch_size=batch_size, max_length=max_length)
+    return InMemoryVLM(model, processor, folder=folder, batch_size=batch_size, max_length=max_length)
 
 
 def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
@@ -197,7 +197,7 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
         if shows_images(name):
             _check_images(name, path)
         check_texts(path)
-        task = loaded_task(name, path, partial(load, name))
+        task = load_task(name, path, partial(load, name))
         for aggregation in task.aggregation().values():
             _standard_error(
                 aggregation.__name__, [0.0, 0.0]
@@ -218,7 +218,7 @@ def check_texts(path: Path) -> None:
 
 def _check_images(name: str, path: Path) -> None:
     """Refuse items with images by line, before the harness, which does not know lines, reads them."""
-    records, given = read(path), rows.read(path).numbered
+    records, given = read_question_file(path), rows.read_rows(path).numbered
     without = [number for number, row in given if "choices" not in row]
     if without:
         raise InputError(

@@ -11,11 +11,11 @@ from typing import Any
 Allocation = Mapping[str, Any]
 
 
-def pair(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
+def choose_pair(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
     """What the method is shown beside: uniform if it was run, else the first baseline, else nothing; the method first."""
     *baselines, method = allocations
     beside = ["uniform"] if "uniform" in baselines else baselines[:1]
-    return {name: merged(allocations[name]) for name in (method, *beside)}
+    return {name: merge_experts(allocations[name]) for name in (method, *beside)}
 
 
 def kind_of(matrix: str) -> str:
@@ -23,16 +23,16 @@ def kind_of(matrix: str) -> str:
     return re.sub(r"\.experts\.\d+\.", ".experts.*.", matrix)
 
 
-def merged(allocation: Allocation) -> Allocation:
+def merge_experts(allocation: Allocation) -> Allocation:
     """The allocation with the experts of a block as one matrix: parameters summed, ranks, energies and squared errors averaged."""
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for matrix in allocation["matrices"].values():
         groups.setdefault((matrix["block"], kind_of(matrix["matrix"])), []).append(matrix)
-    found = {f"{block}.{kind}": averaged(kind, those) for (block, kind), those in groups.items()}
+    found = {f"{block}.{kind}": average_rows(kind, those) for (block, kind), those in groups.items()}
     return {**allocation, "matrices": found}
 
 
-def averaged(kind: str, matrices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def average_rows(kind: str, matrices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One row for matrices of equal shape; its rank is that of the ones that are not dense."""
     count, ranks_ = len(matrices), [m["rank"] for m in matrices if m["rank"] is not None]
     return {

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.figures.style import COLOURS, INK, label_of, sheet
+from tasks.figures.style import COLOURS, INK, label_of, make_figure
 
 SHOWN = 8
 COLUMNS, WIDTH = 4, 30
@@ -14,7 +14,7 @@ SIDE, CELL = 1.8, 2.9
 RIGHT, WRONG = COLOURS["level1"], COLOURS["uniform"]
 
 
-def shown(answers: Sequence[Mapping[str, Any]]) -> list[int]:
+def choose_answers(answers: Sequence[Mapping[str, Any]]) -> list[int]:
     """Which answers to draw: of every type in turn the next one with an image, so that nothing is picked by how it was answered."""
     by_type: dict[str, list[int]] = {}
     for index, answer in enumerate(answers):
@@ -29,12 +29,12 @@ def shown(answers: Sequence[Mapping[str, Any]]) -> list[int]:
     return [index for index, _ in zip(turns, range(SHOWN), strict=False)]
 
 
-def shown_as(text: str) -> str:
+def printable(text: str) -> str:
     """A text as it can be drawn: whatever a model says, without control characters, which no SVG may hold."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 
-def answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
+def draw_answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
     """Images with their question, the answer that was expected, and that of every model, in green where it is right.
 
     Args:
@@ -45,10 +45,10 @@ def answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, A
     from PIL import Image
 
     first = next(iter(given.values()))
-    chosen = shown(first)
+    chosen = choose_answers(first)
     rows = max(1, -(-len(chosen) // COLUMNS))
     height = 0.6 + CELL * rows
-    figure = sheet(
+    figure = make_figure(
         9.0,
         height,
         f"Questions of {name}",
@@ -62,10 +62,10 @@ def answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, A
         axis.axis("off")
         with Image.open(folder / "images" / first[index]["image"]) as image:
             axis.imshow(image)
-        question = textwrap.wrap(shown_as(f"{first[index]['question']} ({first[index]['expected']})"), WIDTH)[:2]
+        question = textwrap.wrap(printable(f"{first[index]['question']} ({first[index]['expected']})"), WIDTH)[:2]
         lines = [(line, INK) for line in question]
         for model, each in given.items():
-            said = textwrap.shorten(f"{label_of(model)}: {shown_as(each[index]['answer'])}", WIDTH, placeholder="...")
+            said = textwrap.shorten(f"{label_of(model)}: {printable(each[index]['answer'])}", WIDTH, placeholder="...")
             lines.append((said, RIGHT if each[index]["correct"] else WRONG))
         for line, (text, colour) in enumerate(lines):
             axis.text(

@@ -8,7 +8,7 @@ model, the run's method last; everything is drawn for 2 to 80 blocks. The expert
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tasks.figures.allocation_rows import Allocation, kind_of, pair, rows
+from tasks.figures.allocation_rows import Allocation, choose_pair, kind_of, rows
 from tasks.figures.style import (
     BLANK,
     COLOURS,
@@ -19,10 +19,10 @@ from tasks.figures.style import (
     colour_of,
     distance_scale,
     label_of,
+    make_figure,
     panels,
-    sheet,
     short_names,
-    spread,
+    spread_labels,
 )
 
 Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -37,13 +37,13 @@ WIDE = 24
 
 def ranks(allocations: Mapping[str, Allocation]) -> Any:
     """Rank per matrix and block as a heat map of the share of parameters that is kept."""
-    shown = pair(allocations)
+    shown = choose_pair(allocations)
     names, blocks = rows(next(iter(shown.values())))
     beside = len(shown) if blocks <= 12 else 1
     cell = 0.5 if blocks <= WIDE else 0.2
     height = 0.26 if blocks <= WIDE else 0.42
     width = max(7.5, (0.8 + cell * blocks) * beside + 0.9)
-    figure = sheet(
+    figure = make_figure(
         width,
         1.0 + (0.55 + height * len(names)) * -(-len(shown) // beside),
         "Where the parameters went",
@@ -98,7 +98,7 @@ def sublayers(allocations: Mapping[str, Allocation]) -> Any:
     """Cosine of every sublayer, and the ratio that level 1 made of it."""
     allocation = allocations[list(allocations)[-1]]
     _, blocks = rows(allocation)
-    figure = sheet(
+    figure = make_figure(
         max(8.0, min(14.0, 2 + 0.25 * blocks)),
         5.0,
         "How far a sublayer turns the residual stream, and what it loses",
@@ -152,7 +152,7 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
 
     allocation = allocations[list(allocations)[-1]]
     names, blocks = rows(allocation)
-    figure = sheet(
+    figure = make_figure(
         9.5,
         1.0 + 2.1 * -(-len(names) // 4),
         "What a parameter buys",
@@ -194,9 +194,9 @@ def not_dense(matrix: Mapping[str, Any]) -> bool:
 
 def errors(allocations: Mapping[str, Allocation]) -> Any:
     """Relative output error of every layer, the method against uniform."""
-    shown = pair(allocations)
+    shown = choose_pair(allocations)
     names, blocks = rows(next(iter(shown.values())))
-    figure = sheet(
+    figure = make_figure(
         9.5,
         1.0 + 1.9 * -(-len(names) // 4),
         "What compression costs each layer",
@@ -227,7 +227,7 @@ def errors(allocations: Mapping[str, Allocation]) -> Any:
 
 def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
     """Perplexity against size, every model with its standard error."""
-    figure = sheet(
+    figure = make_figure(
         6.5,
         4.2,
         "What compression costs the model",
@@ -243,7 +243,10 @@ def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
     axis.axhline(perplexities[0], color=PALE, linewidth=1, zorder=0)
     axis.margins(x=0.35, y=0.15)
     low, high = axis.get_ylim()
-    places = [perplexities[0], *spread(perplexities[1:], (high - low) * 0.055)]  # the compressed ones are of one size
+    places = [
+        perplexities[0],
+        *spread_labels(perplexities[1:], (high - low) * 0.055),
+    ]  # the compressed ones are of one size
     for name, x, y, place in zip(names, megabytes, perplexities, places, strict=True):
         look = {"va": "center", "bbox": BLANK, "color": colour_of(name, names)}
         axis.annotate(f"{label_of(name)}  {y:.2f}", (x, place), (12, 0), textcoords="offset points", **look)
@@ -255,7 +258,7 @@ def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
 def recovery(curve: Mapping[str, Any]) -> Any:
     """Losses of the recovery: of the batches it was trained on, and of the validation text, whose best state is taken."""
     points = curve["points"]
-    figure = sheet(
+    figure = make_figure(
         7.0,
         3.9,
         "What recovery wins back",

@@ -65,7 +65,7 @@ STYLE: dict[str, Any] = {
 
 
 @contextmanager
-def style() -> Iterator[None]:
+def figure_style() -> Iterator[None]:
     """Draw and save inside this block."""
     import matplotlib
 
@@ -73,7 +73,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def sheet(width: float, height: float, title: str, subtitle: str) -> Any:
+def make_figure(width: float, height: float, title: str, subtitle: str) -> Any:
     """An empty figure of so many inches with a title and one line that says how to read it."""
     from matplotlib.figure import Figure
 
@@ -96,7 +96,7 @@ def panels(figure: Any, count: int, columns: int) -> list[Any]:
     return axes[:count]
 
 
-def save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write `path.png` and `path.svg`, equal bytes for equal drawings.
 
     The layout is solved once for both: matplotlib would solve it for each, and draw everything once more to do so (half of the time).
@@ -153,7 +153,7 @@ def distance_scale(axis: Any, values: Sequence[float]) -> None:
     axis.yaxis.set_major_formatter(lambda mark, _: f"{mark:g}")
 
 
-def spread(positions: Sequence[float], gap: float) -> list[float]:
+def spread_labels(positions: Sequence[float], gap: float) -> list[float]:
     """Positions moved apart to at least `gap`, as little as neighbours allow; for labels beside points."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     groups: list[tuple[list[int], float]] = []

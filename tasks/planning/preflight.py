@@ -14,7 +14,7 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.planning.recipes import Recipe
 
 
-def rehearse(
+def preflight(
     store: Store,
     backbone: Artifact,
     factors: tuple[str, Mapping[str, Any]],
@@ -37,9 +37,9 @@ def rehearse(
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
     from mgaa import levels
-    from mgaa.methods import constant
+    from mgaa.methods import method_constant
 
-    if constant("factors", factors[0], "GRADIENTS", False) and not gradients:
+    if method_constant("factors", factors[0], "GRADIENTS", False) and not gradients:
         raise UsageError(
             f"factors.method is {factors[0]!r}, which weighs errors by output gradients, but statistics.gradients is false: set "
             "statistics.gradients=true, take method=loss, or another factors.method"
@@ -47,7 +47,7 @@ def rehearse(
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
         ratios, ranks, latency = recipe.ratios, recipe.ranks, latency_of(store, backbone, recipe.latency)
-        levels.rehearse(
+        levels.preflight(
             matrices,
             levels.Target(recipe.compression, recipe.multiple, pruning_of(recipe.channels), latency),
             factors=factors,
@@ -57,7 +57,7 @@ def rehearse(
         )
 
 
-def rehearse_search(
+def preflight_search(
     store: Store,
     backbone: Artifact,
     factors: tuple[str, Mapping[str, Any]],

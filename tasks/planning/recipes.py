@@ -9,10 +9,10 @@ from itertools import combinations
 from typing import Any
 
 from mgaa.errors import UsageError
-from tasks.config.method_options import says
+from tasks.config.method_options import has_trait
 from tasks.config.parameters import Parameters
 
-EVEN = "uniform"
+UNIFORM = "uniform"
 """The method of both levels that the others are compared with."""
 RANDOM = "random"
 """The search that the others are compared with."""
@@ -59,21 +59,21 @@ class Recipe:
         return {name: getattr(self, name) for name in names}
 
 
-def both_levels(p: Parameters) -> Recipe:
+def both_levels(params: Parameters) -> Recipe:
     """The recipe of `ratios` and `ranks` alone, without pruning or search."""
-    ratios = {"method": p.ratios.method, "options": p.ratios.options, "band": p.ratios.band}
-    ranks = {"method": p.ranks.method, "options": p.ranks.options}
-    return Recipe(p.ratios.compression, p.ranks.multiple, ratios, ranks, latency=p.ranks.latency)
+    ratios = {"method": params.ratios.method, "options": params.ratios.options, "band": params.ratios.band}
+    ranks = {"method": params.ranks.method, "options": params.ranks.options}
+    return Recipe(params.ratios.compression, params.ranks.multiple, ratios, ranks, latency=params.ranks.latency)
 
 
-def recipes(p: Parameters) -> dict[str, Recipe]:
+def recipes(params: Parameters) -> dict[str, Recipe]:
     """The recipe of every baseline and, last, of the run's method, by name.
 
     Raises:
         UsageError: a baseline that would be the method itself, or another baseline; or a search beside what it cannot be combined with.
     """
-    both, searching = both_levels(p), None if p.search.method == "none" else p.search.method
-    even: dict[str, Any] = {"method": EVEN, "options": {}}
+    both, searching = both_levels(params), None if params.search.method == "none" else params.search.method
+    even: dict[str, Any] = {"method": UNIFORM, "options": {}}
     known = {
         "uniform": replace(both, ratios={**even, "band": None}, ranks=even),
         "level1": replace(both, ranks=even),
@@ -81,78 +81,79 @@ def recipes(p: Parameters) -> dict[str, Recipe]:
         "mgaa": both,
         "random": replace(both, search=RANDOM),
     }
-    if says("ranks", p.ranks.method, "GLOBAL"):  # whatever the ratios, the ranks are the same
+    if has_trait("ranks", params.ranks.method, "GLOBAL"):  # whatever the ratios, the ranks are the same
         known["level2"] = both
-    check_search(p)
-    check_recovery(p)
-    if p.method in p.evaluation.baselines:
-        raise UsageError(f"evaluation.baselines has {p.method}, which is the run's method itself: leave it out")
-    found: dict[str, Recipe] = {name: known[name] for name in p.evaluation.baselines}
-    found[p.method] = replace(both, channels=p.channels.pruning, search=searching)
+    check_search(params)
+    check_recovery(params)
+    if params.method in params.evaluation.baselines:
+        raise UsageError(f"evaluation.baselines has {params.method}, which is the run's method itself: leave it out")
+    found: dict[str, Recipe] = {name: known[name] for name in params.evaluation.baselines}
+    found[params.method] = replace(both, channels=params.channels.pruning, search=searching)
     for (name, recipe), (other, same) in combinations(found.items(), 2):
-        if recipe == same and (name, other) != (EVEN, p.method):
+        if recipe == same and (name, other) != (UNIFORM, params.method):
             raise UsageError(
                 f"evaluation.baselines has {name}, which with these methods is the same as {other}: leave one of them out"
             )
     return found
 
 
-def check_search(p: Parameters) -> None:
+def check_search(params: Parameters) -> None:
     """Refuse a search beside what leaves it nothing to share or nothing to find, and its baselines without one.
 
     Raises:
         UsageError: as said.
     """
-    if p.search.method == "none":
-        if idle := [name for name in p.evaluation.baselines if name == RANDOM]:
+    if params.search.method == "none":
+        if idle := [name for name in params.evaluation.baselines if name == RANDOM]:
             raise UsageError(
                 f"evaluation.baselines has {idle[0]}, but search.method is none: leave it out, or take method=bolaco"
             )
         return
-    check_objective(p, f"a search (search.method={p.search.method}) looks at parameters alone")
+    check_objective(params, f"a search (search.method={params.search.method}) looks at parameters alone")
     for key, value, remedy in (
-        ("statistics.inputs", p.statistics.inputs, "dense"),
-        ("channels.method", p.channels.method, "none"),
-        ("anchor.method", p.anchor.method, "none"),
+        ("statistics.inputs", params.statistics.inputs, "dense"),
+        ("channels.method", params.channels.method, "none"),
+        ("anchor.method", params.anchor.method, "none"),
     ):
         if value != remedy:
             raise UsageError(
-                f"{key} is {value!r}, but the trials of a search (search.method={p.search.method}) are slices of one decomposition: "
+                f"{key} is {value!r}, but the trials of a search (search.method={params.search.method}) are slices of one decomposition: "
                 f"set {key}={remedy}, or search.method=none"
             )
-    if p.method == "mgaa":
+    if params.method == "mgaa":
         raise UsageError(
-            f"search.method is {p.search.method!r}, but method=mgaa searches nothing: take method=bolaco, or give the search a name of "
+            f"search.method is {params.search.method!r}, but method=mgaa searches nothing: take method=bolaco, or "
+            "give the search a name of "
             "its own under methods"
         )
-    if p.search.method == RANDOM and p.search.history is not None:
+    if params.search.method == RANDOM and params.search.history is not None:
         raise UsageError(
             "search.history is set, but search.method is random, to which earlier trials say nothing: leave it out, or set search.method=gp"
         )
-    if p.ranks.method == "file":
+    if params.ranks.method == "file":
         raise UsageError(
-            f"ranks.method is 'file', but search.method={p.search.method} finds the ranks itself: set search.method=none to "
+            f"ranks.method is 'file', but search.method={params.search.method} finds the ranks itself: set search.method=none to "
             "use those of the file, or take another ranks.method"
         )
 
 
-def check_objective(p: Parameters, why: str) -> None:
+def check_objective(params: Parameters, why: str) -> None:
     """Refuse the objective latency where it would have no effect.
 
     Raises:
         UsageError: as said, for the reason given.
     """
-    if p.ranks.objective != "parameters":
-        raise UsageError(f"ranks.objective is {p.ranks.objective!r}, but {why}: set ranks.objective=parameters")
+    if params.ranks.objective != "parameters":
+        raise UsageError(f"ranks.objective is {params.ranks.objective!r}, but {why}: set ranks.objective=parameters")
 
 
-def check_recovery(p: Parameters) -> None:
+def check_recovery(params: Parameters) -> None:
     """Refuse a recovery that raises ranks which were chosen for being faster than dense.
 
     Raises:
         UsageError: as said.
     """
-    if p.ranks.objective == "latency" and p.recovery.method == "lora" and p.recovery.tune == "product":
+    if params.ranks.objective == "latency" and params.recovery.method == "lora" and params.recovery.tune == "product":
         raise UsageError(
             "recovery.tune is 'product', which raises every rank by that of LoRA, but ranks.objective=latency has chosen ranks that are "
             "faster than dense: set recovery.tune=factors, or ranks.objective=parameters"

@@ -28,7 +28,7 @@ class Finding:
         return f"{self.where}: {self.what}"
 
 
-def disagrees(where: object, what: str) -> Finding:
+def disagreement(where: object, what: str) -> Finding:
     """Two records differ."""
     return Finding("disagrees", str(where), what)
 
@@ -38,13 +38,13 @@ def unchecked(where: object, what: str) -> Finding:
     return Finding("unchecked", str(where), what)
 
 
-def differing(where: str, found: object, expected: object, whose: str) -> Iterable[Finding]:
+def compare_values(where: str, found: object, expected: object, whose: str) -> Iterable[Finding]:
     """A disagreement, if two values differ."""
     if found != expected:
-        yield disagrees(where, f"is {short(found)}, {whose} has {short(expected)}")
+        yield disagreement(where, f"is {shorten(found)}, {whose} has {shorten(expected)}")
 
 
-def short(value: object) -> str:
+def shorten(value: object) -> str:
     """A value as it fits into a line."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from tasks.cache import environment
-from tasks.cache.artifact import Artifact, Store, named_by
+from tasks.cache.artifact import Artifact, Store, artifact_of_key
 from tasks.cache.manifest import DamagedError, read_manifest
 from tasks.cache.source import code_digest
 
@@ -39,7 +39,7 @@ class Node:
     problem: str | None = None
 
     @property
-    def behind(self) -> list[Artifact]:
+    def all_inputs(self) -> list[Artifact]:
         """All inputs."""
         return [each for those in self.inputs.values() for each in those]
 
@@ -50,14 +50,14 @@ def node_of(store: Store, artifact: Artifact, key: str | None = None) -> Node:
     Equal content is stored once, under the manifest of whoever made it first; the key says from what another run had it.
     """
     try:
-        manifest = read_manifest(store.place(artifact))
+        manifest = read_manifest(store.path_of(artifact))
         if (manifest["kind"], manifest["digest"]) != (artifact.kind, artifact.digest):
             raise DamagedError(
-                f"{store.place(artifact)} holds the manifest of {manifest['kind']}/{manifest['digest']}."
+                f"{store.path_of(artifact)} holds the manifest of {manifest['kind']}/{manifest['digest']}."
             )
         if key not in (None, manifest["key"]) and (path := store.key_path(str(key))).is_file():
             content = path.read_bytes()
-            named_by(content, str(key), str(path))
+            artifact_of_key(content, str(key), str(path))
             manifest |= {field: json.loads(content)["stage"][field] for field in STAGE}
         return node_with(artifact, manifest)
     except DamagedError as damage:
@@ -89,14 +89,14 @@ def ancestry(
         artifact = waiting.pop()
         if artifact not in nodes:
             nodes[artifact] = node_of(store, artifact, (keys or {}).get(artifact))
-            waiting += nodes[artifact].behind
-    return {artifact: nodes[artifact] for artifact in in_order(nodes)}
+            waiting += nodes[artifact].all_inputs
+    return {artifact: nodes[artifact] for artifact in sort_nodes(nodes)}
 
 
-def in_order(nodes: Mapping[Artifact, Node]) -> list[Artifact]:
+def sort_nodes(nodes: Mapping[Artifact, Node]) -> list[Artifact]:
     """Artifacts after all that they were made from; raises `DamagedError` where there is no such order."""
     try:
-        return [*TopologicalSorter({artifact: node.behind for artifact, node in nodes.items()}).static_order()]
+        return [*TopologicalSorter({artifact: node.all_inputs for artifact, node in nodes.items()}).static_order()]
     except CycleError as error:
         raise DamagedError(
             f"The manifests go round in a circle, expected none: {' -> '.join(map(str, error.args[1]))}. One of them was forged: "
@@ -104,7 +104,7 @@ def in_order(nodes: Mapping[Artifact, Node]) -> list[Artifact]:
         ) from error
 
 
-def lineage(
+def describe_lineage(
     store: Store, artifacts: Iterable[Artifact], keys: Mapping[Artifact, str] | None = None
 ) -> dict[str, dict[str, Any]]:
     """What is known of `artifacts` and of everything behind them, by `kind/digest`, inputs before what is made from them.
@@ -114,13 +114,13 @@ def lineage(
     found = ancestry(store, artifacts, keys)
     for artifact in found:
         store.manifest(artifact)
-    return {name(artifact): told(node) for artifact, node in found.items()}
+    return {full_name(artifact): describe_node(node) for artifact, node in found.items()}
 
 
-def told(node: Node) -> dict[str, Any]:
+def describe_node(node: Node) -> dict[str, Any]:
     """A node as people and MLflow read it."""
     facts = {key: node.manifest[key] for key in TOLD if key in node.manifest}
-    inputs = {role: [name(each) for each in given] for role, given in node.inputs.items()}
+    inputs = {role: [full_name(each) for each in given] for role, given in node.inputs.items()}
     return {**facts, "inputs": inputs} if node.problem is None else {"problem": node.problem}
 
 
@@ -129,14 +129,14 @@ def _named(value: Any) -> Iterator[Artifact]:
         yield Artifact(given["kind"], given["digest"])
 
 
-def name(artifact: Artifact) -> str:
+def full_name(artifact: Artifact) -> str:
     """An artifact in full."""
     return f"{artifact.kind}/{artifact.digest}"
 
 
 def run_facts() -> dict[str, str]:
     """What this process knows of its run: commit, whether tracked files differ from it, code, Prefect's run, DVC's stage and experiment."""
-    git = dict(environment.git())
+    git = dict(environment.git_state())
     facts = {
         "git.commit": git["commit"],
         "git.dirty": None if git["dirty"] is None else str(git["dirty"]).lower(),

@@ -34,13 +34,13 @@ from tasks.cache.manifest import (
     content_digest,
     digest,
     file_digest,
+    format_json,
     read_manifest,
-    readable,
 )
 from tasks.cache.source import code_digest
-from tasks.cache.stage import named
+from tasks.cache.stage import manifest_input
 from tasks.config.parameters import Parameters, flatten
-from tasks.record.lineage import lineage, name, run_facts
+from tasks.record.lineage import describe_lineage, full_name, run_facts
 from tasks.record.signing import sign
 from tasks.record.step_usage import usage_of
 
@@ -70,7 +70,7 @@ class Span:
     seconds: float
 
 
-def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
+def run_identity(params: Parameters, flow: str) -> dict[str, Any]:
     """Everything that the results of a run depend on; like a step's (tasks/cache/stage.py), but for all code and all numerical packages.
 
     The device is not looked at: `backbone.device` is a parameter, and where it is `auto` a GPU that came or went changes the keys of the
@@ -79,46 +79,46 @@ def run_identity(p: Parameters, flow: str) -> dict[str, Any]:
     Raises:
         InputError: the backbone or a file of the data is not there.
     """
-    sections = p.model_dump(by_alias=True, exclude=ELSEWHERE - {SECTION.get(flow)})
+    sections = params.model_dump(by_alias=True, exclude=ELSEWHERE - {SECTION.get(flow)})
     return {
         "task": flow,
         "kind": KIND,
         "parameters": mask_values(dict(flatten(sections))),
-        "sources": sources(p),
+        "sources": source_digests(params),
         "code": code_digest(),
         **environment.environment(environment.NUMERICAL),
         "flags": {},
     }
 
 
-def sources(p: Parameters) -> dict[str, Any]:
+def source_digests(params: Parameters) -> dict[str, Any]:
     """sha256 of every file that a run reads: of the backbone, of each section of the data, and of those that parameters name."""
     from tasks.steps.load_backbone import identify
     from tasks.steps.read_questions import questions_content
     from tasks.steps.read_texts import SECTIONS, source_content
 
     data = {}
-    for section in (*SECTIONS, *["recovery"] * (p.recovery.method != "none")):
-        given = getattr(p.data, section)
+    for section in (*SECTIONS, *["recovery"] * (params.recovery.method != "none")):
+        given = getattr(params.data, section)
         asked = getattr(given, "form", "text") == "questions"
         data[section] = (questions_content if asked else source_content)(given.source)
-    data |= {f"questions.{each.name}": questions_content(each.source) for each in p.data.questions}
-    flat = p.flat()
+    data |= {f"questions.{each.name}": questions_content(each.source) for each in params.data.questions}
+    flat = params.flat()
     named = {key: source_content(flat[key]) for key in FILES if flat.get(key) is not None}
-    return {"backbone": identify(p.backbone.source, p.backbone.revision), "data": data, "parameters": named}
+    return {"backbone": identify(params.backbone.source, params.backbone.revision), "data": data, "parameters": named}
 
 
-def last_run(store: Store, p: Parameters, flow: str) -> Artifact | None:
+def last_run(store: Store, params: Parameters, flow: str) -> Artifact | None:
     """The record of the latest run of the same identity, here or in the remote of the store.
 
     Raises:
         DamagedError: it is there, and damaged.
     """
-    return store.recall(digest(run_identity(p, flow)))
+    return store.recall(digest(run_identity(params, flow)))
 
 
 def keep_record(
-    p: Parameters,
+    params: Parameters,
     store: Store,
     flow: str,
     *,
@@ -143,7 +143,7 @@ def keep_record(
     Raises:
         InputError: `store.signing_key` cannot sign.
     """
-    identity = run_identity(p, flow)
+    identity = run_identity(params, flow)
     key, keys = digest(identity), keys_by(executions)
     stages = {stage: [given] if isinstance(given, Artifact) else given for stage, given in artifacts.items()}
     told = {
@@ -152,13 +152,15 @@ def keep_record(
         "start": spent.start.isoformat(),
         "end": (spent.start + timedelta(seconds=spent.seconds)).isoformat(),
         "seconds": spent.seconds,
-        "parameters": p.flat(),
-        "presets": mask_values({"cases": p.cases, "methods": p.methods}),
+        "parameters": params.flat(),
+        "presets": mask_values({"cases": params.cases, "methods": params.methods}),
         "sources": identity["sources"],
-        "artifacts": {stage: [name(each) for each in those] for stage, those in stages.items()},
-        "keys": {name(artifact): key for artifact, key in keys.items()},
-        "published": published(p, places_of(p) if places is None else places),
-        "folders": sorted(each.relative_to(p.folder).as_posix() for each in places or places_of(p) if each.is_dir()),
+        "artifacts": {stage: [full_name(each) for each in those] for stage, those in stages.items()},
+        "keys": {full_name(artifact): key for artifact, key in keys.items()},
+        "published": published_files(params, places_of(params) if places is None else places),
+        "folders": sorted(
+            each.relative_to(params.folder).as_posix() for each in places or places_of(params) if each.is_dir()
+        ),
         "numbers": None if numbers is None else dict(numbers),
         "in_mlflow": in_mlflow,
         "steps": usage_of(executions),
@@ -166,12 +168,12 @@ def keep_record(
         "code": identity["code"],
         **environment.origin(),
         "tags": run_facts(),
-        "user": user(),
+        "user": user_name(),
     }
-    content = readable(told)
+    content = format_json(told)
     if os.access(store.path, os.W_OK, effective_ids=True):
         shared = {field: told[field] for field in ("code", "git", "versions", "device", "start", "end", "seconds")}
-        inputs = {stage: named(those) for stage, those in stages.items()}
+        inputs = {stage: manifest_input(those) for stage, those in stages.items()}
         manifest = {
             "task": flow,
             "key": key,
@@ -180,17 +182,17 @@ def keep_record(
             **shared,
             "facts": {},
         }
-        with store.writing(KIND) as out:
+        with store.draft_folder(KIND) as out:
             (out / RECORD).write_bytes(content)
             store.remember(key, store.seal(out, KIND, manifest), identity)
     else:
         logger.warning(
             "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
         )
-    publish_file(place_of(p.results, flow), content)
+    publish_file(place_of(params.results, flow), content)
     run = digest_of(content)
-    if p.store.signing_key is not None and store.place(run).is_dir():
-        sign(store, run, Path(p.store.signing_key))
+    if params.store.signing_key is not None and store.path_of(run).is_dir():
+        sign(store, run, Path(params.store.signing_key))
     return run
 
 
@@ -199,18 +201,18 @@ def place_of(results: Path, flow: str) -> Path:
     return results / (RECORD if flow == "compress" else f"{flow}.{RECORD}")
 
 
-def places_of(p: Parameters) -> list[Path]:
+def places_of(params: Parameters) -> list[Path]:
     """The files and folders that `flows.compress` publishes."""
-    searched = [p.results / "search"] * (p.search.method != "none")
-    return [p.folder / p.output.checkpoint, *(p.results / given for given in PUBLISHED), *searched]
+    searched = [params.results / "search"] * (params.search.method != "none")
+    return [params.folder / params.output.checkpoint, *(params.results / given for given in PUBLISHED), *searched]
 
 
 def lineage_digest(store: Store, stages: Mapping[str, list[Artifact]], keys: Mapping[Artifact, str]) -> str:
     """sha256 of the lineage of a run, as MLflow keeps it (`lineage.json`)."""
-    return digest(lineage(store, [each for made in stages.values() for each in made], keys))
+    return digest(describe_lineage(store, [each for made in stages.values() for each in made], keys))
 
 
-def user() -> str:
+def user_name() -> str:
     """The name of the user, as the machine knows it; empty where it does not."""
     try:
         return getpass.getuser()
@@ -218,14 +220,16 @@ def user() -> str:
         return ""
 
 
-def published(p: Parameters, places: Iterable[Path]) -> dict[str, str]:
+def published_files(params: Parameters, places: Iterable[Path]) -> dict[str, str]:
     """sha256 of every file that the run has published, by its path below the folder of `params.yaml`."""
     paths = sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file())
     manifests = {path.parent for path in paths if path.name == MANIFEST}
     sealed = {
         folder / file: entry["sha256"] for folder in manifests for file, entry in read_manifest(folder)["files"].items()
     }
-    return {path.relative_to(p.folder).as_posix(): sealed.get(path) or file_digest(path, path.stat()) for path in paths}
+    return {
+        path.relative_to(params.folder).as_posix(): sealed.get(path) or file_digest(path, path.stat()) for path in paths
+    }
 
 
 def read_record(store: Store, run: Artifact) -> dict[str, Any]:
@@ -241,7 +245,7 @@ def parse_record(content: bytes, where: object) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads(content)
-        Shape.model_validate(record)
+        RecordShape.model_validate(record)
         artifacts_of(record), keys_of(record)
     except (ValueError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
@@ -251,7 +255,7 @@ def parse_record(content: bytes, where: object) -> dict[str, Any]:
     return record
 
 
-class Shape(BaseModel):
+class RecordShape(BaseModel):
     """What a record has at least, of whichever version."""
 
     model_config = ConfigDict(strict=True)

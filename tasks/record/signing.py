@@ -14,7 +14,7 @@ from mgaa.errors import InputError, ResourceError
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.atomic import write_file
 from tasks.cache.manifest import RECORD, RUN
-from tasks.record.findings import Finding, disagrees, unchecked
+from tasks.record.findings import Finding, disagreement, unchecked
 
 NAMESPACE = "mgaa"
 """What the signature is for: one that was made for something else does not verify."""
@@ -36,7 +36,7 @@ def sign(store: Store, run: Artifact, key: Path) -> Path:
     """
     if run.kind != RUN:
         raise InputError(f"{run} is no run, expected one: sign the run that made it, such as `last` or mlflow:<run>.")
-    write_file(signature(store, run), made_by(key, (store.folder(run) / RECORD).read_bytes()))
+    write_file(signature(store, run), make_signature(key, (store.folder(run) / RECORD).read_bytes()))
     return signature(store, run)
 
 
@@ -48,12 +48,12 @@ def check_key(key: str | None) -> None:
         ResourceError: there is no OpenSSH.
     """
     if key is not None:
-        made_by(Path(key), b"a run of mgaa")
+        make_signature(Path(key), b"a run of mgaa")
 
 
-def made_by(key: Path, content: bytes) -> bytes:
+def make_signature(key: Path, content: bytes) -> bytes:
     """The signature of these bytes."""
-    done = openssh("sign", "-n", NAMESPACE, "-f", str(key.expanduser()), given=content)
+    done = run_ssh_keygen("sign", "-n", NAMESPACE, "-f", str(key.expanduser()), given=content)
     if done.returncode:
         raise InputError(
             f"{key} cannot sign ({' '.join(done.stderr.decode().split()) or 'no more is said'}): expected a private key of OpenSSH, or "
@@ -66,13 +66,13 @@ def verify_signature(store: Store, run: Artifact, signers: Path | None) -> Itera
     """Whether one of the allowed signers has signed the run; without `signers`, that a signature is there and of whom is not known."""
     path = signature(store, run)
     if not path.is_file():
-        yield (unchecked if signers is None else disagrees)(run, f"is not signed: there is no {path}")
+        yield (unchecked if signers is None else disagreement)(run, f"is not signed: there is no {path}")
         return
-    record = (store.place(run) / RECORD).read_bytes()
+    record = (store.path_of(run) / RECORD).read_bytes()
     if signers is None:
-        done = openssh("check-novalidate", "-n", NAMESPACE, "-s", str(path), given=record)
+        done = run_ssh_keygen("check-novalidate", "-n", NAMESPACE, "-s", str(path), given=record)
         if done.returncode:
-            yield disagrees(path, "is no signature of this record")
+            yield disagreement(path, "is no signature of this record")
         else:
             yield unchecked(run, f"is signed ({done.stdout.decode().strip()}); by whom, --signers tells")
         return
@@ -80,20 +80,22 @@ def verify_signature(store: Store, run: Artifact, signers: Path | None) -> Itera
         raise InputError(
             f"There is no {signers}: expected allowed signers, a line `name@example.org ssh-ed25519 AAAA...` each."
         )
-    known = openssh("find-principals", "-s", str(path), "-f", str(signers.expanduser()))
+    known = run_ssh_keygen("find-principals", "-s", str(path), "-f", str(signers.expanduser()))
     who = known.stdout.decode().split("\n")[0]
-    done = openssh("verify", "-n", NAMESPACE, "-s", str(path), "-f", str(signers.expanduser()), "-I", who, given=record)
+    done = run_ssh_keygen(
+        "verify", "-n", NAMESPACE, "-s", str(path), "-f", str(signers.expanduser()), "-I", who, given=record
+    )
     if known.returncode or done.returncode:
-        yield disagrees(path, f"is no signature of {run} by one of {signers}")
+        yield disagreement(path, f"is no signature of {run} by one of {signers}")
 
 
-def signer(store: Store, run: Artifact, signers: Path) -> str | None:
+def find_signer(store: Store, run: Artifact, signers: Path) -> str | None:
     """The name of who signed a run, by the allowed signers; null where it is not known."""
-    done = openssh("find-principals", "-s", str(signature(store, run)), "-f", str(signers.expanduser()))
+    done = run_ssh_keygen("find-principals", "-s", str(signature(store, run)), "-f", str(signers.expanduser()))
     return done.stdout.decode().split("\n")[0] if done.returncode == 0 else None
 
 
-def openssh(verb: str, *options: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+def run_ssh_keygen(verb: str, *options: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     """Run `ssh-keygen -Y`.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from tasks.cache import environment as provenance
 from tasks.cache import source
 from tasks.cache.executions import Execution
-from tasks.record.lineage import name
+from tasks.record.lineage import full_name
 
 
 def usage_of(executions: Iterable[Execution]) -> dict[str, dict[str, Any]]:
@@ -19,16 +19,16 @@ def usage_of(executions: Iterable[Execution]) -> dict[str, dict[str, Any]]:
     steps: dict[str, list[Execution]] = {}
     for each in executions:
         steps.setdefault(each.task, []).append(each)
-    return {task: used(steps[task]) for task in sorted(steps)}
+    return {task: summarize_step(steps[task]) for task in sorted(steps)}
 
 
-def used(executions: list[Execution]) -> dict[str, Any]:
+def summarize_step(executions: list[Execution]) -> dict[str, Any]:
     """The row of one step, whose calls may have chosen different methods."""
     roots = sorted({root for each in executions for root in each.roots})
     environment = provenance.environment(source.packages(*roots))
     return {
         "keys": sorted({each.key for each in executions}),
-        "artifacts": sorted({name(each.artifact) for each in executions}),
+        "artifacts": sorted({full_name(each.artifact) for each in executions}),
         "sources": source.sources(*roots),
         "packages": environment.pop("packages"),
         "flags": environment.pop("flags") | environment,

@@ -19,29 +19,29 @@ SMALL = 1_000_000
 """Bytes up to which a published file is read in any case."""
 
 
-def unchanged(p: Parameters) -> dict[str, Any] | None:
+def find_unchanged_run(params: Parameters) -> dict[str, Any] | None:
     """The record of the earlier run that a run with these parameters would repeat, else None."""
-    store = Store(p.store_path, p.store.lock_timeout, remote_of(p.store.remote))
+    store = Store(params.store_path, params.store.lock_timeout, remote_of(params.store.remote))
     try:
-        if (earlier := last_run(store, p, "compress")) is None:
+        if (earlier := last_run(store, params, "compress")) is None:
             return None
         record, content = read_record(store, earlier), (store.folder(earlier) / RECORD).read_bytes()
     except DamagedError:  # the run says so, and repairs it
         return None
-    return record if in_place(p, record, content) else None
+    return record if is_in_place(params, record, content) else None
 
 
-def in_place(p: Parameters, record: Mapping[str, Any], content: bytes) -> bool:
+def is_in_place(params: Parameters, record: Mapping[str, Any], content: bytes) -> bool:
     """Whether `record`, whose bytes are `content`, and all that its run published is where it was left."""
     try:
-        if (p.results / RECORD).read_bytes() != content:
+        if (params.results / RECORD).read_bytes() != content:
             return False
-        return all(same(p.folder / path, expected) for path, expected in record["published"].items())
+        return all(has_digest(params.folder / path, expected) for path, expected in record["published"].items())
     except (OSError, KeyError, DamagedError):  # not there, or not what a run has written
         return False
 
 
-def same(path: Path, expected: str) -> bool:
+def has_digest(path: Path, expected: str) -> bool:
     """Whether a file has this sha256; a large one that a manifest beside it lists may be taken at its word."""
     found = path.stat()
     if found.st_size > SMALL and (path.parent / MANIFEST).is_file():

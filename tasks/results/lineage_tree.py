@@ -11,7 +11,7 @@ from typing import Any
 from tasks.cache.artifact import Artifact, Store
 
 Lineage = Mapping[str, Mapping[str, Any]]
-"""What manifests tell, by `kind/digest`, inputs before what is made from them (`tasks.record.lineage.lineage`)."""
+"""What manifests tell, by `kind/digest`, inputs before what is made from them (`tasks.record.lineage.describe_lineage`)."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Branch:
         return self.names[0].partition("/")[0]
 
 
-def tree(behind: Lineage, names: Sequence[str]) -> Branch:
+def build_tree(behind: Lineage, names: Sequence[str]) -> Branch:
     """The branch of `names`, and below it all that it was made from; everything is told once."""
     return _branch(behind, tuple(names), set())
 

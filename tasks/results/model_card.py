@@ -36,7 +36,7 @@ def model_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     models, method = metrics["models"], [*metrics["models"]][-1]
-    compressed, name = models[method], called(backbone)
+    compressed, name = models[method], backbone_name(backbone)
     data = ModelCardData(
         base_model=name,
         library_name="mgaa",
@@ -47,8 +47,8 @@ def model_card(
         eval_results=[*results(compressed, parameters)],
     )
     given: dict[str, Any] = {"dense": models[DENSE], "compressed": compressed, "method": label_of(method)}
-    names = {"name": plain(name), "texts": in_code(text_name(parameters))}
-    names["calibration"] = in_code(Path(parameters["data.calibration.source"]).name)
+    names = {"name": escape_markdown(name), "texts": escape_code(text_name(parameters))}
+    names["calibration"] = escape_code(Path(parameters["data.calibration.source"]).name)
     card: ModelCard = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -60,22 +60,22 @@ def model_card(
             "folder": json.dumps(Path(compressed["checkpoint"]).name),
         },
         **names,
-        plain=plain,
+        plain=escape_markdown,
     )
     return str(card.content)
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """A name as Markdown shows it as it is, on one line."""
     return re.sub(r"([\\`*\[\]<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
-def in_code(text: str) -> str:
+def escape_code(text: str) -> str:
     """A name for between back ticks, where Markdown has no escape for them, and for a cell of a table."""
     return " ".join(text.split()).replace("`", "'").replace("|", "/")
 
 
-def called(backbone: Mapping[str, Any]) -> str:
+def backbone_name(backbone: Mapping[str, Any]) -> str:
     """The name of a backbone: its id on the Hub, or the name of its folder."""
     source = Path(backbone["source"]).expanduser()
     return source.name if source.is_dir() or source.is_absolute() else str(backbone["source"])

@@ -9,18 +9,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.allocation_table import allocation, plots
-from tasks.artifacts.files import ANSWERS, CARD, METRICS, RANKS, backbone_record, table
+from tasks.artifacts.allocation_table import allocation_table, plot_tables
+from tasks.artifacts.files import ANSWERS, CARD, METRICS, RANKS, backbone_record, read_table
 from tasks.cache import environment
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import placing, replacing
-from tasks.cache.executions import Execution, busy, peak_rss
-from tasks.cache.manifest import RECORD, readable
+from tasks.cache.atomic import place_files, replace_folder
+from tasks.cache.executions import Execution, busy_seconds, peak_rss
+from tasks.cache.manifest import RECORD, format_json
 from tasks.cache.source import code_digest
 from tasks.config.outputs import Output
 from tasks.config.parameters import Parameters
 from tasks.evaluation.bootstrap import Bootstrap, Interval
-from tasks.planning.recipes import EVEN
+from tasks.planning.recipes import UNIFORM
 from tasks.results import report
 
 DENSE = "dense"
@@ -54,7 +54,7 @@ class Compressed:
     answers: dict[str, Artifact] = field(default_factory=dict)
 
     @property
-    def made(self) -> list[Artifact]:
+    def compression_artifacts(self) -> list[Artifact]:
         """Everything whose making counts as compression."""
         ranks = dict.fromkeys([self.ratios, self.ranks])  # a search leaves both in one
         return [*self.searched, *ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
@@ -129,22 +129,22 @@ class Effort:
             executed=len(executions) - reused,
             reused=reused,
             wall_seconds=wall,
-            work_seconds=busy(list(executions)),
-            evaluate_seconds=busy(evaluating),
+            work_seconds=busy_seconds(list(executions)),
+            evaluate_seconds=busy_seconds(evaluating),
             peak_memory_bytes=max(peak_rss(), *(each.peak_rss for each in executions), 0),
         )
 
 
-def outputs(p: Parameters) -> list[Output]:
+def outputs(params: Parameters) -> list[Output]:
     """What a run publishes."""
     return [
-        Output("output.results", p.results, ("allocation.json", "metrics.json", report.PAGE, RECORD)),
-        Output("output.checkpoint", p.folder / p.output.checkpoint),
-        *(Output("output.results", p.results / name) for name in ("figures", "plots")),
+        Output("output.results", params.results, ("allocation.json", "metrics.json", report.PAGE, RECORD)),
+        Output("output.checkpoint", params.folder / params.output.checkpoint),
+        *(Output("output.results", params.results / name) for name in ("figures", "plots")),
     ]
 
 
-def metrics(store: Store, results: Results, *, place: Path, effort: Effort | None = None) -> dict[str, Any]:
+def collect_metrics(store: Store, results: Results, *, place: Path, effort: Effort | None = None) -> dict[str, Any]:
     """The content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
 
     Args:
@@ -156,45 +156,49 @@ def metrics(store: Store, results: Results, *, place: Path, effort: Effort | Non
     dense = results.dense
     models = {DENSE: _model(store, dense.metrics, dense.answers, backbone["linear_parameters"], backbone, [])}
     for name, model in results.models.items():
-        kept = table(store, model.ranks, RANKS)["linear_parameters"]
-        made = [*common, *model.made]
+        kept = read_table(store, model.ranks, RANKS)["linear_parameters"]
+        made = [*common, *model.compression_artifacts]
         kept_in = Path(store.path.name, model.checkpoint.kind, model.checkpoint.digest)
         checkpoint = place if name == [*results.models][-1] else kept_in
         models[name] = {
             **_model(store, model.metrics, model.answers, kept, backbone, made),
             "checkpoint": str(checkpoint),
         }
-    card = table(store, dense.metrics, METRICS)["card"] | _sight(store, results)
+    card = read_table(store, dense.metrics, METRICS)["card"] | _image_card(store, results)
     found = {"models": models, "card": card, **({} if effort is None else {"run": asdict(effort)})}
-    return found if results.questions is None else {**found, "comparison": comparison(store, results)}
+    return found if results.questions is None else {**found, "comparison": compare_answers(store, results)}
 
 
-def _sight(store: Store, results: Results) -> dict[str, Any]:
+def _image_card(store: Store, results: Results) -> dict[str, Any]:
     """What the evaluation card says of images, where the model sees."""
     if not backbone_record(store, results.backbone)["sees"]:
         return {}
-    calibration = table(store, results.tokens["calibration"], CARD)
+    calibration = read_table(store, results.tokens["calibration"], CARD)
     seen = {name: calibration.get(name, 0) for name in ("tokens", "image_tokens")}
-    asked = {name: table(store, each, ANSWERS)["card"] for name, each in results.dense.answers.items()}
+    asked = {name: read_table(store, each, ANSWERS)["card"] for name, each in results.dense.answers.items()}
     return {"calibration": {**seen, "warning": results.warning}, "questions": asked}
 
 
-def comparison(store: Store, results: Results) -> dict[str, Any]:
+def compare_answers(store: Store, results: Results) -> dict[str, Any]:
     """For every set of questions, how far each model's accuracy is above the uniform one's, with the paired bootstrap's interval."""
-    if EVEN not in results.models:
+    if UNIFORM not in results.models:
         return {}
     return {
         name: {
-            model: asdict(above(table(store, each.answers[name], ANSWERS), table(store, reference, ANSWERS)))
+            model: asdict(
+                accuracy_difference(
+                    read_table(store, each.answers[name], ANSWERS), read_table(store, reference, ANSWERS)
+                )
+            )
             for model, each in results.models.items()
-            if model != EVEN
+            if model != UNIFORM
         }
-        for name, reference in results.models[EVEN].answers.items()
-        if table(store, reference, ANSWERS)["n"] > 1  # an interval takes two
+        for name, reference in results.models[UNIFORM].answers.items()
+        if read_table(store, reference, ANSWERS)["n"] > 1  # an interval takes two
     }
 
 
-def above(answers: Mapping[str, Any], reference: Mapping[str, Any]) -> Interval:
+def accuracy_difference(answers: Mapping[str, Any], reference: Mapping[str, Any]) -> Interval:
     """How far one accuracy is above another over the same questions."""
     correct, other = ([float(each["correct"]) for each in given["answers"]] for given in (answers, reference))
     return Bootstrap([1] * len(correct)).difference(correct, other)
@@ -208,9 +212,9 @@ def _model(
     backbone: Mapping[str, Any],
     made: list[Artifact],
 ) -> dict[str, Any]:
-    measured = {key: value for key, value in table(store, evaluated, METRICS).items() if key != "card"}
+    measured = {key: value for key, value in read_table(store, evaluated, METRICS).items() if key != "card"}
     questions = {
-        name: {key: value for key, value in table(store, each, ANSWERS).items() if key not in BY_QUESTION}
+        name: {key: value for key, value in read_table(store, each, ANSWERS).items() if key not in BY_QUESTION}
         for name, each in answers.items()
     }
     return {
@@ -226,8 +230,8 @@ def _model(
     }
 
 
-def publish(
-    p: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort, keys: Mapping[Artifact, str]
+def publish_results(
+    params: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort, keys: Mapping[Artifact, str]
 ) -> dict[str, Any]:
     """Write the results and the report where `output` says, and export the checkpoint of the run's method with its cards.
 
@@ -238,26 +242,26 @@ def publish(
         The content of `metrics.json` and `allocation.json` by name.
     """
     method = [*results.models][-1]
-    found = metrics(store, results, place=Path(p.output.checkpoint), effort=effort)
+    found = collect_metrics(store, results, place=Path(params.output.checkpoint), effort=effort)
     allocations = {
-        name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
+        name: allocation_table(store, results.backbone, results.statistics, model.ratios, model.ranks)
         for name, model in results.models.items()
     }
     origin = {**environment.origin(), "code": code_digest()}
     told = {**results.artifacts(), "figures": figures}
-    subject = report.Subject(store, p.flat(), told, keys, found, allocations, origin)
+    subject = report.Subject(store, params.flat(), told, keys, found, allocations, origin)
     cards = {
-        "evaluation.json": readable({"model": found["models"][method], "card": found["card"]}),
+        "evaluation.json": format_json({"model": found["models"][method], "card": found["card"]}),
         "README.md": report.card_of(subject).encode(),
     }
-    store.export(results.models[method].checkpoint, p.folder / p.output.checkpoint, cards)
-    store.export(figures, p.results / "figures")
-    with replacing(p.results / "plots") as out:
-        for name, text in plots(allocations, found["models"]).items():
+    store.export(results.models[method].checkpoint, params.folder / params.output.checkpoint, cards)
+    store.export(figures, params.results / "figures")
+    with replace_folder(params.results / "plots") as out:
+        for name, text in plot_tables(allocations, found["models"]).items():
             (out / name).write_text(text, encoding="utf-8")
-    page = report.page(subject).encode()
-    with placing(p.results) as out:
-        (out / "allocation.json").write_bytes(readable(allocations))
-        (out / "metrics.json").write_bytes(readable(found))
+    page = report.render_page(subject).encode()
+    with place_files(params.results) as out:
+        (out / "allocation.json").write_bytes(format_json(allocations))
+        (out / "metrics.json").write_bytes(format_json(found))
         (out / report.PAGE).write_bytes(page)
     return {"metrics": found, "allocation": allocations}

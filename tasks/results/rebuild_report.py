@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError
-from tasks.artifacts.allocation_table import allocation
+from tasks.artifacts.allocation_table import allocation_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.record.run_record import artifacts_of, keys_of, read_record
-from tasks.results.publish import DENSE, Compressed, Evaluated, Results, metrics
+from tasks.results.publish import DENSE, Compressed, Evaluated, Results, collect_metrics
 from tasks.results.report import Subject
 
 MANY = ("factors", "scores", "untuned", "searched")
 """What a model may have several of."""
 
 
-def restored(store: Store, run: Artifact, *, blind: str) -> Subject:
+def restore_subject(store: Store, run: Artifact, *, blind: str) -> Subject:
     """The subject of a report.
 
     Args:
@@ -34,10 +34,10 @@ def restored(store: Store, run: Artifact, *, blind: str) -> Subject:
     artifacts = artifacts_of(record)
     results = results_of(artifacts, record["parameters"])
     allocations = {
-        name: allocation(store, results.backbone, results.statistics, model.ratios, model.ranks)
+        name: allocation_table(store, results.backbone, results.statistics, model.ratios, model.ranks)
         for name, model in results.models.items()
     }
-    found = metrics(store, results, place=Path(record["parameters"]["output.checkpoint"]))
+    found = collect_metrics(store, results, place=Path(record["parameters"]["output.checkpoint"]))
     if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] != "questions":
         found["card"]["calibration"]["warning"] = blind
     origin = {key: record[key] for key in ("git", "versions", "device", "code")}

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import ANSWERS, SAMPLES, backbone_record, table
+from tasks.artifacts.files import ANSWERS, SAMPLES, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.figures.allocation_rows import pair
+from tasks.figures.allocation_rows import choose_pair
 from tasks.figures.style import label_of, short_names
-from tasks.record.lineage import lineage, name
+from tasks.record.lineage import describe_lineage, full_name
 from tasks.results import lineage_tree
 from tasks.results.model_card import model_card
-from tasks.results.parameter_changes import changed, command, relevant, written
+from tasks.results.parameter_changes import changed_parameters, format_command, format_value, relevant_parameters
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
@@ -73,7 +73,7 @@ class Subject:
         return backbone_record(self.store, self.of("backbone")[0])
 
 
-def page(subject: Subject) -> str:
+def render_page(subject: Subject) -> str:
     """The report as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -85,7 +85,7 @@ def page(subject: Subject) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= FILTERS
-    html: str = environment.get_template(PAGE).render(content(subject))
+    html: str = environment.get_template(PAGE).render(page_content(subject))
     return html
 
 
@@ -113,13 +113,13 @@ def shown_card(text: str) -> dict[str, Any]:
     return {"front": front, "body": Markup(markdown.renderer.render(tokens, markdown.options, {}))}
 
 
-def content(subject: Subject) -> dict[str, Any]:
+def page_content(subject: Subject) -> dict[str, Any]:
     """What the template shows, by name."""
     metrics, store = subject.metrics, subject.store
-    changes = changed(subject.parameters, subject.origin["git"]["commit"])
+    changes = changed_parameters(subject.parameters, subject.origin["git"]["commit"])
     stages = {stage: subject.of(stage) for stage in subject.artifacts}
-    behind = lineage(store, [each for those in stages.values() for each in those], subject.keys)
-    shown = pair(subject.allocations)
+    behind = describe_lineage(store, [each for those in stages.values() for each in those], subject.keys)
+    shown = choose_pair(subject.allocations)
     return {
         "title": f"{Path(subject.backbone['source']).name} compressed by {label_of(subject.method)}",
         "method": subject.method,
@@ -127,19 +127,21 @@ def content(subject: Subject) -> dict[str, Any]:
         "card": metrics["card"],
         "comparison": metrics.get("comparison", {}),
         "backbone": subject.backbone,
-        "parameters": relevant(subject.parameters),
+        "parameters": relevant_parameters(subject.parameters),
         "changes": changes,
-        "command": command(subject.parameters, changes),
+        "command": format_command(subject.parameters, changes),
         "losses": losses(metrics["models"]),
         "budgets": subject.allocations,
         "shown": shown,
         "short": short_names([each["matrix"] for each in next(iter(shown.values()))["matrices"].values()]),
-        "figures": figures(subject),
+        "figures": embed_figures(subject),
         "samples": samples(subject),
-        "answers": answers(subject),
-        "stage_of": {name(each): stage for stage, those in stages.items() for each in those},
+        "answers": differing_answers(subject),
+        "stage_of": {full_name(each): stage for stage, those in stages.items() for each in those},
         "behind": behind,
-        "tree": lineage_tree.tree(behind, [name(each) for each in subject.of(f"checkpoint.{subject.method}")]),
+        "tree": lineage_tree.build_tree(
+            behind, [full_name(each) for each in subject.of(f"checkpoint.{subject.method}")]
+        ),
         "efforts": lineage_tree.efforts(store, behind),
         "sources": lineage_tree.sources(behind),
         "origins": lineage_tree.origins(behind),
@@ -155,7 +157,7 @@ def losses(models: Mapping[str, Any]) -> dict[str, float]:
     return {each: math.log(found["perplexity"] / dense) for each, found in models.items() if each != DENSE}
 
 
-def figures(subject: Subject) -> dict[str, dict[str, str]]:
+def embed_figures(subject: Subject) -> dict[str, dict[str, str]]:
     """Every figure of the run by name: the vector file as a `uri` that holds all of it, and in words what it shows."""
     folder = subject.store.folder(subject.of("figures")[0])
     return {
@@ -173,7 +175,7 @@ def samples(subject: Subject) -> dict[str, Any]:
     `same` is how many characters are those of the dense model's, `equal` how many tokens.
     """
     found = {
-        stage.removeprefix("samples."): table(subject.store, subject.of(stage)[0], SAMPLES)
+        stage.removeprefix("samples."): read_table(subject.store, subject.of(stage)[0], SAMPLES)
         for stage in subject.artifacts
         if stage.startswith("samples.")
     }
@@ -182,32 +184,32 @@ def samples(subject: Subject) -> dict[str, Any]:
     texts = []
     for index, first in enumerate(found[DENSE]["samples"]):
         said = {model: each["samples"][index] for model, each in found.items()}
-        texts.append({**first, "said": {model: against(each, first) for model, each in said.items()}})
+        texts.append({**first, "said": {model: compare_sample(each, first) for model, each in said.items()}})
     return {"card": found[DENSE]["card"], "texts": texts}
 
 
-def against(sample: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
+def compare_sample(sample: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
     """A continuation beside that of the dense model."""
     return {
         "text": sample["text"],
-        "same": common(sample["text"], dense["text"]),
+        "same": common_prefix(sample["text"], dense["text"]),
         "tokens": len(sample["ids"]),
-        "equal": common(sample["ids"], dense["ids"]),
+        "equal": common_prefix(sample["ids"], dense["ids"]),
     }
 
 
-def common(one: Any, other: Any) -> int:
+def common_prefix(one: Any, other: Any) -> int:
     """The length of the beginning that two sequences share."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
-def answers(subject: Subject) -> dict[str, dict[str, Any]]:
+def differing_answers(subject: Subject) -> dict[str, dict[str, Any]]:
     """By set of questions those that the dense and the compressed model answer differently, the first ones: `{asked, different, shown}`."""
     pairs = zip(subject.of("answers.dense"), subject.of(f"answers.{subject.method}"), strict=True)
     found = {}
     for dense, compressed in pairs:
-        asked, again = (table(subject.store, each, ANSWERS) for each in (dense, compressed))
+        asked, again = (read_table(subject.store, each, ANSWERS) for each in (dense, compressed))
         rows = [
             {**before, "before": before["answer"], "after": after["answer"]}
             for before, after in zip(asked["answers"], again["answers"], strict=True)
@@ -218,19 +220,19 @@ def answers(subject: Subject) -> dict[str, dict[str, Any]]:
     return found
 
 
-def flattened(given: Any, above: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_leaves(given: Any, above: str = "") -> Iterator[tuple[str, Any]]:
     """The values of a nested table by their path."""
     if isinstance(given, Mapping):
         for key, value in given.items():
-            yield from flattened(value, f"{above}.{key}" if above else key)
+            yield from flatten_leaves(value, f"{above}.{key}" if above else key)
     else:
         yield above, given
 
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "label": label_of,
-    "written": written,
-    "flattened": flattened,
+    "written": format_value,
+    "flattened": flatten_leaves,
     "number": lambda value: f"{value:,}",
     "percent": lambda value, digits=1: f"{100 * value:.{digits}f}\u00a0%",
     "megabytes": lambda value: f"{value / 1e6:,.2f}",

@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from tasks.figures.style import GREY, label_of, sheet
+from tasks.figures.style import GREY, label_of, make_figure
 
 LOOKS: dict[tuple[str, str], dict[str, Any]] = {
     ("random", "random"): {"color": "#8a8a8a", "linestyle": (0, (4, 2))},
@@ -21,7 +21,7 @@ def best_so_far(trials: Any, mgaa: float | None) -> Any:
         mgaa: the objective of MGAA, if it could be measured.
     """
     groups = sorted({*trials.groups})
-    figure = sheet(
+    figure = make_figure(
         max(6.5, 4.2 * len(groups)),
         3.9,
         "What a search finds, by the number of evaluations",
@@ -30,7 +30,7 @@ def best_so_far(trials: Any, mgaa: float | None) -> Any:
     axes = figure.subplots(1, len(groups), sharey=True, squeeze=False)[0]
     for axis, count in zip(axes, groups, strict=True):
         for (method, start), curves in trials[trials.groups == count].groupby(["method", "start"], sort=False):
-            draw(axis, curves, named(method, start), LOOKS.get((method, start), {}))
+            draw_curve(axis, curves, label_search(method, start), LOOKS.get((method, start), {}))
         if mgaa is not None:
             axis.axhline(mgaa, color=GREY, linewidth=1)
             axis.text(
@@ -50,19 +50,19 @@ def best_so_far(trials: Any, mgaa: float | None) -> Any:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(loc="upper right")
     axes[0].set_ylabel("objective: perplexity + weighted divergence")
-    low, high = window(trials, mgaa)
+    low, high = visible_range(trials, mgaa)
     axes[0].set_ylim(low, high)
     return figure
 
 
-def named(method: str, start: str) -> str:
+def label_search(method: str, start: str) -> str:
     """How a kind of search is written."""
     if method == "random":
         return "random search"
     return "Gaussian process" if start == "random" else "Gaussian process, MGAA first"
 
 
-def draw(axis: Any, curves: Any, label: str, look: dict[str, Any]) -> None:
+def draw_curve(axis: Any, curves: Any, label: str, look: dict[str, Any]) -> None:
     """One curve with its band."""
     from scipy.stats import t
 
@@ -78,7 +78,7 @@ def draw(axis: Any, curves: Any, label: str, look: dict[str, Any]) -> None:
         )
 
 
-def window(trials: Any, mgaa: float | None) -> tuple[float, float]:
+def visible_range(trials: Any, mgaa: float | None) -> tuple[float, float]:
     """The part of the scale where searches differ: the first trials may be far above."""
     finite = trials[trials.best < float("inf")]
     third = finite[finite.trial >= min(3, finite.trial.max())].best

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.allocation_table import allocation
-from tasks.artifacts.files import TRIAL, table
+from tasks.artifacts.allocation_table import allocation_table
+from tasks.artifacts.files import TRIAL, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import replacing, write_file
-from tasks.cache.manifest import readable
+from tasks.cache.atomic import replace_folder, write_file
+from tasks.cache.manifest import format_json
 from tasks.figures.run_figures import ranks as heat_map
-from tasks.figures.style import save, style
+from tasks.figures.style import figure_style, save_figure
 from tasks.search.figure import best_so_far
-from tasks.search.trials import Search, least, state
+from tasks.search.trials import Search, best_objective, search_state
 
 FOLDER = "results/search"
 COLUMNS = {
@@ -32,7 +32,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Beside:
+class MgaaBaseline:
     """MGAA, which needs no trial, measured like one; `error` says why it could not be."""
 
     ratios: Artifact
@@ -41,26 +41,26 @@ class Beside:
     error: str = ""
 
 
-def publish(
-    folder: Path, store: Store, statistics: Artifact, searches: Sequence[Search], mgaa: Beside
+def publish_search(
+    folder: Path, store: Store, statistics: Artifact, searches: Sequence[Search], mgaa: MgaaBaseline
 ) -> dict[str, Any]:
     """Write the files below `folder`; returns the content of search.json."""
     told: dict[str, Any] = (
-        {"error": mgaa.error} if mgaa.trial is None else without_losses(table(store, mgaa.trial, TRIAL))
+        {"error": mgaa.error} if mgaa.trial is None else without_losses(read_table(store, mgaa.trial, TRIAL))
     )
-    found = {"searches": state(store, searches), "mgaa": told}
+    found = {"searches": search_state(store, searches), "mgaa": told}
     backbone = searches[0].ground.backbone
-    ordered = sorted(searches, key=lambda each: least(store, each), reverse=True)
-    allocations = {"mgaa": allocation(store, backbone, statistics, mgaa.ratios, mgaa.ranks)}
-    allocations |= {each.name: allocation(store, backbone, statistics, each.best, each.best) for each in ordered}
+    ordered = sorted(searches, key=lambda each: best_objective(store, each), reverse=True)
+    allocations = {"mgaa": allocation_table(store, backbone, statistics, mgaa.ratios, mgaa.ranks)}
+    allocations |= {each.name: allocation_table(store, backbone, statistics, each.best, each.best) for each in ordered}
     rows = frame(found["searches"])
-    with replacing(folder / FOLDER) as out, style():
-        write_file(out / "search.json", readable(found))
-        write_file(out / "allocation.json", readable(allocations))
+    with replace_folder(folder / FOLDER) as out, figure_style():
+        write_file(out / "search.json", format_json(found))
+        write_file(out / "allocation.json", format_json(allocations))
         rows.to_csv(out / "trials.csv", index=False)
-        save(best_so_far(rows, told.get("objective")), out / "best")
+        save_figure(best_so_far(rows, told.get("objective")), out / "best")
         shown = {name: allocations[name] for name in ("mgaa", ordered[-1].name)}
-        save(heat_map(shown), out / "ranks")
+        save_figure(heat_map(shown), out / "ranks")
     return found
 
 

@@ -12,14 +12,14 @@ from typing import Any
 
 from mgaa.errors import NumericalError
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import forgive
+from tasks.cache.executions import forget_failure
 from tasks.cache.step import plain_task
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.try_ranks import try_ranks
 
 
 @dataclass(frozen=True)
-class Ground:
+class SearchContext:
     """What all trials of a search share.
 
     Attributes:
@@ -39,7 +39,7 @@ class Ground:
 
 
 @dataclass(frozen=True)
-class Tried:
+class TrialResult:
     """What a trial gave, and the seconds that it took; an `error` says why it gave nothing."""
 
     ranks: Artifact | None
@@ -49,7 +49,7 @@ class Tried:
 
 
 @plain_task(name="run_trial", task_run_name="{name}")
-def run_trial(store: Store, name: str, point: list[float], ground: Ground, threads: int) -> Tried:
+def run_trial(store: Store, name: str, point: list[float], ground: SearchContext, threads: int) -> TrialResult:
     """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
     import torch
 
@@ -61,6 +61,6 @@ def run_trial(store: Store, name: str, point: list[float], ground: Ground, threa
         shared = ground.backbone, ground.windows, ground.reference, ground.spectra
         trial = try_ranks.fn(store, *shared, ranks, **ground.measured)
     except NumericalError as error:
-        forgive(error)
-        return Tried(None, None, time.perf_counter() - began, error)
-    return Tried(ranks, trial, time.perf_counter() - began)
+        forget_failure(error)
+        return TrialResult(None, None, time.perf_counter() - began, error)
+    return TrialResult(ranks, trial, time.perf_counter() - began)

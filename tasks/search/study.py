@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import MEASUREMENT, METRICS, RANKS, table
+from tasks.artifacts.files import MEASUREMENT, METRICS, RANKS, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.atomic import publish_file
 from tasks.evaluation.bootstrap import Bootstrap, verdict
-from tasks.search.trials import Search, least
+from tasks.search.trials import Search, best_objective
 
 COLUMNS = {
     **{"search": "string", "method": "string", "groups": "Int64", "start": "string", "seed": "Int64"},
@@ -41,15 +41,17 @@ class Final:
 
 def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
     """A row for every model, with the keys of `COLUMNS`; the dense model comes first, then MGAA if it could be measured."""
-    read = [table(store, final.measurement, MEASUREMENT) for final in finals]
+    read = [read_table(store, final.measurement, MEASUREMENT) for final in finals]
     dense, mgaa = read[0], next((each for final, each in zip(finals, read, strict=True) if final.name == "mgaa"), None)
     bootstrap = Bootstrap(dense["counts"])
     rows = []
     for final, measured in zip(finals, read, strict=True):
         row = {
             "search": final.name,
-            **of_search(store, final.search),
-            "linear_parameters": None if final.ranks is None else table(store, final.ranks, RANKS)["linear_parameters"],
+            **search_columns(store, final.search),
+            "linear_parameters": None
+            if final.ranks is None
+            else read_table(store, final.ranks, RANKS)["linear_parameters"],
             "perplexity": measured["perplexity"],
             "above_dense": measured["nll"] - dense["nll"],
         }
@@ -61,44 +63,44 @@ def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
                 "above_mgaa_high": difference.high,
             }
             row["verdict"] = verdict(difference)
-        rows.append({name: row.get(name) for name in COLUMNS} | of_tasks(store, final.metrics))
+        rows.append({name: row.get(name) for name in COLUMNS} | task_columns(store, final.metrics))
     return rows
 
 
-def of_tasks(store: Store, metrics: Artifact | None) -> dict[str, float]:
+def task_columns(store: Store, metrics: Artifact | None) -> dict[str, float]:
     """The accuracy of every task that was run."""
     if metrics is None:
         return {}
-    return {f"{TASK}{name}": score["acc"] for name, score in table(store, metrics, METRICS)["tasks"].items()}
+    return {f"{TASK}{name}": score["acc"] for name, score in read_table(store, metrics, METRICS)["tasks"].items()}
 
 
-def chosen(store: Store, searches: Sequence[Search]) -> list[Search]:
+def best_searches(store: Store, searches: Sequence[Search]) -> list[Search]:
     """Of every kind of search the one with the least objective."""
     found: dict[tuple[str, int, str], Search] = {}
     for each in searches:
         kind = (each.method, each.groups, each.start)
-        if kind not in found or least(store, each) < least(store, found[kind]):
+        if kind not in found or best_objective(store, each) < best_objective(store, found[kind]):
             found[kind] = each
     return [*found.values()]
 
 
-def of_search(store: Store, search: Search | None) -> dict[str, Any]:
+def search_columns(store: Store, search: Search | None) -> dict[str, Any]:
     """What a search is and what it cost."""
     if search is None:
         return {}
-    seconds = [store.manifest(each)["facts"]["evaluation_seconds"] for each in search.measured]
+    seconds = [store.manifest(each)["facts"]["evaluation_seconds"] for each in search.measured_trials]
     return {
         **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
         "evaluations": len(search.trials),
-        "failed": len(search.trials) - len(search.measured),
-        "objective": least(store, search),
+        "failed": len(search.trials) - len(search.measured_trials),
+        "objective": best_objective(store, search),
         "evaluation_seconds": sum(seconds),
         "proposal_seconds": sum(trial.proposing for trial in search.trials),
         "seconds": sum(trial.tried.seconds + trial.proposing for trial in search.trials),
     }
 
 
-def write(folder: Path, store: Store, finals: Sequence[Final]) -> None:
+def write_study(folder: Path, store: Store, finals: Sequence[Final]) -> None:
     """Write the table as `study.csv`."""
     from pandas import DataFrame
 

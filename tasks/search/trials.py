@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError, UsageError
-from tasks.artifacts.files import CARD, SEARCH, TRIAL, backbone_matrices, backbone_record, table
+from tasks.artifacts.files import CARD, SEARCH, TRIAL, backbone_matrices, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import digest
-from tasks.record.lineage import lineage
-from tasks.search.run_trial import Ground, Tried
+from tasks.record.lineage import describe_lineage
+from tasks.search.run_trial import SearchContext, TrialResult
 
 MAKING = {"allocate_point", "choose_windows", "keep_reference", "measure", "propose", "take_best", "try_ranks"}
 """The tasks of a search, beside the tokens of its candidates."""
@@ -26,7 +26,7 @@ class Trial:
     """One trial, what proposed its point, and the seconds that this took."""
 
     point: list[float]
-    tried: Tried
+    tried: TrialResult
     proposal: Artifact
     proposing: float
 
@@ -49,14 +49,14 @@ class Search:
     groups: int
     start: str
     seed: int
-    ground: Ground
+    ground: SearchContext
     trials: list[Trial]
     best: Artifact
     earlier: list[dict[str, Any]]
 
-    def made(self, store: Store) -> list[Artifact]:
+    def made_artifacts(self, store: Store) -> list[Artifact]:
         """Everything that was made to find its best ranks: the windows and their choice, the reference, proposals, ranks and trials."""
-        behind = lineage(store, [self.best])
+        behind = describe_lineage(store, [self.best])
         own = [name for name, told in behind.items() if told["task"] in MAKING]
         return [Artifact(*name.split("/", 1)) for name in own if name != f"{self.best.kind}/{self.best.digest}"]
 
@@ -65,23 +65,23 @@ class Search:
         return [number for number, trial in enumerate(self.trials) if trial.tried.trial is not None][measured]
 
     @property
-    def measured(self) -> list[Artifact]:
+    def measured_trials(self) -> list[Artifact]:
         """The trials that were measured."""
         return [trial.tried.trial for trial in self.trials if trial.tried.trial is not None]
 
 
-def least(store: Store, search: Search) -> float:
+def best_objective(store: Store, search: Search) -> float:
     """The objective of the best trial."""
-    found: float = min(table(store, search.best, SEARCH)["objectives"])
+    found: float = min(read_table(store, search.best, SEARCH)["objectives"])
     return found
 
 
-def identity(store: Store, ground: Ground) -> dict[str, Any]:
+def search_identity(store: Store, ground: SearchContext) -> dict[str, Any]:
     """What makes the trials of two searches comparable, in the words in which a difference is told."""
     return {
         **place_of(store, ground.backbone, ground.space, ground.multiple),
         "factors and calibration": digest([each.digest for each in ground.spectra])[:16],
-        "validation windows": table(store, ground.windows, CARD)["token_digest"][:16],
+        "validation windows": read_table(store, ground.windows, CARD)["token_digest"][:16],
         "weight of the divergence": ground.measured["divergence"],
     }
 
@@ -98,21 +98,21 @@ def place_of(store: Store, backbone: Artifact, space: Mapping[str, Any], multipl
     }
 
 
-def state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
+def search_state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
     """The content of `search.json`."""
     return {
         search.name: {
             **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
-            "identity": identity(store, search.ground),
-            "best": search.number(table(store, search.best, SEARCH)["best"]),
+            "identity": search_identity(store, search.ground),
+            "best": search.number(read_table(store, search.best, SEARCH)["best"]),
             "earlier": search.earlier,
-            "trials": [entry(store, search.ground, trial) for trial in search.trials],
+            "trials": [trial_entry(store, search.ground, trial) for trial in search.trials],
         }
         for search in searches
     }
 
 
-def entry(store: Store, ground: Ground, trial: Trial) -> dict[str, Any]:
+def trial_entry(store: Store, ground: SearchContext, trial: Trial) -> dict[str, Any]:
     """One trial for people and for a later search."""
     from mgaa.search.space import space_of
 
@@ -125,13 +125,13 @@ def entry(store: Store, ground: Ground, trial: Trial) -> dict[str, Any]:
     }
     if trial.tried.trial is None:
         return {**found, "error": " ".join(str(trial.tried.error).split())}
-    measured = table(store, trial.tried.trial, TRIAL)
+    measured = read_table(store, trial.tried.trial, TRIAL)
     evaluation = store.manifest(trial.tried.trial)["facts"]["evaluation_seconds"]
     names = ("objective", "perplexity", "divergence")
     return {**found, **{name: measured[name] for name in names}, "evaluation_seconds": evaluation}
 
 
-def read(path: str) -> dict[str, Any]:
+def read_history(path: str) -> dict[str, Any]:
     """What a file of an earlier search says.
 
     Raises:
@@ -145,12 +145,12 @@ def read(path: str) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"search.history is {path}, which is not JSON ({error}): {remedy}") from error
     searches = content.get("searches") if isinstance(content, dict) else None
-    if not isinstance(searches, dict) or not searches or not all(sound(each) for each in searches.values()):
+    if not isinstance(searches, dict) or not searches or not all(is_sound(each) for each in searches.values()):
         raise InputError(f"search.history is {path}, which holds no search: {remedy}")
     return searches
 
 
-def sound(search: Any) -> bool:
+def is_sound(search: Any) -> bool:
     """Whether this is a search as `state` writes it."""
     if not isinstance(search, dict) or not isinstance(search.get("identity"), dict):
         return False
@@ -167,14 +167,14 @@ def sound(search: Any) -> bool:
     )
 
 
-def known(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+def known_trials(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The measured trials of a file that may stand beside those of a search; `wanted` is its identity, or the part known so far.
 
     Raises:
-        InputError: as `read`.
+        InputError: as `read_history`.
         UsageError: none of the searches in the file is comparable; the difference of the first is told.
     """
-    searches = read(path)
+    searches = read_history(path)
     fitting = [each for each in searches.values() if not differences(each["identity"], wanted)]
     if not fitting:
         name, first = next(iter(searches.items()))

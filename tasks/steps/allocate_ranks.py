@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import RANKS, RATIOS, rank_table, table, write_table
+from tasks.artifacts.files import RANKS, RATIOS, rank_table, read_table, write_table
 from tasks.artifacts.ladders import latency_of, model_ladders
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
@@ -33,7 +33,7 @@ def allocate_ranks(
     faster = latency_of(store, backbone, latency)
     shared: dict[str, Any] = {"multiple": multiple, "channels": channels, "latency": faster}
     ladders, pruned = model_ladders(store, backbone, spectra, scores, **shared)
-    given = table(store, ratios, RATIOS)
+    given = read_table(store, ratios, RATIOS)
     ranks = allocate(method, ladders, given, compression=compression, pruned=pruned, **options)
     budget = parameter_budget([rank.matrix for rank in ranks], compression)
     write_table(out / RANKS, rank_table(ranks, budget=budget, channels=channels, latency=faster))

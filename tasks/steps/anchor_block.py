@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import RANKS, backbone_matrices, block_file, table
+from tasks.artifacts.files import RANKS, backbone_matrices, block_file, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.block_state import in_front_of
+from tasks.steps.block_state import state_before
 from tasks.steps.factorize import write_factors
 
 
@@ -41,15 +41,15 @@ def anchor_block(
         before: the factors of the blocks before it, in order.
         anchoring: arguments of `mgaa.anchoring.anchoring.Anchoring`.
         refinement: arguments of `mgaa.anchoring.refinement.Refinement`; null where nothing is tuned.
-        measuring: arguments of `mgaa.statistics.calibration.Measuring`.
+        measuring: arguments of `mgaa.statistics.calibration.CalibrationSettings`.
     """
-    from mgaa.anchoring.fitting import Wanted
+    from mgaa.anchoring.fitting import FitRequest
     from mgaa.statistics.statistics import load_gradients
 
     inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
-    outcome = table(store, ranks, RANKS)["matrices"]
+    outcome = read_table(store, ranks, RANKS)["matrices"]
     gradients = load_gradients(store.folder(statistics) / block_file(block), device)
-    wanted = Wanted(inside, {m.name: outcome[m.name]["rank"] for m in inside}, (method, options), gradients)
+    wanted = FitRequest(inside, {m.name: outcome[m.name]["rank"] for m in inside}, (method, options), gradients)
     recipe: dict[str, Any] = {
         "ranks": ranks.digest,
         "statistics": statistics.digest,
@@ -59,7 +59,7 @@ def anchor_block(
         "measuring": measuring,
     }
     beside = _Anchoring(anchoring, refinement, measuring)
-    with in_front_of(store, backbone, tokens, before, recipe, device, beside) as line:
+    with state_before(store, backbone, tokens, before, recipe, device, beside) as line:
         found = line.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)
 
@@ -74,19 +74,19 @@ class _Anchoring:
 
     def waiting(self, model: Any, tokens: int) -> int:
         """Bytes of what waits in memory while a block is anchored."""
-        from mgaa.anchoring.sublayer_cache import waiting_bytes
+        from mgaa.anchoring.sublayer_cache import cache_bytes
         from mgaa.plan.layout import layout_of
 
         layout = layout_of(model)
-        return waiting_bytes(tokens, layout.hidden, layout.written, layout.itemsize)
+        return cache_bytes(tokens, layout.hidden, layout.widest_written, layout.itemsize)
 
     def anchor(self, backbone: Any, model: Any, dense: Any, compressed: Any, *, remember: bool) -> Any:
         """The tokens in front of both models."""
         from mgaa.anchoring.anchoring import Anchor
         from mgaa.anchoring.fitting import Anchoring
         from mgaa.anchoring.refinement import Refinement
-        from mgaa.statistics.calibration import Measuring
+        from mgaa.statistics.calibration import CalibrationSettings
 
         tuned = None if self.refinement is None else Refinement(**self.refinement)
-        how = (Measuring(**self.measuring), Anchoring(**self.anchoring), tuned)
+        how = (CalibrationSettings(**self.measuring), Anchoring(**self.anchoring), tuned)
         return Anchor(backbone, model, dense, compressed, *how, remember=remember)

@@ -75,13 +75,13 @@ def answer(
         "transformers": importlib.metadata.version("transformers"),
         "non_finite": 0,
     }
-    table = scored([records[index] for index in asked], answers) | _of_captions(captions)
+    table = score_answers([records[index] for index in asked], answers) | _of_captions(captions)
     write_table(out / ANSWERS, table | {"card": card})
 
 
-def scored(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
+def score_answers(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
     """Accuracies in all and by type, each with its majority baseline, and every answer; numbers are None where there is no question."""
-    from mgaa.evaluation.answering import Accuracy, is_match, majority
+    from mgaa.evaluation.answering import Accuracy, is_match, majority_accuracy
 
     hits = [is_match(said, record["answer"]) for said, record in zip(answers, records, strict=True)]
 
@@ -90,7 +90,7 @@ def scored(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
             "accuracy": accuracy.accuracy,
             "stderr": accuracy.stderr,
             "n": accuracy.count,
-            "majority": majority(expected),
+            "majority": majority_accuracy(expected),
         }
 
     whole = summary(Accuracy.of(hits), [record["answer"] for record in records]) if hits else None

@@ -6,7 +6,7 @@ Every tenth question is held out, to choose the best state by: the loss on plain
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import CARD, EXAMPLES, HELD_OUT, table, write_table
+from tasks.artifacts.files import CARD, EXAMPLES, HELD_OUT, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data.questions import questions_of
@@ -36,7 +36,7 @@ def ask_examples(out: Path, store: Store, backbone: Artifact, questions: Artifac
         "held_out": len(made[HELD_OUT]),
         "tokens": len(made[EXAMPLES].ids),
         "scored": made[EXAMPLES].scored,
-        "data_digest": table(store, questions, CARD)["sections"][SECTION]["data_digest"],
+        "data_digest": read_table(store, questions, CARD)["sections"][SECTION]["data_digest"],
         "token_digest": made[EXAMPLES].digest,
     }
     write_table(out / CARD, card)

@@ -22,7 +22,7 @@ from tasks.artifacts.files import block_file, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import digest
 from tasks.cache.placement import place_of_hidden
-from tasks.cache.stage import named
+from tasks.cache.stage import manifest_input
 from tasks.steps.assemble import restore_
 from tasks.steps.load_backbone import backbone_model
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Line:
+class SequentialState:
     """A model whose first blocks are compressed, with the calibration tokens in front of the next one.
 
     Attributes:
@@ -64,7 +64,7 @@ class Line:
         self.lock.release()
 
 
-class Beside(Protocol):
+class AnchorFactory(Protocol):
     """How a model is fitted to the backbone (tasks/steps/anchor_block.py); a model that is not has no part in its code."""
 
     def waiting(self, model: Any, tokens: int) -> int:
@@ -77,21 +77,21 @@ class Beside(Protocol):
 
 
 _one_at_a_time = Lock()
-_line: list[Line] = []
+_line: list[SequentialState] = []
 """The line that this process has, if any."""
 _BEFORE = "before.json"
 
 
 @contextmanager
-def in_front_of(
+def state_before(
     store: Store,
     backbone: Artifact,
     tokens: Artifact,
     before: Sequence[Artifact],
     recipe: Mapping[str, Any],
     device: str,
-    beside: Beside | None = None,
-) -> Iterator[Line]:
+    beside: AnchorFactory | None = None,
+) -> Iterator[SequentialState]:
     """The line behind these compressed blocks: the one of this process as far as it goes, else that of a killed process, else one from
     the start.
 
@@ -101,8 +101,8 @@ def in_front_of(
         recipe: how the blocks are measured and compressed.
         beside: how it is fitted to the backbone, which the tokens then pass as well.
     """
-    from mgaa.blocks.offload import resident
-    from mgaa.blocks.resume import whole
+    from mgaa.blocks.offload import load_block
+    from mgaa.blocks.resume import atomic_file
     from mgaa.models.architectures import decoder_blocks
 
     key = (store, backbone, tokens, digest(recipe), device)
@@ -111,12 +111,12 @@ def in_front_of(
         if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
             line = None  # before another one starts, for its folder may be the same
         if line is None:
-            line = start(key, before, recipe["measuring"], beside)
+            line = start_state(key, before, recipe["measuring"], beside)
         for block in range(len(line.before), len(before)):
             line.before = tuple(before[: block + 1])
-            with whole(line.folder / _BEFORE) as draft:
+            with atomic_file(line.folder / _BEFORE) as draft:
                 write_table(draft, [each.digest for each in line.before])
-            with resident(decoder_blocks(line.model)[block]):
+            with load_block(decoder_blocks(line.model)[block]):
                 restore_(line.model, block, store.folder(before[block]) / block_file(block))
                 line.advance(block)
         yield line
@@ -126,32 +126,32 @@ def in_front_of(
             line.close()
 
 
-def start(
-    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], beside: Beside | None = None
-) -> Line:
+def start_state(
+    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], beside: AnchorFactory | None = None
+) -> SequentialState:
     """Before the first block, or behind those that a killed process has passed with the same factors.
 
     The model shares its tensors with the backbone of this process, which stays as it is.
     """
-    from mgaa.blocks.resume import taken_up
+    from mgaa.blocks.resume import resume_folder
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
-    from mgaa.statistics.calibration import Calibration, Measuring
+    from mgaa.statistics.calibration import Calibration, CalibrationSettings
 
     store, backbone, tokens, recipe, device = key
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
     size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
     place = place_of_hidden(device, size if beside is None else beside.waiting(model, prompts.tokens))
-    name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
+    name = f"line-{digest([manifest_input(backbone), manifest_input(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
-    taken_up(folder)
+    resume_folder(folder)
 
     def calibration(model: Any = model, name: str = "hidden") -> "Calibration":
-        return Calibration(model, prompts, Measuring(**measuring), place=place, folder=folder / name)
+        return Calibration(model, prompts, CalibrationSettings(**measuring), place=place, folder=folder / name)
 
     found = calibration()
-    passed = told(folder)
+    passed = read_passed_factors(folder)
     if found.passed and passed[: found.passed] != [each.digest for each in before[: found.passed]]:
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
@@ -162,10 +162,10 @@ def start(
         for block in range(dense.passed, found.passed):
             dense.advance(block)
         anchor = beside.anchor(twin, model, dense, found, remember=place == "device")
-    return Line(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
+    return SequentialState(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
 
 
-def told(folder: Path) -> list[str]:
+def read_passed_factors(folder: Path) -> list[str]:
     """The digests of the factors of the blocks that the tokens in a folder have passed; none where that was not written to its end."""
     try:
         found: list[str] = json.loads((folder / _BEFORE).read_text())

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.artifacts.files import block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import resuming_step
-from tasks.steps.resumable_calibration import blocks_of, collect, started
+from tasks.steps.resumable_calibration import collect_blocks, remaining_blocks, start_calibrations
 
 
 @resuming_step(kind="statistics")
@@ -29,7 +29,7 @@ def calibrate(
     device: str,
 ) -> None:
     """Stream the calibration tokens through the blocks; each block's statistics are written before the next block starts."""
-    from mgaa.blocks.resume import whole
+    from mgaa.blocks.resume import atomic_file
 
     measuring: dict[str, Any] = {
         "groups": groups,
@@ -37,10 +37,10 @@ def calibrate(
         "expert_tokens": expert_tokens,
         "unreached": unreached,
     }
-    for first, calibration in started(store, backbone, tokens, unfinished, measuring, device):
-        measure = calibration.measure if inputs == "dense" else calibration.cosines
-        for index in blocks_of(calibration):
+    for first, calibration in start_calibrations(store, backbone, tokens, unfinished, measuring, device):
+        measure = calibration.measure if inputs == "dense" else calibration.measure_cosines
+        for index in remaining_blocks(calibration):
             statistics = measure(index)
-            with whole(unfinished / block_file(first + index)) as draft:
+            with atomic_file(unfinished / block_file(first + index)) as draft:
                 statistics.save(draft)
-    collect(unfinished, out)
+    collect_blocks(unfinished, out)

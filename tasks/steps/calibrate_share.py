@@ -7,7 +7,7 @@ from typing import Any
 from tasks.artifacts.files import block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import resuming_step
-from tasks.steps.resumable_calibration import blocks_of, collect, started
+from tasks.steps.resumable_calibration import collect_blocks, remaining_blocks, start_calibrations
 
 
 @resuming_step(kind="sums", task_run_name="calibrate_share-{share}")
@@ -26,12 +26,14 @@ def calibrate_share(
     device: str,
 ) -> None:
     """Stream one of `shares` equal shares of the calibration tokens through the blocks: sums, which are no statistics yet."""
-    from mgaa.blocks.resume import whole
+    from mgaa.blocks.resume import atomic_file
 
     measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
-    for first, calibration in started(store, backbone, tokens, unfinished, measuring, device, (share, shares)):
-        for index in blocks_of(calibration):
-            sums = calibration.sums(index)
-            with whole(unfinished / block_file(first + index)) as draft:
+    for first, calibration in start_calibrations(
+        store, backbone, tokens, unfinished, measuring, device, (share, shares)
+    ):
+        for index in remaining_blocks(calibration):
+            sums = calibration.measure_sums(index)
+            with atomic_file(unfinished / block_file(first + index)) as draft:
                 sums.save(draft)
-    collect(unfinished, out)
+    collect_blocks(unfinished, out)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.artifacts.files import CARD, MEASUREMENT, TOKENS, table, token_windows, write_table
+from tasks.artifacts.files import CARD, MEASUREMENT, TOKENS, read_table, token_windows, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
@@ -24,8 +24,8 @@ def choose_windows(
     from mgaa.inputs import tokens
     from mgaa.search.selection import most_telling
 
-    windows, card = token_windows(store, candidates), table(store, candidates, CARD)
-    measured = [table(store, each, MEASUREMENT) for each in measurements]
+    windows, card = token_windows(store, candidates), read_table(store, candidates, CARD)
+    measured = [read_table(store, each, MEASUREMENT) for each in measurements]
     losses = torch.tensor([each["losses"] for each in measured], dtype=torch.float64)
     chosen, variances = most_telling(losses, measured[0]["counts"], number)
     ids = windows[chosen].flatten()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.artifacts.files import RANKS, table, write_table
+from tasks.artifacts.files import RANKS, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
@@ -11,7 +11,7 @@ from tasks.cache.step import step
 @step(kind="ranks")
 def collect_ranks(out: Path, store: Store, factors: Sequence[Artifact]) -> None:
     """Join the tables of all blocks; the budget is that of the last, which counts all blocks before it."""
-    blocks = [table(store, each, RANKS) for each in factors]
+    blocks = [read_table(store, each, RANKS) for each in factors]
     write_table(
         out / RANKS,
         {

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import RANKS, backbone_matrices, table, write_table
+from tasks.artifacts.files import RANKS, backbone_matrices, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
@@ -20,7 +20,7 @@ def collect_recovered(out: Path, store: Store, backbone: Artifact, ranks: Artifa
         ranks: before the recovery.
         checkpoint: after it.
     """
-    before = table(store, ranks, RANKS)
+    before = read_table(store, ranks, RANKS)
     config = json.loads((store.folder(checkpoint) / "config.json").read_text(encoding="utf-8"))
     modules = config.get("quantization_config", {}).get("modules", {})
     matrices = {

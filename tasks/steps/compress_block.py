@@ -15,14 +15,14 @@ from tasks.artifacts.files import (
     block_file,
     energy_file,
     rank_table,
+    read_table,
     score_file,
-    table,
     write_table,
 )
 from tasks.artifacts.ladders import latency_of, pruning_of
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.block_state import in_front_of
+from tasks.steps.block_state import state_before
 from tasks.steps.factorize import write_factors
 
 
@@ -55,21 +55,21 @@ def compress_block(
 
     Args:
         before: the factors of the blocks before it, in order.
-        measuring: arguments of `mgaa.statistics.calibration.Measuring`.
+        measuring: arguments of `mgaa.statistics.calibration.CalibrationSettings`.
     """
     from mgaa.allocation.channels import save_scores
     from mgaa.anchoring.sequential import allowance
     from mgaa.anchoring.sequential import compress_block as compress
-    from mgaa.blocks.offload import resident
+    from mgaa.blocks.offload import load_block
     from mgaa.factors import save_energies
     from mgaa.levels import Target
     from mgaa.models.architectures import decoder_blocks
 
     faster = latency_of(store, backbone, latency)
     target = Target(compression, multiple, pruning_of(channels), faster)
-    matrices, given = backbone_matrices(store, backbone), table(store, ratios, RATIOS)
+    matrices, given = backbone_matrices(store, backbone), read_table(store, ratios, RATIOS)
     chosen = (method, options), (rank_method, rank_options)
-    spent = sum(table(store, each, RANKS)["linear_parameters"] for each in before)
+    spent = sum(read_table(store, each, RANKS)["linear_parameters"] for each in before)
     recipe: dict[str, Any] = {
         "ratios": ratios.digest,
         "factors": (method, options),
@@ -78,8 +78,8 @@ def compress_block(
         "measuring": measuring,
     }
     with (
-        in_front_of(store, backbone, tokens, before, recipe, device) as line,
-        resident(decoder_blocks(line.model)[block]),
+        state_before(store, backbone, tokens, before, recipe, device) as line,
+        load_block(decoder_blocks(line.model)[block]),
     ):
         statistics = line.calibration.statistics(block)
         found = compress(line.model, block, statistics, matrices, given, target, *chosen, spent=spent)

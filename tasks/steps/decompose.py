@@ -25,11 +25,11 @@ def decompose(
     device: str,
 ) -> None:
     """Decompose every matrix of `block` in the metric of the factorizer `method`; serves every rank."""
-    from mgaa.factors import save_spectra, spectra
+    from mgaa.factors import decompose_block, save_spectra
     from mgaa.statistics.statistics import BlockStatistics
 
     found = BlockStatistics.load(store.folder(statistics) / block_file(block), device)
     inside = [m for m in backbone_matrices(store, backbone) if m.block == block and m.local in found.shared]
     with backbone_block(store, backbone, block, device) as model:
         weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in inside}
-        save_spectra(spectra(weights, found, method, **options), out / block_file(block))
+        save_spectra(decompose_block(weights, found, method, **options), out / block_file(block))

@@ -9,7 +9,7 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import place_of_hidden
 from tasks.cache.step import resuming_step
 from tasks.steps.load_backbone import backbone_model
-from tasks.steps.resumable_calibration import collect
+from tasks.steps.resumable_calibration import collect_blocks
 
 
 @resuming_step(kind="statistics")
@@ -27,7 +27,7 @@ def differentiate(
     """Send the loss back through the blocks, from the last to the first; each is written before the one in front of it starts."""
     from dataclasses import replace
 
-    from mgaa.blocks.resume import whole
+    from mgaa.blocks.resume import atomic_file
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
     from mgaa.models.architectures import decoder_blocks
@@ -42,7 +42,7 @@ def differentiate(
     # the statistics say already what becomes of experts that no token reaches
     for index, gradients in stream_gradients(model, prompts, unreached="dense", **given):
         measured = BlockStatistics.load(store.folder(statistics) / block_file(index))
-        with whole(unfinished / block_file(index)) as draft:
+        with atomic_file(unfinished / block_file(index)) as draft:
             replace(measured, gradients=gradients).save(draft)
         del gradients, measured  # while the next block is measured
-    collect(unfinished, out)
+    collect_blocks(unfinished, out)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.allocation_table import allocation
+from tasks.artifacts.allocation_table import allocation_table
 from tasks.artifacts.files import (
     ANSWERS,
     CURVE,
@@ -13,8 +13,8 @@ from tasks.artifacts.files import (
     backbone_matrices,
     block_file,
     energy_file,
+    read_table,
     score_file,
-    table,
 )
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
@@ -55,26 +55,26 @@ def draw_figures(
     """
     from tasks.figures import answers as figure_answers
     from tasks.figures import run_figures
-    from tasks.figures.style import save, style
+    from tasks.figures.style import figure_style, save_figure
 
     pairs = zip(models, ratios, ranks, strict=True)
-    allocations = {name: allocation(store, backbone, statistics, *tables) for name, *tables in pairs}
-    measured = {name: table(store, each, METRICS) for name, each in zip([DENSE, *models], metrics, strict=True)}
-    with style():
-        save(run_figures.ranks(allocations), out / "ranks")
-        save(run_figures.sublayers(allocations), out / "sublayers")
-        curves = energy_curves(store, backbone, spectra, scores, table(store, ranks[-1], RANKS)["channels"])
-        save(run_figures.energies(allocations, curves), out / "energies")
-        save(run_figures.errors(allocations), out / "errors")
-        save(run_figures.sizes(measured), out / "sizes")
+    allocations = {name: allocation_table(store, backbone, statistics, *tables) for name, *tables in pairs}
+    measured = {name: read_table(store, each, METRICS) for name, each in zip([DENSE, *models], metrics, strict=True)}
+    with figure_style():
+        save_figure(run_figures.ranks(allocations), out / "ranks")
+        save_figure(run_figures.sublayers(allocations), out / "sublayers")
+        curves = energy_curves(store, backbone, spectra, scores, read_table(store, ranks[-1], RANKS)["channels"])
+        save_figure(run_figures.energies(allocations, curves), out / "energies")
+        save_figure(run_figures.errors(allocations), out / "errors")
+        save_figure(run_figures.sizes(measured), out / "sizes")
         if tuned is not None:
-            save(run_figures.recovery(table(store, tuned, CURVE)), out / "recovery")
+            save_figure(run_figures.recovery(read_table(store, tuned, CURVE)), out / "recovery")
         for index, name in enumerate(sets):
             assert questions is not None, "there are answers"
             pair = {DENSE: answers[index], models[-1]: answers[len(sets) + index]}
-            given = {model: table(store, each, ANSWERS)["answers"] for model, each in pair.items()}
-            save(
-                figure_answers.answers(name, store.folder(questions) / f"questions.{name}", given),
+            given = {model: read_table(store, each, ANSWERS)["answers"] for model, each in pair.items()}
+            save_figure(
+                figure_answers.draw_answers(name, store.folder(questions) / f"questions.{name}", given),
                 out / f"answers_{name}",
             )
 
@@ -87,13 +87,13 @@ def energy_curves(
     channels: Mapping[str, Any] | None,
 ) -> dict[str, tuple[list[float], list[float]]]:
     """Kept share of parameters and kept energy at every rank up to break-even, by matrix; of a pruned one at every width."""
-    from mgaa.allocation.channels import Scores, load_scores
+    from mgaa.allocation.channels import ChannelScores, load_scores
     from mgaa.budget import kept_energy
     from mgaa.factors import load_energies
 
-    blocks = [load_energies(place) for place in places(store, spectra, energy_file)]
-    pruned: dict[str, Scores] = {}
-    for place in places(store, scores or spectra, score_file) if channels else ():
+    blocks = [load_energies(place) for place in block_files(store, spectra, energy_file)]
+    pruned: dict[str, ChannelScores] = {}
+    for place in block_files(store, scores or spectra, score_file) if channels else ():
         pruned |= load_scores(place)
     curves = {}
     for matrix in backbone_matrices(store, backbone):
@@ -109,7 +109,7 @@ def energy_curves(
     return curves
 
 
-def places(store: Store, artifacts: Sequence[Artifact], beside: Callable[[int], str]) -> list[Path]:
+def block_files(store: Store, artifacts: Sequence[Artifact], beside: Callable[[int], str]) -> list[Path]:
     """The files of all blocks: their own artifacts hold one each, `factors` that were made block after block hold it `beside`."""
     return [
         store.folder(each) / (beside(block) if each.kind == "factors" else block_file(block))

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import CARD, PROMPTS, backbone_record, table, write_table
+from tasks.artifacts.files import CARD, PROMPTS, backbone_record, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data.questions import questions_of
@@ -28,7 +28,7 @@ def encode_questions(out: Path, store: Store, backbone: Artifact, questions: Art
         "tokens": prompts.tokens,
         "image_tokens": prompts.image_tokens,
         "bos_rule": template_rule(processor),
-        "data_digest": table(store, questions, CARD)["sections"][section]["data_digest"],
+        "data_digest": read_table(store, questions, CARD)["sections"][section]["data_digest"],
         "token_digest": digest(prompts.ids()),
     }
     write_table(out / CARD, card)

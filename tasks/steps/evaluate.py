@@ -62,10 +62,10 @@ def evaluate(
     scores: dict[str, Any] = {}
     if items is not None:
         own = [task for task in tasks if not is_standard(task)]
-        scores |= zero_shot.run(loaded, processor, own, folder=store.folder(items), **options)
+        scores |= zero_shot.run_tasks(loaded, processor, own, folder=store.folder(items), **options)
     if tasks_folder is not None:
         standard = [task for task in tasks if is_standard(task)]
-        scores |= zero_shot.run(loaded, processor, standard, folder=Path(tasks_folder), **options)
+        scores |= zero_shot.run_tasks(loaded, processor, standard, folder=Path(tasks_folder), **options)
     record = {
         "perplexity": result.perplexity,
         "perplexity_stderr": None if result.standard_error is None else result.perplexity * result.standard_error,
@@ -99,15 +99,15 @@ def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
         UsageError: an unknown task, or a standard one without a folder.
         InputError: a file is missing.
     """
-    if unknown := sorted(set(tasks) - set(zero_shot.known())):
-        raise UsageError(f"evaluation.tasks has {unknown[0]!r}, expected some of {', '.join(zero_shot.known())}")
+    if unknown := sorted(set(tasks) - set(zero_shot.known_tasks())):
+        raise UsageError(f"evaluation.tasks has {unknown[0]!r}, expected some of {', '.join(zero_shot.known_tasks())}")
     standard = [task for task in tasks if is_standard(task)]
     if standard and folder is None:
         raise UsageError(
             f"evaluation.tasks has {standard[0]!r}, whose items are not part of the project: set evaluation.tasks_folder to a "
-            f"folder with {standard[0]}.jsonl, or take {' and '.join(task for task in zero_shot.known() if not is_standard(task))}"
+            f"folder with {standard[0]}.jsonl, or take {' and '.join(task for task in zero_shot.known_tasks() if not is_standard(task))}"
         )
-    paths = zero_shot.content(standard, Path(folder)) if standard and folder else {}
+    paths = zero_shot.task_files(standard, Path(folder)) if standard and folder else {}
     definitions = {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks}
     paths |= {name: path for name, path in definitions.items() if path.is_file()}
     return {name: file_digest(path, path.stat()) for name, path in paths.items()}

@@ -5,7 +5,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts.files import CHANNELS, RANKS, backbone_matrices, block_file, table
+from tasks.artifacts.files import CHANNELS, RANKS, backbone_matrices, block_file, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.load_backbone import backbone_block
@@ -35,9 +35,9 @@ def factorize(
         scores: of the channels of the block, where FFNs are pruned.
     """
     inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
-    outcome = table(store, ranks, RANKS)
+    outcome = read_table(store, ranks, RANKS)
     with backbone_block(store, backbone, block, device) as model:
-        factors = sliced(model, inside, outcome, store.folder(spectra) / block_file(block), device)
+        factors = slice_factors(model, inside, outcome, store.folder(spectra) / block_file(block), device)
     kept = None if scores is None else kept_channels(inside, outcome, store.folder(scores) / block_file(block))
     write_factors(out / block_file(block), factors, kept)
 
@@ -64,7 +64,7 @@ def write_factors(
     save_file(tensors if kept is None else tensors | {CHANNELS: kept.cpu()}, path)
 
 
-def sliced(
+def slice_factors(
     model: Any, matrices: "list[Matrix]", outcome: Mapping[str, Any], spectra: Path, device: str
 ) -> dict[str, "Factors"]:
     """Factors by the name of the matrix, for those matrices of one block that have a rank.
@@ -96,5 +96,5 @@ def kept_channels(matrices: "list[Matrix]", outcome: Mapping[str, Any], scores: 
     for sublayer, each in load_scores(scores).items():
         inside = next(group for name, group in groupby(matrices, key=lambda m: m.sublayer) if name == sublayer)
         width = outcome["matrices"][next(iter(inside)).name]["width"]
-        return each.kept(width, outcome["channels"]["keep_least"])
+        return each.kept_channels(width, outcome["channels"]["keep_least"])
     return None

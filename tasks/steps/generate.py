@@ -37,17 +37,17 @@ def generate(
         InputError: no text has two tokens.
         NumericalError: a logit is not finite.
     """
-    from mgaa.evaluation.continuation import continuations
-    from mgaa.inputs.tokens import marks
+    from mgaa.evaluation.continuation import generate_continuations
+    from mgaa.inputs.tokens import document_marks
     from mgaa.models.processors import tokenizer_of
 
     loaded, processor = load_artifact(store, model, device)
     tokenizer = tokenizer_of(processor)
-    before, _, rule = marks(tokenizer)
+    before, _, rule = document_marks(tokenizer)
     positions = getattr(loaded.config.get_text_config(), "max_position_embeddings", None) or prompt + tokens
     documents = texts_of(store, texts, "evaluation")
     given: list[tuple[int, list[int], list[int]]] = []
-    for index in chosen(documents, number, CHARACTERS * (prompt + tokens)):
+    for index in choose_texts(documents, number, CHARACTERS * (prompt + tokens)):
         beginning = documents[index][: LONGEST * (prompt + tokens)]
         ids = tokenizer(beginning, add_special_tokens=False, verbose=False)["input_ids"]
         if length := min(prompt, positions // 2, len(ids) // 2):
@@ -56,7 +56,7 @@ def generate(
         raise InputError(
             "No evaluation text has two tokens, so none can be gone on with: give longer texts, or set evaluation.samples.number=0"
         )
-    said = continuations(loaded, tokenizer, [[*before, *ids] for _, ids, _ in given], max_new_tokens=tokens)
+    said = generate_continuations(loaded, tokenizer, [[*before, *ids] for _, ids, _ in given], max_new_tokens=tokens)
     samples = [
         {
             "document": index,
@@ -69,11 +69,11 @@ def generate(
         for (index, ids, rest), continued in zip(given, said, strict=True)
     ]
     write_table(
-        out / SAMPLES, {"samples": samples, "card": card(loaded, documents, rule, prompt=prompt, tokens=tokens)}
+        out / SAMPLES, {"samples": samples, "card": sample_card(loaded, documents, rule, prompt=prompt, tokens=tokens)}
     )
 
 
-def card(model: Any, documents: Sequence[str], rule: str, *, prompt: int, tokens: int) -> dict[str, Any]:
+def sample_card(model: Any, documents: Sequence[str], rule: str, *, prompt: int, tokens: int) -> dict[str, Any]:
     """How the continuations were made."""
     return {
         "decoding": "greedy",
@@ -86,7 +86,7 @@ def card(model: Any, documents: Sequence[str], rule: str, *, prompt: int, tokens
     }
 
 
-def chosen(documents: Sequence[str], number: int, characters: int) -> list[int]:
+def choose_texts(documents: Sequence[str], number: int, characters: int) -> list[int]:
     """Indices of `number` texts, evenly among those of so many characters, or among all where those are too few."""
     long = [index for index, text in enumerate(documents) if len(text) >= characters]
     among = long if len(long) >= number else [*range(len(documents))]

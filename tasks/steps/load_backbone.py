@@ -17,7 +17,7 @@ from tasks.artifacts.files import BACKBONE, backbone_record, write_table
 from tasks.cache import source as code
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import digest, file_digest
-from tasks.cache.placement import streams
+from tasks.cache.placement import should_stream
 from tasks.cache.step import step
 
 
@@ -54,7 +54,7 @@ def load_backbone(
         architecture: the digest of its entry (`architecture_digest`), which every later step depends on through this artifact.
         parts: what of the model is compressed (`mgaa.models.architectures.PARTS`).
     """
-    from mgaa.blocks.offload import resident
+    from mgaa.blocks.offload import load_block
     from mgaa.checkpoints.load import open_checkpoint
     from mgaa.checkpoints.save import check_savable
     from mgaa.evaluation.causality import check_decoder
@@ -69,7 +69,7 @@ def load_backbone(
     check_decoder(model)
     for stack in stacks:
         for index, block in enumerate(stack.blocks):
-            with resident(block, ahead=1):
+            with load_block(block, ahead=1):
                 check_finite(block, stack.path(index))
     shapes = {
         "parts": [stack.part for stack in stacks],
@@ -126,7 +126,7 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
     from mgaa.models.fused import unfuse_
 
     record = backbone_record(store, backbone)
-    given: dict[str, Any] = {"stream": streams(device, weights_of(record)), "content": digest(record["files"])}
+    given: dict[str, Any] = {"stream": should_stream(device, weights_of(record)), "content": digest(record["files"])}
     with _one_at_a_time:
         model, tokenizer, _ = _load(record["source"], record["revision"], record["dtype"], str(device), **given)
         return unfuse_(model, record["parts"]) if backbone.kind == "backbone" else model, tokenizer
@@ -135,12 +135,12 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
 @contextmanager
 def backbone_block(store: Store, backbone: Artifact, block: int, device: str) -> Iterator[Any]:
     """The model, with the tensors of one block on the device."""
-    from mgaa.blocks.offload import resident
+    from mgaa.blocks.offload import load_block
     from mgaa.models.architectures import stack_at
 
     model, _ = backbone_model(store, backbone, device)
     stack = stack_at(model, block, parts_of(store, backbone))
-    with resident(stack.blocks[block - stack.first]):
+    with load_block(stack.blocks[block - stack.first]):
         yield model
 
 
@@ -175,7 +175,7 @@ def weights_of(record: dict[str, Any]) -> int:
     return int(record["parameters"]) * dtype.itemsize
 
 
-def forget() -> None:
+def forget_models() -> None:
     """Drop the loaded models, before a step that needs the memory for another one."""
     _loaded.clear()
 
@@ -187,7 +187,7 @@ _loaded: dict[str, tuple[tuple[Any, ...], Any]] = {}
 
 
 def _load(source: str, revision: str | None, dtype: str, device: str, *, stream: bool, content: str) -> Any:
-    """A `mgaa.checkpoints.load.Loaded`; `content` makes it another model when the files in the same place are others."""
+    """A `mgaa.checkpoints.load.LoadedModel`; `content` makes it another model when the files in the same place are others."""
     from mgaa.checkpoints.load import open_checkpoint
 
     key = (source, revision, dtype, stream, content)

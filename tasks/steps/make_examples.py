@@ -12,7 +12,7 @@ from tasks.artifacts.files import CARD, EXAMPLES, texts_of, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data import chats, documents, rows
-from tasks.data.chats import Document, plain
+from tasks.data.chats import Document, plain_text
 from tasks.data.overlap import require_disjoint
 from tasks.steps.load_backbone import backbone_tokenizer
 from tasks.steps.read_texts import read_section
@@ -47,9 +47,9 @@ def make_examples(
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and length > positions:
         raise UsageError(f"data.recovery.length is {length}, expected at most {positions} (the model's positions).")
-    make = of_instructions if form == "instructions" else of_text
+    make = examples_of_instructions if form == "instructions" else examples_of_text
     made, contents, identity = make(section, tokenizer, length, samples, seed)
-    said = [plain(each) for each in contents]
+    said = [plain_text(each) for each in contents]
     shared = require_disjoint({"recovery": said, **{name: texts_of(store, texts, name) for name in HELD_OUT}})
     made.save(out / EXAMPLES)
     card = {
@@ -69,26 +69,28 @@ Made = tuple[Any, list[Document], dict[str, Any]]
 """Examples, the documents that they are made from, and what identifies those."""
 
 
-def of_text(section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int) -> Made:
+def examples_of_text(section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int) -> Made:
     """Windows of packed documents."""
     from mgaa.inputs import tokens
     from mgaa.recovery.examples import from_windows
 
     read = read_section(section)
     contents = documents.portion(read.texts, section["from"], section["to"])
-    rendered, rule = chats.rendered(contents, tokenizer, "recovery")
+    rendered, rule = chats.render_chats(contents, tokenizer, "recovery")
     stream = tokens.pack(rendered, tokenizer, rule=rule)
     return from_windows(tokens.windows(stream.ids, length, samples=samples, seed=seed)), contents, read.identity
 
 
-def of_instructions(section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int) -> Made:
+def examples_of_instructions(
+    section: dict[str, Any], tokenizer: Any, length: int, samples: int | None, seed: int
+) -> Made:
     """Prompts with the answers that are scored."""
     from mgaa.inputs import tokens
     from mgaa.recovery.examples import from_instructions, prompt_of
 
-    read, left = rows.read(section["source"]).taken(instruction_of, skip=section["nulls"] == "skip")
+    read, left = rows.read_rows(section["source"]).take(instruction_of, skip=section["nulls"] == "skip")
     part = documents.portion(read, section["from"], section["to"])
-    chosen = [part[index] for index in tokens.draw(len(part), samples, seed).tolist()]
+    chosen = [part[index] for index in tokens.draw_indices(len(part), samples, seed).tolist()]
     contents: list[Document] = [f"{prompt_of(row)}{row['output']}" for row in chosen]
     made = from_instructions(chosen, tokenizer, length=length)
     counted = {"left_out": left} if left else {}

@@ -13,13 +13,21 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import MEASUREMENT, RANKS, backbone_matrices, block_file, table, token_stream, write_table
+from tasks.artifacts.files import (
+    MEASUREMENT,
+    RANKS,
+    backbone_matrices,
+    block_file,
+    read_table,
+    token_stream,
+    write_table,
+)
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import temporary
+from tasks.cache.atomic import temporary_folder
 from tasks.cache.step import step
 from tasks.data.questions import CAPTION, questions_of, records_of
 from tasks.evaluation.protocol import protocol
-from tasks.steps.factorize import sliced
+from tasks.steps.factorize import slice_factors
 from tasks.steps.load_backbone import backbone_model
 
 
@@ -50,7 +58,7 @@ def measure(
     from mgaa.evaluation.perplexity import perplexity
 
     ids, card = token_stream(store, tokens)
-    with at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
+    with model_at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
         began = time.perf_counter()
         result = perplexity(model, ids, length=length, stride=stride, batch_size=batch_size)
         seconds = time.perf_counter() - began
@@ -66,14 +74,14 @@ def measure(
         }
         if questions is not None and sets:
             _, processor = backbone_model(store, backbone, device)
-            record |= asked(
+            record |= ask_questions(
                 model, processor, store, questions, sets, batch_size=batch_size, max_new_tokens=answer_tokens
             )
     write_table(out / MEASUREMENT, record)
     return {"evaluation_seconds": seconds}
 
 
-def asked(
+def ask_questions(
     model: Any, processor: Any, store: Store, questions: Artifact, sets: Sequence[str], **given: int
 ) -> dict[str, Any]:
     """The share of the questions of all sets that a model answers, and which, by one."""
@@ -95,7 +103,7 @@ def asked(
 
 
 @contextmanager
-def at_ranks(
+def model_at_ranks(
     store: Store, backbone: Artifact, spectra: Sequence[Artifact], ranks: Artifact | None, device: str, *, scratch: Path
 ) -> Iterator[Any]:
     """The backbone with the factors of all blocks at `ranks`, or as it is; what the process shares stays as it is.
@@ -103,7 +111,7 @@ def at_ranks(
     Args:
         scratch: a folder on a disk that has room for a compressed model.
     """
-    from mgaa.blocks.offload import is_shelved
+    from mgaa.blocks.offload import is_offloaded
     from mgaa.checkpoints.save import apply_factors, fill_blockwise, load, twin_of
     from mgaa.models.architectures import decoder_blocks
 
@@ -111,21 +119,21 @@ def at_ranks(
     if ranks is None:
         yield twin_of(model)
         return
-    outcome, twin = table(store, ranks, RANKS), twin_of(model)
+    outcome, twin = read_table(store, ranks, RANKS), twin_of(model)
     inside = {
         block: [*group] for block, group in groupby(backbone_matrices(store, backbone), key=lambda matrix: matrix.block)
     }
 
     def change(block: int) -> None:
         place = store.folder(spectra[block]) / block_file(block)
-        apply_factors(twin, sliced(twin, inside[block], outcome, place, device))
+        apply_factors(twin, slice_factors(twin, inside[block], outcome, place, device))
 
-    if not is_shelved(twin):
+    if not is_offloaded(twin):
         for block in inside:
             change(block)
         yield twin
         return
-    with temporary(scratch) as folder:
+    with temporary_folder(scratch) as folder:
         for block in range(len(decoder_blocks(twin)), len(inside)):
             change(block)  # of a vision tower or a projector, which are in memory
         fill_blockwise(twin, processor, folder / "model", change=change)

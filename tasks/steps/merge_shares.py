@@ -27,10 +27,10 @@ def merge_shares(
     """The statistics from the sums of all shares, in their order."""
     from mgaa.models.architectures import stacks_of
     from mgaa.statistics.accumulate import BlockSums
-    from mgaa.statistics.calibration import Measuring, merge
+    from mgaa.statistics.calibration import CalibrationSettings, merge
 
     model, _ = backbone_model(store, backbone, device)
-    measuring = Measuring(groups=groups, expert_tokens=expert_tokens, unreached=unreached)
+    measuring = CalibrationSettings(groups=groups, expert_tokens=expert_tokens, unreached=unreached)
     sequences = len(sequences_of(store, tokens))
     for stack in stacks_of(model, parts_of(store, backbone)):
         for index in range(len(stack.blocks)):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import PROPOSAL, TRIAL, table, write_table
+from tasks.artifacts.files import PROPOSAL, TRIAL, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
@@ -41,7 +41,7 @@ def propose(
     from mgaa.search.optimizer import Found
     from mgaa.search.optimizer import propose as next_points
 
-    values = [table(store, each, TRIAL)["objective"] for each in trials]
+    values = [read_table(store, each, TRIAL)["objective"] for each in trials]
     known = Found(
         [*(each["point"] for each in earlier), *points], [*(each["objective"] for each in earlier), *values], failed
     )

@@ -17,7 +17,7 @@ from tasks.cache.artifact import Store
 from tasks.cache.manifest import file_digest
 from tasks.cache.step import step
 from tasks.data import documents, questions
-from tasks.data.files import located
+from tasks.data.files import locate_source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,10 +34,12 @@ def questions_content(source: str) -> dict[str, str]:
         from demo import scenes
 
         return {SCENES: scenes.version()}
-    path = located(source)
+    path = locate_source(source)
     if path is None or not path.is_file():
         raise InputError(f"There is no file {source!r}: expected {SCENES}, or a .jsonl of image, question and answer.")
-    images = dict.fromkeys(record["image"] for record in questions.read(path) if record["image"] is not None)
+    images = dict.fromkeys(
+        record["image"] for record in questions.read_question_file(path) if record["image"] is not None
+    )
     paths = [path, *(path.parent / image for image in images)]
     return {each.relative_to(path.parent).as_posix(): file_digest(each, each.stat()) for each in paths}
 
@@ -54,7 +56,7 @@ def read_questions(
     """
     card, seen = {}, dict[str, set[str]]()
     for name, given in sections.items():
-        records = [_kept(out / name, record, image) for record, image in chosen(given)]
+        records = [_keep_image(out / name, record, image) for record, image in choose_questions(given)]
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         (out / name).mkdir(exist_ok=True)
         (out / name / questions.QUESTIONS).write_text(lines, encoding="utf-8")
@@ -70,21 +72,21 @@ def read_questions(
     write_table(out / CARD, {"sections": card})
 
 
-def chosen(given: Mapping[str, Any]) -> Iterable[tuple[Record, "Image | None"]]:
+def choose_questions(given: Mapping[str, Any]) -> Iterable[tuple[Record, "Image | None"]]:
     """The questions of a section with their images."""
-    from mgaa.inputs.tokens import draw
+    from mgaa.inputs.tokens import draw_indices
 
     if given["source"] == SCENES:
-        yield from _drawn(given)
+        yield from _draw_scenes(given)
         return
     path = Path(given["source"]).expanduser()
-    part = documents.portion(questions.read(path), given["from"], given["to"])
-    for index in draw(len(part), given["samples"], given["seed"]).tolist():
+    part = documents.portion(questions.read_question_file(path), given["from"], given["to"])
+    for index in draw_indices(len(part), given["samples"], given["seed"]).tolist():
         record = part[index]
         yield record, None if record["image"] is None else questions.open_image(path.parent / record["image"])
 
 
-def _drawn(given: Mapping[str, Any]) -> Iterable[tuple[Record, "Image | None"]]:
+def _draw_scenes(given: Mapping[str, Any]) -> Iterable[tuple[Record, "Image | None"]]:
     from demo import scenes
 
     if given["samples"] is None:
@@ -94,7 +96,7 @@ def _drawn(given: Mapping[str, Any]) -> Iterable[tuple[Record, "Image | None"]]:
         yield {"image": None, "question": each.question, "answer": each.answer, "type": each.type}, each.image
 
 
-def _kept(folder: Path, record: Record, image: "Image | None") -> Record:
+def _keep_image(folder: Path, record: Record, image: "Image | None") -> Record:
     """The record with its image, which is written where it is not there yet."""
     if image is None:
         return {**record, "image": None}

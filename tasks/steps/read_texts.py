@@ -18,8 +18,8 @@ from tasks.cache.artifact import Store
 from tasks.cache.manifest import file_digest
 from tasks.cache.step import step
 from tasks.data import documents
-from tasks.data.chats import Document, plain
-from tasks.data.files import files_below, located
+from tasks.data.chats import Document, plain_text
+from tasks.data.files import files_below, locate_source
 from tasks.data.overlap import require_disjoint, require_ranges_apart
 
 DEMO = "demo"
@@ -33,7 +33,7 @@ def source_content(source: str) -> dict[str, str]:
     """What a source's content depends on: package versions for the demo, sha256 of files; a Hub data set has its revision."""
     if source == DEMO:
         return corpus.versions()
-    path = located(source)
+    path = locate_source(source)
     if path is None:
         return {}
     files = files_below(path) if path.is_dir() else [path]
@@ -58,7 +58,7 @@ def read_texts(
     portions = {
         name: documents.portion(read[name].texts, given["from"], given["to"]) for name, given in sections.items()
     }
-    shared = require_disjoint({name: [plain(each) for each in texts] for name, texts in portions.items()})
+    shared = require_disjoint({name: [plain_text(each) for each in texts] for name, texts in portions.items()})
     for name, texts in portions.items():
         lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
@@ -86,7 +86,7 @@ def read_section(given: Mapping[str, Any]) -> documents.Documents:
     """
     if given["source"] != DEMO:
         options = {name: value for name, value in given.items() if name not in ("source", "from", "to")}
-        return documents.read(given["source"], **options)
+        return documents.read_documents(given["source"], **options)
     held_out, differences = _demo()
     if given["split"] not in held_out:
         raise UsageError(
@@ -102,7 +102,7 @@ def read_section(given: Mapping[str, Any]) -> documents.Documents:
 @cache
 def _demo() -> tuple[dict[str, list[corpus.Document]], list[str]]:
     """The held-out docstrings, parsed once per process, and what differs from those the backbone was trained beside."""
-    held_out = corpus.held_out()
+    held_out = corpus.held_out_documents()
     differences = corpus.check(held_out)
     for difference in differences:
         logger.warning(difference)

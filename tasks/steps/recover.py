@@ -9,7 +9,7 @@ from typing import Any
 from tasks.artifacts.files import CURVE, EXAMPLES, HELD_OUT, token_windows, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import resuming_step
-from tasks.steps.load_backbone import forget
+from tasks.steps.load_backbone import forget_models
 
 
 @resuming_step(kind="checkpoint")
@@ -30,14 +30,14 @@ def recover(
         validation: artifact `tokens`, by whose loss the best state is chosen, where the examples hold out none themselves.
         plan: arguments of `mgaa.recovery.Plan`.
     """
-    from mgaa.checkpoints.save import fill, load
+    from mgaa.checkpoints.save import fill_folder, load
     from mgaa.recovery import Examples, Plan, from_windows, recover_
 
-    forget()
+    forget_models()
     model, processor = load(store.folder(checkpoint), device=device)
     folder = store.folder(examples)
     own = folder / HELD_OUT
     chosen = Examples.load(own) if own.exists() else from_windows(token_windows(store, validation))
     curve = recover_(model, Examples.load(folder / EXAMPLES), chosen, Plan(**plan), folder=unfinished)
-    fill(model.cpu(), processor, out)
+    fill_folder(model.cpu(), processor, out)
     write_table(out / CURVE, {"plan": plan, **curve.to_dict()})

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mgaa.statistics.calibration import Calibration
 
 
-def started(
+def start_calibrations(
     store: Store,
     backbone: Artifact,
     tokens: Artifact,
@@ -29,7 +29,7 @@ def started(
     from mgaa.inputs.prompts import Prompts
     from mgaa.models.architectures import stacks_of
     from mgaa.statistics.accumulate import Share
-    from mgaa.statistics.calibration import Calibration, Measuring
+    from mgaa.statistics.calibration import Calibration, CalibrationSettings
 
     model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
     prompts = Prompts.of(sequences_of(store, tokens))
@@ -38,20 +38,23 @@ def started(
     place = place_of_hidden(device, size)
     for stack in stacks_of(model, parts_of(store, backbone)):
         waiting: dict[str, Any] = {"place": place, "folder": unfinished / f"hidden-{stack.part}"}
-        yield stack.first, Calibration(model, prompts, Measuring(**measuring), stack=stack, share=mine, **waiting)
+        yield (
+            stack.first,
+            Calibration(model, prompts, CalibrationSettings(**measuring), stack=stack, share=mine, **waiting),
+        )
 
 
-def blocks_of(calibration: "Calibration") -> Iterator[int]:
+def remaining_blocks(calibration: "Calibration") -> Iterator[int]:
     """The blocks that are still to be measured; each is settled once its file is whole, which is when the next one is asked for."""
-    from mgaa.statistics.calibration import counted
+    from mgaa.statistics.calibration import remaining_blocks
 
-    for index in counted(calibration):
+    for index in remaining_blocks(calibration):
         yield index
-        calibration.settle()
+        calibration.commit()
     calibration.close()
 
 
-def collect(unfinished: Path, out: Path) -> None:
+def collect_blocks(unfinished: Path, out: Path) -> None:
     """Move the files of all blocks to where the step leaves them."""
     for path in sorted(unfinished.glob("block-*.safetensors")):
         os.replace(path, out / path.name)

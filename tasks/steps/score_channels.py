@@ -13,12 +13,12 @@ def score_channels(
     out: Path, store: Store, backbone: Artifact, statistics: Artifact, *, block: int, device: str
 ) -> None:
     """Score the channels of the FFN of `block`; serves every width."""
-    from mgaa.allocation.channels import Pruning, prunable, save_scores, score
+    from mgaa.allocation.channels import Pruning, prunable_ffns, save_scores, score
     from mgaa.statistics.statistics import BlockStatistics
 
     matrices = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
     found = BlockStatistics.load(store.folder(statistics) / block_file(block), device)
     with backbone_block(store, backbone, block, device) as model:
         weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in matrices}
-        scores = {each.sublayer: score(each, weights, found) for each in prunable(matrices, Pruning())}
+        scores = {each.sublayer: score(each, weights, found) for each in prunable_ffns(matrices, Pruning())}
     save_scores(scores, out / block_file(block))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tasks.artifacts.files import RANKS, RATIOS, SEARCH, TRIAL, table, write_table
+from tasks.artifacts.files import RANKS, RATIOS, SEARCH, TRIAL, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
@@ -18,8 +18,8 @@ def take_best(
         trials, ranks: of those that were measured, in order.
         proposals: of all, those included that failed.
     """
-    objectives = [table(store, trial, TRIAL)["objective"] for trial in trials]
+    objectives = [read_table(store, trial, TRIAL)["objective"] for trial in trials]
     best = objectives.index(min(objectives))
     for name in (RANKS, RATIOS):
-        write_table(out / name, table(store, ranks[best], name))
+        write_table(out / name, read_table(store, ranks[best], name))
     write_table(out / SEARCH, {"best": best, "objectives": objectives})

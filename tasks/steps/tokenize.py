@@ -36,7 +36,7 @@ def tokenize(
     if positions is not None and length > positions:
         raise UsageError(f"data.{section}.length is {length}, expected at most {positions} (the model's positions).")
     contents = documents_of(store, texts, section)
-    rendered, rule = chats.rendered(contents, tokenizer, section)
+    rendered, rule = chats.render_chats(contents, tokenizer, section)
     stream = tokens.pack(rendered, tokenizer, rule=rule)
     tokens.check_vocabulary(stream.ids, backbone_record(store, backbone)["vocabulary"])
     windows = tokens.windows(stream.ids, length, samples=samples, seed=seed)

@@ -8,7 +8,7 @@ from typing import Any
 from tasks.artifacts.files import REFERENCE, TRIAL, token_windows, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.measure import at_ranks
+from tasks.steps.measure import model_at_ranks
 
 
 @step(kind="trial")
@@ -36,7 +36,7 @@ def try_ranks(
     from mgaa.search.objective import objective
 
     dense = None if reference is None else load_file(store.folder(reference) / REFERENCE)["hidden"]
-    with at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
+    with model_at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
         began = time.perf_counter()
         score = objective(model, token_windows(store, windows), dense, weight=divergence, batch_size=batch_size)
         seconds = time.perf_counter() - began

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from tasks.figures.style import PALE, colour_of, label_of, panels, sheet
+from tasks.figures.style import PALE, colour_of, label_of, make_figure, panels
 
 MARKERS = {"uniform": "o", "level1": "^", "level2": "s", "both": "D"}
 BESIDE = 3
@@ -22,7 +22,7 @@ def losses(table: Any) -> Any:
     measured = table[table.status == "measured"]
     groups = [*measured.groupby(["backbone", "factors", "factors_options"], sort=False)]
     beside = min(BESIDE, max(1, len(groups)))
-    figure = sheet(
+    figure = make_figure(
         max(7.5, 0.6 + 3.1 * beside),
         1.1 + 2.6 * max(1, -(-len(groups) // beside)),
         "What compression costs, by factorizer and allocation",
@@ -32,13 +32,13 @@ def losses(table: Any) -> Any:
         figure.text(0.5, 0.4, "No point was measured.", ha="center")
         return figure
     axes = panels(figure, len(groups), beside)
-    allocations = in_order(table.allocation)
+    allocations = sort_allocations(table.allocation)
     for axis, ((backbone, factors, options), group) in zip(axes, groups, strict=True):
         draw_front(axis, measured[measured.backbone == backbone])
         draw_curves(axis, group, allocations)
         several = measured.backbone.nunique() > 1
         axis.set_title(" ".join(word for word in (backbone if several else "", factors, options) if word))
-    scale(axes[0], measured)
+    set_scale(axes[0], measured)
     for axis in axes[-beside:]:
         axis.set_xlabel("fraction of linear parameters removed")
     figure.supylabel("log-perplexity above dense (nats)", fontsize=8.5)
@@ -47,7 +47,7 @@ def losses(table: Any) -> Any:
     return figure
 
 
-def in_order(allocations: Iterable[str]) -> list[str]:
+def sort_allocations(allocations: Iterable[str]) -> list[str]:
     """Allocations from none to both levels, each once."""
     known = [*MARKERS]
     return sorted({*allocations}, key=lambda name: (known.index(name.partition(" ")[0]), name))
@@ -80,7 +80,7 @@ def draw_curves(axis: Any, points: Any, allocations: Sequence[str]) -> None:
         )
 
 
-def scale(axis: Any, points: Any) -> None:
+def set_scale(axis: Any, points: Any) -> None:
     """Decades where every interval lies above 0; around 0 a linear part."""
     lowest = points.above_dense_low.fillna(points.above_dense).min()
     if lowest > 0:

@@ -12,7 +12,7 @@ from tasks.config.method_options import SECTIONS
 from tasks.config.sections.methods import Factors, Map, Ranks
 from tasks.config.sections.section import Method
 from tasks.config.sections.sweep import Source, Sweep
-from tasks.planning.recipes import EVEN, Recipe
+from tasks.planning.recipes import UNIFORM, Recipe
 
 Entry = TypeVar("Entry", bound=Source | Method)
 
@@ -42,23 +42,23 @@ class Point:
         return Recipe(self.compression, self.ranks.multiple, ratios, ranks, latency=self.ranks.latency)
 
     @property
-    def even(self) -> bool:
+    def is_uniform(self) -> bool:
         """Whether both levels are uniform."""
-        return self.ratios.method == self.ranks.method == EVEN
+        return self.ratios.method == self.ranks.method == UNIFORM
 
     @property
     def setting(self) -> tuple[str, str, float]:
         """What a point has in common with the one that it is compared with: the factorizer and the compression."""
-        return self.factors.method, options(self.factors), self.compression
+        return self.factors.method, options_text(self.factors), self.compression
 
     def coordinates(self) -> dict[str, Any]:
         """Where the point stands, as the columns of a table: methods by name, their options as text."""
         return {
-            "backbone": place(self.backbone),
+            "backbone": backbone_place(self.backbone),
             **{
                 f"{section}{suffix}": value
                 for section, method in (("factors", self.factors), ("ratios", self.ratios), ("ranks", self.ranks))
-                for suffix, value in (("", method.method), ("_options", options(method)))
+                for suffix, value in (("", method.method), ("_options", options_text(method)))
             },
             "allocation": self.allocation,
             "compression": self.compression,
@@ -66,7 +66,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Measured:
+class PointMeasurement:
     """What a point gave, and the seconds that it took."""
 
     ratios: Artifact
@@ -80,11 +80,11 @@ class Outcome:
     """A point that has ended: either measured, or failed with an error."""
 
     point: Point
-    measured: Measured | None
+    measured: PointMeasurement | None
     error: BaseException | None
 
 
-def points(sweep: Sweep) -> list[Point]:
+def sweep_points(sweep: Sweep) -> list[Point]:
     """All points, those of a backbone and of a factorizer next to each other.
 
     Raises:
@@ -98,45 +98,51 @@ def points(sweep: Sweep) -> list[Point]:
             )
     found = []
     for (where, backbone), (how, factors), target, level1, level2 in product(
-        named(sweep.backbone), named(sweep.factors), sweep.compression, named(sweep.ratios), named(sweep.ranks)
+        name_entries(sweep.backbone),
+        name_entries(sweep.factors),
+        sweep.compression,
+        name_entries(sweep.ratios),
+        name_entries(sweep.ranks),
     ):
         words = [how, level1[0], level2[0], f"{target:g}"]
         name = "-".join(words if len(sweep.backbone) == 1 else [where, *words])
-        found.append(Point(name, allocation(sweep, level1, level2), backbone, factors, level1[1], level2[1], target))
+        found.append(
+            Point(name, allocation_name(sweep, level1, level2), backbone, factors, level1[1], level2[1], target)
+        )
     return found
 
 
-def allocation(sweep: Sweep, level1: tuple[str, Map], level2: tuple[str, Ranks]) -> str:
+def allocation_name(sweep: Sweep, level1: tuple[str, Map], level2: tuple[str, Ranks]) -> str:
     """What two levels are together; with the name of a level where its list has another one of the kind."""
     (_, ratios), (_, ranks) = level1, level2
     kinds = {(False, False): "uniform", (True, False): "level1", (False, True): "level2", (True, True): "both"}
-    words = [kinds[ratios.method != EVEN, ranks.method != EVEN]]
+    words = [kinds[ratios.method != UNIFORM, ranks.method != UNIFORM]]
     for (name, entry), entries in ((level1, sweep.ratios), (level2, sweep.ranks)):
-        alike = [each for each in entries if (each.method == EVEN) == (entry.method == EVEN)]
+        alike = [each for each in entries if (each.method == UNIFORM) == (entry.method == UNIFORM)]
         words += [name] if len(alike) > 1 else []
     return " ".join(words)
 
 
-def named(entries: Sequence[Entry]) -> list[tuple[str, Entry]]:
+def name_entries(entries: Sequence[Entry]) -> list[tuple[str, Entry]]:
     """Entries with short names that differ: of a method its name, with its options where another entry has the same."""
     short = [Path(each.source).name if isinstance(each, Source) else each.method for each in entries]
-    names = [name if short.count(name) == 1 else full(each) for name, each in zip(short, entries, strict=True)]
+    names = [name if short.count(name) == 1 else full_name(each) for name, each in zip(short, entries, strict=True)]
     return list(zip(names, entries, strict=True))
 
 
-def full(entry: Source | Method) -> str:
+def full_name(entry: Source | Method) -> str:
     """The name of an entry with all that distinguishes it."""
     if isinstance(entry, Source):
-        return place(entry)
-    return f"{entry.method}({options(entry)})" if options(entry) else entry.method
+        return backbone_place(entry)
+    return f"{entry.method}({options_text(entry)})" if options_text(entry) else entry.method
 
 
-def place(backbone: Source) -> str:
+def backbone_place(backbone: Source) -> str:
     """A folder, or an id of the Hub with its commit."""
     return backbone.source if backbone.revision is None else f"{backbone.source}@{backbone.revision}"
 
 
-def options(method: Method) -> str:
+def options_text(method: Method) -> str:
     """The options of a method as text, those of all methods of its section among them where they are set."""
     shared = {name: getattr(method, name, None) for name in ("band", *sorted(SECTIONS["ranks"] - {"method"}))}
     defaults = (None, "auto", "parameters")

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.cache.atomic import placing
-from tasks.figures.style import save, style
+from tasks.cache.atomic import place_files
+from tasks.figures.style import figure_style, save_figure
 from tasks.sweep.figure import losses
 from tasks.sweep.table import frame
 
@@ -16,8 +16,8 @@ SUFFIXES = (".csv", ".parquet", ".png", ".svg")
 def publish(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the table and the figure below `folder`, each file as a whole."""
     table, target = frame(rows), folder / NAME
-    with placing(target.parent) as out:
+    with place_files(target.parent) as out:
         table.to_csv(out / "sweep.csv", index=False)
         table.to_parquet(out / "sweep.parquet", index=False)
-        with style():
-            save(losses(table), out / "sweep")
+        with figure_style():
+            save_figure(losses(table), out / "sweep")

@@ -12,7 +12,7 @@ from tasks.cache.step import plain_task
 from tasks.steps.allocate_ranks import allocate_ranks
 from tasks.steps.allocate_ratios import allocate_ratios
 from tasks.steps.measure import measure
-from tasks.sweep.points import Measured, Point
+from tasks.sweep.points import Point, PointMeasurement
 
 
 @plain_task(name="run_point", task_run_name="{point.name}")
@@ -25,7 +25,7 @@ def run_point(
     centred: bool,
     tokens: Artifact,
     windows: dict[str, Any],
-) -> Measured:
+) -> PointMeasurement:
     """Compress by the point's two levels, in memory, and measure on `tokens`; `windows` are the other arguments of `measure`.
 
     Args:
@@ -36,4 +36,4 @@ def run_point(
     ratios = allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
     ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **recipe.level2)
     measurement = measure.fn(store, backbone, tokens, spectra, ranks, **windows)
-    return Measured(ratios, ranks, measurement, time.perf_counter() - began)
+    return PointMeasurement(ratios, ranks, measurement, time.perf_counter() - began)

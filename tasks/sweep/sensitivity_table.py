@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import InputError
-from tasks.artifacts.files import MEASUREMENT, RANKS, table
+from tasks.artifacts.files import MEASUREMENT, RANKS, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import placing
+from tasks.cache.atomic import place_files
 from tasks.evaluation.bootstrap import Bootstrap
-from tasks.figures.style import save, sheet, style
+from tasks.figures.style import figure_style, make_figure, save_figure
 
 NAME = "results/sensitivity"
 COLUMNS = {
@@ -24,7 +24,7 @@ MARKERS = "osD^v<>P"
 
 
 @dataclass(frozen=True)
-class Alone:
+class TypeResult:
     """One type compressed alone."""
 
     type: str
@@ -33,18 +33,18 @@ class Alone:
     measurement: Artifact
 
 
-def rows(store: Store, dense: Artifact, found: Sequence[Alone], types: Mapping[str, int]) -> list[dict[str, Any]]:
+def rows(store: Store, dense: Artifact, found: Sequence[TypeResult], types: Mapping[str, int]) -> list[dict[str, Any]]:
     """The rows of the table; `types` are the parameters of each type."""
-    reference, total = table(store, dense, MEASUREMENT), sum(types.values())
+    reference, total = read_table(store, dense, MEASUREMENT), sum(types.values())
     bootstrap, result = Bootstrap(reference["counts"]), []
     for each in found:
-        measured = table(store, each.measurement, MEASUREMENT)
+        measured = read_table(store, each.measurement, MEASUREMENT)
         difference = bootstrap.difference(measured["losses"], reference["losses"])
         result.append(
             {
                 "type": each.type,
                 "compression": each.compression,
-                "removed": 1 - table(store, each.ranks, RANKS)["linear_parameters"] / total,
+                "removed": 1 - read_table(store, each.ranks, RANKS)["linear_parameters"] / total,
                 "perplexity": measured["perplexity"],
                 "above_dense": difference.value,
                 "above_dense_low": difference.low,
@@ -59,10 +59,10 @@ def publish(folder: Path, found: Sequence[Mapping[str, Any]]) -> None:
     from pandas import DataFrame
 
     table, target = DataFrame(found, columns=[*COLUMNS]).astype(COLUMNS), folder / NAME
-    with placing(target.parent) as out:
+    with place_files(target.parent) as out:
         table.to_csv(out / "sensitivity.csv", index=False)
-        with style():
-            save(curves(table), out / "sensitivity")
+        with figure_style():
+            save_figure(curves(table), out / "sensitivity")
 
 
 def frame(folder: Path) -> Any:
@@ -82,7 +82,7 @@ def frame(folder: Path) -> Any:
 
 def curves(found: Any) -> Any:
     """Loss against what the type loses of itself, and against what the model loses by it."""
-    figure = sheet(
+    figure = make_figure(
         8.6,
         4.2,
         "What it costs to compress one type of matrix alone",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tasks.artifacts.files import MEASUREMENT, RANKS, backbone_record, table
+from tasks.artifacts.files import MEASUREMENT, RANKS, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Execution
 from tasks.evaluation.bootstrap import Bootstrap, Interval, verdict
@@ -34,13 +34,13 @@ COLUMNS = {
 }
 
 
-def row(store: Store, backbone: Artifact, outcome: Outcome, executions: Iterable[Execution]) -> dict[str, Any]:
+def point_row(store: Store, backbone: Artifact, outcome: Outcome, executions: Iterable[Execution]) -> dict[str, Any]:
     """What is known of a point by itself; `executions` tell whether its evaluation ran in this run or in an earlier one."""
     found = {"point": outcome.point.name, **outcome.point.coordinates()}
     if outcome.measured is None:
         return {**found, "status": "failed", "error": " ".join(str(outcome.error).split())}
     given = outcome.measured
-    ranks, measured = table(store, given.ranks, RANKS), table(store, given.measurement, MEASUREMENT)
+    ranks, measured = read_table(store, given.ranks, RANKS), read_table(store, given.measurement, MEASUREMENT)
     evaluation = store.manifest(given.measurement)["facts"]["evaluation_seconds"]
     fresh = any(each.artifact == given.measurement and not each.reused for each in executions)
     kept = ranks["linear_parameters"]
@@ -59,24 +59,24 @@ def row(store: Store, backbone: Artifact, outcome: Outcome, executions: Iterable
 
 def comparisons(store: Store, dense: Artifact, outcomes: Sequence[Outcome]) -> dict[str, dict[str, Any]]:
     """The columns of every measured point that compare it with others of its backbone, by its name."""
-    windows = table(store, dense, MEASUREMENT)
+    windows = read_table(store, dense, MEASUREMENT)
     bootstrap = Bootstrap(windows["counts"])
     points = {each.point.name: each.point for each in outcomes if each.measured is not None}
     losses = {
-        each.point.name: table(store, each.measured.measurement, MEASUREMENT)["losses"]
+        each.point.name: read_table(store, each.measured.measurement, MEASUREMENT)["losses"]
         for each in outcomes
         if each.measured is not None
     }
     answers = {
         each.point.name: [
-            float(right) for right in table(store, each.measured.measurement, MEASUREMENT).get("correct", [])
+            float(right) for right in read_table(store, each.measured.measurement, MEASUREMENT).get("correct", [])
         ]
         for each in outcomes
         if each.measured is not None
     }
     even: dict[Any, str] = {}
     for name, point in points.items():
-        if point.even:
+        if point.is_uniform:
             even.setdefault(point.setting, name)
     found: dict[str, dict[str, Any]] = {}
     for name, point in points.items():
@@ -98,7 +98,7 @@ def columns(name: str, interval: Interval) -> dict[str, float]:
     return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
 
 
-def numbers(found: Mapping[str, Any]) -> dict[str, float]:
+def point_metrics(found: Mapping[str, Any]) -> dict[str, float]:
     """What was measured at a point, as metrics."""
     return {name: value for name, value in found.items() if name != "compression" and COLUMNS[name] != "string"}
 

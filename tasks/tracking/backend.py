@@ -18,11 +18,11 @@ from contextvars import copy_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mgaa.boundary import through
+from mgaa.boundary import via_proxy
 from mgaa.errors import ResourceError, UsageError
-from tasks.cache.atomic import alive
-from tasks.config.parameters import Placed, checkout
-from tasks.tracking.database import PATIENCE, Schema, make_whole
+from tasks.cache.atomic import is_alive
+from tasks.config.parameters import PathSections, checkout_of
+from tasks.tracking.database import PATIENCE, Schema, make_tables
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
@@ -45,7 +45,7 @@ BUFFERED = "buffer.run"
 """The tag of a run that was uploaded from a buffer: its id there."""
 
 
-def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient", str]:
+def connect(parameters: PathSections, uri: str | None = None) -> tuple["MlflowClient", str]:
     """A client and the id of the experiment, which is created where it is missing.
 
     Args:
@@ -62,10 +62,10 @@ def connect(parameters: Placed, uri: str | None = None) -> tuple["MlflowClient",
         )
     from mlflow import MlflowClient
 
-    reach(uri)
+    check_reachable(uri)
     database = Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
-    files = (database.parent if database else checkout(parameters.folder)) / "mlruns"
-    with prepared(database, files) if database else nullcontext():
+    files = (database.parent if database else checkout_of(parameters.folder)) / "mlruns"
+    with prepare_database(database, files) if database else nullcontext():
         client = MlflowClient(f"{uri}?timeout={PATIENCE:g}" if database else uri)
         found = experiment_of(
             client, parameters.tracking.experiment, None if uri.startswith("http") else files.as_uri()
@@ -98,13 +98,13 @@ def experiment_of(client: "MlflowClient", name: str, place: str | None = None) -
 
 
 @contextmanager
-def prepared(database: Path, files: Path) -> Iterator[None]:
+def prepare_database(database: Path, files: Path) -> Iterator[None]:
     """Hold the lock of a SQLite file that can be written and has its tables; it is made where it is missing."""
     from filelock import FileLock
 
     files.mkdir(parents=True, exist_ok=True)
     with FileLock(files / ".lock", timeout=PATIENCE):
-        make_whole(
+        make_tables(
             database, Schema("MLflow", revisions, upgrade, f"choose another one with tracking.uri={SQLITE}<file>")
         )
         with closing(sqlite3.connect(database, timeout=PATIENCE)) as connection:
@@ -155,7 +155,7 @@ def log_all(
         client.log_batch(run, tags=tags[first : first + PAIRS])
 
 
-def every(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Run"]:
+def find_runs(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Run"]:
     """The runs of an experiment that a filter of MLflow chooses, the newest first, however many they are."""
     from mlflow.utils import get_results_from_paginated_fn
 
@@ -166,7 +166,7 @@ def every(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Ru
     return found
 
 
-def reach(uri: str) -> None:
+def check_reachable(uri: str) -> None:
     """Ask a server or a database once whether it is there; MLflow would ask for minutes. A file of SQLite needs no asking."""
     if uri.startswith("http"):
         import requests
@@ -180,7 +180,7 @@ def reach(uri: str) -> None:
 
 
 @contextmanager
-def recorded(uri: str) -> Iterator[None]:
+def translate_store_errors(uri: str) -> Iterator[None]:
     """Turn whatever a store answers with into one `ResourceError`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -189,7 +189,7 @@ def recorded(uri: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
         raise ResourceError(
-            f"MLflow cannot record in {uri}{through(uri)} ({one_line(error)}). Expected a store that can be reached and written: start "
+            f"MLflow cannot record in {uri}{via_proxy(uri)} ({one_line(error)}). Expected a store that can be reached and written: start "
             "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."
         ) from error
 
@@ -203,8 +203,8 @@ def tags_of(uri: str, run: str) -> dict[str, str]:
     if not uri.startswith(SQLITE):
         from mlflow import MlflowClient
 
-        with recorded(uri):
-            reach(uri)
+        with translate_store_errors(uri):
+            check_reachable(uri)
             return dict(MlflowClient(uri).get_run(run).data.tags)
     path = Path(uri.removeprefix(SQLITE))
     try:
@@ -220,7 +220,7 @@ def tags_of(uri: str, run: str) -> dict[str, str]:
     return tags
 
 
-def undisturbed(write: Callable[[], object]) -> None:
+def run_uninterrupted(write: Callable[[], object]) -> None:
     """Run `write` to its end in a thread of its own, where Ctrl-C and SIGTERM do not arrive.
 
     An interrupt in the middle of a transaction would leave SQLite locked by this very process, and its end unrecorded.
@@ -229,33 +229,33 @@ def undisturbed(write: Callable[[], object]) -> None:
         thread.submit(copy_context().run, write).result()
 
 
-def close_vanished(client: "MlflowClient", experiment: str) -> None:
+def fail_orphaned_runs(client: "MlflowClient", experiment: str) -> None:
     """Mark as failed what processes of this machine left running when they were killed."""
-    own = process()
+    own = process_tags()
     host = own["process.host"].replace("'", "")
     for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
-        if BUFFERED not in run.data.tags and vanished(run.data.tags):
+        if BUFFERED not in run.data.tags and is_orphaned(run.data.tags):
             client.set_tag(run.info.run_id, "error", f"The process {run.data.tags['process.id']} of {host} was killed.")
             client.set_terminated(run.info.run_id, "FAILED")
 
 
-def vanished(told: Mapping[str, Any]) -> bool:
+def is_orphaned(told: Mapping[str, Any]) -> bool:
     """Whether `told`, what `process` said in some process, is of one of this machine that is gone."""
     number = int(told.get("process.id", 0))
     here = told.get("process.host") == socket.gethostname()
-    return here and not (alive(number) and told.get("process.birth") == birth(number))
+    return here and not (is_alive(number) and told.get("process.birth") == process_start(number))
 
 
-def process() -> dict[str, str]:
+def process_tags() -> dict[str, str]:
     """Tags by which a later run sees whether this process still lives."""
     return {
         "process.host": socket.gethostname(),
         "process.id": str(os.getpid()),
-        "process.birth": birth(os.getpid()),
+        "process.birth": process_start(os.getpid()),
     }
 
 
-def birth(number: int) -> str:
+def process_start(number: int) -> str:
     """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
     path = Path(f"/proc/{number}/stat")
     return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""

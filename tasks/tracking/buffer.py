@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlparse
 
 from mgaa.errors import LockedError, ResourceError
-from tasks.config.parameters import Placed
+from tasks.config.parameters import PathSections
 from tasks.tracking.backend import (
     BUFFERED,
     SQLITE,
-    close_vanished,
     connect,
-    every,
     experiment_of,
+    fail_orphaned_runs,
+    find_runs,
     log_all,
-    recorded,
-    undisturbed,
+    run_uninterrupted,
+    translate_store_errors,
 )
 from tasks.tracking.database import PATIENCE
 from tasks.tracking.registration import register
@@ -40,38 +40,38 @@ PARENT = "mlflow.parentRunId"
 logger = logging.getLogger(__name__)
 
 
-def database(p: Placed) -> Path:
+def database(params: PathSections) -> Path:
     """The SQLite file of the buffer; files of its runs lie in `mlruns` beside it."""
-    return p.store_path / "buffer" / "mlflow.db"
+    return params.store_path / "buffer" / "mlflow.db"
 
 
-def recording_uri(p: Placed) -> str:
+def recording_uri(params: PathSections) -> str:
     """Where a run is recorded while it runs."""
-    return f"{SQLITE}{database(p)}" if p.tracking.unreachable == "buffer" else p.tracking_uri
+    return f"{SQLITE}{database(params)}" if params.tracking.unreachable == "buffer" else params.tracking_uri
 
 
-def deliver(p: Placed) -> bool:
+def deliver(params: PathSections) -> bool:
     """Copy the buffer to the server if there is a buffer; whether the server could be reached, and a warning if not.
 
     Raises:
         UsageError: the server has deleted the experiment, or `tracking.uri` is of no known form.
     """
-    if p.tracking.unreachable != "buffer":
+    if params.tracking.unreachable != "buffer":
         return False
     try:
-        undisturbed(lambda: upload(p))
+        run_uninterrupted(lambda: upload(params))
     except (ResourceError, LockedError) as error:
         logger.warning(
             "%s The run goes on; its record is kept in %s, and the next run that reaches the server uploads it, or "
             "`python -m flows.registry upload`.",
             error,
-            database(p).parent,
+            database(params).parent,
         )
         return False
     return True
 
 
-def upload(p: Placed) -> list[str]:
+def upload(params: PathSections) -> list[str]:
     """Copy every run of the buffer to `tracking.uri`; the names of those that have left the buffer.
 
     Raises:
@@ -81,43 +81,44 @@ def upload(p: Placed) -> list[str]:
     """
     from filelock import FileLock, Timeout
 
-    with recorded(p.tracking_uri):
-        server, _ = connect(p)
-        if not database(p).exists():
+    with translate_store_errors(params.tracking_uri):
+        server, _ = connect(params)
+        if not database(params).exists():
             return []
         try:
-            with FileLock(database(p).with_suffix(".lock"), timeout=PATIENCE):
-                buffer, _ = connect(p, f"{SQLITE}{database(p)}")
-                return [run.info.run_name for run in pending(buffer) if copy(buffer, server, run)]
+            with FileLock(database(params).with_suffix(".lock"), timeout=PATIENCE):
+                buffer, _ = connect(params, f"{SQLITE}{database(params)}")
+                return [run.info.run_name for run in pending_runs(buffer) if copy_run(buffer, server, run)]
         except Timeout as error:
             raise LockedError(
-                f"The buffer {database(p).parent} is being uploaded by another process, and was for {PATIENCE:g} s: expected it to end. "
+                f"The buffer {database(params).parent} is being uploaded by another process, and was for {PATIENCE:g} "
+                "s: expected it to end. "
                 "Wait for it, or stop it, and start again."
             ) from error
 
 
-def pending(buffer: "MlflowClient") -> list["Run"]:
+def pending_runs(buffer: "MlflowClient") -> list["Run"]:
     """The runs of the buffer, parents before what runs below them."""
     found: list[Run] = []
     for experiment in buffer.search_experiments():
-        close_vanished(buffer, experiment.experiment_id)
-        found += every(buffer, experiment.experiment_id)
+        fail_orphaned_runs(buffer, experiment.experiment_id)
+        found += find_runs(buffer, experiment.experiment_id)
     return sorted(found, key=lambda run: (PARENT in run.data.tags, run.info.start_time))
 
 
-def copy(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool:
+def copy_run(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool:
     """Bring the copy of a run to its state; True if the run has ended and left the buffer."""
     place = experiment_of(server, buffer.get_experiment(run.info.experiment_id).name)
     if place.lifecycle_stage != "active":
         logger.warning("The run %s stays in the buffer: the experiment %s was deleted.", run.info.run_name, place.name)
         return False
-    parent = twin(server, place.experiment_id, run.data.tags.get(PARENT, ""))
+    parent = find_copy(server, place.experiment_id, run.data.tags.get(PARENT, ""))
     tags = run.data.tags | ({PARENT: parent.info.run_id} if parent else {}) | {BUFFERED: run.info.run_id}
-    made = twin(server, place.experiment_id, run.info.run_id) or server.create_run(
+    made = find_copy(server, place.experiment_id, run.info.run_id) or server.create_run(
         place.experiment_id, run.info.start_time, tags, run.info.run_name
     )
     if made.info.lifecycle_stage == "active":  # else somebody has deleted it on the server
-        fill(buffer, run, server, made.info.run_id, tags)
+        copy_contents(buffer, run, server, made.info.run_id, tags)
     if run.info.status == "RUNNING":
         return False
     buffer.delete_run(run.info.run_id)
@@ -125,7 +126,9 @@ def copy(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool:
     return True
 
 
-def fill(buffer: "MlflowClient", run: "Run", server: "MlflowClient", made: str, tags: Mapping[str, str]) -> None:
+def copy_contents(
+    buffer: "MlflowClient", run: "Run", server: "MlflowClient", made: str, tags: Mapping[str, str]
+) -> None:
     """Copy all that a run has to the run `made` of the server; its end comes last."""
     from mlflow.entities import Param, RunTag
 
@@ -145,7 +148,7 @@ def fill(buffer: "MlflowClient", run: "Run", server: "MlflowClient", made: str, 
         server.set_terminated(made, run.info.status, run.info.end_time)
 
 
-def twin(server: "MlflowClient", experiment: str, original: str) -> "Run | None":
+def find_copy(server: "MlflowClient", experiment: str, original: str) -> "Run | None":
     """The copy of a run of the buffer on the server, deleted or not."""
     from mlflow.entities import ViewType
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import UsageError
-from tasks.config.parameters import Placed
-from tasks.tracking.backend import connect, every, recorded
+from tasks.config.parameters import PathSections
+from tasks.tracking.backend import connect, find_runs, translate_store_errors
 from tasks.tracking.promotion import versions_of
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ FINISHED = "attributes.status = 'FINISHED'"
 PARENT = "mlflow.parentRunId"
 
 
-def compare(p: Placed, wanted: Sequence[str] = ()) -> dict[str, Any]:
+def compare(params: PathSections, wanted: Sequence[str] = ()) -> dict[str, Any]:
     """The table of the `wanted` runs, or of the newest that have finished: `{runs, parameters: {key: [...]}, metrics: {key: [...]}}`.
 
     Each list has a value per run, null where the run has none. Parameters that are the same in all runs are left out.
@@ -30,8 +30,8 @@ def compare(p: Placed, wanted: Sequence[str] = ()) -> dict[str, Any]:
         UsageError: a word means no run, or several.
         ResourceError: the tracking store cannot be reached.
     """
-    with recorded(p.tracking_uri):
-        found = chosen(p, wanted)
+    with translate_store_errors(params.tracking_uri):
+        found = choose_runs(params, wanted)
     parameters = {key: [run.data.params.get(key) for run in found] for key in keys(run.data.params for run in found)}
     measured = {key: [run.data.metrics.get(key) for run in found] for key in keys(run.data.metrics for run in found)}
     return {
@@ -41,25 +41,25 @@ def compare(p: Placed, wanted: Sequence[str] = ()) -> dict[str, Any]:
     }
 
 
-def chosen(p: Placed, wanted: Sequence[str]) -> list["Run"]:
+def choose_runs(params: PathSections, wanted: Sequence[str]) -> list["Run"]:
     """The runs that the words mean, in their order; without words the newest, oldest first."""
-    client, experiment = connect(p)
+    client, experiment = connect(params)
     if not wanted:
-        finished = [run for run in every(client, experiment, FINISHED) if PARENT not in run.data.tags]
+        finished = [run for run in find_runs(client, experiment, FINISHED) if PARENT not in run.data.tags]
         if not finished:
             raise UsageError(
-                f"tracking.experiment {p.tracking.experiment!r} has no finished run: expected one; run `python -m flows.compress`."
+                f"tracking.experiment {params.tracking.experiment!r} has no finished run: expected one; run `python -m flows.compress`."
             )
         return finished[:NEWEST][::-1]
-    runs = every(client, experiment)
+    runs = find_runs(client, experiment)
     by_version: dict[str, str] = {}
-    if p.registry.model is not None:
-        for version in versions_of(client, p.registry.model):
+    if params.registry.model is not None:
+        for version in versions_of(client, params.registry.model):
             by_version |= {str(version.number): version.run} | dict.fromkeys(version.aliases, version.run)
-    return [client.get_run(by_version[word]) if word in by_version else named(runs, word) for word in wanted]
+    return [client.get_run(by_version[word]) if word in by_version else match_run(runs, word) for word in wanted]
 
 
-def named(runs: Sequence["Run"], word: str) -> "Run":
+def match_run(runs: Sequence["Run"], word: str) -> "Run":
     """The run of an id, of its beginning, or of a name."""
     found = [run for run in runs if run.info.run_name == word]
     if re.fullmatch(r"[0-9a-f]{4,32}", word):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mgaa.errors import ResourceError
-from tasks.cache.atomic import sweep, temporary
+from tasks.cache.atomic import remove_stale_drafts, temporary_folder
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
@@ -44,25 +44,25 @@ class Schema:
     elsewhere: str
 
 
-def make_whole(database: Path, schema: Schema) -> None:
+def make_tables(database: Path, schema: Schema) -> None:
     """Make the tables of `schema` in a file that has none, or brings those that it has to this version.
 
     Raises:
         ResourceError: it holds something, and its tables cannot be brought to this version; it was left as it is.
         sqlite3.Error, OSError: it is no database, or cannot be written.
     """
-    sweep(database.parent)
+    remove_stale_drafts(database.parent)
     with closing(sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)) as target:
         if is_current(target, schema):
             return
-        with alone(target), temporary(database.parent) as folder:
+        with lock_database(target), temporary_folder(database.parent) as folder:
             if is_current(target, schema):  # another process was faster
                 return
             draft = folder / database.name
             schema.upgrade(draft)
             if not is_unfinished(target, draft, schema):
                 draft = folder / f"upgraded-{database.name}"
-                copy(target, draft)
+                copy_rows(target, draft)
                 _upgrade(draft, schema, database)
             with closing(sqlite3.connect(draft)) as made:
                 made.backup(target)
@@ -70,15 +70,15 @@ def make_whole(database: Path, schema: Schema) -> None:
 
 def is_current(database: sqlite3.Connection, schema: Schema) -> bool:
     """Whether the tables are those of this version of the library."""
-    found = revision(database)
+    found = current_revision(database)
     return found is not None and found == schema.revisions().get_current_head()
 
 
 def is_unfinished(database: sqlite3.Connection, draft: Path, schema: Schema) -> bool:
     """Whether a file holds nothing that a fresh one does not, and its tables, if any, are the beginnings of those of the library."""
     with closing(sqlite3.connect(draft)) as fresh:
-        known = rows(fresh)
-    found, reached = rows(database), revision(database)
+        known = count_rows(fresh)
+    found, reached = count_rows(database), current_revision(database)
     if any(number > known.get(name.removeprefix(UNDER_WAY), 0) for name, number in found.items()):
         return False
     if reached is not None:
@@ -86,7 +86,7 @@ def is_unfinished(database: sqlite3.Connection, draft: Path, schema: Schema) -> 
     return {name.removeprefix(UNDER_WAY) for name in found} <= known.keys()
 
 
-def revision(database: sqlite3.Connection) -> str | None:
+def current_revision(database: sqlite3.Connection) -> str | None:
     """How far alembic has come; None where it has not begun."""
     try:
         found = database.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -97,7 +97,7 @@ def revision(database: sqlite3.Connection) -> str | None:
     return None if found is None else str(found[0])
 
 
-def rows(database: sqlite3.Connection) -> dict[str, int]:
+def count_rows(database: sqlite3.Connection) -> dict[str, int]:
     """How many rows each table has."""
     names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     count = 'SELECT count(*) FROM "{}"'
@@ -105,7 +105,7 @@ def rows(database: sqlite3.Connection) -> dict[str, int]:
 
 
 @contextmanager
-def alone(database: sqlite3.Connection) -> Iterator[None]:
+def lock_database(database: sqlite3.Connection) -> Iterator[None]:
     """Have the file alone inside the block, and until the connection is closed: others wait."""
     database.execute("PRAGMA locking_mode = EXCLUSIVE")
     database.execute("BEGIN EXCLUSIVE")
@@ -113,7 +113,7 @@ def alone(database: sqlite3.Connection) -> Iterator[None]:
     yield
 
 
-def copy(database: sqlite3.Connection, draft: Path) -> None:
+def copy_rows(database: sqlite3.Connection, draft: Path) -> None:
     """Copy all that a file holds to another one."""
     with closing(sqlite3.connect(draft)) as made:
         database.backup(made)

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mgaa.errors import InputError, UsageError
-from tasks.config.parameters import Placed
+from tasks.config.parameters import PathSections
 from tasks.config.sections.registry import Gate
 from tasks.results.publish import DENSE
-from tasks.tracking.backend import connect, recorded
+from tasks.tracking.backend import connect, translate_store_errors
 from tasks.tracking.registration import CANDIDATE, CHAMPION, set_alias
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ class Version:
         return {
             name: 100 * (self.of(group, f"{DENSE}/{name}/{score}") - self.of(group, f"{self.method}/{name}/{score}"))
             for group, score in SCORES.items()
-            for name in names(self.metrics, f"{group}/{DENSE}/", f"/{score}")
+            for name in metric_names(self.metrics, f"{group}/{DENSE}/", f"/{score}")
         }
 
 
-def names(metrics: Mapping[str, float], before: str, after: str) -> list[str]:
+def metric_names(metrics: Mapping[str, float], before: str, after: str) -> list[str]:
     """What stands between `before` and `after` in the names of metrics, where that is one word."""
     found = [
         key.removeprefix(before).removesuffix(after)
@@ -67,16 +67,16 @@ def names(metrics: Mapping[str, float], before: str, after: str) -> list[str]:
     return [each for each in found if "/" not in each]
 
 
-def versions(p: Placed) -> list[Version]:
+def versions(params: PathSections) -> list[Version]:
     """The versions of `registry.model`, oldest first.
 
     Raises:
         UsageError: no name is set, or no run has registered under it.
         ResourceError: the tracking store cannot be reached.
     """
-    model = model_of(p)
-    with recorded(p.tracking_uri):
-        client, _ = connect(p)
+    model = model_of(params)
+    with translate_store_errors(params.tracking_uri):
+        client, _ = connect(params)
         return versions_of(client, model)
 
 
@@ -102,16 +102,16 @@ def version_of(client: "MlflowClient", version: "ModelVersion", aliases: list[st
     return Version(int(version.version), tuple(sorted(aliases)), *facts, version.tags, run.data.metrics)
 
 
-def model_of(p: Placed) -> str:
+def model_of(params: PathSections) -> str:
     """The name of the registered model."""
-    if p.registry.model is None:
+    if params.registry.model is None:
         raise UsageError(
             "registry.model is null: expected the name of a registered model, such as registry.model=mgaa."
         )
-    return p.registry.model
+    return params.registry.model
 
 
-def promote(p: Placed, number: int | None = None) -> Version:
+def promote(params: PathSections, number: int | None = None) -> Version:
     """Give a version, by default the candidate, the alias `champion` if it passes the gate.
 
     Raises:
@@ -119,12 +119,12 @@ def promote(p: Placed, number: int | None = None) -> Version:
         UsageError: there is no such version.
         ResourceError: the tracking store cannot be reached or written.
     """
-    model = model_of(p)
-    with recorded(p.tracking_uri):
-        client, _ = connect(p)
+    model = model_of(params)
+    with translate_store_errors(params.tracking_uri):
+        client, _ = connect(params)
         found = versions_of(client, model)
-        chosen, champion = chosen_version(found, number), with_alias(found, CHAMPION)
-        if missed := refused(p.registry.gate, chosen, champion):
+        chosen, champion = choose_version(found, number), with_alias(found, CHAMPION)
+        if missed := missed_bounds(params.registry.gate, chosen, champion):
             stays = "there is no champion" if champion is None else f"version {champion.number} stays champion"
             raise InputError(
                 f"Version {chosen.number} of {model} does not pass the gate: {'; '.join(missed)}; {stays}. Compress less or "
@@ -134,7 +134,7 @@ def promote(p: Placed, number: int | None = None) -> Version:
     return chosen
 
 
-def chosen_version(found: list[Version], number: int | None) -> Version:
+def choose_version(found: list[Version], number: int | None) -> Version:
     """The version of a number, or the candidate."""
     chosen = [each for each in found if each.number == number]
     if number is None:
@@ -152,7 +152,7 @@ def with_alias(found: list[Version], alias: str) -> Version | None:
     return next((each for each in found if alias in each.aliases), None)
 
 
-def refused(gate: Gate, version: Version, champion: Version | None) -> list[str]:
+def missed_bounds(gate: Gate, version: Version, champion: Version | None) -> list[str]:
     """Every bound that a version misses, with the value and the bound."""
     missed = []
 

@@ -21,16 +21,24 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import MgaaError
 from mgaa.masking import masked
-from tasks.artifacts.files import CARD, CURVE, table
+from tasks.artifacts.files import CARD, CURVE, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Executions
 from tasks.cache.remote import remote_of
 from tasks.config.parameters import Parameters
-from tasks.record.lineage import lineage, run_facts
-from tasks.record.run_record import NUMBERS, Span, artifacts_of, keep_record, keys_of, parse_record, place_of, user
+from tasks.record.lineage import describe_lineage, run_facts
+from tasks.record.run_record import NUMBERS, Span, artifacts_of, keep_record, keys_of, parse_record, place_of, user_name
 from tasks.results.publish import Effort, Results
 from tasks.results.report import PAGE
-from tasks.tracking.backend import close_vanished, connect, log_all, one_line, process, recorded, undisturbed
+from tasks.tracking.backend import (
+    connect,
+    fail_orphaned_runs,
+    log_all,
+    one_line,
+    process_tags,
+    run_uninterrupted,
+    translate_store_errors,
+)
 from tasks.tracking.buffer import deliver, recording_uri
 from tasks.tracking.registration import DIGEST, FOLDER, MODEL, register
 
@@ -62,8 +70,8 @@ class Run:
         Raises:
             ResourceError: the store cannot be reached or written.
         """
-        with recorded(self.uri):
-            undisturbed(record)
+        with translate_store_errors(self.uri):
+            run_uninterrupted(record)
 
     def now(self) -> int:
         """The time since 1970 in milliseconds, which is never before the start, even where the calendar was set back."""
@@ -87,7 +95,7 @@ class Run:
             self.client.log_dict(self.id, published["metrics"]["card"], "evaluation_card.json")
             final = results.models[[*results.models][-1]]
             if final.untuned:
-                self.log_curve(table(store, final.checkpoint, CURVE))
+                self.log_curve(read_table(store, final.checkpoint, CURVE))
             if final.searched:
                 self.log_files("search", sorted(folder.glob("search/*")))
             self.log_files("results", [folder / name for name in NUMBERS])
@@ -179,9 +187,9 @@ class Run:
             error: why it failed, if it did.
         """
         ended = int(1000 * time.time())
-        tags = {"mlflow.parentRunId": self.id, **process()}
+        tags = {"mlflow.parentRunId": self.id, **process_tags()}
         if error is not None:
-            tags["error"] = cut(masked(explained(error)))
+            tags["error"] = truncate(masked(explain_error(error)))
 
         def write() -> None:
             child = self.client.create_run(self.experiment, ended - int(1000 * seconds), tags, name).info.run_id
@@ -200,7 +208,7 @@ class Run:
         given = {stage: [each] if isinstance(each, Artifact) else each for stage, each in artifacts.items()}
         short = {f"artifact.{stage}": " ".join(each.digest[:12] for each in those) for stage, those in given.items()}
         self.set_tags(short | run_facts())
-        behind = lineage(store, [each for those in given.values() for each in those], keys)
+        behind = describe_lineage(store, [each for those in given.values() for each in those], keys)
         self.client.log_dict(self.id, behind, "lineage.json")
 
     def log_texts(self, store: Store, tokens: Mapping[str, Artifact]) -> None:
@@ -210,8 +218,8 @@ class Run:
         inputs = []
         for section, artifact in tokens.items():
             given = getattr(self.parameters.data, section).model_dump(by_alias=True)
-            card = table(store, artifact, CARD)
-            source = json.dumps({"tags": {key: masked(written(value)) for key, value in given.items()}})
+            card = read_table(store, artifact, CARD)
+            source = json.dumps({"tags": {key: masked(format_value(value)) for key, value in given.items()}})
             name = f"{Path(given['source']).name}/{given['split']}"
             data = Dataset(name, card["data_digest"][:32], "code", source, profile=json.dumps(card))
             inputs.append(DatasetInput(data, [InputTag("mlflow.data.context", section)]))
@@ -221,20 +229,20 @@ class Run:
         """Set tags in as few calls as MLflow allows."""
         from mlflow.entities import RunTag
 
-        log_all(self.client, self.id, tags=[RunTag(legal(key), cut(value)) for key, value in tags.items()])
+        log_all(self.client, self.id, tags=[RunTag(legal_name(key), truncate(value)) for key, value in tags.items()])
 
     def fail(self, error: BaseException) -> None:
         """Record why the run ended; that the store is gone by now must not hide the error itself."""
         try:
-            with recorded(self.uri):
-                self.client.set_tag(self.id, "error", cut(masked(explained(error))))
+            with translate_store_errors(self.uri):
+                self.client.set_tag(self.id, "error", truncate(masked(explain_error(error))))
                 self.client.set_terminated(self.id, "FAILED", self.now())
         except MgaaError as unrecorded:
             logger.warning("The run %s stays open in MLflow: %s", self.id, unrecorded)
 
 
 @contextmanager
-def tracked(parameters: Parameters, command: str = "compress", title: str | None = None) -> Iterator[Run]:
+def track_run(parameters: Parameters, command: str = "compress", title: str | None = None) -> Iterator[Run]:
     """A run that is open inside the block.
 
     Args:
@@ -246,8 +254,8 @@ def tracked(parameters: Parameters, command: str = "compress", title: str | None
         ResourceError: the tracking store cannot be reached or written.
     """
     reached, uri = deliver(parameters), recording_uri(parameters)
-    with recorded(uri):
-        run = start(parameters, command, title, uri)
+    with translate_store_errors(uri):
+        run = start_run(parameters, command, title, uri)
     try:
         if reached:
             deliver(parameters)
@@ -256,29 +264,29 @@ def tracked(parameters: Parameters, command: str = "compress", title: str | None
         run.fail(error)
         raise
     else:
-        with recorded(uri):
+        with translate_store_errors(uri):
             run.client.set_terminated(run.id, end_time=run.now())
     finally:
         deliver(parameters)
 
 
-def start(parameters: Parameters, command: str, title: str | None, uri: str) -> Run:
+def start_run(parameters: Parameters, command: str, title: str | None, uri: str) -> Run:
     """Open the run in the store `uri`, with its parameters and what is known of its origin."""
     client, experiment = connect(parameters, uri)
-    close_vanished(client, experiment)
+    fail_orphaned_runs(client, experiment)
     facts = run_facts()
     standard = {
         "source.name": f"python -m flows.{command}",
         "source.type": "LOCAL",
-        "user": user(),
+        "user": user_name(),
         "source.git.commit": facts.get("git.commit", ""),
     }
-    tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process()
+    tags = {f"mlflow.{key}": value for key, value in standard.items() if value} | facts | process_tags()
     name = title or f"{Path(parameters.backbone.source).name} {parameters.method} {parameters.ratios.compression:g}"
     began = int(1000 * time.time()), time.perf_counter()
     opened = client.create_run(experiment, began[0], tags, name)
     run = Run(client, experiment, opened.info.run_id, parameters, uri, command, began)
-    flat = {key: written(value) for key, value in parameters.flat().items()}
+    flat = {key: format_value(value) for key, value in parameters.flat().items()}
     log_all(client, run.id, params=params_of(flat))
     client.log_dict(run.id, flat, "parameters.json")
     return run
@@ -308,14 +316,18 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
             found[f"energy/{name}"] = each["energy"]
         found[f"slack/{model}"] = allocation["slack"]
     for model, entry in metrics["models"].items():
-        found |= {f"{key}/{model}{rest}": value for key, given in entry.items() for rest, value in numbers(given)}
+        found |= {
+            f"{key}/{model}{rest}": value for key, given in entry.items() for rest, value in flatten_numbers(given)
+        }
     for name, models in metrics.get("comparison", {}).items():
         found |= {
             f"above_uniform/{model}/{name}/{key}": value
             for model, each in models.items()
             for key, value in each.items()
         }
-    found |= {f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in numbers(given)}
+    found |= {
+        f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in flatten_numbers(given)
+    }
     return {name: float(value) for name, value in found.items()}
 
 
@@ -332,42 +344,42 @@ def metrics_of(values: Mapping[str, float]) -> list[Any]:
     from mlflow.entities import Metric
 
     now = int(1000 * time.time())
-    return [Metric(legal(name), value, now, 0) for name, value in values.items()]
+    return [Metric(legal_name(name), value, now, 0) for name, value in values.items()]
 
 
 def params_of(values: Mapping[str, Any]) -> list[Any]:
     """Parameters as MLflow takes them, as text."""
     from mlflow.entities import Param
 
-    return [Param(legal(key), cut(written(value))) for key, value in values.items()]
+    return [Param(legal_name(key), truncate(format_value(value))) for key, value in values.items()]
 
 
-def numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
+def flatten_numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
     """The numbers of a nested table with their path."""
     if isinstance(given, Mapping):
         for key, value in given.items():
-            yield from numbers(value, f"{above}/{key}")
+            yield from flatten_numbers(value, f"{above}/{key}")
     elif isinstance(given, int | float) and not isinstance(given, bool):
         yield above, given
 
 
-def explained(error: BaseException) -> str:
+def explain_error(error: BaseException) -> str:
     """Why a run ended, in one line."""
     if not isinstance(error, Exception):
         return f"interrupted ({type(error).__name__})"
     return one_line(error) if isinstance(error, MgaaError) else f"{type(error).__name__}: {one_line(error)}"
 
 
-def legal(name: str) -> str:
+def legal_name(name: str) -> str:
     """A name with the characters and of the length that MLflow takes."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
 
 
-def written(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A parameter as text, as in `params.yaml`."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def cut(value: str) -> str:
+def truncate(value: str) -> str:
     """A value that MLflow takes; what is cut off is in `parameters.json` or in the message on the terminal."""
     return value if len(value) <= VALUE else f"{value[: VALUE - 3]}..."

@@ -14,12 +14,12 @@ from typing import Any
 
 from tasks.audit.references import artifacts
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import disk_errors, sweep, temporary
-from tasks.config.parameters import Placed
+from tasks.cache.atomic import disk_errors, remove_stale_drafts, temporary_folder
+from tasks.config.parameters import PathSections
 from tasks.record.lineage import node_of
 from tasks.upkeep.pins import pins
-from tasks.upkeep.retention import needed
-from tasks.upkeep.store_lock import alone
+from tasks.upkeep.retention import needed_artifacts
+from tasks.upkeep.store_lock import lock_store
 
 
 @dataclass(frozen=True)
@@ -48,28 +48,32 @@ class Collection:
         return sum(entry.bytes for entry in self.removed)
 
 
-def entries(store: Store, kind: str = "*") -> Iterator[Entry]:
+def list_entries(store: Store, kind: str = "*") -> Iterator[Entry]:
     """Every artifact of the store, by its manifest alone."""
     kept = {pin.artifact for pin in pins(store)}
     for artifact in artifacts(store, kind):
         manifest = node_of(store, artifact).manifest
         yield Entry(
-            artifact, size(store.place(artifact)), manifest.get("task", ""), manifest.get("end", ""), artifact in kept
+            artifact,
+            folder_size(store.path_of(artifact)),
+            manifest.get("task", ""),
+            manifest.get("end", ""),
+            artifact in kept,
         )
 
 
-def size(folder: Path) -> int:
+def folder_size(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
-def sizes(store: Store) -> dict[str, dict[str, int]]:
+def store_sizes(store: Store) -> dict[str, dict[str, int]]:
     """Number of files or artifacts, and bytes, of everything that lies in the store, by its folder."""
     folders = sorted(path for path in store.path.glob("*") if path.is_dir())
-    return {path.name: {"count": sum(1 for _ in path.iterdir()), "bytes": size(path)} for path in folders}
+    return {path.name: {"count": sum(1 for _ in path.iterdir()), "bytes": folder_size(path)} for path in folders}
 
 
-def collect(p: Placed, store: Store, *, latest: int, dry: bool, wait: float) -> Collection:
+def collect_garbage(params: PathSections, store: Store, *, latest: int, dry: bool, wait: float) -> Collection:
     """Remove what nothing needs; with `dry`, only tell what that would be.
 
     Args:
@@ -80,14 +84,14 @@ def collect(p: Placed, store: Store, *, latest: int, dry: bool, wait: float) -> 
         LockedError: a run uses the store.
         DamagedError: an exported manifest or a `dvc.lock` cannot be read, so what it needs cannot be told; nothing was removed.
     """
-    with alone(store.path, wait):
-        kept = needed(p, store, latest)
-        removed = [entry for entry in entries(store) if entry.artifact not in kept]
+    with lock_store(store.path, wait):
+        kept = needed_artifacts(params, store, latest)
+        removed = [entry for entry in list_entries(store) if entry.artifact not in kept]
         gone = {entry.artifact for entry in removed}
         keys = [path for path, artifact in keys_in(store) if artifact is None or artifact in gone]
         shelved = [*(store.path / "quarantine").glob(f"*-{64 * '[0-9a-f]'}-*")]
         if not dry:
-            remove(store, keys, [*(store.place(artifact) for artifact in gone), *shelved])
+            remove_artifacts(store, keys, [*(store.path_of(artifact) for artifact in gone), *shelved])
         return Collection(removed, len(kept.keys() - gone), len(keys), len(shelved))
 
 
@@ -101,13 +105,13 @@ def keys_in(store: Store) -> Iterator[tuple[Path, Artifact | None]]:
             yield path, None
 
 
-def remove(store: Store, keys: list[Path], folders: list[Path]) -> None:
+def remove_artifacts(store: Store, keys: list[Path], folders: list[Path]) -> None:
     """Keys first, then folders, each out of its place at once."""
     with disk_errors(store.path):
         for path in keys:
             path.unlink(missing_ok=True)
-        sweep(store.path)
-        with temporary(store.path) as bin:
+        remove_stale_drafts(store.path)
+        with temporary_folder(store.path) as bin:
             for number, folder in enumerate(folders):
                 os.rename(folder, bin / str(number))
                 shutil.rmtree(bin / str(number), ignore_errors=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mgaa.errors import InputError
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.atomic import disk_errors, write_file
-from tasks.cache.manifest import DamagedError, readable
+from tasks.cache.manifest import DamagedError, format_json
 
 FOLDER = "pins"
 
@@ -23,7 +23,7 @@ class Pin:
 def pin(store: Store, artifact: Artifact, why: str) -> None:
     """Keep an artifact of the store; the second time, for another reason."""
     store.folder(artifact)
-    content = readable({"kind": artifact.kind, "digest": artifact.digest, "why": why})
+    content = format_json({"kind": artifact.kind, "digest": artifact.digest, "why": why})
     write_file(store.path / FOLDER / f"{artifact.kind}-{artifact.digest}.json", content)
 
 

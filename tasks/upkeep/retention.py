@@ -17,51 +17,51 @@ from tasks.audit.dvc_lock import read_stages
 from tasks.audit.references import artifacts, runs_with
 from tasks.cache.artifact import Artifact, DamagedError, Store
 from tasks.cache.manifest import MANIFEST, RECORD, read_manifest
-from tasks.config.parameters import Placed, checkout
+from tasks.config.parameters import PathSections, checkout_of
 from tasks.record.lineage import ancestry, node_of
 from tasks.record.run_record import KIND, digest_of, keys_of, md5, read_record
 from tasks.upkeep.pins import pins
 
 
-def needed(p: Placed, store: Store, latest: int) -> dict[Artifact, str]:
+def needed_artifacts(params: PathSections, store: Store, latest: int) -> dict[Artifact, str]:
     """Every artifact that is needed, with what needs it.
 
     Args:
         latest: how many of the latest runs are needed for their own sake.
     """
     found: dict[Artifact, str] = {}
-    for root, why in roots(p, store, latest):
-        for artifact in behind(store, root):
+    for root, why in roots(params, store, latest):
+        for artifact in ancestors(store, root):
             found.setdefault(artifact, why)
     return found
 
 
-def roots(p: Placed, store: Store, latest: int) -> Iterator[tuple[Artifact, str]]:
+def roots(params: PathSections, store: Store, latest: int) -> Iterator[tuple[Artifact, str]]:
     """What is needed for its own sake, and why."""
     yield from ((pin.artifact, f"pinned{f': {pin.why}' if pin.why else ''}") for pin in pins(store))
-    yield from exported(p)
-    yield from revisions(p, store)
+    yield from exported_artifacts(params)
+    yield from revisions(params, store)
     ends = {run: node_of(store, run).manifest.get("end", "") for run in artifacts(store, KIND)}
     for run in sorted(ends, key=lambda each: ends[each], reverse=True)[:latest]:
         yield run, "one of the latest runs"
 
 
-def behind(store: Store, root: Artifact) -> set[Artifact]:
+def ancestors(store: Store, root: Artifact) -> set[Artifact]:
     """A root, what it was made from by its own manifest, and by every run that had it."""
     runs = [root] if root.kind == KIND else [*runs_with(store, root)]
     ways: list[dict[Artifact, str]] = [
         {},
-        *(keys_of(read_record(store, run)) for run in runs if store.place(run).is_dir()),
+        *(keys_of(read_record(store, run)) for run in runs if store.path_of(run).is_dir()),
     ]
     return {artifact for keys in ways for artifact in ancestry(store, [root], keys)}
 
 
-def exported(p: Placed) -> Iterator[tuple[Artifact, str]]:
+def exported_artifacts(params: PathSections) -> Iterator[tuple[Artifact, str]]:
     """Checkpoints and records below the folder of `params.yaml`."""
-    folder = checkout(p.folder)
+    folder = checkout_of(params.folder)
     patterns = (f"models/*/{MANIFEST}", *(f"{depth}/*{RECORD}" for depth in ("*", "*/*")))
     places = [path for pattern in patterns for path in folder.glob(pattern)]
-    places += [p.folder / p.output.checkpoint / MANIFEST, *p.results.glob(f"*{RECORD}")]
+    places += [params.folder / params.output.checkpoint / MANIFEST, *params.results.glob(f"*{RECORD}")]
     for path in dict.fromkeys(places):
         if path.is_file():
             yield (
@@ -82,45 +82,47 @@ def artifact_of(path: Path) -> Artifact:
     return Artifact(manifest["kind"], manifest["digest"])
 
 
-def revisions(p: Placed, store: Store) -> Iterator[tuple[Artifact, str]]:
+def revisions(params: PathSections, store: Store) -> Iterator[tuple[Artifact, str]]:
     """What the `dvc.lock` of every revision names."""
-    folder = checkout(p.folder)
+    folder = checkout_of(params.folder)
     records = {
-        md5((store.place(run) / RECORD).read_bytes()): run for run in artifacts(store, KIND) if sound(store, run)
+        md5((store.path_of(run) / RECORD).read_bytes()): run
+        for run in artifacts(store, KIND)
+        if is_sound_record(store, run)
     }
-    for name, lock in locks(folder):
+    for name, lock in read_locks(folder):
         for out in (out for stage in lock.values() for out in stage.get("outs", [])):
             if out.get("md5") in records:
                 yield records[out["md5"]], f"dvc.lock of {name}"
-            elif str(out.get("md5")).endswith(".dir") and (found := in_cache(folder, out["md5"])) is not None:
+            elif str(out.get("md5")).endswith(".dir") and (found := cached_artifact(folder, out["md5"])) is not None:
                 yield found, f"dvc.lock of {name}"
 
 
-def sound(store: Store, run: Artifact) -> bool:
+def is_sound_record(store: Store, run: Artifact) -> bool:
     """Whether a record is there."""
-    return (store.place(run) / RECORD).is_file()
+    return (store.path_of(run) / RECORD).is_file()
 
 
-def locks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_locks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every `dvc.lock`: of the working tree, and of all commits of all references; equal ones once."""
     if (folder / "dvc.lock").is_file():
         yield "the working tree", read_stages((folder / "dvc.lock").read_bytes(), "dvc.lock")
     seen = set()
-    for line in git(folder, "log", "--all", "--reflog", "--format=%H", "--", "dvc.lock").decode().split():
-        blob = git(folder, "rev-parse", f"{line}:./dvc.lock").decode().strip()
+    for line in run_git(folder, "log", "--all", "--reflog", "--format=%H", "--", "dvc.lock").decode().split():
+        blob = run_git(folder, "rev-parse", f"{line}:./dvc.lock").decode().strip()
         if blob and blob not in seen:
             seen.add(blob)
-            yield line[:8], read_stages(git(folder, "cat-file", "blob", blob), f"dvc.lock of {line[:8]}")
+            yield line[:8], read_stages(run_git(folder, "cat-file", "blob", blob), f"dvc.lock of {line[:8]}")
 
 
-def git(folder: Path, *words: str) -> bytes:
+def run_git(folder: Path, *words: str) -> bytes:
     """The output of git; empty where it fails, as outside a repository."""
     done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
     return done.stdout if done.returncode == 0 else b""
 
 
 @cache
-def in_cache(folder: Path, name: str) -> Artifact | None:
+def cached_artifact(folder: Path, name: str) -> Artifact | None:
     """The artifact that was exported to a folder which DVC's cache has; null where it has none."""
     cache_folder = folder / ".dvc" / "cache" / "files" / "md5"
     listing = cache_folder / name[:2] / name[2:]

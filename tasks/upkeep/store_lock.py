@@ -21,7 +21,7 @@ PAUSE = 0.1
 
 
 @contextmanager
-def in_use(store: Path) -> Iterator[None]:
+def share_store(store: Path) -> Iterator[None]:
     """Share the store with other runs inside this block; waits for housekeeping, which takes seconds.
 
     A store that this process cannot write is only read, and nobody who may not write it keeps house in it: it is not locked.
@@ -29,20 +29,20 @@ def in_use(store: Path) -> Iterator[None]:
     if store.is_dir() and not os.access(store, os.W_OK, effective_ids=True):
         yield
         return
-    with _opened(store) as handle:
+    with _open_lock(store) as handle:
         fcntl.flock(handle, fcntl.LOCK_SH)
         yield
 
 
 @contextmanager
-def alone(store: Path, timeout: float) -> Iterator[None]:
+def lock_store(store: Path, timeout: float) -> Iterator[None]:
     """Have the store alone inside this block.
 
     Raises:
         LockedError: runs use it for longer than `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
-    with _opened(store) as handle:
+    with _open_lock(store) as handle:
         while True:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,7 +58,7 @@ def alone(store: Path, timeout: float) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(store: Path) -> Iterator[int]:
+def _open_lock(store: Path) -> Iterator[int]:
     with disk_errors(store):
         store.mkdir(parents=True, exist_ok=True)
         handle = os.open(store / FILE, os.O_RDWR | os.O_CREAT, 0o666)

@@ -12,16 +12,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mgaa.errors import InputError, ResourceError, UsageError
-from tasks.audit.references import resolve
-from tasks.cache.artifact import Artifact, DamagedError, Store, named_by
+from tasks.audit.references import resolve_target
+from tasks.cache.artifact import Artifact, DamagedError, Store, artifact_of_key
 from tasks.cache.atomic import write_file
-from tasks.cache.manifest import RUN, readable
+from tasks.cache.manifest import RUN, format_json
 from tasks.cache.remote import Remote
-from tasks.config.parameters import Placed, checkout
-from tasks.record.lineage import name
+from tasks.config.parameters import PathSections, checkout_of
+from tasks.record.lineage import full_name
 from tasks.record.signing import signature
-from tasks.upkeep.retention import behind
-from tasks.upkeep.store_lock import in_use
+from tasks.upkeep.retention import ancestors
+from tasks.upkeep.store_lock import share_store
 
 FOLDER = "store"
 """The store's folder in the remote."""
@@ -29,7 +29,7 @@ LAST = "last"
 
 
 @dataclass(frozen=True)
-class Shared:
+class Transfer:
     """What travelled: artifacts and keys, and how many were not there before."""
 
     artifacts: int
@@ -38,7 +38,7 @@ class Shared:
     new_keys: int
 
 
-def push(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
+def push(params: PathSections, wanted: Sequence[str] = (), remote: str | None = None) -> Transfer:
     """Copy artifacts with everything behind them, and their keys, to the remote.
 
     Args:
@@ -50,33 +50,33 @@ def push(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Sh
         InputError: a word means no artifact, or one is damaged.
         ResourceError: the remote cannot be used; what was pushed before is sound, and is not pushed again.
     """
-    there, store = team_remote(p, remote), Store(p.store_path, p.store.lock_timeout)
-    roots = [resolve(p, store, word) for word in wanted or [LAST]]
-    with in_use(store.path):
+    there, store = team_remote(params, remote), Store(params.store_path, params.store.lock_timeout)
+    roots = [resolve_target(params, store, word) for word in wanted or [LAST]]
+    with share_store(store.path):
         named = keys_by_artifact(store)
-        return total(push_one(store, there, root, named) for root in roots)
+        return total_transfer(push_one(store, there, root, named) for root in roots)
 
 
-def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, list[str]]) -> Shared:
+def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, list[str]]) -> Transfer:
     """One artifact, what is behind it, the keys, and last the list of all that."""
-    artifacts = sorted(behind(store, root), key=name)
+    artifacts = sorted(ancestors(store, root), key=full_name)
     for artifact in artifacts:
         store.manifest(artifact)
     keys = [key for artifact in artifacts for key in named.get(artifact, ())]
-    before = listed(there, root) or {"artifacts": [], "keys": []}
-    new_artifacts = sum(there.push(store.place(each), each.kind, each.digest) for each in artifacts)
+    before = read_list(there, root) or {"artifacts": [], "keys": []}
+    new_artifacts = sum(there.push(store.path_of(each), each.kind, each.digest) for each in artifacts)
     new_keys = [key for key in keys if key not in before["keys"]]
     for key in new_keys:
         there.write(f"keys/{key}.json", store.key_path(key).read_bytes())
     for run in (each for each in artifacts if signature(store, each).is_file()):
         there.write(f"signatures/{run.digest}.sig", signature(store, run).read_bytes())
     if new_keys or not before["artifacts"]:
-        names = sorted({*before["artifacts"], *map(name, artifacts)})
-        there.write(list_of(root), readable({"artifacts": names, "keys": sorted({*before["keys"], *keys})}))
-    return Shared(len(artifacts), len(keys), new_artifacts, len(new_keys))
+        names = sorted({*before["artifacts"], *map(full_name, artifacts)})
+        there.write(list_of(root), format_json({"artifacts": names, "keys": sorted({*before["keys"], *keys})}))
+    return Transfer(len(artifacts), len(keys), new_artifacts, len(new_keys))
 
 
-def pull(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
+def pull(params: PathSections, wanted: Sequence[str] = (), remote: str | None = None) -> Transfer:
     """Copy artifacts with everything behind them, and their keys, from the remote, each checked before it gets its place.
 
     Args:
@@ -88,22 +88,22 @@ def pull(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Sh
         InputError: nobody has pushed the artifact, or it is damaged there.
         ResourceError: the remote cannot be used, or the disk is full.
     """
-    there = team_remote(p, remote)
-    store = Store(p.store_path, p.store.lock_timeout, there)
-    roots = [in_full(word) or resolve(p, store, word) for word in wanted or [LAST]]
-    with in_use(store.path):
-        return total(pull_one(store, there, root) for root in roots)
+    there = team_remote(params, remote)
+    store = Store(params.store_path, params.store.lock_timeout, there)
+    roots = [full_artifact(word) or resolve_target(params, store, word) for word in wanted or [LAST]]
+    with share_store(store.path):
+        return total_transfer(pull_one(store, there, root) for root in roots)
 
 
-def pull_one(store: Store, there: Remote, root: Artifact) -> Shared:
+def pull_one(store: Store, there: Remote, root: Artifact) -> Transfer:
     """All that the list of one artifact names."""
-    names = listed(there, root)
+    names = read_list(there, root)
     if names is None:
         raise InputError(
-            f"{root} is not in {there.place('')}: expected something that was pushed; whoever has it runs `python -m flows.store push`."
+            f"{root} is not in {there.url_of('')}: expected something that was pushed; whoever has it runs `python -m flows.store push`."
         )
     artifacts = [Artifact(*each.split("/")) for each in names["artifacts"]]
-    absent = [artifact for artifact in artifacts if not store.place(artifact).exists()]
+    absent = [artifact for artifact in artifacts if not store.path_of(artifact).exists()]
     for artifact in artifacts:
         store.verify(artifact)
     keys = [key for key in names["keys"] if not store.key_path(key).exists()]
@@ -112,13 +112,13 @@ def pull_one(store: Store, there: Remote, root: Artifact) -> Shared:
     for run in (each for each in artifacts if each.kind == RUN and not signature(store, each).is_file()):
         if (signed := there.read(f"signatures/{run.digest}.sig")) is not None:
             write_file(signature(store, run), signed)
-    return Shared(len(artifacts), len(names["keys"]), len(absent), len(keys))
+    return Transfer(len(artifacts), len(names["keys"]), len(absent), len(keys))
 
 
-def total(told: Iterable[Shared]) -> Shared:
+def total_transfer(told: Iterable[Transfer]) -> Transfer:
     """The sum."""
     columns = zip(*((each.artifacts, each.keys, each.new_artifacts, each.new_keys) for each in told), strict=True)
-    return Shared(*(sum(column) for column in columns))
+    return Transfer(*(sum(column) for column in columns))
 
 
 def list_of(root: Artifact) -> str:
@@ -126,7 +126,7 @@ def list_of(root: Artifact) -> str:
     return f"shared/{root.kind}-{root.digest}.json"
 
 
-def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
+def read_list(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
     """What was pushed with an artifact, or None if it was not."""
     content = there.read(list_of(root))
     if content is None:
@@ -136,14 +136,14 @@ def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
         artifacts, keys = [Artifact(*each.split("/")) for each in found["artifacts"]], [*found["keys"]]
         if wrong := next((key for key in keys if not re.fullmatch("[0-9a-f]{64}", key)), None):
             raise ValueError(f"{wrong!r} is no key")  # it would be a path
-        return {"artifacts": [*map(name, artifacts)], "keys": keys}
+        return {"artifacts": [*map(full_name, artifacts)], "keys": keys}
     except (DamagedError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedError(
-            f"{there.place(list_of(root))} is not readable ({error!r}): expected the list of a push; remove it and push again."
+            f"{there.url_of(list_of(root))} is not readable ({error!r}): expected the list of a push; remove it and push again."
         ) from error
 
 
-def in_full(word: str) -> Artifact | None:
+def full_artifact(word: str) -> Artifact | None:
     """The artifact of `kind/<digest>`, whether it is here or not."""
     return Artifact(*word.split("/")) if re.fullmatch("[a-z][a-z_]*/[0-9a-f]{64}", word) else None
 
@@ -153,14 +153,14 @@ def keys_by_artifact(store: Store) -> dict[Artifact, list[str]]:
     found: dict[Artifact, list[str]] = {}
     for path in sorted((store.path / "keys").glob("*.json")):
         try:
-            artifact = named_by(path.read_bytes(), path.stem, str(path))
+            artifact = artifact_of_key(path.read_bytes(), path.stem, str(path))
         except DamagedError:
             continue
         found.setdefault(artifact, []).append(path.stem)
     return found
 
 
-def team_remote(p: Placed, given: str | None) -> Remote:
+def team_remote(params: PathSections, given: str | None) -> Remote:
     """The folder `store/` of a remote of DVC, on the file system that DVC has configured for it.
 
     Raises:
@@ -171,7 +171,7 @@ def team_remote(p: Placed, given: str | None) -> Remote:
     from dvc.fs import get_cloud_fs
     from fsspec import filesystem
 
-    folder = checkout(p.folder)
+    folder = checkout_of(params.folder)
     wanted = "no remote"
     try:
         config = Config(str(folder / ".dvc")) if (folder / ".dvc").is_dir() else {"core": {}}

@@ -13,7 +13,7 @@ WORDS = [f"word{number}" for number in range(400)]
 
 @pytest.fixture(scope="module")
 def held_out() -> dict[str, list[corpus.Document]]:
-    return corpus.held_out()
+    return corpus.held_out_documents()
 
 
 def text(start: int, count: int) -> str:
@@ -81,9 +81,9 @@ def test_a_docstring_that_repeats_a_fifth_of_another_stays(tmp_path: Path) -> No
 
 def test_the_held_out_text_does_not_depend_on_the_training_files(tmp_path: Path) -> None:
     place(tmp_path, "test", text(0, 60), name="z.py")
-    alone = corpus.held_out(tmp_path)
+    alone = corpus.held_out_documents(tmp_path)
     place(tmp_path, "train", text(0, 60), name="a.py")
-    assert corpus.held_out(tmp_path) == alone
+    assert corpus.held_out_documents(tmp_path) == alone
 
 
 def test_short_docstrings_tests_and_version_files_are_left_out(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from demo import corpus, packing, train, train_vlm
-from mgaa.checkpoints.ownership import foreign
+from mgaa.checkpoints.ownership import foreign_files
 from mgaa.errors import NumericalError, UsageError
 
 ENCODED = [torch.tensor([0, *(range(10, 40) if each % 2 else range(40, 70))] * 20) for each in range(8)]
@@ -98,7 +98,7 @@ def test_the_committed_backbone_beats_the_byte_model_and_xz_on_the_test_split() 
 
 @pytest.mark.parametrize("name", ["demo", "demo-vlm"])
 def test_what_a_training_left_is_marked_and_may_give_way_to_the_next(name: str) -> None:
-    assert foreign(train.FINAL.with_name(name)) == ["README.md"]
+    assert foreign_files(train.FINAL.with_name(name)) == ["README.md"]
 
 
 def test_a_training_does_not_begin_where_it_would_replace_a_model_of_somebody_else(tmp_path: Path) -> None:

@@ -123,7 +123,7 @@ def test_the_tower_is_told_what_lies_under_each_patch() -> None:
 
 def test_the_first_stage_brings_the_projector_to_the_words(fresh: LlavaForConditionalGeneration) -> None:
     embeddings = fresh.get_input_embeddings().weight.detach()
-    vocabulary = tower.words(embeddings, vlm.tokenizer())
+    vocabulary = tower.word_embeddings(embeddings, vlm.tokenizer())
     ids = vlm.tokenizer()(["centre", " centre"])["input_ids"]
     torch.testing.assert_close(
         vocabulary[0][PLACES.index("centre")], (embeddings[ids[0]].mean(0) + embeddings[ids[1]].mean(0)) / 2
@@ -190,7 +190,7 @@ def test_the_committed_model_answers_questions_about_unseen_scenes(
     model: LlavaForConditionalGeneration, reader: LlavaProcessor
 ) -> None:
     asked = scenes.examples("test", 60, seed=7)
-    assert vlm_record.right(model, reader, asked) >= 0.42
+    assert vlm_record.accuracy(model, reader, asked) >= 0.42
     assert (
         sum(a == b.answer for a, b in zip(vlm_record.answers(model, reader, asked, see="blank"), asked, strict=True))
         <= 22

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.laboratory import Laboratory, Outcome, build
+from tests.support.laboratory import Outcome, TinyProject, build
 
 
 @pytest.fixture(scope="session")
-def empty() -> Iterator[Laboratory]:
+def empty() -> Iterator[TinyProject]:
     """A laboratory where nothing has run yet; look, and copy it."""
     with tempfile.TemporaryDirectory() as folder:  # pytest's own are closed to other users, as one test becomes
         Path(folder).chmod(0o755)
@@ -18,18 +18,18 @@ def empty() -> Iterator[Laboratory]:
 
 
 @pytest.fixture(scope="session")
-def first(empty: Laboratory, prefect_server: str) -> tuple[Laboratory, Outcome]:
+def first(empty: TinyProject, prefect_server: str) -> tuple[TinyProject, Outcome]:
     """The laboratory after the first run, and what that run told; look, and copy it."""
     return empty, empty.run()
 
 
 @pytest.fixture
-def fresh(empty: Laboratory, tmp_path: Path, prefect_server: str) -> Laboratory:
+def fresh(empty: TinyProject, tmp_path: Path, prefect_server: str) -> TinyProject:
     """A laboratory of the test's own with an empty store."""
     return empty.copy(tmp_path / "fresh", store=False)
 
 
 @pytest.fixture
-def done(first: tuple[Laboratory, Outcome], tmp_path: Path) -> Laboratory:
+def done(first: tuple[TinyProject, Outcome], tmp_path: Path) -> TinyProject:
     """A laboratory of the test's own after the first run."""
     return first[0].copy(tmp_path / "done")

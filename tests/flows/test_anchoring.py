@@ -9,9 +9,9 @@ import torch
 import mgaa
 from tasks.artifacts.files import token_windows
 from tasks.cache.artifact import Artifact, Store
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject, striking
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 METHOD = ("method=loss", "ratios.compression=0.3", "evaluation.tasks=[]", "evaluation.samples.number=0")
 EXECUTED = {
     "load_backbone": 1,
@@ -31,13 +31,13 @@ EXECUTED = {
 
 
 @pytest.fixture(scope="module")
-def least(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Lab:
+def least(empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Lab:
     """A laboratory after a run of the method; look, and copy it."""
     lab = empty.copy(tmp_path_factory.mktemp("loss") / "lab", store=False)
     return lab, lab.run(*METHOD)
 
 
-def factors(lab: Laboratory) -> set[str]:
+def factors(lab: TinyProject) -> set[str]:
     return {digest for task, digest in lab.records().values() if task == "anchor_block"}
 
 
@@ -67,7 +67,7 @@ def test_the_checkpoint_is_what_one_call_from_python_gives(least: Lab) -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_at_the_block_where_it_was_and_a_streamed_one_gives_the_same(
-    least: Lab, empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str
+    least: Lab, empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str
 ) -> None:
     lab = empty.copy(tmp_path_factory.mktemp("killed") / "lab", store=False)
     killed = lab.finish(

@@ -16,17 +16,17 @@ from safetensors.torch import load_file
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.checkpoints.ownership import MARK
 from mgaa.levels import adds_biases
-from mgaa.methods import available, constant
+from mgaa.methods import available_methods, method_constant
 from tasks.cache import source as code
 from tasks.cache.artifact import MANIFEST, Artifact, Store
 from tasks.cache.stage import File
 from tasks.planning.recipes import Recipe
 from tasks.steps import allocate_ranks, allocate_ratios, decompose, factorize
 from tests.support.allocations import reads_file
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject, documents, striking, write_model
 from tests.support.processes import ROOT
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 
 EVERYTHING = {
     "load_backbone": 1,
@@ -46,7 +46,7 @@ EVERYTHING = {
 """Executions of a first run with one baseline."""
 
 
-def result(lab: Laboratory, name: str) -> dict[str, Any]:
+def result(lab: TinyProject, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((lab.root / "results" / name).read_text())
     return found
 
@@ -62,7 +62,7 @@ def test_the_first_run_executes_every_step_and_counts_them(first: Lab) -> None:
     assert 0 < effort["work_seconds"] <= effort["wall_seconds"]
 
 
-def test_the_same_run_again_executes_nothing_and_tells_the_same(done: Laboratory, first: Lab) -> None:
+def test_the_same_run_again_executes_nothing_and_tells_the_same(done: TinyProject, first: Lab) -> None:
     assert done.run() == Outcome(0, "", {})
     assert done.records() == first[0].records()
     told, before = (result(lab, "metrics.json") for lab in (done, first[0]))
@@ -73,14 +73,14 @@ def test_the_same_run_again_executes_nothing_and_tells_the_same(done: Laboratory
 
 
 def test_a_new_process_with_a_new_prefect_executes_nothing_and_writes_nothing_to_stderr(
-    done: Laboratory, prefect_server: str
+    done: TinyProject, prefect_server: str
 ) -> None:
     home = str(done.root / "home")
     assert done.finish(PREFECT_HOME=home, PREFECT_API_URL=prefect_server) == Outcome(0, "", {})
 
 
 def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted_one_gives(
-    fresh: Laboratory, first: Lab, prefect_server: str
+    fresh: TinyProject, first: Lab, prefect_server: str
 ) -> None:
     killed = fresh.finish(before=striking("SIGKILL", "checkpoint", 2), PREFECT_API_URL=prefect_server)
     assert killed.code == -9
@@ -95,7 +95,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted
 
 
 def test_another_target_executes_what_depends_on_it_and_every_baseline_has_its_parameters(
-    done: Laboratory, first: Lab
+    done: TinyProject, first: Lab
 ) -> None:
     outcome = done.run("ratios.compression=0.3", "evaluation.baselines=[uniform,level1,level2]")
     assert (outcome.code, outcome.message) == (0, "")
@@ -120,7 +120,7 @@ def test_another_target_executes_what_depends_on_it_and_every_baseline_has_its_p
     assert len({json.dumps(each["matrices"]) for each in allocations.values()}) == 4
 
 
-def test_another_factorizer_keeps_the_statistics(done: Laboratory) -> None:
+def test_another_factorizer_keeps_the_statistics(done: TinyProject) -> None:
     outcome = done.run("factors.method=svd", "evaluation.baselines=[]")
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed == {
@@ -136,7 +136,7 @@ def test_another_factorizer_keeps_the_statistics(done: Laboratory) -> None:
     assert list(result(done, "metrics.json")["models"]) == ["dense", "mgaa"]
 
 
-def test_other_evaluation_texts_keep_everything_before_the_metrics(done: Laboratory) -> None:
+def test_other_evaluation_texts_keep_everything_before_the_metrics(done: TinyProject) -> None:
     outcome = done.run("data.evaluation.from=0.75", "evaluation.baselines=[]")
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed == {
@@ -192,7 +192,7 @@ def test_the_metrics_have_the_published_shape(first: Lab) -> None:
     assert (first[0].root / found["models"]["uniform"]["checkpoint"] / "config.json").is_file()
 
 
-def check_budgets(lab: Laboratory, compression: float) -> None:
+def check_budgets(lab: TinyProject, compression: float) -> None:
     """Every compressed model is within the budget, and what it leaves over buys no further step of any matrix."""
     backbone = json.loads((lab.artifacts("backbone")[0] / "backbone.json").read_text())
     matrices = [Matrix(**fields) for fields in backbone["matrices"]]
@@ -319,7 +319,7 @@ ALLOCATED = {"allocate_ratios": 1, "allocate_ranks": 1}
 
 
 def test_an_allocation_from_a_file_gives_the_artifacts_it_came_from(
-    done: Laboratory, first: Lab, saved: Path, tmp_path: Path
+    done: TinyProject, first: Lab, saved: Path, tmp_path: Path
 ) -> None:
     """So nothing behind them is executed; and its content is what counts, not its place or its time."""
     assert done.run(*from_file(saved)) == Outcome(0, "", ALLOCATED)
@@ -331,7 +331,7 @@ def test_an_allocation_from_a_file_gives_the_artifacts_it_came_from(
     assert done.run(*from_file(moved)) == Outcome(0, "", ALLOCATED)
 
 
-def test_the_stage_key_holds_the_content_of_the_file(done: Laboratory, saved: Path) -> None:
+def test_the_stage_key_holds_the_content_of_the_file(done: TinyProject, saved: Path) -> None:
     outcome = done.run(*from_file(saved, "ranks.model=uniform", "evaluation.baselines=[]"))
     assert (outcome.code, outcome.message) == (0, "")
     stages = [json.loads(path.read_bytes())["stage"] for path in done.root.glob("store/keys/*.json")]
@@ -340,7 +340,7 @@ def test_the_stage_key_holds_the_content_of_the_file(done: Laboratory, saved: Pa
 
 
 def test_an_allocation_of_a_base_model_is_that_of_its_chat_model(
-    fresh: Laboratory, saved: Path, tmp_path: Path
+    fresh: TinyProject, saved: Path, tmp_path: Path
 ) -> None:
     write_model(tmp_path / "chat", documents(seed=1), seed=1)
     source = f"backbone.source={tmp_path / 'chat'}"
@@ -379,7 +379,7 @@ UNFIT: dict[str, tuple[Callable[[dict[str, Any]], object], tuple[str, ...], int,
 
 
 @pytest.mark.parametrize("case", UNFIT)
-def test_an_allocation_that_does_not_fit_costs_no_calibration(fresh: Laboratory, saved: Path, case: str) -> None:
+def test_an_allocation_that_does_not_fit_costs_no_calibration(fresh: TinyProject, saved: Path, case: str) -> None:
     change, overrides, code, message = UNFIT[case]
     content = json.loads(saved.read_text())
     change(content["mgaa"])
@@ -400,7 +400,7 @@ def test_an_allocation_that_does_not_fit_costs_no_calibration(fresh: Laboratory,
     ],
 )
 def test_what_the_data_cannot_change_is_refused_before_the_calibration(
-    fresh: Laboratory, override: str, message: str
+    fresh: TinyProject, override: str, message: str
 ) -> None:
     outcome = fresh.run(override)
     assert outcome.code == 2
@@ -428,7 +428,8 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 
 @pytest.mark.parametrize(
-    "method", [name for name in available("factors") if not constant("factors", name, "GRADIENTS", False)]
+    "method",
+    [name for name in available_methods("factors") if not method_constant("factors", name, "GRADIENTS", False)],
 )
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, statistics, spectra = measured
@@ -441,8 +442,8 @@ def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measu
     assert {name.rpartition("/")[2] for name in names} == {"A", "B"} | ({"bias"} if centred else set())
 
 
-@pytest.mark.parametrize("level1", available("ratios"))
-@pytest.mark.parametrize("level2", available("ranks"))
+@pytest.mark.parametrize("level1", available_methods("ratios"))
+@pytest.mark.parametrize("level2", available_methods("ranks"))
 def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured, first: Lab) -> None:
     store, backbone, statistics, spectra = measured
     file = {"path": File(first[0].root / "results" / "allocation.json")}

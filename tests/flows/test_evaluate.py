@@ -10,18 +10,18 @@ from flows.evaluate import evaluate
 from mgaa.errors import NumericalError
 from tasks.cache.artifact import Store
 from tasks.steps.load_backbone import architecture_digest, backbone_model, identify, load_backbone
-from tests.support.laboratory import Laboratory, Outcome, change, write_other_model
+from tests.support.laboratory import Outcome, TinyProject, change, write_other_model
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 
 
-def evaluation(lab: Laboratory) -> dict[str, Any]:
+def evaluation(lab: TinyProject) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((lab.root / "results" / "evaluation.json").read_text())
     return found
 
 
 @pytest.mark.parametrize("name", ["mgaa", "dense"])
-def test_a_model_of_a_run_gives_the_numbers_of_that_run(name: str, done: Laboratory, first: Lab) -> None:
+def test_a_model_of_a_run_gives_the_numbers_of_that_run(name: str, done: TinyProject, first: Lab) -> None:
     lab, _ = first
     source = lab.root / "models" / "compressed" if name == "mgaa" else lab.model
     outcome = done.run(f"backbone.source={source}", flow=evaluate)
@@ -34,7 +34,7 @@ def test_a_model_of_a_run_gives_the_numbers_of_that_run(name: str, done: Laborat
     assert (found["source"], found["card"]) == (str(source), told["card"])
 
 
-def test_an_architecture_that_cannot_be_compressed_is_evaluated(done: Laboratory, tmp_path: Path) -> None:
+def test_an_architecture_that_cannot_be_compressed_is_evaluated(done: TinyProject, tmp_path: Path) -> None:
     write_other_model(tmp_path / "bloom", done.model)
     outcome = done.run(f"backbone.source={tmp_path / 'bloom'}", "evaluation.tasks=[]", flow=evaluate)
     assert (outcome.code, outcome.message) == (0, "")
@@ -43,7 +43,7 @@ def test_an_architecture_that_cannot_be_compressed_is_evaluated(done: Laboratory
     assert 1 < found["perplexity"] < 1000
 
 
-def test_a_model_that_is_not_finite_is_an_error_and_leaves_the_last_result(done: Laboratory, tmp_path: Path) -> None:
+def test_a_model_that_is_not_finite_is_an_error_and_leaves_the_last_result(done: TinyProject, tmp_path: Path) -> None:
     broken = done.copy_model(tmp_path / "broken")
     change(broken, "model.norm.weight", lambda weight: weight.fill_(float("nan")))
     outcome = done.run(f"backbone.source={broken}", flow=evaluate)
@@ -52,7 +52,7 @@ def test_a_model_that_is_not_finite_is_an_error_and_leaves_the_last_result(done:
     assert not (done.root / "results" / "evaluation.json").exists()
 
 
-def test_a_model_that_changes_in_its_place_is_loaded_again(done: Laboratory, tmp_path: Path) -> None:
+def test_a_model_that_changes_in_its_place_is_loaded_again(done: TinyProject, tmp_path: Path) -> None:
     model, store = done.copy_model(tmp_path / "model"), Store(done.root / "store")
 
     def load() -> float:

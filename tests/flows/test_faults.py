@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from tasks.cache.manifest import check_folder
 from tests.support.laboratory import (
     BLOCKS,
-    Laboratory,
     Outcome,
+    TinyProject,
     change,
     documents,
     striking,
@@ -30,7 +30,7 @@ from tests.support.laboratory import (
     write_tokenizer,
 )
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -50,7 +50,7 @@ def check_sound(store: Path) -> None:
             check_folder(manifest.parent, manifest.parents[1].name, manifest.parent.name)
 
 
-def last_run(lab: Laboratory) -> tuple[str, str | None]:
+def last_run(lab: TinyProject) -> tuple[str, str | None]:
     """How MLflow says that the last run ended, and why."""
     from mlflow import MlflowClient
 
@@ -76,7 +76,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("mistake", "message"), MISTAKES.items())
 def test_a_mistake_in_the_configuration_ends_the_run_before_it_starts(
-    mistake: str, message: str, empty: Laboratory
+    mistake: str, message: str, empty: TinyProject
 ) -> None:
     outcome = empty.run(mistake)
     assert (outcome.code, outcome.message.count("\n")) == (2, 1)
@@ -91,18 +91,18 @@ def test_a_mistake_in_the_configuration_ends_the_run_before_it_starts(
 class Fault:
     """What is wrong, as overrides after a preparation; the exit code, the steps that run before, and what is said."""
 
-    prepare: Callable[[Laboratory, Path], list[str]]
+    prepare: Callable[[TinyProject, Path], list[str]]
     code: int
     message: str
     executed: frozenset[str] = frozenset()
 
 
-def given(*overrides: str) -> Callable[[Laboratory, Path], list[str]]:
+def given(*overrides: str) -> Callable[[TinyProject, Path], list[str]]:
     return lambda lab, folder: list(overrides)
 
 
-def with_model(alter: Callable[[Path], object], *overrides: str) -> Callable[[Laboratory, Path], list[str]]:
-    def prepare(lab: Laboratory, folder: Path) -> list[str]:
+def with_model(alter: Callable[[Path], object], *overrides: str) -> Callable[[TinyProject, Path], list[str]]:
+    def prepare(lab: TinyProject, folder: Path) -> list[str]:
         model = lab.copy_model(folder / "model")
         alter(model)
         return [f"backbone.source={model}", *overrides]
@@ -110,7 +110,7 @@ def with_model(alter: Callable[[Path], object], *overrides: str) -> Callable[[La
     return prepare
 
 
-def other_architecture(lab: Laboratory, folder: Path) -> list[str]:
+def other_architecture(lab: TinyProject, folder: Path) -> list[str]:
     write_other_model(folder / "model", lab.model)
     return [f"backbone.source={folder / 'model'}"]
 
@@ -144,14 +144,14 @@ def truncated(model: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def splits(lab: Laboratory, folder: Path) -> list[str]:
+def splits(lab: TinyProject, folder: Path) -> list[str]:
     (folder / "data").mkdir()
     for name in ("calibration", "validation", "evaluation"):
         shutil.copy(lab.texts, folder / "data" / f"{name}.txt")
     return [f"data.evaluation.source={folder / 'data'}", "data.evaluation.split=dev"]
 
 
-def rewrapped(lab: Laboratory, folder: Path) -> list[str]:
+def rewrapped(lab: TinyProject, folder: Path) -> list[str]:
     """The calibration texts again, as jsonl, for the evaluation."""
     lines = [json.dumps({"text": text}) for text in lab.texts.read_text(encoding="utf-8").split("\n\n")]
     (folder / "same.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -226,7 +226,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
 def test_a_fault_is_one_message_a_failed_run_and_no_harm(
-    fault: Fault, done: Laboratory, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: Fault, done: TinyProject, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     overrides, before = fault.prepare(done, tmp_path), contents(done.root / "store")
     outcome = done.run(*overrides)
@@ -248,7 +248,7 @@ def test_a_fault_is_one_message_a_failed_run_and_no_harm(
 
 @pytest.mark.parametrize("kind", ["texts", "statistics", "spectra", "ranks", "checkpoint", "metrics"])
 def test_a_flipped_byte_is_quarantined_reported_and_rebuilt(
-    kind: str, done: Laboratory, first: Lab, caplog: pytest.LogCaptureFixture
+    kind: str, done: TinyProject, first: Lab, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = done.artifacts(kind)[0]
     makers = [task for task, digest in done.records().values() if digest == folder.name]
@@ -315,7 +315,7 @@ def limited(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: Laboratory, tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: TinyProject, tmp_path: Path) -> None:
     write_model(tmp_path / "large", documents(seed=1), rows=50_000)  # so that the checkpoint is the largest file
     options = [
         f"backbone.source={tmp_path / 'large'}",
@@ -338,7 +338,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: Labor
 # A run that is stopped
 
 
-def test_a_terminated_run_says_so_and_keeps_what_was_finished(fresh: Laboratory, prefect_server: str) -> None:
+def test_a_terminated_run_says_so_and_keeps_what_was_finished(fresh: TinyProject, prefect_server: str) -> None:
     outcome = fresh.finish(before=striking("SIGTERM", "spectra", 1), PREFECT_API_URL=prefect_server)
     assert (outcome.code, outcome.message) == (130, "interrupted; finished steps are kept, the same command goes on\n")
     assert outcome.executed.keys() >= {"load_backbone", "read_texts", "tokenize", "calibrate"}

@@ -9,7 +9,7 @@ from mgaa.blocks.blockwise import Blockwise
 from mgaa.errors import ResourceError
 from mgaa.statistics.statistics import BlockStatistics
 from tests.mgaa.statistics.test_calibration import same
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject
 
 GRADIENTS = "statistics.gradients=true"
 FEW = ["evaluation.tasks=[]", "evaluation.baselines=[]", "evaluation.samples.number=0"]
@@ -20,10 +20,10 @@ def blocks(folder: Path) -> list[BlockStatistics]:
 
 
 def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_stopped(
-    done: Laboratory, first: tuple[Laboratory, Outcome], monkeypatch: pytest.MonkeyPatch
+    done: TinyProject, first: tuple[TinyProject, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (measured,) = done.artifacts("statistics")
-    passed, came_back, through, back = list[int](), list[int](), Blockwise.through, Blockwise.back
+    passed, came_back, through, back = list[int](), list[int](), Blockwise.advance, Blockwise.backward
 
     def failing(self: Blockwise, index: int, *given: object) -> None:
         came_back.append(index)
@@ -31,8 +31,8 @@ def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_sto
             raise ResourceError("the disk was pulled out")
         back(self, index, *given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Blockwise, "back", failing)
-    monkeypatch.setattr(Blockwise, "through", lambda self, index: (passed.append(index), through(self, index))[1])
+    monkeypatch.setattr(Blockwise, "backward", failing)
+    monkeypatch.setattr(Blockwise, "advance", lambda self, index: (passed.append(index), through(self, index))[1])
     stopped = done.run(GRADIENTS, *FEW)
     assert (stopped.code, stopped.executed) == (5, {})
     outcome = done.run(GRADIENTS, *FEW, "backbone.hidden=disk")  # where states wait is no part of the key
@@ -59,7 +59,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("override", REFUSED)
-def test_what_carries_no_gradients_is_refused_before_anything_is_measured(done: Laboratory, override: str) -> None:
+def test_what_carries_no_gradients_is_refused_before_anything_is_measured(done: TinyProject, override: str) -> None:
     outcome = done.run(GRADIENTS, *FEW, override)
     assert outcome.code == 2
     assert REFUSED[override] in outcome.message

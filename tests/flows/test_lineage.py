@@ -9,7 +9,7 @@ import pytest
 
 from flows import lineage, store
 from flows.command import subcommands
-from tests.support.laboratory import Laboratory
+from tests.support.laboratory import TinyProject
 
 VERBS = {
     "show": lineage.show,
@@ -26,7 +26,7 @@ Ask = Callable[..., tuple[int, str, str]]
 def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
     """Run a verb in a laboratory: its exit code and what it wrote."""
 
-    def asked(lab: Laboratory, *words: str) -> tuple[int, str, str]:
+    def asked(lab: TinyProject, *words: str) -> tuple[int, str, str]:
         capsys.readouterr()
         code = subcommands.main(VERBS, [f"--params={lab.root / 'params.yaml'}", *words])
         return code, *capsys.readouterr()
@@ -35,14 +35,14 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
 
 @pytest.fixture(scope="module")
-def two(first: tuple[Laboratory, object], tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+def two(first: tuple[TinyProject, object], tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
     """A laboratory after two runs at different compressions; look, do not touch."""
     lab = first[0].copy(tmp_path_factory.mktemp("two") / "lab")
     assert lab.run("ratios.compression=0.3").code == 0
     return lab
 
 
-def test_show_draws_the_way_from_the_files_of_the_backbone_to_the_result(two: Laboratory, ask: Ask) -> None:
+def test_show_draws_the_way_from_the_files_of_the_backbone_to_the_result(two: TinyProject, ask: Ask) -> None:
     code, out, _ = ask(two, "show", "models/compressed")
     assert code == 0
     assert [
@@ -63,13 +63,13 @@ def test_show_draws_the_way_from_the_files_of_the_backbone_to_the_result(two: La
         ("metric:cosine/0.attention", "statistics"),
     ],
 )
-def test_what_a_word_stands_for(two: Laboratory, ask: Ask, what: str, kind: str) -> None:
+def test_what_a_word_stands_for(two: TinyProject, ask: Ask, what: str, kind: str) -> None:
     code, out, _ = ask(two, "show", what, "--json")
     assert code == 0
     assert json.loads(out)["root"].startswith(f"{kind}/")
 
 
-def test_a_run_of_mlflow_leads_to_its_record(two: Laboratory, ask: Ask) -> None:
+def test_a_run_of_mlflow_leads_to_its_record(two: TinyProject, ask: Ask) -> None:
     from tests.support.laboratory import runs
 
     run, _ = runs(two, "compress")
@@ -79,7 +79,7 @@ def test_a_run_of_mlflow_leads_to_its_record(two: Laboratory, ask: Ask) -> None:
 
 
 def test_the_ancestry_of_a_run_is_that_of_this_run_where_equal_content_was_made_before(
-    two: Laboratory, ask: Ask
+    two: TinyProject, ask: Ask
 ) -> None:
     """Uniform ratios at 0.3 may be made from other statistics as well; the record of the run says from which these were."""
     _, out, _ = ask(two, "show", "last", "--json")
@@ -90,7 +90,7 @@ def test_the_ancestry_of_a_run_is_that_of_this_run_where_equal_content_was_made_
     assert {each for each in behind if each.startswith(("statistics/", "backbone/"))} <= named
 
 
-def test_a_figure_of_the_ancestry_is_written_as_svg_and_png(two: Laboratory, ask: Ask, tmp_path: Path) -> None:
+def test_a_figure_of_the_ancestry_is_written_as_svg_and_png(two: TinyProject, ask: Ask, tmp_path: Path) -> None:
     code, _, _ = ask(two, "show", "--figure", str(tmp_path / "ancestry.svg"))
     assert code == 0
     assert "decompose" in (tmp_path / "ancestry.svg").read_text()
@@ -98,7 +98,7 @@ def test_a_figure_of_the_ancestry_is_written_as_svg_and_png(two: Laboratory, ask
     assert ask(two, "show", "--figure", str(tmp_path / "ancestry.pdf"))[0] == 2
 
 
-def test_diff_tells_the_parameter_first_and_the_numbers_last(two: Laboratory, ask: Ask) -> None:
+def test_diff_tells_the_parameter_first_and_the_numbers_last(two: TinyProject, ask: Ask) -> None:
     runs = sorted(
         (two.root / "store" / "run").iterdir(), key=lambda path: json.loads((path / "record.json").read_bytes())["end"]
     )
@@ -112,7 +112,7 @@ def test_diff_tells_the_parameter_first_and_the_numbers_last(two: Laboratory, as
     assert ask(two, "diff", "last", "last")[1] == "0 differences\n"
 
 
-def test_verify_agrees_with_everything_that_a_run_left(two: Laboratory, ask: Ask) -> None:
+def test_verify_agrees_with_everything_that_a_run_left(two: TinyProject, ask: Ask) -> None:
     code, out, err = ask(two, "verify")
     assert code == 0, err
     assert ": 0 disagreements, " in out
@@ -132,14 +132,14 @@ def test_verify_agrees_with_everything_that_a_run_left(two: Laboratory, ask: Ask
         (["show", "stroe.path=x"], "There is no section 'stroe'; did you mean 'store'?"),
     ],
 )
-def test_a_wrong_word_is_one_line(two: Laboratory, ask: Ask, words: list[str], message: str) -> None:
+def test_a_wrong_word_is_one_line(two: TinyProject, ask: Ask, words: list[str], message: str) -> None:
     code, _, err = ask(two, *words)
     assert code in (2, 3, 5)
     assert message in err
     assert err.count("\n") == 1
 
 
-def test_a_collection_leaves_a_store_from_which_the_same_run_executes_nothing(done: Laboratory, ask: Ask) -> None:
+def test_a_collection_leaves_a_store_from_which_the_same_run_executes_nothing(done: TinyProject, ask: Ask) -> None:
     assert done.run("ratios.compression=0.3").code == 0
     before = ask(done, "list", "--json")[1]
     code, out, _ = ask(done, "collect")

@@ -9,11 +9,11 @@ import pytest
 
 import mgaa
 from mgaa.compress import LORAP
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject, striking
 
 pytestmark = pytest.mark.slow
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 METHOD = ("method=lorap", "ratios.compression=0.3", "evaluation.tasks=[]")
 RECOVERY = (
     "recovery.method=lora",
@@ -48,7 +48,7 @@ RECOVERED = {
 
 
 @pytest.fixture(scope="module")
-def lorap(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Lab:
+def lorap(empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Lab:
     """A laboratory after a run of LoRAP; look, and copy it."""
     lab = empty.copy(tmp_path_factory.mktemp("lorap") / "lab", store=False)
     return lab, lab.run(*METHOD)
@@ -61,7 +61,7 @@ def tuned(lorap: Lab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab, lab.run(*METHOD, *RECOVERY)
 
 
-def result(lab: Laboratory, name: str) -> dict[str, Any]:
+def result(lab: TinyProject, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((lab.root / "results" / name).read_text())
     return found
 
@@ -100,7 +100,7 @@ def test_the_checkpoint_is_what_one_call_from_python_gives(lorap: Lab) -> None:
 
 
 def test_a_run_that_is_killed_at_a_block_gives_the_digests_of_an_uninterrupted_one(
-    empty: Laboratory, lorap: Lab, tmp_path: Path, prefect_server: str
+    empty: TinyProject, lorap: Lab, tmp_path: Path, prefect_server: str
 ) -> None:
     lab = empty.copy(tmp_path / "killed", store=False)
     killed = lab.finish(*METHOD, before=striking("SIGKILL", "factors", 2), PREFECT_API_URL=prefect_server)
@@ -209,7 +209,7 @@ def test_the_losses_and_the_widths_are_in_mlflow(tuned: Lab) -> None:
     assert {"figures/recovery.png"} <= {each.path for each in client.list_artifacts(run.info.run_id, "figures")}
 
 
-def uri_of(lab: Laboratory) -> str:
+def uri_of(lab: TinyProject) -> str:
     import yaml
 
     return str(yaml.safe_load((lab.root / "params.yaml").read_text())["tracking"]["uri"])
@@ -236,7 +236,7 @@ sys.addaudithook(strike)
     assert list((lab.root / "store" / "unfinished").iterdir()) == []
 
 
-def instructions(lab: Laboratory, folder: Path) -> list[str]:
+def instructions(lab: TinyProject, folder: Path) -> list[str]:
     rows = [{"instruction": f"Name the word after {n}.", "input": "", "output": f"bada {n}"} for n in range(40)]
     (folder / "alpaca.json").write_text(json.dumps(rows))
     return [f"data.recovery.source={folder / 'alpaca.json'}", "data.recovery.to=1.0"]
@@ -259,16 +259,16 @@ def test_instructions_are_tuned_on_and_their_answers_are_what_is_scored(lorap: L
 # What is refused
 
 
-def broken(lab: Laboratory, folder: Path) -> list[str]:
+def broken(lab: TinyProject, folder: Path) -> list[str]:
     (folder / "alpaca.json").write_text(json.dumps([{"instruction": "a", "output": "b"}]))
     return [f"data.recovery.source={folder / 'alpaca.json'}", "data.recovery.form=instructions", "data.recovery.to=1.0"]
 
 
-def given(*overrides: str) -> Callable[[Laboratory, Path], list[str]]:
+def given(*overrides: str) -> Callable[[TinyProject, Path], list[str]]:
     return lambda *_: list(overrides)
 
 
-FAULTS: dict[str, tuple[Callable[[Laboratory, Path], list[str]], int, str]] = {
+FAULTS: dict[str, tuple[Callable[[TinyProject, Path], list[str]], int, str]] = {
     "instructions without a field": (
         broken,
         3,

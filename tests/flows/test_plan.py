@@ -8,11 +8,11 @@ import pytest
 
 from flows.plan import plan
 from mgaa.blocks import hardware
-from tests.support.laboratory import Laboratory
+from tests.support.laboratory import TinyProject
 
 
 def test_a_config_without_weights_is_planned_with(
-    empty: Laboratory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    empty: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = json.loads((empty.model / "config.json").read_text()) | {"dtype": "bfloat16"}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -34,7 +34,7 @@ def test_a_config_without_weights_is_planned_with(
     ],
 )
 def test_a_run_that_cannot_fit_ends_before_it_starts(
-    fresh: Laboratory, free: str, message: str, monkeypatch: pytest.MonkeyPatch
+    fresh: TinyProject, free: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hardware, free, lambda place: 0)
     outcome = fresh.run("backbone.stream=never", "backbone.hidden=device")

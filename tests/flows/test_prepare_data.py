@@ -6,10 +6,10 @@ import pytest
 
 from flows.prepare_data import prepare_data
 from tasks.steps.read_texts import source_content
-from tests.support.laboratory import Laboratory, Outcome
+from tests.support.laboratory import Outcome, TinyProject
 
 
-def test_text_jsonl_and_folders_become_documents(fresh: Laboratory) -> None:
+def test_text_jsonl_and_folders_become_documents(fresh: TinyProject) -> None:
     texts = fresh.texts.read_text(encoding="utf-8").split("\n\n")
     (fresh.root / "rows.jsonl").write_text("".join(json.dumps({"body": text}) + "\n" for text in texts[:20]))
     (fresh.root / "folder").mkdir()
@@ -39,13 +39,13 @@ def test_text_jsonl_and_folders_become_documents(fresh: Laboratory) -> None:
 
 
 def test_a_path_below_the_home_folder_is_identified_by_its_content(
-    empty: Laboratory, monkeypatch: pytest.MonkeyPatch
+    empty: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(empty.root))
     assert source_content("~/texts.txt") == source_content(str(empty.texts)) != {}
 
 
-def test_an_edited_text_is_read_again(fresh: Laboratory) -> None:
+def test_an_edited_text_is_read_again(fresh: TinyProject) -> None:
     texts = fresh.root / "texts.txt"
     sources = [f"data.{name}.source={texts}" for name in ("calibration", "validation", "evaluation")]
     texts.write_text(fresh.texts.read_text(encoding="utf-8"))

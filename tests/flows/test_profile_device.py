@@ -12,12 +12,12 @@ from flows.profile_device import profile_device, show
 from flows.search import search
 from flows.sensitivity import sensitivity
 from flows.show import show as screen
-from mgaa.allocation.latency import Profile, load, shape_of
+from mgaa.allocation.latency import Profile, load_profile, shape_of
 from mgaa.budget import Matrix
-from tasks.cache.stage import split
+from tasks.cache.stage import split_arguments
 from tasks.config import parameters
 from tasks.planning.recipes import recipes
-from tests.support.laboratory import Laboratory, Outcome, change
+from tests.support.laboratory import Outcome, TinyProject, change
 from tests.support.profiles import made
 
 QUICK = ("profile.repetitions=2", "profile.ranks=3", "profile.tokens=[1,5]", "profile.threads=1")
@@ -25,13 +25,13 @@ PLAIN = ("evaluation.tasks=[]",)
 ALONE = ("evaluation.baselines=[]", "data.validation.samples=8", "data.evaluation.samples=8")
 
 
-def matrices(lab: Laboratory) -> list[Matrix]:
+def matrices(lab: TinyProject) -> list[Matrix]:
     """Of the backbone, as the first run has recorded them."""
     (path,) = lab.artifacts("backbone")
     return [Matrix(**each) for each in json.loads((path / "backbone.json").read_text())["matrices"]]
 
 
-def steep(lab: Laboratory, **options: Any) -> Profile:
+def steep(lab: TinyProject, **options: Any) -> Profile:
     """A device on which low rank pays below half of the parameters, and never for v."""
 
     def rule(matrix: Matrix, rank: int | None, tokens: int) -> float:
@@ -43,7 +43,7 @@ def steep(lab: Laboratory, **options: Any) -> Profile:
 
 
 @pytest.fixture
-def profiled(done: Laboratory, tmp_path: Path) -> tuple[Laboratory, Path]:
+def profiled(done: TinyProject, tmp_path: Path) -> tuple[TinyProject, Path]:
     steep(done, tokens=(1, 5)).save(tmp_path / "latency.json")
     return done, tmp_path / "latency.json"
 
@@ -53,7 +53,7 @@ def by_latency(path: Path, *more: str) -> tuple[str, ...]:
 
 
 def test_the_command_measures_the_shapes_of_the_model_and_reads_none_of_its_weights(
-    empty: Laboratory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    empty: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab = empty.copy(tmp_path / "lab", store=False)
     model = lab.copy_model(tmp_path / "model")
@@ -62,16 +62,16 @@ def test_the_command_measures_the_shapes_of_the_model_and_reads_none_of_its_weig
     assert lab.run(*given, flow=profile_device) == Outcome(0, "", {})
     assert not (lab.root / "store").exists()
     path = lab.root / "results" / "latency.json"
-    profile = load(path)
+    profile = load_profile(path)
     assert {*profile.curves} == {(48, 48, False), (24, 48, False), (96, 48, False), (48, 96, False)}
     assert (profile.device, profile.dtype, profile.threads, profile.tokens) == ("cpu", "float32", 1, (1, 5))
     assert profile.centred  # as afm adds biases
-    show(parameters.load(lab.root / "params.yaml", given))
+    show(parameters.load_parameters(lab.root / "params.yaml", given))
     told = capsys.readouterr().out
     assert "96 x 48, 5 tokens: dense" in told
     assert str(path) in told
     assert lab.run(*given, "factors.method=svd", "profile.output=other.json", flow=profile_device).code == 0
-    assert not load(lab.root / "other.json").centred
+    assert not load_profile(lab.root / "other.json").centred
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_command_measures_the_shapes_of_the_model_and_reads_none_of_its_weig
         ("backbone.device=cuda:99", "backbone.device is 'cuda:99', but torch sees"),
     ],
 )
-def test_a_measurement_that_cannot_be_is_refused(empty: Laboratory, override: str, message: str) -> None:
+def test_a_measurement_that_cannot_be_is_refused(empty: TinyProject, override: str, message: str) -> None:
     outcome = empty.run(override, flow=profile_device)
     assert outcome.code in (2, 3)
     assert re.search(message, outcome.message)
@@ -92,7 +92,7 @@ def test_a_measurement_that_cannot_be_is_refused(empty: Laboratory, override: st
 
 @pytest.mark.parametrize("inputs", ["dense", "compressed"])
 def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
-    profiled: tuple[Laboratory, Path], inputs: str, capsys: pytest.CaptureFixture[str]
+    profiled: tuple[TinyProject, Path], inputs: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab, path = profiled
     outcome = lab.run(*by_latency(path, f"statistics.inputs={inputs}", *ALONE))
@@ -100,7 +100,7 @@ def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
     found = json.loads((lab.root / "results" / "allocation.json").read_text())["mgaa"]
     assert found["linear_parameters"] <= found["budget"]
     sums = dict.fromkeys(("1", "5"), 0.0)
-    profile = load(path)
+    profile = load_profile(path)
     shapes = {matrix.name: shape_of(matrix) for matrix in matrices(lab)}
     for name, each in found["matrices"].items():
         assert each["rank"] is None or 2 * each["rank"] * (each["m"] + each["n"]) < each["m"] * each["n"]
@@ -115,7 +115,7 @@ def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
     checkpoint = json.loads((lab.root / "models" / "compressed" / "config.json").read_text())
     ranks = {name: each["rank"] for name, each in checkpoint["quantization_config"]["modules"].items()}
     assert ranks == {name: each["rank"] for name, each in found["matrices"].items() if each["rank"] is not None}
-    screen(parameters.load(lab.root / "params.yaml"))
+    screen(parameters.load_parameters(lab.root / "params.yaml"))
     shares = ", ".join(f"{sums[tokens] / len(shapes):.2f} at {tokens}" for tokens in sums)
     assert (
         f"Predicted time of MGAA's linears over dense on a device, by tokens per call: {shares}."
@@ -126,11 +126,11 @@ def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
         assert lab.run(*by_latency(moved, *ALONE)) == Outcome(0, "", {})
 
 
-def test_the_stage_keys_hold_the_content_of_the_profile_and_not_its_path(empty: Laboratory, tmp_path: Path) -> None:
+def test_the_stage_keys_hold_the_content_of_the_profile_and_not_its_path(empty: TinyProject, tmp_path: Path) -> None:
     def keyed(path: Path) -> list[Any]:
-        (recipe,) = recipes(parameters.load(empty.root / "params.yaml", by_latency(path, *ALONE))).values()
+        (recipe,) = recipes(parameters.load_parameters(empty.root / "params.yaml", by_latency(path, *ALONE))).values()
         asked = {"allocate_ratios": recipe.level1(centred=True), "allocate_ranks": recipe.level2, "block": recipe.block}
-        return [split(task, arguments)[1] for task, arguments in asked.items()]
+        return [split_arguments(task, arguments)[1] for task, arguments in asked.items()]
 
     one, same, other = (tmp_path / name for name in ("one.json", "same.json", "other.json"))
     one.write_text("a profile")
@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_does_not_go_together_is_refused_before_the_calibration(
-    profiled: tuple[Laboratory, Path], case: str
+    profiled: tuple[TinyProject, Path], case: str
 ) -> None:
     lab, path = profiled
     overrides, code, message = REFUSED[case]
@@ -164,7 +164,7 @@ def test_what_does_not_go_together_is_refused_before_the_calibration(
     assert re.search(message, outcome.message)
 
 
-def test_flows_that_look_at_parameters_alone_refuse_the_objective(profiled: tuple[Laboratory, Path]) -> None:
+def test_flows_that_look_at_parameters_alone_refuse_the_objective(profiled: tuple[TinyProject, Path]) -> None:
     lab, path = profiled
     for flow, more in ((search, ("method=bolaco",)), (sensitivity, ())):
         outcome = lab.run(*by_latency(path, *more), flow=flow)
@@ -172,7 +172,7 @@ def test_flows_that_look_at_parameters_alone_refuse_the_objective(profiled: tupl
         assert "set ranks.objective=parameters" in outcome.message
 
 
-def test_the_parameters_of_the_repository_name_every_key_of_a_profile(empty: Laboratory) -> None:
+def test_the_parameters_of_the_repository_name_every_key_of_a_profile(empty: TinyProject) -> None:
     given = yaml.safe_load((empty.root / "params.yaml").read_text())
     assert {"objective", "profile", "tokens", "device"} <= given["ranks"].keys()
     assert given["profile"]["output"] == "results/latency.json"

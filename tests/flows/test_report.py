@@ -10,24 +10,24 @@ import pytest
 from flows.command.subcommands import main
 from flows.report import report
 from tasks.results.report import PAGE
-from tests.support.laboratory import Laboratory, Outcome
+from tests.support.laboratory import Outcome, TinyProject
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 
 
-def again(lab: Laboratory, *words: str) -> int:
+def again(lab: TinyProject, *words: str) -> int:
     return main({"report": report}, ["report", f"--params={lab.root / 'params.yaml'}", *words])
 
 
 @pytest.fixture
-def published(first: Lab, tmp_path: Path) -> Laboratory:
+def published(first: Lab, tmp_path: Path) -> TinyProject:
     """A copy of the laboratory with the results of its run."""
     lab = first[0].copy(tmp_path / "lab")
     shutil.copytree(first[0].root / "results", lab.root / "results")
     return lab
 
 
-def test_the_page_made_again_is_the_page_of_the_run(published: Laboratory) -> None:
+def test_the_page_made_again_is_the_page_of_the_run(published: TinyProject) -> None:
     page = published.root / "results" / PAGE
     before = page.read_bytes()
     page.unlink()
@@ -35,7 +35,7 @@ def test_the_page_made_again_is_the_page_of_the_run(published: Laboratory) -> No
     assert page.read_bytes() == before
 
 
-def test_an_older_run_is_named_by_its_digest(published: Laboratory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_older_run_is_named_by_its_digest(published: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
     before = (published.root / "results" / PAGE).read_bytes()
     (digest,) = [path.name for path in published.artifacts("run")]
     assert published.run("evaluation.tasks=[]", "evaluation.baselines=[]").code == 0
@@ -46,13 +46,13 @@ def test_an_older_run_is_named_by_its_digest(published: Laboratory, capsys: pyte
     assert "begin with run/0123, expected one" in capsys.readouterr().err
 
 
-def test_a_run_that_left_no_record_is_told(published: Laboratory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_left_no_record_is_told(published: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
     (published.root / "results" / "record.json").unlink()
     assert again(published) == 3
     assert "expected the record of a run" in capsys.readouterr().err
 
 
-def test_a_missing_artifact_is_told(published: Laboratory, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_artifact_is_told(published: TinyProject, capsys: pytest.CaptureFixture[str]) -> None:
     record = json.loads((published.root / "results" / "record.json").read_text())
     (samples,) = record["artifacts"]["samples.mgaa"]
     (published.root / "store" / samples / "samples.json").unlink()

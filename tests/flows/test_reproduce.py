@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prefect.settings import get_current_settings
 
-from tests.support.laboratory import Laboratory
+from tests.support.laboratory import TinyProject
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ OWN = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": 
 
 
 @pytest.fixture(scope="module")
-def project(empty: Laboratory, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(empty: TinyProject, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project in a repository of its own, with a small model and its texts beside what git has, after an experiment of DVC."""
     folder = tmp_path_factory.mktemp("team") / "project"
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout

@@ -13,9 +13,9 @@ from flows.search import search
 from flows.show_search import show
 from mgaa.budget import Matrix, parameter_budget
 from tasks.cache.artifact import Artifact, Store
-from tasks.record.lineage import lineage
+from tasks.record.lineage import describe_lineage
 from tests.flows.test_faults import wide_range
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject, change, runs, striking
 
 pytestmark = pytest.mark.slow
 
@@ -50,30 +50,30 @@ EVERYTHING = {
 class Searched:
     """A laboratory after a study of four searches, what that told, and its run and children in MLflow; look, and copy it."""
 
-    lab: Laboratory
+    lab: TinyProject
     outcome: Outcome
     parent: Any
     children: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def searched(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Searched:
+def searched(empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Searched:
     lab = empty.copy(tmp_path_factory.mktemp("search") / "searched", store=False)
     return Searched(lab, lab.run(*STUDY, flow=search), *runs(lab, "search"))
 
 
 @pytest.fixture
-def done(searched: Searched, tmp_path: Path) -> Laboratory:
+def done(searched: Searched, tmp_path: Path) -> TinyProject:
     """A laboratory of the test's own after that study."""
     return searched.lab.copy(tmp_path / "done")
 
 
-def result(lab: Laboratory, name: str) -> dict[str, Any]:
+def result(lab: TinyProject, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((lab.root / "results" / name).read_text())
     return found
 
 
-def matrices(lab: Laboratory) -> list[Matrix]:
+def matrices(lab: TinyProject) -> list[Matrix]:
     (path,) = lab.artifacts("backbone")
     return [Matrix(**fields) for fields in json.loads((path / "backbone.json").read_text())["matrices"]]
 
@@ -91,7 +91,7 @@ def test_a_study_shares_one_calibration_one_decomposition_and_the_windows_and_tr
     assert {path.name for path in (searched.lab.root / "store").iterdir()}.isdisjoint({"factors", "checkpoint"})
 
 
-def test_one_more_evaluation_costs_one_more_trial_of_each_search(done: Laboratory) -> None:
+def test_one_more_evaluation_costs_one_more_trial_of_each_search(done: TinyProject) -> None:
     outcome = done.run(*STUDY, "search.evaluations=5", flow=search)
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed["try_ranks"] <= 4
@@ -100,7 +100,7 @@ def test_one_more_evaluation_costs_one_more_trial_of_each_search(done: Laborator
 
 
 def test_a_killed_search_goes_on_at_its_next_trial_and_its_checkpoint_descends_from_all_of_them(
-    fresh: Laboratory, prefect_server: str
+    fresh: TinyProject, prefect_server: str
 ) -> None:
     given = (*SMALL, "evaluation.baselines=[mgaa]", "search.start=mgaa")
     killed = fresh.finish(*given, before=striking("SIGKILL", "trial", 4), PREFECT_API_URL=prefect_server)
@@ -111,7 +111,7 @@ def test_a_killed_search_goes_on_at_its_next_trial_and_its_checkpoint_descends_f
     assert (killed.executed["try_ranks"], both["try_ranks"]) == (3, 5)
     assert [*result(fresh, "metrics.json")["models"]] == ["dense", "mgaa", "bolaco"]
     manifest = json.loads((fresh.root / "models" / "compressed" / "manifest.json").read_text())
-    behind = lineage(Store(fresh.root / "store"), [Artifact(manifest["kind"], manifest["digest"])])
+    behind = describe_lineage(Store(fresh.root / "store"), [Artifact(manifest["kind"], manifest["digest"])])
     kinds = [name.partition("/")[0] for name in behind]
     assert (kinds.count("trial"), "reference" in kinds, "proposal" in kinds) == (4, True, True)
 
@@ -188,7 +188,7 @@ def test_the_figures_and_the_table_are_there_for_people(searched: Searched, caps
     assert all(word in printed for word in ("dense", "MGAA", "random search", "Gaussian process"))
 
 
-def test_an_allocation_is_reused_on_another_model_of_the_same_shape(done: Laboratory, searched: Searched) -> None:
+def test_an_allocation_is_reused_on_another_model_of_the_same_shape(done: TinyProject, searched: Searched) -> None:
     file = searched.lab.root / "results" / "search" / "allocation.json"
     other = done.copy_model(done.root / "other")
     change(other, "model.layers.0.mlp.up_proj.weight", lambda weight: weight.mul_(1.5))
@@ -206,7 +206,7 @@ def test_an_allocation_is_reused_on_another_model_of_the_same_shape(done: Labora
 # Trials that fail
 
 
-def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fresh: Laboratory, tmp_path: Path) -> None:
+def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fresh: TinyProject, tmp_path: Path) -> None:
     broken = fresh.copy_model(tmp_path / "broken")
     wide_range(broken)  # its query projection can only stay dense in float16
     given = (f"backbone.source={broken}", "backbone.dtype=float16", *STUDY, "study.groups=[1]", "search.selection=8")
@@ -255,27 +255,27 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
     ids=lambda given: given[0] if isinstance(given, list) else "",
 )
 def test_what_cannot_be_searched_is_refused_before_anything_is_measured(
-    done: Laboratory, overrides: list[str], code: int, words: list[str]
+    done: TinyProject, overrides: list[str], code: int, words: list[str]
 ) -> None:
     outcome = done.run(*SMALL, "evaluation.baselines=[random]", *overrides)
     assert (outcome.code, outcome.executed) == (code, {})
     assert all(word in outcome.message for word in words), outcome.message
 
 
-def test_too_little_validation_text_is_told_by_the_setting_that_asks_for_it(done: Laboratory) -> None:
+def test_too_little_validation_text_is_told_by_the_setting_that_asks_for_it(done: TinyProject) -> None:
     outcome = done.run(*SMALL, "search.candidates=100000", "evaluation.baselines=[]")
     assert (outcome.code, outcome.executed) == (3, {})
     assert "search.candidates is 100000" in outcome.message
 
 
-def test_a_search_on_text_that_is_reported_on_is_refused(done: Laboratory) -> None:
+def test_a_search_on_text_that_is_reported_on_is_refused(done: TinyProject) -> None:
     outcome = done.run(*STUDY, "data.validation.from=0.8", "data.validation.to=0.9", flow=search)
     assert (outcome.code, outcome.executed) == (2, {})
     assert "data.validation" in outcome.message
     assert "the ranges overlap" in outcome.message
 
 
-def test_a_study_needs_a_search_and_no_recovery(done: Laboratory) -> None:
+def test_a_study_needs_a_search_and_no_recovery(done: TinyProject) -> None:
     for given, words in (
         ([], "search.method is 'none', expected gp"),
         (["method=bolaco", "study.seeds=[0,0]"], "seeds.1 is seeds.0 again"),
@@ -287,7 +287,7 @@ def test_a_study_needs_a_search_and_no_recovery(done: Laboratory) -> None:
 
 
 def test_the_trials_of_an_earlier_search_are_known_from_the_start_if_they_say_something(
-    done: Laboratory, searched: Searched
+    done: TinyProject, searched: Searched
 ) -> None:
     history = done.root / "earlier.json"
     history.write_text(json.dumps(result(searched.lab, "search/search.json")))

@@ -7,7 +7,7 @@ import pytest
 
 from flows.deploy import deploy
 from mgaa.errors import UsageError
-from tests.support.laboratory import Laboratory
+from tests.support.laboratory import TinyProject
 
 MARKER = "m4rk3r-of-a-secret"
 VARIABLES = (
@@ -28,7 +28,7 @@ def holding(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize("uri", URIS)
 def test_a_run_with_secrets_in_its_parameters_and_its_environment_writes_none(
-    fresh: Laboratory, uri: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    fresh: TinyProject, uri: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for name in VARIABLES:
         monkeypatch.setenv(name, f"https://{MARKER}" if name == "MGAA_WEBHOOK" else MARKER)
@@ -43,7 +43,7 @@ def test_a_run_with_secrets_in_its_parameters_and_its_environment_writes_none(
 
 @pytest.mark.parametrize("uri", URIS)
 def test_a_message_about_a_store_that_cannot_be_reached_tells_no_secret(
-    fresh: Laboratory, uri: str, capfd: pytest.CaptureFixture[str]
+    fresh: TinyProject, uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     outcome = fresh.run(f"tracking.uri={uri}")
     assert outcome.code == 5
@@ -52,6 +52,6 @@ def test_a_message_about_a_store_that_cannot_be_reached_tells_no_secret(
     assert holding(fresh.root) == []
 
 
-def test_a_deployment_is_given_no_secret_to_keep(fresh: Laboratory) -> None:
+def test_a_deployment_is_given_no_secret_to_keep(fresh: TinyProject) -> None:
     with pytest.raises(UsageError, match=r"\*\*\*@127.* holds a secret"):
         deploy(fresh.root / "params.yaml", [f"tracking.uri={URIS[0]}"])

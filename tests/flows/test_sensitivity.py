@@ -7,19 +7,19 @@ import pytest
 
 from flows.command.cli import main
 from flows.sensitivity import sensitivity, show
-from tests.support.laboratory import Laboratory, Outcome
+from tests.support.laboratory import Outcome, TinyProject
 
 GIVEN = ("factors.method=pooled", "sensitivity.compression=[0.3,0.6]")
 TYPES = ["q", "k", "v", "o", "gate", "up", "down"]
 
 
 @pytest.fixture
-def studied(done: Laboratory) -> tuple[Laboratory, Outcome]:
+def studied(done: TinyProject) -> tuple[TinyProject, Outcome]:
     return done, done.run(*GIVEN, flow=sensitivity)
 
 
 def test_every_type_is_compressed_alone_and_the_rest_is_shared(
-    studied: tuple[Laboratory, Outcome], capsys: pytest.CaptureFixture[str]
+    studied: tuple[TinyProject, Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
     lab, outcome = studied
     assert (outcome.code, outcome.message) == (0, "")
@@ -48,13 +48,13 @@ def test_every_type_is_compressed_alone_and_the_rest_is_shared(
     assert lab.run(*GIVEN, flow=sensitivity) == Outcome(0, "", {})
 
 
-def test_a_fraction_that_a_type_cannot_reach_is_told_by_its_name(done: Laboratory) -> None:
+def test_a_fraction_that_a_type_cannot_reach_is_told_by_its_name(done: TinyProject) -> None:
     outcome = done.run("sensitivity.compression=[0.99]", flow=sensitivity)
     assert (outcome.code, outcome.executed) == (2, {})
     assert "sensitivity.compression has 0.99, which q alone does not reach" in outcome.message
 
 
-def test_what_shares_no_decomposition_is_refused(done: Laboratory) -> None:
+def test_what_shares_no_decomposition_is_refused(done: TinyProject) -> None:
     outcome = done.run("statistics.inputs=compressed", flow=sensitivity)
     assert (outcome.code, outcome.executed) == (2, {})
     assert "set statistics.inputs=dense" in outcome.message

@@ -11,7 +11,7 @@ import pytest
 
 from flows.command.cli import main
 from flows.show import fits, show, tables
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tests.support.finished import Finished, finished_run
 
 
@@ -87,7 +87,7 @@ def test_a_file_gets_one_plain_table_however_wide(
 ) -> None:
     metrics = {**run.published["metrics"], "models": with_tasks(run, 12)}
     (copy / "results" / "metrics.json").write_text(json.dumps(metrics))
-    show(load(copy / "params.yaml"))
+    show(load_parameters(copy / "params.yaml"))
     told = capsys.readouterr().out
     assert "\x1b" not in told
     assert "…" not in told
@@ -110,7 +110,11 @@ def test_missing_and_broken_results_are_bad_input(
 
 
 def test_mlflow_is_opened_where_the_run_wrote(run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
-    show(load(run.parameters.folder / "params.yaml", ["tracking.uri=http://user:secret@tracking.example:5000"]))
+    show(
+        load_parameters(
+            run.parameters.folder / "params.yaml", ["tracking.uri=http://user:secret@tracking.example:5000"]
+        )
+    )
     told = capsys.readouterr().out
     assert "http://***@tracking.example:5000" in told
     assert "secret" not in told
@@ -127,7 +131,7 @@ def test_a_recovered_model_is_told_apart_from_those_of_equal_budget(
     allocations["mgaa"] = {**before, "linear_parameters": before["linear_parameters"] + 1234, "slack": -1000}
     for name, content in (("metrics", metrics), ("allocation", allocations)):
         (copy / "results" / f"{name}.json").write_text(json.dumps(content))
-    show(load(copy / "params.yaml"))
+    show(load_parameters(copy / "params.yaml"))
     told = capsys.readouterr().out
     (budget,) = [line for line in told.splitlines() if line.startswith("Equal budget")]
     assert "before recovery" in budget

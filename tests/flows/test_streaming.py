@@ -9,7 +9,7 @@ import pytest
 from mgaa.blocks.blockwise import Blockwise
 from tasks.cache.artifact import Store
 from tasks.steps.block_state import own_folder
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject
 
 pytestmark = pytest.mark.slow
 
@@ -18,16 +18,16 @@ FEW = ["evaluation.tasks=[]", "evaluation.baselines=[]"]
 KINDS = ("backbone", "tokens", "statistics", "spectra", "ratios", "ranks", "factors", "checkpoint", "metrics")
 
 
-def digests(lab: Laboratory, kinds: tuple[str, ...] = KINDS) -> dict[str, list[str]]:
+def digests(lab: TinyProject, kinds: tuple[str, ...] = KINDS) -> dict[str, list[str]]:
     return {kind: [folder.name for folder in lab.artifacts(kind)] for kind in kinds}
 
 
-def unfinished(lab: Laboratory) -> list[Path]:
+def unfinished(lab: TinyProject) -> list[Path]:
     return [*(lab.root / "store" / "unfinished").iterdir()]
 
 
 def test_a_streamed_run_on_two_workers_leaves_the_artifacts_of_one_in_memory(
-    fresh: Laboratory, first: tuple[Laboratory, Outcome]
+    fresh: TinyProject, first: tuple[TinyProject, Outcome]
 ) -> None:
     outcome = fresh.run(*STREAMED, "statistics.shards=2")
     assert (outcome.code, outcome.message) == (0, "")
@@ -36,11 +36,11 @@ def test_a_streamed_run_on_two_workers_leaves_the_artifacts_of_one_in_memory(
     assert unfinished(fresh) == []
 
 
-def test_how_a_model_is_held_is_no_part_of_a_key(done: Laboratory) -> None:
+def test_how_a_model_is_held_is_no_part_of_a_key(done: TinyProject) -> None:
     assert done.run(*STREAMED).executed == {}
 
 
-def test_behind_compressed_blocks_as_well(done: Laboratory, fresh: Laboratory) -> None:
+def test_behind_compressed_blocks_as_well(done: TinyProject, fresh: TinyProject) -> None:
     lorap = ["method=lorap", *FEW]
     assert done.run(*lorap, "backbone.stream=never").code == 0
     before = digests(fresh, ("factors",))
@@ -61,7 +61,7 @@ def test_two_runs_at_once_keep_their_tokens_apart(tmp_path: Path) -> None:
     other.release()
 
 
-def test_more_shards_than_sequences_and_shards_behind_compressed_blocks_are_refused(done: Laboratory) -> None:
+def test_more_shards_than_sequences_and_shards_behind_compressed_blocks_are_refused(done: TinyProject) -> None:
     few = done.run("statistics.shards=8", "data.calibration.samples=5", "statistics.groups=1")
     assert few.code == 2
     assert (
@@ -95,8 +95,8 @@ KILLS = {
 @pytest.mark.parametrize("stage", KILLS)
 def test_a_run_that_is_killed_goes_on_at_the_block(
     stage: str,
-    fresh: Laboratory,
-    first: tuple[Laboratory, Outcome],
+    fresh: TinyProject,
+    first: tuple[TinyProject, Outcome],
     prefect_server: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -107,10 +107,10 @@ def test_a_run_that_is_killed_goes_on_at_the_block(
     left = {path.name for path in (fresh.root / "store" / "unfinished").rglob("*") if path.is_file()}
     assert any(re.match(r"block-|hidden-", name) for name in left)
     passed: Counter[int] = Counter()
-    through = Blockwise.through
+    through = Blockwise.advance
     monkeypatch.setattr(
         Blockwise,
-        "through",
+        "advance",
         lambda self, index, **options: (passed.update([index]), through(self, index, **options))[1],
     )
     outcome = fresh.run(*STREAMED, *FEW)

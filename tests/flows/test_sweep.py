@@ -19,7 +19,7 @@ from flows.show_sweep import show
 from flows.sweep import sweep
 from tasks.sweep.table import COLUMNS
 from tests.flows.test_faults import wide_range
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject, change, runs, striking
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.slow
@@ -42,25 +42,25 @@ EVERYTHING = {
 class Swept:
     """A laboratory after a sweep of eight points, what that told, and its run and children in MLflow; look, and copy it."""
 
-    lab: Laboratory
+    lab: TinyProject
     outcome: Outcome
     parent: Any
     children: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def swept(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Swept:
+def swept(empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Swept:
     lab = empty.copy(tmp_path_factory.mktemp("sweep") / "swept", store=False)
     return Swept(lab, lab.run(*GRID, flow=sweep), *runs(lab, "sweep"))
 
 
 @pytest.fixture
-def done(swept: Swept, tmp_path: Path) -> Laboratory:
+def done(swept: Swept, tmp_path: Path) -> TinyProject:
     """A laboratory of the test's own after that sweep."""
     return swept.lab.copy(tmp_path / "done")
 
 
-def table(lab: Laboratory) -> Any:
+def table(lab: TinyProject) -> Any:
     return pandas.read_parquet(lab.root / "results" / "sweep.parquet").set_index("point")
 
 
@@ -74,12 +74,12 @@ def test_what_points_share_is_executed_once_and_no_model_is_written(swept: Swept
     assert not (lab.root / "models").exists()
 
 
-def test_the_same_sweep_again_executes_nothing_and_tells_the_same(done: Laboratory, swept: Swept) -> None:
+def test_the_same_sweep_again_executes_nothing_and_tells_the_same(done: TinyProject, swept: Swept) -> None:
     assert done.run(*GRID, flow=sweep) == Outcome(0, "", {})
     pandas.testing.assert_frame_equal(table(done).drop(columns="seconds"), table(swept.lab).drop(columns="seconds"))
 
 
-def test_one_more_compression_executes_its_own_points_alone(done: Laboratory) -> None:
+def test_one_more_compression_executes_its_own_points_alone(done: TinyProject) -> None:
     outcome = done.run(*GRID, "sweep.compression=[0.2,0.4]", flow=sweep)
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed == {"allocate_ratios": 4, "allocate_ranks": 8, "measure": 8}
@@ -87,7 +87,7 @@ def test_one_more_compression_executes_its_own_points_alone(done: Laboratory) ->
 
 
 def test_a_point_has_the_perplexity_of_the_checkpoint_and_a_run_shares_its_spectra(
-    done: Laboratory, swept: Swept
+    done: TinyProject, swept: Swept
 ) -> None:
     outcome = done.run("evaluation.baselines=[uniform,level1,level2]", "evaluation.tasks=[]")
     assert (outcome.code, outcome.message) == (0, "")
@@ -212,7 +212,7 @@ def test_the_screen_shows_factorizers_beside_allocations(swept: Swept, capsys: p
 
 @pytest.mark.parametrize("content", [None, b"", b"no table", "another"])
 def test_a_missing_or_broken_table_is_bad_input(
-    content: bytes | str | None, done: Laboratory, capsys: pytest.CaptureFixture[str]
+    content: bytes | str | None, done: TinyProject, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = done.root / "results" / "sweep.parquet"
     path.parent.mkdir()
@@ -244,7 +244,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_before_anything_is_measured(mistake: str, empty: Laboratory, tmp_path: Path) -> None:
+def test_a_mistake_is_told_before_anything_is_measured(mistake: str, empty: TinyProject, tmp_path: Path) -> None:
     lab = empty.copy(tmp_path / "mistaken", store=False)
     message, before = MISTAKES[mistake]
     outcome = lab.run(*GRID, *mistake.split("; "), flow=sweep)
@@ -254,7 +254,7 @@ def test_a_mistake_is_told_before_anything_is_measured(mistake: str, empty: Labo
     assert not (lab.root / "results").exists()
 
 
-def test_a_point_that_fails_is_told_and_loses_no_other(fresh: Laboratory, tmp_path: Path) -> None:
+def test_a_point_that_fails_is_told_and_loses_no_other(fresh: TinyProject, tmp_path: Path) -> None:
     model = fresh.copy_model(tmp_path / "wide")
     wide_range(model)  # at this target, level 1 leaves the projection whose factors overflow no way to stay dense
     given = [f"backbone.source={model}", "backbone.dtype=float16", "sweep.factors=[svd]", "sweep.compression=[0.02]"]
@@ -280,7 +280,7 @@ def test_a_point_that_fails_is_told_and_loses_no_other(fresh: Laboratory, tmp_pa
 
 
 def test_a_factorizer_that_fails_is_told_for_all_its_points_and_loses_no_other(
-    fresh: Laboratory, tmp_path: Path
+    fresh: TinyProject, tmp_path: Path
 ) -> None:
     model = fresh.copy_model(tmp_path / "loud")
     change(model, "model.layers.1.input_layernorm.weight", lambda weight: weight.mul_(1e4))
@@ -296,7 +296,7 @@ def test_a_factorizer_that_fails_is_told_for_all_its_points_and_loses_no_other(
     assert [child.info.status for child in runs(fresh, "sweep")[1].values()].count("FAILED") == 4
 
 
-def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: Laboratory, prefect_server: str) -> None:
+def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: TinyProject, prefect_server: str) -> None:
     module = "import runpy\nrunpy.run_module('flows.sweep', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", f"{striking('SIGTERM', 'measurement', 7)}\n{module}"]
     given = [f"--params={fresh.root / 'params.yaml'}", *GRID]
@@ -323,7 +323,7 @@ def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: Laboratory, pre
     assert len(table(fresh)) == 8
 
 
-def test_backbones_are_compared_each_with_its_own(fresh: Laboratory, tmp_path: Path) -> None:
+def test_backbones_are_compared_each_with_its_own(fresh: TinyProject, tmp_path: Path) -> None:
     other = fresh.copy_model(tmp_path / "other")
     change(other, "model.layers.0.mlp.up_proj.weight", lambda weight: weight.mul_(0.5))
     given = ["sweep.factors=[afm]", "sweep.ratios=[uniform]", "sweep.compression=[0.2]", "sweep.split=validation"]

@@ -8,14 +8,14 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from tests.support.laboratory import Laboratory
+from tests.support.laboratory import TinyProject
 
 LONELY = [f"model.layers.1.mlp.experts.3.{name}_proj" for name in ("gate", "up", "down")]
 QUICK = ("evaluation.tasks=[]", "evaluation.samples.number=0")
 
 
 @pytest.fixture
-def mixture(fresh: Laboratory, tmp_path: Path) -> Path:
+def mixture(fresh: TinyProject, tmp_path: Path) -> Path:
     """A small mixture whose last expert of the last block is never chosen, with the tokenizer of the laboratory."""
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 1e4}
@@ -42,7 +42,7 @@ def mixture(fresh: Laboratory, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_its_matrices_stay_dense_where_the_run_says_so(fresh: Laboratory, mixture: Path, shards: int) -> None:
+def test_its_matrices_stay_dense_where_the_run_says_so(fresh: TinyProject, mixture: Path, shards: int) -> None:
     source = f"backbone.source={mixture}"
     refused = fresh.run(source, *QUICK, f"statistics.shards={shards}")
     assert refused.code == 3

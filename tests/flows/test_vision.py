@@ -16,16 +16,16 @@ from safetensors import safe_open
 from demo.scenes import CAPTION, TYPES, examples
 from flows.parts.questions import BLIND
 from flows.show import show
-from tasks.artifacts.files import ANSWERS, CARD, backbone_record, table
+from tasks.artifacts.files import ANSWERS, CARD, backbone_record, read_table
 from tasks.cache.artifact import MANIFEST, Artifact, Store
-from tasks.config.parameters import load
-from tests.support.laboratory import Laboratory, Outcome, runs
+from tasks.config.parameters import load_parameters
+from tests.support.laboratory import Outcome, TinyProject, runs
 from tests.support.processes import ROOT
-from tests.support.vision import BLOCKS, seeing_model
+from tests.support.vision import BLOCKS, multimodal_model
 
 pytestmark = pytest.mark.slow
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 
 ASKED, CALIBRATED, TRAINED, WINDOWS = 24, 32, 40, 8
 ALONE = ("evaluation.baselines=[]",)
@@ -49,12 +49,12 @@ EVERYTHING = {
 
 
 @pytest.fixture(scope="module")
-def laboratory(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> Laboratory:
+def laboratory(empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str) -> TinyProject:
     """A laboratory whose case is `vision`, of a random model and few data, where nothing has run yet."""
     lab = empty.copy(tmp_path_factory.mktemp("vision") / "laboratory", store=False)
     values = yaml.safe_load((lab.root / "params.yaml").read_text())
     values["case"], vision = "vision", values["cases"]["vision"]
-    vision["backbone"]["source"] = str(seeing_model())
+    vision["backbone"]["source"] = str(multimodal_model())
     vision["data"]["calibration"]["samples"] = CALIBRATED
     vision["data"]["recovery"]["samples"] = TRAINED
     vision["data"]["questions"][0]["samples"] = ASKED
@@ -65,7 +65,7 @@ def laboratory(empty: Laboratory, tmp_path_factory: pytest.TempPathFactory, pref
 
 
 @pytest.fixture(scope="module")
-def seen(laboratory: Laboratory) -> Lab:
+def seen(laboratory: TinyProject) -> Lab:
     """The laboratory after a run; look, and copy it."""
     return laboratory, laboratory.run()
 
@@ -77,24 +77,24 @@ def tracked(seen: Lab) -> Any:
 
 
 @pytest.fixture
-def done(seen: Lab, tmp_path: Path) -> Laboratory:
+def done(seen: Lab, tmp_path: Path) -> TinyProject:
     """A laboratory of the test's own after the run."""
     return seen[0].copy(tmp_path / "done")
 
 
-def result(lab: Laboratory, name: str) -> dict[str, Any]:
+def result(lab: TinyProject, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((lab.root / "results" / "vision" / name).read_text())
     return found
 
 
-def digests(lab: Laboratory, *kinds: str) -> dict[str, set[str]]:
+def digests(lab: TinyProject, *kinds: str) -> dict[str, set[str]]:
     return {kind: {folder.name for folder in lab.artifacts(kind)} for kind in kinds}
 
 
 # What is executed, and what is left behind
 
 
-def test_the_first_run_executes_every_step_and_the_second_nothing(seen: Lab, done: Laboratory) -> None:
+def test_the_first_run_executes_every_step_and_the_second_nothing(seen: Lab, done: TinyProject) -> None:
     _, outcome = seen
     assert outcome == Outcome(0, "", EVERYTHING)
     assert done.run() == Outcome(0, "", {})
@@ -155,7 +155,7 @@ def test_results_lie_in_folders_of_their_own(seen: Lab) -> None:
 
 
 def test_the_screen_tells_accuracies_and_how_to_load_the_model(seen: Lab, capsys: pytest.CaptureFixture[str]) -> None:
-    show(load(seen[0].root / "params.yaml"))
+    show(load_parameters(seen[0].root / "params.yaml"))
     told = capsys.readouterr().out
     models = result(seen[0], "metrics.json")["models"]
     for label, name in (("dense", "dense"), ("MGAA", "mgaa")):
@@ -192,7 +192,7 @@ def test_the_checkpoint_answers_in_a_new_process_what_it_answered_in_the_run(see
         if json.loads((path / MANIFEST).read_text())["inputs"]["model"]["digest"] == digest
     ]
     (questions,) = lab.artifacts("questions")
-    first = table(store, answers, ANSWERS)["answers"][0]
+    first = read_table(store, answers, ANSWERS)["answers"][0]
     image = questions / "questions.scenes" / "images" / first["image"]
     command = [sys.executable, "-c", GENERATE, str(folder), str(image), first["question"]]
     made = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
@@ -241,7 +241,7 @@ def test_a_streamed_run_on_two_workers_leaves_the_artifacts_of_one_in_memory(see
 
 
 def test_a_calibration_on_text_is_warned_of_in_the_card_and_on_the_screen(
-    done: Laboratory, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    done: TinyProject, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     text = yaml.safe_load((done.root / "params.yaml").read_text())["data"]["calibration"]["source"]
     given = ["data.calibration.form=text", f"data.calibration.source={text}"]
@@ -253,7 +253,7 @@ def test_a_calibration_on_text_is_warned_of_in_the_card_and_on_the_screen(
     card = result(done, "metrics.json")["card"]["calibration"]
     assert (card["image_tokens"], card["warning"]) == (0, BLIND)
     assert not any("cosine_image" in each for each in result(done, "allocation.json")["mgaa"]["sublayers"].values())
-    show(load(done.root / "params.yaml", given))
+    show(load_parameters(done.root / "params.yaml", given))
     assert f"Warning: {BLIND}." in capsys.readouterr().out
 
 
@@ -265,7 +265,7 @@ def test_a_calibration_on_text_is_warned_of_in_the_card_and_on_the_screen(
     ],
 )
 def test_a_model_that_does_not_see_is_not_asked(
-    laboratory: Laboratory, tmp_path: Path, overrides: tuple[str, ...], asking: str
+    laboratory: TinyProject, tmp_path: Path, overrides: tuple[str, ...], asking: str
 ) -> None:
     lab = laboratory.copy(tmp_path / "blind", store=False)
     outcome = lab.run(f"backbone.source={ROOT / 'models' / 'demo'}", *overrides)
@@ -275,7 +275,7 @@ def test_a_model_that_does_not_see_is_not_asked(
     )
 
 
-def test_lorap_compresses_the_decoder_block_after_block(done: Laboratory) -> None:
+def test_lorap_compresses_the_decoder_block_after_block(done: TinyProject) -> None:
     outcome = done.run("method=lorap", *ALONE)
     assert (outcome.code, outcome.message) == (0, "")
     assert (outcome.executed["compress_block"], outcome.executed["answer"]) == (BLOCKS, 1)
@@ -285,7 +285,7 @@ def test_lorap_compresses_the_decoder_block_after_block(done: Laboratory) -> Non
     assert result(done, "metrics.json")["comparison"] == {}
 
 
-def test_the_tower_and_the_projector_are_compressed_where_asked_for(done: Laboratory) -> None:
+def test_the_tower_and_the_projector_are_compressed_where_asked_for(done: TinyProject) -> None:
     outcome = done.run("backbone.parts=[decoder,vision,projector]", *ALONE)
     assert (outcome.code, outcome.message) == (0, "")
     backbone = Artifact(
@@ -295,7 +295,7 @@ def test_the_tower_and_the_projector_are_compressed_where_asked_for(done: Labora
     record = backbone_record(Store(done.root / "store"), backbone)
     assert record["parts"] == ["decoder", "vision", "projector"]
     assert record["blocks"] > BLOCKS + 1
-    before, after = (parameters_of(each) for each in (seeing_model(), done.root / "models" / "compressed-vlm"))
+    before, after = (parameters_of(each) for each in (multimodal_model(), done.root / "models" / "compressed-vlm"))
     for part in PLACES:
         assert after[part] < before[part], part
     assert after["rest"] == before["rest"]
@@ -329,7 +329,7 @@ def parameters_of(folder: Path) -> Counter[str]:
     ],
 )
 def test_the_tower_is_refused_where_the_method_is_for_the_decoder_alone(
-    laboratory: Laboratory, tmp_path: Path, override: str, message: str
+    laboratory: TinyProject, tmp_path: Path, override: str, message: str
 ) -> None:
     outcome = laboratory.copy(tmp_path / "refused", store=False).run("backbone.parts=[decoder,vision]", override)
     assert (outcome.code, outcome.executed) == (2, {})

@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.support.laboratory import Laboratory, build, striking
+from tests.support.laboratory import TinyProject, build, striking
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ PATIENCE = 300
 class Office:
     """A laboratory with the guide's commands: what runs in the background, and what the webhook was told."""
 
-    lab: Laboratory
+    lab: TinyProject
     port: int
     webhook: str
     told: list[dict[str, Any]] = field(default_factory=list)

@@ -158,7 +158,7 @@ def tiny() -> Callable[..., PreTrainedModel]:
         torch.manual_seed(0)
         family, varied = VARIANTS.get(family, (family, {}))
         if family in MULTIMODAL:
-            return seeing(family, settings)
+            return tiny_multimodal(family, settings)
         given = SHAPE | MIXTURE | OF_FAMILY.get(family, {}) | varied | settings
         config = AutoConfig.for_model(
             family, **{key: value for key, value in given.items() if key not in MIXTURE or is_mixture(family)}
@@ -168,7 +168,7 @@ def tiny() -> Callable[..., PreTrainedModel]:
     return build
 
 
-def seeing(family: str, settings: dict[str, object]) -> PreTrainedModel:
+def tiny_multimodal(family: str, settings: dict[str, object]) -> PreTrainedModel:
     """A model that sees, with a decoder of the same shape; the settings are the decoder's, but for those that every model has."""
     whole = {key: settings.pop(key) for key in ("tie_word_embeddings",) if key in settings}
     text = SHAPE | OF_FAMILY.get(DECODERS[family], {}) | whole | settings

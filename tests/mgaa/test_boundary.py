@@ -11,9 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
-from mgaa.boundary import cause, one_error
+from mgaa.boundary import describe_cause, translate_errors
 from mgaa.checkpoints.load import config_and_processor
-from mgaa.checkpoints.meta_model import skeleton
+from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.errors import InputError, MgaaError, NumericalError, ResourceError, UsageError
 from mgaa.inputs.tokens import pack
 
@@ -43,7 +43,7 @@ RAISED = [
 
 @pytest.mark.parametrize("raised", RAISED, ids=lambda raised: type(raised).__name__)
 def test_whatever_is_raised_is_one_line_with_its_cause(raised: Exception) -> None:
-    with pytest.raises(InputError) as caught, one_error("it cannot be read", "fetch it again"):
+    with pytest.raises(InputError) as caught, translate_errors("it cannot be read", "fetch it again"):
         raise raised
     said = str(caught.value)
     assert said.startswith(
@@ -57,7 +57,7 @@ def test_whatever_is_raised_is_one_line_with_its_cause(raised: Exception) -> Non
 
 @pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(3), GeneratorExit(), NumericalError("3 are NaN")])
 def test_interrupts_and_errors_that_explain_themselves_pass(raised: BaseException) -> None:
-    with pytest.raises(type(raised)) as caught, one_error("it cannot be read", "fetch it again"):
+    with pytest.raises(type(raised)) as caught, translate_errors("it cannot be read", "fetch it again"):
         raise raised
     assert caught.value is raised
 
@@ -73,7 +73,7 @@ def test_interrupts_and_errors_that_explain_themselves_pass(raised: BaseExceptio
 def test_memory_that_ran_out_is_a_resource(raised: Exception) -> None:
     with (
         pytest.raises(ResourceError, match=r"it cannot be read .*: give it more memory"),
-        one_error("it cannot be read", ""),
+        translate_errors("it cannot be read", ""),
     ):
         raise raised
 
@@ -151,14 +151,14 @@ def test_every_call_of_transformers_is_behind_the_boundary(
             config_and_processor(folder)
     else:
         with pytest.raises(InputError, match=type(raised).__name__):
-            skeleton(folder)
+            load_meta_model(folder)
 
 
 @pytest.mark.parametrize("broken", [{"attn_implementation": "flash_attention_2"}, {"pad_token_id": 100_000}])
 def test_a_plan_refuses_what_cannot_be_built(folder: Path, broken: dict[str, Any]) -> None:
     edit(CONFIG, **broken)(folder)
     with pytest.raises(InputError, match=r"cannot build a model of .*config.json \("):
-        skeleton(folder)
+        load_meta_model(folder)
 
 
 def test_what_cannot_be_saved_is_refused_before_anything_is_measured(
@@ -185,7 +185,7 @@ def test_a_panic_over_a_text_is_one_error(words: PreTrainedTokenizerFast, charsm
     content["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": charsmap}
 
     def read_and_pack() -> None:
-        with one_error("the tokenizer is damaged", "fetch it again"):
+        with translate_errors("the tokenizer is damaged", "fetch it again"):
             broken = type(words.backend_tokenizer).from_str(json.dumps(content))
         pack(["w1", "w2 w3"], PreTrainedTokenizerFast(tokenizer_object=broken))
 
@@ -199,6 +199,6 @@ def test_a_text_that_no_tokenizer_takes_is_named(words: PreTrainedTokenizerFast)
 
 
 def test_a_cause_says_what_failed() -> None:
-    assert cause(KeyError("x")) == "KeyError: 'x'"
-    assert cause(AssertionError()) == "AssertionError"
+    assert describe_cause(KeyError("x")) == "KeyError: 'x'"
+    assert describe_cause(AssertionError()) == "AssertionError"
     assert issubclass(InputError, MgaaError)

@@ -15,7 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 import mgaa
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.methods import available, constant
+from mgaa.methods import available_methods, method_constant
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.statistics.calibration import stream_statistics
@@ -129,7 +129,8 @@ def test_the_report_is_plain_data(tiny: Tiny, tokens: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("section", "name"), [(section, name) for section in ("factors", "ratios", "ranks") for name in available(section)]
+    ("section", "name"),
+    [(section, name) for section in ("factors", "ratios", "ranks") for name in available_methods(section)],
 )
 def test_every_method_compresses_within_the_budget(
     tiny: Tiny, tokens: Tensor, tmp_path: Path, section: str, name: str
@@ -141,7 +142,7 @@ def test_every_method_compresses_within_the_budget(
         mgaa.compress_(tiny("qwen3"), tokens, compression=0.3).save(chosen["path"])
     report = mgaa.compress_(model, tokens, compression=0.3, groups=len(tokens), **{section: chosen})  # type: ignore[arg-type]
     assert linear_parameters(model, dense) <= parameter_budget(matrices_of(dense), 0.3)
-    verbatim = section == "ranks" and constant(section, name, "VERBATIM", False)
+    verbatim = section == "ranks" and method_constant(section, name, "VERBATIM", False)
     assert report.budget_left < 200 or verbatim  # a step of the largest of these matrices
     assert bool(logits(model, tokens).isfinite().all())
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mgaa
-from mgaa.decomposition.cuda_streams import in_flight
+from mgaa.decomposition.cuda_streams import map_concurrently
 from mgaa.decomposition.linalg import Metric, Spectrum, decompose
 from mgaa.errors import NumericalError
-from mgaa.factors import factorize, load_spectra, save_spectra, spectra
-from mgaa.methods import available
+from mgaa.factors import decompose_block, factorize, load_spectra, save_spectra
+from mgaa.methods import available_methods
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.statistics.accumulate import Accumulator
@@ -59,7 +59,7 @@ def test_the_output_side_of_16_bits_is_added_up_in_float32() -> None:
         torch.testing.assert_close(covariance, exact, rtol=1e-5, atol=1e-5 * float(exact.max()))
 
 
-@pytest.mark.parametrize("factorizer", available("factors"))
+@pytest.mark.parametrize("factorizer", available_methods("factors"))
 def test_the_compressed_model_agrees(tiny: Tiny, tokens: Tensor, factorizer: str) -> None:
     here = tiny().double()
     there = copy.deepcopy(here).cuda()
@@ -87,7 +87,7 @@ def test_spectra_of_one_device_serve_factors_on_the_other(tiny: Tiny, tokens: Te
     next(iter(stream_statistics(moved, tokens))).save(path)
     locals_ = [matrix.local for matrix in matrices_of(model) if matrix.block == 0]
     weights = {name: decoder_blocks(moved)[0].get_submodule(name).weight.detach() for name in locals_}
-    save_spectra(spectra(weights, BlockStatistics.load(path, "cuda"), "afm"), path)
+    save_spectra(decompose_block(weights, BlockStatistics.load(path, "cuda"), "afm"), path)
     for name, weight in weights.items():
         one = factorize(weight.cpu(), None, load_spectra(path)[name], 5)
         two = factorize(weight, None, load_spectra(path, "cuda")[name], 5)
@@ -103,7 +103,7 @@ def test_decompositions_in_flight_are_those_one_after_the_other_by_the_bit(shape
         weight = weights[name]
         return decompose(weight, Metric(torch.ones(weight.shape[1]).cuda(), "input", 1.0))
 
-    together = in_flight(compute, dict.fromkeys(weights, 0), {weight.device for weight in weights.values()})
+    together = map_concurrently(compute, dict.fromkeys(weights, 0), {weight.device for weight in weights.values()})
     assert list(together) == list(weights)
     for name, spectrum in together.items():
         assert torch.equal(spectrum.energies, compute(name).energies)
@@ -118,4 +118,4 @@ def test_an_error_in_flight_names_its_matrix() -> None:
         return decompose(weights[name], Metric(torch.ones(8).cuda(), "input", 1.0), name=name)
 
     with pytest.raises(NumericalError, match=r"W M W\^T of k, or"):
-        in_flight(compute, dict.fromkeys(weights, 0), {weights["q"].device})
+        map_concurrently(compute, dict.fromkeys(weights, 0), {weights["q"].device})

@@ -20,13 +20,13 @@ from torch import Tensor
 from mgaa.budget import Matrix
 from mgaa.decomposition.linalg import DAMPING, Spectrum
 from mgaa.errors import NumericalError
-from mgaa.factors import spectra
-from mgaa.methods import available
+from mgaa.factors import decompose_block
+from mgaa.methods import available_methods
 from mgaa.models.lowrank import Factors
 from mgaa.statistics.statistics import InputStatistics
 from tests.support.layers import Layer, layer
 
-METHODS = available("factors")
+METHODS = available_methods("factors")
 WIDE, TALL = (24, 64), (96, 32)
 SHAPES = [WIDE, TALL]
 SIDES = [(WIDE, "input"), (WIDE, "output"), (TALL, "input")]
@@ -262,7 +262,7 @@ def test_a_weight_that_is_not_finite_is_an_error(shape: tuple[int, int], side: s
     statistics = it.statistics
     it.weight[3, 2] = value
     with pytest.raises(NumericalError, match=r"of linear.* has non-finite entries: .* check the weights and calibrate"):
-        spectra({"linear": it.weight}, statistics, name)
+        decompose_block({"linear": it.weight}, statistics, name)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -276,7 +276,7 @@ def test_a_damaged_statistic_is_an_error_or_plays_no_part(
     block = it.statistics
     block.inputs["linear"] = damaged(block.of("linear"), field, value)
     with suppress(NumericalError):
-        assert same(spectra({"linear": it.weight}, block, name)["linear"], it.spectrum(name))
+        assert same(decompose_block({"linear": it.weight}, block, name)["linear"], it.spectrum(name))
 
 
 READ = {
@@ -299,7 +299,7 @@ def test_a_damaged_statistic_that_is_read_names_the_linear_and_the_remedy(
     block = layer(*shape, side=side).statistics
     block.inputs["linear"] = damaged(block.of("linear"), field, float("nan"))
     with pytest.raises(NumericalError, match=r"of linear.* has non-finite entries: .* calibrate again"):
-        spectra({"linear": layer(*shape).weight}, block, name)
+        decompose_block({"linear": layer(*shape).weight}, block, name)
 
 
 def damaged(statistics: InputStatistics, field: str, value: float) -> InputStatistics:

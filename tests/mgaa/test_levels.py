@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.errors import UsageError
-from mgaa.factors import spectra
-from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, rehearse, uses_groups
-from mgaa.methods import available, constant, method
+from mgaa.factors import decompose_block
+from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, preflight, uses_groups
+from mgaa.methods import available_methods, load_method, method_constant
 from mgaa.ranks import Rank, ladders_of
 from mgaa.statistics.calibration import stream_statistics
 from tests.support.allocations import reads_file, written
@@ -38,7 +38,8 @@ COSINES = {"0.attention": 0.7, "0.ffn": 0.5, "1.attention": 0.95, "1.ffn": 0.9, 
 Outcome = tuple[dict[str, float], list[Rank]]
 
 levels = pytest.mark.parametrize(
-    ("ratios", "ranks"), [(ratios, ranks) for ratios in available("ratios") for ranks in available("ranks")]
+    ("ratios", "ranks"),
+    [(ratios, ranks) for ratios in available_methods("ratios") for ranks in available_methods("ranks")],
 )
 centring = pytest.mark.parametrize("centred", [True, False], ids=["centred", "uncentred"])
 
@@ -94,7 +95,7 @@ def test_every_pair_spends_the_budget_to_less_than_the_cheapest_next_step_unless
     rungs = [x.ranks.index(rank.rank) for x, rank in zip(given, outcome, strict=True)]
     steps = [x.costs[k + 1] - x.costs[k] for x, k in zip(given, rungs, strict=True) if k + 1 < len(x.costs)]
     assert slack >= 0
-    assert slack < min(steps) or constant("ranks", ranks, "VERBATIM", False)
+    assert slack < min(steps) or method_constant("ranks", ranks, "VERBATIM", False)
 
 
 @levels
@@ -137,8 +138,8 @@ def outcome_of(call: Callable[[], object]) -> str:
     power=st.floats(-0.5, 2.0),
     multiple=st.integers(0, 70),
     factors=st.sampled_from(["afm", "svd"]),
-    ratios=st.sampled_from([name for name in available("ratios") if not reads_file("ratios", name)]),
-    ranks=st.sampled_from([name for name in available("ranks") if not reads_file("ranks", name)]),
+    ratios=st.sampled_from([name for name in available_methods("ratios") if not reads_file("ratios", name)]),
+    ranks=st.sampled_from([name for name in available_methods("ranks") if not reads_file("ranks", name)]),
 )
 def test_the_rehearsal_refuses_exactly_what_would_be_refused_later(
     compression: float,
@@ -159,25 +160,25 @@ def test_the_rehearsal_refuses_exactly_what_would_be_refused_later(
         allocate(ladders(centred=factors == "afm", multiple=multiple), COSINES, target, level1, level2)
 
     def now() -> None:
-        rehearse(matrices(), target, factors=(factors, {}), ratios=level1, ranks=level2)
+        preflight(matrices(), target, factors=(factors, {}), ratios=level1, ranks=level2)
 
     assert outcome_of(now) == outcome_of(later)
 
 
-@pytest.mark.parametrize("name", available("factors"))
+@pytest.mark.parametrize("name", available_methods("factors"))
 def test_a_factorizer_says_without_data_whether_it_adds_biases(name: str, tiny: Callable[..., PreTrainedModel]) -> None:
     model = tiny()
     block = next(stream_statistics(model, torch.arange(60).reshape(4, 15)))
     block.gradients["self_attn.q_proj"] = torch.eye(32, dtype=torch.float64)
     weights = {"self_attn.q_proj": model.get_parameter("model.layers.0.self_attn.q_proj.weight").detach()}
-    assert adds_biases((name, {})) == (spectra(weights, block, name)["self_attn.q_proj"].mean is not None)
+    assert adds_biases((name, {})) == (decompose_block(weights, block, name)["self_attn.q_proj"].mean is not None)
 
 
-@pytest.mark.parametrize("name", available("factors"))
+@pytest.mark.parametrize("name", available_methods("factors"))
 def test_fewer_sequences_than_groups_are_refused_by_those_factorizers_that_the_groups_change(name: str) -> None:
     it = layer(24, 64)
     found = (replace(gather(it.x, groups=groups).of("linear"), gradient=it.gradient) for groups in (1, 4))
-    one, four = (method("factors", name, {})(statistics).moment for statistics in found)
+    one, four = (load_method("factors", name, {})(statistics).moment for statistics in found)
     said = outcome_of(lambda: check_groups((name, {}), 32, 31))
     assert bool(said) == (not torch.allclose(one, four))
     assert not said or re.fullmatch(
@@ -195,6 +196,6 @@ def test_the_groups_change_pooled_and_not_afm() -> None:
 
 def test_an_option_of_the_factorizer_is_rehearsed_as_well() -> None:
     with pytest.raises(UsageError, match=r"factors\.alpha is -1\.0, expected a positive number"):
-        rehearse(
+        preflight(
             matrices(), Target(0.2), factors=("asvd", {"alpha": -1.0}), ratios=("uniform", {}), ranks=("uniform", {})
         )

@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
-from mgaa.allocation.channels import Pruning, Scores, prunable
+from mgaa.allocation.channels import ChannelScores, Pruning, prunable_ffns
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.compress import LORAP
 from mgaa.errors import InputError, UsageError
-from mgaa.levels import Target, allocate, rehearse
-from mgaa.methods import method
+from mgaa.levels import Target, allocate, preflight
+from mgaa.methods import load_method
 from mgaa.models.architectures import matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.ranks import Rank, ladders_of
@@ -55,7 +55,7 @@ def ladders(matrices: list[Matrix], *, centred: bool = False) -> list[Ladder]:
 def ranks(group: list[Ladder], keep: float, **options: float) -> dict[str, int | None]:
     """What the rule gives one attention sublayer that keeps this share, by role."""
     budget = int(keep * sum(x.matrix.parameters for x in group) + 1e-6)
-    rungs = method("ranks", "lorap", options)(group, budget, **options)
+    rungs = load_method("ranks", "lorap", options)(group, budget, **options)
     return {x.matrix.role: x.ranks[rung] for x, rung in zip(group, rungs, strict=True)}
 
 
@@ -75,7 +75,9 @@ def of_7b(compression: float, blocks: int = 32, **ranks: Any) -> list[Rank]:
     target = Target(compression, 1, Pruning())
     low, channels = target.parts(matrices)
     one = torch.ones(1, dtype=torch.float64)
-    scores = {c: Scores(one.expand(c.count), {m.local: one.expand(c.count) for m in c.matrices}) for c in channels}
+    scores = {
+        c: ChannelScores(one.expand(c.count), {m.local: one.expand(c.count) for m in c.matrices}) for c in channels
+    }
     cosines = {f"{block}.{name}": 0.5 for block in range(blocks) for name in ("attention", "ffn")}
     return allocate(ladders(low), cosines, target, ("uniform", {}), ("lorap", ranks), scores)[1]
 
@@ -143,7 +145,7 @@ def test_no_shape_exceeds_its_budget_where_the_lowest_ranks_fit(
     group = ladders(attention(hidden, min(kv, hidden)), centred=centred)
     floor, whole = sum(x.costs[0] for x in group), sum(x.matrix.parameters for x in group)
     budget = floor + int(keep * (whole - floor))
-    rungs = method("ranks", "lorap", {})(group, budget, split=split)
+    rungs = load_method("ranks", "lorap", {})(group, budget, split=split)
     assert sum(x.costs[rung] for x, rung in zip(group, rungs, strict=True)) <= budget
 
 
@@ -212,11 +214,11 @@ def test_another_way_to_prune_is_refused(channels: Any, message: str, tiny: Tiny
 def test_a_compression_that_leaves_no_channel_is_refused_in_the_rehearsal() -> None:
     chosen: dict[str, Any] = {"factors": ("awsvd", {}), "ratios": ("uniform", {}), "ranks": ("lorap", {})}
     with pytest.raises(UsageError, match="out of reach"):
-        rehearse(decoder(1, 64, 64, 96), Target(0.995, 1, Pruning()), **chosen)
+        preflight(decoder(1, 64, 64, 96), Target(0.995, 1, Pruning()), **chosen)
 
 
 def test_the_pruned_ffns_are_those_that_can_be(tiny: Tiny) -> None:
-    found = prunable(matrices_of(unfuse_(tiny("gpt2"))), Pruning())
+    found = prunable_ffns(matrices_of(unfuse_(tiny("gpt2"))), Pruning())
     assert [(each.sublayer, each.count, each.cost, len(each.matrices)) for each in found] == [
         ("0.ffn", 48, 64, 2),
         ("1.ffn", 48, 64, 2),

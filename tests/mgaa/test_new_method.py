@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mgaa.methods import available
+from mgaa.methods import available_methods
 from tests.support.guide import blocks
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +18,7 @@ NAME = "deviation"
 FILE = next(block.text for block in blocks(ROOT / "CONTRIBUTING.md") if block.file == f"mgaa/factors/{NAME}.py")
 USE = f"""
 import mgaa, pytest, torch
-from mgaa.methods import available
+from mgaa.methods import available_methods
 from transformers import AutoConfig, AutoModelForCausalLM
 
 config = AutoConfig.for_model("llama", vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
@@ -31,7 +31,7 @@ except mgaa.UsageError as error:
 print(round(mgaa.compress_(model, tokens, compression=0.3, factors={{"method": "{NAME}", "power": 2.0}}).compression, 2))
 print(sum(isinstance(module, mgaa.LowRankLinear) for module in model.modules()) > 0)
 print(bool(model(tokens).logits.isfinite().all()))
-print(*available("factors"))
+print(*available_methods("factors"))
 print(mgaa.__file__, flush=True)
 raise SystemExit(pytest.main(["-vv", "--import-mode=importlib", "-k", "{NAME}", "tests/mgaa/factors/test_factors.py"]))
 """
@@ -61,13 +61,13 @@ def said(copy: Path) -> list[str]:
 
 
 def test_it_is_listed_takes_its_option_and_compresses(copy: Path, said: list[str]) -> None:
-    assert NAME not in available("factors")
+    assert NAME not in available_methods("factors")
     assert said[:6] == [
         f"factors.pwer is not an option of the method '{NAME}'; it takes power",
         "0.3",
         "True",
         "True",
-        " ".join(sorted([*available("factors"), NAME])),
+        " ".join(sorted([*available_methods("factors"), NAME])),
         str(copy / "mgaa/__init__.py"),
     ]
 

@@ -21,7 +21,7 @@ from mgaa.models.fused import unfuse_
 from mgaa.models.lowrank import LowRankLinear
 from mgaa.models.processors import tokenizer_of
 from mgaa.statistics.accumulate import Share
-from mgaa.statistics.calibration import Calibration, Measuring, merge, stream_statistics
+from mgaa.statistics.calibration import Calibration, CalibrationSettings, merge, stream_statistics
 from mgaa.statistics.statistics import BlockStatistics
 from tests.support.seeing import picture, processor
 
@@ -95,16 +95,16 @@ def test_cosines_of_image_and_text_tokens_make_up_that_of_all(tiny: Tiny, family
 
 @pytest.mark.parametrize("part", PARTS)
 def test_shares_of_prompts_merge_to_the_bits_of_one_worker(tiny: Tiny, part: str, tmp_path: Path) -> None:
-    model, measuring = unfuse_(tiny("llava")), Measuring(groups=3, batch_size=2)
+    model, measuring = unfuse_(tiny("llava")), CalibrationSettings(groups=3, batch_size=2)
     given = prompts(model)
     (stack,) = stacks_of(model, [part])
     lines = [Calibration(model, given, measuring, stack=stack, share=Share(len(given), index, 2)) for index in range(2)]
     whole = Calibration(model, given, measuring, stack=stack)
     for index in range(len(stack.blocks)):
-        merged = merge(stack, index, [line.sums(index) for line in lines], measuring, len(given))
+        merged = merge(stack, index, [line.measure_sums(index) for line in lines], measuring, len(given))
         alone = whole.measure(index)
         for line in (*lines, whole):
-            line.settle()
+            line.commit()
         for name, statistics in (("merged", merged), ("alone", alone)):
             statistics.save(tmp_path / name)
         assert (tmp_path / "merged").read_bytes() == (tmp_path / "alone").read_bytes()
@@ -148,11 +148,11 @@ def test_what_comes_out_block_by_block_is_the_output_of_the_model(tiny: Tiny, fa
     """Also where features of images are added between the blocks, and behind the last."""
     model = tiny(family)
     given = prompts(model)
-    batches = [given.batch(each) for each in given.alike([range(len(given))])]
+    batches = [given.batch(each) for each in given.split_by_shape([range(len(given))])]
     line = Blockwise(model, batches)
     for index in range(len(line)):
-        line.through(index)
-        line.settle()
+        line.advance(index)
+        line.commit()
     for batch, inputs in enumerate(batches):
         with torch.no_grad():
             assert torch.equal(line.output(batch).logits, model(**inputs).logits)

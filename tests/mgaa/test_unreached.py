@@ -17,7 +17,7 @@ from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.search.compress import compress_by_search_
 from mgaa.statistics.accumulate import Share
-from mgaa.statistics.calibration import Calibration, Measuring, merge, stream_statistics
+from mgaa.statistics.calibration import Calibration, CalibrationSettings, merge, stream_statistics
 from mgaa.statistics.statistics import BlockStatistics, load_unreached
 
 Tiny = Callable[..., PreTrainedModel]
@@ -83,7 +83,7 @@ def test_where_every_expert_is_reached_it_changes_nothing(tiny: Tiny, tokens: Te
 
 def test_sweeps_and_searches_leave_them_dense_as_well(tiny: Tiny, tokens: Tensor) -> None:
     twins = [*mgaa.sweep(avoiding(tiny("gpt_oss"), 3), tokens, [0.2, 0.4], unreached="dense")]
-    measuring = Measuring(groups=4, unreached="dense")
+    measuring = CalibrationSettings(groups=4, unreached="dense")
     found, _ = compress_by_search_(
         avoiding(tiny("gpt_oss"), 3), tokens, tokens[:2], compression=0.3, evaluations=2, initial=2, measuring=measuring
     )
@@ -94,14 +94,14 @@ def test_sweeps_and_searches_leave_them_dense_as_well(tiny: Tiny, tokens: Tensor
 def test_statistics_say_so_in_their_file_and_merge_to_the_same_bits(
     model: PreTrainedModel, tokens: Tensor, tmp_path: Path
 ) -> None:
-    measuring = Measuring(groups=4, batch_size=2, unreached="dense")
+    measuring = CalibrationSettings(groups=4, batch_size=2, unreached="dense")
     unfuse_(model)
     whole = [*stream_statistics(model, tokens, groups=4, batch_size=2, unreached="dense")][1]
     lines = [Calibration(model, tokens, measuring, share=Share(len(tokens), index, 2)) for index in range(2)]
     for line in lines:
         line.advance(0)
     (stack,) = (line._stack for line in lines[:1])
-    merged = merge(stack, 1, [line.sums(1) for line in lines], measuring, len(tokens))
+    merged = merge(stack, 1, [line.measure_sums(1) for line in lines], measuring, len(tokens))
     for name, statistics in (("whole", whole), ("merged", merged)):
         statistics.save(tmp_path / name)
     assert (tmp_path / "whole").read_bytes() == (tmp_path / "merged").read_bytes()

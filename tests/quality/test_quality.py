@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.defaults import TARGETS, Bench
-from tasks.config.parameters import load
+from benchmarks.defaults import TARGETS, Experiment
+from tasks.config.parameters import load_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 EXTERNAL = {
@@ -21,19 +21,21 @@ EXTERNAL = {
 }
 
 
-def shares(bench: Bench) -> dict[float, float]:
+def shares(bench: Experiment) -> dict[float, float]:
     """The increase of log-perplexity over dense as a share of uniform's, by compression."""
-    p = load(ROOT / "params.yaml")
-    assert (p.factors.method, p.ranks.method) == ("afm", "energy")
+    params = load_parameters(ROOT / "params.yaml")
+    assert (params.factors.method, params.ranks.method) == ("afm", "energy")
     given = {
-        target: bench.increase(p.ratios.method, p.ranks.method, target, band=p.ratios.band, **p.ratios.options)
+        target: bench.increase(
+            params.ratios.method, params.ranks.method, target, band=params.ratios.band, **params.ratios.options
+        )
         for target in TARGETS
     }
     return {target: increase / bench.uniform[target] for target, increase in given.items()}
 
 
 def test_on_the_demo_backbone_mgaa_is_better_than_uniform_at_the_same_budget() -> None:
-    found = shares(Bench(str(ROOT / "models" / "demo"), "demo", windows=48))
+    found = shares(Experiment(str(ROOT / "models" / "demo"), "demo", windows=48))
     assert found[0.2] <= 0.9
     assert all(share < 1 for share in found.values())
 
@@ -43,6 +45,6 @@ def test_on_other_trained_backbones_mgaa_is_better_than_uniform_at_the_same_budg
     folder = os.environ.get("MGAA_EXTERNAL_DATA")
     if folder is None:
         pytest.skip("MGAA_EXTERNAL_DATA is not set: the external backbones of docs/results.md are not tested")
-    found = shares(Bench(f"{folder}/backbones/{name}", f"{folder}/{EXTERNAL[name]}"))
+    found = shares(Experiment(f"{folder}/backbones/{name}", f"{folder}/{EXTERNAL[name]}"))
     assert found[0.2] <= 0.9
     assert all(share < 1 for share in found.values())

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mgaa.methods import available
-from tasks.config.method_options import SECTIONS, options
-from tasks.config.parameters import load
+from mgaa.methods import available_methods
+from tasks.config.method_options import SECTIONS, method_options
+from tasks.config.parameters import load_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_parameters_in_the_repository_are_valid() -> None:
-    assert load(ROOT / "params.yaml").method == "mgaa"
+    assert load_parameters(ROOT / "params.yaml").method == "mgaa"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -36,10 +36,10 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
     own = {
         f"{section}.{name}"
         for section in SECTIONS
-        for method in available(section)
-        for name in options(section, method)
+        for method in available_methods(section)
+        for name in method_options(section, method)
     }
-    keys = own | set(load(ROOT / "params.yaml").flat())
+    keys = own | set(load_parameters(ROOT / "params.yaml").flat())
     for key in re.findall(
         r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking|registry|schedule)(?:\.\w+)+)=",
         document.read_text(),
@@ -57,7 +57,7 @@ def test_every_flow_that_make_runs_exists_and_takes_its_overrides() -> None:
     assert [module for module, _ in commands] == ["flows.show", "flows.show", "flows.plan", "flows.sweep"]
     for module, words in commands:
         assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists()
-        load(ROOT / "params.yaml", shlex.split(words.replace("$(ARGS)", "")))
+        load_parameters(ROOT / "params.yaml", shlex.split(words.replace("$(ARGS)", "")))
 
 
 def test_every_link_of_a_document_leads_somewhere() -> None:
@@ -72,7 +72,7 @@ def test_the_tree_of_the_readme_names_every_step_and_method() -> None:
         for path in (ROOT / "tasks").rglob("*.py")
         if re.search(r"^@(resuming_)?step\(", path.read_text(), re.MULTILINE)
     }
-    methods = {name for section in ("factors", "ratios", "ranks") for name in available(section)}
+    methods = {name for section in ("factors", "ratios", "ranks") for name in available_methods(section)}
     flows = {path.stem for path in (ROOT / "flows").glob("*.py") if "@flow(" in path.read_text()}
     tree = README.partition("## The tree")[2]
     assert (len(steps), len(methods), len(flows)) > (30, 10, 5)

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks.artifacts.allocation_table import plots
-from tasks.config.parameters import load
+from tasks.artifacts.allocation_table import plot_tables
+from tasks.config.parameters import load_parameters
 from tests.support.finished import finished_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -87,7 +87,7 @@ def test_every_dependency_is_in_the_repository_or_made_by_a_stage() -> None:
 
 def test_every_plot_draws_columns_of_a_table_that_a_run_writes() -> None:
     run = finished_run()
-    tables = plots(run.published["allocation"], run.published["metrics"]["models"])
+    tables = plot_tables(run.published["allocation"], run.published["metrics"]["models"])
     for plot in (each for entry in PIPELINE["plots"] if isinstance(entry, dict) for each in entry.values()):
         assert (ROOT / ".dvc" / "plots" / f"{plot['template']}.json").is_file()
         for axis in ("x", "y"):
@@ -115,7 +115,7 @@ def test_experiments_override_numbers_and_lists_one_after_the_other(checkout: Pa
     dvc(checkout, "exp", "run", "--set-param", "ratios.compression=0.3")  # DVC writes the file anew
     overrides = ["evaluation.tasks=[]", "evaluation.baselines=[uniform,level2]"]
     dvc(checkout, "exp", "run", *(word for override in overrides for word in ("--set-param", override)))
-    parameters = load(checkout / "params.yaml")
+    parameters = load_parameters(checkout / "params.yaml")
     assert parameters.ratios.compression == 0.3
     assert (parameters.evaluation.tasks, parameters.evaluation.baselines) == ([], ["uniform", "level2"])
     assert "0.1" in dvc(checkout, "metrics", "diff")

@@ -130,9 +130,9 @@ import sys
 sys.modules |= dict.fromkeys({absent})  # None: Python says that there is no such module
 import mgaa
 from importlib import import_module
-from mgaa.methods import available
+from mgaa.methods import available_methods
 for section in ("factors", "ratios", "ranks"):
-    for name in available(section):
+    for name in available_methods(section):
         import_module(f"mgaa.{{section}}.{{name}}")
 print(*(name for name in {absent} if sys.modules[name] is not None))
 """

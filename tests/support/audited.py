@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.manifest import read_manifest, readable
+from tasks.cache.manifest import format_json, read_manifest
 from tasks.config.parameters import Operation, load_operation
 from tasks.record.findings import Finding
 from tasks.record.run_record import RECORD
-from tasks.tracking.run import tracked
+from tasks.tracking.run import track_run
 from tests.support.finished import finished_run
 
 
@@ -48,16 +48,16 @@ def audited(folder: Path, *, track: bool = False, model: str | None = None) -> A
             update={"registry": run.parameters.registry.model_copy(update={"model": model})}
         )
         parameters._folder = folder
-        with tracked(parameters) as record:
+        with track_run(parameters) as record:
             record.log(run.results, run.published, lab.run)
     return lab
 
 
 def rewrite(lab: Audited, **changes: Any) -> Artifact:
     """Publish and seal the record of the run with some fields changed, as if it had been made so."""
-    content = readable(json.loads((lab.p.results / RECORD).read_bytes()) | changes)
-    manifest = read_manifest(lab.store.place(lab.run))
-    with lab.store.writing("run") as out:
+    content = format_json(json.loads((lab.p.results / RECORD).read_bytes()) | changes)
+    manifest = read_manifest(lab.store.path_of(lab.run))
+    with lab.store.draft_folder("run") as out:
         (out / RECORD).write_bytes(content)
         told = {key: value for key, value in manifest.items() if key not in ("kind", "digest", "files")}
         run = lab.store.seal(out, "run", told)

@@ -13,10 +13,10 @@ from typing import Any
 
 from mgaa.checkpoints.save import save
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import keys_by, recording
-from tasks.config.parameters import Parameters, load
+from tasks.cache.executions import keys_by, record_executions
+from tasks.config.parameters import Parameters, load_parameters
 from tasks.record.run_record import Span, keep_record
-from tasks.results.publish import Compressed, Effort, Evaluated, Results, publish
+from tasks.results.publish import Compressed, Effort, Evaluated, Results, publish_results
 from tasks.steps.allocate_ranks import allocate_ranks
 from tasks.steps.allocate_ratios import allocate_ratios
 from tasks.steps.assemble import assemble
@@ -56,10 +56,10 @@ def finished_run() -> Finished:
     parts = {section: write_texts(folder / f"{section}.jsonl", seed) for seed, section in enumerate(SECTIONS)}
     sources = [f"data.{section}.source={path}" for section, path in parts.items()]
     lengths = [f"data.{section}.length=16" for section in SECTIONS]
-    p = load(folder / "params.yaml", [f"backbone.source={folder / 'model'}", *sources, *lengths])
-    store, start = Store(p.store_path), datetime.now(UTC)
-    with recording(store) as executions:
-        results = run(p, store)
+    params = load_parameters(folder / "params.yaml", [f"backbone.source={folder / 'model'}", *sources, *lengths])
+    store, start = Store(params.store_path), datetime.now(UTC)
+    with record_executions(store) as executions:
+        results = run(params, store)
     models = [*results.models.values()]
     figures = draw_figures.fn(
         store,
@@ -76,24 +76,26 @@ def finished_run() -> Finished:
         models=[*results.models],
         sets=[],
     )
-    published = publish(p, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions))
+    published = publish_results(
+        params, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions)
+    )
     made = results.artifacts() | {"figures": figures}
-    record = keep_record(p, store, "compress", artifacts=made, executions=executions, spent=Span(start, 1.0))
-    return Finished(p, store, results, figures, published, record)
+    record = keep_record(params, store, "compress", artifacts=made, executions=executions, spent=Span(start, 1.0))
+    return Finished(params, store, results, figures, published, record)
 
 
-def run(p: Parameters, store: Store) -> Results:
+def run(params: Parameters, store: Store) -> Results:
     """The steps of `flows.compress`, for the baseline `uniform` and the method."""
     backbone = load_backbone.fn(
         store,
-        source=p.backbone.source,
+        source=params.backbone.source,
         revision=None,
         dtype="auto",
-        files=identify(p.backbone.source, None),
-        architecture=architecture_digest(p.backbone.source, None),
+        files=identify(params.backbone.source, None),
+        architecture=architecture_digest(params.backbone.source, None),
         parts=["decoder"],
     )
-    sections = {name: getattr(p.data, name).model_dump(by_alias=True) for name in SECTIONS}
+    sections = {name: getattr(params.data, name).model_dump(by_alias=True) for name in SECTIONS}
     texts = read_texts.fn(
         store,
         sections={name: {key: given[key] for key in READING} for name, given in sections.items()},
@@ -103,7 +105,11 @@ def run(p: Parameters, store: Store) -> Results:
         name: tokenize.fn(store, backbone, texts, section=name, length=16, samples=None, seed=0) for name in sections
     }
     statistics = calibrate.fn(
-        store, backbone, tokens["calibration"], **p.statistics.model_dump(exclude={"shards", "gradients"}), device="cpu"
+        store,
+        backbone,
+        tokens["calibration"],
+        **params.statistics.model_dump(exclude={"shards", "gradients"}),
+        device="cpu",
     )
     spectra = [
         decompose.fn(store, backbone, statistics, block=block, method="afm", options={}, device="cpu")
@@ -146,7 +152,7 @@ def run(p: Parameters, store: Store) -> Results:
     }
     shown = {"dense": backbone, **{name: model.checkpoint for name, model in models.items()}}
     samples = {
-        name: generate.fn(store, model, texts, **p.evaluation.samples.model_dump(), device="cpu")
+        name: generate.fn(store, model, texts, **params.evaluation.samples.model_dump(), device="cpu")
         for name, model in shown.items()
     }
     dense = Evaluated(measure(backbone), {})

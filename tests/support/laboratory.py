@@ -35,7 +35,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Laboratory:
+class TinyProject:
     """A folder with `params.yaml`, the store and the results."""
 
     root: Path
@@ -106,16 +106,16 @@ class Laboratory:
         """The folders of the artifacts of one kind."""
         return sorted(path for path in self.root.glob(f"store/{kind}/*") if len(path.name) == 64)
 
-    def copy(self, root: Path, *, store: bool = True) -> "Laboratory":
+    def copy(self, root: Path, *, store: bool = True) -> "TinyProject":
         """The same laboratory elsewhere; without its store and results if told so."""
         root.mkdir(parents=True)
         shutil.copy(self.root / "params.yaml", root)
         if store:
             shutil.copytree(self.root / "store", root / "store")
-        return Laboratory(root)
+        return TinyProject(root)
 
 
-def runs(lab: Laboratory, flow: str) -> tuple[Any, dict[str, Any]]:
+def runs(lab: TinyProject, flow: str) -> tuple[Any, dict[str, Any]]:
     """The last run of a flow in MLflow, and the runs below it by name."""
     from mlflow import MlflowClient
 
@@ -142,7 +142,7 @@ sys.addaudithook(strike)
 """
 
 
-def build(root: Path, model: Path) -> Laboratory:
+def build(root: Path, model: Path) -> TinyProject:
     """A laboratory around a model that `write_model` makes."""
     root.mkdir()
     texts = documents(seed=1)
@@ -166,7 +166,7 @@ def build(root: Path, model: Path) -> Laboratory:
     parameters["evaluation"]["samples"] = {"number": 2, "prompt": 8, "tokens": 4}
     parameters["tracking"]["uri"] = f"sqlite:///{root / 'mlflow.db'}"  # one for all copies: a new one takes seconds
     (root / "params.yaml").write_text(yaml.safe_dump(parameters))
-    return Laboratory(root)
+    return TinyProject(root)
 
 
 def documents(seed: int, number: int = 120) -> list[str]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from mgaa.decomposition.linalg import Metric, Spectrum
-from mgaa.factors import factorize, spectra
-from mgaa.methods import method
+from mgaa.factors import decompose_block, factorize
+from mgaa.methods import load_method
 from mgaa.models.lowrank import Factors
 from mgaa.statistics.accumulate import Accumulator
 from mgaa.statistics.statistics import BlockStatistics
@@ -45,7 +45,7 @@ class Layer:
         return self.x @ self.weight.double().T
 
     def spectrum(self, name: str, **options: object) -> Spectrum:
-        return spectra({"linear": self.weight}, self.statistics, name, **options)["linear"]
+        return decompose_block({"linear": self.weight}, self.statistics, name, **options)["linear"]
 
     def factors(self, name: str, rank: int, bias: Tensor | None = None, **options: object) -> Factors:
         return factorize(self.weight, bias, self.spectrum(name, **options), rank)
@@ -65,7 +65,7 @@ class Layer:
     def metric(self, name: str) -> Metric:
         """The metric of the factorizer on the side of the input, whatever side the layer measures."""
         statistics = replace(gather(self.x).of("linear"), gradient=self.gradient)
-        found: Metric = method("factors", name, {})(statistics)
+        found: Metric = load_method("factors", name, {})(statistics)
         return found
 
     def output_root(self, name: str) -> Tensor:

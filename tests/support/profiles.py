@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from mgaa.allocation.device_profile import grid
+from mgaa.allocation.device_profile import rank_grid
 from mgaa.allocation.latency import Curve, Profile, Timing, shape_of
 from mgaa.budget import Matrix
 
@@ -36,7 +36,7 @@ def made(
             shape: {
                 t: Curve(
                     Timing(rule(matrix, None, t), 0.0),
-                    {r: Timing(rule(matrix, r, t), 0.0) for r in grid(matrix.m, matrix.n, multiple, count)},
+                    {r: Timing(rule(matrix, r, t), 0.0) for r in rank_grid(matrix.m, matrix.n, multiple, count)},
                 )
                 for t in tokens
             }

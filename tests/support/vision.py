@@ -19,7 +19,7 @@ ASKED = {"from": 0.0, "to": 1.0, "samples": None, "seed": 0, "split": None}
 
 
 @cache
-def seeing_model() -> Path:
+def multimodal_model() -> Path:
     """The folder of the model, written once per session (seconds) in a folder that vanishes with the tests' home; look, do not touch."""
     import torch
 
@@ -37,7 +37,7 @@ def seeing_model() -> Path:
 
 def referred(store: Store, source: Path | None = None) -> Artifact:
     """The artifact `backbone` of the model, or of another one."""
-    given: dict[str, Any] = {"source": str(source or seeing_model()), "revision": None}
+    given: dict[str, Any] = {"source": str(source or multimodal_model()), "revision": None}
     return load_backbone.fn(
         store,
         **given,

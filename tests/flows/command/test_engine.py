@@ -15,10 +15,10 @@ from prefect.flow_engine import FlowRunTimeoutError
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from flows.command.engine import engine_errors
-from flows.command.runner import run
+from flows.command.runner import run_flow
 from mgaa.errors import LockedError, MgaaError, ResourceError
-from tasks.config.parameters import Parameters, load
-from tests.support.laboratory import Laboratory
+from tasks.config.parameters import Parameters, load_parameters
+from tests.support.laboratory import TinyProject
 from tests.support.processes import ROOT, Project
 
 DEAD = "http://127.0.0.1:9"
@@ -37,8 +37,8 @@ def mistaken(parameters: Parameters) -> None:
 
 
 @pytest.fixture
-def parameters(empty: Laboratory, tmp_path: Path) -> Parameters:
-    return load(empty.copy(tmp_path / "lab", store=False).root / "params.yaml", [])
+def parameters(empty: TinyProject, tmp_path: Path) -> Parameters:
+    return load_parameters(empty.copy(tmp_path / "lab", store=False).root / "params.yaml", [])
 
 
 def body() -> None:
@@ -74,9 +74,9 @@ def test_interrupts_time_limits_and_errors_that_explain_themselves_pass(raised: 
 
 
 def test_a_mistake_in_a_flow_stays_one(parameters: Parameters, prefect_server: str) -> None:
-    assert run(fine, parameters) == 3
+    assert run_flow(fine, parameters) == 3
     with pytest.raises(KeyError, match="ours"):
-        run(mistaken, parameters)
+        run_flow(mistaken, parameters)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_server_that_is_none_is_said_at_once(
         temporary_settings({PREFECT_API_URL: given}),
         pytest.raises(ResourceError, match="start it, or unset PREFECT_API_URL") as caught,
     ):
-        run(fine, parameters)
+        run_flow(fine, parameters)
     assert "secret" not in str(caught.value)
 
 
@@ -119,7 +119,7 @@ def test_the_proxy_before_a_server_is_named_without_its_password(
         temporary_settings({PREFECT_API_URL: "http://prefect.invalid/api"}),
         pytest.raises(ResourceError, match=r"through the proxy http://\*\*\*@127.0.0.1:9") as caught,
     ):
-        run(fine, parameters)
+        run_flow(fine, parameters)
     assert "secret" not in str(caught.value)
 
 
@@ -137,7 +137,7 @@ def test_a_home_of_prefect_that_cannot_be_used_is_said_at_once(
         temporary_settings({PREFECT_HOME: home}, restore_defaults={PREFECT_API_URL}),
         pytest.raises(ResourceError, match="set PREFECT_HOME to a folder"),
     ):
-        run(fine, parameters)
+        run_flow(fine, parameters)
 
 
 def test_what_runs_on_this_machine_is_not_asked_through_a_proxy() -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.command.ephemeral import APP, ELSEWHERE, SERVES, make_database, marked, revisions, stop_orphans, upgrade
+from flows.command.ephemeral import APP, ELSEWHERE, SERVES, make_database, read_mark, revisions, stop_orphans, upgrade
 from mgaa.errors import ResourceError
-from tasks.tracking.backend import process
-from tasks.tracking.database import Schema, is_current, is_unfinished, rows
+from tasks.tracking.backend import process_tags
+from tasks.tracking.database import Schema, count_rows, is_current, is_unfinished
 from tests.support.commits import Commits
 
 PREFECT = Schema("Prefect", revisions, upgrade, ELSEWHERE)
@@ -40,7 +40,7 @@ def test_a_database_that_prefect_began_is_recognized_after_each_transaction_and_
     make_database(database)
     with closing(sqlite3.connect(database)) as made, closing(sqlite3.connect(whole)) as wanted:
         assert is_current(made, PREFECT)
-        assert rows(made) == rows(wanted)
+        assert count_rows(made) == count_rows(wanted)
     assert [each.name for each in database.parent.iterdir()] == ["prefect.db"]
 
 
@@ -59,7 +59,7 @@ def test_a_finished_database_is_marked_and_keeps_what_it_holds(commits: Commits,
     with closing(sqlite3.connect(database)) as made, made:
         made.execute("INSERT INTO flow (name, tags) VALUES ('mine', '[]')")
     make_database(database)
-    assert marked(database) > 0
+    assert read_mark(database) > 0
     with closing(sqlite3.connect(database)) as made:
         assert made.execute("SELECT name FROM flow").fetchall() == [("mine",)]
 
@@ -100,12 +100,12 @@ def serving(run: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_server_whose_run_was_killed_is_stopped_and_one_that_is_used_is_not() -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    gone = process() | {"process.id": str(ended.pid), "process.birth": "1"}
+    gone = process_tags() | {"process.id": str(ended.pid), "process.birth": "1"}
     elsewhere = gone | {"process.host": "another machine"}
-    inside = process() | {"process.id": str(ended.pid)}  # of a container, where this process has another number
+    inside = process_tags() | {"process.id": str(ended.pid)}  # of a container, where this process has another number
     with (
         serving(gone) as orphan,
-        serving(process()) as used,
+        serving(process_tags()) as used,
         serving(elsewhere) as remote,
         serving(inside) as contained,
     ):

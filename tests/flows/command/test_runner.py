@@ -12,12 +12,12 @@ import pytest
 
 from flows.command import clusters
 from flows.sweep import sweep
-from tests.support.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tests.support.laboratory import BLOCKS, Outcome, TinyProject, striking
 from tests.support.processes import ROOT
 
 pytestmark = pytest.mark.slow
 
-Lab = tuple[Laboratory, Outcome]
+Lab = tuple[TinyProject, Outcome]
 ALONE = "evaluation.baselines=[]"
 
 
@@ -71,7 +71,7 @@ def dask() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def on_dask(empty: Laboratory, dask: Any, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def on_dask(empty: TinyProject, dask: Any, prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A run on two workers, one of which was killed in the middle; look, and copy it."""
     lab = empty.copy(tmp_path_factory.mktemp("workers") / "dask", store=False)
     victim, *_ = dask.scheduler_info()["workers"]
@@ -83,13 +83,13 @@ def address(client: Any) -> str:
     return str(client.scheduler.address)
 
 
-def same(part: Laboratory, whole: Laboratory) -> bool:
+def same(part: TinyProject, whole: TinyProject) -> bool:
     """Whether the steps of a run without baselines gave what they gave in the whole run; its figures show less."""
     records = {key: record for key, record in part.records().items() if record[0] != "draw_figures"}
     return len(records) > 2 * BLOCKS and records.items() <= whole.records().items()
 
 
-def effort(lab: Laboratory) -> tuple[int, int]:
+def effort(lab: TinyProject) -> tuple[int, int]:
     run = json.loads((lab.root / "results" / "metrics.json").read_text())["run"]
     return run["executed"], run["reused"]
 
@@ -106,7 +106,7 @@ def test_the_steps_of_workers_are_counted_like_those_of_threads(first: Lab, on_d
     assert not list((on_dask[0].root / "store" / "executions").iterdir())
 
 
-def test_ray_gives_the_digests_of_threads(first: Lab, fresh: Laboratory) -> None:
+def test_ray_gives_the_digests_of_threads(first: Lab, fresh: TinyProject) -> None:
     outcome = fresh.run(ALONE, "runner.kind=ray", "runner.workers=1")
     assert (outcome.code, outcome.message) == (0, "")
     assert same(fresh, first[0])
@@ -122,7 +122,7 @@ def test_a_sweep_runs_its_points_on_workers(on_dask: Lab, dask: Any) -> None:
 
 
 def test_no_worker_left_is_one_message_and_the_next_run_goes_on(
-    fresh: Laboratory, first: Lab, monkeypatch: pytest.MonkeyPatch
+    fresh: TinyProject, first: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(clusters, "PATIENCE", "1s")
     with dask_workers(0) as client, dask_worker(address(client)):
@@ -187,7 +187,7 @@ def test_what_is_missing_is_said_before_anything_is_computed(
     prepare: Callable[[pytest.MonkeyPatch], list[str]],
     code: int,
     message: str,
-    fresh: Laboratory,
+    fresh: TinyProject,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     outcome = fresh.run(*prepare(monkeypatch))
@@ -203,6 +203,6 @@ def test_workers_elsewhere_need_a_server_that_they_reach() -> None:
     with (
         temporary_settings(restore_defaults={PREFECT_API_URL}),
         pytest.raises(UsageError, match="PREFECT_API_URL=http://<machine>:4200/api"),
-        clusters.one_server("tcp://far.example.org:8786"),
+        clusters.share_server("tcp://far.example.org:8786"),
     ):
         raise AssertionError

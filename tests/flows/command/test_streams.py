@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.processes import ROOT
 
-SAYS = "import sys; from flows.command.cli import answered; sys.exit(answered(lambda: print({text})))"
+SAYS = "import sys; from flows.command.cli import run_command; sys.exit(run_command(lambda: print({text})))"
 WORDS = SAYS.format(text="'0.5 \\u00b1 0.1 \\u2500 \\u00e9'")
 MUCH = SAYS.format(text="'word ' * 100_000")
 
@@ -65,11 +65,11 @@ def test_a_file_that_is_opened_never_gets_the_number_of_a_closed_stream() -> Non
 def test_a_message_that_cannot_be_written_leaves_the_exit_code(line: str) -> None:
     code = """
 import sys
-from flows.command.cli import answered
+from flows.command.cli import run_command
 from mgaa.errors import InputError
 def act():
     raise InputError("The file is empty.")
-sys.exit(answered(act))
+sys.exit(run_command(act))
 """
     assert shell(f'$python -c "$code" {line}', code=code).returncode == 3
 
@@ -77,10 +77,10 @@ sys.exit(answered(act))
 def test_the_pipe_of_something_else_that_breaks_is_a_mistake_of_ours() -> None:
     code = """
 import sys
-from flows.command.cli import answered
+from flows.command.cli import run_command
 def act():
     raise BrokenPipeError(32, "Broken pipe")
-sys.exit(answered(act))
+sys.exit(run_command(act))
 """
     done = shell('$python -c "$code"', code=code)
     assert done.returncode == 1

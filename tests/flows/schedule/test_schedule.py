@@ -20,13 +20,13 @@ import pytest
 from prefect.states import Failed
 
 from flows import deploy
-from flows.schedule.device_lock import folder, turn
-from flows.schedule.runs import passing, scheduled
-from flows.schedule.webhook import post
+from flows.schedule.device_lock import hold_devices, lock_folder
+from flows.schedule.runs import is_transient, scheduled
+from flows.schedule.webhook import post_news
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
-from tasks.config.parameters import Parameters, load
-from tasks.record.unchanged import unchanged
-from tests.support.laboratory import Laboratory, Outcome
+from tasks.config.parameters import Parameters, load_parameters
+from tasks.record.unchanged import find_unchanged_run
+from tests.support.laboratory import Outcome, TinyProject
 from tests.support.processes import ROOT
 
 
@@ -59,7 +59,7 @@ def webhook(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
         thread.join()
 
 
-def run(lab: Laboratory, *overrides: str, command: Any = "compress") -> Any:
+def run(lab: TinyProject, *overrides: str, command: Any = "compress") -> Any:
     """A scheduled run in this process; the state in which it ended."""
     return scheduled(command, list(overrides), str(lab.root / "params.yaml"), return_state=True)
 
@@ -68,18 +68,18 @@ def run(lab: Laboratory, *overrides: str, command: Any = "compress") -> Any:
 
 
 @pytest.fixture(scope="module")
-def published(first: tuple[Laboratory, Outcome], tmp_path_factory: pytest.TempPathFactory) -> Laboratory:
+def published(first: tuple[TinyProject, Outcome], tmp_path_factory: pytest.TempPathFactory) -> TinyProject:
     """A laboratory with the results of a run; whoever alters them puts them back."""
     lab = first[0].copy(tmp_path_factory.mktemp("schedule") / "published")
     assert run(lab).name == "Completed"
     return lab
 
 
-def parameters(lab: Laboratory, *overrides: str) -> Parameters:
-    return load(lab.root / "params.yaml", overrides)
+def parameters(lab: TinyProject, *overrides: str) -> Parameters:
+    return load_parameters(lab.root / "params.yaml", overrides)
 
 
-def test_what_would_change_nothing_is_skipped_and_says_so(published: Laboratory) -> None:
+def test_what_would_change_nothing_is_skipped_and_says_so(published: TinyProject) -> None:
     before = published.written()
     state = run(published, "schedule.retries=0")
     assert (state.name, published.executed(before)) == ("Skipped", {})
@@ -88,38 +88,38 @@ def test_what_would_change_nothing_is_skipped_and_says_so(published: Laboratory)
 
 
 @pytest.mark.parametrize("other", ["ratios.compression=0.3", "output.results=elsewhere", "evaluation.limit=5"])
-def test_a_run_of_other_parameters_is_no_repetition(other: str, published: Laboratory) -> None:
-    assert unchanged(parameters(published, "runner.workers=1", "schedule.notify=all")) is not None
-    assert unchanged(parameters(published, other)) is None
+def test_a_run_of_other_parameters_is_no_repetition(other: str, published: TinyProject) -> None:
+    assert find_unchanged_run(parameters(published, "runner.workers=1", "schedule.notify=all")) is not None
+    assert find_unchanged_run(parameters(published, other)) is None
 
 
 PUBLISHED = ("results/record.json", "results/metrics.json", "results/plots/sizes.csv", "models/compressed/config.json")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_run_whose_results_are_not_in_place_is_repeated(name: str, published: Laboratory) -> None:
+def test_a_run_whose_results_are_not_in_place_is_repeated(name: str, published: TinyProject) -> None:
     path = published.root / name
     sound = path.read_bytes()
     for damage in (lambda: path.write_bytes(sound.replace(b"0", b"1")), path.unlink):
         damage()
-        assert unchanged(parameters(published)) is None
+        assert find_unchanged_run(parameters(published)) is None
     path.write_bytes(sound)
-    assert unchanged(parameters(published)) is not None
+    assert find_unchanged_run(parameters(published)) is not None
 
 
 def test_weights_are_taken_at_the_word_of_their_manifest_and_their_size(
-    published: Laboratory, monkeypatch: pytest.MonkeyPatch
+    published: TinyProject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.record.unchanged.SMALL", 1000)
     weights = published.root / "models" / "compressed" / "model.safetensors"
-    assert unchanged(parameters(published)) is not None
+    assert find_unchanged_run(parameters(published)) is not None
     sound = weights.read_bytes()
     weights.write_bytes(sound[:-1])
-    assert unchanged(parameters(published)) is None
+    assert find_unchanged_run(parameters(published)) is None
     weights.write_bytes(sound)
 
 
-def test_a_damaged_record_and_results_that_are_gone_are_made_again(published: Laboratory) -> None:
+def test_a_damaged_record_and_results_that_are_gone_are_made_again(published: TinyProject) -> None:
     before = published.written()
     for record in published.artifacts("run"):
         (record / "record.json").write_bytes(b"{}")
@@ -129,7 +129,7 @@ def test_a_damaged_record_and_results_that_are_gone_are_made_again(published: La
     assert published.executed(before) == {}
 
 
-def test_a_run_by_hand_is_not_skipped(published: Laboratory) -> None:
+def test_a_run_by_hand_is_not_skipped(published: TinyProject) -> None:
     record = (published.root / "results" / "record.json").read_bytes()
     assert published.run().code == 0
     assert (published.root / "results" / "record.json").read_bytes() != record
@@ -143,7 +143,7 @@ def test_two_runs_never_hold_the_same_device() -> None:
     most, waited = list[int](), list[str]()
 
     def hold(devices: list[str]) -> None:
-        with turn(devices, "a run", 60, waited.append):
+        with hold_devices(devices, "a run", 60, waited.append):
             holders.update(devices)
             most.append(max(holders.values()))
             holders.subtract(devices)
@@ -159,9 +159,9 @@ def test_two_runs_never_hold_the_same_device() -> None:
 def test_a_run_that_waits_longer_than_allowed_ends_with_who_holds_the_device() -> None:
     waiting: list[str] = []
     with (
-        turn(["cpu"], "the run golden-owl", 1, waiting.append),
+        hold_devices(["cpu"], "the run golden-owl", 1, waiting.append),
         pytest.raises(LockedError, match=r"cpu is in use by the run golden-owl, expected it to be free within 0.1 s"),
-        turn(["cpu"], "another", 0.1, waiting.append),
+        hold_devices(["cpu"], "another", 0.1, waiting.append),
     ):
         pass
     assert waiting == ["cpu is in use by the run golden-owl; waiting for it"]
@@ -169,13 +169,13 @@ def test_a_run_that_waits_longer_than_allowed_ends_with_who_holds_the_device() -
 
 def test_a_device_is_free_once_the_process_that_held_it_is_killed() -> None:
     script = (
-        "import os, signal\nfrom flows.schedule.device_lock import turn\n"
+        "import os, signal\nfrom flows.schedule.device_lock import hold_devices\n"
         "with turn(['cpu'], 'the dead', 1, print): os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment).returncode == -signal.SIGKILL
-    assert (folder() / "cpu").read_text() == "the dead"
-    with turn(["cpu"], "the next", 0.1, pytest.fail):
+    assert (lock_folder() / "cpu").read_text() == "the dead"
+    with hold_devices(["cpu"], "the next", 0.1, pytest.fail):
         pass
 
 
@@ -184,7 +184,7 @@ def test_locks_lie_where_no_other_user_can_plant_links(
     tmp_path: Path, planted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    (place := folder()).rmdir()
+    (place := lock_folder()).rmdir()
     victim = tmp_path / "victim"
     victim.mkdir()
     if planted == "a link":
@@ -194,7 +194,10 @@ def test_locks_lie_where_no_other_user_can_plant_links(
         place.chmod(0o777)
     else:
         place.write_text("")
-    with pytest.raises(ResourceError, match="expected a folder of this user alone"), turn(["cpu"], "a", 0.1, print):
+    with (
+        pytest.raises(ResourceError, match="expected a folder of this user alone"),
+        hold_devices(["cpu"], "a", 0.1, print),
+    ):
         pass
     assert not [*victim.iterdir()]
 
@@ -221,14 +224,14 @@ def test_only_what_a_network_a_disk_or_a_store_refused_is_tried_again(
 ) -> None:
     error = kind("it failed")
     error.__cause__ = cause
-    assert passing(None, None, Failed(data=error)) is again
+    assert is_transient(None, None, Failed(data=error)) is again
 
 
 @pytest.mark.parametrize(
     ("mistake", "tries"), [("store.remote=file:///dev/null/store", 3), ("backbone.source=nowhere", 1)]
 )
 def test_an_outage_is_waited_for_and_a_mistake_is_not(
-    mistake: str, tries: int, published: Laboratory, caplog: pytest.LogCaptureFixture, webhook: list[dict[str, Any]]
+    mistake: str, tries: int, published: TinyProject, caplog: pytest.LogCaptureFixture, webhook: list[dict[str, Any]]
 ) -> None:
     state = run(published, mistake, "schedule.retries=2", "schedule.delay=0")
     assert state.is_failed()
@@ -237,7 +240,7 @@ def test_an_outage_is_waited_for_and_a_mistake_is_not(
     assert webhook[0]["message"] in webhook[0]["text"]
 
 
-def test_a_run_that_takes_too_long_is_ended(fresh: Laboratory) -> None:
+def test_a_run_that_takes_too_long_is_ended(fresh: TinyProject) -> None:
     state = run(fresh, "schedule.timeout=0.5")
     assert state.is_failed()
     assert "took longer than schedule.timeout, 0.5 s" in state.message
@@ -246,7 +249,7 @@ def test_a_run_that_takes_too_long_is_ended(fresh: Laboratory) -> None:
 # News
 
 
-def test_a_run_that_ends_well_is_told_where_it_is_wanted(published: Laboratory, webhook: list[dict[str, Any]]) -> None:
+def test_a_run_that_ends_well_is_told_where_it_is_wanted(published: TinyProject, webhook: list[dict[str, Any]]) -> None:
     run(published)
     assert webhook == []
     run(published, "schedule.notify=all")
@@ -260,7 +263,7 @@ def test_a_webhook_that_is_gone_is_a_warning_without_its_url(
     url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MGAA_WEBHOOK", url)
-    post({"state": "Failed"}, logging.getLogger("news"))
+    post_news({"state": "Failed"}, logging.getLogger("news"))
     assert caplog.text.count("was not told") == 1
     assert "secret" not in caplog.text
 

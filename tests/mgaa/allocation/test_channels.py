@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.allocation.channels import Channels, Pruning, Scores, load_scores, prunable, save_scores, score
+from mgaa.allocation.channels import Channels, ChannelScores, Pruning, load_scores, prunable_ffns, save_scores, score
 from mgaa.budget import Matrix, kept_width
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.models.architectures import architecture_of, decoder_blocks, matrices_of
@@ -30,9 +30,9 @@ def tokens() -> Tensor:
     return torch.randint(0, 60, (8, 16), generator=torch.Generator().manual_seed(0))
 
 
-def scores(*importance: float) -> Scores:
+def scores(*importance: float) -> ChannelScores:
     values = torch.tensor(importance, dtype=torch.float64)
-    return Scores(values, {"down": values.square()})
+    return ChannelScores(values, {"down": values.square()})
 
 
 # --- how many remain
@@ -56,7 +56,7 @@ def test_an_aligned_width_is_a_multiple_below_the_published_one_unless_nothing_i
 
 
 def ffn(count: int, pruning: Pruning, tiny: Tiny) -> Channels:
-    (first, *_) = prunable(matrices_of(tiny("llama", intermediate_size=count)), pruning)
+    (first, *_) = prunable_ffns(matrices_of(tiny("llama", intermediate_size=count)), pruning)
     return first
 
 
@@ -77,7 +77,7 @@ def test_the_least_width_is_the_one_at_the_largest_ratio_and_a_multiple(
 ) -> None:
     shapes = {"up": (count, 8), "down": (8, count)}
     matrices = [Matrix(f"0.{r}", r, 0, "0.ffn", m, n, False, r) for r, (m, n) in shapes.items()]
-    (channels,) = prunable(matrices, Pruning(keep_least, multiple))
+    (channels,) = prunable_ffns(matrices, Pruning(keep_least, multiple))
     assert channels.width(1 - channels.least / channels.count) == channels.least
     assert channels.least % multiple == 0 or channels.least == count
 
@@ -93,21 +93,21 @@ def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
 
 def test_the_least_important_are_kept_beside_the_most_important() -> None:
     found = scores(5, 1, 4, 2, 3, 9, 8, 7, 6, 0)
-    assert found.kept(5, keep_least=0.2).tolist() == [1, 5, 6, 7, 9]  # 0 and 1 for the least, then 7, 8, 9
+    assert found.kept_channels(5, keep_least=0.2).tolist() == [1, 5, 6, 7, 9]  # 0 and 1 for the least, then 7, 8, 9
 
 
 def test_without_keeping_the_least_the_most_important_remain() -> None:
-    assert scores(5, 1, 4, 2, 3).kept(2, keep_least=0.0).tolist() == [0, 2]
+    assert scores(5, 1, 4, 2, 3).kept_channels(2, keep_least=0.0).tolist() == [0, 2]
 
 
 def test_equal_importance_goes_by_index() -> None:
-    assert scores(1, 1, 1, 1).kept(2, keep_least=0.25).tolist() == [0, 3]
+    assert scores(1, 1, 1, 1).kept_channels(2, keep_least=0.25).tolist() == [0, 3]
 
 
 def test_importance_is_the_sum_of_the_norms_of_weights_times_inputs(tiny: Tiny, tokens: Tensor) -> None:
     model = tiny("llama").double()
     statistics = next(iter(stream_statistics(model, tokens)))
-    (channels, _) = prunable(matrices_of(model), Pruning())
+    (channels, _) = prunable_ffns(matrices_of(model), Pruning())
     block = model.model.layers[0]
     weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in channels.matrices}
     seen: dict[str, Tensor] = {}
@@ -127,10 +127,10 @@ def test_importance_is_the_sum_of_the_norms_of_weights_times_inputs(tiny: Tiny, 
 def test_the_kept_energy_is_one_minus_the_squared_error_in_the_metric_of_awsvd(tiny: Tiny, tokens: Tensor) -> None:
     model = tiny("opt").double()
     statistics = next(iter(stream_statistics(model, tokens)))
-    (channels, _) = prunable(matrices_of(model), Pruning())
+    (channels, _) = prunable_ffns(matrices_of(model), Pruning())
     weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in channels.matrices}
     found = score(channels, weights, statistics)
-    kept = found.kept(30, 0.05)
+    kept = found.kept_channels(30, 0.05)
     for local, side in (("fc1", 0), ("fc2", 1)):
         root = statistics.of(local).mean_square.sqrt()
         rest = weights[local].clone()
@@ -155,7 +155,7 @@ def test_scores_are_read_back_as_they_were_written(tmp_path: Callable[..., objec
 
 
 def test_a_weight_that_is_not_finite_is_an_error_that_names_the_ffn(tiny: Tiny) -> None:
-    (channels, _) = prunable(matrices_of(tiny("llama")), Pruning())
+    (channels, _) = prunable_ffns(matrices_of(tiny("llama")), Pruning())
     inputs = Accumulator("x", 1, 1)
     inputs.update(0, torch.ones(4, 32))
     inside = Accumulator("h", 1, 1)
@@ -192,4 +192,4 @@ def test_a_pruned_ffn_computes_as_if_its_channels_were_zero(family: str, tiny: T
 @pytest.mark.parametrize("family", [family for family in FAMILIES if is_mixture(family)])
 def test_a_mixture_of_experts_is_refused_with_the_remedy(family: str, tiny: Tiny) -> None:
     with pytest.raises(InputError, match=r"the FFN \d\.ffn has \d+ linears .* set channels\.method to none"):
-        prunable(matrices_of(unfuse_(tiny(family))), Pruning())
+        prunable_ffns(matrices_of(unfuse_(tiny(family))), Pruning())

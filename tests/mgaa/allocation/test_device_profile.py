@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mgaa.allocation.device_profile import grid, measure
-from mgaa.allocation.latency import load, shape_of
+from mgaa.allocation.device_profile import measure, rank_grid
+from mgaa.allocation.latency import load_profile, shape_of
 from mgaa.budget import Matrix
 from mgaa.errors import UsageError
 
@@ -21,7 +21,7 @@ MATRICES = [
 
 @given(m=st.integers(1, 5000), n=st.integers(1, 5000), step=st.sampled_from([1, 8]), count=st.integers(2, 20))
 def test_the_grid_rises_from_the_first_step_to_break_even(m: int, n: int, step: int, count: int) -> None:
-    ranks = grid(m, n, step, count)
+    ranks = rank_grid(m, n, step, count)
     assert ranks == sorted(set(ranks))
     assert 1 <= len(ranks) <= count
     assert ranks[0] == min(step, m, n)
@@ -40,12 +40,12 @@ def test_every_shape_is_measured_once_at_every_number_of_tokens_and_reads_back(
     assert [*profile.curves] == [*dict.fromkeys(map(shape_of, MATRICES))]
     for (m, n, _), curves in profile.curves.items():
         assert [*curves] == [1, 3]
-        assert all([*curve.low_rank] == grid(m, n, 1, 3) for curve in curves.values())
+        assert all([*curve.low_rank] == rank_grid(m, n, 1, 3) for curve in curves.values())
     told = (profile.device, profile.dtype, profile.threads, profile.repetitions, profile.multiple, profile.centred)
     assert told == ("cpu", str(dtype).removeprefix("torch."), 1, 2, 1, False)
     assert profile.name
     profile.save(tmp_path / "new" / "latency.json")
-    assert load(tmp_path / "new" / "latency.json") == profile
+    assert load_profile(tmp_path / "new" / "latency.json") == profile
 
 
 @pytest.mark.parametrize(

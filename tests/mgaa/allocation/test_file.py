@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 import mgaa
 from mgaa.allocation import file
 from mgaa.errors import InputError, ResourceError, UsageError
-from mgaa.methods import available
+from mgaa.methods import available_methods
 from mgaa.models.architectures import matrices_of
 from tests.support.allocations import reads_file
 
 Tiny = Callable[..., PreTrainedModel]
 FOUND_BY = [
     (ratios, ranks)
-    for ratios in available("ratios")
-    for ranks in available("ranks")
+    for ratios in available_methods("ratios")
+    for ranks in available_methods("ranks")
     if not reads_file("ratios", ratios) and not reads_file("ranks", ranks)
 ]
 UNREADABLE = torch.full((1, 4), 10**6)
@@ -75,7 +75,7 @@ def test_ranks_of_a_base_model_are_those_of_its_chat_model(
         assert (layer.rank if isinstance(layer, mgaa.LowRankLinear) else None) == x.rank
 
 
-@pytest.mark.parametrize("ratios", available("ratios"))
+@pytest.mark.parametrize("ratios", available_methods("ratios"))
 def test_ratios_of_a_base_model_are_those_of_its_chat_model_whatever_its_cosines(
     tiny: Tiny, tokens: Tensor, path: Path, ratios: str
 ) -> None:
@@ -89,9 +89,9 @@ def test_ratios_of_a_base_model_are_those_of_its_chat_model_whatever_its_cosines
 
 def test_an_allocation_that_was_loaded_is_saved_as_the_same_allocation(tiny: Tiny, tokens: Tensor, path: Path) -> None:
     """With the ratios that belong to the ranks, though nobody asked for them."""
-    before = file.load(path)
+    before = file.load_allocation(path)
     mgaa.compress_(chat(tiny), tokens, compression=0.3, ranks=from_file(path)).save(path)
-    assert file.load(path) == before
+    assert file.load_allocation(path) == before
 
 
 def test_the_file_is_laid_out_as_the_results_of_a_run(tiny: Tiny, tokens: Tensor, path: Path) -> None:
@@ -109,15 +109,15 @@ def test_of_several_models_the_last_is_taken_or_the_one_that_is_named(path: Path
     last = json.loads(path.read_text())
     other = last | {"sublayers": {name: {"ratio": 0} for name in last["sublayers"]}}
     path.write_text(json.dumps({"uniform": other, "mgaa": last}))
-    assert set(file.load(path, "uniform").ratios.values()) == {0.0}
-    assert file.load(path) == file.load(path, "mgaa")
+    assert set(file.load_allocation(path, "uniform").ratios.values()) == {0.0}
+    assert file.load_allocation(path) == file.load_allocation(path, "mgaa")
     with pytest.raises(UsageError, match=r"model is 'level1', expected one of those in .*: uniform, mgaa$"):
-        file.load(path, "level1")
+        file.load_allocation(path, "level1")
 
 
 def test_a_name_means_nothing_in_a_file_with_one_allocation(path: Path) -> None:
     with pytest.raises(UsageError, match=r"model is 'mgaa', but .* holds one allocation without a name: leave"):
-        file.load(path, "mgaa")
+        file.load_allocation(path, "mgaa")
 
 
 # --- files that are none
@@ -160,7 +160,7 @@ def test_a_value_of_another_kind_is_named(path: Path, change: Callable[[Any], ob
     change(entry)
     path.write_text(json.dumps(entry))
     with pytest.raises(InputError, match=message):
-        file.load(path)
+        file.load_allocation(path)
 
 
 @pytest.mark.parametrize(
@@ -178,18 +178,18 @@ def test_a_value_of_another_kind_is_named(path: Path, change: Callable[[Any], ob
 def test_a_damaged_file_is_refused_with_the_remedy(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.json " + message if not content.startswith(b'{"m') else message):
-        file.load(tmp_path / "x.json")
+        file.load_allocation(tmp_path / "x.json")
 
 
 def test_what_cannot_be_read_or_written_is_told(tmp_path: Path, tiny: Tiny, tokens: Tensor) -> None:
     with pytest.raises(InputError, match=r"none\.json cannot be read \(No such file or directory\): give what"):
-        file.load(tmp_path / "none.json")
+        file.load_allocation(tmp_path / "none.json")
     with pytest.raises(InputError, match=r"cannot be read \(Is a directory\): give what"):
-        file.load(tmp_path)
+        file.load_allocation(tmp_path)
     with pytest.raises(
         ResourceError, match=r"cannot be written to .*nowhere.*\(No such file or directory\): make room"
     ):
-        file.save({}, tmp_path / "nowhere" / "x.json")
+        file.save_allocation({}, tmp_path / "nowhere" / "x.json")
 
 
 # --- files that do not fit, told before anything is measured

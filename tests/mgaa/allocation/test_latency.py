@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 import mgaa
 from mgaa.allocation.channels import Pruning
-from mgaa.allocation.latency import Curve, Latency, Profile, Timing, latency_of, load, total
+from mgaa.allocation.latency import Curve, Latency, Profile, Timing, load_latency, load_profile, total_seconds
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.errors import InputError, ResourceError, UsageError
-from mgaa.levels import Target, allocate, rehearse
+from mgaa.levels import Target, allocate, preflight
 from mgaa.models.architectures import matrices_of
 from mgaa.ranks import Rank, ladders_of
 from tests.support.profiles import Rule, always_slower, by_parameters, made
@@ -161,7 +161,7 @@ def test_what_no_rank_makes_faster_stays_dense_and_the_others_pay_for_it() -> No
 def test_a_compression_that_only_slower_ranks_reach_is_refused_with_what_can_be_reached_and_the_remedy() -> None:
     chosen: dict[str, Any] = {"factors": ("svd", {}), "ratios": ("uniform", {}), "ranks": ("energy", {})}
     with pytest.raises(UsageError, match=r"largest reachable compression is 0\.0000 .*ranks\.objective=parameters"):
-        rehearse(matrices(), Target(0.3, 1, latency=latency(always_slower)), **chosen)
+        preflight(matrices(), Target(0.3, 1, latency=latency(always_slower)), **chosen)
 
     def rule(matrix: Matrix, rank: int | None, tokens: int) -> float:
         return (by_parameters if matrix.local == "q" else always_slower)(matrix, rank, tokens)
@@ -169,13 +169,13 @@ def test_a_compression_that_only_slower_ranks_reach_is_refused_with_what_can_be_
     q, everything = 64 * 64, sum(x.parameters for x in matrices(1))
     reach = (q - 128) / everything  # rank 1 of q
     with pytest.raises(UsageError, match=rf"largest reachable compression is {int(1e4 * reach) / 1e4:.4f}"):
-        rehearse(matrices(), Target(0.3, 1, latency=latency(rule)), **chosen)
-    rehearse(matrices(), Target(0.99 * reach, 1, latency=latency(rule)), **chosen)
+        preflight(matrices(), Target(0.3, 1, latency=latency(rule)), **chosen)
+    preflight(matrices(), Target(0.99 * reach, 1, latency=latency(rule)), **chosen)
 
 
 def test_predictions_add_up() -> None:
     faster = latency(by_parameters, tokens=(1, 4))
-    found = total([faster.seconds(each.matrix, each.rank) for each in run(faster, 0.3)])
+    found = total_seconds([faster.seconds(each.matrix, each.rank) for each in run(faster, 0.3)])
     dense = sum(x.parameters for x in matrices())
     left = sum(x.parameters for x in run(faster, 0.3))
     for tokens, seconds in found.items():
@@ -223,7 +223,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_profile_is_read_as_it_was_written(path: Path) -> None:
-    assert load(path) == made(matrices(), by_parameters, tokens=(1, 256))
+    assert load_profile(path) == made(matrices(), by_parameters, tokens=(1, 256))
 
 
 CHOICES: dict[str, tuple[dict[str, Any], str]] = {
@@ -237,13 +237,13 @@ CHOICES: dict[str, tuple[dict[str, Any], str]] = {
 def test_another_dtype_device_or_number_of_tokens_is_refused(path: Path, case: str) -> None:
     given, message = CHOICES[case]
     with pytest.raises(UsageError, match=message):
-        latency_of(path, **{"dtype": "float32"} | given)
+        load_latency(path, **{"dtype": "float32"} | given)
 
 
 def test_a_device_is_known_by_its_kind_and_by_its_name(path: Path) -> None:
     for device in (None, "cpu", "a device"):
-        assert latency_of(path, dtype="float32", device=device).tokens == (1, 256)
-    assert latency_of(path, dtype="float32", tokens=256).tokens == (256,)
+        assert load_latency(path, dtype="float32", device=device).tokens == (1, 256)
+    assert load_latency(path, dtype="float32", tokens=256).tokens == (256,)
 
 
 def at(content: Any, *keys: Any) -> Any:
@@ -289,19 +289,19 @@ def test_a_damaged_profile_is_refused_where_it_is_damaged(path: Path, case: str)
     damage(content)
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message):
-        load(path)
+        load_profile(path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "null", '{"budget": 1}'])
 def test_what_is_no_profile_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(InputError, match=r"other\.json.*flows\.profile_device"):
-        load(tmp_path / "other.json")
+        load_profile(tmp_path / "other.json")
 
 
 def test_a_file_that_is_not_there_or_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be read .*make it by `python -m flows\.profile_device`"):
-        load(tmp_path / "nowhere.json")
+        load_profile(tmp_path / "nowhere.json")
     (tmp_path / "file").touch()
     with pytest.raises(ResourceError, match="cannot be written"):
         made(matrices(), by_parameters).save(tmp_path / "file" / "latency.json")

@@ -10,21 +10,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import mgaa
-from mgaa.anchoring.anchoring import anchored
+from mgaa.anchoring.anchoring import anchor_blocks
 from mgaa.anchoring.fitting import AnchoredBlock, Anchoring
-from mgaa.blocks.blockwise import first_of
+from mgaa.blocks.blockwise import hidden_states_of
 from mgaa.budget import Matrix, parameter_budget
 from mgaa.checkpoints.save import twin_of
-from mgaa.decomposition.regression import Missing, regressed
+from mgaa.decomposition.regression import ResidualMoments, solve_regression
 from mgaa.errors import NumericalError, UsageError
 from mgaa.levels import Chosen
-from mgaa.methods import available
+from mgaa.methods import available_methods
 from mgaa.models.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.models.entries import ARCHITECTURES, MULTIMODAL
 from mgaa.models.fused import unfuse_
 from mgaa.models.lowrank import LowRankLinear
 from mgaa.statistics.accumulate import Accumulator
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 from tests.mgaa.conftest import FAMILIES, VARIANTS
 
 Tiny = Callable[..., PreTrainedModel]
@@ -58,8 +58,8 @@ def fitted(
 ) -> list[AnchoredBlock]:
     matrices = matrices_of(model)
     given = {matrix.name: ranks(matrix) for matrix in matrices}
-    how = (factors, {}, Measuring(**measuring), anchoring)
-    return [*anchored(model, tokens, matrices, given, *how, remember=remember)]
+    how = (factors, {}, CalibrationSettings(**measuring), anchoring)
+    return [*anchor_blocks(model, tokens, matrices, given, *how, remember=remember)]
 
 
 def twin_with(model: PreTrainedModel, blocks: list[AnchoredBlock]) -> PreTrainedModel:
@@ -75,7 +75,7 @@ def inputs_and_outputs(model: PreTrainedModel, names: list[str], tokens: Tensor)
 
     def hook(name: str) -> Callable[..., None]:
         def keep(_: nn.Module, given: tuple[Tensor, ...], output: Any) -> None:
-            seen[name] = given[0].flatten(0, -2), first_of(output).flatten(0, -2)
+            seen[name] = given[0].flatten(0, -2), hidden_states_of(output).flatten(0, -2)
 
         return keep
 
@@ -167,7 +167,7 @@ def test_a_matrix_that_stays_dense_keeps_its_shape_and_gets_no_bias(tiny: Tiny, 
     ].dense
 
 
-@pytest.mark.parametrize("name", available("factors"))
+@pytest.mark.parametrize("name", available_methods("factors"))
 def test_every_factorizer_can_be_anchored_and_comes_closer_than_without(name: str, tiny: Tiny, tokens: Tensor) -> None:
     losses = {}
     for anchor in ("none", "outputs", "stream"):
@@ -263,6 +263,8 @@ def test_a_regression_that_is_not_finite_names_the_matrix() -> None:
     x = torch.randn(8, 6, dtype=torch.float64)
     accumulator = Accumulator("input", 1, 1)
     accumulator.update(0, x)
-    missing = Missing(torch.zeros(3, dtype=torch.float64), torch.full((3, 6), torch.inf, dtype=torch.float64))
+    missing = ResidualMoments(torch.zeros(3, dtype=torch.float64), torch.full((3, 6), torch.inf, dtype=torch.float64))
     with pytest.raises(NumericalError, match=r"the regression of block\.linear on what arrives at it is not finite"):
-        regressed(torch.ones(3, 6), missing, accumulator.finish(), damping=1e-4, centred=True, name="block.linear")
+        solve_regression(
+            torch.ones(3, 6), missing, accumulator.finish(), damping=1e-4, centred=True, name="block.linear"
+        )

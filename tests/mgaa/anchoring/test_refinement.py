@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import mgaa
-from mgaa.anchoring.anchoring import anchored
+from mgaa.anchoring.anchoring import anchor_blocks
 from mgaa.anchoring.fitting import AnchoredBlock, Anchoring
 from mgaa.anchoring.refinement import Outputs, Refinement, refine_, root_of
 from mgaa.checkpoints.save import twin_of
@@ -19,7 +19,7 @@ from mgaa.errors import NumericalError, UsageError
 from mgaa.models.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.models.lowrank import low_rank_layers
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 from mgaa.statistics.gradients import stream_gradients
 
 Tiny = Callable[..., PreTrainedModel]
@@ -38,9 +38,9 @@ def tuned(
     matrices = matrices_of(model)
     ranks = {matrix.name: 4 if matrix.role in ("q", "o", "gate", "up") else None for matrix in matrices}
     gradients = dict(stream_gradients(model, tokens)) if factors == "kronecker" else {}
-    how = (Measuring(batch_size=8), Anchoring(), refinement)
+    how = (CalibrationSettings(batch_size=8), Anchoring(), refinement)
     twin = twin_of(model)
-    for block in [*anchored(model, tokens, matrices, ranks, (factors, {}), gradients, *how)]:
+    for block in [*anchor_blocks(model, tokens, matrices, ranks, (factors, {}), gradients, *how)]:
         block.put_(twin)
     return block, twin
 

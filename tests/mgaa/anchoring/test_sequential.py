@@ -14,10 +14,10 @@ from mgaa.budget import parameter_budget
 from mgaa.checkpoints.save import twin_of
 from mgaa.errors import UsageError
 from mgaa.levels import Target, ratios_of
-from mgaa.methods import available, constant
+from mgaa.methods import available_methods, method_constant
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
-from mgaa.statistics.calibration import Calibration, Measuring, stream_cosines, stream_statistics
+from mgaa.statistics.calibration import Calibration, CalibrationSettings, stream_cosines, stream_statistics
 from tests.support.allocations import reads_file
 
 Tiny = Callable[..., PreTrainedModel]
@@ -36,7 +36,7 @@ def test_a_block_is_measured_on_the_outputs_of_the_compressed_blocks_before_it(
     """Against hooks on a whole model whose first block is compressed and whose second is dense."""
     model = unfuse_(tiny(family)).double()
     matrices = matrices_of(model)
-    calibration = Calibration(model, tokens, Measuring())
+    calibration = Calibration(model, tokens, CalibrationSettings())
     block = compress_block(
         model,
         0,
@@ -68,16 +68,16 @@ def test_a_block_is_measured_on_the_outputs_of_the_compressed_blocks_before_it(
 def test_the_first_block_is_measured_as_with_dense_inputs(tiny: Tiny, tokens: Tensor) -> None:
     model = tiny()
     dense = next(iter(stream_statistics(model, tokens)))
-    found = Calibration(model, tokens, Measuring()).statistics(0)
+    found = Calibration(model, tokens, CalibrationSettings()).statistics(0)
     for name, inputs in dense.inputs.items():
         assert torch.equal(found.inputs[name].covariance, inputs.covariance)
 
 
 def test_a_calibration_that_is_built_again_holds_the_same_bits(tiny: Tiny, tokens: Tensor) -> None:
     model = tiny()
-    once = Calibration(model, tokens, Measuring(batch_size=3))
+    once = Calibration(model, tokens, CalibrationSettings(batch_size=3))
     once.measure(0)
-    again = Calibration(twin_of(model), tokens, Measuring(batch_size=3))
+    again = Calibration(twin_of(model), tokens, CalibrationSettings(batch_size=3))
     again.advance(0)
     a, b = once.statistics(1), again.statistics(1)
     assert a.cosines == b.cosines
@@ -95,8 +95,8 @@ def test_cosines_alone_are_those_of_the_whole_measurement(family: str, tiny: Tin
 @pytest.mark.parametrize("section", ["factors", "ratios", "ranks"])
 def test_every_method_works_behind_compressed_blocks(section: str, tiny: Tiny, tokens: Tensor) -> None:
     budget = parameter_budget(matrices_of(tiny()), 0.4)
-    for name in available(section):
-        whole = [constant(section, name, key, False) for key in ("GLOBAL", "GRADIENTS")]  # of the dense model
+    for name in available_methods(section):
+        whole = [method_constant(section, name, key, False) for key in ("GLOBAL", "GRADIENTS")]  # of the dense model
         if not reads_file(section, name) and not any(whole):
             given = {section: name, "groups": len(tokens), **COMPRESSED}
             report = mgaa.compress_(tiny(), tokens, compression=0.4, **given)
@@ -125,7 +125,7 @@ def test_the_call_is_its_blocks_one_after_the_other(tiny: Tiny, tokens: Tensor) 
     done: list[CompressedBlock] = []
     for index in range(2):  # as processes that are killed after every block would
         behind = tiny()
-        calibration = Calibration(behind, tokens, Measuring())
+        calibration = Calibration(behind, tokens, CalibrationSettings())
         for before, block in enumerate(done):
             put_(behind, before, block)
             calibration.advance(before)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.blocks.offload import Shelf, is_shelved, resident
+from mgaa.blocks.offload import OffloadedBlocks, is_offloaded, load_block
 from mgaa.checkpoints import shards
 from mgaa.checkpoints.densify import densify, densify_folder
 from mgaa.checkpoints.folder import weight_files
@@ -57,7 +57,7 @@ def test_statistics_and_logits_are_those_of_the_model_in_memory(
 ) -> None:
     place = folder(family)
     whole, streamed = (load(place, stream=stream)[0] for stream in (False, True))
-    assert (is_shelved(whole), is_shelved(streamed)) == (False, True)
+    assert (is_offloaded(whole), is_offloaded(streamed)) == (False, True)
     with torch.no_grad():
         assert torch.equal(whole(tokens).logits, streamed(tokens).logits)
     assert on_meta(streamed) == [True] * 2
@@ -65,7 +65,7 @@ def test_statistics_and_logits_are_those_of_the_model_in_memory(
     assert all(same(one, two) and one.shared == two.shared for one, two in pairs)
     assert on_meta(streamed) == [True] * 2
     for index, block in enumerate(decoder_blocks(streamed)):
-        with resident(block):
+        with load_block(block):
             there = decoder_blocks(whole)[index].state_dict()
             assert block.state_dict().keys() == there.keys()
             assert all(torch.equal(tensor, there[name]) for name, tensor in block.state_dict().items())
@@ -152,8 +152,8 @@ def test_blocks_that_are_written_already_are_not_read_again(
     assert not (tmp_path / "out").exists()
     assert {path.name for path in tmp_path.glob(".out.mgaa-first/block-*")} >= {"block-0000.safetensors"}
     asked: list[int] = []
-    fetch = Shelf.fetch
-    monkeypatch.setattr(Shelf, "fetch", lambda self, index: (asked.append(index), fetch(self, index))[1])
+    fetch = OffloadedBlocks.fetch
+    monkeypatch.setattr(OffloadedBlocks, "fetch", lambda self, index: (asked.append(index), fetch(self, index))[1])
     save_blockwise(model, tokenizer, tmp_path / "out", change=lambda index: None, key="first")
     assert asked == [2]
     assert not [*tmp_path.glob(".*")]
@@ -174,9 +174,9 @@ def _stopping(function: Callable[..., Any], stops: dict[int, BaseException]) -> 
 def test_a_twin_fetches_from_the_same_files_and_has_blocks_of_its_own(folder: Callable[..., Path]) -> None:
     model, _ = load(folder(), stream=True)
     twin = twin_of(model)
-    with resident(decoder_blocks(twin)[0]):
+    with load_block(decoder_blocks(twin)[0]):
         assert (on_meta(model)[0], on_meta(twin)[0]) == (True, False)
-        with resident(decoder_blocks(twin)[0]):
+        with load_block(decoder_blocks(twin)[0]):
             pass
         assert on_meta(twin)[0] is False
     assert on_meta(twin)[0] is True
@@ -203,7 +203,7 @@ def test_a_shard_that_vanishes_or_changes_during_the_run_is_named(
         path.write_bytes(path.read_bytes()[:-100])
     else:
         save_file({name: tensor[:3].clone() for name, tensor in load_file(path).items()}, path, {"format": "pt"})
-    with pytest.raises(InputError, match=r"cannot be read|no longer holds"), resident(decoder_blocks(model)[1]):
+    with pytest.raises(InputError, match=r"cannot be read|no longer holds"), load_block(decoder_blocks(model)[1]):
         pass
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mgaa.checkpoints import output_folder
-from mgaa.checkpoints.output_folder import placing, replacing, write
-from mgaa.checkpoints.ownership import MARK, check_apart, foreign
+from mgaa.checkpoints.output_folder import place_files, replace_folder, write_output
+from mgaa.checkpoints.ownership import MARK, check_apart, foreign_files
 from mgaa.errors import ResourceError, UsageError
 from tests.support.processes import ROOT
 
@@ -30,7 +30,7 @@ def content(folder: Path) -> dict[str, bytes | str]:
 
 
 def fill(folder: Path, text: str = "first", **options: object) -> None:
-    with replacing(folder, **options) as draft:  # type: ignore[arg-type]
+    with replace_folder(folder, **options) as draft:  # type: ignore[arg-type]
         (draft / "config.json").write_text(text)
         (draft / "deep").mkdir()
         (draft / "deep" / "weights").write_text(text)
@@ -102,7 +102,7 @@ def without_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_files_take_their_places_all_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def place(text: str) -> None:
-        with placing(tmp_path) as draft:
+        with place_files(tmp_path) as draft:
             for name in ("a.csv", "b.png", "c.svg"):
                 (draft / name).write_text(text)
 
@@ -146,7 +146,7 @@ def test_what_was_put_beside_ours_or_changed_is_never_replaced(name: str, ours: 
 
 def test_what_is_put_there_while_the_new_is_written_is_never_replaced(ours: Path) -> None:
     def busy() -> None:
-        with replacing(ours) as draft:
+        with replace_folder(ours) as draft:
             (draft / "config.json").write_text("second")
             (ours / "notes.txt").write_text("mine")
 
@@ -221,10 +221,10 @@ def test_nothing_is_written_through_a_link(ours: Path) -> None:
     fill(ours, "second")
     assert (cache.read_text(), ours.with_name("other").read_text()) == ("first", "first")
     assert not (ours / "config.json").is_symlink()
-    write(ours.parent / "m.json", b"1")
+    write_output(ours.parent / "m.json", b"1")
     (ours.parent / "m.json").rename(ours.with_name("blob"))
     (ours.parent / "m.json").symlink_to("blob")
-    write(ours.parent / "m.json", b"2")
+    write_output(ours.parent / "m.json", b"2")
     assert (ours.parent / "blob").read_bytes() == b"1"
     assert (ours.parent / "m.json").read_bytes() == b"2"
 
@@ -233,13 +233,13 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     path.write_text("mine")
     with pytest.raises(UsageError, match=r"holds m.json, which mgaa did not write"):
-        write(path, b"1")
+        write_output(path, b"1")
     path.unlink()
-    write(path, b"1")
-    write(path, b"2")
+    write_output(path, b"1")
+    write_output(path, b"2")
     path.write_text("edited")
     with pytest.raises(UsageError, match=r"holds m.json"):
-        write(path, b"3")
+        write_output(path, b"3")
     assert path.read_text() == "edited"
 
 
@@ -327,7 +327,7 @@ def count(event, given):
         if len(seen) == strike:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(count)
-with output.replacing(Path(sys.argv[1])) as draft:
+with output.replace_folder(Path(sys.argv[1])) as draft:
     (draft / "config.json").write_text("second")
 """
 
@@ -340,7 +340,7 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new_whole(way: str, ours:
             break
         assert done.returncode == -signal.SIGKILL
         if way == "exchange" or ours.exists():
-            assert foreign(ours) == []
+            assert foreign_files(ours) == []
             assert set(content(ours).values()) & {b"first", b"second"}
         fill(ours)
         assert [path.name for path in ours.parent.iterdir()] == ["out"]

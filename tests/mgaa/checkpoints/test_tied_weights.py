@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mgaa.checkpoints.densify import densify, densify_folder
-from mgaa.checkpoints.meta_model import skeleton
+from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.checkpoints.save import apply_factors, load, save, save_blockwise
 from mgaa.models.architectures import architecture_of
 from mgaa.models.fused import unfuse_
@@ -150,7 +150,7 @@ def test_a_plan_reckons_with_a_head_beside_the_embedding(
 ) -> None:
     """Also with one that turns out to be equal: loading compares them in memory."""
     place = tied(family, held)
-    loaded, planned = layout_of(unfuse_(both(place)[0])), layout_of(skeleton(place))
+    loaded, planned = layout_of(unfuse_(both(place)[0])), layout_of(load_meta_model(place))
     assert planned.rest - loaded.rest == (64 * 32 * 4 if held == "both, equal" else 0)
     (place / WEIGHTS).unlink()
-    assert layout_of(skeleton(place)).rest == loaded.rest - (64 * 32 * 4 if held == "both, different" else 0)
+    assert layout_of(load_meta_model(place)).rest == loaded.rest - (64 * 32 * 4 if held == "both, different" else 0)

@@ -55,7 +55,7 @@ def writers(source: Path) -> dict[str, Writer]:
         "streamed": blockwise,
         "densify_folder": lambda out: densify_folder(source, out / "model"),
         "profile": lambda out: profile().save(out / "latency.json"),
-        "allocation": lambda out: file.save({"budget": 1}, out / "allocation.json"),
+        "allocation": lambda out: file.save_allocation({"budget": 1}, out / "allocation.json"),
     }
 
 
@@ -232,9 +232,9 @@ def test_a_folder_of_a_user_is_no_place_for_a_recovery(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("mine")
     with pytest.raises(InputError, match=r"holds model but no job.json: give a new folder"):
-        Job(tmp_path, "a", "b", "c", Plan()).open()
+        Job(tmp_path, "a", "b", "c", Plan()).claim()
     job = Job(tmp_path / "job", "a", "b", "c", Plan())
-    job.open()
+    job.claim()
     (job.folder / "checkpoint-mine").mkdir()
     assert job.checkpoint() is None
     assert (job.folder / "checkpoint-mine").is_dir()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mgaa.decomposition.cuda_streams import STREAMS, together
+from mgaa.decomposition.cuda_streams import STREAMS, max_concurrent
 from mgaa.decomposition.linalg import Metric, decompose, working_bytes
 from tests.support.memory import peak_of
 
@@ -29,11 +29,11 @@ def test_a_decomposition_takes_what_it_says(m: int, n: int, side: str) -> None:
 @pytest.mark.parametrize("room", [-1, 0, 3, 7, 8, 12, 15, 100])
 def test_whichever_decompositions_are_in_flight_they_fit(room: int) -> None:
     sizes = [1, 5, 3, 4, 2, 3, 1]
-    count = together(sizes, room)
+    count = max_concurrent(sizes, room)
     assert 1 <= count <= STREAMS
     assert count == 1 or sum(sorted(sizes)[-count:]) <= room
     assert count == STREAMS or sum(sorted(sizes)[-count - 1 :]) > room
 
 
 def test_no_more_are_in_flight_than_there_are() -> None:
-    assert together([4, 4], 100) == 2
+    assert max_concurrent([4, 4], 100) == 2

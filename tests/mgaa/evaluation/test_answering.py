@@ -9,7 +9,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.evaluation.answering import Accuracy, answer, caption_losses, image_tokens, is_match, majority, normalised
+from mgaa.evaluation.answering import (
+    Accuracy,
+    answer,
+    caption_losses,
+    image_tokens,
+    is_match,
+    majority_accuracy,
+    normalised,
+)
 from mgaa.inputs.prompts import Question, encode
 from mgaa.models.entries import MULTIMODAL
 from tests.support.seeing import picture, processor, tokenizer
@@ -241,6 +249,6 @@ def test_accuracy_counts_in_all_and_by_type() -> None:
 
 
 def test_the_majority_is_that_of_normalised_answers() -> None:
-    assert majority(["Yes", "yes.", "no", "2"]) == 0.5
+    assert majority_accuracy(["Yes", "yes.", "no", "2"]) == 0.5
     with pytest.raises(InputError, match="there are 0 expected answers"):
-        majority([])
+        majority_accuracy([])

@@ -6,7 +6,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import mgaa
 from mgaa.errors import InputError
-from mgaa.evaluation.causality import check_causal, check_decoder, differ, probe
+from mgaa.evaluation.causality import check_causal, check_decoder, probe_ids, results_differ
 from mgaa.evaluation.perplexity import perplexity
 from tests.mgaa.conftest import FAMILIES, SHAPE
 
@@ -115,7 +115,7 @@ def test_a_window_beyond_positions_that_no_config_names_is_one_message():
 
 def test_a_probe_differs_in_its_second_half_alone_whatever_the_text():
     for text in (TOKENS, torch.zeros(7, dtype=torch.int64), torch.tensor([3, 59])):
-        first, other = probe(text, 60)
+        first, other = probe_ids(text, 60)
         assert len(first) == min(len(text), 32)
         same = first == other
         assert same[: len(first) // 2].all()
@@ -124,8 +124,8 @@ def test_a_probe_differs_in_its_second_half_alone_whatever_the_text():
 
 def test_rounding_is_no_difference_and_what_is_not_finite_is_left_to_others():
     one = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    assert not differ(one, one * (1 + 4e-7))
-    assert differ(one, one + 0.01)
-    assert not differ(one.bfloat16(), one.bfloat16() * (1 + 2**-7))
-    assert not differ(one, one * torch.nan)
+    assert not results_differ(one, one * (1 + 4e-7))
+    assert results_differ(one, one + 0.01)
+    assert not results_differ(one.bfloat16(), one.bfloat16() * (1 + 2**-7))
+    assert not results_differ(one, one * torch.nan)
     check_causal(model_of("bert"), torch.full((2, 6, 8), torch.nan))

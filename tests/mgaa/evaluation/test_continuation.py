@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mgaa.errors import InputError, NumericalError
-from mgaa.evaluation.continuation import continuations
+from mgaa.evaluation.continuation import generate_continuations
 from tests.support.laboratory import documents, write_tokenizer
 
 PROMPTS = [[5, 9, 40, 3], [7, 2, 60, 11], [8, 8]]
@@ -51,33 +51,33 @@ def step_by_step(model: Any, prompt: list[int], tokens: int) -> list[int]:
 def test_each_token_is_the_most_likely_one_and_prompts_do_not_see_each_other(model: Any, tokenizer: Any) -> None:
     alone = [step_by_step(model, prompt, 6) for prompt in PROMPTS]
     assert all(tokenizer.eos_token_id not in said for said in alone)
-    assert continuations(model, tokenizer, PROMPTS, max_new_tokens=6) == alone
+    assert generate_continuations(model, tokenizer, PROMPTS, max_new_tokens=6) == alone
 
 
 def test_the_settings_of_a_chat_change_nothing_and_stay_as_they_were(model: Any, tokenizer: Any) -> None:
-    expected = continuations(model, tokenizer, PROMPTS, max_new_tokens=6)
+    expected = generate_continuations(model, tokenizer, PROMPTS, max_new_tokens=6)
     chatting = copy.deepcopy(model)
     chatting.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=5.0)
-    assert continuations(chatting, tokenizer, PROMPTS, max_new_tokens=6) == expected
+    assert generate_continuations(chatting, tokenizer, PROMPTS, max_new_tokens=6) == expected
     assert chatting.generation_config.do_sample
 
 
 def test_a_continuation_ends_before_the_end_mark(model: Any, tokenizer: Any) -> None:
-    (said,) = continuations(model, tokenizer, PROMPTS[:1], max_new_tokens=6)
+    (said,) = generate_continuations(model, tokenizer, PROMPTS[:1], max_new_tokens=6)
     ending = copy.deepcopy(model)
     ending.generation_config.eos_token_id = said[3]
-    (shorter,) = continuations(ending, tokenizer, PROMPTS[:1], max_new_tokens=6)
+    (shorter,) = generate_continuations(ending, tokenizer, PROMPTS[:1], max_new_tokens=6)
     assert shorter == said[: said.index(said[3])]
 
 
 def test_no_token_is_said_where_the_model_has_no_position(model: Any, tokenizer: Any) -> None:
-    (said,) = continuations(model, tokenizer, [[5] * 30], max_new_tokens=6)
+    (said,) = generate_continuations(model, tokenizer, [[5] * 30], max_new_tokens=6)
     assert len(said) == 2
     for prompt in ([], [5] * 32):
         with pytest.raises(
             InputError, match=f"a prompt of {len(prompt)} tokens was given to a model with 32 positions"
         ):
-            continuations(model, tokenizer, [prompt], max_new_tokens=6)
+            generate_continuations(model, tokenizer, [prompt], max_new_tokens=6)
 
 
 def test_a_logit_that_is_not_finite_is_an_error(model: Any, tokenizer: Any) -> None:
@@ -85,4 +85,4 @@ def test_a_logit_that_is_not_finite_is_an_error(model: Any, tokenizer: Any) -> N
     with torch.no_grad():
         broken.lm_head.weight[3].fill_(float("nan"))
     with pytest.raises(NumericalError, match="1 of 320 logits"):
-        continuations(broken, tokenizer, PROMPTS, max_new_tokens=6)
+        generate_continuations(broken, tokenizer, PROMPTS, max_new_tokens=6)

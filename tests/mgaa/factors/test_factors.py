@@ -11,12 +11,12 @@ from torch import Tensor
 
 from mgaa.decomposition.linalg import decompose
 from mgaa.errors import NumericalError, UsageError
-from mgaa.factors import factorize, load_energies, load_spectra, save_spectra, spectra
-from mgaa.methods import available, method
+from mgaa.factors import decompose_block, factorize, load_energies, load_spectra, save_spectra
+from mgaa.methods import available_methods, load_method
 from mgaa.statistics.statistics import BlockStatistics
 from tests.support.layers import SHAPES, SIDES, Layer, dropped, gather, groups_of, layer
 
-METHODS = available("factors")
+METHODS = available_methods("factors")
 
 
 # --- the contract of every factorizer
@@ -38,7 +38,7 @@ def test_energies_fall_and_the_basis_reaches_break_even(shape: tuple[int, int], 
 @pytest.mark.parametrize(("shape", "side"), SIDES)
 def test_full_rank_is_exact(shape: tuple[int, int], side: str, name: str) -> None:
     it, bias = layer(*shape, side=side), torch.linspace(-1, 1, shape[0], dtype=torch.float64)
-    metric = method("factors", name, {})(it.statistics.of("linear"))
+    metric = load_method("factors", name, {})(it.statistics.of("linear"))
     factors = factorize(it.weight, bias, decompose(it.weight, metric), min(shape))
     torch.testing.assert_close(factors.B @ factors.A, it.weight, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(factors.bias, bias, rtol=1e-10, atol=1e-10)
@@ -134,12 +134,12 @@ def test_twice_the_same_is_bit_equal(name: str) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_misspelt_option_is_refused_with_the_valid_ones(name: str) -> None:
     with pytest.raises(UsageError, match=rf"factors\.centre is not an option of the method '{name}'; it takes "):
-        spectra({}, layer(24, 64).statistics, name, centre=True)
+        decompose_block({}, layer(24, 64).statistics, name, centre=True)
 
 
 def test_an_unknown_factorizer_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UsageError, match=rf"factors\.method is 'afn', expected one of {', '.join(METHODS)}"):
-        spectra({}, layer(24, 64).statistics, "afn")
+        decompose_block({}, layer(24, 64).statistics, "afn")
 
 
 @pytest.mark.parametrize("rank", [-1, 0, 18, 24])
@@ -283,7 +283,7 @@ def test_on_channels_without_correlation_awsvd_is_whitened(shape: tuple[int, int
 def test_with_equal_gradients_everywhere_kronecker_is_afm(shape: tuple[int, int], side: str) -> None:
     it = layer(*shape, side=side)
     even = replace(it.statistics, gradients={"linear": torch.eye(shape[0], dtype=torch.float64)})
-    spectrum = spectra({"linear": it.weight}, even, "kronecker")["linear"]
+    spectrum = decompose_block({"linear": it.weight}, even, "kronecker")["linear"]
     torch.testing.assert_close(spectrum.energies, it.spectrum("afm").energies, rtol=1e-3, atol=0)
     one, two = factorize(it.weight, None, spectrum, 6), it.factors("afm", 6)
     torch.testing.assert_close(one.B @ one.A, two.B @ two.A, rtol=1e-8, atol=1e-8)
@@ -309,7 +309,7 @@ def test_of_independent_inputs_and_gradients_no_factorizer_has_a_smaller_second_
 def test_the_energies_of_kronecker_grow_with_the_gradients_and_its_factors_do_not_change() -> None:
     it = layer(24, 64)
     larger = replace(it.statistics, gradients={"linear": 100 * it.gradient})
-    spectrum = spectra({"linear": it.weight}, larger, "kronecker")["linear"]
+    spectrum = decompose_block({"linear": it.weight}, larger, "kronecker")["linear"]
     torch.testing.assert_close(spectrum.energies, 100 * it.spectrum("kronecker").energies, rtol=1e-9, atol=0)
     one, two = factorize(it.weight, None, spectrum, 6), it.factors("kronecker", 6)
     torch.testing.assert_close(one.B @ one.A, two.B @ two.A, rtol=1e-8, atol=1e-8)
@@ -330,7 +330,7 @@ def test_an_output_without_any_gradient_gets_the_plain_svd_and_no_energy() -> No
     it = layer(24, 64)
     dead = replace(it.statistics, gradients={"linear": torch.zeros(24, 24, dtype=torch.float64)})
     with pytest.warns(UserWarning, match="the input of linear is zero .* or its output has no effect"):
-        spectrum = spectra({"linear": it.weight}, dead, "kronecker")["linear"]
+        spectrum = decompose_block({"linear": it.weight}, dead, "kronecker")["linear"]
     assert not spectrum.energies.any()
 
 
@@ -339,14 +339,14 @@ def test_kronecker_without_gradients_says_what_to_set() -> None:
     with pytest.raises(
         UsageError, match=r"statistics have no output gradients, .* measure them by mgaa\.statistics\.gradients"
     ):
-        spectra({"linear": it.weight}, gather(it.x), "kronecker")
+        decompose_block({"linear": it.weight}, gather(it.x), "kronecker")
 
 
 def test_gradients_that_are_not_finite_are_refused_with_the_name_of_the_matrix() -> None:
     it = layer(24, 64)
     broken = replace(it.statistics, gradients={"linear": it.gradient * math.nan})
     with pytest.raises(NumericalError, match="the second moment of the gradients at linear is not finite"):
-        spectra({"linear": it.weight}, broken, "kronecker")
+        decompose_block({"linear": it.weight}, broken, "kronecker")
 
 
 @pytest.mark.parametrize("damping", [0.0, -1.0, math.nan, math.inf])
@@ -364,7 +364,7 @@ def test_the_pooled_metric_of_equal_groups_is_the_mean_of_their_covariances(side
     parts = groups_of(it.x if side == "input" else it.y)
     assert {len(part) for part in parts} == {100}
     expected = torch.stack([torch.cov(part.T, correction=0) for part in parts]).mean(0)
-    moment = method("factors", "pooled", {})(it.statistics.of("linear")).moment
+    moment = load_method("factors", "pooled", {})(it.statistics.of("linear")).moment
     torch.testing.assert_close(moment, expected, rtol=1e-10, atol=1e-10)
 
 
@@ -387,7 +387,7 @@ def test_in_a_single_group_pooled_is_afm(shape: tuple[int, int], side: str) -> N
     it = layer(*shape, side=side)
     statistics = gather(it.x, it.weight if side == "output" else None, groups=1)
     pooled, afm = (
-        factorize(it.weight, None, spectra({"linear": it.weight}, statistics, name)["linear"], 6)
+        factorize(it.weight, None, decompose_block({"linear": it.weight}, statistics, name)["linear"], 6)
         for name in ("pooled", "afm")
     )
     torch.testing.assert_close(pooled.B @ pooled.A, afm.B @ afm.A, rtol=1e-9, atol=1e-9)
@@ -509,7 +509,7 @@ def test_in_memory_and_from_a_file_the_factors_are_the_same_by_the_bit(tmp_path:
 def test_a_file_brings_back_energies_and_means_by_the_bit_and_bases_in_float32(tmp_path: Path) -> None:
     it = layer(24, 64)
     shared = BlockStatistics({}, {}, it.statistics.inputs, {"q": "linear", "k": "linear"})  # one mean for two linears
-    before = spectra({"q": it.weight, "k": it.weight[:10]}, shared, "afm")
+    before = decompose_block({"q": it.weight, "k": it.weight[:10]}, shared, "afm")
     save_spectra(before, tmp_path / "spectra.safetensors")
     after = load_spectra(tmp_path / "spectra.safetensors")
     assert before.keys() == after.keys()

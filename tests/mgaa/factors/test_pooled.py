@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import mgaa
 from mgaa.decomposition.linalg import Metric
-from mgaa.methods import method
+from mgaa.methods import load_method
 from mgaa.models.architectures import matrices_of
 from mgaa.statistics.calibration import stream_statistics
 from mgaa.statistics.statistics import InputStatistics
@@ -84,7 +84,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 def each(model: PreTrainedModel, tokens: Tensor, groups: int) -> list[tuple[Stored, InputStatistics, Metric]]:
     """Of every linear: what hooks store, what is streamed, and the metric of `pooled`."""
-    seen, pooled = stored(model, tokens), method("factors", "pooled", {})
+    seen, pooled = stored(model, tokens), load_method("factors", "pooled", {})
     streamed = list(stream_statistics(model, tokens, groups=groups, batch_size=4))
     inputs = {x.name: streamed[x.block].of(x.local) for x in matrices_of(model)}
     return [(seen[name], found, pooled(found)) for name, found in inputs.items()]
@@ -131,7 +131,7 @@ def test_over_unequal_groups_a_token_counts_alike_and_so_it_is_not_the_plain_mea
 
 
 def test_in_one_group_it_is_the_covariance_that_afm_takes(tiny: Tiny, tokens: Tensor) -> None:
-    afm = method("factors", "afm", {})
+    afm = load_method("factors", "afm", {})
     for seen, found, metric in each(tiny().double(), tokens, 1):
         close(metric.moment, afm(found).moment)
         close(metric.moment, covariance(seen.of(metric.side).flatten(0, 1)))

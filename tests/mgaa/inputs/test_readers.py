@@ -16,7 +16,7 @@ from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
 from mgaa.errors import InputError, MgaaError, UsageError
-from mgaa.evaluation.continuation import continuations
+from mgaa.evaluation.continuation import generate_continuations
 from mgaa.evaluation.perplexity import perplexity
 from mgaa.inputs.tokens import Stream, pack
 from mgaa.models.lowrank import Factors
@@ -288,7 +288,7 @@ def test_what_is_no_model_in_memory_is_refused_by_every_function(
     if kind != "quantised":  # which runs
         calls += [
             lambda: perplexity(given, tokens.flatten(), length=24),
-            lambda: continuations(given, words, [[1, 2]], max_new_tokens=2),
+            lambda: generate_continuations(given, words, [[1, 2]], max_new_tokens=2),
         ]
     for call in calls:
         with pytest.raises(MgaaError, match=said):
@@ -394,7 +394,7 @@ def test_what_is_no_tokenizer_is_refused(given: Any, tiny: Build, tmp_path: Path
     with pytest.raises(UsageError, match=r"processor is .*, expected the tokenizer of the model"):
         mgaa.save(tiny(), given, tmp_path / "saved")
     with pytest.raises(UsageError, match=r"tokenizer is .*, expected the tokenizer of the model"):
-        continuations(tiny(), given, [[1]], max_new_tokens=1)
+        generate_continuations(tiny(), given, [[1]], max_new_tokens=1)
 
 
 @pytest.mark.parametrize("given", [None, 3, ""])

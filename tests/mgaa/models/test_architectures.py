@@ -13,12 +13,12 @@ from mgaa.checkpoints.save import apply_factors
 from mgaa.decomposition.linalg import decompose
 from mgaa.errors import InputError
 from mgaa.factors import factorize
-from mgaa.methods import available, method
+from mgaa.methods import available_methods, load_method
 from mgaa.models.architectures import architecture_of, decoder_blocks, matrices_of
 from mgaa.models.entries import ARCHITECTURES
 from mgaa.models.fused import unfuse_
 from mgaa.statistics.calibration import stream_statistics
-from mgaa.statistics.hooks import first_of
+from mgaa.statistics.hooks import hidden_states_of
 from tests.mgaa.conftest import FAMILIES
 
 Tiny = Callable[..., PreTrainedModel]
@@ -104,11 +104,11 @@ def test_linears_of_one_group_read_one_tensor(model: PreTrainedModel, tokens: Te
             assert all(torch.equal(group[0], tensor) for group in groups for tensor in group)
 
 
-@pytest.mark.parametrize("factorizer", available("factors"))
+@pytest.mark.parametrize("factorizer", available_methods("factors"))
 def test_logits_do_not_change_by_a_full_rank_swap(model: PreTrainedModel, tokens: Tensor, factorizer: str) -> None:
     with torch.no_grad():
         before = model(tokens).logits
-    metric, factors = method("factors", factorizer, {}), {}
+    metric, factors = load_method("factors", factorizer, {}), {}
     for index, statistics in enumerate(stream_statistics(model, tokens)):
         for matrix in (matrix for matrix in matrices_of(model) if matrix.block == index):
             linear = model.get_submodule(matrix.name)
@@ -126,7 +126,9 @@ def test_cosines_are_those_of_the_residual_stream(family: str, model: PreTrained
     calls: dict[int, tuple[Any, Any, Tensor]] = {}
     for index, block in enumerate(decoder_blocks(model)):
         block.register_forward_hook(
-            lambda _, args, kwargs, output, index=index: calls.update({index: (args, kwargs, first_of(output))}),
+            lambda _, args, kwargs, output, index=index: calls.update(
+                {index: (args, kwargs, hidden_states_of(output))}
+            ),
             with_kwargs=True,
         )
     with torch.no_grad():
@@ -153,7 +155,7 @@ def without(model: PreTrainedModel, index: int, sublayer: str, args: Any, kwargs
     for parameter, data in kept:
         parameter.data = torch.zeros_like(data)
     with torch.no_grad():
-        output = first_of(block(*args, **kwargs)).clone()
+        output = hidden_states_of(block(*args, **kwargs)).clone()
     for parameter, data in kept:
         parameter.data = data
     return output

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.blocks.offload import resident
+from mgaa.blocks.offload import load_block
 from mgaa.checkpoints.load import load, open_checkpoint
 from mgaa.errors import InputError
 from mgaa.models.architectures import decoder_blocks, path_of_blocks
@@ -37,7 +37,7 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every tensor of a model, also of its blocks in files, and those that no file holds."""
     found = {**model.state_dict(), **dict(model.named_buffers())}
     for index, block in enumerate(decoder_blocks(model)):
-        with resident(block):
+        with load_block(block):
             found |= {f"{path_of_blocks(model)}.{index}.{name}": each for name, each in block.state_dict().items()}
     return found
 

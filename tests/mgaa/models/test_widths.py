@@ -16,7 +16,7 @@ import mgaa
 from mgaa.checkpoints.save import apply_channels
 from mgaa.errors import InputError, UsageError
 from mgaa.models.fused import unfuse_
-from mgaa.models.widths import widths
+from mgaa.models.widths import ffn_widths
 from tests.mgaa.allocation.test_channels import DENSE_FFNS
 from tests.mgaa.conftest import reload
 
@@ -45,7 +45,7 @@ def test_a_pruned_model_is_loaded_as_it_was_saved(
         torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True)
     )
     torch.testing.assert_close(logits(loaded), logits(model))
-    assert widths(loaded) == [16, 22]
+    assert ffn_widths(loaded) == [16, 22]
 
 
 def test_a_block_that_is_as_wide_as_the_config_says_null(tiny: Tiny) -> None:
@@ -105,7 +105,7 @@ def test_different_widths_are_padded_to_a_plain_checkpoint_that_computes_the_sam
 
 def test_equal_widths_become_that_of_the_plain_config(tiny: Tiny) -> None:
     plain = mgaa.densify(pruned(tiny, kept=dict.fromkeys((0, 1), torch.arange(20))))
-    assert (plain.config.intermediate_size, widths(plain)) == (20, [])
+    assert (plain.config.intermediate_size, ffn_widths(plain)) == (20, [])
 
 
 @pytest.mark.parametrize(

@@ -8,19 +8,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.large import SHAPES, config_of
-from mgaa.anchoring.anchoring import anchored
+from mgaa.anchoring.anchoring import anchor_blocks
 from mgaa.anchoring.fitting import Anchoring
 from mgaa.blocks.hardware import Rates
-from mgaa.checkpoints.meta_model import skeleton
+from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.decomposition.cuda_streams import STREAMS
-from mgaa.factors import factorize, spectra
+from mgaa.factors import decompose_block, factorize
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.lowrank import Factors
 from mgaa.plan import plan
 from mgaa.plan.layout import Layout, layout_of
-from mgaa.plan.room import peaks
+from mgaa.plan.room import peak_usage
 from mgaa.plan.settings import Settings
-from mgaa.statistics.calibration import Calibration, Measuring
+from mgaa.statistics.calibration import Calibration, CalibrationSettings
 from mgaa.statistics.gradients import stream_gradients
 from tests.support.memory import peak_of
 
@@ -30,7 +30,7 @@ SETTINGS = Settings(samples=256, length=2048, batch_size=8, groups=32, compressi
 
 def layout(folder: Path, shape: str, blocks: int | None = None) -> Layout:
     config_of(SHAPES[shape], blocks or SHAPES[shape].blocks).save_pretrained(folder)
-    return layout_of(skeleton(folder))
+    return layout_of(load_meta_model(folder))
 
 
 def device_bytes(made: Layout, settings: Settings) -> dict[str, int]:
@@ -41,7 +41,7 @@ def test_a_model_of_70_billion_parameters_takes_less_than_24_gib_of_a_device(tmp
     made = layout(tmp_path, "llama-2-70b")
     assert 68e9 < made.weights / 2 < 70e9
     settings = replace(SETTINGS, hidden="host", room=24 * GIB)
-    assert peaks(plan(made, settings), settings, 0).device < 24 * GIB
+    assert peak_usage(plan(made, settings), settings, 0).device < 24 * GIB
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -74,7 +74,7 @@ def test_the_stages_take_what_is_foreseen(tmp_path: Path) -> None:
     gradients = replace(settings, gradients=True)
     foreseen["differentiate"] = device_bytes(made, gradients)["differentiate"] - made.weights
     tokens = torch.randint(0, config.vocab_size, (16, 64), generator=torch.Generator().manual_seed(0))
-    measuring = Measuring(groups=4)
+    measuring = CalibrationSettings(groups=4)
     calibrated = peak_of(lambda: Calibration(model, tokens, measuring).measure(0))
     assert foreseen["calibrate"] == pytest.approx(calibrated, rel=0.2)
     differentiated = peak_of(lambda: [index for index, _ in stream_gradients(model, tokens)])
@@ -83,9 +83,9 @@ def test_the_stages_take_what_is_foreseen(tmp_path: Path) -> None:
     held = sum(each.covariance.nbytes for each in statistics.inputs.values())
     block = decoder_blocks(model)[0]
     weights = {name: block.get_submodule(name).weight.detach() for name in statistics.shared}
-    decomposed = held + peak_of(lambda: spectra(weights, statistics, "afm"))
+    decomposed = held + peak_of(lambda: decompose_block(weights, statistics, "afm"))
     assert foreseen["decompose"] == pytest.approx(decomposed, rel=0.2)
-    found = spectra(weights, statistics, "afm")
+    found = decompose_block(weights, statistics, "afm")
     bases = sum(spectrum.basis.nbytes + spectrum.energies.nbytes for spectrum in found.values())
 
     def factors() -> list[Factors]:
@@ -112,7 +112,7 @@ def test_anchoring_takes_what_is_foreseen(tokens: tuple[int, int], blocks: int, 
     foreseen = device_bytes(made, replace(settings, anchored="device"))["anchor"] - made.weights
     matrices = matrices_of(model)
     ranks = {matrix.name: int(0.8 * matrix.parameters / (matrix.m + matrix.n)) for matrix in matrices}
-    found = anchored(model, ids, matrices, ranks, ("afm", {}), {}, Measuring(groups=4), Anchoring())
+    found = anchor_blocks(model, ids, matrices, ranks, ("afm", {}), {}, CalibrationSettings(groups=4), Anchoring())
     assert foreseen == pytest.approx(peak_of(lambda: list(found)), rel=0.2)
 
 

@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from mgaa.blocks.hardware import Rates
-from mgaa.factors import save_spectra, spectra
+from mgaa.factors import decompose_block, save_spectra
 from mgaa.models.architectures import matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.plan import plan
 from mgaa.plan.layout import Layout, layout_of
-from mgaa.plan.room import Peaks, Room, peaks, remedies, short_of
+from mgaa.plan.room import Peaks, Room, describe_shortage, peak_usage, remedies
 from mgaa.plan.settings import Settings
-from mgaa.statistics.calibration import Measuring, stream_statistics
-from mgaa.statistics.gradients import differentiated
+from mgaa.statistics.calibration import CalibrationSettings, stream_statistics
+from mgaa.statistics.gradients import differentiate_model
 from tests.mgaa.conftest import FAMILIES
 
 Tiny = Callable[..., PreTrainedModel]
@@ -56,7 +56,7 @@ def test_statistics_and_spectra_take_what_is_planned(tiny: Tiny, family: str, tm
         statistics += tensors(tmp_path / "statistics.safetensors")
         inside = {matrix.local: matrix for matrix in layout.blocks[index].matrices}
         weights = {local: model.get_submodule(matrix.name).weight.detach() for local, matrix in inside.items()}
-        save_spectra(spectra(weights, block, "whitened"), tmp_path / "spectra.safetensors")
+        save_spectra(decompose_block(weights, block, "whitened"), tmp_path / "spectra.safetensors")
         bases += tensors(tmp_path / "spectra.safetensors")
         few += 8 * len(block.inputs) * (2 + SETTINGS.groups) + 64
     if family.startswith("falcon"):  # may read one norm in both branches
@@ -72,11 +72,11 @@ def test_gradients_take_what_is_planned_and_wait_where_they_shall(tiny: Tiny, tm
     settings = replace(SETTINGS, gradients=True)
     stages = {stage.name: stage for stage in plan(layout_of(model), settings)}
     taken = bases = 0
-    for index, block in differentiated(model, tokens, Measuring(groups=3)):
+    for index, block in differentiate_model(model, tokens, CalibrationSettings(groups=3)):
         block.save(tmp_path / "statistics.safetensors")
         taken += tensors(tmp_path / "statistics.safetensors")
         weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices_of(model) if m.block == index}
-        save_spectra(spectra(weights, block, "kronecker"), tmp_path / "spectra.safetensors")
+        save_spectra(decompose_block(weights, block, "kronecker"), tmp_path / "spectra.safetensors")
         bases += tensors(tmp_path / "spectra.safetensors")
     assert bases == stages["decompose"].disk
     assert stages["differentiate"].disk == pytest.approx(taken, rel=0.01)
@@ -137,20 +137,22 @@ def test_a_forward_pass_is_two_operations_for_each_parameter_and_token() -> None
 def test_what_does_not_fit_is_named_with_the_stage_and_the_gentlest_remedy() -> None:
     layout = llama(4096, 11008, 32, 32, 32)
     settings = replace(SETTINGS, samples=256, length=2048, accelerator=True)
-    found = peaks(plan(layout, settings), settings, 10**9)
-    assert short_of(found, Room(10**12, 10**12, 10**13), settings) == []
+    found = peak_usage(plan(layout, settings), settings, 10**9)
+    assert describe_shortage(found, Room(10**12, 10**12, 10**13), settings) == []
     room = Room(10 * 2**30, 64 * 2**30, 10**12)
-    assert [text.split(" in ")[0] for text in short_of(found, room, settings)] == [
+    assert [text.split(" in ")[0] for text in describe_shortage(found, room, settings)] == [
         f"{found.device / 1e9:.2f} GB on the device"
     ]
-    steps = [(changed, other, peaks(plan(layout, other), other, 10**9)) for changed, other in remedies(settings)]
-    assert next(changed for changed, other, less in steps if not short_of(less, room, other)) == {
+    steps = [(changed, other, peak_usage(plan(layout, other), other, 10**9)) for changed, other in remedies(settings)]
+    assert next(changed for changed, other, less in steps if not describe_shortage(less, room, other)) == {
         "backbone.stream": "always"
     }
     smaller = replace(room, device=int(0.8 * steps[0][2].device))
-    assert next(changed for changed, other, less in steps if not short_of(less, smaller, other)) == {
+    assert next(changed for changed, other, less in steps if not describe_shortage(less, smaller, other)) == {
         "backbone.stream": "always",
         "backbone.hidden": "host",
     }
     assert all(less.device <= more.device for (_, _, more), (_, _, less) in itertools.pairwise(steps))
-    assert short_of(Peaks(0, 0, 2 * 10**12, ("", "")), room, settings) == ["2000.00 GB of disk, 1000.00 GB are free"]
+    assert describe_shortage(Peaks(0, 0, 2 * 10**12, ("", "")), room, settings) == [
+        "2000.00 GB of disk, 1000.00 GB are free"
+    ]

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.errors import UsageError
-from mgaa.methods import available, constant, method
+from mgaa.methods import available_methods, load_method, method_constant
 from mgaa.ranks import Rank, allocate_ranks, by_sublayer, ladders_of, reach_of
 from mgaa.ratios import allocate_ratios
 from tests.support.allocations import reads_file, written
 
-METHODS = available("ranks")
+METHODS = available_methods("ranks")
 FINDERS = [name for name in METHODS if not reads_file("ranks", name)]
 """The rules that read nothing."""
-RATED = [name for name in FINDERS if not constant("ranks", name, "GLOBAL", False)]
+RATED = [name for name in FINDERS if not method_constant("ranks", name, "GLOBAL", False)]
 """The rules that make something of the ratios."""
 Shapes = list[tuple[int, int, bool]]
 
@@ -77,7 +77,7 @@ def ranked(
 def climb(name: str, group: list[Ladder], budget: int) -> list[int]:
     """The rule itself, on one sublayer."""
     options = {} if name in FINDERS else {"path": written(ranks=at(group, climb("energy", group, budget)))}
-    rungs: list[int] = method("ranks", name, options)(group, budget, **options)
+    rungs: list[int] = load_method("ranks", name, options)(group, budget, **options)
     return rungs
 
 
@@ -120,7 +120,7 @@ def test_the_budget_is_spent_to_less_than_any_next_step_and_never_exceeded(
     for ladder, rank in zip(ladders, ranks, strict=True):
         rung = ladder.ranks.index(rank.rank)
         assert (rank.matrix, rank.parameters, rank.energy) == (ladder.matrix, ladder.costs[rung], ladder.energies[rung])
-        full = rank.rank is None or constant("ranks", name, "VERBATIM", False)
+        full = rank.rank is None or method_constant("ranks", name, "VERBATIM", False)
         assert full or ladder.costs[rung + 1] - ladder.costs[rung] > left
 
 
@@ -245,7 +245,7 @@ def test_no_allocation_within_the_budget_has_a_larger_least_energy(
 
     every = product(*(range(len(x.costs)) for x in ladders))
     best = max(least(rungs) for rungs in every if cost(ladders, list(rungs)) <= budget)
-    found = method("ranks", "energy", {})(ladders, budget, power=power)
+    found = load_method("ranks", "energy", {})(ladders, budget, power=power)
     assert least(tuple(found)) == best
 
 
@@ -257,7 +257,7 @@ def test_every_matrix_keeps_the_common_energy_and_only_what_is_left_over_lifts_i
     for group in by_sublayer(model(*setting)).values():
         floor, dense = cost(group, [0] * len(group)), sum(x.matrix.parameters for x in group)
         budget = floor + int(share * (dense - floor))
-        rungs = method("ranks", "energy", {})(group, budget)
+        rungs = load_method("ranks", "energy", {})(group, budget)
         common = min(x.energies[rung] for x, rung in zip(group, rungs, strict=True))
         lowest = [next(k for k, e in enumerate(x.energies) if e >= common) for x in group]
         assert all(a <= b for a, b in zip(lowest, rungs, strict=True))
@@ -300,7 +300,7 @@ def test_before_the_refill_no_matrix_keeps_more_than_the_uniform_share(setting: 
         kept = floor / dense + share * (1 - floor / dense)
         within = [x.rung_within(kept * x.matrix.parameters) for x in group]
         if cost(group, within) >= floor:
-            rungs = method("ranks", "uniform", {})(group, cost(group, within))
+            rungs = load_method("ranks", "uniform", {})(group, cost(group, within))
             assert cost(group, rungs) <= cost(group, within)
 
 

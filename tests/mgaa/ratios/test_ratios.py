@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mgaa.errors import UsageError
-from mgaa.methods import available
+from mgaa.methods import available_methods
 from mgaa.ratios import allocate_ratios
 from tests.support.allocations import reads_file, written
 
-METHODS = available("ratios")
+METHODS = available_methods("ratios")
 
 
 def allocate(

@@ -3,7 +3,7 @@
 import pytest
 
 from mgaa.recovery import Curve, Point
-from mgaa.recovery.curve import exhausted
+from mgaa.recovery.curve import is_exhausted
 
 HISTORY = [
     {"step": 0, "eval_loss": 3.0},
@@ -48,4 +48,4 @@ def test_a_curve_survives_json() -> None:
     ],
 )
 def test_patience_counts_validations_since_the_best(losses: list[float], patience: int | None, expected: bool) -> None:
-    assert exhausted(losses, patience) is expected
+    assert is_exhausted(losses, patience) is expected

@@ -17,8 +17,8 @@ import mgaa
 from mgaa.errors import NumericalError, UsageError
 from mgaa.models.lowrank import LowRankLinear, low_rank_layers
 from mgaa.recovery import Examples, Plan, recover_
-from mgaa.recovery.adapters import Adapter, fill, tensors_of
-from mgaa.recovery.attach import attached
+from mgaa.recovery.adapters import Adapter, load_adapters, tensors_of
+from mgaa.recovery.attach import attach_adapters
 from mgaa.recovery.diagonals import Diagonals, Scaling, folded
 from mgaa.recovery.merging import merge_, updates_of
 
@@ -38,7 +38,9 @@ def low(tiny: Callable[..., PreTrainedModel], compress: Callable[..., PreTrained
 
 def randomize(adapters: dict[str, Adapter]) -> None:
     generator = torch.Generator().manual_seed(2)
-    fill(adapters, {name: torch.randn(x.shape, generator=generator) for name, x in tensors_of(adapters).items()})
+    load_adapters(
+        adapters, {name: torch.randn(x.shape, generator=generator) for name, x in tensors_of(adapters).items()}
+    )
 
 
 def low_rank(dtype: torch.dtype = torch.float64, bias: bool = True) -> LowRankLinear:
@@ -91,13 +93,13 @@ def test_at_the_start_the_model_computes_what_it_computed(
     mixed: PreTrainedModel, logits: Forward, plan: Plan, training: bool
 ) -> None:
     before = logits(mixed.train(training))
-    with attached(mixed, plan):
+    with attach_adapters(mixed, plan):
         assert torch.equal(logits(mixed), before)
 
 
 def test_only_the_diagonals_of_low_rank_layers_learn_and_in_float32(mixed: PreTrainedModel, plan: Plan) -> None:
     layers = low_rank_layers(mixed.bfloat16())
-    with attached(mixed, plan) as adapters:
+    with attach_adapters(mixed, plan) as adapters:
         learning = {name: parameter for name, parameter in mixed.named_parameters() if parameter.requires_grad}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(adapters).items()}
     assert learning.keys() == {f"{name}.lambda_{each}" for name in layers for each in "bd"} == shapes.keys()
@@ -107,7 +109,7 @@ def test_only_the_diagonals_of_low_rank_layers_learn_and_in_float32(mixed: PreTr
 
 
 def test_every_diagonal_has_a_gradient_after_the_first_step(mixed: PreTrainedModel, plan: Plan) -> None:
-    with attached(mixed, plan) as adapters:
+    with attach_adapters(mixed, plan) as adapters:
         learning = [parameter for each in adapters.values() for parameter in each.learnt.values()]
         optimizer = torch.optim.SGD(learning, lr=0.1)
         for _ in range(2):
@@ -128,7 +130,7 @@ def test_the_merged_model_is_the_adapted_one_and_only_b_differs(
 ) -> None:
     model = compress(tiny(family), keep=0.3)
     before, count, was = copy.deepcopy(model.state_dict()), model.num_parameters(), ranks(model)
-    with attached(model, plan) as adapters:
+    with attach_adapters(model, plan) as adapters:
         randomize(adapters)
         adapted, learnt = logits(model), tensors_of(adapters)
     merge_(model, updates_of(learnt, plan))
@@ -141,7 +143,7 @@ def test_the_merged_model_is_the_adapted_one_and_only_b_differs(
 
 def test_nothing_is_left_behind(mixed: PreTrainedModel, plan: Plan) -> None:
     modules = dict(mixed.named_modules())
-    with contextlib.suppress(KeyboardInterrupt), attached(mixed, plan) as adapters:
+    with contextlib.suppress(KeyboardInterrupt), attach_adapters(mixed, plan) as adapters:
         randomize(adapters)
         raise KeyboardInterrupt
     assert dict(mixed.named_modules()) == modules

@@ -22,7 +22,7 @@ def job(mixed: PreTrainedModel, examples: Examples, validation: Examples, plan: 
 @pytest.fixture
 def ended(job: Job) -> Job:
     """With a result: one adapter of step 1."""
-    job.open()
+    job.claim()
     write_tensors(job.at(1) / "adapters.safetensors", {"a": torch.ones(2)})
     seal(job.at(1))
     job.finish(CURVE)
@@ -30,9 +30,9 @@ def ended(job: Job) -> Job:
 
 
 def test_a_job_is_read_back_as_it_was_opened(job: Job) -> None:
-    job.open()
+    job.claim()
     assert read_job(job.folder) == job
-    job.open()
+    job.claim()
 
 
 def test_the_result_is_read_back(ended: Job) -> None:
@@ -55,7 +55,7 @@ def test_the_digest_sees_names_types_shapes_and_bytes(tiny: Callable[..., PreTra
 def test_checkpoints_without_a_job_are_refused(job: Job) -> None:
     job.at(3).mkdir(parents=True)
     with pytest.raises(InputError, match=r"holds checkpoint-3 but no job.json: give a new folder"):
-        job.open()
+        job.claim()
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_job_that_cannot_be_read_is_refused(job: Job, text: str, message: str)
     job.folder.mkdir()
     (job.folder / "job.json").write_text(text)
     with pytest.raises(InputError, match=message):
-        job.open()
+        job.claim()
 
 
 def test_a_result_that_was_altered_is_refused(ended: Job) -> None:
@@ -83,7 +83,7 @@ def test_a_result_that_was_altered_is_refused(ended: Job) -> None:
 
 
 def test_a_damaged_best_checkpoint_is_refused(job: Job) -> None:
-    job.open()
+    job.claim()
     write_tensors(job.at(1) / "adapters.safetensors", {})
     with pytest.raises(InputError, match=r"checkpoint-1, the best checkpoint, is damaged: remove .* and start again"):
         job.finish(CURVE)
@@ -92,6 +92,6 @@ def test_a_damaged_best_checkpoint_is_refused(job: Job) -> None:
 def test_a_folder_that_cannot_be_written_is_named(job: Job) -> None:
     job.folder.write_text("a file")
     with pytest.raises(ResourceError, match=r"job.json cannot be written .* make room or give another folder"):
-        job.open()
+        job.claim()
     with pytest.raises(ResourceError, match="x cannot be written"):
         write_tensors(job.folder / "x", {})

@@ -13,7 +13,7 @@ import mgaa
 from mgaa.errors import NumericalError
 from mgaa.models.lowrank import LowRankLinear
 from mgaa.recovery import Plan
-from mgaa.recovery.attach import targets
+from mgaa.recovery.attach import target_names
 from mgaa.recovery.merging import Update, merge_, merged
 
 Forward = Callable[[PreTrainedModel], Tensor]
@@ -101,7 +101,7 @@ def test_a_tiny_update_survives_float16() -> None:
 def test_a_merged_model_is_saved_and_loaded(
     mixed: PreTrainedModel, words: PreTrainedTokenizerFast, logits: Forward, tmp_path: Path
 ) -> None:
-    merge_(mixed, random_updates(mixed, targets(mixed, Plan()), rank=8))
+    merge_(mixed, random_updates(mixed, target_names(mixed, Plan()), rank=8))
     assert isinstance(mixed.get_submodule("model.layers.0.self_attn.q_proj"), LowRankLinear)
     before = logits(mixed)
     mgaa.save(mixed, words, tmp_path / "saved")
@@ -117,7 +117,7 @@ def test_layers_become_dense_where_the_class_of_the_model_has_room_for_their_bia
     tmp_path: Path,
 ) -> None:
     model = compress(tiny("qwen2"), keep=0.4)  # q, k and v have a bias of their own, o gets one
-    merge_(model, random_updates(model, targets(model, Plan()), rank=8))
+    merge_(model, random_updates(model, target_names(model, Plan()), rank=8))
     attention = model.model.layers[0].self_attn
     assert type(attention.q_proj) is nn.Linear
     assert isinstance(attention.o_proj, LowRankLinear)
@@ -129,7 +129,7 @@ def test_layers_become_dense_where_the_class_of_the_model_has_room_for_their_bia
 def test_an_overflow_is_an_error_and_leaves_the_model_alone(mixed: PreTrainedModel) -> None:
     model = mixed.half()
     state = copy.deepcopy(model.state_dict())
-    updates = random_updates(model, targets(model, Plan()))
+    updates = random_updates(model, target_names(model, Plan()))
     last = list(updates)[-1]
     updates[last] = Update(updates[last].A * 1e10, updates[last].B * 1e10, 1.0)
     with pytest.raises(NumericalError, match=rf"{last} has \d+ non-finite entries .*float16.* lower recovery.rate"):

@@ -25,7 +25,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             if code:
                 return code
             try:
-                processes.work(job.folder, device.type)
+                processes.run_process(job.folder, device.type)
             except Exception:
                 return 1
             return 0
@@ -64,8 +64,8 @@ def test_a_process_trains_diagonals_to_the_same_bits(
     plan, twin = replace(plan, method="diagonals"), copy.deepcopy(mixed)
     curve = recover_(mixed, examples, validation, plan, folder=tmp_path / "here")
     job = job_of(twin, examples, validation, plan, tmp_path / "there")
-    job.open()
-    processes.launch(twin, examples, validation, job)
+    job.claim()
+    processes.launch_processes(twin, examples, validation, job)
     assert recover_(twin, examples, validation, plan, folder=tmp_path / "there") == curve
     assert all(torch.equal(a, b) for a, b in zip(twin.state_dict().values(), mixed.state_dict().values(), strict=True))
 
@@ -82,9 +82,9 @@ def test_what_a_process_raises_is_raised_by_the_caller(
     here(0)
     monkeypatch.setattr("mgaa.recovery.training._sum", lambda logits, _: logits.sum() * float("nan"))
     job = job_of(mixed, examples, validation, plan, tmp_path)
-    job.open()
+    job.claim()
     with pytest.raises(NumericalError, match="The validation loss is nan at step 0"):
-        processes.launch(mixed, examples, validation, job)
+        processes.launch_processes(mixed, examples, validation, job)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["error.json", "job.json", "job.lock"]
 
 
@@ -111,9 +111,9 @@ def test_a_model_that_cannot_be_stored_is_refused(
 ) -> None:
     here(0)
     job = replace(job_of(mixed, examples, validation, plan, tmp_path), model="another")
-    job.open()
+    job.claim()
     with pytest.raises(InputError, match=r"does not survive being saved and loaded.* set recovery.processes to 1"):
-        processes.launch(mixed, examples, validation, job)
+        processes.launch_processes(mixed, examples, validation, job)
 
 
 def test_a_disk_without_room_is_reported(
@@ -122,7 +122,7 @@ def test_a_disk_without_room_is_reported(
     (tmp_path / ".handover").write_text("in the way")
     job = job_of(mixed, examples, validation, plan, tmp_path)
     with pytest.raises(ResourceError, match=r"the model cannot be written to .*model .*: make room"):
-        processes.launch(mixed, examples, validation, job)
+        processes.launch_processes(mixed, examples, validation, job)
 
 
 def test_every_process_needs_a_gpu_of_its_own(
@@ -137,4 +137,4 @@ def test_every_process_needs_a_gpu_of_its_own(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     job = job_of(mixed, examples, validation, replace(plan, processes=2), tmp_path)
     with pytest.raises(UsageError, match="processes is 2, but there are 1 GPUs: each process needs one; lower it"):
-        processes.launch(mixed, examples, validation, job)
+        processes.launch_processes(mixed, examples, validation, job)

@@ -296,7 +296,7 @@ def test_two_processes_do_not_train_in_one_folder(
     mixed: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, tmp_path: Path
 ) -> None:
     job = job_of(mixed, examples, validation, plan, tmp_path)
-    with job.locked(), pytest.raises(LockedError, match=r"another process trains in .*: wait for it, stop it"):
+    with job.lock(), pytest.raises(LockedError, match=r"another process trains in .*: wait for it, stop it"):
         recover_(mixed, examples, validation, plan, folder=tmp_path)
 
 

@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from mgaa.errors import UsageError
 from mgaa.models.lowrank import low_rank_layers
 from mgaa.search import compress_by_search_, objective
-from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.calibration import CalibrationSettings
 
 Tiny = Callable[[str], PreTrainedModel]
-FEW = Measuring(groups=4)
+FEW = CalibrationSettings(groups=4)
 
 
 @pytest.fixture

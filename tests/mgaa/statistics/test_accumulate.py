@@ -12,7 +12,7 @@ from mgaa.errors import UsageError
 from mgaa.models.architectures import stacks_of
 from mgaa.models.fused import unfuse_
 from mgaa.statistics.accumulate import Accumulator, BlockSums, Pairwise, Share
-from mgaa.statistics.calibration import Calibration, Measuring, merge, stream_statistics
+from mgaa.statistics.calibration import Calibration, CalibrationSettings, merge, stream_statistics
 from tests.mgaa.statistics.test_calibration import same
 
 Tiny = Callable[..., PreTrainedModel]
@@ -64,15 +64,15 @@ def test_shares_that_are_no_branches_of_the_tree_are_refused(sequences: int, of:
 def test_shares_merged_in_order_have_the_bits_of_one_worker(tiny: Tiny, family: str, of: int, tmp_path: Path) -> None:
     """An expert may have no token in a share; the sums of a share pass through a file."""
     model, tokens = unfuse_(tiny(family)), torch.randint(0, 60, (6, 12), generator=torch.Generator().manual_seed(0))
-    measuring = Measuring(groups=3, batch_size=2, expert_tokens=0.5)
+    measuring = CalibrationSettings(groups=3, batch_size=2, expert_tokens=0.5)
     shares: list[list[BlockSums]] = []
     for index in range(of):
         calibration = Calibration(model, tokens, measuring, share=Share(6, index, of))
         shares.append([])
         for block in range(len(calibration)):
-            calibration.sums(block).save(tmp_path / "sums.safetensors")
+            calibration.measure_sums(block).save(tmp_path / "sums.safetensors")
             shares[-1].append(BlockSums.load(tmp_path / "sums.safetensors"))
-            calibration.settle()
+            calibration.commit()
     for block, whole in enumerate(stream_statistics(model, tokens, groups=3, batch_size=4, expert_tokens=0.5)):
         merged = merge(stacks_of(model)[0], block, [share[block] for share in shares], measuring, 6)
         assert same(merged, whole)

@@ -11,7 +11,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.models.architectures import decoder_blocks
 from mgaa.models.fused import unfuse_
-from mgaa.statistics.calibration import checked, stream_statistics
+from mgaa.statistics.calibration import check_tokens, stream_statistics
 from mgaa.statistics.statistics import BlockStatistics
 from tests.mgaa.conftest import FAMILIES
 
@@ -189,7 +189,7 @@ def test_a_weight_that_is_not_finite_is_named(tiny: Tiny, tokens: Tensor, name: 
 @pytest.mark.parametrize("shape", [(0, 12), (6, 0), (12,), ()])
 def test_tokens_that_are_no_sequences_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"calibration tokens have shape .*expected \(sequences, length\)"):
-        checked(torch.zeros(shape, dtype=torch.int64), 64)
+        check_tokens(torch.zeros(shape, dtype=torch.int64), 64)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-1, 5), (3, 64)])

@@ -18,8 +18,8 @@ from mgaa.inputs.prompts import Prompts
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.entries import MULTIMODAL
 from mgaa.models.fused import unfuse_
-from mgaa.statistics.calibration import Measuring, stream_statistics
-from mgaa.statistics.gradients import Gradients, differentiated, stream_gradients
+from mgaa.statistics.calibration import CalibrationSettings, stream_statistics
+from mgaa.statistics.gradients import Gradients, differentiate_model, stream_gradients
 from mgaa.statistics.statistics import BlockStatistics
 from tests.mgaa.conftest import FAMILIES
 from tests.mgaa.statistics.test_calibration import assert_untouched
@@ -134,7 +134,7 @@ def test_wherever_states_wait_an_interrupted_pass_goes_on_with_the_same_bits(
 def test_a_pass_that_ends_on_the_way_there_goes_on_at_its_block(
     tiny: Tiny, tokens: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, passed, through = tiny(num_hidden_layers=3), list[int](), Blockwise.through
+    model, passed, through = tiny(num_hidden_layers=3), list[int](), Blockwise.advance
 
     def stopping(self: Blockwise, index: int) -> None:
         passed.append(index)
@@ -142,7 +142,7 @@ def test_a_pass_that_ends_on_the_way_there_goes_on_at_its_block(
             raise KeyboardInterrupt
         through(self, index)
 
-    monkeypatch.setattr(Blockwise, "through", stopping)
+    monkeypatch.setattr(Blockwise, "advance", stopping)
     with pytest.raises(KeyboardInterrupt):
         list(stream_gradients(model, tokens, place="disk", folder=tmp_path))
     found = dict(stream_gradients(model, tokens, place="disk", folder=tmp_path))
@@ -155,7 +155,7 @@ def test_statistics_measured_on_the_way_back_are_those_of_a_pass_of_their_own(
     tiny: Tiny, tokens: Tensor, family: str
 ) -> None:
     model = unfuse_(tiny(family))
-    found = dict(differentiated(model, tokens, Measuring(groups=3, batch_size=2)))
+    found = dict(differentiate_model(model, tokens, CalibrationSettings(groups=3, batch_size=2)))
     alone = list(stream_statistics(model, tokens, groups=3, batch_size=2))
     assert list(found) == [*reversed(range(len(alone)))]
     assert equal({index: block.gradients for index, block in found.items()}, dict(stream_gradients(model, tokens)))
@@ -169,7 +169,7 @@ def test_statistics_measured_on_the_way_back_are_those_of_a_pass_of_their_own(
 
 
 def test_a_linear_is_given_its_gradients_and_the_moments_that_it_shares(tiny: Tiny, tokens: Tensor) -> None:
-    index, block = next(differentiated(unfuse_(tiny("phi3")), tokens, Measuring()))
+    index, block = next(differentiate_model(unfuse_(tiny("phi3")), tokens, CalibrationSettings()))
     assert index == 1
     assert block.gradients.keys() == block.shared.keys()
     v = block.of("self_attn.qkv_proj.v")
@@ -182,7 +182,7 @@ def test_a_file_brings_them_back_and_a_file_without_them_is_read_as_before(
 ) -> None:
     model = tiny()
     without = next(stream_statistics(model, tokens))  # type: ignore[call-overload]
-    full = dict(differentiated(model, tokens, Measuring()))[0]
+    full = dict(differentiate_model(model, tokens, CalibrationSettings()))[0]
     for name, block in (("without", without), ("full", full), ("again", full)):
         block.save(tmp_path / name)
     assert BlockStatistics.load(tmp_path / "without").gradients == {}
@@ -219,7 +219,7 @@ def test_fewer_tokens_than_outputs_are_refused(tiny: Tiny, tokens: Tensor) -> No
 
 def test_other_parts_than_the_decoder_are_refused(tiny: Tiny, tokens: Tensor) -> None:
     with pytest.raises(UsageError, match=r"decoder alone, but vision .*backbone\.parts=\[decoder\]"):
-        differentiated(tiny("llava"), tokens, Measuring(), parts=["decoder", "vision"])
+        differentiate_model(tiny("llava"), tokens, CalibrationSettings(), parts=["decoder", "vision"])
 
 
 @pytest.mark.parametrize("size", [0, -1])

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from tasks.artifacts.allocation_table import allocation, plots
+from tasks.artifacts.allocation_table import allocation_table, plot_tables
 from tests.support.finished import Finished, finished_run
 
 
@@ -57,13 +57,13 @@ def test_a_cosine_is_one_number_for_all_models(run: Finished) -> None:
 
 def test_the_table_reads_from_the_artifacts_alone(run: Finished) -> None:
     model = run.results.models["mgaa"]
-    again = allocation(run.store, run.results.backbone, run.results.statistics, model.ratios, model.ranks)
+    again = allocation_table(run.store, run.results.backbone, run.results.statistics, model.ratios, model.ranks)
     assert again == run.published["allocation"]["mgaa"]
 
 
 def test_the_plots_hold_the_method_and_every_size(run: Finished) -> None:
     models, allocations = run.published["metrics"]["models"], run.published["allocation"]
-    files = {name: list(csv.DictReader(io.StringIO(text))) for name, text in plots(allocations, models).items()}
+    files = {name: list(csv.DictReader(io.StringIO(text))) for name, text in plot_tables(allocations, models).items()}
     for row, matrix in zip(files["ranks.csv"], allocations["mgaa"]["matrices"].values(), strict=True):
         assert row["rank"] == ("" if matrix["rank"] is None else str(matrix["rank"]))
         assert math.isclose(float(row["kept"]), matrix["parameters"] / (matrix["m"] * matrix["n"]))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.audit.difference import Difference, difference
+from tasks.audit.difference import Difference, compare_results
 from tasks.cache.artifact import Artifact
 from tests.support.audited import Audited, audited, rewrite
 
@@ -17,7 +17,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Audited:
 
 
 def record_of(lab: Audited) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((lab.store.place(lab.run) / "record.json").read_bytes())
+    record: dict[str, Any] = json.loads((lab.store.path_of(lab.run) / "record.json").read_bytes())
     return record
 
 
@@ -33,7 +33,7 @@ def another(lab: Audited, changed: str | None, part: str = "sources", **used: An
 
 
 def told(lab: Audited, other: Artifact) -> dict[tuple[str, str], Difference]:
-    return {(each.aspect, each.name): each for each in difference(lab.store, lab.run, other)}
+    return {(each.aspect, each.name): each for each in compare_results(lab.store, lab.run, other)}
 
 
 @pytest.mark.parametrize(("changed", "role"), [("allocate_ratios", "cause"), (None, "none")])
@@ -81,7 +81,7 @@ def test_where_results_are_kept_has_no_effect(lab: Audited) -> None:
 
 
 def test_a_run_differs_from_itself_in_nothing(lab: Audited) -> None:
-    assert difference(lab.store, lab.run, lab.run) == []
+    assert compare_results(lab.store, lab.run, lab.run) == []
 
 
 def test_a_run_whose_record_does_not_tell_what_its_steps_used_is_compared_by_ancestry(lab: Audited) -> None:

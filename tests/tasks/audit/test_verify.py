@@ -16,10 +16,10 @@ from tasks.audit.verify import audit
 from tasks.audit.verify_run import verify_inputs, verify_prepared, verify_published
 from tasks.audit.verify_store import verify_store
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.manifest import DamagedError, content_digest, digest, readable
+from tasks.cache.manifest import DamagedError, content_digest, digest, format_json
 from tasks.record.lineage import ancestry
 from tasks.record.run_record import Span, keep_record
-from tasks.record.signing import check_key, sign, signer, verify_signature
+from tasks.record.signing import check_key, find_signer, sign, verify_signature
 from tests.support.audited import Audited, audited, flipped, named
 from tests.support.finished import finished_run
 
@@ -99,11 +99,11 @@ def test_a_data_file_whose_name_has_no_ending_is_looked_at_as_well(whole: Audite
 
 @pytest.mark.parametrize("key", ["ratios.compression", "backbone.source", "statistics.groups"])
 def test_a_changed_parameter_of_a_record_is_found(whole: Audited, key: str) -> None:
-    path = whole.store.place(whole.run) / "record.json"
+    path = whole.store.path_of(whole.run) / "record.json"
     before = path.read_bytes()
     record = json.loads(before)
     record["parameters"][key] = "another"
-    path.write_bytes(readable(record))
+    path.write_bytes(format_json(record))
     found = audit(whole.p, whole.store, whole.run).disagreements
     path.write_bytes(before)
     assert any(str(whole.run) in each.where for each in found)
@@ -111,12 +111,12 @@ def test_a_changed_parameter_of_a_record_is_found(whole: Audited, key: str) -> N
 
 def test_a_manifest_that_was_forged_with_its_seal_disagrees_with_its_key(whole: Audited) -> None:
     ratios = finished_run().results.models["mgaa"].ratios
-    path = whole.store.place(ratios) / "manifest.json"
+    path = whole.store.path_of(ratios) / "manifest.json"
     before = path.read_bytes()
     manifest = json.loads(before)
     del manifest["seal"]
     manifest["parameters"]["compression"] = 0.25
-    path.write_bytes(readable({**manifest, "seal": digest(manifest)}))
+    path.write_bytes(format_json({**manifest, "seal": digest(manifest)}))
     found = named(verify_store(whole.store).findings)
     path.write_bytes(before)
     assert f"{ratios} (parameters)" in found
@@ -124,7 +124,7 @@ def test_a_manifest_that_was_forged_with_its_seal_disagrees_with_its_key(whole: 
 
 def test_manifests_and_keys_that_are_nested_without_end_are_damaged(whole: Audited) -> None:
     ratios = finished_run().results.models["mgaa"].ratios
-    for path in (whole.store.place(ratios) / "manifest.json", next((whole.store.path / "keys").glob("*.json"))):
+    for path in (whole.store.path_of(ratios) / "manifest.json", next((whole.store.path / "keys").glob("*.json"))):
         before = path.read_bytes()
         path.write_bytes(b"[" * 100_000)
         found = named(verify_store(whole.store).findings)
@@ -135,8 +135,8 @@ def test_manifests_and_keys_that_are_nested_without_end_are_damaged(whole: Audit
 def test_a_missing_artifact_and_a_missing_manifest_are_told(whole: Audited, tmp_path: Path) -> None:
     copy = Store(Path(shutil.copytree(whole.store.path, tmp_path / "store")))
     spectra = finished_run().results.spectra
-    shutil.rmtree(copy.place(spectra[0]))
-    (copy.place(spectra[1]) / "manifest.json").unlink()
+    shutil.rmtree(copy.path_of(spectra[0]))
+    (copy.path_of(spectra[1]) / "manifest.json").unlink()
     found = verify_store(copy).findings
     assert any(each.where == str(spectra[0]) and each.kind == "unchecked" for each in found)
     assert any(each.where == str(spectra[1]) and "manifest.json is missing" in each.what for each in found)
@@ -157,7 +157,7 @@ def forge(store: Store, content: bytes, inputs: dict[str, Any]) -> Artifact:
     (folder / "file").write_bytes(content)
     entry = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest = {"kind": "ranks", "digest": name, "key": "0", "inputs": inputs, "files": {"file": entry}}
-    (folder / "manifest.json").write_bytes(readable({**manifest, "seal": digest(manifest)}))
+    (folder / "manifest.json").write_bytes(format_json({**manifest, "seal": digest(manifest)}))
     return Artifact("ranks", name)
 
 
@@ -185,10 +185,10 @@ def test_a_signature_says_who_and_covers_every_byte_of_the_record(whole: Audited
     assert "is not signed" in named([*verify_signature(store, whole.run, signers)])
     sign(store, whole.run, key)
     assert not [*verify_signature(store, whole.run, signers)]
-    assert signer(store, whole.run, signers) == "ada@example.org"
+    assert find_signer(store, whole.run, signers) == "ada@example.org"
     assert "no signature" in named([*verify_signature(store, whole.run, others)])
     assert "is signed" in named([*verify_signature(store, whole.run, None)])
-    flipped(store.place(whole.run) / "record.json", 1000)
+    flipped(store.path_of(whole.run) / "record.json", 1000)
     assert "no signature" in named([*verify_signature(store, whole.run, signers)])
 
 
@@ -200,7 +200,7 @@ def test_a_run_signs_itself_where_a_key_is_set(tmp_path: Path) -> None:
     shutil.copytree(run.parameters.folder, p.folder)
     store, spent = Store(p.store_path), Span(datetime.now(UTC), 1.0)
     made = keep_record(p, store, "compress", artifacts=run.results.artifacts(), executions=[], spent=spent)
-    assert signer(store, made, signers) == "ada@example.org"
+    assert find_signer(store, made, signers) == "ada@example.org"
     assert not [*verify_signature(store, made, signers)]
     with pytest.raises(InputError, match="cannot sign"):
         check_key(str(tmp_path / "nothing"))

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from mgaa.errors import InputError
-from tasks.audit.references import resolve
+from tasks.audit.references import resolve_target
 from tasks.audit.verify_dvc import verify_lock
 from tasks.record.findings import Finding
 from tests.support.audited import Audited, audited, flipped, named, rewrite
@@ -56,11 +56,11 @@ def versioned(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     command(folder, sys.executable, "-m", "dvc", "commit", "--force", "--quiet")
     command(folder, "git", "add", "dvc.lock")
     command(folder, "git", "commit", "--quiet", "-m", "two")
-    return Audited(lab.p, lab.store, resolve(lab.p, lab.store, "last"))
+    return Audited(lab.p, lab.store, resolve_target(lab.p, lab.store, "last"))
 
 
 def findings(lab: Audited) -> list[Finding]:
-    record = json.loads((lab.store.place(lab.run) / "record.json").read_bytes())
+    record = json.loads((lab.store.path_of(lab.run) / "record.json").read_bytes())
     return [*verify_lock(lab.p, lab.run, record)]
 
 
@@ -197,6 +197,6 @@ def test_a_damaged_lock_is_one_finding(versioned: Audited, content: bytes) -> No
 
 
 def test_a_revision_of_dvc_leads_to_its_run(versioned: Audited) -> None:
-    assert resolve(versioned.p, versioned.store, "dvc:HEAD") == versioned.run
+    assert resolve_target(versioned.p, versioned.store, "dvc:HEAD") == versioned.run
     with pytest.raises(InputError, match=r"git has no dvc\.lock at 'nowhere'"):
-        resolve(versioned.p, versioned.store, "dvc:nowhere")
+        resolve_target(versioned.p, versioned.store, "dvc:nowhere")

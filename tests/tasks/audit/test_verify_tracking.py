@@ -24,7 +24,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Audited:
 
 
 def findings(lab: Audited) -> list[Finding]:
-    record = json.loads((lab.store.place(lab.run) / "record.json").read_bytes())
+    record = json.loads((lab.store.path_of(lab.run) / "record.json").read_bytes())
     return [*verify_tracking(lab.p, lab.store, lab.run, record)]
 
 

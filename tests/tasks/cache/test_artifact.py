@@ -9,7 +9,7 @@ import pytest
 
 from mgaa.checkpoints.ownership import MARK
 from tasks.cache.artifact import MANIFEST, Artifact, DamagedError, Store
-from tasks.cache.manifest import content_digest, digest, readable
+from tasks.cache.manifest import content_digest, digest, format_json
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def put(store: Store, files: dict[str, str], kind: str = "texts", **record: object) -> Artifact:
-    with store.writing(kind) as out:
+    with store.draft_folder(kind) as out:
         for name, content in files.items():
             (out / name).parent.mkdir(parents=True, exist_ok=True)
             (out / name).write_text(content)
@@ -109,12 +109,12 @@ def touch(path: Path) -> None:
 def test_a_touched_file_is_sound(store: Store) -> None:
     artifact = put(store, {"a.txt": "content"})
     touch(store.folder(artifact) / "a.txt")
-    assert store.sound(artifact)
+    assert store.is_sound(artifact)
 
 
 def test_a_manifest_moved_to_another_artifact_is_noticed(store: Store) -> None:
     first, second = put(store, {"a.txt": "x"}), put(store, {"a.txt": "y"})
-    (store.place(first) / MANIFEST).write_bytes((store.place(second) / MANIFEST).read_bytes())
+    (store.path_of(first) / MANIFEST).write_bytes((store.path_of(second) / MANIFEST).read_bytes())
     with pytest.raises(DamagedError, match="not its folder"):
         store.folder(first)
 
@@ -125,11 +125,11 @@ def test_a_manifest_moved_to_another_artifact_is_noticed(store: Store) -> None:
 def test_a_manifest_cannot_name_a_file_outside_its_folder(store: Store, name: str) -> None:
     entry = {"size": 3, "sha256": digest("x")}
     artifact = Artifact("texts", content_digest("texts", {name: entry["sha256"]}))
-    folder = store.place(artifact)
+    folder = store.path_of(artifact)
     folder.mkdir(parents=True)
     (store.path / "texts" / "stolen.txt").write_text("abc")
     manifest = {"kind": "texts", "digest": artifact.digest, "files": {name: entry}}
-    (folder / MANIFEST).write_bytes(readable({**manifest, "seal": digest(manifest)}))
+    (folder / MANIFEST).write_bytes(format_json({**manifest, "seal": digest(manifest)}))
     with pytest.raises(DamagedError, match="does not stay inside"):
         store.folder(artifact)
 
@@ -143,7 +143,7 @@ def test_an_artifact_has_a_plain_kind_and_a_sha256(kind: str, name: str) -> None
 
 
 def test_a_link_is_not_sealed(store: Store, tmp_path: Path) -> None:
-    with store.writing("texts") as out:
+    with store.draft_folder("texts") as out:
         (out / "a.txt").symlink_to(tmp_path)
         with pytest.raises(DamagedError, match="is a link"):
             store.seal(out, "texts", {})
@@ -156,7 +156,7 @@ def test_a_step_that_writes_nothing_is_a_mistake(store: Store) -> None:
 
 def test_a_failing_writer_leaves_nothing(store: Store) -> None:
     def half() -> None:
-        with store.writing("texts") as out:
+        with store.draft_folder("texts") as out:
             (out / "half.txt").write_text("half")
             raise KeyError
 
@@ -168,7 +168,7 @@ def test_a_failing_writer_leaves_nothing(store: Store) -> None:
 def test_a_damaged_artifact_is_replaced_when_it_is_made_again_and_kept_as_evidence(store: Store) -> None:
     artifact = put(store, {"a.txt": "content"})
     for round_ in (1, 2):
-        (store.place(artifact) / "a.txt").write_text(f"damage {round_}")
+        (store.path_of(artifact) / "a.txt").write_text(f"damage {round_}")
         assert put(store, {"a.txt": "content"}) == artifact
         assert (store.folder(artifact) / "a.txt").read_text() == "content"
         kept = store.path / "quarantine" / f"texts-{artifact.digest}-{round_}"
@@ -182,7 +182,7 @@ def test_an_export_is_a_copy_with_the_manifest_and_what_is_added(store: Store, t
     store.export(artifact, target, {"evaluation.json": b"{}"})
     assert sorted(path.name for path in target.iterdir()) == [MARK, "evaluation.json", MANIFEST, "model.txt"]
     (target / "model.txt").write_text("edited by hand")
-    assert store.sound(artifact)
+    assert store.is_sound(artifact)
     assert [path.name for path in target.parent.iterdir()] == ["compressed"]
 
 

@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 
 from mgaa.checkpoints.output_folder import HOST
 from mgaa.errors import ResourceError, UsageError
-from tasks.cache.atomic import disk_errors, replacing, sweep, temporary, write_file
+from tasks.cache.atomic import disk_errors, remove_stale_drafts, replace_folder, temporary_folder, write_file
 
 
 def test_a_full_disk_is_one_message_with_path_room_and_remedy(tmp_path: Path) -> None:
     def fill() -> None:
-        with temporary(tmp_path) as folder, open("/dev/full", "w") as full:
+        with temporary_folder(tmp_path) as folder, open("/dev/full", "w") as full:
             (folder / "half.bin").write_bytes(bytes(10**6))
             full.write("more than fits")
             full.flush()
@@ -61,7 +61,7 @@ def test_a_failing_replacement_leaves_what_was_there(tmp_path: Path) -> None:
     target = tmp_path / "results"
 
     def write(content: str, error: Exception | None = None) -> None:
-        with replacing(target) as folder:
+        with replace_folder(target) as folder:
             (folder / "metrics.json").write_text(content)
             if error:
                 raise error
@@ -87,7 +87,7 @@ def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) 
     elsewhere = f".tmp-{ended.pid}-{'0' * 16}"
     for name in (dead, alive, elsewhere, "artifact"):
         (tmp_path / name).mkdir()
-    sweep(tmp_path)
+    remove_stale_drafts(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {alive, elsewhere, "artifact"}
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.cache import devices
 from tasks.cache.artifact import Store
-from tasks.cache.devices import Pool, placed
+from tasks.cache.devices import Pool, place_arguments
 from tasks.cache.step import step
 
 seen: list[str] = []
@@ -21,33 +21,38 @@ def compute(out: Path, store: Store, *, number: int, device: str) -> None:
 
 def test_steps_at_once_have_a_device_each_and_more_of_them_share_the_least_used() -> None:
     pool = Pool(["cuda:0", "cuda:1", "cuda:2"])
-    with pool.taken() as first, pool.taken() as second, pool.taken() as third, pool.taken() as fourth:
+    with (
+        pool.use_device() as first,
+        pool.use_device() as second,
+        pool.use_device() as third,
+        pool.use_device() as fourth,
+    ):
         assert [first, second, third, fourth] == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
-        with pool.taken() as fifth:
+        with pool.use_device() as fifth:
             assert fifth == "cuda:1"
-        with pool.taken() as again:
+        with pool.use_device() as again:
             assert again == fifth
     assert set(pool.users.values()) == {0}
 
 
 def test_a_device_is_free_again_when_its_step_fails() -> None:
     pool = Pool(["cuda:0", "cuda:1"])
-    with pytest.raises(ZeroDivisionError), pool.taken():
+    with pytest.raises(ZeroDivisionError), pool.use_device():
         raise ZeroDivisionError
     assert pool.users == {"cuda:0": 0, "cuda:1": 0}
 
 
 @pytest.mark.parametrize("arguments", [{"device": "cpu"}, {"device": "cuda:3"}, {"block": 1}])
 def test_only_a_step_on_any_card_is_placed(arguments: dict[str, object]) -> None:
-    with placed(arguments, Pool(["cuda:0", "cuda:1"])) as given:
+    with place_arguments(arguments, Pool(["cuda:0", "cuda:1"])) as given:
         assert given == arguments
 
 
 def test_the_key_of_a_step_is_the_same_on_every_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen.clear()
     pool, store = Pool(["cuda:0", "cuda:1"]), Store(tmp_path / "store")
-    monkeypatch.setattr(devices, "cards", lambda: pool)
-    with pool.taken() as first:
+    monkeypatch.setattr(devices, "list_cards", lambda: pool)
+    with pool.use_device() as first:
         artifact = compute.fn(store, number=1, device="cuda")
     assert (first, seen) == ("cuda:0", ["cuda:1"])
     assert compute.fn(store, number=1, device="cuda") == artifact

@@ -14,9 +14,9 @@ OWN = {f"GIT_{who}_{what}": "a" for who in ("AUTHOR", "COMMITTER") for what in (
 
 
 def test_the_flags_before_torch_is_imported_are_those_it_starts_with(monkeypatch: pytest.MonkeyPatch) -> None:
-    imported = environment.flags()
+    imported = environment.torch_flags()
     monkeypatch.delitem(sys.modules, "torch")
-    assert environment.flags() == imported
+    assert environment.torch_flags() == imported
 
 
 def test_precision_is_part_of_the_environment() -> None:
@@ -43,8 +43,8 @@ def test_versions_of_what_the_code_imports_are_part_of_the_environment_and_of_no
 
 
 def test_the_build_of_torch_is_read_without_importing_it() -> None:
-    assert environment.cuda() == torch.version.cuda
-    assert environment.installed("torch") == torch.__version__
+    assert environment.cuda_version() == torch.version.cuda
+    assert environment.installed_version("torch") == torch.__version__
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def git_facts() -> dict[str, object]:
-    return dict(environment.git.__wrapped__())
+    return dict(environment.git_state.__wrapped__())
 
 
 def test_parameters_locks_and_documents_make_no_run_dirty(repository: Path) -> None:

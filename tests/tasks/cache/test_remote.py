@@ -153,7 +153,7 @@ def test_damage_in_the_remote_is_named_and_the_step_that_finds_it_repairs_it(
 
 
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
-    from tasks.cache.manifest import digest, readable
+    from tasks.cache.manifest import digest, format_json
 
     remote = Remote(f"file://{tmp_path / 'remote'}")
     manifest: dict[str, Any] = {
@@ -161,7 +161,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
         "digest": "0" * 64,
         "files": {"../../out.txt": {"sha256": "", "size": 1}},
     }
-    remote.write(f"numbers/{'0' * 64}/{MANIFEST}", readable({**manifest, "seal": digest(manifest)}))
+    remote.write(f"numbers/{'0' * 64}/{MANIFEST}", format_json({**manifest, "seal": digest(manifest)}))
     with pytest.raises(DamagedError, match="does not stay inside"):
         Store(tmp_path / "one", remote=remote).folder(Artifact("numbers", "0" * 64))
 

@@ -19,7 +19,7 @@ from prefect.states import State
 from mgaa.errors import LockedError, ResourceError, UsageError
 from tasks.cache import stage
 from tasks.cache.artifact import MANIFEST, Artifact, Store
-from tasks.cache.step import busy, recording, resuming_step, step
+from tasks.cache.step import busy_seconds, record_executions, resuming_step, step
 from tests.support.processes import Project, copy_project
 
 bodies: list[str] = []
@@ -223,20 +223,20 @@ def test_who_waits_for_another_run_takes_its_result(store: Store) -> None:
 
 
 def test_a_recording_tells_what_ran_and_what_was_reused(store: Store) -> None:
-    with recording() as executions:
+    with record_executions() as executions:
         numbers = count.fn(store, upto=3)
         count.fn(store, upto=3)
         add.fn(store, [numbers])
     assert [(each.task, each.reused) for each in executions] == [("count", False), ("count", True), ("add", False)]
     assert executions[0].artifact == numbers
-    assert 0 < busy(executions) <= executions[-1].end - executions[0].start
-    assert busy(executions * 2) == busy(executions)
+    assert 0 < busy_seconds(executions) <= executions[-1].end - executions[0].start
+    assert busy_seconds(executions * 2) == busy_seconds(executions)
 
 
 @flow(validate_parameters=False)
 def arithmetic(store: Store, *, failing: bool = False) -> tuple[Artifact, list[State[Artifact]]]:
     """Direct calls, submitted and mapped ones."""
-    with recording():
+    with record_executions():
         first = count(store, upto=3)
         many = count.map(store, upto=[3, 4, 5])
         total = add.submit(store, many)
@@ -421,10 +421,10 @@ class SetBack(datetime.datetime):
 
 def test_a_clock_that_is_set_back_gives_no_negative_duration(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "datetime", SetBack)
-    with recording() as executions:
+    with record_executions() as executions:
         made = count.fn(store, upto=3)
     told, (execution,) = store.manifest(made), executions
     start, end = (datetime.datetime.fromisoformat(told[name]) for name in ("start", "end"))
     assert (end - start).total_seconds() == pytest.approx(told["seconds"], abs=1e-5)
     assert 0 <= execution.end - execution.start == pytest.approx(told["seconds"], abs=1e-5)
-    assert 0 <= busy(executions) < 60
+    assert 0 <= busy_seconds(executions) < 60

@@ -11,8 +11,8 @@ import pytest
 from mgaa.errors import ResourceError
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.remote import Remote
-from tasks.cache.step import recording, step
-from tasks.cache.worker_check import home_of
+from tasks.cache.step import record_executions, step
+from tasks.cache.worker_check import identify_run
 from tasks.steps.allocate_ranks import allocate_ranks
 
 
@@ -24,7 +24,7 @@ def count(out: Path, store: Store, *, upto: int) -> None:
 
 def travelling(path: Path, remote: Remote | None = None) -> Store:
     """A store as workers get it."""
-    store = Store(path, remote=remote, home=home_of(path, shared=remote is None))
+    store = Store(path, remote=remote, home=identify_run(path, shared=remote is None))
     arrived: Store = pickle.loads(pickle.dumps(store))
     assert arrived == store
     return arrived
@@ -48,7 +48,7 @@ def test_a_worker_that_sees_another_folder_refuses(elsewhere: str, tmp_path: Pat
 
 def test_runs_that_ask_a_new_store_for_its_name_at_once_get_the_same(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
-        homes = [*threads.map(lambda _: home_of(tmp_path / "store", shared=True), range(8))]
+        homes = [*threads.map(lambda _: identify_run(tmp_path / "store", shared=True), range(8))]
     assert len({home.identity for home in homes}) == 1
 
 
@@ -73,7 +73,7 @@ def test_what_workers_executed_is_found_by_the_run_and_leaves_nothing(remote: bo
     def work() -> None:  # a thread of its own has no recorder, like a process
         results.extend([count.fn(store, upto=3), count.fn(store, upto=3)])
 
-    with recording(store) as executions:
+    with record_executions(store) as executions:
         for expected in ([("count", False), ("count", True)], [("count", False), *[("count", True)] * 3]):
             worker = Thread(target=work)
             worker.start()

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from mgaa.errors import UsageError
-from tasks.config.parameters import Parameters, load
+from tasks.config.parameters import Parameters, load_parameters
 from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
@@ -22,14 +22,14 @@ def with_cases(folder: Path, cases: Any, case: Any = "mine") -> Path:
 
 
 def test_without_a_choice_a_language_model_is_compressed() -> None:
-    plain = load(FILE)
+    plain = load_parameters(FILE)
     assert (plain.case, plain.backbone.source, plain.data.questions) == ("language", "models/demo", [])
     assert (plain.output.results, plain.output.checkpoint) == ("results", "models/compressed")
-    assert plain == load(FILE, ["case=language"])
+    assert plain == load_parameters(FILE, ["case=language"])
 
 
 def test_a_case_puts_its_values_in_the_place_of_those_of_the_sections() -> None:
-    plain, vision = load(FILE), load(FILE, [VISION])
+    plain, vision = load_parameters(FILE), load_parameters(FILE, [VISION])
     assert (vision.case, vision.backbone.source, vision.backbone.parts) == ("vision", "models/demo-vlm", ["decoder"])
     given = vision.data.calibration
     assert (given.form, given.source, given.split, given.samples) == ("questions", "scenes", "calibration", 256)
@@ -52,7 +52,7 @@ def test_the_command_line_wins_over_what_a_case_stands_for() -> None:
         "data.questions=[]",
         "output.results=results/mine",
     ]
-    found = load(FILE, [VISION, *given])
+    found = load_parameters(FILE, [VISION, *given])
     assert (found.backbone.source, found.data.calibration.samples) == ("models/mine", 7)
     assert (found.data.calibration.form, found.data.calibration.split) == ("text", "calibration")
     assert (found.evaluation.tasks, found.data.questions) == (["last_word"], [])
@@ -60,25 +60,25 @@ def test_the_command_line_wins_over_what_a_case_stands_for() -> None:
 
 
 def test_what_a_case_stands_for_can_be_overridden_too() -> None:
-    assert load(FILE, [VISION, "cases.vision.data.calibration.samples=9"]).data.calibration.samples == 9
+    assert load_parameters(FILE, [VISION, "cases.vision.data.calibration.samples=9"]).data.calibration.samples == 9
 
 
 def test_a_method_wins_over_a_case_and_the_command_line_over_both(tmp_path: Path) -> None:
     path = with_cases(tmp_path, {"mine": {"statistics": {"inputs": "dense"}, "ratios": {"band": 0.5}}})
-    found = load(path, ["method=lorap"])
+    found = load_parameters(path, ["method=lorap"])
     assert (found.statistics.inputs, found.ratios.band) == ("compressed", None)
-    assert load(path).ratios.band == 0.5
-    assert load(path, ["method=lorap", "ratios.band=0.3"]).ratios.band == 0.3
+    assert load_parameters(path).ratios.band == 0.5
+    assert load_parameters(path, ["method=lorap", "ratios.band=0.3"]).ratios.band == 0.3
 
 
 def test_a_case_may_choose_the_method(tmp_path: Path) -> None:
-    found = load(with_cases(tmp_path, {"mine": {"method": "lorap"}}))
+    found = load_parameters(with_cases(tmp_path, {"mine": {"method": "lorap"}}))
     assert (found.method, found.factors.method, found.channels.method) == ("lorap", "awsvd", "weighted")
-    assert load(tmp_path / "params.yaml", ["method=mgaa"]).factors.method == "afm"
+    assert load_parameters(tmp_path / "params.yaml", ["method=mgaa"]).factors.method == "afm"
 
 
 def test_an_empty_case_changes_nothing(tmp_path: Path) -> None:
-    assert load(with_cases(tmp_path, {"mine": {}})).data == load(FILE).data
+    assert load_parameters(with_cases(tmp_path, {"mine": {}})).data == load_parameters(FILE).data
 
 
 MISTAKES = {
@@ -115,25 +115,25 @@ MISTAKES = {
 def test_a_mistake_is_explained(overrides: str, message: str) -> None:
     given = [overrides] if overrides.startswith("data.questions") else overrides.split()
     with pytest.raises(UsageError, match=message) as caught:
-        load(FILE, given)
+        load_parameters(FILE, given)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("cases", [None, [], 3])
 def test_cases_that_are_no_names_are_explained(cases: Any, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"cases is .*: expected the cases by name, each with its sections"):
-        load(with_cases(tmp_path, cases))
+        load_parameters(with_cases(tmp_path, cases))
 
 
 @pytest.mark.parametrize(
     "parts", [["decoder"], ["decoder", "vision"], ["projector"], ["vision", "projector", "decoder"]]
 )
 def test_parts_are_any_of_three(parts: list[str]) -> None:
-    assert load(FILE, [VISION, f"backbone.parts=[{','.join(parts)}]"]).backbone.parts == parts
+    assert load_parameters(FILE, [VISION, f"backbone.parts=[{','.join(parts)}]"]).backbone.parts == parts
 
 
 def test_the_values_of_a_case_are_told_as_they_are_written() -> None:
-    flat = load(FILE, [VISION]).flat()
+    flat = load_parameters(FILE, [VISION]).flat()
     assert (flat["case"], flat["backbone.parts"], flat["output.results"]) == ("vision", ["decoder"], "results/vision")
     assert [each["name"] for each in flat["data.questions"]] == ["scenes"]
     assert not any(key.startswith("cases") for key in flat)
@@ -142,4 +142,4 @@ def test_the_values_of_a_case_are_told_as_they_are_written() -> None:
 def test_every_case_of_the_repository_is_valid() -> None:
     for case in yaml.safe_load(FILE.read_text())["cases"]:
         for method in yaml.safe_load(FILE.read_text())["methods"]:
-            assert isinstance(load(FILE, [f"case={case}", f"method={method}"]), Parameters)
+            assert isinstance(load_parameters(FILE, [f"case={case}", f"method={method}"]), Parameters)

@@ -9,10 +9,10 @@ import yaml
 from mgaa.checkpoints.ownership import MARK
 from mgaa.errors import ResourceError, UsageError
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import placing, publish_file, replacing
-from tasks.cache.manifest import MANIFEST, RECORD, readable
+from tasks.cache.atomic import place_files, publish_file, replace_folder
+from tasks.cache.manifest import MANIFEST, RECORD, format_json
 from tasks.config.outputs import Output, check_outputs
-from tasks.config.parameters import Parameters, load
+from tasks.config.parameters import Parameters, load_parameters
 from tasks.results.publish import outputs
 from tests.support.processes import ROOT
 
@@ -33,7 +33,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         values["data"][name]["source"] = "texts/a.txt"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(values))
     monkeypatch.chdir(tmp_path)
-    return lambda *overrides: load(Path("params.yaml"), overrides)
+    return lambda *overrides: load_parameters(Path("params.yaml"), overrides)
 
 
 @pytest.mark.parametrize(
@@ -64,58 +64,58 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     ],
 )
 def test_an_output_is_apart_from_what_is_read_and_kept(given: str, said: str, make: Make) -> None:
-    p = make(given)
+    params = make(given)
     with pytest.raises(
         UsageError, match=rf"(output|store)\..* would be written to .*, which {said}.*: set it to a folder apart"
     ):
-        check_outputs(p, *outputs(p))
+        check_outputs(params, *outputs(params))
 
 
 @pytest.mark.parametrize("target", ["/", "~", "."])
 def test_a_link_does_not_lead_an_output_to_the_home_folder_or_the_project(target: str, make: Make) -> None:
     Path("models/out").symlink_to(Path(target).expanduser().absolute())
-    p = make("output.checkpoint=models/out")
+    params = make("output.checkpoint=models/out")
     with pytest.raises(UsageError, match=r"would be written to .*, which (is|holds) "):
-        check_outputs(p, *outputs(p))
+        check_outputs(params, *outputs(params))
 
 
 @pytest.mark.parametrize("data", ["texts", "texts/a.txt"])
 def test_prepared_texts_are_apart_from_the_texts(data: str, make: Make) -> None:
-    p = make(f"data.validation.source={data}")
+    params = make(f"data.validation.source={data}")
     for place in ("texts", "texts/prepared" if data == "texts" else "texts/a.txt"):
         with pytest.raises(UsageError, match=r"the folder .* (is|holds|lies in) data\."):
-            check_outputs(p, Output("the folder of the texts", Path(place)))
+            check_outputs(params, Output("the folder of the texts", Path(place)))
 
 
 def test_a_file_that_is_read_is_no_output(make: Make) -> None:
-    p = make("ranks.objective=latency", "ranks.profile=texts/a.txt", "profile.output=texts/a.txt")
+    params = make("ranks.objective=latency", "ranks.profile=texts/a.txt", "profile.output=texts/a.txt")
     for key, path in (("profile.output", Path("texts/a.txt")), ("output.results", Path("params.yaml"))):
         with pytest.raises(UsageError, match=rf"{key} would be written to .*, which is "):
-            check_outputs(p, Output(key, path.parent, [path.name]))
+            check_outputs(params, Output(key, path.parent, [path.name]))
 
 
 def test_folders_and_files_of_somebody_else_are_named_with_their_parameter(make: Make) -> None:
-    p = make()
+    params = make()
     Path("models/compressed").mkdir()
     Path("models/compressed/notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"^output.checkpoint: .* holds notes.txt, which mgaa did not write"):
-        check_outputs(p, *outputs(p))
+        check_outputs(params, *outputs(params))
     Path("models/compressed/notes.txt").unlink()
     Path("results").mkdir()
     Path("results/notes.txt").write_text("mine")
-    check_outputs(p, *outputs(p))
+    check_outputs(params, *outputs(params))
     Path("results/metrics.json").write_text("mine")
     with pytest.raises(UsageError, match=r"^output.results: .* holds metrics.json, which mgaa did not write"):
-        check_outputs(p, *outputs(p))
+        check_outputs(params, *outputs(params))
     Path("results/metrics.json").unlink()
     Path("results/figures").write_text("a file")
     with pytest.raises(ResourceError, match="figures is no folder"):
-        check_outputs(p, *outputs(p))
+        check_outputs(params, *outputs(params))
 
 
 def exported(store: Store, target: Path) -> Artifact:
     """What an earlier version exported: an artifact with its manifest and cards, and no mark."""
-    with store.writing("checkpoint") as out:
+    with store.draft_folder("checkpoint") as out:
         (out / "model.txt").write_text("weights")
         artifact = store.seal(out, "checkpoint", {})
     store.export(artifact, target, {"README.md": b"a card", "evaluation.json": b"{}"})
@@ -145,10 +145,12 @@ def test_results_of_an_earlier_version_may_be_replaced(tmp_path: Path) -> None:
     for name in ("metrics.json", "allocation.json", "plots/sizes.csv"):
         (results / name).write_text(name)
         published[f"results/vision/{name}"] = sha256(results / name)
-    (results / RECORD).write_bytes(readable({"flow": "compress", "key": "", "artifacts": {}, "published": published}))
+    (results / RECORD).write_bytes(
+        format_json({"flow": "compress", "key": "", "artifacts": {}, "published": published})
+    )
     (results / "sweep.csv").write_text("point,perplexity\n")
     (results / "sweep.png").write_text("a figure")
-    with replacing(results / "plots") as out:
+    with replace_folder(results / "plots") as out:
         (out / "sizes.csv").write_text("new")
     for name in ("metrics.json", RECORD, "sweep.csv", "sweep.png"):
         publish_file(results / name, b"new")
@@ -168,7 +170,9 @@ def test_results_that_dvc_checked_out_may_be_replaced(tmp_path: Path) -> None:
     publish_file(results / RECORD, b"of this revision")
     (results / "metrics.json").write_bytes(b"of another")
     published = {"results/metrics.json": sha256(results / "metrics.json")}
-    (results / RECORD).write_bytes(readable({"flow": "compress", "key": "", "artifacts": {}, "published": published}))
+    (results / RECORD).write_bytes(
+        format_json({"flow": "compress", "key": "", "artifacts": {}, "published": published})
+    )
     for name in ("metrics.json", RECORD):
         publish_file(results / name, b"new")
 
@@ -177,7 +181,7 @@ def test_a_users_files_among_the_results_stay(tmp_path: Path) -> None:
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "notes.txt").write_text("mine")
     for text in ("first", "second"):
-        with placing(tmp_path / "results") as out:
+        with place_files(tmp_path / "results") as out:
             (out / "metrics.json").write_text(text)
     assert (tmp_path / "results" / "notes.txt").read_text() == "mine"
     assert (tmp_path / "results" / "metrics.json").read_text() == "second"

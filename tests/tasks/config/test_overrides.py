@@ -8,9 +8,9 @@ import pytest
 import yaml
 
 from mgaa.errors import UsageError
-from tasks.audit.reproduce import written
-from tasks.config.overrides import parse
-from tasks.config.parameters import Parameters, load
+from tasks.audit.reproduce import format_value
+from tasks.config.overrides import parse_overrides
+from tasks.config.parameters import Parameters, load_parameters
 from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
@@ -68,7 +68,7 @@ TEXTS = (
 
 def value(override: str) -> Any:
     """What one override gives."""
-    found: Any = parse([override], Parameters)
+    found: Any = parse_overrides([override], Parameters)
     for name in override.partition("=")[0].split("."):
         found = found[name]
     return found
@@ -175,17 +175,17 @@ def test_what_is_typed_becomes_the_type_of_its_key(override: str, expected: obje
 def test_what_is_no_number_is_told_as_it_was_typed() -> None:
     for typed in ("12:30", "0.3 #half", "no", "0x1", "1e"):
         with pytest.raises(UsageError, match=f"ratios.compression is '{typed}': expected a number"):
-            load(FILE, [f"ratios.compression={typed}"])
+            load_parameters(FILE, [f"ratios.compression={typed}"])
     for typed in ("inf", "-inf", "nan", ".nan", "1e999"):
         assert not math.isfinite(value(f"ratios.compression={typed}"))
         with pytest.raises(UsageError, match="expected a finite number"):
-            load(FILE, [f"ratios.compression={typed}"])
+            load_parameters(FILE, [f"ratios.compression={typed}"])
     with pytest.raises(UsageError, match="expected a number"):
-        load(FILE, [f"ratios.compression={10**400}"])
+        load_parameters(FILE, [f"ratios.compression={10**400}"])
 
 
 def test_the_last_of_two_wins_and_a_section_takes_keys_one_by_one() -> None:
-    assert parse(["case=a", "case=b", "output={results: x}", "output.checkpoint=y"], Parameters) == {
+    assert parse_overrides(["case=a", "case=b", "output={results: x}", "output.checkpoint=y"], Parameters) == {
         "case": "b",
         "output": {"results": "x", "checkpoint": "y"},
     }
@@ -218,7 +218,7 @@ def test_the_last_of_two_wins_and_a_section_takes_keys_one_by_one() -> None:
 )  # fmt: skip
 def test_what_cannot_be_a_value_is_explained_with_what_was_typed(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load(FILE, [override])
+        load_parameters(FILE, [override])
 
 
 @pytest.mark.parametrize("typed", ["no", "007", "12:30", "1.5"])
@@ -230,9 +230,9 @@ def test_the_file_is_yaml_and_a_text_that_yaml_takes_for_something_else_is_to_be
     path = tmp_path / "params.yaml"
     path.write_text(yaml.safe_dump(values).replace("TYPED", typed))
     with pytest.raises(UsageError, match=r"tracking.experiment is .*: expected a string .*in quotes"):
-        load(path)
+        load_parameters(path)
     path.write_text(yaml.safe_dump(values).replace("TYPED", f'"{typed}"'))
-    assert load(path).tracking.experiment == typed
+    assert load_parameters(path).tracking.experiment == typed
 
 
 @pytest.mark.parametrize(
@@ -249,16 +249,20 @@ def test_the_file_is_yaml_and_a_text_that_yaml_takes_for_something_else_is_to_be
 def test_a_file_that_yaml_cannot_give_is_explained(tmp_path: Path, content: str, message: str) -> None:
     (tmp_path / "params.yaml").write_text(content)
     with pytest.raises(UsageError, match=message):
-        load(tmp_path / "params.yaml")
+        load_parameters(tmp_path / "params.yaml")
 
 
 def test_what_a_record_has_is_read_back_as_it_was() -> None:
-    told = {**load(FILE, ["case=vision"]).flat(), "tracking.experiment": '"a" #1', "data.recovery.split": "null"}
-    assert {key: value(f"{key}={written(each)}") for key, each in told.items()} == told
+    told = {
+        **load_parameters(FILE, ["case=vision"]).flat(),
+        "tracking.experiment": '"a" #1',
+        "data.recovery.split": "null",
+    }
+    assert {key: value(f"{key}={format_value(each)}") for key, each in told.items()} == told
 
 
 def test_texts_go_into_the_parameters_as_they_are() -> None:
     for text in ("no", "007", "a #b"):
-        assert load(FILE, [f"tracking.experiment={text}"]).tracking.experiment == text
-    assert load(FILE, ["output.checkpoint=models/run #2"]).output.checkpoint == "models/run #2"
-    assert load(FILE, ["backbone.revision=1234567"]).backbone.revision == "1234567"
+        assert load_parameters(FILE, [f"tracking.experiment={text}"]).tracking.experiment == text
+    assert load_parameters(FILE, ["output.checkpoint=models/run #2"]).output.checkpoint == "models/run #2"
+    assert load_parameters(FILE, ["backbone.revision=1234567"]).backbone.revision == "1234567"

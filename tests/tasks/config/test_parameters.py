@@ -11,17 +11,17 @@ from mgaa.errors import UsageError
 from mgaa.recovery.plan import Plan
 from tasks.cache.stage import File
 from tasks.config import messages, method_options
-from tasks.config.parameters import Parameters, load
+from tasks.config.parameters import Parameters, load_parameters
 from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
 
 
 def test_the_file_of_the_repository_is_valid_and_complete() -> None:
-    parameters = load(FILE)
+    parameters = load_parameters(FILE)
     assert parameters.method == "mgaa"
     assert parameters.data.calibration.from_ == 0.0
-    assert parameters.ratios.options.keys() == method_options.options("ratios", parameters.ratios.method).keys()
+    assert parameters.ratios.options.keys() == method_options.method_options("ratios", parameters.ratios.method).keys()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_the_file_of_the_repository_is_valid_and_complete() -> None:
     ],
 )
 def test_every_value_can_be_overridden(override: str, key: str, value: object) -> None:
-    assert load(FILE, [override]).flat()[key] == value
+    assert load_parameters(FILE, [override]).flat()[key] == value
 
 
 MISTAKES = {
@@ -92,53 +92,55 @@ MISTAKES = {
 @pytest.mark.parametrize(("override", "message"), MISTAKES.items())
 def test_a_mistake_is_explained(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load(FILE, [override])
+        load_parameters(FILE, [override])
 
 
 def test_all_mistakes_are_told_at_once() -> None:
     with pytest.raises(UsageError) as caught:
-        load(FILE, ["ratios.compression=2", "backbone.dtyp=auto", "statistics.groups=0"])
+        load_parameters(FILE, ["ratios.compression=2", "backbone.dtyp=auto", "statistics.groups=0"])
     assert len(str(caught.value).splitlines()) == 3
 
 
 def test_another_method_leaves_the_options_of_the_last_one_aside() -> None:
-    assert load(FILE, ["ratios.method=softmax", "ratios.temperature=0.5"]).ratios.options == {"temperature": 0.5}
-    assert load(FILE, ["ratios.method=uniform"]).ratios.options == {}
+    assert load_parameters(FILE, ["ratios.method=softmax", "ratios.temperature=0.5"]).ratios.options == {
+        "temperature": 0.5
+    }
+    assert load_parameters(FILE, ["ratios.method=uniform"]).ratios.options == {}
 
 
 def test_an_option_without_effect_is_refused_when_it_is_given_by_hand() -> None:
     with pytest.raises(
         UsageError, match=r"ratios.temperature is unknown to the method 'uniform' \(it belongs to softmax\)"
     ):
-        load(FILE, ["ratios.method=uniform", "ratios.temperature=0.5"])
+        load_parameters(FILE, ["ratios.method=uniform", "ratios.temperature=0.5"])
 
 
 def test_an_option_without_a_default_has_to_be_given() -> None:
     with pytest.raises(UsageError, match=r"ranks.path is missing: the method 'file' needs it"):
-        load(FILE, ["ranks.method=file"])
-    assert load(FILE, ["ratios.method=file", "ratios.path=1"]).ratios.options["path"] == "1"
+        load_parameters(FILE, ["ranks.method=file"])
+    assert load_parameters(FILE, ["ratios.method=file", "ratios.path=1"]).ratios.options["path"] == "1"
 
 
 def test_an_option_that_may_be_null_is_a_number_where_it_is_not() -> None:
-    assert load(FILE, ["ranks.method=loss"]).ranks.options == {"trust": None}
-    assert load(FILE, ["ranks.method=loss", "ranks.trust=0.3"]).ranks.options == {"trust": 0.3}
+    assert load_parameters(FILE, ["ranks.method=loss"]).ranks.options == {"trust": None}
+    assert load_parameters(FILE, ["ranks.method=loss", "ranks.trust=0.3"]).ranks.options == {"trust": 0.3}
     with pytest.raises(UsageError, match=r"ranks.trust is 'far': expected a number .*\(option of loss\)"):
-        load(FILE, ["ranks.method=loss", "ranks.trust=far"])
+        load_parameters(FILE, ["ranks.method=loss", "ranks.trust=far"])
 
 
 def test_an_option_that_is_a_path_is_a_file() -> None:
-    ratios = load(FILE, ["ratios.method=file", "ratios.path=a/b.json"]).ratios
+    ratios = load_parameters(FILE, ["ratios.method=file", "ratios.path=a/b.json"]).ratios
     assert ratios.options == {"path": "a/b.json", "model": None}
     assert isinstance(ratios.options["path"], File)
 
 
 def test_ranks_from_a_file_bring_their_ratios() -> None:
     file = ["ranks.method=file", "ranks.path=x.json", "ranks.model=mgaa"]
-    parameters = load(FILE, file)
+    parameters = load_parameters(FILE, file)
     assert (parameters.ratios.method, parameters.ratios.band) == ("file", None)
     assert parameters.ratios.options == parameters.ranks.options == {"path": "x.json", "model": "mgaa"}
-    assert load(FILE, [*file, "ratios.band=0.2", "ratios.compression=0.3"]).ratios.band == 0.2
-    assert load(FILE, [*file, "ratios.method=file", "ratios.path=y.json"]).ratios.options["path"] == "y.json"
+    assert load_parameters(FILE, [*file, "ratios.band=0.2", "ratios.compression=0.3"]).ratios.band == 0.2
+    assert load_parameters(FILE, [*file, "ratios.method=file", "ratios.path=y.json"]).ratios.options["path"] == "y.json"
 
 
 @pytest.mark.parametrize("override", ["ratios.method=softmax", "ratios.temperature=0.2", "ratios.path=y.json"])
@@ -147,7 +149,7 @@ def test_ratios_by_hand_have_no_effect_on_ranks_from_a_file(override: str) -> No
     with pytest.raises(
         UsageError, match=f"{key} has no effect with ranks.method=file, .* leave it out, or take another"
     ):
-        load(FILE, ["ranks.method=file", "ranks.path=x.json", override])
+        load_parameters(FILE, ["ranks.method=file", "ranks.path=x.json", override])
 
 
 def written(folder: Path, old: str, new: str) -> Path:
@@ -161,7 +163,7 @@ def written(folder: Path, old: str, new: str) -> Path:
 
 def test_an_option_that_no_method_knows_is_a_mistake_in_the_file_too(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"ratios.temprature is unknown to the method .*did you mean 'temperature'"):
-        load(written(tmp_path, "  temperature:", "  temprature:"))
+        load_parameters(written(tmp_path, "  temperature:", "  temprature:"))
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,7 @@ def test_an_option_that_no_method_knows_is_a_mistake_in_the_file_too(tmp_path: P
 )
 def test_a_broken_file_is_explained(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load(written(tmp_path, old, new))
+        load_parameters(written(tmp_path, old, new))
 
 
 @pytest.mark.parametrize(("content", "message"), [("- a\n- b\n", "is a list"), ("\xff\xfe", "cannot be read")])
@@ -188,34 +190,34 @@ def test_a_file_of_another_kind_is_explained(tmp_path: Path, content: str, messa
     path = tmp_path / "params.yaml"
     path.write_text(content, encoding="latin-1")
     with pytest.raises(UsageError, match=message):
-        load(path)
+        load_parameters(path)
 
 
 def test_a_missing_file_is_explained(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError, match=r"There is no .*params.yaml: expected the parameters; run in the project's folder"
     ):
-        load(tmp_path / "params.yaml")
+        load_parameters(tmp_path / "params.yaml")
 
 
 @pytest.mark.parametrize("inside", ["", ".dvc/tmp/exps/tmpa1b2", ".dvc/tmp/exps/standalone/tmpa1b2"])
 def test_store_and_tracking_lie_with_the_checkout_even_in_an_experiment_of_dvc(tmp_path: Path, inside: str) -> None:
-    parameters = load(written(tmp_path / inside, "method: mgaa", "method: mgaa"))
+    parameters = load_parameters(written(tmp_path / inside, "method: mgaa", "method: mgaa"))
     assert parameters.store_path == tmp_path / "store"
     assert parameters.tracking_uri == f"sqlite:///{tmp_path}/mlflow.db"
     assert parameters.folder == tmp_path / inside
 
 
 def test_absolute_places_and_servers_stay_as_they_are(tmp_path: Path) -> None:
-    parameters = load(FILE, [f"store.path={tmp_path}", "tracking.uri=https://mlflow.example.org"])
+    parameters = load_parameters(FILE, [f"store.path={tmp_path}", "tracking.uri=https://mlflow.example.org"])
     assert parameters.store_path == tmp_path
     assert parameters.tracking_uri == "https://mlflow.example.org"
-    assert load(FILE, ["tracking.uri=sqlite:////data/mlflow.db"]).tracking_uri == "sqlite:////data/mlflow.db"
+    assert load_parameters(FILE, ["tracking.uri=sqlite:////data/mlflow.db"]).tracking_uri == "sqlite:////data/mlflow.db"
 
 
 def test_the_help_tells_every_key_and_every_method() -> None:
-    text = "\n".join([*messages.reference(Parameters), *method_options.reference()])
-    for key in load(FILE).flat():
+    text = "\n".join([*messages.parameters_reference(Parameters), *method_options.options_reference()])
+    for key in load_parameters(FILE).flat():
         assert key in text
     for method in (
         "factors.method=afm",
@@ -235,7 +237,7 @@ def test_the_help_tells_every_key_and_every_method() -> None:
 
 
 def test_a_method_puts_its_values_in_the_place_of_those_of_the_sections() -> None:
-    plain, lorap = load(FILE), load(FILE, ["method=lorap"])
+    plain, lorap = load_parameters(FILE), load_parameters(FILE, ["method=lorap"])
     assert (plain.factors.method, plain.channels.method, plain.statistics.inputs) == ("afm", "none", "dense")
     assert (lorap.factors.method, lorap.channels.method, lorap.statistics.inputs) == ("awsvd", "weighted", "compressed")
     assert (lorap.ranks.method, lorap.ranks.options, lorap.ranks.multiple) == ("lorap", {"split": 3.0}, 1)
@@ -245,18 +247,18 @@ def test_a_method_puts_its_values_in_the_place_of_those_of_the_sections() -> Non
 
 def test_the_command_line_wins_over_what_a_method_stands_for() -> None:
     given = ["method=lorap", "factors.method=afm", "ratios.method=softmax", "ratios.band=0.1", "ranks.split=5.0"]
-    found = load(FILE, given)
+    found = load_parameters(FILE, given)
     assert (found.factors.method, found.ratios.method, found.ratios.band) == ("afm", "softmax", 0.1)
     assert found.ranks.options == {"split": 5.0}
     assert found.ratios.options == {"temperature": 0.1}  # of the section itself
 
 
 def test_what_a_method_stands_for_can_be_overridden_too() -> None:
-    assert load(FILE, ["method=lorap", "methods.lorap.channels.keep_least=0.05"]).channels.keep_least == 0.05
+    assert load_parameters(FILE, ["method=lorap", "methods.lorap.channels.keep_least=0.05"]).channels.keep_least == 0.05
 
 
 def test_lorap_is_the_same_from_python_and_from_the_command_line() -> None:
-    found = load(FILE, ["method=lorap"])
+    found = load_parameters(FILE, ["method=lorap"])
     assert {
         "factors": found.factors.method,
         "ratios": found.ratios.method,
@@ -267,11 +269,11 @@ def test_lorap_is_the_same_from_python_and_from_the_command_line() -> None:
 
 
 def test_the_settings_of_recovery_are_the_defaults_of_the_library() -> None:
-    assert load(FILE, ["recovery.method=lora"]).recovery.plan == asdict(Plan())
+    assert load_parameters(FILE, ["recovery.method=lora"]).recovery.plan == asdict(Plan())
 
 
 def test_the_method_loss_of_the_parameters_is_that_of_the_library() -> None:
-    found = load(FILE, ["method=loss"])
+    found = load_parameters(FILE, ["method=loss"])
     assert (found.statistics.gradients, found.ratios.band, found.anchor.anchoring) == (True, None, asdict(Anchoring()))
     given = {name: getattr(found, name).method for name in ("factors", "ratios", "ranks", "anchor")}
     assert given == LOSS

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mgaa.errors import UsageError
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
@@ -14,14 +14,14 @@ PARAMETERS = {"objective": "parameters", "profile": None, "tokens": None, "devic
 
 def dumped(override: str, *more: str) -> list[object]:
     name = override.partition("=")[0].removeprefix("sweep.")
-    found: list[object] = load(FILE, [override, *more]).sweep.model_dump()[name]
+    found: list[object] = load_parameters(FILE, [override, *more]).sweep.model_dump()[name]
     return found
 
 
 def test_the_file_of_the_repository_asks_for_every_factorizer_and_both_levels() -> None:
-    sweep = load(FILE).sweep
+    sweep = load_parameters(FILE).sweep
     assert len(sweep.factors) * len(sweep.ratios) * len(sweep.ranks) * len(sweep.compression) == 120
-    assert sweep.backbone[0].source == load(FILE).backbone.source
+    assert sweep.backbone[0].source == load_parameters(FILE).backbone.source
 
 
 def test_the_name_of_the_selected_method_takes_its_options() -> None:
@@ -58,7 +58,7 @@ def test_what_is_asked_of_all_ranks_holds_for_every_entry_that_says_nothing_else
     latency = {"objective": "latency", "profile": "latency.json", "tokens": 1, "device": "cpu"}
     asked = [f"ranks.{name}={value}" for name, value in latency.items()]
     entries = "sweep.ranks=[energy,uniform,{method: energy, objective: parameters}]"
-    selected, other, plain = (each.latency for each in load(FILE, [entries, *asked]).sweep.ranks)
+    selected, other, plain = (each.latency for each in load_parameters(FILE, [entries, *asked]).sweep.ranks)
     assert selected == other == {"profile": "latency.json", "tokens": 1, "device": "cpu"}
     assert plain is None
 
@@ -68,7 +68,7 @@ def test_what_is_left_out_is_what_the_sections_say(given: str, tmp_path: Path) -
     text = FILE.read_text()
     start, end = text.index("\nsweep:"), text.index("\nstudy:")
     (tmp_path / "params.yaml").write_text(text[:start] + text[end:])
-    parameters = load(tmp_path / "params.yaml", [given, "ratios.compression=0.3"])
+    parameters = load_parameters(tmp_path / "params.yaml", [given, "ratios.compression=0.3"])
     sweep = parameters.sweep
     assert (sweep.factors, sweep.ranks, sweep.compression) == ([parameters.factors], [parameters.ranks], [0.3])
     assert sweep.ratios[0].model_dump() == parameters.ratios.model_dump(exclude={"compression"})
@@ -83,7 +83,7 @@ def test_a_backbone_of_the_hub_has_its_commit() -> None:
 
 
 def test_the_entries_are_told_as_they_are_written() -> None:
-    flat = load(FILE, ["sweep.ratios=[{method: softmax, temperature: 0.2}]"]).flat()
+    flat = load_parameters(FILE, ["sweep.ratios=[{method: softmax, temperature: 0.2}]"]).flat()
     assert flat["sweep.ratios"] == [{"method": "softmax", "temperature": 0.2, "band": None}]
 
 
@@ -112,12 +112,12 @@ MISTAKES = {
 
 def test_a_mistake_in_a_section_is_not_told_again_for_the_sweep_that_takes_it() -> None:
     with pytest.raises(UsageError) as caught:
-        load(FILE, ["ratios.band=-1", "ratios.compression=2", "sweep.compression=null"])
+        load_parameters(FILE, ["ratios.band=-1", "ratios.compression=2", "sweep.compression=null"])
     assert [line.partition(" ")[0] for line in str(caught.value).splitlines()] == ["ratios.band", "ratios.compression"]
 
 
 @pytest.mark.parametrize(("override", "message"), MISTAKES.items())
 def test_a_mistake_is_explained(override: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
-        load(FILE, [override])
+        load_parameters(FILE, [override])
     assert "\n" not in str(caught.value)

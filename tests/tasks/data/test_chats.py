@@ -8,10 +8,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from mgaa.errors import InputError, UsageError
-from tasks.artifacts.files import CARD, EXAMPLES, documents_of, table, texts_of, token_stream
+from tasks.artifacts.files import CARD, EXAMPLES, documents_of, read_table, texts_of, token_stream
 from tasks.cache.artifact import Artifact, Store
-from tasks.config.parameters import load
-from tasks.data.documents import digest, read
+from tasks.config.parameters import load_parameters
+from tasks.data.documents import digest, read_documents
 from tasks.steps.make_examples import make_examples
 from tasks.steps.read_texts import READING, read_texts, source_content
 from tasks.steps.tokenize import tokenize
@@ -79,12 +79,12 @@ CHATS = [turns("w3 w4", "w5"), turns("w6", "w7 w8", "w9", "w10")]
     ],
 )
 def test_a_row_is_a_conversation_in_the_forms_that_are_common(tmp_path: Path, row: Any) -> None:
-    assert read(put(tmp_path / "a.jsonl", row), form="chat").texts == [CHATS[0]]
+    assert read_documents(put(tmp_path / "a.jsonl", row), form="chat").texts == [CHATS[0]]
 
 
 def test_another_field_can_be_the_conversation_and_a_list_of_rows_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps([{"dialog": each} for each in CHATS]))
-    found = read(tmp_path / "a.json", form="chat", field="dialog")
+    found = read_documents(tmp_path / "a.json", form="chat", field="dialog")
     assert found.texts == CHATS
     assert (found.identity["form"], found.identity["separator"]) == ("chat", "every row")
 
@@ -94,10 +94,10 @@ def test_a_table_has_conversations_too(tmp_path: Path) -> None:
     from pyarrow import parquet
 
     parquet.write_table(pyarrow.Table.from_pylist([{"messages": each} for each in CHATS]), tmp_path / "a.parquet")
-    assert read(tmp_path / "a.parquet", form="chat").texts == CHATS
+    assert read_documents(tmp_path / "a.parquet", form="chat").texts == CHATS
     (tmp_path / "folder").mkdir()
     (tmp_path / "a.parquet").rename(tmp_path / "folder" / "train.parquet")
-    assert read(tmp_path / "folder", split="train", form="chat").texts == CHATS
+    assert read_documents(tmp_path / "folder", split="train", form="chat").texts == CHATS
 
 
 @pytest.mark.parametrize(
@@ -118,19 +118,19 @@ def test_a_table_has_conversations_too(tmp_path: Path) -> None:
 def test_what_is_no_conversation_is_refused_by_its_row(tmp_path: Path, row: Any, message: str) -> None:
     path = put(tmp_path / "a.jsonl", {"messages": CHATS[0]}, row)
     with pytest.raises(InputError, match=f"Line 2 of .*{message}"):
-        read(path, form="chat")
+        read_documents(path, form="chat")
 
 
 def test_rows_without_a_conversation_can_be_left_out(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", {"messages": CHATS[0]}, {"messages": None}, {"messages": []}, {"id": 1})
-    found = read(path, form="chat", nulls="skip")
+    found = read_documents(path, form="chat", nulls="skip")
     assert (found.texts, found.identity["left_out"]) == ([CHATS[0]], 3)
 
 
 def test_text_has_no_conversations(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("w1")
     with pytest.raises(InputError, match=r"is text by its ending, expected conversations in rows"):
-        read(tmp_path / "a.txt", form="chat")
+        read_documents(tmp_path / "a.txt", form="chat")
 
 
 def test_tokens_are_those_of_the_template_and_no_mark_is_doubled(store: Store, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_tokens_are_those_of_the_template_and_no_mark_is_doubled(store: Store, t
     assert card["bos_rule"].startswith("chat template ")
     assert card["documents"] == 2
     assert card["data_digest"] == digest(documents_of(store, texts, "calibration"))
-    assert card["data_digest"] == table(store, texts, CARD)["sections"]["calibration"]["data_digest"]
+    assert card["data_digest"] == read_table(store, texts, CARD)["sections"]["calibration"]["data_digest"]
 
 
 def test_what_does_not_depend_on_a_model_sees_what_is_said(store: Store, tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_recovery_is_trained_on_conversations_that_are_not_those_of_the_evaluati
     content = source_content(str(train))
     made = make_examples.fn(store, backbone, texts, section=section(train), **given, content=content)
     assert (store.folder(made) / EXAMPLES).exists()
-    assert (table(store, made, CARD)["examples"], table(store, made, CARD)["form"]) == (15, "chat")
+    assert (read_table(store, made, CARD)["examples"], read_table(store, made, CARD)["form"]) == (15, "chat")
     with pytest.raises(InputError, match="recovery and evaluation texts overlap"):
         make_examples.fn(store, backbone, texts, section=section(held_out), **given, content=content)
 
@@ -219,11 +219,11 @@ def test_the_demo_holds_no_conversations(store: Store) -> None:
 
 
 def test_a_section_says_its_form() -> None:
-    found = load(
+    found = load_parameters(
         ROOT / "params.yaml",
         [f"data.{name}.form=chat" for name in ("calibration", "validation", "evaluation", "recovery")],
     )
     assert {found.data.calibration.form, found.data.validation.form, found.data.evaluation.form} == {"chat"}
     assert set(READING) <= set(found.data.recovery.model_dump(by_alias=True))
     with pytest.raises(UsageError, match=r"data.validation: expected separator: auto with form: chat, got 'lines'"):
-        load(ROOT / "params.yaml", ["data.validation.form=chat", "data.validation.separator=lines"])
+        load_parameters(ROOT / "params.yaml", ["data.validation.form=chat", "data.validation.separator=lines"])

@@ -13,8 +13,11 @@ from tasks.evaluation import zero_shot
 
 HALF = "half \ud800 of one"
 READERS: dict[str, tuple[Callable[[Path], object], list[dict[str, Any]]]] = {
-    "documents": (documents.read, [{"text": "one"}, {"text": HALF}]),
-    "questions": (questions.read, [{"question": "What?", "answer": "red"}, {"question": "What?", "answer": HALF}]),
+    "documents": (documents.read_documents, [{"text": "one"}, {"text": HALF}]),
+    "questions": (
+        questions.read_question_file,
+        [{"question": "What?", "answer": "red"}, {"question": "What?", "answer": HALF}],
+    ),
 }
 
 
@@ -40,7 +43,7 @@ def test_a_line_that_json_cannot_read_is_named(tmp_path: Path, reader: str, line
 def test_half_a_character_in_a_field_that_is_not_read_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"text": "one \U0001f600", "note": HALF}))
-    assert documents.read(path).texts == ["one \U0001f600"]
+    assert documents.read_documents(path).texts == ["one \U0001f600"]
 
 
 def test_half_a_character_in_an_item_is_named_with_its_line(tmp_path: Path) -> None:

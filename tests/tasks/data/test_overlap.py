@@ -3,8 +3,8 @@
 import pytest
 
 from mgaa.errors import InputError, UsageError
-from tasks.data.boundaries import cut
-from tasks.data.overlap import overlap, require_disjoint, require_ranges_apart
+from tasks.data.boundaries import cut_text
+from tasks.data.overlap import find_overlap, require_disjoint, require_ranges_apart
 
 WORDS = [f"word{i}" for i in range(4000)]
 
@@ -15,8 +15,8 @@ def story(start: int, length: int = 60) -> str:
 
 
 def test_unrelated_texts_share_nothing():
-    found = overlap([story(0)], [story(100)])
-    assert (found.documents, found.long, found.sequences, found.refused) == (0, 0, 0.0, False)
+    found = find_overlap([story(0)], [story(100)])
+    assert (found.documents, found.long, found.sequences, found.is_too_large) == (0, 0, 0.0, False)
 
 
 def test_one_long_document_in_both_refuses_the_run():
@@ -45,19 +45,19 @@ def test_texts_of_short_documents_only_are_refused_when_they_share_many():
 
 def test_the_same_text_cut_in_another_way_is_found():
     text = "\n\n".join(f"{story(40 * i, 20)}\n{story(40 * i + 20, 20)}" for i in range(50))
-    paragraphs, lines = cut(text)[0], cut(text, "lines")[0]
+    paragraphs, lines = cut_text(text)[0], cut_text(text, "lines")[0]
     assert not {*paragraphs} & {*lines}
-    assert overlap(paragraphs, lines).sequences == 1.0
+    assert find_overlap(paragraphs, lines).sequences == 1.0
 
 
 def test_case_and_punctuation_do_not_hide_an_overlap():
-    assert overlap([story(0)], [story(0).upper().replace(" ", ", ")]).sequences == 1.0
+    assert find_overlap([story(0)], [story(0).upper().replace(" ", ", ")]).sequences == 1.0
 
 
 def test_a_small_part_of_a_large_text_is_found():
     large = [story(60 * i) for i in range(60)]
-    assert overlap(large, [large[3][:-1]]).sequences > 0.9
-    assert overlap([large[3][:-1]], large).sequences > 0.9
+    assert find_overlap(large, [large[3][:-1]]).sequences > 0.9
+    assert find_overlap([large[3][:-1]], large).sequences > 0.9
 
 
 def test_all_pairs_are_compared():

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mgaa.errors import InputError
 from tasks.cache.artifact import Artifact, Store
-from tasks.data.questions import open_image, questions_of, read, records_of
+from tasks.data.questions import open_image, questions_of, read_question_file, records_of
 
 Line = dict[str, Any]
 
@@ -40,7 +40,7 @@ def written(folder: Path, *lines: Any) -> Path:
     ],
 )
 def test_the_type_of_a_question_follows_from_its_answer(tmp_path: Path, answer: str, kind: str) -> None:
-    assert read(written(tmp_path, {"question": "What?", "answer": answer})) == [
+    assert read_question_file(written(tmp_path, {"question": "What?", "answer": answer})) == [
         {"image": None, "question": "What?", "answer": answer, "type": kind}
     ]
 
@@ -52,7 +52,7 @@ def test_a_line_is_read_as_it_is_and_blank_ones_are_skipped(tmp_path: Path) -> N
         "",
         {"image": None, "question": "Who?", "answer": "Ann", "type": None},
     )
-    assert read(path) == [
+    assert read_question_file(path) == [
         {"image": "images/1.png", "question": "What?", "answer": "a cup", "type": "caption"},
         {"image": None, "question": "Who?", "answer": "Ann", "type": "other"},
     ]
@@ -60,7 +60,7 @@ def test_a_line_is_read_as_it_is_and_blank_ones_are_skipped(tmp_path: Path) -> N
 
 def test_choices_are_shown_with_letters_and_the_letter_is_the_answer(tmp_path: Path) -> None:
     given = {"image": "images/1.png", "question": "What is it?", "choices": ["a cup", "a hat"], "answer": 1, "hint": ""}
-    assert read(written(tmp_path, given)) == [
+    assert read_question_file(written(tmp_path, given)) == [
         {
             "image": "images/1.png",
             "question": "What is it?\nA. a cup\nB. a hat\nAnswer with the letter.",
@@ -111,7 +111,7 @@ GOOD: Line = {"question": "What?", "answer": "red"}
 def test_what_is_wrong_with_a_line_is_said_with_file_and_line(tmp_path: Path, line: Any, message: str) -> None:
     path = written(tmp_path, GOOD, line)
     with pytest.raises(InputError, match=f"^Line 2 of .*questions.jsonl.*{message}"):
-        read(path)
+        read_question_file(path)
 
 
 def test_a_link_may_stay_inside_the_folder_and_not_lead_out_of_it(tmp_path: Path) -> None:
@@ -120,25 +120,25 @@ def test_a_link_may_stay_inside_the_folder_and_not_lead_out_of_it(tmp_path: Path
     Image.new("RGB", (4, 4)).save(tmp_path / "outside.png")
     path = written(inside, GOOD | {"image": "images/link.png"})
     (inside / "images" / "link.png").symlink_to("1.png")
-    assert read(path)[0]["image"] == "images/link.png"
+    assert read_question_file(path)[0]["image"] == "images/link.png"
     (inside / "images" / "link.png").unlink()
     (inside / "images" / "link.png").symlink_to(tmp_path / "outside.png")
     with pytest.raises(InputError, match="links that lead out of it"):
-        read(path)
+        read_question_file(path)
     (inside / "images" / "link.png").unlink()
     (inside / "elsewhere").symlink_to(tmp_path)
     with pytest.raises(InputError, match="links that lead out of it"):
-        read(written(inside, GOOD | {"image": "elsewhere/outside.png"}))
+        read_question_file(written(inside, GOOD | {"image": "elsewhere/outside.png"}))
 
 
 def test_files_without_questions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has 0 questions, expected at least 1"):
-        read(written(tmp_path, ""))
+        read_question_file(written(tmp_path, ""))
     with pytest.raises(InputError, match=r"none.jsonl cannot be read \(No such file"):
-        read(tmp_path / "none.jsonl")
+        read_question_file(tmp_path / "none.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"question": "\xe9"}')
     with pytest.raises(InputError, match=r"latin.jsonl is not UTF-8"):
-        read(tmp_path / "latin.jsonl")
+        read_question_file(tmp_path / "latin.jsonl")
 
 
 WHITE, BLACK, RED = (255, 255, 255), (0, 0, 0), (255, 0, 0)
@@ -259,7 +259,7 @@ def test_an_image_without_pixels_is_refused(tmp_path: Path) -> None:
 def prompts(tmp_path: Path) -> tuple[Store, Artifact]:
     """An artifact with the section `evaluation`: two questions about one image and one about none."""
     store = Store(tmp_path / "store")
-    with store.writing("prompts") as folder:
+    with store.draft_folder("prompts") as folder:
         (folder / "evaluation").mkdir()
         written(
             folder / "evaluation",
@@ -287,4 +287,4 @@ def test_a_section_that_is_not_there_is_refused_with_those_that_are(prompts: tup
 def test_every_line_is_looked_at_and_those_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD, GOOD | {"answer": ""}, GOOD, GOOD | {"answer": None}, {"question": "What?"})
     with pytest.raises(InputError, match=r"^Line 2 of .*It is the first of 3 in 5 questions that cannot be used\.$"):
-        read(path)
+        read_question_file(path)

@@ -20,7 +20,7 @@ from pyarrow import ipc, parquet
 
 from mgaa.errors import InputError
 from tasks.data import files, questions, rows
-from tasks.data.documents import Documents, read
+from tasks.data.documents import Documents, read_documents
 from tasks.steps.read_texts import source_content
 
 ROWS = [{"text": "one\n\ntwo, three", "id": 1}, {"text": 'fo"ur\té', "id": 2}, {"text": "null", "id": 3}]
@@ -93,7 +93,7 @@ def put(path: Path, content: str | bytes | Callable[[Path], None]) -> Path:
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_file_of_rows_gives_a_document_for_each(tmp_path: Path, name: str) -> None:
     path = put(tmp_path / name, WRITTEN[name])
-    found = read(path)
+    found = read_documents(path)
     assert found.texts == TEXTS
     assert found.identity["files"] == [{**found.identity["files"][0], "name": name, "bytes": path.stat().st_size}]
 
@@ -102,11 +102,13 @@ def test_a_file_of_rows_gives_a_document_for_each(tmp_path: Path, name: str) -> 
 def test_plain_text_is_text_in_any_case_and_packed(tmp_path: Path, name: str) -> None:
     pack = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(Path(name).suffix.lower(), bytes)
     put(tmp_path / "folder" / name, pack(b"one\r\n\r\ntwo"))
-    assert read(tmp_path / "folder" / name).texts == read(tmp_path / "folder").texts == ["one", "two"]
+    assert (
+        read_documents(tmp_path / "folder" / name).texts == read_documents(tmp_path / "folder").texts == ["one", "two"]
+    )
 
 
 def test_a_long_document_fits_into_a_cell(tmp_path: Path) -> None:
-    assert read(put(tmp_path / "a.csv", f"text\n{'x' * 300_000}\n")).texts == ["x" * 300_000]
+    assert read_documents(put(tmp_path / "a.csv", f"text\n{'x' * 300_000}\n")).texts == ["x" * 300_000]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.raw", "a", "a.json5", "a.txt.gz"])
@@ -125,12 +127,12 @@ def test_rows_that_are_called_text_are_refused(tmp_path: Path, name: str, conten
     with pytest.raises(
         InputError, match=rf"looks like JSON.* braces and all: rename it, so that it ends in \.{ending}"
     ):
-        read(path)
+        read_documents(path)
 
 
 @pytest.mark.parametrize("content", ["{not json}\n\nx", "[1, 2]\n\nx", '{"a": 1}\nand text', "[1, 2]"])
 def test_text_with_braces_is_text(tmp_path: Path, content: str) -> None:
-    assert "".join(map(str, read(put(tmp_path / "a.txt", content), separator="none").texts)) == content
+    assert "".join(map(str, read_documents(put(tmp_path / "a.txt", content), separator="none").texts)) == content
 
 
 WRONG: dict[str, tuple[str, str | bytes, str]] = {
@@ -177,19 +179,19 @@ def test_what_a_file_is_not_is_said_in_one_message(tmp_path: Path, case: str) ->
     name, content, message = WRONG[case]
     path = put(tmp_path / name, content)
     with pytest.raises(InputError, match=message) as caught:
-        read(path)
+        read_documents(path)
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_packed_file_that_does_not_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put(tmp_path / "a.txt.gz", gzip.compress(b"0" * 1_000_000))
-    assert read(path).texts == ["0" * 1_000_000]
+    assert read_documents(path).texts == ["0" * 1_000_000]
     monkeypatch.setattr(files, "FLOOR", 1000)
     with pytest.raises(
         InputError, match=r"unpacks to more than \d+, expected at most 100 times its size: .* unpack it"
     ):
-        read(path)
+        read_documents(path)
 
 
 @pytest.mark.parametrize("name", ["a.arrow", "saved/data-00000-of-00001.arrow"])
@@ -204,7 +206,7 @@ def test_a_table_with_offsets_that_lie_is_refused_and_does_not_end_the_process(t
     offsets = content.rindex(struct.pack("<4i", 0, *itertools.accumulate(len(text.encode()) for text in TEXTS)))
     content[offsets + 4 : offsets + 8] = struct.pack("<i", 2**31 - 1)
     path.write_bytes(content)
-    code = f"from tasks.data.documents import read; read({source!r})"
+    code = f"from tasks.data.documents import read_documents; read_documents({source!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "InputError" in done.stderr.splitlines()[-1]
@@ -228,23 +230,23 @@ def test_rows_without_text_are_named_and_counted_or_left_out(tmp_path: Path, nam
     with pytest.raises(
         InputError, match=r" 2 of .* is null in the field 'text'.*; 2 of 4 rows are so: .*`nulls: skip`"
     ):
-        read(source, split=split)
-    found = read(source, split=split, nulls="skip")
+        read_documents(source, split=split)
+    found = read_documents(source, split=split, nulls="skip")
     assert (found.texts, found.identity["left_out"]) == (["one", "two"], 2)
 
 
 def test_a_field_that_is_missing_in_some_rows_is_null_there_and_in_all_a_mistake(tmp_path: Path) -> None:
     path = put(tmp_path / "a.jsonl", '{"text": "one"}\n{"id": 2}\n')
-    assert read(path, nulls="skip").texts == ["one"]
+    assert read_documents(path, nulls="skip").texts == ["one"]
     with pytest.raises(InputError, match=r"Line 1 of .* has no text in field 'body'; there is: text.*2 of 2 rows"):
-        read(path, field="body")
+        read_documents(path, field="body")
     with pytest.raises(InputError, match="0 documents"):
-        read(path, field="body", nulls="skip")
+        read_documents(path, field="body", nulls="skip")
 
 
 def test_a_number_in_the_place_of_text_is_no_null(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Line 1 of .* in the field 'text' the value 3, which is not text"):
-        read(put(tmp_path / "a.jsonl", '{"text": 3}\n'), nulls="skip")
+        read_documents(put(tmp_path / "a.jsonl", '{"text": 3}\n'), nulls="skip")
 
 
 # Folders
@@ -263,7 +265,7 @@ def tree(folder: Path) -> Path:
 
 
 def test_a_folder_is_read_at_any_depth_in_the_order_of_its_names(tmp_path: Path) -> None:
-    found = read(tree(tmp_path))
+    found = read_documents(tree(tmp_path))
     assert found.texts == ["a", "b1", "b2", "x"]
     names = [each["name"] for each in found.identity["files"]]
     assert names == ["a.NDJSON", "b/1.txt.gz", "b/2.jsonl", "c/deep/x.Parquet"]
@@ -275,15 +277,18 @@ def test_a_split_of_a_folder_is_the_files_of_its_name_at_any_depth(tmp_path: Pat
         line = json.dumps([{"text": name}]) if name.endswith(".json") else json.dumps({"text": name}) + "\n"
         put(tmp_path / name, gzip.compress(line.encode()) if name.endswith(".gz") else line)
     put(tmp_path / "LICENSE.txt", "free")
-    assert read(tmp_path, split="train").texts == ["en/train-00000-of-00002.jsonl", "en/train-00001-of-00002.jsonl.gz"]
-    assert read(tmp_path, split="test").texts == ["en/test.jsonl"]
+    assert read_documents(tmp_path, split="train").texts == [
+        "en/train-00000-of-00002.jsonl",
+        "en/train-00001-of-00002.jsonl.gz",
+    ]
+    assert read_documents(tmp_path, split="test").texts == ["en/test.jsonl"]
     with pytest.raises(InputError, match="no split 'dev'; there are: LICENSE, en, test, train"):
-        read(tmp_path, split="dev")
+        read_documents(tmp_path, split="dev")
 
 
 def test_json_lists_are_data_where_there_is_nothing_else(tmp_path: Path) -> None:
     put(tmp_path / "b.json", json.dumps(ROWS))
-    assert read(tmp_path).texts == TEXTS
+    assert read_documents(tmp_path).texts == TEXTS
 
 
 @pytest.mark.parametrize(
@@ -294,9 +299,9 @@ def test_links_that_lead_out_of_a_folder_or_nowhere_are_refused(tmp_path: Path, 
     put(tmp_path / "outside.txt", "outside")
     put(tmp_path / "folder" / "a.txt", "a")
     (tmp_path / "folder" / "b.txt").symlink_to("a.txt")
-    assert read(tmp_path / "folder").texts == ["a", "a"]
+    assert read_documents(tmp_path / "folder").texts == ["a", "a"]
     (tmp_path / "folder" / "c.txt").symlink_to(target)
-    for look in (read, source_content):
+    for look in (read_documents, source_content):
         with pytest.raises(InputError, match=message):
             look(str(tmp_path / "folder"))
 
@@ -306,7 +311,7 @@ def test_the_cache_of_the_hub_has_links_and_is_read(tmp_path: Path) -> None:
     snapshot = tmp_path / "datasets--a--b" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "train.jsonl").symlink_to("../../blobs/1")
-    assert read(snapshot).texts == TEXTS
+    assert read_documents(snapshot).texts == TEXTS
 
 
 @pytest.mark.parametrize(
@@ -323,12 +328,12 @@ def test_the_cache_of_the_hub_has_links_and_is_read(tmp_path: Path) -> None:
 def test_a_source_without_text_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     make(tmp_path / "source")
     with pytest.raises(InputError, match=message):
-        read(tmp_path / "source")
+        read_documents(tmp_path / "source")
 
 
 @pytest.mark.parametrize("source", ["x" * 5000, "~nobodyhere/x"])
 def test_a_path_that_cannot_be_is_refused(source: str) -> None:
-    for look in (read, source_content, questions.read):
+    for look in (read_documents, source_content, questions.read_question_file):
         with pytest.raises(InputError, match="cannot be read"):
             look(source)  # type: ignore[operator]
 
@@ -347,16 +352,16 @@ def test_questions_come_from_the_same_kinds_of_files(tmp_path: Path, name: str) 
         "a.csv": "question,answer\nWhat?,red\nWho?,Ann\n",
         "a.parquet": lambda path: parquet.write_table(pyarrow.Table.from_pylist([{**each, "choices": None} for each in asked]), path),
     }  # fmt: skip
-    found = questions.read(put(tmp_path / name, contents[name]))
+    found = questions.read_question_file(put(tmp_path / name, contents[name]))
     assert [(each["question"], each["answer"]) for each in found] == [("What?", "red"), ("Who?", "Ann")]
 
 
 def test_questions_in_a_file_of_text_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is text by its ending and so has no rows; expected one of \.jsonl"):
-        questions.read(put(tmp_path / "a.txt", '{"question": "What?", "answer": "red"}\n'))
+        questions.read_question_file(put(tmp_path / "a.txt", '{"question": "What?", "answer": "red"}\n'))
 
 
 def test_of_columns_only_those_that_are_asked_for_are_read(tmp_path: Path) -> None:
     path = put(tmp_path / "a.parquet", as_parquet)
     assert rows.rows_in(path, path.read_bytes(), ["text"]).numbered[0] == (1, {"text": TEXTS[0]})
-    assert isinstance(read(path), Documents)
+    assert isinstance(read_documents(path), Documents)

@@ -14,9 +14,9 @@ from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.evaluation.answering import answer
 from mgaa.inputs.prompts import Question
 from mgaa.models.entries import MULTIMODAL
-from tasks.data.questions import open_image, read
+from tasks.data.questions import open_image, read_question_file
 from tasks.evaluation import zero_shot
-from tests.mgaa.conftest import SHAPE, seeing
+from tests.mgaa.conftest import SHAPE, tiny_multimodal
 from tests.support.seeing import SPECIAL, picture, processor, tokenizer
 
 LETTERS = (*ascii_uppercase[:4], *(f"w{i}" for i in range(4, 57)))
@@ -53,7 +53,7 @@ def written(folder: Path, lines: list[Line]) -> Path:
 
 def model_of(family: str) -> PreTrainedModel:
     torch.manual_seed(0)
-    return seeing(family, {"max_position_embeddings": 128})
+    return tiny_multimodal(family, {"max_position_embeddings": 128})
 
 
 def always(letter: str) -> PreTrainedModel:
@@ -79,7 +79,7 @@ def test_the_harness_gets_the_answers_of_the_library(tmp_path: Path, family: str
     from lm_eval.evaluator import evaluate
 
     model, own = model_of(family), processor(family, LETTERS)
-    records = read(written(tmp_path, rows()))
+    records = read_question_file(written(tmp_path, rows()))
     questions = [
         Question(each["question"], "", each["image"] and open_image(tmp_path / each["image"])) for each in records
     ]
@@ -95,7 +95,7 @@ def test_the_harness_gets_the_answers_of_the_library(tmp_path: Path, family: str
 @pytest.mark.parametrize(("letter", "right"), [("A", 3), ("B", 3), ("C", 0)])
 def test_the_letter_is_what_counts(tmp_path: Path, letter: str, right: int) -> None:
     written(tmp_path, rows())
-    found = zero_shot.run(always(letter), processor("llava", LETTERS), ["image_choice"], folder=tmp_path)
+    found = zero_shot.run_tasks(always(letter), processor("llava", LETTERS), ["image_choice"], folder=tmp_path)
     assert found["image_choice"] == {
         "acc": right / 6,
         "stderr": pytest.approx((right / 6 * (1 - right / 6) / 5) ** 0.5),
@@ -108,7 +108,7 @@ def test_the_letter_is_what_counts(tmp_path: Path, letter: str, right: int) -> N
 
 def test_a_limit_takes_the_first_items(tmp_path: Path) -> None:
     written(tmp_path, rows())
-    found = zero_shot.run(always("A"), processor("llava", LETTERS), ["image_choice"], folder=tmp_path, limit=1)
+    found = zero_shot.run_tasks(always("A"), processor("llava", LETTERS), ["image_choice"], folder=tmp_path, limit=1)
     assert (found["image_choice"]["n"], found["image_choice"]["acc"]) == (1, 1.0)
 
 
@@ -118,7 +118,7 @@ def test_a_model_that_sees_runs_tasks_of_text_beside_those_with_images(tmp_path:
     items = [{"context": "w4 w5 w6", "target": "w7"}, {"context": "w8", "target": "w9"}]
     (tmp_path / "last_word.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     model, own = model_of(family), processor(family, LETTERS)
-    found = zero_shot.run(model, own, ["last_word", "image_choice"], folder=tmp_path)
+    found = zero_shot.run_tasks(model, own, ["last_word", "image_choice"], folder=tmp_path)
     losses = []
     for item in items:
         ids = [SPECIAL["<s>"], *own.tokenizer.encode(f"{item['context']} {item['target']}", add_special_tokens=False)]
@@ -133,9 +133,9 @@ def test_a_model_that_does_not_see_is_refused(tmp_path: Path) -> None:
     written(tmp_path, rows())
     blind = LlamaForCausalLM(LlamaConfig(**SHAPE))
     with pytest.raises(UsageError, match=r"image_choice show images, which this llama with its .* does not see"):
-        zero_shot.run(blind, tokenizer(), ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(blind, tokenizer(), ["image_choice"], folder=tmp_path)
     with pytest.raises(UsageError, match=r"show images, which this llava with its .* does not see"):
-        zero_shot.run(model_of("llava"), tokenizer(), ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(model_of("llava"), tokenizer(), ["image_choice"], folder=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_items_that_do_not_fit_are_refused_by_line(tmp_path: Path, change: Line,
     first, second = rows(4)[:2]
     written(tmp_path, [first, second | change])
     with pytest.raises(InputError, match=message):
-        zero_shot.run(always("A"), processor("llava", LETTERS), ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(always("A"), processor("llava", LETTERS), ["image_choice"], folder=tmp_path)
 
 
 def test_items_without_choices_or_images_are_refused(tmp_path: Path) -> None:
@@ -159,10 +159,10 @@ def test_items_without_choices_or_images_are_refused(tmp_path: Path) -> None:
     first = rows(4)[0]
     written(tmp_path, [first, {"image": None, "question": "w4", "answer": "w5"}])
     with pytest.raises(InputError, match=r"Line 2 of .* has no `choices`"):
-        zero_shot.run(model, own, ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(model, own, ["image_choice"], folder=tmp_path)
     written(tmp_path, [first | {"image": None}])
     with pytest.raises(InputError, match="have 0 images, expected at least 1"):
-        zero_shot.run(model, own, ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(model, own, ["image_choice"], folder=tmp_path)
 
 
 def test_a_damaged_image_and_a_broken_model_are_refused(tmp_path: Path) -> None:
@@ -171,19 +171,19 @@ def test_a_damaged_image_and_a_broken_model_are_refused(tmp_path: Path) -> None:
     broken = always("A")
     nn.init.constant_(broken.lm_head.weight, float("nan"))
     with pytest.raises(NumericalError, match="64 of 64 logits in the answer to 'w4 w5"):
-        zero_shot.run(broken, own, ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(broken, own, ["image_choice"], folder=tmp_path)
     (tmp_path / "images" / "1.png").write_bytes((tmp_path / "images" / "1.png").read_bytes()[:200])
     with pytest.raises(InputError, match=r"1.png is damaged or truncated"):
-        zero_shot.run(model, own, ["image_choice"], folder=tmp_path)
+        zero_shot.run_tasks(model, own, ["image_choice"], folder=tmp_path)
 
 
 def test_the_content_of_a_task_with_images_is_its_items_and_its_images(tmp_path: Path) -> None:
     written(tmp_path, rows())
     (tmp_path / "boolq.jsonl").write_text("{}\n")
     images = {f"images/{index}.png": tmp_path / f"images/{index}.png" for index in (0, 1, 2)}
-    assert zero_shot.content(["boolq", "image_choice"], tmp_path) == {
+    assert zero_shot.task_files(["boolq", "image_choice"], tmp_path) == {
         "boolq.jsonl": tmp_path / "boolq.jsonl",
         "image_choice.jsonl": tmp_path / "image_choice.jsonl",
         **images,
     }
-    assert [task for task in zero_shot.known() if zero_shot.shows_images(task)] == ["image_choice"]
+    assert [task for task in zero_shot.known_tasks() if zero_shot.shows_images(task)] == ["image_choice"]

@@ -113,7 +113,7 @@ def likelihood(model, tokenizer, context, text):
 
 
 def test_last_word_is_the_models_probability_of_the_word(model, tokenizer, folder):
-    found = zero_shot.run(model, tokenizer, ["last_word"], folder=folder)["last_word"]
+    found = zero_shot.run_tasks(model, tokenizer, ["last_word"], folder=folder)["last_word"]
     likelihoods = [
         likelihood(model, tokenizer, each["context"], " " + each["target"]) for each in items(folder, "last_word")
     ]
@@ -125,7 +125,7 @@ def test_last_word_is_the_models_probability_of_the_word(model, tokenizer, folde
 
 
 def test_continuation_is_the_most_probable_choice(model, tokenizer, folder):
-    found = zero_shot.run(model, tokenizer, ["continuation"], folder=folder)["continuation"]
+    found = zero_shot.run_tasks(model, tokenizer, ["continuation"], folder=folder)["continuation"]
     hits, hits_per_character = [], []
     for item in items(folder, "continuation"):
         values = [likelihood(model, tokenizer, item["context"], " " + choice)[0] for choice in item["choices"]]
@@ -156,11 +156,11 @@ SETTINGS = {
 def test_answers_are_those_of_the_harness(tokenizer, folder, family, batch_size):
     from lm_eval.models.huggingface import HFLM
 
-    from tasks.evaluation.lm_eval_model import InMemory
+    from tasks.evaluation.lm_eval_model import InMemoryLM
 
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **SHAPE | {"num_key_value_heads": 2} | SETTINGS.get(family, {}))
-    ours = InMemory(AutoModelForCausalLM.from_config(config).eval(), tokenizer, batch_size=batch_size, max_length=29)
+    ours = InMemoryLM(AutoModelForCausalLM.from_config(config).eval(), tokenizer, batch_size=batch_size, max_length=29)
     texts = [(item["context"], " " + choice) for item in items(folder, "continuation") for choice in item["choices"]]
     texts += [("is it so?", " y"), ("is it so?", " n"), ("array", " and the array and the array")]
     requests = [(pair, *ours._encode_pair(*pair)) for pair in texts]
@@ -176,10 +176,10 @@ def test_a_model_without_a_cache_that_serves_is_scored_in_whole(tokenizer, folde
     """Those with a state, and those whose positions count the padding; the others keep what the cache saves."""
     from lm_eval.models.huggingface import HFLM
 
-    from tasks.evaluation.lm_eval_model import InMemory
+    from tasks.evaluation.lm_eval_model import InMemoryLM
     from tasks.evaluation.scoring import in_whole, through_cache
 
-    ours = InMemory(model_of(family, **READERS[family] | {"vocab_size": 258}), tokenizer, batch_size=5, max_length=29)
+    ours = InMemoryLM(model_of(family, **READERS[family] | {"vocab_size": 258}), tokenizer, batch_size=5, max_length=29)
     texts = [(item["context"], " " + choice) for item in items(folder, "continuation") for choice in item["choices"]]
     requests = [(pair, *ours._encode_pair(*pair)) for pair in texts]
     found = ours._loglikelihood_tokens(requests)
@@ -191,12 +191,12 @@ def test_a_model_without_a_cache_that_serves_is_scored_in_whole(tokenizer, folde
 
 
 def test_both_ways_give_the_same_on_a_model_that_has_both(model, tokenizer, folder):
-    from tasks.evaluation.lm_eval_model import InMemory
+    from tasks.evaluation.lm_eval_model import InMemoryLM
     from tasks.evaluation.scoring import in_whole, through_cache
 
     answers = []
     for way in (through_cache, in_whole):
-        ours = InMemory(model, tokenizer, batch_size=5, max_length=60)
+        ours = InMemoryLM(model, tokenizer, batch_size=5, max_length=60)
         ours._way = way
         texts = [(item["context"], " " + each) for item in items(folder, "continuation") for each in item["choices"]]
         answers.append(ours._loglikelihood_tokens([(pair, *ours._encode_pair(*pair)) for pair in texts]))
@@ -206,37 +206,37 @@ def test_both_ways_give_the_same_on_a_model_that_has_both(model, tokenizer, fold
 
 def test_a_model_that_looks_ahead_has_no_scores(tokenizer, folder):
     with pytest.raises(InputError, match=r"BertLMHeadModel .* looks ahead"):
-        zero_shot.run(model_of("bert", vocab_size=258), tokenizer, ["continuation"], folder=folder)
+        zero_shot.run_tasks(model_of("bert", vocab_size=258), tokenizer, ["continuation"], folder=folder)
 
 
 @pytest.mark.parametrize("task", sorted(zero_shot.OFFICIAL))
 def test_every_standard_task_runs_on_a_local_file(model, tokenizer, tmp_path, task):
     lines = [json.dumps(OFFICIAL_ITEMS[task])] * 3
     (tmp_path / f"{task}.jsonl").write_text("\n".join(lines))
-    found = zero_shot.run(model, tokenizer, [task], folder=tmp_path)[task]
+    found = zero_shot.run_tasks(model, tokenizer, [task], folder=tmp_path)[task]
     assert found["acc"] in (0.0, 1.0)
     assert (found["n"], found["stderr"]) == (3, 0.0)
 
 
 def test_a_limit_takes_the_first_items_and_one_item_has_no_standard_error(model, tokenizer, folder):
-    found = zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=1)["last_word"]
+    found = zero_shot.run_tasks(model, tokenizer, ["last_word"], folder=folder, limit=1)["last_word"]
     assert (found["n"], found["stderr"], found["perplexity_stderr"]) == (1, None, None)
 
 
 def test_contexts_that_were_cut_are_counted(model, tokenizer, folder):
-    found = zero_shot.run(model, tokenizer, ["last_word", "continuation"], folder=folder, max_length=20)
+    found = zero_shot.run_tasks(model, tokenizer, ["last_word", "continuation"], folder=folder, max_length=20)
     assert 0 < found["last_word"]["truncated"] <= 12
     assert 12 < found["continuation"]["truncated"] <= 48
 
 
 def test_a_continuation_longer_than_the_context_is_refused(model, tokenizer, folder):
     with pytest.raises(InputError, match="continuation has 14 tokens, expected at most 13"):
-        zero_shot.run(model, tokenizer, ["continuation"], folder=folder, max_length=13)
+        zero_shot.run_tasks(model, tokenizer, ["continuation"], folder=folder, max_length=13)
 
 
 def test_model_and_tokenizer_are_left_as_they_are(model, tokenizer, folder):
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=2)
+    zero_shot.run_tasks(model, tokenizer, ["last_word"], folder=folder, limit=2)
     assert tokenizer.pad_token is None
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -245,20 +245,20 @@ def test_weights_that_are_not_finite_are_an_error(model, tokenizer, folder):
     broken = LlamaForCausalLM(model.config)
     torch.nn.init.constant_(broken.lm_head.weight, math.nan)
     with pytest.raises(NumericalError, match="12 of 12 log-likelihoods of last_word are not finite"):
-        zero_shot.run(broken, tokenizer, ["last_word"], folder=folder)
+        zero_shot.run_tasks(broken, tokenizer, ["last_word"], folder=folder)
 
 
 @pytest.mark.parametrize("tasks", [["last_wrod"], ["last_word", "last_word"]])
 def test_an_unknown_or_doubled_task_is_refused_with_the_known_ones(model, tokenizer, folder, tasks):
     with pytest.raises(UsageError, match=f"{tasks[0]}.* out of: arc_challenge, .*last_word.*winogrande"):
-        zero_shot.run(model, tokenizer, tasks, folder=folder)
+        zero_shot.run_tasks(model, tokenizer, tasks, folder=folder)
 
 
 def test_a_missing_file_is_refused_with_those_there(model, tokenizer, folder):
     with pytest.raises(
         InputError, match=r"arc_easy.jsonl, piqa.jsonl are not in .* there is: continuation.jsonl, last_word.jsonl"
     ):
-        zero_shot.run(model, tokenizer, ["arc_easy", "last_word", "piqa"], folder=folder)
+        zero_shot.run_tasks(model, tokenizer, ["arc_easy", "last_word", "piqa"], folder=folder)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_missing_file_is_refused_with_those_there(model, tokenizer, folder):
 def test_items_of_another_form_are_refused(model, tokenizer, tmp_path, task, line):
     (tmp_path / f"{task}.jsonl").write_text(line)
     with pytest.raises(InputError, match=f"{task}.jsonl do not fit the task {task}"):
-        zero_shot.run(model, tokenizer, [task], folder=tmp_path)
+        zero_shot.run_tasks(model, tokenizer, [task], folder=tmp_path)
 
 
 CHOICE = {"context": "the", "choices": ["array", "matrix", "axis"], "label": 1}
@@ -285,7 +285,7 @@ HIDDEN = {
 def refused(model, tokenizer, folder, task, given):
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(item) + "\n" for item in given))
     with pytest.raises(InputError) as caught:
-        zero_shot.run(model, tokenizer, [task], folder=folder, limit=1)
+        zero_shot.run_tasks(model, tokenizer, [task], folder=folder, limit=1)
     return str(caught.value)
 
 
@@ -337,7 +337,7 @@ def test_a_choice_may_be_empty(model, tokenizer, tmp_path, correct):
     first = {"Problem": "1 + 1", "options": "a ) 1 , b ) 2 , c ) 3 , d ) 4 , e ) 5", "correct": "b"}
     second = {**first, "options": "a ) , b ) 2 , c ) 3 , d ) 4 , e ) 5", "correct": correct}
     (tmp_path / "mathqa.jsonl").write_text("".join(json.dumps(item) + "\n" for item in (first, second)))
-    assert zero_shot.run(model, tokenizer, ["mathqa"], folder=tmp_path)["mathqa"]["n"] == 2
+    assert zero_shot.run_tasks(model, tokenizer, ["mathqa"], folder=tmp_path)["mathqa"]["n"] == 2
 
 
 def test_a_field_that_one_item_lacks_or_all_do_is_no_text(model, tokenizer, tmp_path):
@@ -359,7 +359,7 @@ def test_labels_by_text_lists_of_labels_and_unequal_numbers_of_choices_are_score
         [CHOICE | {"choices": ["array", "matrix"], "label": True}],
     ):
         (tmp_path / "continuation.jsonl").write_text("".join(json.dumps(item) + "\n" for item in given))
-        found = zero_shot.run(model, tokenizer, ["continuation"], folder=tmp_path)["continuation"]
+        found = zero_shot.run_tasks(model, tokenizer, ["continuation"], folder=tmp_path)["continuation"]
         assert found["n"] == len(given)
         assert found["acc"] == 1.0 or given[0]["label"] != [0, 1, 2]
 
@@ -383,16 +383,16 @@ def test_a_task_of_another_kind_is_refused_before_anything_is_scored(
     (tmp_path / "mine.jsonl").write_text((folder / "continuation.jsonl").read_text())
     monkeypatch.setattr(zero_shot, "DEFINITIONS", tmp_path)
     with pytest.raises(UsageError, match=message):
-        zero_shot.run(model, tokenizer, ["mine"], folder=tmp_path)
+        zero_shot.run_tasks(model, tokenizer, ["mine"], folder=tmp_path)
 
 
 def test_a_limit_below_one_is_refused(model, tokenizer, folder):
     with pytest.raises(UsageError, match="limit is 0"):
-        zero_shot.run(model, tokenizer, ["last_word"], folder=folder, limit=0)
+        zero_shot.run_tasks(model, tokenizer, ["last_word"], folder=folder, limit=0)
 
 
 def test_no_tasks_are_no_work(model, tokenizer, folder):
-    assert zero_shot.run(model, tokenizer, [], folder=folder) == {}
+    assert zero_shot.run_tasks(model, tokenizer, [], folder=folder) == {}
 
 
 def test_nothing_is_fetched_printed_or_written_outside_and_the_harness_comes_late(model, tokenizer, folder, tmp_path):
@@ -411,7 +411,7 @@ def refuse(*words):
     raise AssertionError(f"network: {{words}}")
 socket.getaddrinfo = socket.socket.connect = refuse
 print("START", file=sys.stderr, flush=True)
-zero_shot.run(model, tokenizer, ["last_word", "continuation"], folder=Path({str(folder)!r}))
+zero_shot.run_tasks(model, tokenizer, ["last_word", "continuation"], folder=Path({str(folder)!r}))
 """
     home = {name: str(tmp_path / "home") for name in ("HOME", "HF_HOME", "XDG_CACHE_HOME", "PYTHONDONTWRITEBYTECODE")}
     environment = {**os.environ, **home, "PYTHONPATH": str(Path(zero_shot.__file__).parents[2])}
@@ -429,6 +429,6 @@ def test_the_published_items_run_on_a_real_checkpoint(task):
     data = Path(os.environ["MGAA_EXTERNAL_DATA"])
     checkpoint = data / "backbones" / "wiki4m"
     real, its_tokenizer = AutoModelForCausalLM.from_pretrained(checkpoint), AutoTokenizer.from_pretrained(checkpoint)
-    found = zero_shot.run(real, its_tokenizer, [task], folder=data / "tasks", limit=4)[task]
+    found = zero_shot.run_tasks(real, its_tokenizer, [task], folder=data / "tasks", limit=4)[task]
     assert 0 <= found["acc"] <= 1
     assert found["n"] == 4

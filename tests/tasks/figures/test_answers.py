@@ -9,8 +9,8 @@ import numpy
 import pytest
 from matplotlib.colors import same_color
 
-from tasks.figures.answers import RIGHT, SHOWN, WRONG, answers, shown
-from tasks.figures.style import INK, save, style
+from tasks.figures.answers import RIGHT, SHOWN, WRONG, choose_answers, draw_answers
+from tasks.figures.style import INK, figure_style, save_figure
 from tests.support.seeing import picture
 
 Given = list[dict[str, Any]]
@@ -20,7 +20,7 @@ IMAGES = 4
 
 @pytest.fixture(autouse=True)
 def styled() -> Iterator[None]:
-    with style():
+    with figure_style():
         yield
 
 
@@ -54,28 +54,32 @@ def without_images(given: Given, *places: int) -> Given:
 
 def test_every_type_has_its_turn_and_there_are_eight_at_most() -> None:
     given = said(30, types=[*10 * ["shape"], *10 * ["colour"], *10 * ["count"]])
-    assert shown(given) == [0, 10, 20, 1, 11, 21, 2, 12]
-    assert len(shown(said(7))) == 7
-    assert shown(said(30, types=["shape"])) == list(range(SHOWN))
-    assert shown([]) == []
+    assert choose_answers(given) == [0, 10, 20, 1, 11, 21, 2, 12]
+    assert len(choose_answers(said(7))) == 7
+    assert choose_answers(said(30, types=["shape"])) == list(range(SHOWN))
+    assert choose_answers([]) == []
 
 
 def test_a_type_with_fewer_questions_leaves_its_place_to_the_others() -> None:
-    assert shown(said(9, types=["shape", *8 * ["count"]])) == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert choose_answers(said(9, types=["shape", *8 * ["count"]])) == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_questions_about_no_image_are_left_out() -> None:
-    assert shown(without_images(said(6), 0, 3)) == [1, 2, 4, 5]
-    assert shown(without_images(said(2), 0, 1)) == []
+    assert choose_answers(without_images(said(6), 0, 3)) == [1, 2, 4, 5]
+    assert choose_answers(without_images(said(2), 0, 1)) == []
 
 
 def test_what_is_drawn_does_not_depend_on_who_was_right() -> None:
-    assert shown(said(30, right=range(0, 30, 7))) == shown(said(30)) == shown(said(30, right=range(30)))
+    assert (
+        choose_answers(said(30, right=range(0, 30, 7)))
+        == choose_answers(said(30))
+        == choose_answers(said(30, right=range(30)))
+    )
 
 
 def test_every_image_has_its_question_and_the_answers_of_every_model_in_its_colour(folder: Path) -> None:
     dense, ours = said(6, right=(0, 1, 2, 5)), said(6, right=(1, 4))
-    axes = answers("scenes", folder, {"dense": dense, "mgaa": ours}).axes
+    axes = draw_answers("scenes", folder, {"dense": dense, "mgaa": ours}).axes
     assert len(axes) == 6
     for index, axis in enumerate(axes):
         (drawn,) = axis.images
@@ -98,7 +102,7 @@ def test_right_and_wrong_are_different_colours() -> None:
 def test_long_questions_and_answers_are_cut_to_the_width_of_an_image(folder: Path) -> None:
     given = said(1)
     given[0] |= {"question": "why is it so " * 30, "answer": "because of it " * 30}
-    figure = answers("scenes", folder, {"dense": given, "mgaa": given})
+    figure = draw_answers("scenes", folder, {"dense": given, "mgaa": given})
     texts = [each.get_text() for each in figure.axes[0].texts]
     assert len(texts) == 4
     assert all(len(each) <= 30 for each in texts)
@@ -108,13 +112,13 @@ def test_long_questions_and_answers_are_cut_to_the_width_of_an_image(folder: Pat
 @pytest.mark.parametrize("answer", ["", "\n", "a\nb", "cost $5 and $6", "x_1^2", "\\", "<b>&", "--"])
 def test_whatever_a_model_says_is_written(folder: Path, tmp_path: Path, answer: str) -> None:
     given = [{**said(1)[0], "answer": answer}]
-    save(answers("scenes", folder, {"dense": given, "mgaa": given}), tmp_path / "answers_scenes")
+    save_figure(draw_answers("scenes", folder, {"dense": given, "mgaa": given}), tmp_path / "answers_scenes")
     assert ElementTree.parse(tmp_path / "answers_scenes.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 5, 100])
 def test_the_figure_can_be_drawn_for_any_number(folder: Path, count: int) -> None:
-    figure = answers("scenes", folder, {"dense": said(count), "mgaa": said(count)})
+    figure = draw_answers("scenes", folder, {"dense": said(count), "mgaa": said(count)})
     figure.draw_without_rendering()
     assert len(figure.axes) == min(count, SHOWN)
     width, height = figure.get_size_inches()
@@ -129,7 +133,7 @@ def test_the_figure_can_be_drawn_for_any_number(folder: Path, count: int) -> Non
 def test_equal_answers_give_equal_bytes(folder: Path, tmp_path: Path) -> None:
     given = {"dense": said(8, right=(1, 2)), "mgaa": said(8, right=(2,))}
     for name in ("a", "b"):
-        save(answers("scenes", folder, given), tmp_path / name)
+        save_figure(draw_answers("scenes", folder, given), tmp_path / name)
     for suffix in (".png", ".svg"):
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

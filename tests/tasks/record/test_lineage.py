@@ -7,7 +7,7 @@ import pytest
 
 from tasks.cache.artifact import Store
 from tasks.cache.source import code_digest
-from tasks.record.lineage import lineage, name, run_facts
+from tasks.record.lineage import describe_lineage, full_name, run_facts
 from tests.support.finished import Finished, finished_run
 
 
@@ -17,15 +17,15 @@ def run() -> Finished:
 
 
 def test_a_checkpoint_leads_to_every_stage_behind_it(run: Finished) -> None:
-    found = lineage(run.store, [run.results.models["mgaa"].checkpoint])
+    found = describe_lineage(run.store, [run.results.models["mgaa"].checkpoint])
     kinds = {each.partition("/")[0] for each in found}
     assert kinds == {"backbone", "texts", "tokens", "statistics", "spectra", "ratios", "ranks", "factors", "checkpoint"}
-    assert name(run.results.tokens["calibration"]) in found
-    assert name(run.results.tokens["evaluation"]) not in found
+    assert full_name(run.results.tokens["calibration"]) in found
+    assert full_name(run.results.tokens["evaluation"]) not in found
 
 
 def test_inputs_stand_before_what_is_made_from_them(run: Finished) -> None:
-    found = lineage(run.store, [model.metrics for model in run.results.models.values()])
+    found = describe_lineage(run.store, [model.metrics for model in run.results.models.values()])
     place = {each: index for index, each in enumerate(found)}
     for each, told in found.items():
         for given in told["inputs"].values():
@@ -33,8 +33,8 @@ def test_inputs_stand_before_what_is_made_from_them(run: Finished) -> None:
 
 
 def test_every_stage_tells_its_task_parameters_code_and_commit(run: Finished) -> None:
-    found = lineage(run.store, [run.results.models["mgaa"].checkpoint])
-    ratios = found[name(run.results.models["mgaa"].ratios)]
+    found = describe_lineage(run.store, [run.results.models["mgaa"].checkpoint])
+    ratios = found[full_name(run.results.models["mgaa"].ratios)]
     assert ratios["task"] == "allocate_ratios"
     assert ratios["parameters"]["compression"] == 0.3
     assert all({"code", "git", "versions", "device"} <= told.keys() for told in found.values())
@@ -43,7 +43,7 @@ def test_every_stage_tells_its_task_parameters_code_and_commit(run: Finished) ->
 def test_a_copy_of_the_store_tells_the_same(run: Finished, tmp_path: Path) -> None:
     shutil.copytree(run.store.path, tmp_path / "copy")
     checkpoint = run.results.models["mgaa"].checkpoint
-    assert lineage(Store(tmp_path / "copy"), [checkpoint]) == lineage(run.store, [checkpoint])
+    assert describe_lineage(Store(tmp_path / "copy"), [checkpoint]) == describe_lineage(run.store, [checkpoint])
 
 
 def test_a_run_knows_its_code_and_the_dvc_experiment_it_is_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import content_digest, digest
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.record.run_record import last_run, read_record, run_identity
 from tests.support.finished import finished_run
 
@@ -24,8 +24,8 @@ def identity(folder: Path, *overrides: str) -> str:
     """The digest of the identity of a run on the files of a folder."""
     sections = ("calibration", "validation", "evaluation")
     texts = [f"data.{section}.source={folder / section}.jsonl" for section in sections]
-    p = load(folder / "params.yaml", [f"backbone.source={folder / 'model'}", *texts, *overrides])
-    return digest(run_identity(p, "compress"))
+    params = load_parameters(folder / "params.yaml", [f"backbone.source={folder / 'model'}", *texts, *overrides])
+    return digest(run_identity(params, "compress"))
 
 
 @pytest.mark.parametrize(

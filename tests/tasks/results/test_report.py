@@ -15,14 +15,14 @@ from huggingface_hub import ModelCard
 
 from tasks.cache import environment
 from tasks.cache.artifact import Artifact, Store
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.figures import run_figures
-from tasks.figures.style import style
-from tasks.record.lineage import lineage, name
+from tasks.figures.style import figure_style
+from tasks.record.lineage import describe_lineage, full_name
 from tasks.results import lineage_tree, report
-from tasks.results.model_card import in_code, plain
-from tasks.results.parameter_changes import changed, command, defaults
-from tasks.results.rebuild_report import restored
+from tasks.results.model_card import escape_code, escape_markdown
+from tasks.results.parameter_changes import changed_parameters, defaults, format_command
+from tasks.results.rebuild_report import restore_subject
 from tests.support.finished import Finished, finished_run
 
 VOID = {"meta", "img", "br", "hr"}
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 def subject_of(run: Finished) -> report.Subject:
     """What the report of the finished run is about."""
-    return restored(run.store, run.record, blind="")
+    return restore_subject(run.store, run.record, blind="")
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_every_rank_energy_and_ratio_is_there(run: Finished, page: Page) -> None
 
 
 def test_every_artifact_is_there_with_its_digest_task_and_seconds(subject: report.Subject, page: Page) -> None:
-    behind = lineage(subject.store, [each for stage in subject.artifacts for each in subject.of(stage)])
+    behind = describe_lineage(subject.store, [each for stage in subject.artifacts for each in subject.of(stage)])
     assert len(behind) > 20
     for each, told in behind.items():
         assert f"{told['task']}{each}{told['seconds']:,.2f}" in page.text.replace("\n", "")
@@ -143,12 +143,20 @@ def test_the_sources_are_there_by_their_digest(run: Finished, page: Page) -> Non
 
 
 def test_the_command_names_what_the_project_does_not_set(run: Finished) -> None:
-    flat = load(environment.ROOT / "params.yaml").flat()
-    assert changed(flat, None) == {}
-    assert command(flat, {}).split() == ["python", "-m", "flows.compress", "\\", "case=language", "\\", "method=mgaa"]
-    changes = changed(run.parameters.flat(), None)
+    flat = load_parameters(environment.ROOT / "params.yaml").flat()
+    assert changed_parameters(flat, None) == {}
+    assert format_command(flat, {}).split() == [
+        "python",
+        "-m",
+        "flows.compress",
+        "\\",
+        "case=language",
+        "\\",
+        "method=mgaa",
+    ]
+    changes = changed_parameters(run.parameters.flat(), None)
     assert {key for key in changes if not key.startswith("data.")} == {"backbone.source"}
-    assert f"'backbone.source={run.parameters.backbone.source}'" in command(run.parameters.flat(), changes)
+    assert f"'backbone.source={run.parameters.backbone.source}'" in format_command(run.parameters.flat(), changes)
 
 
 def test_without_the_commit_the_checkout_tells_what_the_project_sets() -> None:
@@ -182,13 +190,13 @@ def test_every_link_leads_to_a_place_in_the_page_and_no_place_has_two_names(page
 
 def test_what_users_wrote_is_text_and_never_markup(subject: report.Subject) -> None:
     parameters = {**subject.parameters, "data.evaluation.source": "<script>alert(1)</script>"}
-    shown = report.page(replace(subject, parameters=parameters))
+    shown = report.render_page(replace(subject, parameters=parameters))
     assert "<script" not in shown
     assert "&lt;script&gt;" in shown
 
 
 def test_it_is_a_function_of_the_store_and_the_record(subject: report.Subject, html: str) -> None:
-    assert report.page(subject) == html
+    assert report.render_page(subject) == html
 
 
 def test_a_model_of_32_blocks_has_a_page_below_three_megabytes(
@@ -198,7 +206,7 @@ def test_a_model_of_32_blocks_has_a_page_below_three_megabytes(
     curves = {key: smooth(each["energy"]) for key, each in allocations["mgaa"]["matrices"].items()}
     assert len(curves) == 224
     store = Store(Path(shutil.copytree(run.store.path, tmp_path / "store")))
-    with store.writing("figures") as out, style():
+    with store.draft_folder("figures") as out, figure_style():
         for name_, figure in {
             "ranks": run_figures.ranks(allocations),
             "sublayers": run_figures.sublayers(allocations),
@@ -211,7 +219,7 @@ def test_a_model_of_32_blocks_has_a_page_below_three_megabytes(
         }
         drawn = store.seal(out, "figures", told)
     artifacts = {**subject.artifacts, "figures": drawn}
-    shown = report.page(replace(subject, store=store, allocations=allocations, artifacts=artifacts))
+    shown = report.render_page(replace(subject, store=store, allocations=allocations, artifacts=artifacts))
     assert all(f">{block}.attention<" in shown for block in range(32))
     assert len(shown.encode()) < 3 * MEGABYTE
 
@@ -241,7 +249,7 @@ def stretched(allocation: dict[str, Any], blocks: int) -> dict[str, Any]:
 
 def test_the_tree_tells_everything_behind_a_checkpoint_once(run: Finished) -> None:
     checkpoint = run.results.models["mgaa"].checkpoint
-    behind = lineage(run.store, [checkpoint])
+    behind = describe_lineage(run.store, [checkpoint])
     told: list[str] = []
 
     def walk(branch: lineage_tree.Branch) -> None:
@@ -249,12 +257,12 @@ def test_the_tree_tells_everything_behind_a_checkpoint_once(run: Finished) -> No
         for below in branch.inputs:
             walk(below)
 
-    walk(lineage_tree.tree(behind, [name(checkpoint)]))
+    walk(lineage_tree.build_tree(behind, [full_name(checkpoint)]))
     assert sorted(told) == sorted(behind)
 
 
 def test_efforts_add_up_to_those_of_the_manifests(run: Finished) -> None:
-    behind = lineage(run.store, [run.results.models["mgaa"].checkpoint])
+    behind = describe_lineage(run.store, [run.results.models["mgaa"].checkpoint])
     efforts = {each["task"]: each for each in lineage_tree.efforts(run.store, behind)}
     manifests = [run.store.manifest(Artifact(*each.split("/"))) for each in behind]
     assert sum(each["count"] for each in efforts.values()) == len(behind)
@@ -286,7 +294,7 @@ def test_names_in_the_model_card_are_shown_and_not_read() -> None:
     from markdown_it import MarkdownIt
 
     hostile = "a|b `c` <script>x</script> [d](http://e) **f** _g_\n# h"
-    html = MarkdownIt("commonmark", {"html": True}).render(f"# {plain(hostile)}")
+    html = MarkdownIt("commonmark", {"html": True}).render(f"# {escape_markdown(hostile)}")
     assert html == f"<h1>{escape(' '.join(hostile.split()), quote=False)}</h1>\n"
-    assert MarkdownIt().render(f"`{in_code(hostile)}`").count("<code>") == 1
-    assert plain("SmolLM2-135M_v1.0") == "SmolLM2-135M_v1.0"
+    assert MarkdownIt().render(f"`{escape_code(hostile)}`").count("<code>") == 1
+    assert escape_markdown("SmolLM2-135M_v1.0") == "SmolLM2-135M_v1.0"

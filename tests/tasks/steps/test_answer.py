@@ -19,12 +19,12 @@ from mgaa.errors import InputError, UsageError
 from mgaa.evaluation import answering
 from mgaa.models.architectures import matrices_of
 from mgaa.models.entries import MULTIMODAL
-from tasks.artifacts.files import ANSWERS, table
+from tasks.artifacts.files import ANSWERS, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.data.questions import questions_of
-from tasks.steps.answer import answer, scored
+from tasks.steps.answer import answer, score_answers
 from tasks.steps.load_backbone import architecture_digest, identify, load_model
-from tests.mgaa.conftest import SHAPE, seeing, svd_factors
+from tests.mgaa.conftest import SHAPE, svd_factors, tiny_multimodal
 from tests.support.seeing import picture, processor
 
 Line = dict[str, Any]
@@ -48,7 +48,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def prompts(store: Store, lines: Sequence[Line], section: str = "evaluation") -> Artifact:
-    with store.writing("prompts") as folder:
+    with store.draft_folder("prompts") as folder:
         (folder / section / "images").mkdir(parents=True)
         for index, shape in enumerate([(16, 16), (24, 16)]):
             picture(index, *shape).save(folder / section / "images" / f"{index}.png")
@@ -59,7 +59,7 @@ def prompts(store: Store, lines: Sequence[Line], section: str = "evaluation") ->
 
 def saved(folder: Path, family: str) -> str:
     torch.manual_seed(0)
-    seeing(family, {}).save_pretrained(folder)
+    tiny_multimodal(family, {}).save_pretrained(folder)
     processor(family).save_pretrained(folder)
     return str(folder)
 
@@ -79,7 +79,7 @@ def test_the_record_is_what_the_library_says_of_the_files(
     family: str,
 ) -> None:
     source, given = saved(tmp_path / "model", family), prompts(store, [*ASKED[:2], *TOLD, *ASKED[2:]])
-    found = table(store, answer.fn(store, referred(store, source), given, **OPTIONS), ANSWERS)
+    found = read_table(store, answer.fn(store, referred(store, source), given, **OPTIONS), ANSWERS)
     model, own = load(source, device="cpu")
     questions = questions_of(store, given, "evaluation")
     asked, told = [*questions[:2], *questions[4:]], questions[2:4]
@@ -100,7 +100,7 @@ def test_the_record_is_what_the_library_says_of_the_files(
 def test_the_card_says_how_it_was_measured(store: Store, tmp_path: Path) -> None:
     source = saved(tmp_path / "model", "llava")
     model = referred(store, source)
-    card = table(store, answer.fn(store, model, prompts(store, ASKED), **OPTIONS), ANSWERS)["card"]
+    card = read_table(store, answer.fn(store, model, prompts(store, ASKED), **OPTIONS), ANSWERS)["card"]
     template = (tmp_path / "model" / "chat_template.jinja").read_text()
     assert card["chat_template_sha256"] == hashlib.sha256(template.encode()).hexdigest()
     assert card["image_tokens"] == {"min": 0, "max": 16}
@@ -108,7 +108,7 @@ def test_the_card_says_how_it_was_measured(store: Store, tmp_path: Path) -> None
     assert (card["transformers"], card["non_finite"], card["section"]) == (transformers.__version__, 0, "evaluation")
     assert "lower case" in card["normalisation"]
     assert "chat template" in card["prompt_rule"]
-    again = table(store, answer.fn(store, model, prompts(store, ASKED[:3]), **OPTIONS), ANSWERS)["card"]
+    again = read_table(store, answer.fn(store, model, prompts(store, ASKED[:3]), **OPTIONS), ANSWERS)["card"]
     assert again["data_digest"] != card["data_digest"]
     assert {**again, "data_digest": 0, "image_tokens": 0} == {**card, "data_digest": 0, "image_tokens": 0}
 
@@ -116,26 +116,26 @@ def test_the_card_says_how_it_was_measured(store: Store, tmp_path: Path) -> None
 def test_a_checkpoint_is_asked_too(
     store: Store,
 ) -> None:
-    compressed = seeing("llava", {})
+    compressed = tiny_multimodal("llava", {})
     linears = {matrix.name: compressed.get_submodule(matrix.name) for matrix in matrices_of(compressed)}
     apply_factors(compressed, {name: svd_factors(linear, 0.5, bias=False) for name, linear in linears.items()})
-    with store.writing("checkpoint") as folder:
+    with store.draft_folder("checkpoint") as folder:
         save(compressed, processor("llava"), folder / "files")
         for path in [*(folder / "files").iterdir()]:
             path.rename(folder / path.name)
         (folder / "files").rmdir()
         checkpoint = store.seal(folder, "checkpoint", {})
-    found = table(store, answer.fn(store, checkpoint, prompts(store, ASKED), **OPTIONS), ANSWERS)
+    found = read_table(store, answer.fn(store, checkpoint, prompts(store, ASKED), **OPTIONS), ANSWERS)
     assert len(found["answers"]) == 4
 
 
 def test_parts_that_are_absent_are_null(store: Store, tmp_path: Path) -> None:
     model = referred(store, saved(tmp_path / "model", "llava"))
-    found = table(store, answer.fn(store, model, prompts(store, TOLD[:1]), **OPTIONS), ANSWERS)
+    found = read_table(store, answer.fn(store, model, prompts(store, TOLD[:1]), **OPTIONS), ANSWERS)
     assert (found["accuracy"], found["stderr"], found["majority"], found["n"]) == (None, None, None, 0)
     assert (found["types"], found["answers"]) == ({}, [])
     assert (found["captions"], found["caption_perplexity_stderr"]) == (1, None)
-    found = table(store, answer.fn(store, model, prompts(store, ASKED[:1]), **OPTIONS), ANSWERS)
+    found = read_table(store, answer.fn(store, model, prompts(store, ASKED[:1]), **OPTIONS), ANSWERS)
     assert (found["n"], found["stderr"]) == (1, None)
     assert found["captions"] == 0
     assert all(found[f"caption_{name}"] is None for name in ("perplexity", "perplexity_stderr", "losses", "counts"))
@@ -155,7 +155,7 @@ def test_a_section_that_is_not_there_is_refused(store: Store, tmp_path: Path) ->
 
 
 def test_answers_are_scored_in_all_and_by_type() -> None:
-    found = scored(ASKED, ["w3", "Yes!", "yes", "no."])
+    found = score_answers(ASKED, ["w3", "Yes!", "yes", "no."])
     assert (found["accuracy"], found["n"], found["majority"]) == (0.75, 4, 0.5)
     assert found["stderr"] == pytest.approx(0.25)
     yes_no = found["types"]["yes/no"]

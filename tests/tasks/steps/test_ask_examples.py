@@ -10,7 +10,7 @@ from demo import vlm
 from demo.scenes import CAPTION, TYPES, examples
 from mgaa.errors import InputError
 from mgaa.recovery.examples import UNSCORED, Examples, collate
-from tasks.artifacts.files import CARD, EXAMPLES, HELD_OUT, table
+from tasks.artifacts.files import CARD, EXAMPLES, HELD_OUT, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.steps.ask_examples import EVERY, SECTION, ask_examples
 from tests.support.seeing import picture
@@ -88,13 +88,13 @@ def test_the_images_of_an_example_are_its_own_and_survive_the_file(
 
 
 def test_the_card_counts_what_is_trained_on(store: Store, questions: Artifact, asked: Artifact) -> None:
-    found, card = loaded(store, asked), table(store, asked, CARD)
+    found, card = loaded(store, asked), read_table(store, asked, CARD)
     assert card == {
         "examples": 20,
         "held_out": 3,
         "tokens": len(found.ids),
         "scored": found.scored,
-        "data_digest": table(store, questions, CARD)["sections"][SECTION]["data_digest"],
+        "data_digest": read_table(store, questions, CARD)["sections"][SECTION]["data_digest"],
         "token_digest": found.digest,
     }
 
@@ -149,7 +149,7 @@ def test_a_pixel_changes_the_identity(store: Store, backbone: Artifact, tmp_path
         for name, image in (("first", picture(1)), ("same", picture(1)), ("other", changed))
     )
     assert first == same != other
-    digests = [table(store, each, CARD)["token_digest"] for each in (first, other)]
+    digests = [read_table(store, each, CARD)["token_digest"] for each in (first, other)]
     assert digests[0] != digests[1]
     assert torch.equal(loaded(store, first).ids, loaded(store, other).ids)
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks.steps.block_state import told
+from tasks.steps.block_state import read_passed_factors
 
 
 @pytest.mark.parametrize("content", [None, "", '["abc"', "abc"])
 def test_a_list_of_passed_blocks_that_is_not_whole_is_as_none(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "before.json").write_text(content)
-    assert told(tmp_path) == []
+    assert read_passed_factors(tmp_path) == []

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 
 from tasks.figures import run_figures
-from tasks.figures.allocation_rows import merged, rows
-from tasks.figures.style import save, short_names, spread, style
+from tasks.figures.allocation_rows import merge_experts, rows
+from tasks.figures.style import figure_style, save_figure, short_names, spread_labels
 from tasks.steps.draw_figures import energy_curves
 from tests.support.finished import Finished, finished_run
 
@@ -47,16 +47,16 @@ def test_every_figure_is_there_as_pixels_and_as_vectors(run: Finished) -> None:
 
 
 def test_equal_data_gives_equal_bytes(run: Finished, tmp_path: Path) -> None:
-    with style():
+    with figure_style():
         for name in ("ranks", "sublayers"):
-            save(getattr(run_figures, name)(run.published["allocation"]), tmp_path / name)
-        save(run_figures.sizes(run.published["metrics"]["models"]), tmp_path / "sizes")
+            save_figure(getattr(run_figures, name)(run.published["allocation"]), tmp_path / name)
+        save_figure(run_figures.sizes(run.published["metrics"]["models"]), tmp_path / "sizes")
     for path in tmp_path.iterdir():
         assert path.read_bytes() == (run.store.folder(run.figures) / path.name).read_bytes(), path.name
 
 
 def test_every_cell_of_the_heat_map_holds_its_rank(run: Finished) -> None:
-    with style():
+    with figure_style():
         axes = run_figures.ranks(run.published["allocation"]).axes
     for axis, model in zip(axes, ["mgaa", "uniform"], strict=False):
         matrices = run.published["allocation"][model]["matrices"].values()
@@ -70,7 +70,7 @@ def test_the_figures_can_be_drawn_for_any_depth(run: Finished, blocks: int) -> N
     shape = energy_curves(run.store, run.results.backbone, run.results.spectra, [], None)
     first = {name: curve for name, curve in shape.items() if ".0." in name}
     curves = {name.replace(".0.", f".{b}."): curve for b in range(blocks) for name, curve in first.items()}
-    with style():
+    with figure_style():
         drawn = [run_figures.ranks(allocations), run_figures.sublayers(allocations), run_figures.errors(allocations)]
         drawn.append(run_figures.energies(allocations, curves))
         for figure in drawn:
@@ -91,12 +91,12 @@ def test_the_experts_of_a_block_are_one_row(run: Finished) -> None:
             local = f"mlp.experts.{expert}.down_proj"
             cell = {**matrix, "matrix": local, "rank": rank, "energy": energy, "error": math.sqrt(1 - energy)}
             allocation["matrices"][name.replace("mlp.down_proj", local)] = cell
-    with style():
+    with figure_style():
         figure = run_figures.ranks({"mgaa": allocation})
     assert figure.get_size_inches()[1] < 12
     names, _ = rows(allocation)
     assert [name for name in names if "experts" in name] == ["mlp.experts.*.down_proj"]
-    whole = merged(allocation)["matrices"]["0.mlp.experts.*.down_proj"]
+    whole = merge_experts(allocation)["matrices"]["0.mlp.experts.*.down_proj"]
     low = [10 + expert for expert in range(60) if expert % 3]
     assert (whole["rank"], whole["m"]) == (round(sum(low) / 40), 60 * next(iter(down.values()))["m"])
     assert whole["energy"] == pytest.approx((20 + 40 * 0.5) / 60)
@@ -114,7 +114,7 @@ def test_the_curves_pass_through_the_chosen_ranks(run: Finished) -> None:
 
 def test_without_a_baseline_the_method_is_shown_alone(run: Finished) -> None:
     allocations = {"mgaa": run.published["allocation"]["mgaa"]}
-    with style():
+    with figure_style():
         assert len(run_figures.ranks(allocations).axes) == 2  # the map and the scale
         run_figures.errors(allocations).draw_without_rendering()
 
@@ -123,11 +123,11 @@ def test_labels_are_moved_apart_and_no_further() -> None:
     source = random.Random(0)
     for count in range(1, 9):
         places = [source.uniform(0, 3) for _ in range(count)]
-        moved = spread(places, 0.5)
+        moved = spread_labels(places, 0.5)
         order = sorted(range(count), key=lambda index: places[index])
         assert all(moved[b] - moved[a] >= 0.5 - 1e-9 for a, b in pairwise(order))
         assert sum(moved) == pytest.approx(sum(places))
-    assert spread([0.0, 1.0, 5.0], 0.5) == [0.0, 1.0, 5.0]
+    assert spread_labels([0.0, 1.0, 5.0], 0.5) == [0.0, 1.0, 5.0]
 
 
 def test_a_short_name_is_never_ambiguous() -> None:

@@ -13,7 +13,7 @@ from mgaa.inputs.tokens import digest
 from mgaa.models.model_inputs import IDS
 from mgaa.models.processors import load_processor
 from tasks.artifacts.calibration_input import sequences_of
-from tasks.artifacts.files import CARD, PROMPTS, backbone_record, table
+from tasks.artifacts.files import CARD, PROMPTS, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.steps.encode_questions import encode_questions, template_rule
 from tasks.steps.load_backbone import backbone_processor
@@ -74,12 +74,12 @@ def test_the_last_tokens_of_a_sequence_are_its_answer_and_the_end_mark(store: St
 def test_every_image_has_its_tokens_and_the_card_counts_them(
     store: Store, backbone: Artifact, questions: Artifact, tokens: Artifact
 ) -> None:
-    found, card = sequences_of(store, tokens), table(store, tokens, CARD)
+    found, card = sequences_of(store, tokens), read_table(store, tokens, CARD)
     assert [int((each[IDS] == found.image_token).sum()) for each in found.sequences] == [16] * COUNT
     assert (card["sequences"], card["tokens"], card["image_tokens"]) == (COUNT, sum(found.lengths), 16 * COUNT)
     assert card["length"] == max(found.lengths) == found.lengths[-1]
     assert card["token_digest"] == digest(found.ids())
-    assert card["data_digest"] == table(store, questions, CARD)["sections"][CALIBRATION]["data_digest"]
+    assert card["data_digest"] == read_table(store, questions, CARD)["sections"][CALIBRATION]["data_digest"]
     _, processor = backbone_processor(store, backbone)
     assert card["bos_rule"] == template_rule(processor)
     assert "chat template" in card["bos_rule"]
@@ -99,7 +99,7 @@ def test_questions_about_no_image_are_sequences_without_pixels(
 ) -> None:
     blind = reading(store, {CALIBRATION: written(tmp_path / "data", [{"question": "Who?", "answer": "Ann"}], {})})
     found = sequences_of(store, encode_questions.fn(store, backbone, blind, section=CALIBRATION))
-    assert (found.sees, found.sequences[0].keys()) == (False, {IDS})
+    assert (found.has_images, found.sequences[0].keys()) == (False, {IDS})
 
 
 def test_what_the_model_cannot_take_is_refused_and_nothing_is_left(

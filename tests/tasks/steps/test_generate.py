@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mgaa.errors import InputError
-from tasks.artifacts.files import SAMPLES, table, texts_of
+from tasks.artifacts.files import SAMPLES, read_table, texts_of
 from tasks.cache.artifact import Artifact, Store
-from tasks.steps.generate import chosen, generate
+from tasks.steps.generate import choose_texts, generate
 from tests.support.finished import Finished, finished_run
 
 
@@ -22,12 +22,12 @@ def run() -> Finished:
 def store(run: Finished, tmp_path: Path) -> Store:
     """A store of the test's own, in which only the backbone is read."""
     store = Store(tmp_path / "store")
-    shutil.copytree(run.store.place(run.results.backbone), store.place(run.results.backbone))
+    shutil.copytree(run.store.path_of(run.results.backbone), store.path_of(run.results.backbone))
     return store
 
 
 def texts(store: Store, *given: str) -> Artifact:
-    with store.writing("texts") as out:
+    with store.draft_folder("texts") as out:
         (out / "evaluation.jsonl").write_text("".join(json.dumps(text) + "\n" for text in given))
         return store.seal(out, "texts", {"task": "read_texts", "inputs": {}})
 
@@ -45,11 +45,11 @@ def texts(store: Store, *given: str) -> Artifact:
 def test_texts_lie_evenly_among_those_that_are_long_enough(
     lengths: list[int], number: int, expected: list[int]
 ) -> None:
-    assert chosen(["x" * length for length in lengths], number, 40) == expected
+    assert choose_texts(["x" * length for length in lengths], number, 40) == expected
 
 
 def test_the_prompt_and_what_follows_are_the_text(run: Finished) -> None:
-    found = table(run.store, run.results.samples["dense"], SAMPLES)
+    found = read_table(run.store, run.results.samples["dense"], SAMPLES)
     documents = texts_of(run.store, run.results.texts, "evaluation")
     given = run.parameters.evaluation.samples
     assert len(found["samples"]) == given.number
@@ -64,7 +64,7 @@ def test_the_prompt_and_what_follows_are_the_text(run: Finished) -> None:
 def test_a_short_text_is_halved_and_one_of_a_single_token_is_left_out(run: Finished, store: Store) -> None:
     given = texts(store, "w1", "w1 w2 w3 w4 w5")
     options = {"number": 2, "prompt": 8, "tokens": 8, "device": "cpu"}
-    (sample,) = table(store, generate.fn(store, run.results.backbone, given, **options), SAMPLES)["samples"]
+    (sample,) = read_table(store, generate.fn(store, run.results.backbone, given, **options), SAMPLES)["samples"]
     assert (sample["document"], sample["prompt"], sample["reference"]) == (1, "w1 w2", "w3 w4 w5")
     with pytest.raises(InputError, match="No evaluation text has two tokens"):
         generate.fn(store, run.results.backbone, texts(store, "w1"), **options)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mgaa.models.lowrank import low_rank_layers
-from tasks.artifacts.files import MEASUREMENT, METRICS, table
+from tasks.artifacts.files import MEASUREMENT, METRICS, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.steps.load_backbone import backbone_model
 from tasks.steps.measure import measure
@@ -38,15 +38,15 @@ def measured(run: Finished, store: Store, ranks: Artifact | None) -> Artifact:
 @pytest.mark.parametrize("name", ["dense", "uniform", "mgaa"])
 def test_the_numbers_are_those_of_the_checkpoint_to_the_bit(name: str, run: Finished, store: Store) -> None:
     model = None if name == "dense" else run.results.models[name]
-    evaluated = table(store, model.metrics if model else run.results.dense.metrics, METRICS)
-    found = table(store, measured(run, store, model.ranks if model else None), MEASUREMENT)
+    evaluated = read_table(store, model.metrics if model else run.results.dense.metrics, METRICS)
+    found = read_table(store, measured(run, store, model.ranks if model else None), MEASUREMENT)
     for key in ("nll", "perplexity", "nll_stderr", "parameters"):
         assert found[key] == evaluated[key], key
     assert found["card"].items() <= evaluated["card"].items()
 
 
 def test_the_losses_of_the_windows_add_up(run: Finished, store: Store) -> None:
-    found = table(store, measured(run, store, run.results.models["mgaa"].ranks), MEASUREMENT)
+    found = read_table(store, measured(run, store, run.results.models["mgaa"].ranks), MEASUREMENT)
     assert len(found["losses"]) == len(found["counts"]) == found["card"]["windows"] > 1
     assert math.fsum(found["losses"]) / sum(found["counts"]) == found["nll"]
     assert sum(found["counts"]) == found["card"]["tokens"]
@@ -59,12 +59,12 @@ def test_a_measurement_writes_no_model_and_leaves_the_backbone_as_it_is(run: Fin
     kinds = {path.name for path in store.path.iterdir()}
     artifact = measured(run, store, run.results.models["mgaa"].ranks)
     assert {path.name for path in store.path.iterdir()} - kinds <= {"measurement", "locks"}
-    assert sum(path.stat().st_size for path in store.place(artifact).iterdir()) < 20_000
+    assert sum(path.stat().st_size for path in store.path_of(artifact).iterdir()) < 20_000
     assert low_rank_layers(model) == {}
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_manifest_tells_how_long_the_evaluation_alone_took(run: Finished, store: Store) -> None:
     artifact = measured(run, store, run.results.models["uniform"].ranks)
-    manifest = json.loads((store.place(artifact) / "manifest.json").read_text())
+    manifest = json.loads((store.path_of(artifact) / "manifest.json").read_text())
     assert 0 < manifest["facts"]["evaluation_seconds"] < manifest["seconds"]

@@ -11,7 +11,7 @@ from PIL import Image
 
 from demo.scenes import CAPTION, TYPES, examples
 from mgaa.errors import InputError, UsageError
-from tasks.artifacts.files import CARD, table
+from tasks.artifacts.files import CARD, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.data.questions import questions_of, records_of
 from tasks.steps.read_questions import questions_content
@@ -39,7 +39,7 @@ def file(folder: Path, **pictures: Image.Image) -> dict[str, Any]:
 
 
 def digests(store: Store, questions: Artifact) -> dict[str, str]:
-    return {name: given["data_digest"] for name, given in table(store, questions, CARD)["sections"].items()}
+    return {name: given["data_digest"] for name, given in read_table(store, questions, CARD)["sections"].items()}
 
 
 def named(image: Image.Image) -> str:
@@ -57,7 +57,7 @@ def test_scenes_are_those_that_the_demo_draws_captions_included(store: Store) ->
     for question, expected in zip(asked, drawn, strict=True):
         assert question.image is not None
         assert question.image.tobytes() == expected.image.tobytes()
-    (card,) = table(store, found, CARD)["sections"].values()
+    (card,) = read_table(store, found, CARD)["sections"].values()
     assert (card["source"], card["split"], card["questions"], card["images"]) == ("scenes", "test", 14, 14)
     assert card["content"] == questions_content("scenes")
 
@@ -76,7 +76,7 @@ def test_the_images_of_a_file_are_kept_once_under_the_digest_of_their_pixels(sto
     first, second = f"images/{named(picture(1))}.png", f"images/{named(picture(2))}.png"
     assert [each["image"] for each in told] == [first, second, first, None, first]
     assert [each["type"] for each in told] == ["other", "yes/no", "number", "other", "yes/no"]
-    (card,) = table(store, found, CARD)["sections"].values()
+    (card,) = read_table(store, found, CARD)["sections"].values()
     assert (card["questions"], card["images"], card["source"]) == (5, 2, "questions.jsonl")
 
 
@@ -93,7 +93,7 @@ def test_a_range_and_a_draw_choose_questions_and_only_their_images_are_kept(stor
 def test_questions_about_no_image_are_read_too(store: Store, tmp_path: Path) -> None:
     found = reading(store, {"questions.blind": written(tmp_path / "data", [LINES[3]], {})})
     assert [each.image for each in questions_of(store, found, "questions.blind")] == [None]
-    assert table(store, found, CARD)["sections"]["questions.blind"]["images"] == 0
+    assert read_table(store, found, CARD)["sections"]["questions.blind"]["images"] == 0
 
 
 @pytest.mark.parametrize("measuring", ["calibration", "recovery"])

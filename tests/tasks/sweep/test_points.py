@@ -3,14 +3,14 @@
 import pytest
 
 from mgaa.errors import UsageError
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.planning.recipes import recipes
-from tasks.sweep.points import Point, points
+from tasks.sweep.points import Point, sweep_points
 from tests.support.processes import ROOT
 
 
 def swept(*overrides: str) -> list[Point]:
-    return points(load(ROOT / "params.yaml", overrides).sweep)
+    return sweep_points(load_parameters(ROOT / "params.yaml", overrides).sweep)
 
 
 def test_every_combination_is_there_once_and_has_a_name_of_its_own() -> None:
@@ -40,7 +40,7 @@ def test_an_allocation_says_which_levels_act_and_which_of_several() -> None:
     ]
     steps = swept(*one, "sweep.ratios=[uniform]", "sweep.ranks=[uniform,{method: uniform, multiple: 4},energy]")
     assert [point.allocation for point in steps] == ["uniform uniform", "uniform uniform(multiple=4)", "level2"]
-    assert [point.even for point in steps] == [True, True, False]
+    assert [point.is_uniform for point in steps] == [True, True, False]
 
 
 def test_backbones_of_one_name_are_told_apart_by_their_place() -> None:
@@ -51,16 +51,16 @@ def test_backbones_of_one_name_are_told_apart_by_their_place() -> None:
 
 def test_a_point_has_the_arguments_of_a_run_of_its_own() -> None:
     selected = ["ratios.compression=0.3", "ranks.multiple=2", "ratios.temperature=0.4"]
-    p = load(ROOT / "params.yaml", ["evaluation.baselines=[uniform,level1,level2]", *selected])
+    params = load_parameters(ROOT / "params.yaml", ["evaluation.baselines=[uniform,level1,level2]", *selected])
     found = {point.allocation: point for point in swept("sweep.compression=[0.3]", "sweep.factors=[afm]", *selected)}
-    for name, recipe in recipes(p).items():
+    for name, recipe in recipes(params).items():
         assert found["both" if name == "mgaa" else name].recipe == recipe
 
 
 def test_where_the_ratios_have_no_effect_a_baseline_without_them_is_the_method_itself() -> None:
-    p = load(ROOT / "params.yaml", ["ranks.method=loss", "evaluation.baselines=[level2]"])
+    params = load_parameters(ROOT / "params.yaml", ["ranks.method=loss", "evaluation.baselines=[level2]"])
     with pytest.raises(UsageError, match=r"baselines has level2, which with these methods is the same as mgaa"):
-        recipes(p)
+        recipes(params)
 
 
 def test_ratios_that_would_not_matter_beside_ranks_from_a_file_are_refused() -> None:

@@ -12,10 +12,10 @@ from flows.show_sweep import ACCURACY, show
 from mgaa.checkpoints.ownership import MARK
 from tasks.artifacts.files import MEASUREMENT, write_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.evaluation.bootstrap import Bootstrap
-from tasks.sweep.figure import in_order, losses
-from tasks.sweep.points import Measured, Outcome, points
+from tasks.sweep.figure import losses, sort_allocations
+from tasks.sweep.points import Outcome, PointMeasurement, sweep_points
 from tasks.sweep.publish import NAME, SUFFIXES, publish
 from tasks.sweep.table import COLUMNS, comparisons, frame
 from tests.support.processes import ROOT
@@ -26,7 +26,7 @@ GRID = ("sweep.factors=[svd,afm]", "sweep.compression=[0.1,0.2,0.4]")
 def rows(*overrides: str, offset: float = 0.0, known: bool = True) -> list[dict[str, Any]]:
     """A sweep with made-up losses."""
     found = []
-    for index, point in enumerate(points(load(ROOT / "params.yaml", [*GRID, *overrides]).sweep)):
+    for index, point in enumerate(sweep_points(load_parameters(ROOT / "params.yaml", [*GRID, *overrides]).sweep)):
         loss = 0.01 * math.exp(5 * point.compression) * (1 + 0.01 * index) + offset
         low, high = (loss - 0.001, loss + 0.001) if known else (math.nan, math.nan)
         interval = {"above_dense": loss, "above_dense_low": low, "above_dense_high": high}
@@ -84,7 +84,7 @@ def test_a_panel_shows_every_allocation_of_a_factorizer_with_its_intervals() -> 
     assert [axis.get_title() for axis in axes] == ["svd", "afm"]
     for axis, factors in zip(axes, ("svd", "afm"), strict=True):
         assert axis.get_yscale() == "log"
-        for bars, name in zip(axis.containers, in_order(table.allocation), strict=True):
+        for bars, name in zip(axis.containers, sort_allocations(table.allocation), strict=True):
             shown = table[(table.factors == factors) & (table.allocation == name)]
             assert list(bars.lines[0].get_ydata()) == list(shown.above_dense)
             ends = [end for segment in bars.lines[2][0].get_segments() for end in segment[:, 1]]
@@ -105,8 +105,8 @@ def test_no_point_beats_the_pareto_front() -> None:
 
 
 def test_allocations_are_shown_from_none_to_both() -> None:
-    assert in_order(["both", "level2", "uniform", "level1", "both"]) == ["uniform", "level1", "level2", "both"]
-    assert in_order(["both softmax energy", "level1 softmax", "uniform", "level1 linear"]) == [
+    assert sort_allocations(["both", "level2", "uniform", "level1", "both"]) == ["uniform", "level1", "level2", "both"]
+    assert sort_allocations(["both softmax energy", "level1 softmax", "uniform", "level1 linear"]) == [
         "uniform",
         "level1 linear",
         "level1 softmax",
@@ -129,7 +129,7 @@ RIGHT = {
 def measurement(store: Store, right: Sequence[bool] | None) -> Artifact:
     """Two windows, and which questions were answered."""
     asked = {} if right is None else {"accuracy": sum(right) / len(right), "correct": list(right)}
-    with store.writing("measurement") as folder:
+    with store.draft_folder("measurement") as folder:
         write_table(folder / MEASUREMENT, {"losses": [2.0, 3.0], "counts": [1, 1], **asked})
         return store.seal(folder, "measurement", {})
 
@@ -137,9 +137,9 @@ def measurement(store: Store, right: Sequence[bool] | None) -> Artifact:
 def compared(store: Store, right: dict[str, list[bool]], failing: str = "") -> dict[str, dict[str, Any]]:
     """The comparisons of a sweep with these answers; one of its points failed."""
     outcomes = []
-    for point in points(load(ROOT / "params.yaml", GIVEN).sweep):
+    for point in sweep_points(load_parameters(ROOT / "params.yaml", GIVEN).sweep):
         artifact = measurement(store, right.get(point.name))
-        measured = None if point.name == failing else Measured(artifact, artifact, artifact, 1.0)
+        measured = None if point.name == failing else PointMeasurement(artifact, artifact, artifact, 1.0)
         outcomes.append(Outcome(point, measured, None if measured else RuntimeError("no")))
     return comparisons(store, measurement(store, None), outcomes)
 
@@ -177,7 +177,7 @@ def test_without_the_uniform_point_the_share_stands_for_itself(tmp_path: Path) -
 def shown(folder: Path, table: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> str:
     publish(folder, table)
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    show(load(folder / "params.yaml"))
+    show(load_parameters(folder / "params.yaml"))
     return capsys.readouterr().out
 
 

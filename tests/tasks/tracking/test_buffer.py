@@ -10,9 +10,9 @@ from mlflow import MlflowClient
 
 from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.cache.artifact import Store
-from tasks.config.parameters import Parameters, load
-from tasks.tracking.buffer import copy, database, pending, upload
-from tasks.tracking.run import Run, tracked
+from tasks.config.parameters import Parameters, load_parameters
+from tasks.tracking.buffer import copy_run, database, pending_runs, upload
+from tasks.tracking.run import Run, track_run
 from tests.support.finished import finished_run
 from tests.support.servers import TrackingServer, free_port
 
@@ -42,7 +42,7 @@ def away(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def parameters(uri: str, home: Path, *more: str, experiment: str = "team") -> Parameters:
     where = [f"tracking.uri={uri}", f"tracking.experiment={experiment}", f"store.path={home}"]
-    return load(finished_run().parameters.folder / "params.yaml", [*where, *more])
+    return load_parameters(finished_run().parameters.folder / "params.yaml", [*where, *more])
 
 
 def buffered(uri: str, home: Path, *more: str, experiment: str = "team") -> Parameters:
@@ -90,10 +90,10 @@ def runs(client: MlflowClient, experiment: str = "team") -> list[Any]:
 def test_a_server_that_is_killed_in_a_run_has_all_of_it_when_it_is_back(
     server: TrackingServer, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    p = buffered(server.uri, home)
+    params = buffered(server.uri, home)
     with pytest.MonkeyPatch.context() as patch, server.running():
         patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        block = tracked(p)
+        block = track_run(params)
         record = block.__enter__()
         (open_run,) = runs(MlflowClient(server.uri))
         assert (open_run.info.status, open_run.data.params["method"]) == ("RUNNING", "mgaa")
@@ -101,13 +101,15 @@ def test_a_server_that_is_killed_in_a_run_has_all_of_it_when_it_is_back(
     block.__exit__(None, None, None)
     assert f"MLflow cannot record in {server.uri}" in caplog.messages[-1]
     assert "the next run that reaches the server uploads it" in caplog.messages[-1]
-    with tracked(p, title="a run that never saw the server"):
+    with track_run(params, title="a run that never saw the server"):
         pass
     original = record.client.get_run(record.id)
     expected = told(record.client, original)
     with server.running():
-        assert sorted(upload(p)) == sorted(["a run that never saw the server", "bad", "good", original.info.run_name])
-        assert upload(p) == []
+        assert sorted(upload(params)) == sorted(
+            ["a run that never saw the server", "bad", "good", original.info.run_name]
+        )
+        assert upload(params) == []
         client = MlflowClient(server.uri)
         other, found = runs(client)
         assert (other.info.run_name, other.info.status) == ("a run that never saw the server", "FINISHED")
@@ -116,8 +118,8 @@ def test_a_server_that_is_killed_in_a_run_has_all_of_it_when_it_is_back(
         assert told(client, found) == expected
         assert len(expected["children"]) == 2
         assert len(expected["points"]["recovery/training"]) == 4
-    assert pending(record.client) == []
-    assert list(database(p).parent.glob("mlruns/*/artifacts")) == []
+    assert pending_runs(record.client) == []
+    assert list(database(params).parent.glob("mlruns/*/artifacts")) == []
 
 
 class Cut:
@@ -141,39 +143,39 @@ class Cut:
 
 
 def test_an_upload_that_is_cut_anywhere_is_finished_by_the_next_one(away: str, home: Path) -> None:
-    p = buffered(away, home, experiment="cut")
+    params = buffered(away, home, experiment="cut")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tasks.tracking.run.deliver", lambda p: False)
-        with tracked(p) as record:
+        with track_run(params) as record:
             work(record)
-    buffer, server = record.client, MlflowClient(p.tracking_uri)
+    buffer, server = record.client, MlflowClient(params.tracking_uri)
     expected = told(buffer, buffer.get_run(record.id))
     tries = 0
-    for run in pending(buffer):
+    for run in pending_runs(buffer):
         while True:
             tries += 1
             try:
-                assert copy(buffer, Cut(server, tries), run)  # type: ignore[arg-type]
+                assert copy_run(buffer, Cut(server, tries), run)  # type: ignore[arg-type]
                 break
             except ConnectionError:
-                assert run.info.run_id in {each.info.run_id for each in pending(buffer)}
+                assert run.info.run_id in {each.info.run_id for each in pending_runs(buffer)}
         tries = 0
     (found,) = runs(server, "cut")
     assert told(server, found) == expected
-    assert pending(buffer) == []
+    assert pending_runs(buffer) == []
 
 
 def test_a_run_that_was_killed_beside_its_buffer_is_told_as_failed(away: str, home: Path) -> None:
-    p = buffered(away, home)
-    with tracked(p) as record:
+    params = buffered(away, home)
+    with track_run(params) as record:
         record.client.set_tag(record.id, "process.birth", "another process")
         record.client.set_tag(record.id, "process.id", "1")
-        with tracked(parameters(away, home)):  # one that records at once leaves it alone
+        with track_run(parameters(away, home)):  # one that records at once leaves it alone
             pass
-        (mine, _) = sorted(runs(MlflowClient(p.tracking_uri)), key=lambda run: "buffer.run" not in run.data.tags)
+        (mine, _) = sorted(runs(MlflowClient(params.tracking_uri)), key=lambda run: "buffer.run" not in run.data.tags)
         assert mine.info.status == "RUNNING"
-        upload(p)
-        mine = MlflowClient(p.tracking_uri).get_run(mine.info.run_id)
+        upload(params)
+        mine = MlflowClient(params.tracking_uri).get_run(mine.info.run_id)
         assert (mine.info.status, "was killed" in mine.data.tags["error"]) == ("FAILED", True)
         record.client.restore_run(record.id)
 
@@ -182,13 +184,13 @@ def test_what_is_no_matter_of_the_network_stops_before_the_work(away: str, home:
     client = MlflowClient(away)
     client.delete_experiment(client.create_experiment("gone"))
     for p in (buffered(away, home, experiment="gone"), buffered("ftp://server", home)):
-        with pytest.raises(UsageError), tracked(p):
+        with pytest.raises(UsageError), track_run(p):
             raise AssertionError("the work has begun")
-        assert pending(MlflowClient(f"sqlite:///{database(p)}")) == []
+        assert pending_runs(MlflowClient(f"sqlite:///{database(p)}")) == []
 
 
 def test_without_a_buffer_a_server_that_is_away_stops_before_the_work(server: TrackingServer, home: Path) -> None:
-    with pytest.raises(ResourceError, match="start the server"), tracked(parameters(server.uri, home)):
+    with pytest.raises(ResourceError, match="start the server"), track_run(parameters(server.uri, home)):
         raise AssertionError("the work has begun")
     with pytest.raises(ResourceError, match="start the server"):
         upload(buffered(server.uri, home))

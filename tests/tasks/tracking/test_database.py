@@ -11,10 +11,10 @@ import pytest
 from mlflow import MlflowClient
 
 from mgaa.errors import ResourceError
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.tracking.backend import revisions, upgrade
-from tasks.tracking.database import Schema, alone, is_current, is_unfinished, make_whole, revision
-from tasks.tracking.run import tracked
+from tasks.tracking.database import Schema, current_revision, is_current, is_unfinished, lock_database, make_tables
+from tasks.tracking.run import track_run
 from tests.support.commits import Commits, content
 from tests.support.finished import ROOT
 
@@ -35,8 +35,10 @@ def whole(commits: Commits, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def record(database: Path) -> str:
     """Record a run; its id."""
-    parameters = load(ROOT / "params.yaml", [f"tracking.uri=sqlite:///{database}", "tracking.experiment=records"])
-    with tracked(parameters) as run:
+    parameters = load_parameters(
+        ROOT / "params.yaml", [f"tracking.uri=sqlite:///{database}", "tracking.experiment=records"]
+    )
+    with track_run(parameters) as run:
         return run.id
 
 
@@ -76,7 +78,7 @@ def test_the_run_after_a_creation_that_was_killed_records_as_any_other(
 KILLED = """
 import os, random, signal, sys, time
 from pathlib import Path
-from tasks.tracking.database import Schema, make_whole
+from tasks.tracking.database import Schema, make_tables
 from tasks.tracking.backend import revisions, upgrade
 
 database = Path(sys.argv[1])
@@ -89,7 +91,7 @@ def make(seconds):
     if child == 0:
         if seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM kills where nobody handles it
-        make_whole(database, schema)
+        make_tables(database, schema)
         os._exit(0)
     return os.waitpid(child, 0)[1]
 
@@ -138,7 +140,7 @@ def test_the_tables_of_an_earlier_version_are_brought_to_this_one_with_what_they
     database, earlier = tmp_path / "mlflow.db", [each.revision for each in revisions().walk_revisions()][3]
     for number in range(len(commits) // 2, len(commits)):
         with closing(sqlite3.connect(commits.leave(number, database))) as left:
-            if revision(left) == earlier:  # the last transaction of a revision says so
+            if current_revision(left) == earlier:  # the last transaction of a revision says so
                 break
     put(database)
     assert ended(database, record(database))
@@ -155,8 +157,8 @@ def test_a_file_of_another_program_keeps_its_tables(tmp_path: Path) -> None:
 def test_a_file_that_another_process_is_making_is_waited_for(whole: Path, tmp_path: Path) -> None:
     database = tmp_path / "mlflow.db"
     with ThreadPoolExecutor(1) as thread, closing(sqlite3.connect(whole)) as made:
-        with closing(sqlite3.connect(database, isolation_level=None)) as first, alone(first):
-            second = thread.submit(make_whole, database, MLFLOW)
+        with closing(sqlite3.connect(database, isolation_level=None)) as first, lock_database(first):
+            second = thread.submit(make_tables, database, MLFLOW)
             made.backup(first)
             assert not second.done()
         second.result(timeout=60)

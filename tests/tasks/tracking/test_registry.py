@@ -14,10 +14,10 @@ from flows.command import subcommands
 from flows.registry import compare, list_, promote
 from mgaa.errors import InputError, UsageError
 from tasks.cache.artifact import Artifact
-from tasks.config.parameters import Parameters, load
+from tasks.config.parameters import Parameters, load_parameters
 from tasks.tracking import comparison, promotion
 from tasks.tracking.registration import CANDIDATE, CHAMPION, set_alias
-from tasks.tracking.run import tracked
+from tasks.tracking.run import track_run
 from tests.support.finished import ROOT, finished_run
 
 GOOD = {
@@ -48,16 +48,16 @@ def model(request: pytest.FixtureRequest) -> str:
 def parameters(database: Path, model: str, *more: str) -> Parameters:
     where = [f"tracking.uri=sqlite:///{database}", f"tracking.experiment={model}", f"registry.model={model}"]
     bounds = [f"registry.gate.{name}={value}" for name, value in GATE.items()]
-    return load(ROOT / "params.yaml", [*where, *bounds, *more])
+    return load_parameters(ROOT / "params.yaml", [*where, *bounds, *more])
 
 
-def offered(p: Parameters, metrics: dict[str, float], title: str = "a run") -> str:
+def offered(params: Parameters, metrics: dict[str, float], title: str = "a run") -> str:
     """A run that measured this and registered a checkpoint."""
     given = finished_run()
-    p._folder = given.parameters.folder  # where there is a checkpoint
-    with tracked(p, title=title) as run:
+    params._folder = given.parameters.folder  # where there is a checkpoint
+    with track_run(params, title=title) as run:
         run.log_metrics(metrics)
-        run.offer(str(p.registry.model), given.results.models["mgaa"].checkpoint)
+        run.offer(str(params.registry.model), given.results.models["mgaa"].checkpoint)
     return run.id
 
 
@@ -87,14 +87,14 @@ def test_an_alias_that_two_writers_set_for_the_first_time_at_once_is_set(
 
 
 def test_a_run_registers_its_checkpoint_as_candidate(database: Path, model: str, tmp_path: Path) -> None:
-    p = parameters(database, model)
-    first, second = offered(p, GOOD), offered(p, GOOD)
-    one, two = promotion.versions(p)
+    params = parameters(database, model)
+    first, second = offered(params, GOOD), offered(params, GOOD)
+    one, two = promotion.versions(params)
     assert (one.run, one.aliases) == (first, ())
     assert (two.run, two.aliases) == (second, ("candidate",))
     checkpoint: Artifact = finished_run().results.models["mgaa"].checkpoint
     assert two.tags["registry.checkpoint"] == checkpoint.digest
-    client = MlflowClient(p.tracking_uri)
+    client = MlflowClient(params.tracking_uri)
     source = Path(client.get_model_version(model, "2").source.removeprefix("file://"))
     exported = finished_run().parameters.folder / "models" / "compressed"
     assert {path.name: path.read_bytes() for path in source.iterdir()} == {
@@ -103,14 +103,14 @@ def test_a_run_registers_its_checkpoint_as_candidate(database: Path, model: str,
 
 
 def test_the_candidate_that_passes_becomes_the_champion(database: Path, model: str) -> None:
-    p = parameters(database, model)
-    offered(p, GOOD)
-    assert promotion.promote(p).number == 1
-    assert promotion.versions(p)[0].aliases == ("candidate", "champion")
-    offered(p, GOOD | {"perplexity/mgaa": 10.3})
-    assert promotion.promote(p).number == 2
-    assert promotion.promote(p, 2).number == 2  # again: it is as good as itself
-    assert [each.aliases for each in promotion.versions(p)] == [(), ("candidate", "champion")]
+    params = parameters(database, model)
+    offered(params, GOOD)
+    assert promotion.promote(params).number == 1
+    assert promotion.versions(params)[0].aliases == ("candidate", "champion")
+    offered(params, GOOD | {"perplexity/mgaa": 10.3})
+    assert promotion.promote(params).number == 2
+    assert promotion.promote(params, 2).number == 2  # again: it is as good as itself
+    assert [each.aliases for each in promotion.versions(params)] == [(), ("candidate", "champion")]
 
 
 MISSES = {
@@ -125,21 +125,21 @@ MISSES = {
 
 
 def test_a_candidate_that_misses_a_bound_is_refused_and_the_champion_stays(database: Path, model: str) -> None:
-    p = parameters(database, model)
-    offered(p, GOOD)
-    promotion.promote(p)
+    params = parameters(database, model)
+    offered(params, GOOD)
+    promotion.promote(params)
     for metrics, message in MISSES.values():
-        offered(p, GOOD | metrics)
+        offered(params, GOOD | metrics)
         with pytest.raises(InputError, match=rf"{message}.*version 1 stays champion"):
-            promotion.promote(p)
-    assert promotion.versions(p)[0].aliases == ("champion",)
+            promotion.promote(params)
+    assert promotion.versions(params)[0].aliases == ("champion",)
 
 
 def test_one_message_names_every_bound_and_what_was_not_measured(database: Path, model: str) -> None:
-    p = parameters(database, model)
-    offered(p, {"perplexity/dense": 10.0, "perplexity/mgaa": 12.0})
+    params = parameters(database, model)
+    offered(params, {"perplexity/dense": 10.0, "perplexity/mgaa": 12.0})
     with pytest.raises(InputError) as caught:
-        promotion.promote(p)
+        promotion.promote(params)
     told = str(caught.value)
     assert [f"registry.gate.{name}" in told for name in ("perplexity", "model_compression", "accuracy")] == [True] * 3
     assert "no task was measured" in told

@@ -15,9 +15,9 @@ from mlflow import MlflowClient
 
 from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.cache.source import code_digest
-from tasks.config.parameters import Parameters, load
-from tasks.record.lineage import name
-from tasks.tracking.run import measurements, tracked
+from tasks.config.parameters import Parameters, load_parameters
+from tasks.record.lineage import full_name
+from tasks.tracking.run import measurements, track_run
 from tests.support.finished import ROOT, finished_run
 
 EXPERIMENT = "an experiment"
@@ -38,15 +38,15 @@ def client(database: Path) -> MlflowClient:
 def logged(database: Path) -> Any:
     """A finished run, logged."""
     run = finished_run()
-    parameters = load(run.parameters.folder / "params.yaml", [f"tracking.uri=sqlite:///{database}"])
-    with tracked(parameters) as record:
+    parameters = load_parameters(run.parameters.folder / "params.yaml", [f"tracking.uri=sqlite:///{database}"])
+    with track_run(parameters) as record:
         record.log(run.results, run.published, run.record)
     return record.client.get_run(record.id)
 
 
 def parameters(uri: str | Path, experiment: str = EXPERIMENT, **overrides: str) -> Parameters:
     where = f"sqlite:///{uri}" if isinstance(uri, Path) else uri
-    return load(
+    return load_parameters(
         ROOT / "params.yaml",
         [f"tracking.uri={where}", f"tracking.experiment={experiment}", *(f"{k}={v}" for k, v in overrides.items())],
     )
@@ -75,7 +75,7 @@ def test_a_finished_run_holds_every_number_of_the_results(logged: Any) -> None:
 
 
 def test_a_finished_run_holds_every_parameter(logged: Any) -> None:
-    flat = load(finished_run().parameters.folder / "params.yaml").flat()
+    flat = load_parameters(finished_run().parameters.folder / "params.yaml").flat()
     assert logged.data.params.keys() == flat.keys()
     assert logged.data.params["ratios.compression"] == str(flat["ratios.compression"])
     assert logged.data.params["evaluation.baselines"] == '["uniform"]'
@@ -88,7 +88,7 @@ def test_a_finished_run_can_be_traced_to_code_and_artifacts(logged: Any, client:
     assert tags["artifact.ranks.mgaa"] == run.results.models["mgaa"].ranks.digest[:12]
     assert tags["artifact.spectra"].split() == [each.digest[:12] for each in run.results.spectra]
     path = client.download_artifacts(logged.info.run_id, "lineage.json", str(tmp_path))
-    assert name(run.results.models["mgaa"].checkpoint) in json.loads(Path(path).read_text())
+    assert full_name(run.results.models["mgaa"].checkpoint) in json.loads(Path(path).read_text())
 
 
 def test_a_finished_run_names_its_texts(logged: Any) -> None:
@@ -120,14 +120,14 @@ def test_a_finished_run_holds_the_figures_and_the_results(logged: Any, client: M
 def test_a_run_that_raises_is_recorded_as_failed_with_its_error(
     database: Path, client: MlflowClient, error: BaseException, message: str
 ) -> None:
-    with pytest.raises(type(error)), tracked(parameters(database)):
+    with pytest.raises(type(error)), track_run(parameters(database)):
         raise error
     run = last(client)
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", message)
 
 
 def test_parts_of_a_run_that_ended_are_runs_below_it(database: Path, client: MlflowClient) -> None:
-    with tracked(parameters(database), "sweep", "two points") as record:
+    with track_run(parameters(database), "sweep", "two points") as record:
         record.log_child("good", {"factors": "afm", "compression": 0.2}, {"nll": 3.5}, seconds=2.0, error=None)
         assert client.get_run(record.id).info.status == "RUNNING"
         error = InputError("The server http://user:secret@there\nis gone.")
@@ -153,7 +153,7 @@ class Interrupting(dict[str, float]):
 
 
 def test_an_interrupt_cuts_no_record_in_two(database: Path, client: MlflowClient) -> None:
-    with pytest.raises(KeyboardInterrupt), tracked(parameters(database)) as record:
+    with pytest.raises(KeyboardInterrupt), track_run(parameters(database)) as record:
         record.log_child("part", {}, Interrupting(nll=3.5), seconds=0.0, error=None)
     parent = client.get_run(record.id)
     assert (parent.info.status, parent.data.tags["error"]) == ("FAILED", "interrupted (KeyboardInterrupt)")
@@ -164,10 +164,10 @@ def test_an_interrupt_cuts_no_record_in_two(database: Path, client: MlflowClient
 WAITING = """
 import sys, time
 from flows.command.cli import main
-from tasks.tracking.run import tracked
+from tasks.tracking.run import track_run
 
 def wait(parameters):
-    with tracked(parameters):
+    with track_run(parameters):
         print("running", flush=True)
         time.sleep(300)
 
@@ -197,13 +197,13 @@ def test_a_run_that_is_told_to_stop_is_recorded_as_failed(waiting: subprocess.Po
 def test_a_run_that_was_killed_is_closed_by_the_next_one(
     waiting: subprocess.Popen[str], database: Path, client: MlflowClient
 ) -> None:
-    with tracked(parameters(database)):
+    with track_run(parameters(database)):
         pass
     killed = client.search_runs([last(client).info.experiment_id], "attributes.status = 'RUNNING'")
     assert len(killed) == 1  # a run that lives is left alone
     waiting.kill()
     waiting.wait()
-    with tracked(parameters(database)):
+    with track_run(parameters(database)):
         pass
     run = client.get_run(killed[0].info.run_id)
     assert run.info.status == "FAILED"
@@ -251,13 +251,13 @@ def read_only(folder: Path) -> Path:
 def test_a_database_that_cannot_be_written_is_refused_before_the_work(tmp_path: Path, make: Any) -> None:
     with (
         pytest.raises(ResourceError, match=r"(?s)MLflow cannot record in .*Expected.*tracking\.uri="),
-        tracked(parameters(make(tmp_path))),
+        track_run(parameters(make(tmp_path))),
     ):
         raise AssertionError("the work has begun")
 
 
 def test_a_server_that_does_not_answer_is_refused_at_once_and_its_password_is_not_told() -> None:
-    with pytest.raises(ResourceError) as caught, tracked(parameters("http://user:secret@127.0.0.1:9")):
+    with pytest.raises(ResourceError) as caught, track_run(parameters("http://user:secret@127.0.0.1:9")):
         raise AssertionError("the work has begun")
     assert "http://***@127.0.0.1:9" in str(caught.value)
     assert "secret" not in str(caught.value)
@@ -265,19 +265,19 @@ def test_a_server_that_does_not_answer_is_refused_at_once_and_its_password_is_no
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "sqlite://", "ftp://server"])
 def test_a_uri_of_another_form_is_usage(uri: str) -> None:
-    with pytest.raises(UsageError, match=r"tracking\.uri is .*expected sqlite:///"), tracked(parameters(uri)):
+    with pytest.raises(UsageError, match=r"tracking\.uri is .*expected sqlite:///"), track_run(parameters(uri)):
         raise AssertionError("the work has begun")
 
 
 def test_a_deleted_experiment_is_usage(database: Path, client: MlflowClient) -> None:
     client.delete_experiment(client.create_experiment("gone"))
-    with pytest.raises(UsageError, match="mlflow experiments restore"), tracked(parameters(database, "gone")):
+    with pytest.raises(UsageError, match="mlflow experiments restore"), track_run(parameters(database, "gone")):
         raise AssertionError("the work has begun")
 
 
 def test_long_values_are_cut_and_kept_whole_in_a_file(database: Path, client: MlflowClient, tmp_path: Path) -> None:
     tasks = json.dumps([f"task_{index}" for index in range(1000)])
-    with tracked(parameters(database, **{"evaluation.tasks": tasks})) as record:
+    with track_run(parameters(database, **{"evaluation.tasks": tasks})) as record:
         pass
     assert client.get_run(record.id).data.params["evaluation.tasks"].endswith("...")
     path = client.download_artifacts(record.id, "parameters.json", str(tmp_path))
@@ -285,7 +285,7 @@ def test_long_values_are_cut_and_kept_whole_in_a_file(database: Path, client: Ml
 
 
 def test_the_names_of_metrics_are_legal_for_every_model(database: Path, client: MlflowClient) -> None:
-    with tracked(parameters(database)) as record:
+    with track_run(parameters(database)) as record:
         record.log_metrics({"task (5-shot)/acc, normalised": 0.5, "x" * 300: 1.0})
     assert set(client.get_run(record.id).data.metrics) == {"task _5-shot_/acc_ normalised", "x" * 250}
 
@@ -293,7 +293,7 @@ def test_the_names_of_metrics_are_legal_for_every_model(database: Path, client: 
 def test_a_clock_that_is_set_back_gives_no_run_that_ends_before_it_starts(
     database: Path, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tracked(parameters(database)) as run:
+    with track_run(parameters(database)) as run:
         monkeypatch.setattr(time, "time", lambda: 1_000_000_000.0)
     told = client.get_run(run.id).info
     assert told.status == "FINISHED"

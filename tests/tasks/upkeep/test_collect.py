@@ -13,11 +13,11 @@ from mgaa.errors import InputError, LockedError
 from tasks.audit.references import artifacts
 from tasks.audit.verify_store import verify_store
 from tasks.cache.artifact import Artifact
-from tasks.cache.manifest import DamagedError, readable
+from tasks.cache.manifest import DamagedError, format_json
 from tasks.record.run_record import digest_of, md5
-from tasks.upkeep.collect import collect, entries, sizes
+from tasks.upkeep.collect import collect_garbage, list_entries, store_sizes
 from tasks.upkeep.pins import pin, pins, unpin
-from tasks.upkeep.store_lock import alone, in_use
+from tasks.upkeep.store_lock import lock_store, share_store
 from tests.support.audited import Audited, audited
 from tests.support.finished import finished_run
 
@@ -31,7 +31,7 @@ def lab(tmp_path: Path) -> Audited:
 
 def left(lab: Audited, *, runs: int = 0) -> set[Artifact]:
     """What a collection leaves, after the check that it leaves a sound store."""
-    collect(lab.p, lab.store, latest=runs, dry=False, wait=0.0)
+    collect_garbage(lab.p, lab.store, latest=runs, dry=False, wait=0.0)
     assert not [each for each in verify_store(lab.store).findings if each.kind == "disagrees"]
     return {*artifacts(lab.store)}
 
@@ -129,51 +129,51 @@ def test_where_it_cannot_be_told_what_is_needed_nothing_goes(lab: Audited) -> No
     path = lab.folder / "models" / "compressed" / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b"assemble", b"dissolve"))
     with pytest.raises(DamagedError, match="was altered"):
-        collect(lab.p, lab.store, latest=0, dry=False, wait=0.0)
+        collect_garbage(lab.p, lab.store, latest=0, dry=False, wait=0.0)
     shutil.rmtree(lab.folder / "models")
     (lab.folder / "dvc.lock").write_text("<<<<<<< ours\n\tstages: [")
     with pytest.raises(DamagedError, match="resolve it"):
-        collect(lab.p, lab.store, latest=0, dry=False, wait=0.0)
+        collect_garbage(lab.p, lab.store, latest=0, dry=False, wait=0.0)
     assert {*artifacts(lab.store)} == everything
 
 
 def test_nothing_goes_while_a_flow_runs_whoever_runs_it(lab: Audited) -> None:
     unexported(lab)
-    hold = "import sys, pathlib, tasks.upkeep.store_lock as t\nwith t.in_use(pathlib.Path(sys.argv[1])): print(flush=True); input()"
+    hold = "import sys, pathlib, tasks.upkeep.store_lock as t\nwith t.share_store(pathlib.Path(sys.argv[1])): print(flush=True); input()"
     pipe = subprocess.PIPE
     holder = subprocess.Popen([sys.executable, "-c", hold, str(lab.store.path)], stdin=pipe, stdout=pipe, text=True)
     assert holder.stdout is not None
     holder.stdout.readline()
     with pytest.raises(LockedError, match="A run uses the store"):
-        collect(lab.p, lab.store, latest=0, dry=False, wait=0.2)
+        collect_garbage(lab.p, lab.store, latest=0, dry=False, wait=0.2)
     holder.kill()  # the lock dies with its holder
     holder.wait()
     assert left(lab) == set()
 
 
 def test_runs_share_a_store_and_housekeeping_has_it_alone(tmp_path: Path) -> None:
-    with in_use(tmp_path), in_use(tmp_path), pytest.raises(LockedError), alone(tmp_path, 0.0):
+    with share_store(tmp_path), share_store(tmp_path), pytest.raises(LockedError), lock_store(tmp_path, 0.0):
         pass
-    with alone(tmp_path, 0.0), pytest.raises(LockedError), alone(tmp_path, 0.0):
+    with lock_store(tmp_path, 0.0), pytest.raises(LockedError), lock_store(tmp_path, 0.0):
         pass
 
 
 def test_a_dry_collection_says_the_same_and_removes_nothing(lab: Audited) -> None:
     unexported(lab)
     everything = {*artifacts(lab.store)}
-    would = collect(lab.p, lab.store, latest=0, dry=True, wait=0.0)
+    would = collect_garbage(lab.p, lab.store, latest=0, dry=True, wait=0.0)
     assert {*artifacts(lab.store)} == everything
-    done = collect(lab.p, lab.store, latest=0, dry=False, wait=0.0)
+    done = collect_garbage(lab.p, lab.store, latest=0, dry=False, wait=0.0)
     assert done == would
     assert done.bytes > 0
 
 
 def test_a_list_and_sizes_tell_what_is_there(lab: Audited) -> None:
     pin(lab.store, lab.run, "")
-    listed = {entry.artifact: entry for entry in entries(lab.store)}
+    listed = {entry.artifact: entry for entry in list_entries(lab.store)}
     assert listed.keys() == {*artifacts(lab.store)}
     assert [each for each, entry in listed.items() if entry.pinned] == [lab.run]
-    found = sizes(lab.store)
+    found = store_sizes(lab.store)
     assert found["factors"]["count"] == len([*lab.store.path.glob("factors/*")])
     assert found["factors"]["bytes"] == sum(
         each.stat().st_size for each in lab.store.path.glob("factors/*/*") if each.is_file()
@@ -182,4 +182,4 @@ def test_a_list_and_sizes_tell_what_is_there(lab: Audited) -> None:
 
 def test_a_published_record_names_its_run(lab: Audited) -> None:
     assert digest_of((lab.p.results / "record.json").read_bytes()) == lab.run
-    assert digest_of(readable({})) != lab.run
+    assert digest_of(format_json({})) != lab.run

@@ -12,12 +12,12 @@ import pytest
 
 from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.cache.artifact import MANIFEST, Artifact, DamagedError, Store
-from tasks.cache.manifest import digest, readable
+from tasks.cache.manifest import digest, format_json
 from tasks.cache.step import step
-from tasks.config.parameters import Parameters, load
-from tasks.record.lineage import name
+from tasks.config.parameters import Parameters, load_parameters
+from tasks.record.lineage import full_name
 from tasks.record.signing import sign, signature
-from tasks.upkeep.sync import Shared, pull, push
+from tasks.upkeep.sync import Transfer, pull, push
 from tests.support.finished import ROOT
 from tests.support.servers import free_port, rclone, sftp
 
@@ -43,9 +43,9 @@ def add(out: Path, store: Store, numbers: Artifact) -> None:
 @step(kind="run")
 def record(out: Path, store: Store, total: Artifact) -> None:
     """What a run leaves for others to find."""
-    told = {"flow": "compress", "key": "", "end": "", "artifacts": {"sum": [name(total)]}}
+    told = {"flow": "compress", "key": "", "end": "", "artifacts": {"sum": [full_name(total)]}}
     tables = ("parameters", "sources", "keys", "published", "git", "versions", "tags")
-    (out / "record.json").write_bytes(readable(told | {table: {} for table in tables}))
+    (out / "record.json").write_bytes(format_json(told | {table: {} for table in tables}))
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def member(folder: Path, remote: str) -> Parameters:
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".dvc" / "config").write_text(f"[core]\n    no_scm = True\n    remote = team\n{remote}")
     (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    return load(folder / "params.yaml")
+    return load_parameters(folder / "params.yaml")
 
 
 def folder_remote(path: Path) -> str:
@@ -93,12 +93,12 @@ def remote(request: pytest.FixtureRequest, tmp_path: Path, bucket: Path) -> Iter
             yield f"['remote \"team\"']\n    url = {url}\n    keyfile = {key}\n    allow_agent = false\n"
 
 
-def run(p: Parameters, upto: int = 5) -> Artifact:
+def run(params: Parameters, upto: int = 5) -> Artifact:
     """A run whose record is published."""
-    store = Store(p.store_path)
+    store = Store(params.store_path)
     ended = record.fn(store, add.fn(store, count.fn(store, upto=upto)))
-    p.results.mkdir(exist_ok=True)
-    (p.results / "record.json").write_bytes((store.folder(ended) / "record.json").read_bytes())
+    params.results.mkdir(exist_ok=True)
+    (params.results / "record.json").write_bytes((store.folder(ended) / "record.json").read_bytes())
     return ended
 
 
@@ -111,11 +111,11 @@ def hand_over(one: Parameters, two: Parameters) -> None:
 def test_what_one_member_pushed_another_one_does_not_compute_again(remote: str, tmp_path: Path) -> None:
     one, two = (member(tmp_path / name, remote) for name in ("one", "two"))
     ended = run(one)
-    assert push(one) == Shared(3, 3, 3, 3)
-    assert push(one) == Shared(3, 3, 0, 0)
+    assert push(one) == Transfer(3, 3, 3, 3)
+    assert push(one) == Transfer(3, 3, 0, 0)
     hand_over(one, two)
-    assert pull(two) == Shared(3, 3, 3, 3)
-    assert pull(two) == Shared(3, 3, 0, 0)
+    assert pull(two) == Transfer(3, 3, 3, 3)
+    assert pull(two) == Transfer(3, 3, 0, 0)
     bodies.clear()
     assert run(two) == ended
     assert bodies == []
@@ -169,7 +169,7 @@ def test_an_artifact_travels_by_its_name_with_what_it_was_made_from(tmp_path: Pa
     run(one)
     (total,) = (one.store_path / "sums").iterdir()
     assert push(one, [f"sums/{total.name[:6]}"]).artifacts == 2
-    assert pull(two, [f"sums/{total.name}"], "team") == Shared(2, 2, 2, 2)
+    assert pull(two, [f"sums/{total.name}"], "team") == Transfer(2, 2, 2, 2)
     bodies.clear()
     store = Store(two.store_path)
     assert add.fn(store, count.fn(store, upto=5)).digest == total.name
@@ -186,7 +186,7 @@ def test_a_second_key_of_the_same_content_travels_too(tmp_path: Path) -> None:
     store = Store(one.store_path)
     stage = {**told["stage"], "code": "a comment more"}
     store.remember(digest(stage), Artifact(told["kind"], told["digest"]), stage)
-    assert push(one) == Shared(3, 4, 0, 1)
+    assert push(one) == Transfer(3, 4, 0, 1)
     hand_over(one, two)
     assert pull(two).keys == 4
 
@@ -194,7 +194,7 @@ def test_a_second_key_of_the_same_content_travels_too(tmp_path: Path) -> None:
 PUSHING = """
 import os, signal, sys
 from pathlib import Path
-from tasks.config.parameters import load
+from tasks.config.parameters import load_parameters
 from tasks.upkeep.sync import push
 
 places = []
@@ -205,7 +205,7 @@ def strike(event, arguments):
             os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(strike)
-push(load(Path(sys.argv[2])))
+push(load_parameters(Path(sys.argv[2])))
 """
 
 
@@ -220,7 +220,7 @@ def test_a_push_that_was_killed_is_never_seen_and_is_finished_by_the_next_one(nu
     with pytest.raises(InputError, match="whoever has it runs"):
         pull(two)
     push(one)
-    assert pull(two) == Shared(3, 3, 3, 3)
+    assert pull(two) == Transfer(3, 3, 3, 3)
 
 
 # What cannot be used

@@ -7,7 +7,7 @@ from prefect import flow
 from flows.command.cli import main
 from tasks import toy as steps
 from tasks.cache.artifact import Store
-from tasks.cache.step import recording
+from tasks.cache.step import record_executions
 from tasks.config.parameters import Parameters
 
 
@@ -15,7 +15,7 @@ from tasks.config.parameters import Parameters
 def toy(parameters: Parameters) -> None:
     """Count, combine, and then fail or take long if told to."""
     store = Store(parameters.store_path)
-    with recording() as executions:
+    with record_executions() as executions:
         numbers = steps.count(store, upto=5)
         print(steps.combine.submit(store, numbers, method="total").result().digest)
         if parameters.tracking.experiment == "fail":
