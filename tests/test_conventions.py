@@ -114,7 +114,7 @@ def test_another_python_is_refused_with_the_remedy(tmp_path: Path) -> None:
     old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 9)\n$2"\n')
     old.chmod(0o755)
     for python, complaint in ((str(old), "is Python 3.9"), ("no-such-python", "there is no no-such-python")):
-        command = ["make", "-C", str(ROOT), f"PYTHON={python}", f"INSTALLED={tmp_path}/never", "install"]
+        command = ["make", "-C", str(ROOT), f"PYTHON={python}", f"VENV={tmp_path}/never", "install"]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         assert made.returncode != 0
         assert complaint in made.stderr
