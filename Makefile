@@ -74,6 +74,7 @@ install: $(PIPELINE)
 
 $(EXTRAS:%=install-%): install-%: $(VENV)/.%
 
+.NOTPARALLEL: # one environment, one pip at a time
 # A file for every extra that is installed.
 $(PIPELINE) $(EXTRAS:%=$(VENV)/.%): $(VENV)/.%: pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[pipeline,$*]'
