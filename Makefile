@@ -20,7 +20,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-vlm plan ablation test test-all check demo-backbone demo-vlm-backbone docs wheel wheel-test install $(EXTRAS:%=install-%) clean
+.PHONY: demo demo-vlm plan ablation test test-all check lock demo-backbone demo-vlm-backbone docs wheel wheel-test install $(EXTRAS:%=install-%) clean
 demo: $(PIPELINE)
 	dvc repro --quiet compress
 	python -m flows.show
@@ -49,6 +49,10 @@ check: $(DEV)
 	ruff format --check .
 	ruff check .
 	mypy
+
+# The digests of the code of every step, which DVC depends on. A test holds them to the code.
+lock: $(PIPELINE)
+	python -m tasks.cache.steps_lock
 
 demo-backbone: $(PIPELINE)
 	python -m demo.train

@@ -2,10 +2,10 @@
 
     python benchmarks/ablations.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...]
 
-Of every text the first 40 % of the documents calibrate and the last 40 % are evaluated (256 windows of 256 tokens, drawn by seed); `TEXT` is a file,
-or `demo`. For each backbone and compression: LoRAP as published, each of its parts replaced, and every factorizer with dense and with
-compressed inputs under MGAA's allocation. Cells are thousandths of log-perplexity above dense; the mark compares with the first row of the
-table, or with dense inputs, by a paired bootstrap over the windows: ▼ better, ▲ worse, ≈ undecided (95 %).
+Of every text the first 40 % of the documents calibrate and the last 40 % are evaluated (256 windows of 256 tokens, drawn by seed); `TEXT`
+is a file, or `demo`. For each backbone and compression: LoRAP as published, each of its parts replaced, and every factorizer with dense and
+with compressed inputs under MGAA's allocation. Cells are thousandths of log-perplexity above dense; the mark compares with the first row of
+the table, or with dense inputs, by a paired bootstrap over the windows: ▼ better, ▲ worse, ≈ undecided (95 %).
 """
 
 import math
@@ -19,11 +19,11 @@ from torch import Tensor
 import mgaa
 from demo import corpus
 from mgaa.compress import LORAP
+from mgaa.evaluation.perplexity import Perplexity, perplexity
+from mgaa.inputs.tokens import pack, windows
 from mgaa.methods import available
-from mgaa.perplexity import Perplexity, perplexity
-from mgaa.tokens import pack, windows
-from tasks import documents
-from tasks.bootstrap import Bootstrap, verdict
+from tasks.data import documents
+from tasks.evaluation.bootstrap import Bootstrap, verdict
 
 TARGETS = (0.2, 0.5)
 LENGTH = 256

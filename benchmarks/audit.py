@@ -2,9 +2,9 @@
 
     python benchmarks/audit.py [--artifacts 1000] [--megabytes 1.0]
 
-The store is made of real artifacts in layers, each from three of the layer before, as a pipeline over blocks makes them, and lies in memory's
-page cache when it is verified. The commands run in processes of their own, as a user's do; sha256 alone on the same files, on one core, is
-the floor.
+The store is made of real artifacts in layers, each from three of the layer before, as a pipeline over blocks makes them, and lies in
+memory's page cache when it is verified. The commands run in processes of their own, as a user's do; sha256 alone on the same files, on one
+core, is the floor.
 """
 
 import argparse
@@ -20,9 +20,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tasks import code, provenance  # noqa: E402
-from tasks.artifact import Artifact, Store  # noqa: E402
-from tasks.sealing import digest  # noqa: E402
+from tasks.cache import environment, source  # noqa: E402
+from tasks.cache.artifact import Artifact, Store  # noqa: E402
+from tasks.cache.manifest import digest  # noqa: E402
 
 LAYER = 40
 
@@ -30,7 +30,7 @@ LAYER = 40
 def fill(store: Store, count: int, size: int) -> Artifact:
     """Seal and remember so many artifacts; the last one has everything behind it."""
     draw, made = random.Random(0), list[Artifact]()
-    sources = code.sources("tasks.decompose")
+    sources = source.sources("tasks.steps.decompose")
     for number in range(count):
         last = number == count - 1
         behind = made[-LAYER:] if last else draw.sample(made[-2 * LAYER :], min(3, len(made)))
@@ -48,7 +48,7 @@ def fill(store: Store, count: int, size: int) -> Artifact:
             (out / "block.safetensors").write_bytes(draw.randbytes(size))
             shared = {name: stage[name] for name in ("task", "inputs", "parameters", "code")}
             made.append(
-                store.seal(out, "spectra", {**shared, "key": key, "sources": sources, **provenance.origin(), **times})
+                store.seal(out, "spectra", {**shared, "key": key, "sources": sources, **environment.origin(), **times})
             )
         store.remember(key, made[-1], stage)
     return made[-1]

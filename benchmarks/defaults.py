@@ -2,10 +2,11 @@
 
     python benchmarks/defaults.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [--output grid.json]
 
-Of every text the first 40 % of the documents calibrate and the next 20 % validate; the rest is never read here. `TEXT` is a file, or `demo`.
-A cell is the increase of log-perplexity over dense, as a share of uniform's at the same budget, refill and factorizer (`afm`): below 1 is
-better than uniform. The choice minimises the worst cell at 0.2, 0.3 and 0.4, ties broken by the mean; leave-one-out repeats the choice without
-one backbone and reads the result on it. Spectra are computed once per backbone, so a cell costs slicing and one validation pass.
+Of every text the first 40 % of the documents calibrate and the next 20 % validate; the rest is never read here. `TEXT` is a file, or
+`demo`. A cell is the increase of log-perplexity over dense, as a share of uniform's at the same budget, refill and factorizer (`afm`):
+below 1 is better than uniform. The choice minimises the worst cell at 0.2, 0.3 and 0.4, ties broken by the mean; leave-one-out repeats the
+choice without one backbone and reads the result on it. Spectra are computed once per backbone, so a cell costs slicing and one validation
+pass.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from tqdm.auto import tqdm
 
 import mgaa
 from demo import corpus
-from mgaa import factors, ranks, ratios, tokens
-from mgaa.architectures import matrices_of
-from mgaa.perplexity import perplexity
-from mgaa.streaming import stream_statistics
-from tasks import documents
+from mgaa import factors, ranks, ratios
+from mgaa.evaluation.perplexity import perplexity
+from mgaa.inputs import tokens
+from mgaa.models.architectures import matrices_of
+from mgaa.statistics.calibration import stream_statistics
+from tasks.data import documents
 
 TARGETS = (0.2, 0.3, 0.4)
 LENGTH = 256
@@ -41,7 +43,7 @@ class Bench:
         self.matrices = matrices_of(self.model)
         self.dense = {m.name: self.model.get_submodule(m.name).weight.detach().clone() for m in self.matrices}
         self.cosines: dict[str, float] = {}
-        self.spectra: dict[str, mgaa.linalg.Spectrum] = {}
+        self.spectra: dict[str, mgaa.decomposition.linalg.Spectrum] = {}
         for index, block in enumerate(stream_statistics(self.model, measured)):
             names = {m.local: m.name for m in self.matrices if m.block == index}
             found = factors.spectra({local: self.dense[name] for local, name in names.items()}, block, "afm")

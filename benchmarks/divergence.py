@@ -4,9 +4,10 @@
 
 The reverse divergence sum_v p(v) log(p(v) / q(v)) of a compressed model p from the dense model q needs q at every token of the validation
 windows. Compared, on 20 windows of 256 tokens and 5 random allocations at compression 0.2 (one share per type, `pooled`): all logits in the
-model's dtype; the input of the head, from which they are computed again; the k largest probabilities with the mass of the rest, which gives a
-lower bound (Cover and Thomas, Elements of Information Theory, 2.7: the log sum inequality). `missed` is the mean over allocations of the share
-of the divergence that is lost, `order` the rank correlation of the allocations by what is left; seconds are those of one trial's divergence.
+model's dtype; the input of the head, from which they are computed again; the k largest probabilities with the mass of the rest, which gives
+a lower bound (Cover and Thomas, Elements of Information Theory, 2.7: the log sum inequality). `missed` is the mean over allocations of the
+share of the divergence that is lost, `order` the rank correlation of the allocations by what is left; seconds are those of one trial's
+divergence.
 """
 
 import sys
@@ -19,16 +20,16 @@ from transformers import PreTrainedModel
 
 import mgaa
 from benchmarks.ablations import LENGTH, texts
-from mgaa.architectures import matrices_of
-from mgaa.checkpoint import twin_of
+from mgaa.checkpoints.save import twin_of
 from mgaa.decomposed import decomposed
-from mgaa.fused import unfuse_
+from mgaa.inputs.tokens import pack, windows
 from mgaa.levels import Target
+from mgaa.models.architectures import matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.search import reference, space_of
 from mgaa.search.objective import logits_of
 from mgaa.search.optimizer import drawn
-from mgaa.streaming import Measuring
-from mgaa.tokens import pack, windows
+from mgaa.statistics.calibration import Measuring
 
 WINDOWS, ALLOCATIONS, COMPRESSION, BATCH = 20, 5, 0.2, 10
 KEPT = (16, 64, 256)

@@ -15,12 +15,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mgaa.architectures import decoder_blocks
-from mgaa.checkpoint import load
+from mgaa.checkpoints.save import load
+from mgaa.decomposition.linalg import decompose
 from mgaa.factors import factorize
 from mgaa.factors.afm import metric
-from mgaa.linalg import decompose
-from mgaa.statistics import Accumulator, InputStatistics
+from mgaa.models.architectures import decoder_blocks
+from mgaa.statistics.statistics import Accumulator, InputStatistics
 
 LENGTH, SEQUENCES, HELD_OUT, DRAWS = 256, 64, 8000, 3
 TOKENS = (4, 16, 64, 128, 256, 512)

@@ -100,15 +100,15 @@ Kind = tuple[Path, Callable[[bytes, random.Random], bytes], Callable[[Path], obj
 
 def kinds(folder: Path) -> dict[str, Kind]:
     """The file of every kind, how it is damaged, and what opens it: given the folder of the project, `model` and `run` below it."""
-    from mgaa.loading import load
-    from mgaa.ownership import check_folder
-    from mgaa.skeleton import skeleton
-    from tasks.artifact import Store
-    from tasks.documents import read
-    from tasks.dvc_lock import read_stages
-    from tasks.parameters import load as parameters
-    from tasks.run_record import parse_record
-    from tasks.verify_store import verify_store
+    from mgaa.checkpoints.load import load
+    from mgaa.checkpoints.meta_model import skeleton
+    from mgaa.checkpoints.ownership import check_folder
+    from tasks.audit.dvc_lock import read_stages
+    from tasks.audit.verify_store import verify_store
+    from tasks.cache.artifact import Store
+    from tasks.config.parameters import load as parameters
+    from tasks.data.documents import read
+    from tasks.record.run_record import parse_record
 
     model = folder / "model"
 
@@ -145,7 +145,7 @@ def project() -> Iterator[Path]:
 
     with tempfile.TemporaryDirectory() as home:
         os.environ["PREFECT_HOME"] = home
-        from tests.finished import ROOT, finished_run
+        from tests.support.finished import ROOT, finished_run
 
         folder = Path(home) / "project"
         shutil.copytree(finished_run().parameters.folder, folder)

@@ -2,12 +2,12 @@
 
     python benchmarks/generation.py [--hidden 1024] [--blocks 8] [--compression 0.5] [--rounds 7] [--latency]
 
-A random Llama of the given shape (speed does not depend on the weights), compressed by LoRAP and, for comparison, by MGAA on random tokens. Prints
-the median ratio of the tokens per second to the dense model's in the same round, with its range, at batch 1 (decoding) and for
+A random Llama of the given shape (speed does not depend on the weights), compressed by LoRAP and, for comparison, by MGAA on random tokens.
+Prints the median ratio of the tokens per second to the dense model's in the same round, with its range, at batch 1 (decoding) and for
 the prompt alone (prefill).
 
-With `--latency` it measures a profile of this device first, compresses by MGAA with parameters and with latency as the objective, at one token
-and at those of the prompt, saves and loads every model, and prints beside each ratio the one that is predicted of the linears alone.
+With `--latency` it measures a profile of this device first, compresses by MGAA with parameters and with latency as the objective, at one
+token and at those of the prompt, saves and loads every model, and prints beside each ratio the one that is predicted of the linears alone.
 """
 
 import argparse
@@ -22,11 +22,11 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import mgaa
-from mgaa.architectures import matrices_of
+from mgaa.allocation.device_profile import measure
+from mgaa.allocation.latency import latency_of, total
 from mgaa.compress import LORAP
-from mgaa.latency import latency_of, total
-from mgaa.lowrank import low_rank_layers
-from mgaa.profiling import measure
+from mgaa.models.architectures import matrices_of
+from mgaa.models.lowrank import low_rank_layers
 
 NEW = 48
 PROMPT = 256

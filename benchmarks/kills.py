@@ -1,15 +1,17 @@
-"""Does a kill at a random moment of a first run break anything? Runs that are killed in an empty project, and what the next run makes of it.
+"""Does a kill at a random moment of a first run break anything? Runs that are killed in an empty project, and what the next run makes of
+it.
 
     python benchmarks/kills.py [--kills 50] [--seed 0] [--first 0]
 
-Each of them starts `python -m flows.compress` in a project of its own where nothing has run yet (the tiny one of tests/flows/laboratory.py,
-with its own store, MLflow database and Prefect home) and kills it with SIGKILL: every even one with the process group, as a machine that
-runs out of memory or a scheduler does, every odd one the process of the flow alone. Half of the moments are uniform over the duration of
-an undisturbed run, half over its beginning, in which databases and folders are created. The run after it goes to its end.
+Each of them starts `python -m flows.compress` in a project of its own where nothing has run yet (the tiny one of
+tests/support/laboratory.py, with its own store, MLflow database and Prefect home) and kills it with SIGKILL: every even one with the
+process group, as a machine that runs out of memory or a scheduler does, every odd one the process of the flow alone. Half of the moments
+are uniform over the duration of an undisturbed run, half over its beginning, in which databases and folders are created. The run after it
+goes to its end.
 
 Then all must be as after an undisturbed run: exit code 0 with nothing on stderr, the digests of all artifacts, the bytes of the checkpoint,
-the numbers in MLflow. And nothing is left: no temporary folder, no server, no open record. One line for each kill; exit code 1 if any differs.
-The draws of a kill depend on the seed and its number alone, so `--first 20 --kills 10` is a part of what `--kills 30` does.
+the numbers in MLflow. And nothing is left: no temporary folder, no server, no open record. One line for each kill; exit code 1 if any
+differs. The draws of a kill depend on the seed and its number alone, so `--first 20 --kills 10` is a part of what `--kills 30` does.
 """
 
 import argparse
@@ -33,7 +35,7 @@ import psutil  # type: ignore[import-untyped]
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tests.flows.laboratory import Laboratory, build  # noqa: E402
+from tests.support.laboratory import Laboratory, build  # noqa: E402
 
 PATIENCE = 600.0
 """Seconds that a run may take."""

@@ -1,15 +1,17 @@
 """What the shapes of large models take: seconds beside their floors, memory beside its plan, block by block.
 
-    python benchmarks/large.py --shape llama-2-7b [--blocks 2] [--samples 256] [--length 2048] [--place device|host|disk] [--stages calibrate]
+    python benchmarks/large.py --shape llama-2-7b [--blocks 2] [--samples 256] [--length 2048] [--place device|host|disk] [--stages
+    calibrate]
 
 A model of the shape with random weights in bfloat16 and few blocks is written to a temporary folder, and streamed from there through
-calibration, decomposition, allocation and factorization (compression 0.2, afm, softmax and energy). All blocks of such a model cost the same,
-so seconds of all are those of the few in proportion, which is printed as `extrapolated`; `--blocks` may be the full depth where the disk has room.
+calibration, decomposition, allocation and factorization (compression 0.2, afm, softmax and energy). All blocks of such a model cost the
+same, so seconds of all are those of the few in proportion, which is printed as `extrapolated`; `--blocks` may be the full depth where the
+disk has room.
 
-A floor is the arithmetic of a stage over the rates of this device, measured at the start on square products, plus the bytes that it reads over
-the rate of the disk (`mgaa.plan`, `mgaa.hardware`). Memory is what torch has allocated at most on a CUDA device, or on a CPU what the
-process holds at most beside its start (sampled); beside it stands what `mgaa.plan` says. On CUDA the same command runs without changes; there it
-has not run yet, so no number of a GPU is known.
+A floor is the arithmetic of a stage over the rates of this device, measured at the start on square products, plus the bytes that it reads
+over the rate of the disk (`mgaa.plan`, `mgaa.blocks.hardware`). Memory is what torch has allocated at most on a CUDA device, or on a CPU
+what the process holds at most beside its start (sampled); beside it stands what `mgaa.plan` says. On CUDA the same command runs without
+changes; there it has not run yet, so no number of a GPU is known.
 """
 
 import argparse
@@ -27,13 +29,13 @@ from transformers.utils.logging import disable_progress_bar
 import mgaa
 from benchmarks import stages
 from benchmarks.effort import allocated, effort, fresh
-from mgaa.folder import INDEX
-from mgaa.hardware import Rates, free_memory, rates
+from mgaa.blocks.hardware import Rates, free_memory, rates
+from mgaa.checkpoints.folder import INDEX
+from mgaa.checkpoints.meta_model import skeleton
 from mgaa.plan import plan
 from mgaa.plan.layout import Layout, layout_of
 from mgaa.plan.room import gigabytes
 from mgaa.plan.settings import Settings, Stage
-from mgaa.skeleton import skeleton
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPRESSION = 0.2

@@ -2,8 +2,9 @@
 
     python benchmarks/least_loss.py [NAME=MODEL:TEXT:OTHER_TEXT ...] [--widths 512,1024] [--repeats 3] [--compressions 0.2,0.3,0.4]
 
-Backbones and their 128 calibration windows of 256 tokens are those of `benchmarks/proof.py`; a width is a random Llama of four blocks with 32 windows. Each line
-has the median over the repeats, each of one compression by MGAA and one by `mgaa.LOSS`, in turns; everything else should be quiet.
+Backbones and their 128 calibration windows of 256 tokens are those of `benchmarks/proof.py`; a width is a random Llama of four blocks with
+32 windows. Each line has the median over the repeats, each of one compression by MGAA and one by `mgaa.LOSS`, in turns; everything else
+should be quiet.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 import mgaa
 from benchmarks.effort import Shape
 from benchmarks.proof import Bench
-from mgaa.checkpoint import twin_of
+from mgaa.checkpoints.save import twin_of
 
 
 def seconds(model: PreTrainedModel, tokens: Tensor, compression: float, **settings: Any) -> float:

@@ -1,11 +1,12 @@
 """What a run was predicted to take, beside what it took: memory and disk, at three sizes and streamed.
 
-    python -m benchmarks.plan [hidden,blocks,stream ...] [section.key=value ...]      default: 512,8,never 1024,6,never 2048,3,never 2048,3,always
+    python -m benchmarks.plan [hidden,blocks,stream ...] [section.key=value ...]      default: 512,8,never 1024,6,never 2048,3,never
+    2048,3,always
 
 For each, a random LLaMA of that width runs through `flows.compress` in a process of its own, on the calibration, validation and evaluation
 texts of the demo. Memory is the peak of what is no page of a file (resident less shared), sampled every 10 ms; disk is
-the peak of what the run holds there. The prediction is that of `flows.plan`, made before the run with the same parameters; the process itself counts on both
-sides, so the share above it is printed too.
+the peak of what the run holds there. The prediction is that of `flows.plan`, made before the run with the same parameters; the process
+itself counts on both sides, so the share above it is printed too.
 """
 
 import os
@@ -69,11 +70,11 @@ def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
 
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
     """Memory of a run, that of the process alone, and disk."""
-    from flows.evaluate import device
-    from flows.workers import workers
-    from tasks.parameters import load
-    from tasks.planning import IMPORTS, outlook, resident_bytes
-    from tasks.recipes import recipes
+    from flows.command.runner import workers
+    from flows.parts.measurement import device
+    from tasks.config.parameters import load
+    from tasks.planning.recipes import recipes
+    from tasks.planning.resources import IMPORTS, outlook, resident_bytes
 
     p = load(folder / "params.yaml", overrides)
     found = outlook(p, device(p), models=len(recipes(p)), workers=workers(p))

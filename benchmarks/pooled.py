@@ -2,8 +2,9 @@
 
     python benchmarks/pooled.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...]
 
-Texts, their parts and the evaluation windows are those of `benchmarks/ablations.py`. The 128 calibration windows are drawn five times (seeds 0 to 4);
-one pass over each draw serves both factorizers and both compressions. A row is one backbone at one compression, in thousandths of log-perplexity:
+Texts, their parts and the evaluation windows are those of `benchmarks/ablations.py`. The 128 calibration windows are drawn five times
+(seeds 0 to 4); one pass over each draw serves both factorizers and both compressions. A row is one backbone at one compression, in
+thousandths of log-perplexity:
 
 - afm: its increase over dense, mean over the draws, and the standard deviation over the draws
 - pooled - afm: of the same draw; mean and standard deviation over the draws (below 0 pooled is better)
@@ -22,18 +23,18 @@ from transformers import PreTrainedModel
 
 import mgaa
 from benchmarks.ablations import LENGTH, texts
-from mgaa.architectures import matrices_of
-from mgaa.checkpoint import apply_factors, twin_of
+from mgaa.checkpoints.save import apply_factors, twin_of
 from mgaa.compress import RATIOS
+from mgaa.decomposition.linalg import Spectrum
+from mgaa.evaluation.perplexity import Perplexity, perplexity
 from mgaa.factors import factorize_linear, spectra
-from mgaa.fused import unfuse_
+from mgaa.inputs.tokens import pack, windows
 from mgaa.levels import Target, allocate
-from mgaa.linalg import Spectrum
-from mgaa.perplexity import Perplexity, perplexity
+from mgaa.models.architectures import matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.ranks import ladders_of
-from mgaa.streaming import stream_statistics
-from mgaa.tokens import pack, windows
-from tasks.bootstrap import Bootstrap
+from mgaa.statistics.calibration import stream_statistics
+from tasks.evaluation.bootstrap import Bootstrap
 
 TARGETS = (0.2, 0.3)
 DRAWS = 5

@@ -3,11 +3,11 @@
     python benchmarks/proof.py NAME=MODEL:TEXT:OTHER_TEXT [...] [--only METHOD,...] [--compressions 0.1,...] [--output proof.json]
     python benchmarks/proof.py --tables [--output proof.json]
 
-Of `TEXT` the first 40 % of the documents calibrate (128 windows of 256 tokens), the next 20 % are what searches validate on (200 windows), and the last
-40 % are evaluated (256 windows drawn by seed), also by the two zero-shot tasks that are made of them, through the harness, at 0.2 and 0.4. `OTHER_TEXT` is
-evaluated whole (256 windows). A text is a file, or `demo`. Models are in float32; every cell is kept in the output as soon as it is measured, with the loss of
-every window, and is not measured again: a run that was stopped goes on. Seconds are wall and CPU time of one process, which include what a
-method shares between compressions. `benchmarks/proof_tables.py` makes the tables.
+Of `TEXT` the first 40 % of the documents calibrate (128 windows of 256 tokens), the next 20 % are what searches validate on (200 windows),
+and the last 40 % are evaluated (256 windows drawn by seed), also by the two zero-shot tasks that are made of them, through the harness, at
+0.2 and 0.4. `OTHER_TEXT` is evaluated whole (256 windows). A text is a file, or `demo`. Models are in float32; every cell is kept in the
+output as soon as it is measured, with the loss of every window, and is not measured again: a run that was stopped goes on. Seconds are wall
+and CPU time of one process, which include what a method shares between compressions. `benchmarks/proof_tables.py` makes the tables.
 """
 
 import argparse
@@ -30,12 +30,13 @@ from benchmarks.proof_methods import METHODS
 from benchmarks.proof_tables import tables
 from demo import corpus
 from demo import tasks as items
-from mgaa.architectures import matrices_of
-from mgaa.checkpoint import twin_of
+from mgaa.checkpoints.save import twin_of
 from mgaa.errors import NumericalError, UsageError
-from mgaa.perplexity import perplexity
-from mgaa.tokens import pack, windows
-from tasks import documents, zero_shot
+from mgaa.evaluation.perplexity import perplexity
+from mgaa.inputs.tokens import pack, windows
+from mgaa.models.architectures import matrices_of
+from tasks.data import documents
+from tasks.evaluation import zero_shot
 
 COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WITH_TASKS = (0.2, 0.4)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 import mgaa
 from benchmarks.peers import asvd, lems, zs_svd
 from benchmarks.peers.filling import Prepared
-from mgaa.checkpoint import twin_of
+from mgaa.checkpoints.save import twin_of
 from mgaa.search.compress import compress_by_search_
 
 Method = Callable[[PreTrainedModel, Int[Tensor, "s t"], Int[Tensor, "n l"]], Prepared]

@@ -1,8 +1,8 @@
 """The tables of `benchmarks/proof.py`: an overview and the details of every backbone, and the summary over all of them.
 
 Increases are of log-perplexity over dense, in thousandths of a nat. Intervals are those of a paired bootstrap over the evaluation windows
-(`tasks/bootstrap.py`, 95 %): of a method less MGAA, or less uniform, on the same windows; below 0 is better than it. In the overview ▼ is better than
-MGAA beyond such an interval, ▲ worse, ≈ undecided.
+(`tasks/evaluation/bootstrap.py`, 95 %): of a method less MGAA, or less uniform, on the same windows; below 0 is better than it. In the
+overview ▼ is better than MGAA beyond such an interval, ▲ worse, ≈ undecided.
 """
 
 import math
@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tasks.bootstrap import Bootstrap, Interval, verdict
+from tasks.evaluation.bootstrap import Bootstrap, Interval, verdict
 
 SUMMED = ("0.2", "0.3", "0.4")
 REFERENCES = ("mgaa", "uniform")

@@ -2,10 +2,11 @@
 
     python benchmarks/recipe.py [--blocks 8] [--hidden 1024] [--ffn 2816] [--samples 32] [--length 512] [--threads N] [--targets 1 5]
 
-A random Llama in float32 and random tokens (the work does not depend on the values). Each row is a fresh process, which builds the model, then measures the
-compression alone (`benchmarks/effort.py`): for one target (0.2), then for five (0.1 to 0.5), the recipe repeated whole, and with its calibration
-reused. Ours is `mgaa.compress_` and `mgaa.sweep`, once with the recipe's own choices (`whitened`, uniform ratios and ranks, one sequence at a time),
-once with the defaults. Then the relative output errors of all matrices on the calibration tokens, at the ranks of the recipe, inputs of the dense model.
+A random Llama in float32 and random tokens (the work does not depend on the values). Each row is a fresh process, which builds the model,
+then measures the compression alone (`benchmarks/effort.py`): for one target (0.2), then for five (0.1 to 0.5), the recipe repeated whole,
+and with its calibration reused. Ours is `mgaa.compress_` and `mgaa.sweep`, once with the recipe's own choices (`whitened`, uniform ratios
+and ranks, one sequence at a time), once with the defaults. Then the relative output errors of all matrices on the calibration tokens, at
+the ranks of the recipe, inputs of the dense model.
 """
 
 import argparse
@@ -20,12 +21,12 @@ from torch import Tensor
 import mgaa
 from benchmarks.effort import Effort, Shape, effort, fresh
 from benchmarks.svdllm import profiled, rank, whiten_
-from mgaa.architectures import matrices_of
-from mgaa.checkpoint import apply_factors, twin_of
+from mgaa.checkpoints.save import apply_factors, twin_of
 from mgaa.decomposed import decomposed
 from mgaa.factors import factorize_linear
 from mgaa.levels import Target
-from mgaa.streaming import Measuring
+from mgaa.models.architectures import matrices_of
+from mgaa.statistics.calibration import Measuring
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 ONE = (0.2,)

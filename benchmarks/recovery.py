@@ -2,10 +2,10 @@
 
     python benchmarks/recovery.py [--only METHOD:TUNE[,METHOD:TUNE ...]] NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
-For each backbone and compression: `python -m flows.compress` (in this process) by each method with recovery of 300 steps of 16 sequences, tuning
-the product and tuning the factors, or those of `--only`, where TUNE may also be `diagonals` (with the rank, the rate and the micro-batches of
-Bolaco's code). Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the next 20 % choose the
-best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
+For each backbone and compression: `python -m flows.compress` (in this process) by each method with recovery of 300 steps of 16 sequences,
+tuning the product and tuning the factors, or those of `--only`, where TUNE may also be `diagonals` (with the rank, the rate and the
+micro-batches of Bolaco's code). Of `TEXT` (a file, or `demo`: its splits) the first 40 % of the documents calibrate and are tuned on, the
+next 20 % choose the best state, the last 40 % are evaluated. Cells are perplexities; steps that an earlier run has finished are reused.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.compress import compress
-from tasks.parameters import load
+from tasks.config.parameters import load
 
 TARGETS = (0.2, 0.5)
 WANTED = ["mgaa:product", "mgaa:factors", "lorap:product", "lorap:factors"]

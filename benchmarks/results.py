@@ -2,9 +2,10 @@
 
     python benchmarks/results.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
-For each backbone and compression it runs `python -m flows.compress` (in this process) with the baselines uniform, level1 and level2, on the last
-40 % of the documents of `TEXT` (a file, or `demo`: the test split), after calibration on the first 40 %. Prints one Markdown table per
-backbone: perplexity of every model, and the increase of log-perplexity over dense as a share of uniform's. The command of each row stands above its table.
+For each backbone and compression it runs `python -m flows.compress` (in this process) with the baselines uniform, level1 and level2, on the
+last 40 % of the documents of `TEXT` (a file, or `demo`: the test split), after calibration on the first 40 %. Prints one Markdown table per
+backbone: perplexity of every model, and the increase of log-perplexity over dense as a share of uniform's. The command of each row stands
+above its table.
 """
 
 import json
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from flows.compress import compress
-from tasks.parameters import load
+from tasks.config.parameters import load
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 MODELS = ("uniform", "level1", "level2", "mgaa")

@@ -3,10 +3,10 @@
     python benchmarks/search.py NAME=MODEL:TEXT@COMPRESSION[xSEEDS] [...] [section.key=value ...]
 
 Of every text the first 40 % of the documents calibrate, the next 20 % are searched on, the last 40 % are evaluated; `TEXT` is a file, or
-`demo`. For each entry it runs `flows.search` (in this process) with one share per type and with four groups of blocks (5x1, 5x4), drawn first
-trials and MGAA first, for SEEDS seeds (3 by default), each beside random search. Prints a Markdown table: means over seeds with their standard
-deviation. A run that was stopped goes on where it was. The figures of the last entry stay in results/search; every entry's are copied to
-results/search-NAME-COMPRESSION.
+`demo`. For each entry it runs `flows.search` (in this process) with one share per type and with four groups of blocks (5x1, 5x4), drawn
+first trials and MGAA first, for SEEDS seeds (3 by default), each beside random search. Prints a Markdown table: means over seeds with their
+standard deviation. A run that was stopped goes on where it was. The figures of the last entry stay in results/search; every entry's are
+copied to results/search-NAME-COMPRESSION.
 """
 
 import shutil
@@ -16,11 +16,11 @@ from typing import Any
 
 from benchmarks.results import overrides
 from flows.search import search
-from tasks.figure_style import label_of
-from tasks.parameters import load
-from tasks.search_figure import named
-from tasks.search_results import FOLDER
-from tasks.study import NAME, TASK
+from tasks.config.parameters import load
+from tasks.figures.style import label_of
+from tasks.search.figure import named
+from tasks.search.publish import FOLDER
+from tasks.search.study import NAME, TASK
 
 GROUPS = "study.groups=[1,4]"
 STARTS = "study.start=[random,mgaa]"

@@ -1,7 +1,7 @@
 """The stages of the pipeline in `mgaa` alone, from files to files: what the steps of `tasks` do, without what caches them.
 
-Every stage takes a model that is in memory or stays in its files (`mgaa.shelf`) and does the same to both, so that benchmarks can measure it
-where nothing but torch and transformers is installed.
+Every stage takes a model that is in memory or stays in its files (`mgaa.blocks.offload`) and does the same to both, so that benchmarks can
+measure it where nothing but torch and transformers is installed.
 """
 
 import json
@@ -15,18 +15,18 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import mgaa
-from mgaa.architectures import decoder_blocks, matrices_of
+from mgaa.blocks.hidden_states import Place
+from mgaa.blocks.offload import is_shelved, resident
 from mgaa.budget import Matrix
-from mgaa.checkpoint import apply_factors, save_blockwise, twin_of
+from mgaa.checkpoints.save import apply_factors, save_blockwise, twin_of
+from mgaa.evaluation.perplexity import perplexity
 from mgaa.factors import factorize_linear, load_energies, load_spectra, save_spectra, spectra
-from mgaa.hidden import Place
 from mgaa.levels import Target, allocate
-from mgaa.lowrank import Factors
-from mgaa.perplexity import perplexity
+from mgaa.models.architectures import decoder_blocks, matrices_of
+from mgaa.models.lowrank import Factors
 from mgaa.ranks import ladders_of
-from mgaa.shelf import is_shelved, resident
-from mgaa.statistics import BlockStatistics, load_cosines
-from mgaa.streaming import Calibration, Measuring
+from mgaa.statistics.calibration import Calibration, Measuring
+from mgaa.statistics.statistics import BlockStatistics, load_cosines
 
 FACTORS = "afm"
 RATIOS = ("softmax", {"temperature": 0.1, "band": 0.1})

@@ -2,10 +2,10 @@
 
     python benchmarks/streaming.py [--rounds N] [--threads N] [--hidden 1024 --ffn 2816 --heads 16 --blocks 8 ...]
 
-A random Llama in float32 lies in a temporary folder, in shards of 100 MB. In every round each way is a process of its own: in memory; streamed,
-with the hidden states in memory; streamed, with the hidden states on the disk. All stages write files, the same ones, and the digests of all of
-them have to be equal. Ratios are those of one round, of which the median is printed (and the range of the sum); memory is the peak of what is no
-page of a file, sampled (`benchmarks/effort.py`).
+A random Llama in float32 lies in a temporary folder, in shards of 100 MB. In every round each way is a process of its own: in memory;
+streamed, with the hidden states in memory; streamed, with the hidden states on the disk. All stages write files, the same ones, and the
+digests of all of them have to be equal. Ratios are those of one round, of which the median is printed (and the range of the sum); memory is
+the peak of what is no page of a file, sampled (`benchmarks/effort.py`).
 """
 
 import argparse
@@ -26,7 +26,7 @@ from transformers.utils.logging import disable_progress_bar
 import mgaa
 from benchmarks import stages
 from benchmarks.effort import Shape, effort, fresh
-from mgaa.hidden import Place
+from mgaa.blocks.hidden_states import Place
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPRESSION = 0.2

@@ -1,10 +1,10 @@
 """The published recipe of SVD-LLM (arXiv 2403.07378), as its public code computes it: the baseline of `benchmarks/recipe.py`.
 
-After the paper's algorithms 1 and 2 and `SVDLLM.py` of https://github.com/AIoT-MLSys-Lab/SVD-LLM (`profle_svdllm_low_resource`, `whitening`),
-whose order of work, precisions and lifetimes it keeps: block by block and sequence by sequence, `X^T X` of the input of every linear in float32;
-its Cholesky factor `S` in float64, with the eigenvalues shifted above zero where there is none; the factors of all blocks kept; then for
-every matrix the inverse of `S` in float64, the SVD of `W S` in float32, and the factors `U sqrt(s)` and `sqrt(s) V S^-1`. Where it leaves a
-choice, the cheaper one is taken (sums in place).
+After the paper's algorithms 1 and 2 and `SVDLLM.py` of https://github.com/AIoT-MLSys-Lab/SVD-LLM (`profle_svdllm_low_resource`,
+`whitening`), whose order of work, precisions and lifetimes it keeps: block by block and sequence by sequence, `X^T X` of the input of every
+linear in float32; its Cholesky factor `S` in float64, with the eigenvalues shifted above zero where there is none; the factors of all
+blocks kept; then for every matrix the inverse of `S` in float64, the SVD of `W S` in float32, and the factors `U sqrt(s)` and `sqrt(s) V
+S^-1`. Where it leaves a choice, the cheaper one is taken (sums in place).
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 
-from mgaa.lowrank import Factors, LowRankLinear
+from mgaa.models.lowrank import Factors, LowRankLinear
 
 SHIFT = 1e-6
 """What the least eigenvalue becomes where `X^T X` has no Cholesky factor, and what is added to a factor that has no inverse."""

@@ -20,13 +20,13 @@ import torch
 
 import mgaa
 from demo import corpus, scenes
-from mgaa.answering import answer, caption_losses, is_match, majority
-from mgaa.perplexity import perplexity
-from mgaa.processors import tokenizer_of
-from mgaa.prompts import Prompts, Question, encode
-from mgaa.tokens import pack, windows
-from tasks import questions
-from tasks.bootstrap import Bootstrap
+from mgaa.evaluation.answering import answer, caption_losses, is_match, majority
+from mgaa.evaluation.perplexity import perplexity
+from mgaa.inputs.prompts import Prompts, Question, encode
+from mgaa.inputs.tokens import pack, windows
+from mgaa.models.processors import tokenizer_of
+from tasks.data import questions
+from tasks.evaluation.bootstrap import Bootstrap
 
 UNIFORM: dict[str, Any] = {"ratios": "uniform", "ranks": "uniform"}
 LENGTH = 256

@@ -24,11 +24,11 @@ os.environ.setdefault("PREFECT_HOME", tempfile.mkdtemp(prefix="writers-"))
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tasks.artifact import Artifact, Store  # noqa: E402
-from tasks.parameters import load  # noqa: E402
-from tasks.registering import DIGEST, FOLDER, MODEL, register  # noqa: E402
-from tasks.step import step  # noqa: E402
-from tasks.tracking import tracked  # noqa: E402
+from tasks.cache.artifact import Artifact, Store  # noqa: E402
+from tasks.cache.step import step  # noqa: E402
+from tasks.config.parameters import load  # noqa: E402
+from tasks.tracking.registration import DIGEST, FOLDER, MODEL, register  # noqa: E402
+from tasks.tracking.run import tracked  # noqa: E402
 
 METRICS, POINTS, CHILDREN = 200, 50, 3
 MODEL_NAME = "writers"

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from demo import corpus, yardsticks
 from demo.corpus import Document
-from mgaa.output import write as output_file
+from mgaa.checkpoints.output_folder import write as output_file
 
 if TYPE_CHECKING:
-    from demo.train import Plan
+    from demo.plan import Plan
 
 RECORD = "training.json"
 WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RECORD)

@@ -7,7 +7,7 @@ gives them away.
 
 Which passages become items is decided by the sha256 of the passage and the seed, not by a random number generator: the items are the
 same under every Python version, and no model has a say. Documents take turns, so that a long one does not fill the task. Any English
-text will do, tokenised (WikiText) or not. How items are scored is in `tasks/definitions`.
+text will do, tokenised (WikiText) or not. How items are scored is in `tasks/evaluation/definitions`.
 """
 
 import hashlib

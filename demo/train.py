@@ -28,30 +28,16 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from demo import corpus, packing, record
 from demo import tokenizer as vocabulary
+from demo.plan import Plan
+from mgaa.checkpoints.output_folder import placing
+from mgaa.checkpoints.ownership import check_files
 from mgaa.errors import MgaaError, NumericalError, UsageError
-from mgaa.output import placing
-from mgaa.ownership import check_files
 
 FINAL = Path(__file__).parents[1] / "models" / "demo"
 POINTS = 30
 CONTEXT = 512
 LONG = 0.8
 """Share of the training after which rows have the full context."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything the result depends on beside the text; `minutes` replaces `steps` when given."""
-
-    steps: int = 2000
-    minutes: float | None = None
-    batch: int = 16
-    length: int = 256
-    rate: float = 3e-3
-    decay: float = 0.1
-    warmup: float = 0.02
-    seed: int = 0
-    compile: bool = True
 
 
 @dataclass

@@ -30,12 +30,13 @@ from transformers import (
 
 from demo import corpus, dialogues, packing, scenes, train, vlm
 from demo.corpus import Document
+from demo.plan import Plan as TextPlan
 from demo.record import RECORD
 from demo.scenes import CAPTION, Example
-from mgaa.output import write as output_file
+from mgaa.checkpoints.output_folder import write as output_file
 
 if TYPE_CHECKING:
-    from demo.train_vlm import Plan
+    from demo.vlm_plan import Plan
 
 QUESTIONS = 1000
 CAPTIONS = 200
@@ -97,7 +98,7 @@ def text_perplexity(
     model: LlavaForConditionalGeneration, texts: tuple[Sequence[Tensor], Sequence[Tensor]]
 ) -> dict[str, float]:
     """Of the docstrings, by this model and by the language model it was made from, each by its own tokenizer, as `train.py` measures."""
-    own, before = (packing.rows(each, train.Plan().length) for each in texts)
+    own, before = (packing.rows(each, TextPlan().length) for each in texts)
     backbone = LlamaForCausalLM.from_pretrained(vlm.BACKBONE, dtype=torch.float32)
     ours = math.exp(train.evaluate(model, own, what="docstrings"))
     theirs = math.exp(train.evaluate(backbone, before, what="docstrings by models/demo"))

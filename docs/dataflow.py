@@ -15,12 +15,12 @@ from pathlib import Path
 
 import networkx as nx
 
-from tasks.ancestry_figure import Box, boxes
-from tasks.artifact import Artifact, Store
-from tasks.lineage import Node, ancestry
-from tasks.parameters import load_operation
-from tasks.run_record import KIND
-from tasks.targets import derivation, resolve
+from tasks.audit.lineage_figure import Box, boxes
+from tasks.audit.references import derivation, resolve
+from tasks.cache.artifact import Artifact, Store
+from tasks.config.parameters import load_operation
+from tasks.record.lineage import Node, ancestry
+from tasks.record.run_record import KIND
 
 FIGURE = Path(__file__).parent / "figures" / "architecture.svg"
 ACROSS, DOWN, WIDE, TALL, LEFT, TOP = 84, 48, 122, 35, 24, 62

@@ -9,9 +9,9 @@ import os
 from pathlib import Path
 from urllib.request import getproxies
 
-from flows import early_exit  # noqa: F401  (before the imports that take seconds)
-from flows.output import open_streams
-from tasks.parameters import checkout
+from flows.command import early_exit  # noqa: F401  (before the imports that take seconds)
+from flows.command.streams import open_streams
+from tasks.config.parameters import checkout
 
 ENVIRONMENT = {
     "PREFECT_HOME": str(checkout(Path(__file__).resolve().parents[1]) / ".prefect"),  # not in a DVC experiment's copy

@@ -20,39 +20,39 @@ from typing import Any
 
 from prefect import flow, unmapped
 
-from flows.asking import answers_of, check_sight
-from flows.calibration import calibrated
-from flows.evaluate import device, measurement
+from flows.command.runner import THREADS, opened, workers
+from flows.parts.calibration import calibrated
+from flows.parts.continuations import samples_of
+from flows.parts.measurement import device, measurement
+from flows.parts.questions import answers_of, check_sight
+from flows.parts.rank_search import candidates_of, rehearsed, searched
+from flows.parts.recovery import examples_of, plan_of, recovered
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
-from flows.recovery import examples_of, plan_of, recovered
-from flows.sampling import samples_of
-from flows.searching import candidates_of, rehearsed, searched
-from flows.workers import THREADS, opened, workers
 from mgaa.errors import InputError, UsageError
-from tasks.allocate_ranks import allocate_ranks
-from tasks.allocate_ratios import allocate_ratios
-from tasks.anchor_block import anchor_block
-from tasks.artifact import Artifact, Store
-from tasks.assemble import assemble
-from tasks.collect_ranks import collect_ranks
-from tasks.compress_block import compress_block
-from tasks.decompose import decompose
-from tasks.draw_figures import draw_figures
-from tasks.evaluate import evaluate
-from tasks.factorize import factorize
-from tasks.load_backbone import identify, load_backbone
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.planning import outlook, refuse_what_cannot_fit
-from tasks.recipes import Recipe, recipes
-from tasks.recording import keys_by, recording
-from tasks.records import backbone_record
-from tasks.rehearse import adds_biases, check_groups, rehearse
-from tasks.results import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, outputs, publish
-from tasks.run_record import Span, keep_record
-from tasks.score_channels import score_channels
-from tasks.search_results import FOLDER as SEARCHES
-from tasks.tracking import tracked
+from tasks.artifacts.files import backbone_record
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.executions import keys_by, recording
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.planning.preflight import adds_biases, check_groups, rehearse
+from tasks.planning.recipes import Recipe, recipes
+from tasks.planning.resources import outlook, refuse_what_cannot_fit
+from tasks.record.run_record import Span, keep_record
+from tasks.results.publish import DENSE, UNRECOVERED, Compressed, Effort, Evaluated, Results, outputs, publish
+from tasks.search.publish import FOLDER as SEARCHES
+from tasks.steps.allocate_ranks import allocate_ranks
+from tasks.steps.allocate_ratios import allocate_ratios
+from tasks.steps.anchor_block import anchor_block
+from tasks.steps.assemble import assemble
+from tasks.steps.collect_ranks import collect_ranks
+from tasks.steps.compress_block import compress_block
+from tasks.steps.decompose import decompose
+from tasks.steps.draw_figures import draw_figures
+from tasks.steps.evaluate import evaluate
+from tasks.steps.factorize import factorize
+from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
+from tasks.steps.score_channels import score_channels
+from tasks.tracking.run import tracked
 
 
 @flow(name="compress", task_runner=THREADS, validate_parameters=False)
@@ -130,7 +130,9 @@ def backbone_of(p: Parameters, store: Store) -> Artifact:
         refuse_what_cannot_fit(outlook(p, device(p), models=len(recipes(p)), workers=workers(p)))
     source, revision = p.backbone.source, p.backbone.revision
     given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype, "parts": parts_of(p)}
-    found: Artifact = load_backbone(store, **given, files=identify(source, revision))
+    found: Artifact = load_backbone(
+        store, **given, files=identify(source, revision), architecture=architecture_digest(source, revision)
+    )
     return found
 
 
@@ -225,7 +227,7 @@ class Bench:
 
     @property
     def measuring(self) -> dict[str, Any]:
-        """Arguments of `mgaa.streaming.Measuring`."""
+        """Arguments of `mgaa.statistics.calibration.Measuring`."""
         return self.parameters.statistics.model_dump(exclude={"inputs", "shards", "gradients"})
 
     def one_by_one(self, recipe: Recipe, ratios: Artifact) -> tuple[Artifact, list[Artifact], list[Artifact]]:
@@ -259,7 +261,7 @@ def drawn(results: Results) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
     from flows.show import show
 
     sys.exit(main(compress, show=show))

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.cli import answered, parse
+from flows.command.cli import answered, parse
 from mgaa.boundary import one_error, through
 from mgaa.errors import ResourceError, UsageError
 from mgaa.masking import masked
-from tasks.parameters import load
+from tasks.config.parameters import load
 
 POOL = "mgaa"
 """The work pool of processes that `prefect.yaml` names."""

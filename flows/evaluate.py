@@ -8,29 +8,26 @@ The same texts, windows, tasks, questions and card as in `flows.compress`; the m
 
 import sys
 import time
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
 
-from flows.asking import answers_of
+from flows.command.runner import opened
+from flows.parts.measurement import device, measurement
+from flows.parts.questions import answers_of
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
-from flows.workers import opened
-from tasks.artifact import Artifact, Store
-from tasks.evaluate import content_of, is_standard
-from tasks.evaluate import evaluate as measure
-from tasks.load_backbone import identify, load_model
-from tasks.make_items import make_items
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.recording import Executions, recording
-from tasks.records import ANSWERS, METRICS, table
-from tasks.run_record import Span, keep_record, place_of
-from tasks.sealing import readable
-from tasks.where import Where
-from tasks.writing import publish_file
+from tasks.artifacts.files import ANSWERS, METRICS, table
+from tasks.cache.artifact import Store
+from tasks.cache.atomic import publish_file
+from tasks.cache.executions import Executions, recording
+from tasks.cache.manifest import readable
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.record.run_record import Span, keep_record, place_of
+from tasks.steps.evaluate import evaluate as measure
+from tasks.steps.load_backbone import architecture_digest, identify, load_model
 
 RESULT = "evaluation.json"
 
@@ -47,9 +44,9 @@ def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, 
     """The metrics of the model, published with the record of the run."""
     began, started = time.perf_counter(), datetime.now(UTC)
     source, revision = p.backbone.source, p.backbone.revision
-    model = load_model(
-        store, source=source, revision=revision, dtype=p.backbone.dtype, files=identify(source, revision)
-    )
+    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": p.backbone.dtype}
+    given |= {"files": identify(source, revision), "architecture": architecture_digest(source, revision)}
+    model = load_model(store, **given)
     texts = prepared_texts(p, store)
     tokens = prepared_tokens(p, store, model, texts, ("validation", "evaluation"))
     metrics = measure(store, model, **measurement(p, store, texts, tokens))
@@ -74,34 +71,7 @@ def evaluated(p: Parameters, store: Store, executions: Executions) -> dict[str, 
     return found
 
 
-def measurement(p: Parameters, store: Store, texts: Artifact, tokens: Mapping[str, Artifact]) -> dict[str, Any]:
-    """The arguments of the step `evaluate` that are the same for every model of a run."""
-    return {
-        "evaluation": tokens["evaluation"],
-        "validation": tokens["validation"],
-        "items": make_items(store, texts) if any(not is_standard(task) for task in p.evaluation.tasks) else None,
-        "length": p.data.evaluation.length,
-        "stride": p.data.evaluation.stride,
-        "batch_size": p.evaluation.batch_size,
-        "tasks": p.evaluation.tasks,
-        "limit": p.evaluation.limit,
-        "tasks_folder": p.evaluation.tasks_folder,
-        "tasks_content": content_of(p.evaluation.tasks, p.evaluation.tasks_folder),
-        "device": device(p),
-    }
-
-
-def device(p: Parameters) -> Where:
-    """Where to compute: `auto` is CUDA where there is one."""
-    import torch
-
-    found = p.backbone.device
-    if found == "auto":
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-    return Where(found, p.backbone.stream, p.backbone.hidden)
-
-
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(evaluate, show=lambda p: print((p.results / RESULT).read_text(encoding="utf-8"))))

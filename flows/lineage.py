@@ -6,7 +6,7 @@
     python -m flows.lineage reproduce [what]                                     the recorded commit, versions and run, once more
     python -m flows.lineage sign [what] --key ~/.ssh/id_ed25519                  who says so
 
-`what` is a checkpoint, an artifact, a metric, a run of MLflow or a revision of DVC (tasks/targets.py); by default the last run.
+`what` is a checkpoint, an artifact, a metric, a run of MLflow or a revision of DVC (tasks/audit/references.py); by default the last run.
 """
 
 import sys
@@ -17,12 +17,12 @@ from typing import Annotated
 
 import typer
 
-from flows import verbs
+from flows.command import subcommands
 from mgaa.errors import InputError
-from tasks.artifact import Store
-from tasks.parameters import Operation
-from tasks.run_record import read_record
-from tasks.targets import resolve, run_of
+from tasks.audit.references import resolve, run_of
+from tasks.cache.artifact import Store
+from tasks.config.parameters import Operation
+from tasks.record.run_record import read_record
 
 ROLES = {"cause": "causes", "effect": "effects", "none": "without effect"}
 What = Annotated[
@@ -44,7 +44,7 @@ def show(
     figure: Annotated[Path | None, typer.Option(help="draw it into this .svg or .png")] = None,
 ) -> None:
     """Draw the whole ancestry of a result, from manifests alone."""
-    from tasks.ancestry import as_json, as_tree
+    from tasks.audit.lineage_view import as_json, as_tree
 
     store = opened(p)
     root = resolve(p, store, what)
@@ -53,7 +53,7 @@ def show(
     else:
         as_tree(store, root, full=full)
     if figure is not None:
-        from tasks.ancestry_figure import draw
+        from tasks.audit.lineage_figure import draw
 
         draw(store, root, figure)
 
@@ -68,7 +68,7 @@ def verify(
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Hash everything again, and compare manifests, files, dvc.lock, MLflow, git and signatures with each other."""
-    from tasks.verification import audit
+    from tasks.audit.verify import audit
 
     store = opened(p)
     found = audit(p, store, resolve(p, store, what), signers)
@@ -104,8 +104,8 @@ def diff(
     json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
 ) -> None:
     """Tell which parameter, data, code, package or device made two results differ, what then did, and what had no effect."""
-    from tasks.difference import difference
-    from tasks.findings import short
+    from tasks.audit.difference import difference
+    from tasks.record.findings import short
 
     store = opened(p)
     found = difference(store, resolve(p, store, one), resolve(p, store, other))
@@ -134,7 +134,7 @@ def reproduce(
     ] = None,
 ) -> None:
     """Run the recorded commit with the recorded versions and parameters in a temporary clone, and compare the digests."""
-    from tasks.reproduction import reproduce as again
+    from tasks.audit.reproduce import reproduce as again
 
     store = opened(p)
     root = resolve(p, store, what)
@@ -159,7 +159,7 @@ def sign(
     key: Annotated[Path, typer.Option(help="a key of OpenSSH")] = Path("~/.ssh/id_ed25519"),
 ) -> None:
     """Sign the record of a run, and with it everything that it names."""
-    from tasks.signing import sign as signed
+    from tasks.record.signing import sign as signed
 
     store = opened(p)
     run = resolve(p, store, what)
@@ -167,4 +167,4 @@ def sign(
 
 
 if __name__ == "__main__":
-    sys.exit(verbs.main({"show": show, "verify": verify, "diff": diff, "reproduce": reproduce, "sign": sign}))
+    sys.exit(subcommands.main({"show": show, "verify": verify, "diff": diff, "reproduce": reproduce, "sign": sign}))

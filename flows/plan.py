@@ -8,18 +8,18 @@ measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.pla
 
 import sys
 
-from flows.evaluate import device
-from flows.workers import workers
-from tasks.parameters import Parameters
-from tasks.planning import Outlook, outlook, refuse_what_cannot_fit
-from tasks.recipes import recipes
+from flows.command.runner import workers
+from flows.parts.measurement import device
+from tasks.config.parameters import Parameters
+from tasks.planning.recipes import recipes
+from tasks.planning.resources import Outlook, outlook, refuse_what_cannot_fit
 
 
 def plan(parameters: Parameters) -> None:
     """Print the stages with what they take, and refuse what cannot fit."""
     import torch
 
-    from mgaa.hardware import rates
+    from mgaa.blocks.hardware import rates
 
     where = device(parameters)
     found = outlook(parameters, where, models=len(recipes(parameters)), workers=workers(parameters))
@@ -77,6 +77,6 @@ def duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(plan))

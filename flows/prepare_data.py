@@ -13,18 +13,18 @@ from typing import Any
 
 from prefect import flow
 
-from flows.workers import opened
-from tasks.artifact import Artifact, Store
-from tasks.encode_questions import encode_questions
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.read_questions import READING as ASKING
-from tasks.read_questions import questions_content, read_questions
-from tasks.read_texts import READING, SECTIONS, read_texts, source_content
-from tasks.run_record import PREPARED
-from tasks.sections.data import Questions, Texts
-from tasks.tokenize import tokenize
-from tasks.writing import replacing
+from flows.command.runner import opened
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.atomic import replacing
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.config.sections.data import Questions, Texts
+from tasks.record.run_record import PREPARED
+from tasks.steps.encode_questions import encode_questions
+from tasks.steps.read_questions import READING as ASKING
+from tasks.steps.read_questions import questions_content, read_questions
+from tasks.steps.read_texts import READING, SECTIONS, read_texts, source_content
+from tasks.steps.tokenize import tokenize
 
 
 @flow(name="prepare_data", validate_parameters=False)
@@ -109,6 +109,6 @@ def asking(given: Texts | Questions) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(prepare_data, show=lambda p: print(f"The texts are in {p.folder / PREPARED}")))

@@ -9,18 +9,18 @@ and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.p
 
 import sys
 
-from flows.evaluate import device
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.writing import placing
+from flows.parts.measurement import device
+from tasks.cache.atomic import placing
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
 
 
 def profile_device(parameters: Parameters) -> None:
     """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
-    from mgaa.architectures import matrices_of
-    from mgaa.profiling import measure
-    from mgaa.skeleton import skeleton
-    from tasks.rehearse import adds_biases
+    from mgaa.allocation.device_profile import measure
+    from mgaa.checkpoints.meta_model import skeleton
+    from mgaa.models.architectures import matrices_of
+    from tasks.planning.preflight import adds_biases
 
     p, path = parameters, parameters.folder / parameters.profile.output
     check_outputs(p, Output("profile.output", path.parent, [path.name]))
@@ -43,7 +43,7 @@ def profile_device(parameters: Parameters) -> None:
 
 def show(parameters: Parameters) -> None:
     """Print for every shape what dense takes, the largest measured rank that is faster, and break-even in parameters."""
-    from mgaa.latency import load
+    from mgaa.allocation.latency import load
 
     path = parameters.folder / parameters.profile.output
     found = load(path)
@@ -60,6 +60,6 @@ def show(parameters: Parameters) -> None:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(profile_device, show=show))

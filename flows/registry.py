@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from tasks import buffer, comparison, promotion
-from tasks.parameters import Operation
-from tasks.registering import DIGEST
+from tasks.config.parameters import Operation
+from tasks.tracking import buffer, comparison, promotion
+from tasks.tracking.registration import DIGEST
 
 SHOWN = ("perplexity/", "model_compression/", "bytes/", "tasks/", "questions/")
 HIDDEN = ("/stderr", "/n", "/majority")
@@ -98,6 +98,6 @@ def show(columns: Mapping[str, list[str]]) -> None:
 
 
 if __name__ == "__main__":
-    from flows.verbs import main
+    from flows.command.subcommands import main
 
     sys.exit(main({"list": list_, "promote": promote, "compare": compare, "upload": upload}))

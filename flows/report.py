@@ -2,21 +2,21 @@
 
     python -m flows.report [what] [section.key=value ...]
 
-`what` is a run, or anything that a run made (tasks/targets.py); by default the last run, whose page is `report.html` among its results. The
-page of another run lies beside it, with the digest of that run's record in its name.
+`what` is a run, or anything that a run made (tasks/audit/references.py); by default the last run, whose page is `report.html` among its
+results. The page of another run lies beside it, with the digest of that run's record in its name.
 """
 
 import sys
 
-from flows.asking import BLIND
 from flows.lineage import What
-from tasks.artifact import Store
-from tasks.parameters import Operation
-from tasks.remote import remote_of
-from tasks.report import PAGE, page
-from tasks.restore import restored
-from tasks.targets import resolve, run_of
-from tasks.writing import publish_file
+from flows.parts.questions import BLIND
+from tasks.audit.references import resolve, run_of
+from tasks.cache.artifact import Store
+from tasks.cache.atomic import publish_file
+from tasks.cache.remote import remote_of
+from tasks.config.parameters import Operation
+from tasks.results.rebuild_report import restored
+from tasks.results.report import PAGE, page
 
 LAST = "last"
 
@@ -36,6 +36,6 @@ def report(p: Operation, what: What = LAST) -> None:
 
 
 if __name__ == "__main__":
-    from flows.verbs import main
+    from flows.command.subcommands import main
 
     sys.exit(main({"report": report}, ["report", *sys.argv[1:]]))

@@ -16,29 +16,29 @@ from typing import Any
 
 from prefect import flow
 
-from flows.asking import check_sight
-from flows.calibration import calibrated
+from flows.command.runner import THREADS, opened, share_of_cores, workers
 from flows.compress import Bench, backbone_of
-from flows.evaluate import device, measurement
+from flows.parts.calibration import calibrated
+from flows.parts.measurement import device, measurement
+from flows.parts.questions import check_sight
+from flows.parts.rank_search import beside, candidates_of, earlier_of, prepared_ground, rehearsed, run_search, within
 from flows.prepare_data import prepared_texts, prepared_tokens
-from flows.searching import beside, candidates_of, earlier_of, prepared_ground, rehearsed, run_search, within
-from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import UsageError
-from tasks.artifact import Artifact, Store
-from tasks.assemble import assemble
-from tasks.evaluate import evaluate
-from tasks.measure import measure
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.recipes import RANDOM, both_levels, check_search
-from tasks.recording import Executions, recording
-from tasks.rehearse import check_groups, rehearse
-from tasks.results import Effort
-from tasks.run_trial import Ground
-from tasks.search_results import FOLDER, publish
-from tasks.study import Final, chosen, table_of, write
-from tasks.tracking import Run, tracked
-from tasks.trials import Search
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.executions import Executions, recording
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.planning.preflight import check_groups, rehearse
+from tasks.planning.recipes import RANDOM, both_levels, check_search
+from tasks.results.publish import Effort
+from tasks.search.publish import FOLDER, publish
+from tasks.search.run_trial import Ground
+from tasks.search.study import Final, chosen, table_of, write
+from tasks.search.trials import Search
+from tasks.steps.assemble import assemble
+from tasks.steps.evaluate import evaluate
+from tasks.steps.measure import measure
+from tasks.tracking.run import Run, tracked
 
 
 @flow(name="search", task_runner=THREADS, validate_parameters=False)
@@ -178,7 +178,7 @@ def log(
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
     from flows.show_search import show
 
     sys.exit(main(search, show=show))

@@ -13,26 +13,26 @@ from typing import Any
 
 from prefect import flow, unmapped
 
-from flows.asking import check_sight
-from flows.calibration import calibrated
+from flows.command.runner import THREADS, opened, share_of_cores, workers
 from flows.compress import Bench, backbone_of
-from flows.evaluate import device
+from flows.parts.calibration import calibrated
+from flows.parts.measurement import device
+from flows.parts.questions import check_sight
 from flows.prepare_data import prepared_texts, prepared_tokens
 from flows.show import PLAIN
-from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import UsageError
-from tasks.allocate_point import allocate_point
-from tasks.artifact import Artifact, Store
-from tasks.measure import measure
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.recipes import check_objective
-from tasks.recording import recording
-from tasks.records import backbone_matrices
-from tasks.rehearse import check_groups, rehearse_search
-from tasks.results import Effort
-from tasks.sensitivity_table import NAME, Alone, frame, publish, rows
-from tasks.tracking import tracked
+from tasks.artifacts.files import backbone_matrices
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.executions import recording
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.planning.preflight import check_groups, rehearse_search
+from tasks.planning.recipes import check_objective
+from tasks.results.publish import Effort
+from tasks.steps.allocate_point import allocate_point
+from tasks.steps.measure import measure
+from tasks.sweep.sensitivity_table import NAME, Alone, frame, publish, rows
+from tasks.tracking.run import tracked
 
 ANY = [0.5]
 """The one point of a space of one variable, whose share the budget alone decides."""
@@ -143,6 +143,6 @@ def show(parameters: Parameters) -> None:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(sensitivity, show=show))

@@ -16,9 +16,9 @@ from typing import Any
 
 from mgaa.errors import InputError
 from mgaa.masking import masked
-from tasks.figure_style import label_of
-from tasks.parameters import Parameters, checkout
-from tasks.results import DENSE, UNRECOVERED
+from tasks.config.parameters import Parameters, checkout
+from tasks.figures.style import label_of
+from tasks.results.publish import DENSE, UNRECOVERED
 
 UNIFORM = "uniform"
 PLAIN = 10_000
@@ -221,6 +221,6 @@ def programs(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(show))

@@ -12,11 +12,11 @@ from typing import Any
 
 from flows.show import PLAIN
 from mgaa.errors import InputError
-from tasks.figure_style import label_of
-from tasks.parameters import Parameters
-from tasks.search_figure import named
-from tasks.search_results import FOLDER
-from tasks.study import COLUMNS, NAME
+from tasks.config.parameters import Parameters
+from tasks.figures.style import label_of
+from tasks.search.figure import named
+from tasks.search.publish import FOLDER
+from tasks.search.study import COLUMNS, NAME
 
 LEGEND = f"""▼ better, ▲ worse than MGAA beyond noise, ≈ undecided: log-perplexity, paired bootstrap over windows, 95 %.
 Trials       {FOLDER}/trials.csv, {FOLDER}/search.json
@@ -86,6 +86,6 @@ def cells(row: Any) -> list[str]:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(show))

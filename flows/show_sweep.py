@@ -14,11 +14,11 @@ from typing import Any
 
 from flows.show import PLAIN
 from mgaa.errors import InputError
-from tasks.figure_style import label_of
-from tasks.parameters import Parameters
-from tasks.sweep_figure import in_order
-from tasks.sweep_results import NAME
-from tasks.sweep_table import COLUMNS
+from tasks.config.parameters import Parameters
+from tasks.figures.style import label_of
+from tasks.sweep.figure import in_order
+from tasks.sweep.publish import NAME
+from tasks.sweep.table import COLUMNS
 
 MARKS = {"better": "▼", "worse": "▲", "undecided": "≈"}
 ACCURACY = "Share of right answers to the questions about images; beside uniform: points with their 95 % interval."
@@ -121,6 +121,6 @@ def answered(point: Any) -> str:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
 
     sys.exit(main(show))

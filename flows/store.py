@@ -16,10 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from flows import verbs
-from tasks.artifact import Store
-from tasks.parameters import Operation
-from tasks.targets import FORMS, resolve
+from flows.command import subcommands
+from tasks.audit.references import FORMS, resolve
+from tasks.cache.artifact import Store
+from tasks.config.parameters import Operation
 
 What = Annotated[str, typer.Argument(help=FORMS)]
 Several = Annotated[list[str] | None, typer.Argument(help=FORMS)]
@@ -41,7 +41,7 @@ def list_(
     """Every artifact with its size, its task, when it was made, and whether it is pinned."""
     from json import dumps
 
-    from tasks.housekeeping import entries
+    from tasks.upkeep.collect import entries
 
     found = sorted(entries(opened(p), kind), key=lambda entry: entry.end)
     if json:
@@ -64,7 +64,7 @@ def size(p: Operation, *, json: AsJson = False) -> None:
     """What lies in the store, by kind."""
     from json import dumps
 
-    from tasks.housekeeping import sizes
+    from tasks.upkeep.collect import sizes
 
     found = sizes(opened(p))
     if json:
@@ -77,7 +77,7 @@ def size(p: Operation, *, json: AsJson = False) -> None:
 
 def pin(p: Operation, what: What, *, why: Annotated[str, typer.Option(help="what it is kept for")] = "") -> None:
     """Keep an artifact and everything behind it, whatever else needs it."""
-    from tasks.pins import pin as keep
+    from tasks.upkeep.pins import pin as keep
 
     store = opened(p)
     keep(store, artifact := resolve(p, store, what), why)
@@ -86,7 +86,7 @@ def pin(p: Operation, what: What, *, why: Annotated[str, typer.Option(help="what
 
 def unpin(p: Operation, what: What) -> None:
     """Stop keeping an artifact for its own sake."""
-    from tasks.pins import unpin as release
+    from tasks.upkeep.pins import unpin as release
 
     store = opened(p)
     release(store, artifact := resolve(p, store, what))
@@ -101,7 +101,7 @@ def collect(
     wait: Annotated[float, typer.Option(min=0, help="seconds to wait for flows that run")] = 0.0,
 ) -> None:
     """Remove what no checkpoint, no revision of DVC, no pin and none of the latest runs needs."""
-    from tasks.housekeeping import collect as collected
+    from tasks.upkeep.collect import collect as collected
 
     found = collected(p, opened(p), latest=runs, dry=dry_run, wait=wait)
     done = "would go" if dry_run else "removed"
@@ -115,7 +115,7 @@ def collect(
 
 def push(p: Operation, what: Several = None, *, remote: Named = None) -> None:
     """Copy artifacts, by default those of the last run, with all behind them to the remote of the team."""
-    from tasks.sharing import push as pushed
+    from tasks.upkeep.sync import push as pushed
 
     found = pushed(p, what or (), remote)
     print(f"{found.new_artifacts} of {found.artifacts} artifacts pushed, and {found.new_keys} of {found.keys} keys")
@@ -123,7 +123,7 @@ def push(p: Operation, what: Several = None, *, remote: Named = None) -> None:
 
 def pull(p: Operation, what: Several = None, *, remote: Named = None) -> None:
     """Copy artifacts, by default those of the last run, with all behind them from the remote of the team."""
-    from tasks.sharing import pull as pulled
+    from tasks.upkeep.sync import pull as pulled
 
     found = pulled(p, what or (), remote)
     print(f"{found.new_artifacts} of {found.artifacts} artifacts pulled, and {found.new_keys} of {found.keys} keys")
@@ -136,4 +136,4 @@ def megabytes(count: int) -> str:
 
 if __name__ == "__main__":
     looking_after: dict[str, Any] = {"list": list_, "size": size, "pin": pin, "unpin": unpin, "collect": collect}
-    sys.exit(verbs.main({**looking_after, "push": push, "pull": pull}))
+    sys.exit(subcommands.main({**looking_after, "push": push, "pull": pull}))

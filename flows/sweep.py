@@ -17,29 +17,29 @@ from typing import Any
 from prefect import flow, unmapped
 from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
 
-from flows.asking import check_sight
-from flows.calibration import calibrated
-from flows.evaluate import device
+from flows.command.runner import THREADS, opened, share_of_cores, workers
+from flows.parts.calibration import calibrated
+from flows.parts.measurement import device
+from flows.parts.questions import check_sight
 from flows.prepare_data import prepared_questions, prepared_texts, prepared_tokens
-from flows.workers import THREADS, opened, share_of_cores, workers
 from mgaa.errors import MgaaError, UsageError
-from tasks.artifact import Artifact, Store
-from tasks.decompose import decompose
-from tasks.load_backbone import identify, load_backbone
-from tasks.measure import measure
-from tasks.outputs import Output, check_outputs
-from tasks.parameters import Parameters
-from tasks.points import Measured, Outcome, Point, place, points
-from tasks.recording import Executions, recording
-from tasks.records import MEASUREMENT, backbone_record, table
-from tasks.rehearse import adds_biases, check_groups, rehearse
-from tasks.results import Effort
-from tasks.run_point import run_point
-from tasks.sections.methods import Factors
-from tasks.sections.sweep import Source
-from tasks.sweep_results import NAME, SUFFIXES, publish
-from tasks.sweep_table import comparisons, numbers, row
-from tasks.tracking import Run, tracked
+from tasks.artifacts.files import MEASUREMENT, backbone_record, table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.executions import Executions, recording
+from tasks.config.outputs import Output, check_outputs
+from tasks.config.parameters import Parameters
+from tasks.config.sections.methods import Factors
+from tasks.config.sections.sweep import Source
+from tasks.planning.preflight import adds_biases, check_groups, rehearse
+from tasks.results.publish import Effort
+from tasks.steps.decompose import decompose
+from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
+from tasks.steps.measure import measure
+from tasks.sweep.points import Measured, Outcome, Point, place, points
+from tasks.sweep.publish import NAME, SUFFIXES, publish
+from tasks.sweep.run_point import run_point
+from tasks.sweep.table import comparisons, numbers, row
+from tasks.tracking.run import Run, tracked
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def prepared(p: Parameters, store: Store, wanted: Sequence[Point]) -> list[Bench
     for source in p.sweep.backbone:
         files = identify(source.source, source.revision)
         given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": p.backbone.dtype}
-        given["parts"] = p.backbone.parts
+        given |= {"parts": p.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
         rehearse(
@@ -230,7 +230,7 @@ def refuse(outcomes: Sequence[Outcome]) -> None:
 
 
 if __name__ == "__main__":
-    from flows.cli import main
+    from flows.command.cli import main
     from flows.show_sweep import show
 
     sys.exit(main(sweep, show=show))

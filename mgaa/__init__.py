@@ -5,9 +5,9 @@
     mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
 
-Importing the package teaches transformers the checkpoint format (`mgaa.format`), and nothing else: at once where transformers has its
-table of formats already, else as soon as any of its modules, or of another program, asks for that. So an import that only wants an error
-class or a path does not wait for torch (seconds).
+Importing the package teaches transformers the checkpoint format (`mgaa.checkpoints.format`), and nothing else: at once where transformers
+has its table of formats already, else as soon as any of its modules, or of another program, asks for that. So an import that only wants an
+error class or a path does not wait for torch (seconds).
 """
 
 import sys
@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, ResourceError, UsageError
 
 if TYPE_CHECKING:
-    from mgaa.checkpoint import apply_factors, load, save
+    from mgaa.checkpoints.densify import densify, densify_folder
+    from mgaa.checkpoints.save import apply_factors, load, save
     from mgaa.compress import LORAP, LOSS, compress_, sweep
-    from mgaa.dense import densify, densify_folder
-    from mgaa.lowrank import Factors, LowRankLinear
-    from mgaa.prompts import Prompts, Question, encode
+    from mgaa.inputs.prompts import Prompts, Question, encode
+    from mgaa.models.lowrank import Factors, LowRankLinear
     from mgaa.report import Report
 
 __version__ = "0.1.0"
@@ -53,11 +53,11 @@ __all__ = [
 ]
 
 _PLACES = {
-    **dict.fromkeys(("apply_factors", "load", "save"), "checkpoint"),
+    **dict.fromkeys(("apply_factors", "load", "save"), "checkpoints.save"),
     **dict.fromkeys(("LORAP", "LOSS", "compress_", "sweep"), "compress"),
-    **dict.fromkeys(("densify", "densify_folder"), "dense"),
-    **dict.fromkeys(("Factors", "LowRankLinear"), "lowrank"),
-    **dict.fromkeys(("Prompts", "Question", "encode"), "prompts"),
+    **dict.fromkeys(("densify", "densify_folder"), "checkpoints.densify"),
+    **dict.fromkeys(("Factors", "LowRankLinear"), "models.lowrank"),
+    **dict.fromkeys(("Prompts", "Question", "encode"), "inputs.prompts"),
     "Report": "report",
 }
 
@@ -92,12 +92,12 @@ def _then_format(loader: Loader) -> Any:
 
     def exec_module(module: ModuleType) -> None:
         execute(module)
-        import_module("mgaa.format")
+        import_module("mgaa.checkpoints.format")
 
     return exec_module
 
 
 if _Teacher.module in sys.modules:
-    import_module("mgaa.format")
+    import_module("mgaa.checkpoints.format")
 else:
     sys.meta_path.insert(0, _Teacher())

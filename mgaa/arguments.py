@@ -6,13 +6,13 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from mgaa.channels import Pruning
+from mgaa.allocation.channels import Pruning
+from mgaa.allocation.latency import COMMAND, Latency, latency_of
+from mgaa.anchoring.fitting import Anchoring
+from mgaa.anchoring.refinement import Refinement
 from mgaa.errors import UsageError
-from mgaa.fitting import Anchoring
-from mgaa.latency import COMMAND, Latency, latency_of
 from mgaa.levels import Chosen, Target
 from mgaa.methods import available, constant, method
-from mgaa.refinement import Refinement
 
 Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""

@@ -33,7 +33,7 @@ AUTO_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix `W` (`m x n`, out x in) and where it stands in the model; `role` as in `mgaa.anatomy.Group`."""
+    """A weight matrix `W` (`m x n`, out x in) and where it stands in the model; `role` as in `mgaa.models.architecture_schema.Group`."""
 
     name: str
     local: str

@@ -2,7 +2,7 @@
 
 The stages are those of the pipeline, in the same order and through the same functions: statistics -> spectra -> ratios -> ranks -> factors.
 With dense inputs the spectra of all blocks are kept until the ranks are known (`mgaa.decomposed`), with compressed ones every block is done
-before the next is measured (`mgaa.sequential`). Several compressions of one model share everything up to the spectra (`sweep`).
+before the next is measured (`mgaa.anchoring.sequential`). Several compressions of one model share everything up to the spectra (`sweep`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,15 +11,21 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.architectures import DECODER, matrices_of
+from mgaa.anchoring.refinement import check_tunable
+from mgaa.anchoring.sequential import CompressedBlock, compress_block, put_
 from mgaa.arguments import LORAP, LOSS, RATIOS, Method, Methods, methods_of, target_of
 from mgaa.budget import Matrix, parameter_budget
-from mgaa.causality import check_decoder
-from mgaa.checkpoint import check_savable, twin_of
+from mgaa.checkpoints.meta_model import outline
+from mgaa.checkpoints.save import check_savable, twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import UsageError
-from mgaa.fused import unfuse_
-from mgaa.given import accepting, check_differentiable, to_change
+from mgaa.evaluation.causality import check_decoder
+from mgaa.evaluation.perplexity import evaluating
+from mgaa.inputs.prompts import Prompts
+from mgaa.inputs.readers import accepting, check_differentiable, to_change
+from mgaa.inputs.token_rows import Tokens, check_fit, sequences
+from mgaa.inputs.torch_defaults import ordinary
+from mgaa.inputs.values import fraction, fractions, method, method_or_none, names, number, whole
 from mgaa.levels import (
     Target,
     adds_biases,
@@ -29,17 +35,11 @@ from mgaa.levels import (
     ratios_of,
     rehearse,
 )
-from mgaa.ordinary import ordinary
-from mgaa.perplexity import evaluating
-from mgaa.prompts import Prompts
+from mgaa.models.architectures import DECODER, matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.ranks import Rank
-from mgaa.refinement import check_tunable
 from mgaa.report import Report, report
-from mgaa.rows import Tokens, check_fit, sequences
-from mgaa.sequential import CompressedBlock, compress_block, put_
-from mgaa.skeleton import outline
-from mgaa.streaming import EXPERT_TOKENS, Calibration, Measuring, stream_cosines
-from mgaa.values import fraction, fractions, method, method_or_none, names, number, whole
+from mgaa.statistics.calibration import EXPERT_TOKENS, Calibration, Measuring, stream_cosines
 
 __all__ = ["LORAP", "LOSS", "RATIOS", "Method", "compress_", "sweep"]
 
@@ -48,7 +48,7 @@ _READERS = {
     **dict.fromkeys(("factors", "ranks", "channels", "anchor", "refinement"), method),
     **{"groups": whole, "batch_size": whole, "expert_tokens": number},
 }
-"""Of the arguments that both functions have (`mgaa.given`)."""
+"""Of the arguments that both functions have (`mgaa.inputs.readers`)."""
 
 Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 """Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
@@ -76,21 +76,22 @@ def compress_(
     """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
 
     Args:
-        model: with an entry in `mgaa.architectures`; its linears are replaced by `LowRankLinear`, and layers that hold several
-            matrices by one linear for each (`mgaa.fused`). It is measured in eval mode, and keeps the mode it came in.
-        tokens: calibration token ids in any form of `mgaa.rows`: (sequences, length), lists of any lengths, a tokenizer's output, whose
-            padding is taken off; or prompts with images (`mgaa.encode`).
+        model: with an entry in `mgaa.models.entries`; its linears are replaced by `LowRankLinear`, and layers that hold several
+            matrices by one linear for each (`mgaa.models.fused`). It is measured in eval mode, and keeps the mode it came in.
+        tokens: calibration token ids in any form of `mgaa.inputs.token_rows`: (sequences, length), lists of any lengths, a tokenizer's
+            output, whose padding is taken off; or prompts with images (`mgaa.encode`).
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
             `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
-            (`mgaa.latency.latency_of`). `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
+            (`mgaa.allocation.latency.latency_of`). `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
         channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
-            `mgaa.channels.Pruning`.
+            `mgaa.allocation.channels.Pruning`.
         anchor: `none`; or how factors are fitted to the dense model behind compressed blocks (`mgaa.anchoring`): `outputs`, to those of
             each matrix; `stream`, and o and down to the residual stream; with the options `dense` and `damping`.
         refinement: `none`; or `adam`, which then tunes the matrices of each block together, with the options of
-            `mgaa.refinement.Refinement`.
-        inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before (`mgaa.sequential`).
+            `mgaa.anchoring.refinement.Refinement`.
+        inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before
+            (`mgaa.anchoring.sequential`).
         groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.

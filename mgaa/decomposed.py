@@ -11,22 +11,22 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mgaa.anchoring import anchored
-from mgaa.architectures import DECODER
+from mgaa.allocation.channels import Channels, Scores, score
+from mgaa.anchoring.anchoring import anchored
+from mgaa.anchoring.fitting import Anchoring
+from mgaa.anchoring.refinement import Refinement
+from mgaa.blocks.memory import give_back
 from mgaa.budget import Ladder, Matrix
-from mgaa.channels import Channels, Scores, score
-from mgaa.checkpoint import apply_channels, apply_factors
+from mgaa.checkpoints.save import apply_channels, apply_factors
+from mgaa.decomposition.linalg import Spectrum
 from mgaa.factors import factorize_linear, spectra
-from mgaa.fitting import Anchoring
-from mgaa.gradients import differentiated
+from mgaa.inputs.prompts import Prompts
 from mgaa.levels import Chosen, Target, allocate
-from mgaa.linalg import Spectrum
-from mgaa.memory import give_back
 from mgaa.methods import constant
-from mgaa.prompts import Prompts
+from mgaa.models.architectures import DECODER
 from mgaa.ranks import Rank, ladders_of
-from mgaa.refinement import Refinement
-from mgaa.streaming import Measuring, stream_statistics
+from mgaa.statistics.calibration import Measuring, stream_statistics
+from mgaa.statistics.gradients import differentiated
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class Decomposed:
         Args:
             model, outcome: as in `put_`; the model may be the dense one itself, and changes when all factors are there.
             dense: what was decomposed.
-            tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchored`.
+            tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchoring.anchored`.
         """
         matrices, ranks = [each.matrix for each in outcome], {each.matrix.name: each.rank for each in outcome}
         how = (factors, self.gradients, measuring, anchoring, refinement)

@@ -12,16 +12,16 @@ from typing import Any
 
 import torch
 
-from mgaa.architectures import DECODER, PARTS
+from mgaa.allocation.channels import Channels, Pruning, Scores, prunable
+from mgaa.allocation.latency import Latency
 from mgaa.budget import Ladder, Matrix, check_reachable, unmeasured
-from mgaa.channels import Channels, Pruning, Scores, prunable
 from mgaa.errors import UsageError
-from mgaa.latency import Latency
 from mgaa.methods import constant, method
-from mgaa.moments import Accumulator
+from mgaa.models.architectures import DECODER, PARTS
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
-from mgaa.statistics import InputStatistics
+from mgaa.statistics.accumulate import Accumulator
+from mgaa.statistics.statistics import InputStatistics
 
 Chosen = tuple[str, Mapping[str, Any]]
 """A method and its options, those that all methods of its section share among them (`band`)."""

@@ -5,10 +5,10 @@
     model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
 
 peft puts its layer around an `nn.Linear` and refuses what it does not know. Once this file is imported, it takes a `LowRankLinear` and a
-layer that was taken apart (`mgaa.fused.FusedLinear`) as what they stand for, one linear: `y = B (A x) + b + s L_B L_A x`. So names as in
-any tutorial, the defaults of peft for a family, and adapters that were trained beside the dense model fit. Merged, the update is a part of
-the factors, `B' = [B, s L_B]` and `A' = [A; L_A]`, exactly (`mgaa.recovery.merging`); `mgaa.save` writes the new ranks. Without this file
-peft can still tune `A` and `B` each by itself, as `target_modules="all-linear"` does.
+layer that was taken apart (`mgaa.models.fused.FusedLinear`) as what they stand for, one linear: `y = B (A x) + b + s L_B L_A x`. So names
+as in any tutorial, the defaults of peft for a family, and adapters that were trained beside the dense model fit. Merged, the update is a
+part of the factors, `B' = [B, s L_B]` and `A' = [A; L_A]`, exactly (`mgaa.recovery.merging`); `mgaa.save` writes the new ranks. Without
+this file peft can still tune `A` and `B` each by itself, as `target_modules="all-linear"` does.
 
 What needs the dense matrix (DoRA, PiSSA and the like) is refused: there is none. Importing this file imports peft.
 """
@@ -21,8 +21,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 
 from mgaa.errors import NumericalError, UsageError
-from mgaa.fused import FusedLinear, rows_of
-from mgaa.lowrank import LowRankLinear, non_finite
+from mgaa.models.fused import FusedLinear, rows_of
+from mgaa.models.lowrank import LowRankLinear, non_finite
 from mgaa.recovery.merging import Update, merged
 
 _INITIAL = (True, False, "gaussian")

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mgaa import allocation
-from mgaa.latency import Latency, Seconds, total
+from mgaa.allocation import file
+from mgaa.allocation.latency import Latency, Seconds, total
 from mgaa.ranks import Rank
 
 
@@ -78,7 +78,7 @@ class Report:
             "sublayers": {each.pop("name"): each for each in sublayers},
             "matrices": {x.pop("name"): dict(zip("mn", x.pop("shape"), strict=True)) | _entry(x) for x in matrices},
         }
-        allocation.save(entry, path)
+        file.save(entry, path)
 
 
 def _entry(matrix: dict[str, Any]) -> dict[str, Any]:

@@ -13,21 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SLOW = (
-    *(f"tests/guides/test_{guide}.py" for guide in ("auditor", "engineer", "researcher", "scheduler", "team")),
-    *(
-        f"tests/flows/test_{flow}.py"
-        for flow in ("lorap", "reproduce", "search", "streaming", "sweep", "vision", "workers")
-    ),
-    *(
-        "tests/test_kills.py",
-        "tests/test_writers.py",
-        "tests/tasks/test_buffer.py",
-        "tests/mgaa/recovery/test_processes.py",
-    ),
-)
-"""Whole runs of many kinds: killed, on other workers, in other clones. `make test` leaves them to `make test-all`."""
-LONG = (*SLOW, "tests/flows/", "tests/guides/", "test_dvc.py", "test_sharing.py", "test_quality.py")
+LONG = ("tests/flows/", "tests/guides/", "test_dvc.py", "test_sync.py", "test_quality.py")
 IDLE = (
     *("SCHEDULER", "LATE_RUNS", "TRIGGERS", "EVENT_PERSISTER", "FOREMAN"),
     *("PAUSE_EXPIRATIONS", "REPOSSESSOR", "CANCELLATION_CLEANUP", "CLEANUP_RECONCILER"),
@@ -46,15 +32,12 @@ import torch  # noqa: E402, F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402, F401
 
 import flows  # noqa: E402, F401  (its defaults of the environment)
-from tests.processes import Project, copy_project  # noqa: E402
+from tests.support.processes import Project, copy_project  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs flows and servers first: a test process takes whole files, and a long one that is taken last would run alone at the end."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in LONG))
-    for item in items:
-        if item.nodeid.startswith(SLOW):
-            item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: not (item.get_closest_marker("slow") or any(name in item.nodeid for name in LONG)))
 
 
 def pytest_unconfigure() -> None:

@@ -5,8 +5,8 @@ From the paper and its code (https://github.com/hahnyuan/ASVD4LLM, `sensitivity.
 parameters; all pairs (matrix, share) in falling order of that perplexity; of every suffix of this list each matrix takes the least
 share that occurs in it, or stays dense; a binary search finds the suffix that meets the budget.
 
-Our reading: the shares 0.1 to 0.9 of the paper (the code tries 0.4 to 0.9 for weights and could not reach a compression of 0.6); the longest
-dense model within the budget, where the code may stop one pair off; the linears of the decoder blocks alone, without `lm_head`; an
+Our reading: the shares 0.1 to 0.9 of the paper (the code tries 0.4 to 0.9 for weights and could not reach a compression of 0.6); the
+longest dense model within the budget, where the code may stop one pair off; the linears of the decoder blocks alone, without `lm_head`; an
 exact SVD for their randomised one; the calibration tokens of this project, the first 32 sequences as in the code (there of 2048 tokens).
 """
 
@@ -18,15 +18,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.peers.filling import Prepared, filled
-from mgaa.architectures import matrices_of
 from mgaa.budget import Ladder, parameter_budget
-from mgaa.checkpoint import apply_factors, twin_of
+from mgaa.checkpoints.save import apply_factors, twin_of
 from mgaa.decomposed import decomposed
 from mgaa.errors import NumericalError
+from mgaa.evaluation.perplexity import perplexity
 from mgaa.factors import factorize_linear
 from mgaa.levels import Target
-from mgaa.perplexity import perplexity
-from mgaa.streaming import Measuring
+from mgaa.models.architectures import matrices_of
+from mgaa.statistics.calibration import Measuring
 
 SHARES = tuple(share / 10 for share in range(1, 10))
 Sensitivities = Mapping[str, Mapping[float, float]]

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.peers.gradients import pass_back
-from mgaa.lowrank import Factors
+from mgaa.models.lowrank import Factors
 
 EDGE = 0.125
 """The share of a sequence at either end whose gradients are left out."""

@@ -1,17 +1,19 @@
-"""LEMS with KFAC-SVD (Thoma et al., ICML 2026, openreview IjIgNPFuCt): a calibrated error curve per matrix, the best sum by an integer program.
+"""LEMS with KFAC-SVD (Thoma et al., ICML 2026, openreview IjIgNPFuCt): a calibrated error curve per matrix, the best sum by an integer
+program.
 
 From the code (https://github.com/lems-svd/lems, `compression/search/lems.py`, `compression/factorization/kfac_svd.py`, its configuration
 `kfac_lems`; the paper's text was not at hand): factors by the SVD weighted on both sides, by `X X^T` and by the second moment of
-the gradients of the output, shrunk by 0.1 and 0.3 towards the mean of the diagonal; an eighth of the tokens at either end of a sequence has no say in the
-latter, and the norms of a sequence's gradients are held to 0.1 to 10 times their mean. The error of a matrix at rank r is its share of
-lost energy, scaled so that at a tenth of break-even it is the measured divergence `KL(dense | compressed)` of the model with this matrix
-alone truncated (logits over a temperature of 0.6, 32 sequences). Ranks from a tenth to 0.95 of break-even (from 0.3 on where
-half or more is kept), or dense at no error. Early blocks count more: `1 + gamma h_b`, `h` falling from 1 to 0 as the sums of `1 / (k + 1)^alpha` from
-block b on do. An integer program minimises the sum within the budget; ten trials of TPE (Optuna, seed 42, alpha up to 3, gamma
-up to 7) choose the pair with the least divergence of the whole model.
+the gradients of the output, shrunk by 0.1 and 0.3 towards the mean of the diagonal; an eighth of the tokens at either end of a sequence has
+no say in the latter, and the norms of a sequence's gradients are held to 0.1 to 10 times their mean. The error of a matrix at rank r is its
+share of lost energy, scaled so that at a tenth of break-even it is the measured divergence `KL(dense | compressed)` of the model with this
+matrix alone truncated (logits over a temperature of 0.6, 32 sequences). Ranks from a tenth to 0.95 of break-even (from 0.3 on where
+half or more is kept), or dense at no error. Early blocks count more: `1 + gamma h_b`, `h` falling from 1 to 0 as the sums of `1 / (k +
+1)^alpha` from block b on do. An integer program minimises the sum within the budget; ten trials of TPE (Optuna, seed 42, alpha up to 3,
+gamma up to 7) choose the pair with the least divergence of the whole model.
 
-Ours: HiGHS (`scipy.optimize.milp`) for Gurobi; exact costs; all tokens enter the divergence, where theirs leaves out the first 256 of 2048; calibration
-by this project's tokens. Left out are the recalibration after the search, which that configuration turns off, and LEMS on other factors.
+Ours: HiGHS (`scipy.optimize.milp`) for Gurobi; exact costs; all tokens enter the divergence, where theirs leaves out the first 256 of 2048;
+calibration by this project's tokens. Left out are the recalibration after the search, which that configuration turns off, and LEMS on other
+factors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,9 +31,9 @@ from transformers import PreTrainedModel
 
 from benchmarks.peers.filling import Prepared, filled
 from benchmarks.peers.kfac import Weighted, weighted_spectra
-from mgaa.architectures import matrices_of
 from mgaa.budget import Ladder, parameter_budget
-from mgaa.checkpoint import apply_factors, twin_of
+from mgaa.checkpoints.save import apply_factors, twin_of
+from mgaa.models.architectures import matrices_of
 from mgaa.ranks import ladders_of
 
 REFERENCE = 0.1

@@ -1,11 +1,11 @@
 """ZS-SVD (Abbasi et al., ICML 2026, arXiv 2602.02848): drop singular components whose predicted changes of the loss cancel.
 
 From the paper and its code (https://github.com/mint-vu/Zero-Sum-SVD, `compression/importance.py`, `compression/planning.py`): with the
-Cholesky factor `S` of `X X^T`, `W S = U diag(s) V^T` and the gradient `H = (dL/dW) S^-T` in whitened coordinates, dropping component i changes the loss by
-`-s_i u_i^T H v_i` to first order. Every matrix offers its smallest singular value; of the offers whose sign brings the running sum of
-changes back towards zero the one least in magnitude is dropped, of the other sign if there is none; parameters are saved below break-even alone.
-At the end a matrix whose rank is still above break-even is dense again. One shot, zero-sum selection, factors without bias, at least
-rank 1, and at a compression of 0.6 at least 0.3 of break-even are the settings of `scripts/run_one_shot.sh`.
+Cholesky factor `S` of `X X^T`, `W S = U diag(s) V^T` and the gradient `H = (dL/dW) S^-T` in whitened coordinates, dropping component i
+changes the loss by `-s_i u_i^T H v_i` to first order. Every matrix offers its smallest singular value; of the offers whose sign brings the
+running sum of changes back towards zero the one least in magnitude is dropped, of the other sign if there is none; parameters are saved
+below break-even alone. At the end a matrix whose rank is still above break-even is dense again. One shot, zero-sum selection, factors
+without bias, at least rank 1, and at a compression of 0.6 at least 0.3 of break-even are the settings of `scripts/run_one_shot.sh`.
 
 Ours: `s_i v_i = S^T W^T u_i`, so the change is `-u_i^T (dL/dW) W^T u_i`, and neither `S` nor its inverse is formed; the gradient over all
 calibration tokens, where the script takes one sequence of 2048 tokens; the exact count of parameters (theirs lags by one component per
@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 
 from benchmarks.peers.filling import Prepared, filled
 from benchmarks.peers.gradients import pass_back
-from mgaa.architectures import matrices_of
 from mgaa.budget import Matrix, parameter_budget
-from mgaa.checkpoint import apply_factors, twin_of
+from mgaa.checkpoints.save import apply_factors, twin_of
+from mgaa.decomposition.linalg import Spectrum, decompose
 from mgaa.factors import factorize_linear, whitened
-from mgaa.linalg import Spectrum, decompose
+from mgaa.models.architectures import matrices_of
 from mgaa.ranks import ladders_of
-from mgaa.streaming import stream_statistics
+from mgaa.statistics.calibration import stream_statistics
 
 
 def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"]) -> Prepared:

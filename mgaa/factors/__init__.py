@@ -1,7 +1,7 @@
 """Factorizers: from a weight and the statistics of its input to an ordered basis, and from there to factors of any rank.
 
 Each file of this folder holds one `metric(statistics, *, options) -> Metric`, and says `GRADIENTS = True` if that needs the second moments
-of output gradients (`mgaa.gradients`); everything else is shared. `spectra` decomposes the
+of output gradients (`mgaa.statistics.gradients`); everything else is shared. `spectra` decomposes the
 matrices of a block once; `factorize` slices a rank out of a decomposition and rounds to the storage dtype. The factors are `B = U_r`
 and `A = U_r^T W`, where `A` is refitted by least squares to the `B` that is really stored, `A = (B^T B)^-1 B^T W`, so that
 the rounding of `B` costs no more than it must; weighed at the outputs, with the dual basis `D`: `A = (D^T B)^-1 D^T W`. Where the metric is
@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mgaa.decomposition.cuda_streams import in_flight
+from mgaa.decomposition.linalg import Spectrum, decompose, symmetric_product, working_bytes
 from mgaa.errors import NumericalError, UsageError
-from mgaa.linalg import Spectrum, decompose, symmetric_product, working_bytes
-from mgaa.lowrank import Factors
 from mgaa.methods import method
-from mgaa.statistics import BlockStatistics
-from mgaa.streams import in_flight
+from mgaa.models.lowrank import Factors
+from mgaa.statistics.statistics import BlockStatistics
 
 
 def spectra(

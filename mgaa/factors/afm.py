@@ -4,8 +4,8 @@ The metric is the covariance of the input; the mean returns exactly through the 
 error than the whitened SVD without a bias (AFM: arXiv 2210.17126; LoRAP's baseline of the name leaves the bias out and is far worse).
 """
 
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.decomposition.linalg import Metric
+from mgaa.statistics.statistics import InputStatistics
 
 
 def metric(statistics: InputStatistics) -> Metric:

@@ -6,9 +6,9 @@ nothing special. `alpha` moves from the plain SVD towards channels of large acti
 
 import math
 
+from mgaa.decomposition.linalg import Metric
 from mgaa.errors import UsageError
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.statistics.statistics import InputStatistics
 
 
 def metric(statistics: InputStatistics, *, alpha: float = 0.5) -> Metric:

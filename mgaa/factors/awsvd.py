@@ -3,8 +3,8 @@
 The paper prints its weights in two forms that disagree; this is the one that its code computes.
 """
 
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.decomposition.linalg import Metric
+from mgaa.statistics.statistics import InputStatistics
 
 
 def metric(statistics: InputStatistics) -> Metric:

@@ -11,9 +11,9 @@ import math
 
 import torch
 
+from mgaa.decomposition.linalg import Metric
 from mgaa.errors import UsageError
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.statistics.statistics import InputStatistics
 
 GRADIENTS = True
 
@@ -33,7 +33,7 @@ def metric(statistics: InputStatistics, *, damping: float = 1e-4) -> Metric:
     if gradient is None:
         raise UsageError(
             "factors.method is 'kronecker', but the statistics have no output gradients, expected those of every linear: measure them by "
-            "mgaa.gradients"
+            "mgaa.statistics.gradients"
         )
     identity = torch.eye(len(gradient), dtype=gradient.dtype, device=gradient.device)
     size = float(gradient.trace()) / len(gradient)

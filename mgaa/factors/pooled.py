@@ -5,8 +5,8 @@ groups with equal weights; here a group weighs as many tokens as it has, which i
 groups of equal counts. Fewer calibration sequences than groups are refused before anything is measured (`mgaa.levels.check_groups`).
 """
 
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.decomposition.linalg import Metric
+from mgaa.statistics.statistics import InputStatistics
 
 ROUNDING = 1e-12
 """Share of the variance inside groups below which it is the rounding of a difference (groups of one token have none)."""

@@ -2,8 +2,8 @@
 
 import torch
 
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.decomposition.linalg import Metric
+from mgaa.statistics.statistics import InputStatistics
 
 
 def metric(statistics: InputStatistics) -> Metric:

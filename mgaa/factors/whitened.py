@@ -3,8 +3,8 @@
 Equivalent to the SVD of `W S` with the Cholesky factor `S` of `G = E[x x^T]`, without forming or inverting `S`.
 """
 
-from mgaa.linalg import Metric
-from mgaa.statistics import InputStatistics
+from mgaa.decomposition.linalg import Metric
+from mgaa.statistics.statistics import InputStatistics
 
 
 def metric(statistics: InputStatistics) -> Metric:

@@ -3,7 +3,7 @@
 The model is built on the meta device, where tensors have shapes and no content, so a plan of 70 billion parameters takes seconds and no
 weights. Each stage is the sum of the tensors that its code holds at the worst moment; what is named here is found again in the file that
 is named beside it. Pages of files that the system keeps and can drop (the page cache) do not count. Time is arithmetic over the rates
-of this machine (`mgaa.hardware`), plus bytes over the rate of its disk: an estimate, good for telling minutes from hours.
+of this machine (`mgaa.blocks.hardware`), plus bytes over the rate of its disk: an estimate, good for telling minutes from hours.
 """
 
 from mgaa.plan.anchored import anchor

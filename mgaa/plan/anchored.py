@@ -1,16 +1,16 @@
-"""The plan of factors that are fitted to the dense model, behind compressed blocks (`mgaa.anchoring`, tasks/line.py).
+"""The plan of factors that are fitted to the dense model, behind compressed blocks (`mgaa.anchoring`, tasks/steps/block_state.py).
 
 Legend: m outputs, n inputs, p = min(m, n), k = n or m (where what is missing is measured).
 """
 
 from math import log2
 
-from mgaa.linalg import working_bytes
-from mgaa.moments import PANELS, Share
+from mgaa.anchoring.sublayer_cache import waiting_bytes
+from mgaa.decomposition.linalg import working_bytes
 from mgaa.plan.layout import Block, Input, Layout
 from mgaa.plan.settings import Settings, Stage
 from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, basis_vectors, forward_work, gradient_bytes, held
-from mgaa.shortcut import waiting_bytes
+from mgaa.statistics.accumulate import PANELS, Share
 
 
 def anchor(layout: Layout, settings: Settings) -> Stage:
@@ -23,7 +23,9 @@ def anchor(layout: Layout, settings: Settings) -> Stage:
     made = int((1 - settings.compression) * sum(block.parameters for block in layout.blocks) * layout.itemsize)
     # streamed, the twin has the one block, and every block is fetched for both models, to be measured and to be passed
     twin, fetched = (layout.largest, 4) if settings.stream else (made, 1)
-    host += 3 * batch * state if settings.accelerator else 0  # being written, and waiting to be (`mgaa.hidden`)
+    host += (
+        3 * batch * state if settings.accelerator else 0
+    )  # being written, and waiting to be (`mgaa.blocks.hidden_states`)
     work = [_block_work(layout, settings, block, batch) for block in layout.blocks]
     return Stage(
         "anchor",
@@ -54,7 +56,9 @@ def _block_bytes(layout: Layout, settings: Settings, block: Block, batch: int) -
 
 
 def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[Input, ...], batch: int) -> int:
-    branches = 1 + int(log2(len(Share(settings.samples).parts)))  # of the tree, and the part at hand (`mgaa.moments`)
+    branches = 1 + int(
+        log2(len(Share(settings.samples).parts))
+    )  # of the tree, and the part at hand (`mgaa.statistics.accumulate`)
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * each.n * (each.n + groups + 4) for each in stage)
     products = sum(DOUBLE * each.n * _missing(each, settings) for each in stage)

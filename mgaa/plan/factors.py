@@ -4,15 +4,16 @@ Legend: m outputs, n inputs, p = min(m, n).
 """
 
 from mgaa.budget import Matrix
-from mgaa.linalg import working_bytes
+from mgaa.decomposition.cuda_streams import together
+from mgaa.decomposition.linalg import working_bytes
 from mgaa.plan.layout import Block, Layout
 from mgaa.plan.settings import Settings, Stage
 from mgaa.plan.sizes import DOUBLE, basis_bytes, basis_vectors, gradient_bytes, statistics_bytes
-from mgaa.streams import together
 
 
 def decompose(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.linalg`, `mgaa.streams`: in each worker the statistics and the weights of a block, the bases found, and what is in flight."""
+    """`mgaa.decomposition.linalg`, `mgaa.decomposition.cuda_streams`: in each worker the statistics and the weights of a block, the bases
+    found, and what is in flight."""
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
     worst = max(_block_decomposition(block, settings, settings.room - model) for block in layout.blocks)
     work = {"double": 0.0, "eigen": 0.0}

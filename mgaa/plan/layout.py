@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.architectures import architecture_of, decoder_blocks, matrices_of
+from mgaa.anchoring.stages import Stage, stages_of
 from mgaa.budget import Matrix
-from mgaa.observing import is_narrow
-from mgaa.stages import Stage, stages_of
+from mgaa.models.architectures import architecture_of, decoder_blocks, matrices_of
+from mgaa.statistics.hooks import is_narrow
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a block, and the linears that read it, as they are anchored (`mgaa.stages`).
+    """One input of a block, and the linears that read it, as they are anchored (`mgaa.anchoring.stages`).
 
     Attributes:
         n: its channels.
@@ -90,7 +90,8 @@ class Layout:
 
     @property
     def written(self) -> int:
-        """Channels of the widest input of what writes to the residual stream, which waits until that is fitted (`mgaa.shortcut`)."""
+        """Channels of the widest input of what writes to the residual stream, which waits until that is fitted
+        (`mgaa.anchoring.sublayer_cache`)."""
         return max(
             (each.n for block in self.blocks for stage in block.stages for each in stage if each.writes), default=0
         )
@@ -102,7 +103,7 @@ class Layout:
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
-    """The shapes of a model that was taken apart, or of its skeleton (`mgaa.skeleton`).
+    """The shapes of a model that was taken apart, or of its skeleton (`mgaa.checkpoints.meta_model`).
 
     Raises:
         InputError: the architecture has no entry, or a block has a linear that the entry does not name.

@@ -2,24 +2,26 @@
 
 from math import log2
 
-from mgaa.moments import PANELS, Share
 from mgaa.plan.layout import Block, Layout, Moment
 from mgaa.plan.settings import Settings, Stage
 from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, forward_work, gradient_bytes, held, statistics_bytes
+from mgaa.statistics.accumulate import PANELS, Share
 
 
 def load(layout: Layout) -> Stage:
-    """One block after the other is looked at, the next one is read meanwhile (`mgaa.shelf`)."""
+    """One block after the other is looked at, the next one is read meanwhile (`mgaa.blocks.offload`)."""
     device = layout.rest + layout.largest
     return Stage("load backbone", device, layout.largest, 0, 0, {}, 2 * layout.weights)
 
 
 def calibrate(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.streaming`, `mgaa.observing`, `mgaa.moments`."""
+    """`mgaa.statistics.calibration`, `mgaa.statistics.hooks`, `mgaa.statistics.accumulate`."""
     share = Share(settings.samples, 0, settings.shards)
     batch = max(map(len, share.batches(settings.batch_size))) * settings.length
     hidden = settings.samples * settings.length * layout.hidden * layout.itemsize
-    pending = 3 * batch * layout.hidden * layout.itemsize  # being written, and waiting to be (`mgaa.hidden`)
+    pending = (
+        3 * batch * layout.hidden * layout.itemsize
+    )  # being written, and waiting to be (`mgaa.blocks.hidden_states`)
     worst = max(_block_calibration(layout, settings, block, batch) for block in layout.blocks)
     device, host = held(layout, settings)
     host += pending if settings.accelerator else 0
@@ -62,7 +64,8 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
 
 
 def differentiate(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.gradients`, `mgaa.feedback`: the tokens there, with the states in front of every block kept, and back."""
+    """`mgaa.statistics.gradients`, `mgaa.statistics.gradient_hooks`: the tokens there, with the states in front of every block kept, and
+    back."""
     length, tokens = settings.length, settings.samples * settings.length
     size = min(settings.batch_size, max(1, 2**27 // (length * layout.vocabulary)))
     batch = max(map(len, Share(settings.samples).batches(size))) * length

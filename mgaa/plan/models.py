@@ -5,11 +5,12 @@ from mgaa.plan.settings import Settings, Stage
 from mgaa.plan.sizes import SINGLE, activation_bytes, compressed_bytes, held
 
 WHOLE = 5 * 10**9
-"""Bytes of weights up to which a checkpoint is one file (`mgaa.checkpoint.save_blockwise`)."""
+"""Bytes of weights up to which a checkpoint is one file (`mgaa.checkpoints.save.save_blockwise`)."""
 
 
 def assemble(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one file holds all."""
+    """`mgaa.checkpoints.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one file
+    holds all."""
     size = compressed_bytes(layout, settings)
     model = layout.weights if not settings.stream else layout.rest  # what the process has loaded for the stages before
     return Stage(
@@ -24,7 +25,7 @@ def assemble(layout: Layout, settings: Settings) -> Stage:
 
 
 def evaluate(layout: Layout, settings: Settings) -> Stage:
-    """`mgaa.perplexity`, of the dense model and of each compressed one; one of them is loaded beside the backbone."""
+    """`mgaa.evaluation.perplexity`, of the dense model and of each compressed one; one of them is loaded beside the backbone."""
     worst, hidden, work = 0, 0, 0.0
     for tokens, length, batch_size in settings.evaluation:
         batch = min(batch_size, max(1, 2**27 // (length * layout.vocabulary)), max(1, tokens // length)) * length

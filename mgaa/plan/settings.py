@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from mgaa.hardware import Rates
-from mgaa.hidden import Place
+from mgaa.blocks.hardware import Rates
+from mgaa.blocks.hidden_states import Place
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Settings:
         to_stream: whether o and down are fitted to the residual stream.
         refinement: steps by which each block is tuned then.
         accelerator: whether the device has memory of its own.
-        room: bytes that are free on the device; where they are few, fewer decompositions are in flight (`mgaa.streams`).
+        room: bytes that are free on the device; where they are few, fewer decompositions are in flight (`mgaa.decomposition.cuda_streams`).
     """
 
     samples: int

@@ -8,8 +8,9 @@ published method says `VERBATIM = True` in its file and is not refilled. A rule 
 are allocated one after the other it is refused. A rule that has to see the compression before has a second function,
 `check(ladders, compression, *, options)`.
 
-FFNs that are pruned (`mgaa.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel more than
-the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block first.
+FFNs that are pruned (`mgaa.allocation.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel
+more than the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block
+first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,10 +21,10 @@ from typing import Any, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from mgaa.allocation.channels import Channels, Scores
+from mgaa.allocation.latency import Latency
 from mgaa.budget import Ladder, Matrix, check_reachable, parameter_budget, rank_multiple, refill, unmeasured
-from mgaa.channels import Channels, Scores
 from mgaa.errors import UsageError
-from mgaa.latency import Latency
 from mgaa.methods import check, constant, method
 
 T = TypeVar("T")

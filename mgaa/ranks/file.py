@@ -7,7 +7,7 @@ they cost less than there (a factorizer that adds no biases) or where their rule
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mgaa.allocation import Saved, load
+from mgaa.allocation.file import Saved, load
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.errors import UsageError
 

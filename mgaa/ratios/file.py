@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mgaa.allocation import load
+from mgaa.allocation.file import load
 from mgaa.budget import Sublayers
 from mgaa.errors import UsageError
 

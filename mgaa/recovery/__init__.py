@@ -21,8 +21,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, UsageError
-from mgaa.given import accepting, path, to_change
-from mgaa.recovery.adapters import targets
+from mgaa.inputs.readers import accepting, path, to_change
+from mgaa.inputs.tokens import check_vocabulary
+from mgaa.recovery.attach import targets
 from mgaa.recovery.curve import Curve, Point
 from mgaa.recovery.examples import Examples, from_instructions, from_windows, read_instructions
 from mgaa.recovery.job import Job, job_of
@@ -30,7 +31,6 @@ from mgaa.recovery.merging import merge_, updates_of
 from mgaa.recovery.plan import Plan
 from mgaa.recovery.precision import resolve
 from mgaa.recovery.processes import launch
-from mgaa.tokens import check_vocabulary
 
 __all__ = ["Curve", "Examples", "Plan", "Point", "from_instructions", "from_windows", "read_instructions", "recover_"]
 
@@ -42,7 +42,7 @@ def recover_(
     """Tune a compressed model in place.
 
     Args:
-        model: with an entry in `mgaa.architectures`; stays on its device and in its dtype, and is in evaluation mode without gradients
+        model: with an entry in `mgaa.models.entries`; stays on its device and in its dtype, and is in evaluation mode without gradients
             afterwards. Nothing of it changes before training has ended well.
         examples, validation: with the tokenizer of the model; training stops and the best state is chosen by the second.
         plan: how; see there.

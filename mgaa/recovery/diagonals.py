@@ -26,7 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mgaa.lowrank import Factors, LowRankLinear
+from mgaa.models.lowrank import Factors, LowRankLinear
 from mgaa.recovery.adapters import Adapter
 from mgaa.recovery.plan import Plan
 
@@ -53,7 +53,7 @@ class Diagonals(Adapter):
 
     @property
     def weight(self) -> Tensor:
-        """The mark of the layer (mgaa.lowrank), for callers that ask a linear for its dtype or device."""
+        """The mark of the layer (mgaa.models.lowrank), for callers that ask a linear for its dtype or device."""
         return self.layer.weight
 
     @property

@@ -2,8 +2,8 @@
 
 Two sources. Instructions in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and
 the answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs`
-is off). And plain text, cut into windows (`mgaa.tokens.windows`), all of which is scored. A model that sees is tuned on questions about
-images (`mgaa.prompts`), of which the answers are scored.
+is off). And plain text, cut into windows (`mgaa.inputs.tokens.windows`), all of which is scored. A model that sees is tuned on questions
+about images (`mgaa.inputs.prompts`), of which the answers are scored.
 
 The boundary: prompt and prompt with answer are tokenized apart; the tokens that both begin with are the prompt, so a token that spans
 the boundary counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits [C].
@@ -31,8 +31,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from mgaa.errors import InputError, ResourceError, UsageError
-from mgaa.prompts import IDS, Inputs, Prompts
-from mgaa.tokens import digest
+from mgaa.inputs.prompts import Prompts
+from mgaa.inputs.tokens import digest
+from mgaa.models.model_inputs import IDS, Inputs
 
 UNSCORED = -100
 """The label of a token that is not scored, torch's `ignore_index`."""

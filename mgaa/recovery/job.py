@@ -32,8 +32,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mgaa.checkpoints.ownership import LITTER
 from mgaa.errors import InputError, LockedError, ResourceError
-from mgaa.ownership import LITTER
 from mgaa.recovery.curve import Curve
 from mgaa.recovery.examples import Examples
 from mgaa.recovery.plan import Plan

@@ -31,10 +31,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mgaa.checkpoints.format import describe
 from mgaa.errors import NumericalError
-from mgaa.format import describe
-from mgaa.fused import unfuse_
-from mgaa.lowrank import Factors, LowRankLinear, non_finite
+from mgaa.models.fused import unfuse_
+from mgaa.models.lowrank import Factors, LowRankLinear, non_finite
 from mgaa.recovery.diagonals import Scaling, folded
 from mgaa.recovery.plan import Plan
 

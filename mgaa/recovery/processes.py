@@ -21,9 +21,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging
 
 from mgaa import errors
+from mgaa.checkpoints.format import describe
+from mgaa.checkpoints.load import class_of
 from mgaa.errors import InputError, MgaaError, ResourceError, UsageError
-from mgaa.format import describe
-from mgaa.loading import class_of
 from mgaa.recovery.examples import Examples
 from mgaa.recovery.job import JOB, Job, model_digest, read_job, read_json, write_json
 

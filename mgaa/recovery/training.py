@@ -38,9 +38,10 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from mgaa.architectures import architecture_of
 from mgaa.errors import NumericalError, ResourceError
-from mgaa.recovery.adapters import Adapter, attached, fill, tensors_of
+from mgaa.models.architectures import architecture_of
+from mgaa.recovery.adapters import Adapter, fill, tensors_of
+from mgaa.recovery.attach import attached
 from mgaa.recovery.curve import Curve, exhausted
 from mgaa.recovery.examples import UNSCORED, Examples, collate
 from mgaa.recovery.job import ADAPTERS, STATE, Job, read_json, read_tensors, seal, write_tensors

@@ -15,27 +15,27 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from mgaa.architectures import matrices_of
-from mgaa.causality import check_decoder
-from mgaa.checkpoint import twin_of
+from mgaa.checkpoints.meta_model import outline
+from mgaa.checkpoints.save import twin_of
 from mgaa.decomposed import Decomposed, decomposed
 from mgaa.errors import NumericalError, UsageError
-from mgaa.fused import unfuse_
-from mgaa.given import accepting, to_change
+from mgaa.evaluation.causality import check_decoder
+from mgaa.evaluation.perplexity import check, evaluating, perplexity
+from mgaa.inputs.prompts import Prompts
+from mgaa.inputs.readers import accepting, to_change
+from mgaa.inputs.token_rows import Tokens, Windows, check_fit, sequences
+from mgaa.inputs.token_rows import windows as windows_of
+from mgaa.inputs.values import fraction, names, whole
+from mgaa.inputs.values import number as number_of
 from mgaa.levels import Target, adds_biases, check_groups, flat_ladders
-from mgaa.perplexity import check, evaluating, perplexity
-from mgaa.prompts import Prompts
+from mgaa.models.architectures import matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.report import Report, report
-from mgaa.rows import Tokens, Windows, check_fit, sequences
-from mgaa.rows import windows as windows_of
 from mgaa.search.objective import WEIGHT, objective, reference
 from mgaa.search.optimizer import Found, drawn, propose, require
 from mgaa.search.selection import most_telling
 from mgaa.search.space import Space, space_of
-from mgaa.skeleton import outline
-from mgaa.streaming import Measuring
-from mgaa.values import fraction, names, whole
-from mgaa.values import number as number_of
+from mgaa.statistics.calibration import Measuring
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ def compress_by_search_(
     """Compress a transformers causal language model in place, by the best allocation that a search finds.
 
     Args:
-        model: with an entry in `mgaa.architectures`.
+        model: with an entry in `mgaa.models.entries`.
         tokens: as in `mgaa.compress_`.
-        validation: token ids in any form of `mgaa.rows`, of one length: windows that are neither calibration nor test text.
+        validation: token ids in any form of `mgaa.inputs.token_rows`, of one length: windows that are neither calibration nor test text.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors: the factorizer.
         method, evaluations, initial, seed: of the search (`mgaa.search.optimizer`).

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.perplexity import check, evaluating, fitting
+from mgaa.evaluation.perplexity import check, evaluating, fitting
 
 WEIGHT = 1e-3
 _CHUNK = 2**20

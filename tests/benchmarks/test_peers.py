@@ -14,9 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.peers import asvd, kfac, lems, zs_svd
 from benchmarks.peers.filling import Prepared
 from benchmarks.proof_tables import tables
-from mgaa.architectures import matrices_of
 from mgaa.budget import Ladder, Matrix, parameter_budget
-from mgaa.lowrank import low_rank_layers
+from mgaa.models.architectures import matrices_of
+from mgaa.models.lowrank import low_rank_layers
 
 RULES: dict[str, Callable[..., Prepared]] = {
     "asvd": partial(asvd.prepare, sequences=2),

@@ -8,8 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from demo import corpus, packing, train, train_vlm
+from mgaa.checkpoints.ownership import foreign
 from mgaa.errors import NumericalError, UsageError
-from mgaa.ownership import foreign
 
 ENCODED = [torch.tensor([0, *(range(10, 40) if each % 2 else range(40, 70))] * 20) for each in range(8)]
 VALIDATION = packing.rows(ENCODED, 64)[:4]

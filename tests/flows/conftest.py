@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.laboratory import Laboratory, Outcome, build
+from tests.support.laboratory import Laboratory, Outcome, build
 
 
 @pytest.fixture(scope="session")

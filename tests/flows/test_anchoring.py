@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import mgaa
-from tasks.artifact import Artifact, Store
-from tasks.records import token_windows
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tasks.artifacts.files import token_windows
+from tasks.cache.artifact import Artifact, Store
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome, striking
 
 Lab = tuple[Laboratory, Outcome]
 METHOD = ("method=loss", "ratios.compression=0.3", "evaluation.tasks=[]", "evaluation.samples.number=0")

@@ -14,17 +14,17 @@ import pytest
 from safetensors.torch import load_file
 
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
+from mgaa.checkpoints.ownership import MARK
 from mgaa.levels import adds_biases
 from mgaa.methods import available, constant
-from mgaa.ownership import MARK
-from tasks import allocate_ranks, allocate_ratios, code, decompose, factorize
-from tasks.artifact import MANIFEST, Artifact, Store
-from tasks.recipes import Recipe
-from tasks.sealing import digest
-from tasks.stage import File
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
-from tests.mgaa.allocations import reads_file
-from tests.processes import ROOT
+from tasks.cache import source as code
+from tasks.cache.artifact import MANIFEST, Artifact, Store
+from tasks.cache.stage import File
+from tasks.planning.recipes import Recipe
+from tasks.steps import allocate_ranks, allocate_ratios, decompose, factorize
+from tests.support.allocations import reads_file
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome, documents, striking, write_model
+from tests.support.processes import ROOT
 
 Lab = tuple[Laboratory, Outcome]
 
@@ -149,93 +149,11 @@ def test_other_evaluation_texts_keep_everything_before_the_metrics(done: Laborat
     }
 
 
-STEPS = {
-    **{name: [f"tasks.{name}"] for name in ("load_backbone", "read_texts", "tokenize", "make_items", "calibrate")},
-    **{name: [f"tasks.{name}"] for name in ("factorize", "assemble", "evaluate", "draw_figures", "score_channels")},
-    **{name: [f"tasks.{name}"] for name in ("collect_ranks", "make_examples", "recover", "collect_recovered")},
-    **{name: [f"tasks.{name}"] for name in ("read_questions", "encode_questions", "ask_examples", "answer")},
-    **{name: [f"tasks.{name}"] for name in ("differentiate", "generate")},
-    "compress_block": ["tasks.compress_block", "mgaa.factors.svd", "mgaa.ranks.lorap"],
-    "anchor_block": ["tasks.anchor_block", "mgaa.factors.afm"],
-    **{f"decompose {name}": ["tasks.decompose", f"mgaa.factors.{name}"] for name in ("afm", "svd")},
-    **{
-        f"allocate_ratios {name}": ["tasks.allocate_ratios", f"mgaa.ratios.{name}"]
-        for name in ("softmax", "uniform", "file")
-    },
-    **{
-        f"allocate_ranks {name}": ["tasks.allocate_ranks", f"mgaa.ranks.{name}"]
-        for name in ("energy", "uniform", "file", "lorap")
-    },
-}
-"""The modules at which the code of each step begins."""
-
-RATIOS, RANKS = ({name for name in STEPS if name.startswith(step)} for step in ("allocate_ratios ", "allocate_ranks "))
-EDITS = {
-    "mgaa/ranks/energy.py": {"allocate_ranks energy"},
-    "mgaa/ranks/lorap.py": {"allocate_ranks lorap", "compress_block"},
-    "mgaa/ratios/softmax.py": {"allocate_ratios softmax"},
-    "mgaa/factors/svd.py": {"decompose svd", "compress_block"},
-    "mgaa/factors/whitened.py": set(),
-    "mgaa/perplexity.py": {"evaluate", "answer", "generate", "differentiate"},
-    "mgaa/answering.py": {"evaluate", "answer", "generate"},
-    "mgaa/continuation.py": {"generate"},
-    "tasks/harness.py": {"evaluate"},
-    "tasks/figures.py": {"draw_figures"},
-    "tasks/figure_answers.py": {"draw_figures"},
-    "tasks/questions.py": {"evaluate", "read_questions", "encode_questions", "ask_examples", "answer"},
-    "tasks/overlap.py": {"read_texts", "make_examples"},
-    "demo/tasks.py": {"make_items"},
-    "demo/scenes.py": {"read_questions"},
-    "mgaa/streaming.py": {"calibrate", "differentiate", "compress_block", "anchor_block"},
-    "mgaa/anchoring.py": {"anchor_block"},
-    "mgaa/gradients.py": {"differentiate"},
-    "mgaa/sequential.py": {"compress_block"},
-    "mgaa/recovery/examples.py": {"make_examples", "ask_examples", "recover"},
-    "mgaa/recovery/training.py": {"recover"},
-    "mgaa/ratios/__init__.py": {*RATIOS, "compress_block", "anchor_block"},
-    "mgaa/compress.py": set(),
-    "mgaa/levels.py": {*RATIOS, "compress_block", "anchor_block"},
-    "mgaa/allocation.py": {"allocate_ratios file", "allocate_ranks file"},
-    "mgaa/__init__.py": set(),
-    "mgaa/errors.py": STEPS.keys(),
-    "tasks/step.py": set(),
-    "tasks/results.py": set(),
-    "tasks/report.py": set(),
-    "flows/compress.py": set(),
-}
-
-
-def test_an_edit_voids_the_steps_whose_code_imports_it_and_no_other() -> None:
-    files = {name: code.sources(*modules).keys() for name, modules in STEPS.items()}
-    for edited, expected in EDITS.items():
-        assert (ROOT / edited).is_file()
-        assert {name for name in STEPS if edited in files[name]} == set(expected), edited
-
-
-def test_an_edit_of_a_file_changes_the_code_of_those_steps_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for folder in ("mgaa", "tasks", "demo"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(code, "ROOT", tmp_path)
-
-    def codes() -> list[str]:
-        code.sources.cache_clear()
-        return [digest(code.sources(*STEPS[name])) for name in ("allocate_ranks energy", "allocate_ranks uniform")]
-
-    energy, uniform = codes()
-    with (tmp_path / "mgaa" / "ranks" / "energy.py").open("a") as file:
-        file.write("# edited\n")
-    edited, same = codes()
-    code.sources.cache_clear()
-    assert (edited != energy, same == uniform) == (True, True)
-
-
 def test_the_code_of_a_step_in_its_manifest_is_that_of_its_modules(first: Lab) -> None:
     (path,) = first[0].artifacts("statistics")
     manifest = json.loads((path / MANIFEST).read_text())
-    assert manifest["sources"] == code.sources("tasks.calibrate")
-    assert manifest["code"] == digest(manifest["sources"])
+    assert manifest["sources"] == code.sources("tasks.steps.calibrate")
+    assert manifest["code"] == code.code_of("tasks.steps.calibrate:calibrate")
 
 
 # What is left behind
@@ -316,7 +234,7 @@ FORWARD = """if True:
 def test_the_exported_checkpoint_in_a_new_process_is_the_evaluated_one_to_the_bit(first: Lab, tmp_path: Path) -> None:
     import torch
 
-    from mgaa.checkpoint import load
+    from mgaa.checkpoints.save import load
 
     lab, _ = first
     command = [sys.executable, "-c", FORWARD, lab.root / "models" / "compressed", tmp_path / "found"]

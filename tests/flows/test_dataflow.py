@@ -2,11 +2,11 @@
 
 import runpy
 
-from tasks.artifact import Store
-from tasks.parameters import load_operation
-from tasks.targets import resolve
-from tests.flows.laboratory import Laboratory, Outcome
-from tests.processes import ROOT
+from tasks.audit.references import resolve
+from tasks.cache.artifact import Store
+from tasks.config.parameters import load_operation
+from tests.support.laboratory import Laboratory, Outcome
+from tests.support.processes import ROOT
 
 
 def test_the_figure_of_the_architecture_is_that_of_a_run(first: tuple[Laboratory, Outcome]) -> None:

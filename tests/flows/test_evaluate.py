@@ -8,9 +8,9 @@ import pytest
 
 from flows.evaluate import evaluate
 from mgaa.errors import NumericalError
-from tasks.artifact import Store
-from tasks.load_backbone import backbone_model, identify, load_backbone
-from tests.flows.laboratory import Laboratory, Outcome, change, write_other_model
+from tasks.cache.artifact import Store
+from tasks.steps.load_backbone import architecture_digest, backbone_model, identify, load_backbone
+from tests.support.laboratory import Laboratory, Outcome, change, write_other_model
 
 Lab = tuple[Laboratory, Outcome]
 
@@ -58,6 +58,7 @@ def test_a_model_that_changes_in_its_place_is_loaded_again(done: Laboratory, tmp
     def load() -> float:
         files = identify(str(model), None)
         given: dict[str, Any] = {"source": str(model), "revision": None, "dtype": "float32", "parts": ["decoder"]}
+        given["architecture"] = architecture_digest(str(model), None)
         backbone = load_backbone.fn(store, files=files, **given)
         return float(backbone_model(store, backbone, "cpu")[0].model.norm.weight[0])
 

@@ -17,8 +17,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tasks.sealing import check_folder
-from tests.flows.laboratory import (
+from tasks.cache.manifest import check_folder
+from tests.support.laboratory import (
     BLOCKS,
     Laboratory,
     Outcome,
@@ -168,7 +168,7 @@ FAULTS = {
     "an architecture without an entry": Fault(
         other_architecture,
         3,
-        "the architecture 'bloom' has no entry; known are falcon, .* To add it, .*architectures.py",
+        "the architecture 'bloom' has no entry; known are falcon, .* To add it, .*entries.py",
     ),
     "a weight that is NaN": Fault(with_model(nan), 4, r"model.layers.1.mlp.up_proj.weight has 1 non-finite"),
     "an activation that overflows": Fault(
@@ -260,7 +260,7 @@ def test_a_flipped_byte_is_quarantined_reported_and_rebuilt(
     assert (outcome.code, outcome.message, outcome.executed) == (0, "", {makers[0]: len(makers)})
     assert done.records() == first[0].records()
     assert [each.name for each in (done.root / "store" / "quarantine").iterdir()] == [f"{kind}-{folder.name}-1"]
-    (report,) = [each.getMessage() for each in caplog.records if each.name == "tasks.artifact"]
+    (report,) = [each.getMessage() for each in caplog.records if each.name == "tasks.cache.artifact"]
     assert f"{path} was altered" in report
     assert "it is rebuilt now" in report
     check_sound(done.root / "store")

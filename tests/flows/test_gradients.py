@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mgaa.blockwise import Blockwise
+from mgaa.blocks.blockwise import Blockwise
 from mgaa.errors import ResourceError
-from mgaa.statistics import BlockStatistics
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome
-from tests.mgaa.test_streaming import same
+from mgaa.statistics.statistics import BlockStatistics
+from tests.mgaa.statistics.test_calibration import same
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome
 
 GRADIENTS = "statistics.gradients=true"
 FEW = ["evaluation.tasks=[]", "evaluation.baselines=[]", "evaluation.samples.number=0"]

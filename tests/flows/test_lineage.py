@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from flows import lineage, store, verbs
-from tests.flows.laboratory import Laboratory
+from flows import lineage, store
+from flows.command import subcommands
+from tests.support.laboratory import Laboratory
 
 VERBS = {
     "show": lineage.show,
@@ -27,7 +28,7 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
     def asked(lab: Laboratory, *words: str) -> tuple[int, str, str]:
         capsys.readouterr()
-        code = verbs.main(VERBS, [f"--params={lab.root / 'params.yaml'}", *words])
+        code = subcommands.main(VERBS, [f"--params={lab.root / 'params.yaml'}", *words])
         return code, *capsys.readouterr()
 
     return asked
@@ -69,7 +70,7 @@ def test_what_a_word_stands_for(two: Laboratory, ask: Ask, what: str, kind: str)
 
 
 def test_a_run_of_mlflow_leads_to_its_record(two: Laboratory, ask: Ask) -> None:
-    from tests.flows.laboratory import runs
+    from tests.support.laboratory import runs
 
     run, _ = runs(two, "compress")
     code, out, _ = ask(two, "show", f"mlflow:{run.info.run_id}", "--json")

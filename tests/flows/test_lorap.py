@@ -9,7 +9,9 @@ import pytest
 
 import mgaa
 from mgaa.compress import LORAP
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, striking
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome, striking
+
+pytestmark = pytest.mark.slow
 
 Lab = tuple[Laboratory, Outcome]
 METHOD = ("method=lorap", "ratios.compression=0.3", "evaluation.tasks=[]")
@@ -77,8 +79,8 @@ def test_the_blocks_are_compressed_one_after_the_other_and_a_second_run_executes
 def test_the_checkpoint_is_what_one_call_from_python_gives(lorap: Lab) -> None:
     import torch
 
-    from tasks.artifact import Artifact, Store
-    from tasks.records import token_windows
+    from tasks.artifacts.files import token_windows
+    from tasks.cache.artifact import Artifact, Store
 
     lab, _ = lorap
     (record,) = [

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flows.plan import plan
-from mgaa import hardware
-from tests.flows.laboratory import Laboratory
+from mgaa.blocks import hardware
+from tests.support.laboratory import Laboratory
 
 
 def test_a_config_without_weights_is_planned_with(

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from flows.prepare_data import prepare_data
-from tasks.read_texts import source_content
-from tests.flows.laboratory import Laboratory, Outcome
+from tasks.steps.read_texts import source_content
+from tests.support.laboratory import Laboratory, Outcome
 
 
 def test_text_jsonl_and_folders_become_documents(fresh: Laboratory) -> None:

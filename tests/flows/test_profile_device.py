@@ -12,13 +12,13 @@ from flows.profile_device import profile_device, show
 from flows.search import search
 from flows.sensitivity import sensitivity
 from flows.show import show as screen
+from mgaa.allocation.latency import Profile, load, shape_of
 from mgaa.budget import Matrix
-from mgaa.latency import Profile, load, shape_of
-from tasks import parameters
-from tasks.recipes import recipes
-from tasks.stage import split
-from tests.flows.laboratory import Laboratory, Outcome, change
-from tests.mgaa.profiles import made
+from tasks.cache.stage import split
+from tasks.config import parameters
+from tasks.planning.recipes import recipes
+from tests.support.laboratory import Laboratory, Outcome, change
+from tests.support.profiles import made
 
 QUICK = ("profile.repetitions=2", "profile.ranks=3", "profile.tokens=[1,5]", "profile.threads=1")
 PLAIN = ("evaluation.tasks=[]",)

@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from flows.recovery import plan_of
+from flows.parts.recovery import plan_of
 from mgaa.errors import UsageError
-from tasks.artifact import Store
-from tasks.collect_recovered import collect_recovered
-from tasks.make_examples import make_examples
-from tasks.parameters import load
-from tasks.read_texts import READING, source_content
-from tasks.records import CURVE, table
-from tasks.recover import recover
-from tests.finished import finished_run
-from tests.processes import ROOT
+from tasks.artifacts.files import CURVE, table
+from tasks.cache.artifact import Store
+from tasks.config.parameters import load
+from tasks.steps.collect_recovered import collect_recovered
+from tasks.steps.make_examples import make_examples
+from tasks.steps.read_texts import READING, source_content
+from tasks.steps.recover import recover
+from tests.support.finished import finished_run
+from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flows.command.subcommands import main
 from flows.report import report
-from flows.verbs import main
-from tasks.report import PAGE
-from tests.flows.laboratory import Laboratory, Outcome
+from tasks.results.report import PAGE
+from tests.support.laboratory import Laboratory, Outcome
 
 Lab = tuple[Laboratory, Outcome]
 

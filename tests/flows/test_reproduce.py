@@ -11,8 +11,10 @@ import pytest
 import yaml
 from prefect.settings import get_current_settings
 
-from tests.flows.laboratory import Laboratory
-from tests.processes import ROOT
+from tests.support.laboratory import Laboratory
+from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.slow
 
 OWN = {"GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@b", "GIT_COMMITTER_NAME": "A", "GIT_COMMITTER_EMAIL": "a@b"}
 

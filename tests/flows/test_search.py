@@ -8,14 +8,16 @@ from typing import Any
 import pandas
 import pytest
 
-from flows.cli import main
+from flows.command.cli import main
 from flows.search import search
 from flows.show_search import show
 from mgaa.budget import Matrix, parameter_budget
-from tasks.artifact import Artifact, Store
-from tasks.lineage import lineage
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
+from tasks.cache.artifact import Artifact, Store
+from tasks.record.lineage import lineage
 from tests.flows.test_faults import wide_range
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
+
+pytestmark = pytest.mark.slow
 
 SMALL = (
     "method=bolaco",

@@ -7,7 +7,7 @@ import pytest
 
 from flows.deploy import deploy
 from mgaa.errors import UsageError
-from tests.flows.laboratory import Laboratory
+from tests.support.laboratory import Laboratory
 
 MARKER = "m4rk3r-of-a-secret"
 VARIABLES = (

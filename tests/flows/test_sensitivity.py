@@ -5,9 +5,9 @@ import json
 import pandas
 import pytest
 
-from flows.cli import main
+from flows.command.cli import main
 from flows.sensitivity import sensitivity, show
-from tests.flows.laboratory import Laboratory, Outcome
+from tests.support.laboratory import Laboratory, Outcome
 
 GIVEN = ("factors.method=pooled", "sensitivity.compression=[0.3,0.6]")
 TYPES = ["q", "k", "v", "o", "gate", "up", "down"]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flows.cli import main
+from flows.command.cli import main
 from flows.show import fits, show, tables
-from tasks.parameters import load
-from tests.finished import Finished, finished_run
+from tasks.config.parameters import load
+from tests.support.finished import Finished, finished_run
 
 
 @pytest.fixture

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from mgaa.blockwise import Blockwise
-from tasks.artifact import Store
-from tasks.line import own_folder
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome
+from mgaa.blocks.blockwise import Blockwise
+from tasks.cache.artifact import Store
+from tasks.steps.block_state import own_folder
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome
+
+pytestmark = pytest.mark.slow
 
 STREAMED = ["backbone.stream=always", "backbone.hidden=disk"]
 FEW = ["evaluation.tasks=[]", "evaluation.baselines=[]"]

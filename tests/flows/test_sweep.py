@@ -14,13 +14,15 @@ import pandas
 import pytest
 import yaml
 
-from flows.cli import main
+from flows.command.cli import main
 from flows.show_sweep import show
 from flows.sweep import sweep
-from tasks.sweep_table import COLUMNS
-from tests.flows.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
+from tasks.sweep.table import COLUMNS
 from tests.flows.test_faults import wide_range
-from tests.processes import ROOT
+from tests.support.laboratory import BLOCKS, Laboratory, Outcome, change, runs, striking
+from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.slow
 
 GRID = ("sweep.factors=[whitened,afm]", "sweep.compression=[0.2]", "evaluation.tasks=[]")
 EVERYTHING = {

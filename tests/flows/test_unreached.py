@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GptOssConfig, GptOssForCausalLM
 
-from tests.flows.laboratory import Laboratory
+from tests.support.laboratory import Laboratory
 
 LONELY = [f"model.layers.1.mlp.experts.3.{name}_proj" for name in ("gate", "up", "down")]
 QUICK = ("evaluation.tasks=[]", "evaluation.samples.number=0")

@@ -14,14 +14,16 @@ import yaml
 from safetensors import safe_open
 
 from demo.scenes import CAPTION, TYPES, examples
-from flows.asking import BLIND
+from flows.parts.questions import BLIND
 from flows.show import show
-from tasks.artifact import MANIFEST, Artifact, Store
-from tasks.parameters import load
-from tasks.records import ANSWERS, CARD, backbone_record, table
-from tests.flows.laboratory import Laboratory, Outcome, runs
-from tests.processes import ROOT
-from tests.vision import BLOCKS, seeing_model
+from tasks.artifacts.files import ANSWERS, CARD, backbone_record, table
+from tasks.cache.artifact import MANIFEST, Artifact, Store
+from tasks.config.parameters import load
+from tests.support.laboratory import Laboratory, Outcome, runs
+from tests.support.processes import ROOT
+from tests.support.vision import BLOCKS, seeing_model
+
+pytestmark = pytest.mark.slow
 
 Lab = tuple[Laboratory, Outcome]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guides.guide import scratch
+from tests.support.guide import scratch
 
 
 @pytest.fixture

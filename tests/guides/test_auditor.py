@@ -4,8 +4,12 @@ import subprocess
 from contextlib import chdir
 from pathlib import Path
 
-from tests.guides.guide import Reader
-from tests.processes import ROOT
+import pytest
+
+from tests.support.guide import Reader
+from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.slow
 
 ELSEWHERE = ["flows.lineage reproduce"]
 

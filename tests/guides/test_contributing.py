@@ -7,11 +7,12 @@ import torch
 from transformers import GPTJConfig, GPTJForCausalLM
 
 import mgaa
-from mgaa.anatomy import Architecture, Sublayer
-from mgaa.architectures import ARCHITECTURES, matrices_of
-from mgaa.lowrank import low_rank_layers
-from tests.guides.guide import GUIDES, Reader, blocks
-from tests.processes import ROOT
+from mgaa.models.architecture_schema import Architecture, Sublayer
+from mgaa.models.architectures import matrices_of
+from mgaa.models.entries import ARCHITECTURES
+from mgaa.models.lowrank import low_rank_layers
+from tests.support.guide import GUIDES, Reader, blocks
+from tests.support.processes import ROOT
 
 BLOCKS = blocks(ROOT / "CONTRIBUTING.md")
 

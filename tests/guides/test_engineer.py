@@ -1,9 +1,13 @@
 """The guide of who serves a model, executed; that latency decides where it can is in tests/flows/test_profile_device.py, on times that
-are the same everywhere, and the harness runs in tests/mgaa/test_entries.py, on a task that needs no download."""
+are the same everywhere, and the harness runs in tests/mgaa/models/test_entries.py, on a task that needs no download."""
 
 from pathlib import Path
 
-from tests.guides.guide import Reader
+import pytest
+
+from tests.support.guide import Reader
+
+pytestmark = pytest.mark.slow
 
 
 def test_what_the_guide_says_is_what_happens(project: Path) -> None:

@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
-from tests.guides.guide import Reader
+import pytest
+
+from tests.support.guide import Reader
+
+pytestmark = pytest.mark.slow
 
 
 def test_what_the_guide_says_is_what_happens(project: Path) -> None:

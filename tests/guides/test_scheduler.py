@@ -22,8 +22,10 @@ import psutil
 import pytest
 import yaml
 
-from tests.flows.laboratory import Laboratory, build, striking
-from tests.processes import ROOT
+from tests.support.laboratory import Laboratory, build, striking
+from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.slow
 
 GUIDE = (ROOT / "docs" / "guides" / "scheduler.md").read_text()
 SERVER, DEPLOY, WORKER, RUN, OTHER = re.findall(r"^```\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)

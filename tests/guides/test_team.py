@@ -17,10 +17,12 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from mgaa.ownership import MARK
-from tests.flows.laboratory import documents, write_model
-from tests.processes import ROOT
-from tests.servers import TrackingServer, free_port
+from mgaa.checkpoints.ownership import MARK
+from tests.support.laboratory import documents, write_model
+from tests.support.processes import ROOT
+from tests.support.servers import TrackingServer, free_port
+
+pytestmark = pytest.mark.slow
 
 GUIDE = (ROOT / "docs" / "guides" / "team.md").read_text()
 REUSED = {"load_backbone", "read_texts", "tokenize", "calibrate", "decompose"}

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from mgaa.architectures import ARCHITECTURES, MULTIMODAL, is_multimodal, matrices_of
-from mgaa.checkpoint import apply_factors
-from mgaa.fused import unfuse_
-from mgaa.loading import class_of
-from mgaa.lowrank import Factors
+from mgaa.checkpoints.load import class_of
+from mgaa.checkpoints.save import apply_factors
+from mgaa.models.architectures import is_multimodal, matrices_of
+from mgaa.models.entries import ARCHITECTURES, MULTIMODAL
+from mgaa.models.fused import unfuse_
+from mgaa.models.lowrank import Factors
 
 SHAPE: dict[str, object] = {
     "vocab_size": 64,

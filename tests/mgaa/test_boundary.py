@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 import mgaa
 from mgaa.boundary import cause, one_error
+from mgaa.checkpoints.load import config_and_processor
+from mgaa.checkpoints.meta_model import skeleton
 from mgaa.errors import InputError, MgaaError, NumericalError, ResourceError, UsageError
-from mgaa.loading import config_and_processor
-from mgaa.skeleton import skeleton
-from mgaa.tokens import pack
+from mgaa.inputs.tokens import pack
 
 CONFIG, GENERATION, TOKENIZER = "config.json", "generation_config.json", "tokenizer.json"
 TOKENS = torch.arange(40).reshape(2, 20)

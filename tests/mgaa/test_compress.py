@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 
 import mgaa
-from mgaa.architectures import decoder_blocks, matrices_of
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.fused import unfuse_
 from mgaa.methods import available, constant
-from mgaa.streaming import stream_statistics
-from tests.mgaa.allocations import reads_file
+from mgaa.models.architectures import decoder_blocks, matrices_of
+from mgaa.models.fused import unfuse_
+from mgaa.statistics.calibration import stream_statistics
 from tests.mgaa.conftest import FAMILIES
+from tests.support.allocations import reads_file
 
 Tiny = Callable[..., PreTrainedModel]
 
@@ -295,7 +295,7 @@ def test_a_model_is_compressed_once(tiny: Tiny, tokens: Tensor) -> None:
 
 def test_an_unknown_architecture_is_refused(tokens: Tensor) -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)).eval()
-    with pytest.raises(InputError, match=r"'bloom' has no entry; known are .*mgaa/architectures\.py"):
+    with pytest.raises(InputError, match=r"'bloom' has no entry; known are .*mgaa/models/architectures\.py"):
         mgaa.compress_(model, tokens)
 
 

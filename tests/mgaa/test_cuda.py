@@ -10,16 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import mgaa
-from mgaa.architectures import decoder_blocks, matrices_of
+from mgaa.decomposition.cuda_streams import in_flight
+from mgaa.decomposition.linalg import Metric, Spectrum, decompose
 from mgaa.errors import NumericalError
 from mgaa.factors import factorize, load_spectra, save_spectra, spectra
-from mgaa.fused import unfuse_
-from mgaa.linalg import Metric, Spectrum, decompose
 from mgaa.methods import available
-from mgaa.moments import Accumulator
-from mgaa.statistics import BlockStatistics
-from mgaa.streaming import stream_statistics
-from mgaa.streams import in_flight
+from mgaa.models.architectures import decoder_blocks, matrices_of
+from mgaa.models.fused import unfuse_
+from mgaa.statistics.accumulate import Accumulator
+from mgaa.statistics.calibration import stream_statistics
+from mgaa.statistics.statistics import BlockStatistics
 from tests.mgaa.conftest import FAMILIES
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mgaa.budget import Matrix
+from mgaa.decomposition.linalg import DAMPING, Spectrum
 from mgaa.errors import NumericalError
 from mgaa.factors import spectra
-from mgaa.linalg import DAMPING, Spectrum
-from mgaa.lowrank import Factors
 from mgaa.methods import available
-from mgaa.statistics import InputStatistics
-from tests.mgaa.layers import Layer, layer
+from mgaa.models.lowrank import Factors
+from mgaa.statistics.statistics import InputStatistics
+from tests.support.layers import Layer, layer
 
 METHODS = available("factors")
 WIDE, TALL = (24, 64), (96, 32)

@@ -21,9 +21,9 @@ from mgaa.factors import spectra
 from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, rehearse, uses_groups
 from mgaa.methods import available, constant, method
 from mgaa.ranks import Rank, ladders_of
-from mgaa.streaming import stream_statistics
-from tests.mgaa.allocations import reads_file, written
-from tests.mgaa.layers import gather, layer
+from mgaa.statistics.calibration import stream_statistics
+from tests.support.allocations import reads_file, written
+from tests.support.layers import gather, layer
 
 BLOCK = {
     "q": ("attention", 256, 256),

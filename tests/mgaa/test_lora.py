@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 import mgaa
 import mgaa.lora
 from mgaa.errors import UsageError
-from mgaa.lowrank import LowRankLinear, low_rank_layers
+from mgaa.models.lowrank import LowRankLinear, low_rank_layers
 
 Build = Callable[..., PreTrainedModel]
 Forward = Callable[[Any], Tensor]

@@ -11,14 +11,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
-from mgaa.architectures import matrices_of
+from mgaa.allocation.channels import Pruning, Scores, prunable
 from mgaa.budget import Ladder, Matrix, parameter_budget
-from mgaa.channels import Pruning, Scores, prunable
 from mgaa.compress import LORAP
 from mgaa.errors import InputError, UsageError
-from mgaa.fused import unfuse_
 from mgaa.levels import Target, allocate, rehearse
 from mgaa.methods import method
+from mgaa.models.architectures import matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.ranks import Rank, ladders_of
 from tests.mgaa.conftest import FAMILIES, is_mixture
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mgaa.methods import available
-from tests.guides.guide import blocks
+from tests.support.guide import blocks
 
 ROOT = Path(__file__).parents[2]
 NAME = "deviation"
@@ -33,7 +33,7 @@ print(sum(isinstance(module, mgaa.LowRankLinear) for module in model.modules()) 
 print(bool(model(tokens).logits.isfinite().all()))
 print(*available("factors"))
 print(mgaa.__file__, flush=True)
-raise SystemExit(pytest.main(["-vv", "--import-mode=importlib", "-k", "{NAME}", "tests/mgaa/test_factors.py"]))
+raise SystemExit(pytest.main(["-vv", "--import-mode=importlib", "-k", "{NAME}", "tests/mgaa/factors/test_factors.py"]))
 """
 
 
@@ -42,9 +42,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The library, its contract tests, and the one new file."""
     folder = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "mgaa", folder / "mgaa", ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "tests/mgaa").mkdir(parents=True)
-    for name in ("layers.py", "test_factors.py"):
-        shutil.copy(ROOT / "tests/mgaa" / name, folder / "tests/mgaa")
+    for name in ("tests/support/layers.py", "tests/mgaa/factors/test_factors.py"):
+        (folder / name).parent.mkdir(parents=True)
+        shutil.copy(ROOT / name, folder / name)
     (folder / "mgaa/factors" / f"{NAME}.py").write_text(FILE)
     return folder
 

@@ -11,18 +11,19 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 import mgaa
-from mgaa.architectures import MULTIMODAL, PARTS, matrices_of, stacks_of
-from mgaa.blockwise import Blockwise
+from mgaa.blocks.blockwise import Blockwise
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, UsageError
-from mgaa.fused import unfuse_
-from mgaa.lowrank import LowRankLinear
-from mgaa.moments import Share
-from mgaa.processors import tokenizer_of
-from mgaa.prompts import Prompts, Question, encode
-from mgaa.statistics import BlockStatistics
-from mgaa.streaming import Calibration, Measuring, merge, stream_statistics
-from tests.mgaa.seeing import picture, processor
+from mgaa.inputs.prompts import Prompts, Question, encode
+from mgaa.models.architectures import PARTS, matrices_of, stacks_of
+from mgaa.models.entries import MULTIMODAL
+from mgaa.models.fused import unfuse_
+from mgaa.models.lowrank import LowRankLinear
+from mgaa.models.processors import tokenizer_of
+from mgaa.statistics.accumulate import Share
+from mgaa.statistics.calibration import Calibration, Measuring, merge, stream_statistics
+from mgaa.statistics.statistics import BlockStatistics
+from tests.support.seeing import picture, processor
 
 Tiny = Callable[..., PreTrainedModel]
 SEEING = sorted(MULTIMODAL)

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
-from mgaa.architectures import decoder_blocks, matrices_of
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, UsageError
-from mgaa.fused import unfuse_
-from mgaa.moments import Share
+from mgaa.models.architectures import decoder_blocks, matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.search.compress import compress_by_search_
-from mgaa.statistics import BlockStatistics, load_unreached
-from mgaa.streaming import Calibration, Measuring, merge, stream_statistics
+from mgaa.statistics.accumulate import Share
+from mgaa.statistics.calibration import Calibration, Measuring, merge, stream_statistics
+from mgaa.statistics.statistics import BlockStatistics, load_unreached
 
 Tiny = Callable[..., PreTrainedModel]
 LONELY = [f"model.layers.1.mlp.experts.3.{name}_proj" for name in ("gate", "up", "down")]

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mgaa.architectures import decoder_blocks
-from mgaa.format import describe
-from mgaa.lowrank import low_rank_layers
+from mgaa.checkpoints.format import describe
+from mgaa.models.architectures import decoder_blocks
+from mgaa.models.lowrank import low_rank_layers
 from mgaa.recovery import Examples, Plan, from_windows
 
 

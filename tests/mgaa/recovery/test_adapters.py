@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError
-from mgaa.lowrank import LowRankLinear, low_rank_layers
+from mgaa.models.lowrank import LowRankLinear, low_rank_layers
 from mgaa.recovery import Plan
-from mgaa.recovery.adapters import Adapter, attached, fill, targets, tensors_of
+from mgaa.recovery.adapters import Adapter, fill, tensors_of
+from mgaa.recovery.attach import attached, targets
 from mgaa.recovery.lora import Beside
 from mgaa.recovery.merging import merge_, updates_of
 from mgaa.recovery.plan import WAYS

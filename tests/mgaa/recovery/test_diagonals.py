@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
 from mgaa.errors import NumericalError, UsageError
-from mgaa.lowrank import LowRankLinear, low_rank_layers
+from mgaa.models.lowrank import LowRankLinear, low_rank_layers
 from mgaa.recovery import Examples, Plan, recover_
-from mgaa.recovery.adapters import Adapter, attached, fill, tensors_of
+from mgaa.recovery.adapters import Adapter, fill, tensors_of
+from mgaa.recovery.attach import attached
 from mgaa.recovery.diagonals import Diagonals, Scaling, folded
 from mgaa.recovery.merging import merge_, updates_of
 

@@ -11,9 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import mgaa
 from mgaa.errors import NumericalError
-from mgaa.lowrank import LowRankLinear
+from mgaa.models.lowrank import LowRankLinear
 from mgaa.recovery import Plan
-from mgaa.recovery.adapters import targets
+from mgaa.recovery.attach import targets
 from mgaa.recovery.merging import Update, merge_, merged
 
 Forward = Callable[[PreTrainedModel], Tensor]

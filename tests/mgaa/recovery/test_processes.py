@@ -13,6 +13,8 @@ from mgaa.errors import InputError, NumericalError, ResourceError, UsageError
 from mgaa.recovery import Examples, Plan, processes, recover_
 from mgaa.recovery.job import job_of
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:

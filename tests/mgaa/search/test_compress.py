@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mgaa.errors import UsageError
-from mgaa.lowrank import low_rank_layers
+from mgaa.models.lowrank import low_rank_layers
 from mgaa.search import compress_by_search_, objective
-from mgaa.streaming import Measuring
+from mgaa.statistics.calibration import Measuring
 
 Tiny = Callable[[str], PreTrainedModel]
 FEW = Measuring(groups=4)

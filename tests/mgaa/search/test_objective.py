@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.perplexity import perplexity
+from mgaa.evaluation.perplexity import perplexity
 from mgaa.search import objective, reference
 from tests.mgaa.conftest import FAMILIES
 
@@ -133,7 +133,7 @@ def test_the_size_of_chunks_matters_by_rounding_only(pair: Any, monkeypatch: pyt
 def test_a_large_vocabulary_is_taken_in_smaller_batches(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, sizes = tiny(), list[int]()
     model.register_forward_pre_hook(lambda _, args, given: sizes.append(len(given["input_ids"])), with_kwargs=True)
-    monkeypatch.setattr("mgaa.perplexity._BATCH", 2 * 16 * 64)
+    monkeypatch.setattr("mgaa.evaluation.perplexity._BATCH", 2 * 16 * 64)
     objective(model, WINDOWS, reference(model, WINDOWS))
     assert max(sizes) == 2
 

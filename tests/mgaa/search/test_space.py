@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mgaa.architectures import matrices_of
 from mgaa.budget import Ladder, Matrix
 from mgaa.errors import UsageError
-from mgaa.fused import unfuse_
 from mgaa.levels import Target, allocate
+from mgaa.models.architectures import matrices_of
+from mgaa.models.fused import unfuse_
 from mgaa.ranks import Rank, ladders_of
 from mgaa.search import Space, space_of
 

@@ -1,0 +1,1 @@
+"""Parts that several flows have in common. Imports `flows.command`."""

@@ -1,0 +1,50 @@
+"""The part of `flows.compress` that asks a model that sees: questions about images, for exact match, and captions, for perplexity."""
+
+import logging
+from typing import Any
+
+from mgaa.errors import UsageError
+from tasks.artifacts.files import backbone_record
+from tasks.cache.artifact import Artifact, Store
+from tasks.config.parameters import Parameters
+from tasks.steps.answer import answer
+
+logger = logging.getLogger(__name__)
+BLIND = "calibrated on text alone: no statistic has seen an image token"
+
+
+def check_sight(p: Parameters, store: Store, backbone: Artifact) -> str | None:
+    """What must be said of a model that sees but is calibrated on text; null where there is nothing to say.
+
+    Raises:
+        UsageError: questions about images for a model that does not see.
+    """
+    record = backbone_record(store, backbone)
+    sets = [f"data.questions ({each.name})" for each in p.data.questions]
+    forms = {"data.calibration.form": p.data.calibration.form, "data.recovery.form": p.data.recovery.form}
+    sets += [key for key, form in forms.items() if form == "questions"]
+    if not record["sees"] and sets:
+        raise UsageError(
+            f"{sets[0]} asks about images, but {record['source']} is a {record['model_type']}, which does not see: leave it out, or give a "
+            "model that does (llava, llava_next, qwen2_5_vl)"
+        )
+    if record["sees"] and p.data.calibration.form != "questions":
+        logger.warning("%s sees, but is %s: set data.calibration.form=questions", record["source"], BLIND)
+        return BLIND
+    return None
+
+
+def answers_of(
+    p: Parameters, store: Store, model: Artifact, questions: Artifact | None, device: str
+) -> dict[str, Artifact]:
+    """The artifact `answers` of a model for every set of questions."""
+    given: dict[str, Any] = {
+        "batch_size": p.evaluation.batch_size,
+        "max_new_tokens": p.evaluation.answer_tokens,
+        "device": device,
+    }
+    return {
+        each.name: answer(store, model, questions, section=f"questions.{each.name}", **given)
+        for each in p.data.questions
+        if questions is not None
+    }

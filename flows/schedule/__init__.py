@@ -1,0 +1,1 @@
+"""Runs without anyone who starts them. Imports `flows.parts` and `flows.command`."""

@@ -1,0 +1,43 @@
+"""Scheduled runs whose process is gone, and that Prefect still takes for running.
+
+A worker reports how the processes that it started have ended. When it is killed together with them nobody does, and the records would say
+Running for ever. So every scheduled run leaves with its record which process it is, and every one that starts looks for records of this
+machine whose process is gone, as MLflow's are closed (tasks/tracking/backend.py). A record that says Running and tells no process, of a run
+that was killed in the moment between both, is left alone.
+"""
+
+from typing import Any
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import State, StateType
+from prefect.states import Crashed
+
+from flows.schedule.webhook import tell
+from tasks.tracking.backend import process, vanished
+
+
+def register(flow: Any, flow_run: Any, state: Any) -> None:
+    """A hook of Prefect: leave with the record of a flow run that it is this process."""
+    with get_client(sync_client=True) as client:
+        client.update_flow_run_labels(flow_run.id, {**process()})
+
+
+def close_vanished() -> list[str]:
+    """End the registered records whose process is gone as Crashed, and tell the webhook of them; returns the names of scheduled runs."""
+    running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+    with get_client(sync_client=True) as client:
+        gone = [
+            run for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=running)) if vanished(run.labels)
+        ]
+        for run in gone:
+            state = killed(run.labels["process.id"])
+            client.set_flow_run_state(run.id, state, force=True)
+            if run.deployment_id is not None:  # else it ran inside of one
+                tell(client.read_flow(run.flow_id), run, state)
+    return [run.name for run in gone if run.deployment_id is not None]
+
+
+def killed(number: Any) -> State[Any]:
+    """The state in which a run has ended whose process was killed."""
+    return Crashed(message=f"The process {number} was killed; the next run goes on from what it had finished.")

@@ -1,0 +1,320 @@
+"""Which ranks are really faster on a device: a measured profile of its linears, and ladders without the rungs that are not.
+
+Fewer multiplications are not always less time: two thin products cost two calls, and a kernel may use a device better on one large
+matrix. So a *profile* has, for every shape of a model, the median seconds of the dense layer and of the low-rank one at a grid of ranks
+(`mgaa.allocation.device_profile` measures it); between those ranks time is taken to be linear. Under the objective `latency` a matrix keeps
+those ranks alone that take less time than its dense form, at the number of tokens per call that is asked for, or at every one of the
+profile: decoding reads one token per call and waits for memory, a prompt of hundreds waits for arithmetic, and the answers differ. What no
+rank makes faster stays dense. The parameter budget is what it always is.
+
+Every time that is derived from a profile is a prediction: of the linears alone, each measured by itself.
+
+As JSON, times in seconds; `spread` is the distance of the quartiles:
+
+    {"device": "cpu", "name": "...", "dtype": "float32", "torch": "2.13.0", "threads": 2, "tokens": [1, 256], "repetitions": 20,
+     "multiple": 8, "centred": true,
+     "shapes": [{"m": 64, "n": 64, "bias": false,
+                 "times": {"1": {"dense": {"seconds": 1e-5, "spread": 1e-7},
+                                 "low_rank": [{"rank": 8, "seconds": 8e-6, "spread": 1e-7}, ...]}, "256": {...}}}, ...]}
+"""
+
+import json
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from mgaa.budget import Ladder, Matrix
+from mgaa.checkpoints.output_folder import write
+from mgaa.errors import InputError, ResourceError, UsageError
+
+COMMAND = "python -m flows.profile_device"
+"""What makes a profile."""
+
+Shape = tuple[int, int, bool]
+"""Outputs, inputs, and whether the dense layer has a bias."""
+
+Seconds = dict[str, dict[str, float]]
+"""By number of tokens: `dense` and `compressed`."""
+
+
+def shape_of(matrix: Matrix) -> Shape:
+    """What the time of a matrix depends on."""
+    return matrix.m, matrix.n, matrix.bias
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Median seconds of a call, and the distance of the quartiles."""
+
+    seconds: float
+    spread: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The times of one shape at one number of tokens.
+
+    Attributes:
+        dense: of the dense layer.
+        low_rank: by rank, rising.
+    """
+
+    dense: Timing
+    low_rank: Mapping[int, Timing]
+
+    def at(self, rank: int | None) -> float:
+        """Seconds at a rank, between measured ones on a straight line, outside of them as at the nearest; `None` is dense."""
+        if rank is None:
+            return self.dense.seconds
+        ranks = [*self.low_rank]
+        above = bisect_left(ranks, rank)
+        if above == len(ranks) or rank == ranks[above] or above == 0:
+            return self.low_rank[ranks[min(above, len(ranks) - 1)]].seconds
+        low, high = ranks[above - 1], ranks[above]
+        part = (rank - low) / (high - low)
+        return (1 - part) * self.low_rank[low].seconds + part * self.low_rank[high].seconds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured, and on what.
+
+    Attributes:
+        device, name: `cpu` or `cuda`, and what the device calls itself.
+        dtype, torch, threads: of the arithmetic; threads of the CPU.
+        tokens: per call, those that were measured.
+        repetitions: behind every median.
+        multiple: the step of the measured ranks.
+        centred: whether low rank was measured with the biases that centring adds.
+        curves: by shape and number of tokens.
+    """
+
+    device: str
+    name: str
+    dtype: str
+    torch: str
+    threads: int
+    tokens: tuple[int, ...]
+    repetitions: int
+    multiple: int
+    centred: bool
+    curves: Mapping[Shape, Mapping[int, Curve]]
+
+    def save(self, path: str | Path) -> None:
+        """Write the profile as JSON.
+
+        Raises:
+            UsageError: the path is that of a file that this package did not write, or that changed since.
+            ResourceError: the file cannot be written.
+        """
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            write(path, (json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise ResourceError(
+                f"the profile cannot be written to {path} ({error.strerror}): make room or give a path that can be written"
+            ) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and dictionaries, in the layout of the file."""
+        shapes = [
+            {
+                **dict(zip(("m", "n", "bias"), shape, strict=True)),
+                "times": {
+                    str(tokens): {
+                        "dense": asdict(curve.dense),
+                        "low_rank": [{"rank": rank, **asdict(timing)} for rank, timing in curve.low_rank.items()],
+                    }
+                    for tokens, curve in curves.items()
+                },
+            }
+            for shape, curves in self.curves.items()
+        ]
+        facts = {name: getattr(self, name) for name in _FACTS}
+        return {**facts, "tokens": [*self.tokens], "shapes": shapes}
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The objective: ranks that are faster than dense, by a profile.
+
+    Attributes:
+        profile: of the target device.
+        tokens: per call, at each of which a rank has to be faster.
+        path: of the profile, for messages.
+    """
+
+    profile: Profile
+    tokens: tuple[int, ...]
+    path: str
+
+    def shortened(self, ladders: Sequence[Ladder], *, step: int, centred: bool) -> list[Ladder]:
+        """The ladders without the ranks that are not faster than dense.
+
+        Args:
+            step: between the ranks of the ladders.
+            centred: whether the factorizer adds biases.
+
+        Raises:
+            InputError: the profile has no times of a shape.
+            UsageError: it was measured in other steps, or without the biases that the factorizer adds.
+        """
+        if step % self.profile.multiple:
+            raise UsageError(
+                f"ranks are multiples of {step}, but {self.path} was measured at multiples of {self.profile.multiple}, which says nothing "
+                f"of those between: set ranks.multiple to a multiple of {self.profile.multiple}, or measure again by `{COMMAND} "
+                f"ranks.multiple={step}`"
+            )
+        if centred and not self.profile.centred:
+            raise UsageError(
+                f"the factorizer adds biases, but {self.path} was measured without them: measure again by `{COMMAND}` with the same "
+                "factors.method"
+            )
+        return [ladder.restricted(self._faster(ladder.matrix)) for ladder in ladders]
+
+    def seconds(self, matrix: Matrix, rank: int | None) -> Seconds:
+        """Predicted seconds of a call at each number of tokens of the profile, dense and at a rank."""
+        curves = self._curves(matrix)
+        return {
+            str(tokens): {"dense": curve.at(None), "compressed": curve.at(rank)} for tokens, curve in curves.items()
+        }
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What a prediction stands on, for a report."""
+        profile = self.profile
+        names = ("device", "name", "dtype", "threads")
+        return {**{name: getattr(profile, name) for name in names}, "faster_at_tokens": [*self.tokens]}
+
+    def _faster(self, matrix: Matrix) -> Callable[[int], bool]:
+        curves = [self._curves(matrix)[tokens] for tokens in self.tokens]
+        return lambda rank: all(curve.at(rank) < curve.at(None) for curve in curves)
+
+    def _curves(self, matrix: Matrix) -> Mapping[int, Curve]:
+        found = self.profile.curves.get(shape_of(matrix))
+        if found is None:
+            bias = "with" if matrix.bias else "without"
+            raise InputError(
+                f"{self.path} has no times of {matrix.m} x {matrix.n} {bias} a bias, the shape of {matrix.name}: measure this model by "
+                f"`{COMMAND} backbone.source=<its folder>`"
+            )
+        return found
+
+
+def total(predictions: Sequence[Seconds]) -> Seconds:
+    """The sum over matrices."""
+    found: Seconds = {}
+    for each in predictions:
+        for tokens, seconds in each.items():
+            sums = found.setdefault(tokens, dict.fromkeys(seconds, 0.0))
+            for form, value in seconds.items():
+                sums[form] += value
+    return found
+
+
+def latency_of(profile: str | Path, *, dtype: str, tokens: int | None = None, device: str | None = None) -> Latency:
+    """The objective by a file.
+
+    Args:
+        profile: path of the file.
+        dtype: of the model, such as `bfloat16`.
+        tokens: per call, at which ranks have to be faster; `None`: at each of the profile's.
+        device: kind or name that the profile's device must have; `None`: any.
+
+    Raises:
+        InputError: the file is missing, damaged or no profile.
+        UsageError: it is of another dtype or device, or has not been measured at so many tokens.
+    """
+    found = load(profile)
+    if found.dtype != dtype:
+        raise UsageError(
+            f"{profile} was measured in {found.dtype}, but the weights are {dtype}: measure again by `{COMMAND} backbone.dtype={dtype}`"
+        )
+    if device is not None and device not in (found.device, found.name):
+        raise UsageError(
+            f"ranks.device is {device!r}, but {profile} was measured on {found.device} ({found.name}): measure again on the device that is "
+            f"meant, by `{COMMAND}`, or set ranks.device to one of these two"
+        )
+    if tokens is not None and tokens not in found.tokens:
+        raise UsageError(
+            f"ranks.tokens is {tokens}, but {profile} was measured at {', '.join(map(str, found.tokens))} tokens per call: take one of "
+            f"these, null for all of them, or measure again by `{COMMAND} 'profile.tokens=[{tokens}]'`"
+        )
+    return Latency(found, found.tokens if tokens is None else (tokens,), str(profile))
+
+
+def load(path: str | Path) -> Profile:
+    """Read a profile.
+
+    Raises:
+        InputError: the file is missing or damaged, holds something else, or has a time that is no positive number.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"the profile {path} cannot be read ({error.strerror}): make it by `{COMMAND}`") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the profile {path} is not JSON ({error}): make it again by `{COMMAND}`") from error
+    facts = {name: _get(content, name, kind, str(path)) for name, kind in _FACTS.items()}
+    tokens = tuple(
+        _get({"tokens": each}, "tokens", int, str(path)) for each in _get(content, "tokens", list, str(path))
+    )
+    curves: dict[Shape, dict[int, Curve]] = {}
+    for number, entry in enumerate(_get(content, "shapes", list, str(path))):
+        where = f"shape {number} of {path}"
+        shape = (_get(entry, "m", int, where), _get(entry, "n", int, where), _get(entry, "bias", bool, where))
+        times = _get(entry, "times", dict, where)
+        curves[shape] = {each: _curve(times, each, where) for each in tokens}
+    if not tokens or not curves:
+        raise InputError(f"the profile {path} has no {'shapes' if tokens else 'tokens'}: make it again by `{COMMAND}`")
+    return Profile(**facts, tokens=tokens, curves=curves)
+
+
+def _curve(times: Mapping[str, Any], tokens: int, where: str) -> Curve:
+    where = f"{tokens} tokens of {where}"
+    entry = _get(times, str(tokens), dict, where)
+    low_rank = {}
+    for each in _get(entry, "low_rank", list, where):
+        rank = _get(each, "rank", int, where)
+        low_rank[rank] = _timing(each, f"rank {rank} at {where}")
+    if not low_rank or any(above <= below for below, above in pairwise(low_rank)):
+        raise InputError(f"low_rank at {where} is not in rising ranks, at least one: make it again by `{COMMAND}`")
+    return Curve(_timing(_get(entry, "dense", dict, where), f"dense at {where}"), low_rank)
+
+
+def _timing(entry: Any, where: str) -> Timing:
+    return Timing(_get(entry, "seconds", float, where), _get(entry, "spread", float, where))
+
+
+_FACTS: dict[str, type] = {
+    **dict.fromkeys(("device", "name", "dtype", "torch"), str),
+    **dict.fromkeys(("threads", "repetitions", "multiple"), int),
+    "centred": bool,
+}
+"""The keys of the file that are plain values."""
+
+_KINDS: dict[type, str] = {
+    str: "a string",
+    int: "a positive whole number",
+    float: "a finite number, seconds a positive one",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _get(entry: Any, key: str, kind: type, where: str) -> Any:
+    """The value of a key, if it is there and of its kind."""
+    value: Any = entry.get(key) if isinstance(entry, dict) else None
+    sound = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
+    if sound and kind in (int, float):
+        sound = math.isfinite(value) and (value > 0 or (key == "spread" and value == 0))
+    if not sound:
+        raise InputError(
+            f"{key} of {where} is {json.dumps(value)[:40]}, expected {_KINDS[kind]}: give a profile that `{COMMAND}` has made"
+        )
+    return value

@@ -1,0 +1,196 @@
+"""The matrices of one stage of a block, fitted to what the dense model gives on the inputs that arrive (`mgaa.anchoring`).
+
+Legend: t tokens of a sequence, n inputs, m outputs.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mgaa.anchoring.stages import Seen
+from mgaa.budget import Matrix
+from mgaa.checkpoints.save import apply_dense, apply_factors
+from mgaa.decomposition.regression import Missing, MissingSums, regressed
+from mgaa.errors import UsageError
+from mgaa.factors import factorize, spectra
+from mgaa.levels import Chosen, adds_biases
+from mgaa.models.architecture_schema import Group
+from mgaa.models.lowrank import Dense, Factors, LowRankLinear
+from mgaa.statistics.accumulate import Accumulator, Share
+from mgaa.statistics.calibration import Measuring
+from mgaa.statistics.statistics import BlockStatistics, InputStatistics
+
+
+@dataclass(frozen=True)
+class Anchoring:
+    """How factors are fitted to the dense model.
+
+    Attributes:
+        stream: whether o and down also make up for what the residual streams differ by.
+        dense: whether matrices that stay dense are fitted, too.
+        damping: of the regression, relative to the mean square of an input channel; it pulls `W'` towards `W`. Below 1e-6 it no longer
+            hides the rounding of float32 products.
+
+    Raises:
+        UsageError: the damping is not a positive number.
+    """
+
+    stream: bool = True
+    dense: bool = True
+    damping: float = 1e-4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping < math.inf:
+            raise UsageError(f"anchor.damping is {self.damping}, expected a positive number such as 1e-4")
+
+
+@dataclass(frozen=True, eq=False)
+class AnchoredBlock:
+    """What one block becomes, by the names of its matrices: factors, and weights that stay dense but are no longer those of the model."""
+
+    factors: dict[str, Factors] = field(default_factory=dict)
+    dense: dict[str, Dense] = field(default_factory=dict)
+
+    def put_(self, model: nn.Module) -> None:
+        """Into the model, or into a twin of it, in place."""
+        apply_factors(model, self.factors)
+        apply_dense(model, self.dense)
+
+    def taken_from(self, model: nn.Module) -> "AnchoredBlock":
+        """The same matrices as they are in the model, which has been tuned since they were put into it."""
+        factors, dense = dict[str, Factors](), dict[str, Dense]()
+        for name in self.factors:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, LowRankLinear)
+            factors[name] = layer.factors()
+        for name in self.dense:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            dense[name] = Dense(linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+        return AnchoredBlock(factors, dense)
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """What is asked of the matrices of a block.
+
+    Attributes:
+        matrices: all of the block.
+        ranks: by the name of the matrix; `None` stays dense.
+        factors: the factorizer and its options.
+        gradients: second moments of the output gradients, by the name inside the block; empty where none were measured.
+    """
+
+    matrices: Sequence[Matrix]
+    ranks: Mapping[str, int | None]
+    factors: Chosen
+    gradients: Mapping[str, Float[Tensor, "m m"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Meter:
+    """What arrives at the linears of one input, and what is missing there.
+
+    Attributes:
+        inputs: that arrive.
+        missing: `None` for an expert, whose inputs are those of the dense model.
+        writing: the weight of the only linear, and the scale of its branch, where it writes to the residual stream.
+        unreached: as in `mgaa.statistics.calibration.Measuring`.
+    """
+
+    inputs: Accumulator
+    missing: MissingSums | None
+    writing: tuple[Tensor, float] | None
+    unreached: str = "stop"
+
+    @staticmethod
+    def of(
+        group: Group, block: nn.Module, path: str, measuring: Measuring, sequences: int, scale: float | None
+    ) -> "Meter":
+        """Of one input of a dense block.
+
+        Args:
+            path: of the block, for messages.
+            sequences: of the calibration.
+            scale: of the branch, where the only linear writes to the residual stream; else `None`.
+        """
+        minimum = 0.0 if group.expert is None else measuring.expert_tokens
+        inputs = Accumulator(f"{path}.{group.linears[0]}", measuring.groups, Share(sequences), minimum=minimum)
+        weight: Tensor = block.get_parameter(f"{group.linears[0]}.weight").detach()
+        writing = None if scale is None else (weight.to(torch.promote_types(weight.dtype, torch.float32)), scale)
+        return Meter(inputs, None if group.expert is not None else MissingSums(), writing, measuring.unreached)
+
+    def update(self, first: int, group: Group, dense: Seen, arrived: Seen) -> None:
+        """Add a micro-batch, whose first sequence is number `first`."""
+        sequences = (dense if self.missing is None else arrived).by_sequence(group)
+        for offset, x in enumerate(sequences):
+            self.inputs.update(first + offset, x)
+        if self.missing is None:
+            return
+        for offset, (there, x) in enumerate(zip(dense.by_sequence(group), sequences, strict=True)):
+            lacks = there - x
+            if self.writing is not None:
+                weight, scale = self.writing
+                streams = (dense.stream[offset] - arrived.stream[offset]).to(weight.dtype)
+                lacks = torch.addmm(streams, lacks.to(weight.dtype), weight.T, beta=1 / scale)
+            self.missing.update(lacks, x)
+
+    def finish(self) -> tuple[InputStatistics, Missing | None] | None:
+        """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream.
+
+        `None` for an expert that no token has reached and that is to stay dense.
+
+        Raises:
+            InputError: an expert that no token has reached.
+        """
+        if self.missing is not None:
+            return self.inputs.finish(), self.missing.finish()
+        found = self.inputs.measured() if self.unreached == "dense" else self.inputs.finish()
+        return None if found is None else (found, None)
+
+
+def fitted(
+    twin: PreTrainedModel,
+    wanted: Wanted,
+    measured: Mapping[str, tuple[InputStatistics, Missing | None]],
+    anchoring: Anchoring,
+) -> AnchoredBlock:
+    """What the matrices of one stage become; the twin, where they are dense, stays as it is.
+
+    Args:
+        measured: by linear: what arrives at it, and what its outputs lack; what no token has reached is not there and stays as it is.
+
+    Raises:
+        NumericalError: what is fitted is not finite.
+    """
+    (name, options), damping, found = wanted.factors, anchoring.damping, AnchoredBlock()
+    adds, given = adds_biases(wanted.factors), dict[str, tuple[Tensor, Tensor | None]]()
+    matrices = [matrix for matrix in wanted.matrices if matrix.local in measured]
+    for matrix in matrices:
+        linear = twin.get_submodule(matrix.name)
+        assert isinstance(linear, nn.Linear)
+        bias = None if linear.bias is None else linear.bias.detach().double()
+        centred = bias is not None or (adds and wanted.ranks[matrix.name] is not None)
+        arrived, missing = measured[matrix.local]
+        weight, lost = regressed(
+            linear.weight.detach(), missing, arrived, damping=damping, centred=centred, name=matrix.name
+        )
+        given[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
+    low = [matrix for matrix in matrices if wanted.ranks[matrix.name] is not None]
+    statistics = BlockStatistics(
+        {}, {}, {x: measured[x][0] for x in given}, {x: x for x in given}, gradients=dict(wanted.gradients)
+    )
+    bases = spectra({matrix.local: given[matrix.local][0] for matrix in low}, statistics, name, **options)
+    for matrix in matrices:
+        weight, shift = given[matrix.local]
+        if (rank := wanted.ranks[matrix.name]) is not None:
+            basis = bases.pop(matrix.local)
+            found.factors[matrix.name] = factorize(weight, shift, basis, rank, dtype=twin.dtype)
+        elif anchoring.dense and measured[matrix.local][1] is not None:
+            found.dense[matrix.name] = Dense(weight, shift)
+    return found

@@ -1,0 +1,107 @@
+"""Blocks one after the other: each is measured behind the compressed blocks before it (LoRAP, arXiv 2404.09695).
+
+Errors of earlier blocks so enter the statistics of later ones, which can make up for a part of them. The price: nothing is shared between
+compressions or factorizers, and an allocation cannot look at the whole model. Ratios come from the cosines of the dense model; a block's
+budget is what its ratios and those of all blocks before it allow, less what these have spent, so the budget of the model is never
+exceeded, and what one block leaves over the next one may spend, unless its rule is not refilled (our choice; the paper has one ratio
+for all and leaves the rest unspent).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mgaa.allocation.channels import Scores, score
+from mgaa.budget import Matrix, parameter_budget, rank_multiple
+from mgaa.checkpoints.save import apply_channels, apply_factors
+from mgaa.decomposition.linalg import Spectrum
+from mgaa.factors import factorize_linear, spectra
+from mgaa.levels import Chosen, Target
+from mgaa.models.lowrank import Factors
+from mgaa.ranks import Rank, allocate_within, ladders_of
+from mgaa.statistics.statistics import BlockStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class CompressedBlock:
+    """What one block becomes.
+
+    Attributes:
+        ranks: the outcome for each of its matrices.
+        factors: of the matrices that have a rank, by name.
+        kept: the channels that remain of its FFN where that is pruned.
+        spectra: of the matrices that were decomposed, by their name inside the block.
+        scores: of the channels of its FFN where that is pruned, by sublayer.
+    """
+
+    ranks: list[Rank]
+    factors: dict[str, Factors]
+    kept: Int[Tensor, " k"] | None
+    spectra: dict[str, Spectrum]
+    scores: dict[str, Scores]
+
+
+def allowance(matrices: Sequence[Matrix], ratios: Mapping[str, float], compression: float, index: int) -> int:
+    """Linear parameters that the blocks up to `index` may have together under their ratios."""
+    until = [matrix for matrix in matrices if matrix.block <= index]
+    asked = sum((1 - ratios[matrix.sublayer]) * matrix.parameters for matrix in until)
+    return min(int(asked + 1e-3), parameter_budget(matrices, compression))
+
+
+def compress_block(
+    model: PreTrainedModel,
+    index: int,
+    statistics: BlockStatistics,
+    matrices: Sequence[Matrix],
+    ratios: Mapping[str, float],
+    target: Target,
+    factors: Chosen,
+    ranks: Chosen,
+    *,
+    spent: int,
+) -> CompressedBlock:
+    """Decompose, allocate and factorize one block; the model stays as it is.
+
+    Args:
+        statistics: of the block, behind whatever is before it.
+        matrices: of the whole model.
+        ratios: by sublayer, of the whole model.
+        target: of the whole model.
+        factors, ranks: the factorizer and the rule of level 2.
+        spent: linear parameters of the blocks before it.
+
+    Raises:
+        UsageError, InputError, NumericalError: as the stages.
+    """
+    low, pruned = target.parts([matrix for matrix in matrices if matrix.block == index])
+    weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
+    name, options = factors
+    reached = [m for m in low if m.local in statistics.shared]
+    found = spectra({m.local: weights[m.local] for m in reached}, statistics, name, **options)
+    scores = {channels: score(channels, weights, statistics) for channels in pruned}
+    energies = {m.name: found[m.local].energies.cpu() for m in reached}
+    centred = any(spectrum.mean is not None for spectrum in found.values())
+    multiple = rank_multiple(target.parts(matrices)[0], target.multiple)
+    budget = allowance(matrices, ratios, target.compression, index) - spent
+    rule, given = ranks
+    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=target.latency)
+    outcome = allocate_within(rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **given)
+    widths = {rank.matrix.sublayer: rank.width for rank in outcome if rank.width is not None}
+    kept = [each.kept(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]
+    made = {
+        r.matrix.name: factorize_linear(model, r.matrix.name, found[r.matrix.local], r.rank)
+        for r in outcome
+        if r.rank is not None
+    }
+    by_sublayer = {channels.sublayer: each for channels, each in scores.items()}
+    return CompressedBlock(outcome, made, next(iter(kept), None), found, by_sublayer)
+
+
+def put_(model: PreTrainedModel, index: int, block: CompressedBlock) -> None:
+    """Let a block become what `compress_block` found, in place."""
+    apply_factors(model, block.factors)
+    if block.kept is not None:
+        apply_channels(model, {index: block.kept})

@@ -1,0 +1,1 @@
+"""One decoder block after another: passing, offloading, resuming, and what the machine has. Imports `mgaa.models`."""

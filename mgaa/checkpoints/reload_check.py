@@ -1,0 +1,124 @@
+"""What is saved, loads: found out by the code that loads, before anything is written.
+
+Everything small that a folder will hold (config, generation settings, tokenizer) is written to a temporary one, and `load` is rehearsed on
+it with the model's own tensors on the meta device, so that their names, shapes and dtypes are compared by transformers itself. It costs no
+second model, but the time to build an empty one and to load a tokenizer.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from mgaa.boundary import cause, is_failure
+from mgaa.checkpoints.format import describe, is_described
+from mgaa.checkpoints.load import listed, rehearsed
+from mgaa.checkpoints.meta_model import outline
+from mgaa.checkpoints.shards import save_model
+from mgaa.checkpoints.tied_weights import state_tying
+from mgaa.errors import MgaaError, NumericalError, ResourceError, UsageError
+from mgaa.models.architectures import has_entry
+from mgaa.models.fused import fuse_
+from mgaa.models.lowrank import non_finite
+from mgaa.models.processors import Processor
+
+
+def check_loads(
+    model: PreTrainedModel, processor: Processor, folder: Path, *, weights: PreTrainedModel | None = None
+) -> None:
+    """Refuse a model that would not load once it is saved; it stays as it is, and nothing is written to the folder.
+
+    Args:
+        model: whose class and config are saved.
+        processor: saved beside it.
+        folder: for messages.
+        weights: the model whose tensors are saved, by default the same.
+
+    Raises:
+        UsageError: as said, naming the tensors or the file, and the remedy.
+        ResourceError: there is no room for a temporary folder.
+    """
+    found = outline(model) if weights is None else outline(weights)
+    with TemporaryDirectory() as draft:
+        try:
+            described = _described(found if weights is None else outline(model))
+            loaded, wrong = rehearsed(
+                _written(described, processor, Path(draft)), _tensors(described if weights is None else found)
+            )
+        except BaseException as error:  # of transformers, which may raise anything (mgaa/boundary.py)
+            if not is_failure(error):
+                raise
+            if isinstance(error, OSError) and error.errno is not None:
+                raise ResourceError(f"a temporary folder cannot be written ({error}): make room") from error
+            said = (str(error) if isinstance(error, MgaaError) else cause(error)).replace(draft, str(folder))
+            raise UsageError(f"nothing was written to {folder}, for it would not load: {said}") from error
+    expected = loaded.state_dict()
+    kept = {name: tensor for name, tensor in found.state_dict().items() if name in expected}
+    if others := {name for name, tensor in kept.items() if _differ(tensor.dtype, expected[name].dtype)}:
+        wrong[f"in another dtype than {loaded.dtype}"] = others
+    if wrong:
+        raise UsageError(
+            f"nothing was written to {folder}, for it would not load: for a {type(loaded).__name__} with the model's config, the tensors "
+            f"are {listed(wrong)}. {_remedy(wrong, model, loaded)}"
+        )
+
+
+def check_finite_state(module: nn.Module, folder: Path, path: str = "") -> None:
+    """Refuse tensors that are not finite, which `load` refuses.
+
+    Args:
+        path: the name of the module in its model.
+
+    Raises:
+        NumericalError: as said.
+    """
+    for name, tensor in module.state_dict().items():
+        if not tensor.is_meta and (bad := non_finite(tensor)):
+            raise NumericalError(
+                f"{path}{name} has {bad} non-finite entries of {tensor.numel()} in {tensor.dtype}, so {folder} would not load and was not "
+                "written: the model is damaged, or its numbers need a wider dtype (bfloat16 or float32)"
+            )
+
+
+def _described(model: PreTrainedModel) -> PreTrainedModel:
+    """An outline as `save` leaves the model: described, or put together again."""
+    describe(model)
+    state_tying(model)
+    if not is_described(model) and has_entry(model.config):
+        fuse_(model)
+    return model
+
+
+def _written(model: PreTrainedModel, processor: Processor, draft: Path) -> Path:
+    """A folder with everything but the weights."""
+    save_model(model, draft, max_shard_size="5GB", state_dict={})
+    processor.save_pretrained(draft)
+    return draft
+
+
+def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of an outline under the names of files, as `save_pretrained` writes them."""
+    own = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
+    found: dict[str, Tensor] = revert_weight_conversion(model, own)
+    return found
+
+
+def _differ(one: torch.dtype, other: torch.dtype) -> bool:
+    return one != other and one.is_floating_point
+
+
+def _remedy(wrong: Mapping[str, set[str]], model: PreTrainedModel, loaded: PreTrainedModel) -> str:
+    if type(model) is not type(loaded):
+        return "mgaa.load takes models with a language-modelling head alone; model.save_pretrained(folder) keeps this class"
+    if all("dtype" in what for what in wrong):
+        return f"Give it one dtype, model.to({model.dtype})"
+    if wrong.keys() == {"unexpected"} and all(name.endswith(".bias") for name in wrong["unexpected"]):
+        return "Leave the biases out, or fold the model by mgaa.densify, which looks for a class that has room for them"
+    if wrong.keys() == {"missing"} and wrong["missing"] <= model.state_dict().keys():
+        return "Each is one with another tensor: set model.config.tie_word_embeddings, or give it a tensor of its own"
+    return "Set model.config back to what the model was made with, or take out what was put into it"

@@ -1,0 +1,158 @@
+"""A model whose blocks stay in their files, written block by block: never more than two blocks are in memory.
+
+Each block is put into its final form while its tensors are there, and written by a thread while the next one is at work. A block whose file
+is there already, from a run that was killed, is not read again. In the end the files become what `save_pretrained` leaves: one
+`model.safetensors` where everything fits into one shard, else one shard per block with an index.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from mgaa.blocks.offload import final, resident
+from mgaa.blocks.resume import taken_up, whole
+from mgaa.boundary import one_error
+from mgaa.checkpoints.folder import INDEX, WEIGHTS
+from mgaa.models.architectures import decoder_blocks, path_of_blocks
+
+METADATA = {"format": "pt"}
+"""What transformers writes into the header of its files."""
+
+
+def write_blockwise(
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    change: Callable[[int], None],
+    shell: Callable[[], PreTrainedModel],
+    max_shard_size: int,
+) -> None:
+    """Write weights, config and generation settings; what a killed call left in the folder is taken up.
+
+    Args:
+        model: shelved (`mgaa.blocks.offload`).
+        change: puts a block into its final form, in place; called while its tensors are there, or, for blocks that are written already,
+            while they are on the meta device.
+        shell: asked once all blocks have their form: the model whose class and config the folder is to have; its tensors are not looked at.
+        max_shard_size: bytes of weights up to which they are one file.
+    """
+    taken_up(folder)
+    for path in folder.iterdir():
+        if path.name != "boot" and path.name not in {_part(index) for index in range(len(decoder_blocks(model)))}:
+            path.unlink()
+    _write_blocks(model, folder, change)
+    written = shell()
+    inside = f"{path_of_blocks(model)}."
+    rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
+    save_model(written, folder, max_shard_size=2**62, state_dict=rest)
+    _join(folder, len(decoder_blocks(model)), max_shard_size)
+    (folder / "boot").unlink()
+
+
+def save_model(
+    model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
+) -> None:
+    """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
+    if vars(model).get("is_quantized") is False:
+        # dequantised: transformers would write the weights under the names of quantised ones
+        vars(model).pop("_weight_conversions", None)
+    generation = getattr(model, "generation_config", None)
+    model.generation_config = GenerationConfig()
+    try:
+        with saving(f"this {type(model).__name__} with its config"):
+            model.save_pretrained(folder, max_shard_size=max_shard_size, state_dict=state_dict)
+    finally:
+        model.generation_config = generation
+    _save_generation(model, folder)
+
+
+def save_settings(model: PreTrainedModel, folder: Path) -> None:
+    """Write what `save_model` writes beside the weights; the model stays as it is."""
+    with saving(f"the config of this {type(model).__name__}"):
+        copy.deepcopy(model.config).save_pretrained(folder)
+    _save_generation(model, folder)
+
+
+def _save_generation(model: PreTrainedModel, folder: Path) -> None:
+    if model.generation_config is not None:
+        with saving("these generation settings"):
+            model.generation_config.to_json_file(folder / "generation_config.json")
+
+
+def saving(what: str) -> AbstractContextManager[None]:
+    """Turn whatever transformers raises while it writes into one `InputError`; that there is no room is the caller's to say."""
+    return one_error(
+        f"transformers cannot save {what}", "correct that there, and save again", passing=(OSError, SafetensorError)
+    )
+
+
+def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], None]) -> None:
+    writing: Future[None] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="shards") as writer:
+        for index, block in enumerate(decoder_blocks(model)):
+            path = folder / _part(index)
+            if path.exists():
+                with final(block):
+                    change(index)
+                continue
+            with resident(block, ahead=1):
+                change(index)
+                tensors = _tensors(model, index, block)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, tensors, path)
+        if writing is not None:
+            writing.result()
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    with whole(path) as draft:
+        save_file(tensors, draft, metadata=METADATA)
+
+
+def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a block, under the names of files."""
+    own = {f"{path_of_blocks(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
+    renamed: dict[str, Tensor] = revert_weight_conversion(model, own)
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in renamed.items()}
+
+
+def _part(index: int) -> str:
+    return f"block-{index:04d}.safetensors"
+
+
+def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
+    """Make one file of the parts, or shards with an index."""
+    parts = [folder / WEIGHTS, *(folder / _part(index) for index in range(blocks))]
+    headers = {path: _shapes(path) for path in parts}
+    total = sum(size for header in headers.values() for _, size in header.values())
+    if total <= max_shard_size:
+        tensors = {name: tensor for path in parts for name, tensor in load_file(path).items()}
+        _write(tensors, folder / WEIGHTS)
+        for path in parts[1:]:
+            path.unlink()
+        return
+    names: dict[str, str] = {}
+    for number, path in enumerate(parts, start=1):
+        shard = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        names |= dict.fromkeys(headers[path], shard)
+        path.rename(folder / shard)
+    parameters = sum(count for header in headers.values() for count, _ in header.values())
+    content = {"metadata": {"total_parameters": parameters, "total_size": total}, "weight_map": names}
+    (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _shapes(path: Path) -> dict[str, tuple[int, int]]:
+    """Entries and bytes of every tensor of a file."""
+    with safe_open(path, framework="pt") as file:
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping; pages are not read)
+        return {name: (tensor.numel(), tensor.nbytes) for name, tensor in found.items()}

@@ -1,0 +1,208 @@
+"""Token ids as users hold them, as the library takes them: whole numbers in rows of their own length, without padding.
+
+A tensor or an array, lists of ids, what a tokenizer returns, the rows of a data set, batches of a loader: all of them are rows. Padding is
+taken off by the attention mask that comes with it, so a padded batch counts as its sequences would one by one; a mask with holes, which no
+sequence has, is refused. Ids that are not whole numbers, and texts, are refused. (Readers of `mgaa.inputs.readers`.)
+
+Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window; k tokens that are no padding.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Any, TypeAlias
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mgaa.errors import InputError, UsageError
+from mgaa.inputs.prompts import Prompts
+from mgaa.inputs.tokens import Stream, check_vocabulary
+from mgaa.models.model_inputs import IDS
+
+Tokens: TypeAlias = Prompts | Int[Tensor, "s t"] | Mapping[str, Any] | Sequence[Any]
+"""Sequences: a tensor or an array (sequences, length); lists of ids, of any lengths; a tokenizer's output, or a list of such; prompts."""
+
+Windows: TypeAlias = Int[Tensor, "n l"] | Mapping[str, Any] | Sequence[Any]
+"""Sequences of one length, in the same forms."""
+
+Ids: TypeAlias = Stream | Int[Tensor, " t"] | Mapping[str, Any] | Sequence[Any]
+"""One sequence, in the same forms, or a stream (`mgaa.inputs.tokens.pack`)."""
+
+MASK = "attention_mask"
+_BESIDE = frozenset(
+    ("token_type_ids", "special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "overflowing_tokens")
+) | {"num_truncated_tokens", "length", "text", "labels"}
+"""What comes with ids and says nothing about them that is asked here."""
+
+
+def sequences(name: str, given: Any) -> Prompts | Int[Tensor, "s t"]:
+    """Sequences as one tensor where all have one length, else as prompts.
+
+    Raises:
+        UsageError: no tokens, but a text or something else.
+        InputError: they are not whole numbers, not in rows, none at all, or masked with holes.
+    """
+    if isinstance(given, Prompts):
+        return given
+    ndim = _ndim(given)
+    if ndim == 1:
+        raise InputError(
+            f"{name} are one row, expected rows: (sequences, length); mgaa.inputs.tokens.windows(ids, length) "
+            "cuts a long row, and ids[None] is "
+            "one sequence"
+        )
+    found = list(_rows(name, given))
+    lengths = [len(row) for row in found]
+    if not all(lengths) or not lengths:
+        empty = f"no token in row {lengths.index(0)}" if any(lengths) else "no tokens"
+        raise InputError(f"{name} have {empty}, expected sequences with at least one: give more text")
+    if len(set(lengths)) > 1:
+        return Prompts(tuple({IDS: row[None].cpu()} for row in found), (0,) * len(found))
+    return given.long() if isinstance(given, Tensor) else torch.stack([row.cpu() for row in found])
+
+
+def windows(name: str, given: Any) -> Int[Tensor, "n l"]:
+    """Sequences of one length.
+
+    Raises:
+        UsageError, InputError: as `sequences`, or their lengths differ.
+    """
+    found = sequences(name, given)
+    if isinstance(found, Tensor):
+        return found
+    raise InputError(
+        f"{name} have {found.lengths[:3]}... tokens, expected rows of one length (mgaa.inputs.tokens.windows)"
+    )
+
+
+def stream(name: str, given: Any) -> Int[Tensor, " t"]:
+    """One sequence.
+
+    Raises:
+        UsageError, InputError: as `sequences`, or there are several.
+    """
+    if isinstance(given, Stream):
+        return given.ids
+    found = list(_rows(name, given))
+    if len(found) > 1:
+        raise InputError(
+            f"{name} has {len(found)} rows, expected one: lay windows of one text end to end, ids.flatten(), and texts by "
+            "mgaa.inputs.tokens.pack"
+        )
+    return found[0] if found else torch.empty(0, dtype=torch.int64)
+
+
+def lists(name: str, given: Any) -> list[list[int]]:
+    """Sequences of any lengths, as lists.
+
+    Raises:
+        UsageError, InputError: as `sequences`; an empty row is left to the function.
+    """
+    if isinstance(given, Sequence) and not isinstance(given, str) and not given:
+        return []
+    return [row.tolist() for row in _rows(name, given)]
+
+
+def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> None:
+    """Refuse sequences that a model cannot read.
+
+    Raises:
+        InputError: an id is outside the vocabulary, a sequence longer than the model's positions, or there is none.
+    """
+    prompts = Prompts.of(tokens)
+    check_vocabulary(prompts.ids(), model.get_input_embeddings().num_embeddings)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions is not None and max(prompts.lengths) > positions:
+        raise InputError(
+            f"the longest calibration sequence has {max(prompts.lengths)} tokens, expected at most {positions} (the model's positions): "
+            "give shorter ones"
+        )
+
+
+def _ndim(given: Any) -> int | None:
+    """1 for a bare row, the dimensions of a tensor or array, `None` for what holds rows."""
+    if isinstance(given, Stream):
+        return 1
+    found = getattr(given, "ndim", None)
+    if isinstance(found, int):
+        return found
+    flat = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0 and all(map(_is_id, given))
+    return 1 if flat else None
+
+
+def _rows(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
+    """The rows in anything that holds token ids."""
+    if isinstance(given, str | bytes):
+        raise UsageError(
+            f"{name} are text ({given[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
+        )
+    if isinstance(given, Mapping):
+        yield from _masked(name, given)
+    elif isinstance(given, Tensor) or hasattr(given, "__array__"):
+        yield from _of_tensor(name, given)
+    elif isinstance(given, Iterable):
+        yield from _of_items(name, list(given))
+    else:
+        raise UsageError(f"{name} hold {given!r:.60}, expected token ids: whole numbers in rows, (sequences, length)")
+
+
+def _of_items(name: str, items: list[Any]) -> Iterator[Int[Tensor, " t"]]:
+    """A row of ids, or the rows in each item."""
+    if all(map(_is_id, items)):
+        yield torch.tensor([int(each) for each in items], dtype=torch.int64)
+    else:
+        for each in items:
+            yield from _rows(name, each)
+
+
+def _is_id(given: Any) -> bool:
+    whole = isinstance(given, Tensor) and given.ndim == 0 and not given.is_floating_point()
+    return whole or (isinstance(given, Integral) and not isinstance(given, bool))
+
+
+def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
+    try:
+        ids = given if isinstance(given, Tensor) else torch.as_tensor(given.__array__())
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} are no array of whole numbers ({error}): give token ids") from error
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise InputError(f"{name} are in {ids.dtype}, expected token ids: whole numbers, as a tokenizer gives them")
+    if ids.is_meta or ids.ndim not in (1, 2):
+        where = "on the meta device" if ids.is_meta else f"of shape {tuple(ids.shape)}"
+        raise InputError(f"{name} are {where}, expected token ids in rows, (sequences, length)")
+    yield from ids.long().unbind() if ids.ndim == 2 else (ids.long(),)
+
+
+def _masked(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
+    """The rows of a tokenizer's output, without its padding."""
+    if IDS not in given:
+        raise UsageError(
+            f"{name} have the keys {', '.join(map(str, given))}, expected {IDS}: give a tokenizer's output"
+        )
+    if further := sorted(set(map(str, given)) - _BESIDE - {IDS, MASK}):
+        raise UsageError(
+            f"{name} come with {', '.join(further)}, which would be left out: give {IDS} and {MASK} alone; questions about images become "
+            "prompts by mgaa.encode"
+        )
+    rows, mask = list(_rows(name, given[IDS])), given.get(MASK)
+    if mask is None:
+        yield from rows
+        return
+    whole = mask.long() if isinstance(mask, Tensor) else mask
+    masks = list(_rows(f"{MASK} of {name}", whole))
+    if [*map(len, rows)] != [*map(len, masks)]:
+        raise InputError(f"{MASK} of {name} has another shape than {IDS}: give both as one call of the tokenizer does")
+    for index, (row, kept) in enumerate(zip(rows, masks, strict=True)):
+        yield _kept(name, index, row, kept)
+
+
+def _kept(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " k"]:
+    """The tokens of a row that are no padding: one run of them, at either end of which padding may be."""
+    there = (mask != 0).nonzero().flatten()
+    if len(there) and int(there[-1]) - int(there[0]) + 1 != len(there):
+        raise InputError(
+            f"{MASK} of {name} leaves tokens out in the middle of row {index}, expected padding at the ends alone: give such parts as rows"
+        )
+    return row[mask.to(row.device) != 0]

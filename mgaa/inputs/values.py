@@ -1,0 +1,116 @@
+"""Numbers, names and methods as users give them to the library: from numpy, from a tensor, never from a text (readers of
+`mgaa.inputs.readers`)."""
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+from huggingface_hub.serialization._base import parse_size_to_int
+from torch import Tensor
+
+from mgaa.errors import UsageError
+
+
+def whole(name: str, given: Any) -> int:
+    """A whole number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    value = _plain(given)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    raise UsageError(f"{name} is {given!r}, expected a whole number")
+
+
+def whole_or_none(name: str, given: Any) -> int | None:
+    """A whole number, or `None`."""
+    return None if given is None else whole(name, given)
+
+
+def number(name: str, given: Any) -> float:
+    """A number.
+
+    Raises:
+        UsageError: it is none.
+    """
+    value = _plain(given)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise UsageError(f"{name} is {given!r}, expected a number")
+
+
+def size(name: str, given: Any) -> int:
+    """Bytes, as a whole number or as text such as "5GB".
+
+    Raises:
+        UsageError: it is neither, or none.
+    """
+    try:
+        found = parse_size_to_int(given) if isinstance(given, str) else whole(name, given)
+    except ValueError as error:
+        raise UsageError(f"{name} is {given!r}, expected bytes, as a whole number or as text such as '5GB'") from error
+    if found < 1:
+        raise UsageError(f"{name} is {given!r}, expected at least one byte, such as '5GB'")
+    return found
+
+
+def fraction(name: str, given: Any) -> float:
+    """A number between 0 and 1, both excluded: the fraction of linear parameters to remove.
+
+    Raises:
+        UsageError: it is none.
+    """
+    value = _plain(given)
+    found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if 0 < found < 1:
+        return found
+    raise UsageError(
+        f"{name} is {given!r}, expected a number between 0 and 1 (both excluded): the fraction of linear parameters to remove, e.g. "
+        f"{found / 100 if 1 < found < 100 else 0.2:g}"
+    )
+
+
+def fractions(name: str, given: Any) -> list[float]:
+    """Several of them.
+
+    Raises:
+        UsageError: as `fraction`, or it is not several.
+    """
+    if isinstance(given, Tensor) or (isinstance(given, Iterable) and not isinstance(given, str | Mapping)):
+        return [fraction("compression", each) for each in given]
+    raise UsageError(f"{name} is {given!r}, expected several fractions to remove, such as (0.1, 0.2)")
+
+
+def names(name: str, given: Any) -> tuple[str, ...]:
+    """Some names; one alone may come without brackets.
+
+    Raises:
+        UsageError: they are no texts.
+    """
+    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
+    if all(isinstance(each, str) for each in found):
+        return found
+    raise UsageError(f"{name} is {given!r}, expected names")
+
+
+def method_or_none(name: str, given: Any) -> Any:
+    """A method, or `None` for the default."""
+    return None if given is None else method(name, given)
+
+
+def method(name: str, given: Any) -> Any:
+    """A method by name, or a mapping of `method` and its options.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if isinstance(given, str | Mapping):
+        return given
+    raise UsageError(f"{name} is {given!r}, expected a name, or a mapping with the key 'method' and options")
+
+
+def _plain(given: Any) -> Any:
+    """The number in a tensor of one entry."""
+    return given.item() if isinstance(given, Tensor) and given.numel() == 1 and not given.is_meta else given

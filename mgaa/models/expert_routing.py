@@ -1,0 +1,57 @@
+"""Which rows of an activation belong to which sequence, also inside the experts of a mixture.
+
+The linears of a block read all tokens of a micro-batch, an expert only those that the router sends it, in the order of the tokens. What is
+summed sequence by sequence does not depend on the micro-batch, so the rows are told apart by what the router has chosen.
+
+Legend: s sequences of a micro-batch, t tokens of a sequence, n channels, k experts of a token.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from mgaa.models.architecture_schema import Architecture, has
+
+
+class Rows:
+    """The rows of every sequence of the micro-batch at hand, in what the linears of a block read and give.
+
+    Args:
+        entry, block: the block, and what is said of it.
+    """
+
+    def __init__(self, entry: Architecture, block: nn.Module) -> None:
+        found = entry.experts and has(block, entry.experts)
+        self._experts = block.get_submodule(entry.experts) if found else None
+        self._sequences, self._routed = 0, torch.empty(0)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside this context the choices of the router are seen."""
+        if self._experts is None:
+            yield
+            return
+        handle = self._experts.register_forward_pre_hook(self._watch_router)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def enter(self, sequences: int) -> None:
+        """A micro-batch of so many sequences enters the block."""
+        self._sequences = sequences
+
+    def of(self, x: Float[Tensor, "*batch n"], expert: int | None) -> Sequence[Float[Tensor, "t n"]]:
+        """Those of every sequence; an expert has fewer, and may have none."""
+        if expert is None:
+            return list(x.reshape(self._sequences, -1, x.shape[-1]))
+        return torch.split(x, self._routed[expert].tolist())
+
+    def _watch_router(self, experts: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        """How many tokens of each sequence every expert is sent."""
+        chosen: Int[Tensor, "s tk"] = arguments[1].reshape(self._sequences, -1)
+        number = len(list(experts.children()))
+        self._routed = torch.stack([(chosen == expert).sum(1) for expert in range(number)]).cpu()

@@ -1,0 +1,264 @@
+"""How much the loss minds an error in the output of a linear: second moments of the gradients, by one pass there and back.
+
+Of every linear `y = W x + b` of the decoder: `G = 1/T sum_t g_t g_t^T`, with `g_t` the gradient of the loss with respect to the output for
+token t, and T the number of all calibration tokens. The loss is the sum of the cross-entropies of all next tokens, in nats. It is the
+output factor of Kronecker-factored curvature (Martens and Grosse, 2015), with the tokens of the text as targets: the empirical Fisher
+matrix. An expert of a mixture sums over its own tokens and divides by T as well, so that an error `E` of any matrix weighs
+`tr(G E Cov(x) E^T)`, in one unit.
+
+The tokens are sent through the blocks, and their hidden states are kept in front of every one. The gradient behind the last block comes
+from norm, head and loss; then block after block backwards computes its forward again, with autograd on for the activations alone. So this
+costs about three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs
+(`mgaa.statistics.calibration`) can be taken in the second of them (`differentiated`). Products of gradients are float32 (those of
+a float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
+what the forward pass itself changes.
+
+float16 is refused: with five bits of exponent, gradients below 6e-8 are zero, and nothing would tell; bfloat16 reaches 1e-38.
+
+Legend: s sequences, t tokens of a sequence.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from mgaa.blocks.blockwise import Blockwise
+from mgaa.blocks.hidden_states import HiddenStates, Place
+from mgaa.blocks.offload import resident
+from mgaa.budget import Matrix
+from mgaa.errors import NumericalError, UsageError
+from mgaa.evaluation.perplexity import cross_entropy, fitting
+from mgaa.inputs.prompts import Prompts
+from mgaa.models.architectures import DECODER, matrices_of, stacks_of
+from mgaa.models.model_inputs import IDS
+from mgaa.statistics.accumulate import Share
+from mgaa.statistics.calibration import Measuring, Numbered, checked, observer_of
+from mgaa.statistics.gradient_hooks import Feedback, Gradients, check_finite
+from mgaa.statistics.hooks import Observer
+from mgaa.statistics.statistics import BlockStatistics
+
+DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+"""Of weights that carry gradients."""
+
+
+def stream_gradients(
+    model: PreTrainedModel,
+    tokens: Prompts | Int[Tensor, "s t"],
+    *,
+    batch_size: int = 8,
+    unreached: str = "stop",
+    place: Place = "device",
+    folder: Path | None = None,
+) -> Iterator[tuple[int, Gradients]]:
+    """The second moments of every decoder block with its index, from the last block to the first.
+
+    Args:
+        model: a transformers causal language model with an entry in `mgaa.models.entries`, taken apart (`mgaa.models.fused.unfuse_`), in
+            eval mode.
+        tokens: calibration sequences without padding; or prompts, of which the loss counts the tokens of text.
+        batch_size: sequences of a micro-batch; fewer where their logits take too much memory.
+        unreached: as in `mgaa.statistics.calibration.Measuring`; experts that stay dense have no moments.
+        place, folder: where the hidden states wait (`mgaa.blocks.hidden_states`). A call that was interrupted goes on there, behind the
+            last block after which another one was asked for.
+
+    Raises:
+        UsageError: a dtype that carries no gradients, or fewer tokens than outputs; like all that is wrong with the model or the tokens,
+            this is found in the call itself.
+        InputError: the tokens or the model cannot be used, or no token reaches an expert.
+        NumericalError: a gradient is not finite (the message names layer and sequence), or all of them vanish.
+    """
+    prompts, ranges = _prepared(model, tokens, batch_size)
+
+    def alone() -> Iterator[tuple[int, Gradients]]:
+        waiting: dict[str, Any] = {"place": place, "folder": folder}
+        for index, gradients, _ in _there_and_back(model, prompts, ranges, unreached=unreached, **waiting):
+            yield index, gradients
+            del gradients  # while the next block is measured
+
+    return alone()
+
+
+def differentiated(
+    model: PreTrainedModel,
+    tokens: Prompts | Int[Tensor, "s t"],
+    measuring: Measuring,
+    *,
+    parts: Sequence[str] = DECODER,
+) -> Iterator[tuple[int, BlockStatistics]]:
+    """The statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
+
+    Those of the inputs are what `mgaa.statistics.calibration.stream_statistics` gives, on as many sequences at a time, and cost no further
+    pass.
+
+    Args:
+        model, tokens: as in `stream_gradients`, with its errors.
+        measuring: how.
+        parts: of the model that are to be measured.
+
+    Raises:
+        UsageError: other parts than the decoder.
+    """
+    check_parts(parts)
+    prompts, ranges = _prepared(model, tokens, measuring.batch_size)
+
+    def together() -> Iterator[tuple[int, BlockStatistics]]:
+        blocks = _there_and_back(model, prompts, ranges, measuring, unreached=measuring.unreached)
+        for index, gradients, observer in blocks:
+            assert observer is not None
+            yield index, replace(observer.finish(), gradients=gradients)
+            del gradients, observer  # while the next block is measured
+
+    return together()
+
+
+def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int) -> None:
+    """Refuse what no gradients can be measured of, before anything is.
+
+    Args:
+        matrices: of the decoder.
+        dtypes: of the weights.
+        tokens: of the calibration.
+
+    Raises:
+        UsageError: a dtype that carries no gradients, or fewer tokens than outputs of a matrix.
+    """
+    if wrong := sorted({str(dtype).removeprefix("torch.") for dtype in {*dtypes} - {*DTYPES}}):
+        raise UsageError(
+            f"the backbone has weights in {', '.join(wrong)}, which carry no gradients (in float16 small ones vanish), expected "
+            "bfloat16, float32 or float64: set backbone.dtype=bfloat16, take the original of a quantised checkpoint, or set "
+            "statistics.gradients=false"
+        )
+    widest = max(matrices, key=lambda matrix: matrix.m)
+    if tokens < widest.m:
+        raise UsageError(
+            f"the calibration has {tokens} tokens, expected at least {widest.m}, as many as {widest.name} has outputs: the second moment "
+            "of fewer gradients is singular; raise data.calibration.samples"
+        )
+
+
+def check_parts(parts: Sequence[str]) -> None:
+    """Refuse other parts of a model than the decoder.
+
+    Raises:
+        UsageError: as said.
+    """
+    if others := [part for part in parts if part not in DECODER]:
+        raise UsageError(
+            f"gradients are measured of the decoder alone, but {', '.join(others)} is to be compressed as well: set "
+            "backbone.parts=[decoder], or statistics.gradients=false"
+        )
+
+
+def _prepared(
+    model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], batch_size: int
+) -> tuple[Prompts, list[range]]:
+    """The tokens, and the sequences of each micro-batch, after everything was refused that can be before the first pass."""
+    prompts = checked(tokens, model.get_input_embeddings().num_embeddings)
+    check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
+    size = Measuring(batch_size=min(batch_size, fitting(model, max(prompts.lengths)))).batch_size
+    return prompts, prompts.alike(Share(len(prompts)).batches(size))
+
+
+def _there_and_back(
+    model: PreTrainedModel,
+    prompts: Prompts,
+    ranges: list[range],
+    measuring: Measuring | None = None,
+    *,
+    unreached: str = "stop",
+    place: Place = "device",
+    folder: Path | None = None,
+) -> Iterator[tuple[int, Gradients, Observer | None]]:
+    """The gradients of every block, and who has observed its inputs; the block is settled when the next one is asked for."""
+    (stack,) = stacks_of(model)
+    images = [prompts.image_mask(each) for each in ranges]
+    waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
+    line = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
+    for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
+        line.through(index)
+        line.settle()
+    waiting["folder"] = folder and folder / "gradients"
+    gradients = HiddenStates(len(ranges), model.get_input_embeddings().weight.device, **waiting)
+    moved = gradients.resumed
+    if gradients.resumed:
+        gradients.resume()
+    else:
+        _start(line, prompts, ranges, gradients)
+    for index in tqdm(range(len(line) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
+        feedback, observer = Feedback(stack, index, ranges), None
+        with resident(stack.blocks[index], ahead=-1), feedback.attached(), ExitStack() as observing:
+            watches: list[Any] = [feedback]
+            if measuring is not None:
+                observer = observer_of(stack, index, measuring, Share(len(prompts)))
+                observing.enter_context(observer.attached())
+                watches.append(Numbered(observer, ranges, images))
+            line.back(index, gradients, _Together(watches))
+        found = feedback.finish(prompts.tokens, unreached)
+        moved = moved or any(bool(moment.any()) for moment in found.values())
+        if not moved and index == 0:
+            line.close()
+            gradients.close()
+            raise _vanished("the outputs of all linears")
+        yield index, found, observer
+        del found, feedback, observer, watches  # while the next block is measured
+        gradients.settle()
+    line.close()
+    gradients.close()
+
+
+@dataclass(frozen=True)
+class _Together:
+    """Several who watch one block."""
+
+    watches: Sequence[Any]
+
+    def enter(self, batch: int, hidden: Tensor) -> None:
+        """A micro-batch enters the block."""
+        for each in self.watches:
+            each.enter(batch, hidden)
+
+    def leave(self, hidden: Tensor) -> None:
+        """It leaves the block."""
+        for each in self.watches:
+            each.leave(hidden)
+
+
+def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
+    """The gradients behind the last block."""
+    moved = False
+    for batch, sequences in enumerate(ranges):
+        found = line.slope(batch, _loss(prompts, sequences))
+        for offset, each in enumerate(found.reshape(len(sequences), -1, found.shape[-1])):
+            check_finite(each, "the hidden states behind the last block", sequences.start + offset)
+        moved = moved or bool(found.any())
+        gradients.put(batch, found)
+    if not moved:
+        raise _vanished("the hidden states behind the last block")
+    gradients.settle()
+
+
+def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
+    """The sum of the cross-entropies of all next tokens of text of these sequences."""
+    targets = prompts.batch(sequences)[IDS][:, 1:]
+    images = prompts.image_mask(sequences)
+
+    def loss(output: Any) -> Tensor:
+        losses = cross_entropy(output.logits[:, :-1], targets.to(output.logits.device))
+        return (losses if images is None else losses[~images[:, 1:].to(losses.device)]).sum()
+
+    return loss
+
+
+def _vanished(of: str) -> NumericalError:
+    return NumericalError(
+        f"the gradient of {of} is zero for every calibration token, so the loss does not depend on them: the norm behind the blocks or the "
+        "head is zero, or every sequence is a single token; check the weights and data.calibration.length"
+    )

@@ -1,0 +1,1 @@
+"""Readers of what steps have written. Imports `tasks.data` and `tasks.cache`."""

@@ -1,0 +1,61 @@
+"""The ladders of a whole model (`mgaa.budget`), and the scores of the FFNs that are pruned, put together from the files of its blocks."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tasks.artifacts.files import backbone_matrices, backbone_record, block_file
+from tasks.cache.artifact import Artifact, Store
+
+
+def pruning_of(channels: Mapping[str, Any] | None) -> Any:
+    """How FFNs are pruned, from the plain parameter of a step; `None` where they are not."""
+    from mgaa.allocation.channels import Pruning
+
+    return None if channels is None else Pruning(**channels)
+
+
+def latency_of(store: Store, backbone: Artifact, latency: Mapping[str, Any] | None) -> Any:
+    """The objective latency (`mgaa.allocation.latency`), from the plain parameter of a step; `None` where parameters are the objective.
+
+    Raises:
+        InputError: the profile is missing or damaged.
+        UsageError: it is of another dtype or device, or of other numbers of tokens.
+    """
+    from mgaa.allocation import latency as library
+
+    return None if latency is None else library.latency_of(dtype=backbone_record(store, backbone)["dtype"], **latency)
+
+
+def model_ladders(
+    store: Store,
+    backbone: Artifact,
+    spectra: Sequence[Artifact],
+    scores: Sequence[Artifact],
+    *,
+    multiple: int | str,
+    channels: Mapping[str, Any] | None,
+    latency: Any = None,
+) -> tuple[list[Any], dict[Any, Any]]:
+    """The ladder of every matrix that is factorized, in model order, and the scores of every FFN that is pruned.
+
+    Args:
+        spectra, scores: of all blocks; no scores where `channels` is null.
+        latency: what `latency_of` gives.
+    """
+    from mgaa.allocation.channels import load_scores, prunable
+    from mgaa.factors import load_energies
+    from mgaa.ranks import ladders_of
+
+    matrices, pruning = backbone_matrices(store, backbone), pruning_of(channels)
+    pruned = [] if pruning is None else prunable(matrices, pruning)
+    found = {
+        name: each
+        for block, artifact in enumerate(scores)
+        for name, each in load_scores(store.folder(artifact) / block_file(block)).items()
+    }
+    low = [matrix for matrix in matrices if matrix.sublayer not in {each.sublayer for each in pruned}]
+    blocks = [load_energies(store.folder(artifact) / block_file(block)) for block, artifact in enumerate(spectra)]
+    energies = {m.name: energy for m in low if (energy := blocks[m.block][0].get(m.local)) is not None}
+    centred = any(centred for _, centred in blocks)
+    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=latency)
+    return ladders, {each: found[each.sublayer] for each in pruned}

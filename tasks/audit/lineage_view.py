@@ -1,0 +1,92 @@
+"""The ancestry of a result as people and programs read it: a tree in the terminal, or JSON.
+
+What is made from many artifacts of a kind (a block each) shows them as one line; what was shown above is not unfolded again. Leaves are
+the files that came from outside, by sha256.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from tasks.artifacts.files import BACKBONE, CARD
+from tasks.audit.references import derivation
+from tasks.cache.artifact import Artifact, Store
+from tasks.record.lineage import Node, ancestry, name, told
+
+SHORT = 12
+"""Characters of a digest."""
+OUTSIDE = ("backbone", "model", "texts", "questions")
+"""Kinds that are made from files of others."""
+
+
+def as_json(store: Store, root: Artifact) -> str:
+    """Every artifact behind `root` by `kind/digest`, inputs first, with the files that came from outside."""
+    nodes = ancestry(store, [root], derivation(store, root))
+    found = {name(artifact): {**told(node), "files": dict(files_of(store, node))} for artifact, node in nodes.items()}
+    return json.dumps({"root": name(root), "artifacts": found}, indent=1, ensure_ascii=False)
+
+
+def as_tree(store: Store, root: Artifact, *, full: bool) -> None:
+    """Print the tree of `root`; `full` unfolds what is one line otherwise, and shows whole digests."""
+    from rich.console import Console
+    from rich.tree import Tree
+
+    nodes = ancestry(store, [root], derivation(store, root))
+    tree = Tree(line(nodes[root], "", full=full), guide_style="dim")
+    grow(tree, store, nodes, nodes[root], shown=set(), full=full)
+    Console(highlight=False, markup=True, width=None if sys.stdout.isatty() else 10_000).print(tree)
+    kinds = len({node.artifact.kind for node in nodes.values()})
+    missing = sum(node.problem is not None for node in nodes.values())
+    print(f"{len(nodes)} artifacts of {kinds} kinds" + (f", {missing} of them missing or damaged" if missing else ""))
+
+
+def grow(
+    tree: Any, store: Store, nodes: Mapping[Artifact, Node], node: Node, *, shown: set[Artifact], full: bool
+) -> None:
+    """Hang the inputs of a node below it."""
+    for file, digest in files_of(store, node):
+        tree.add(f"[dim]{file}  {digest if full else digest[:SHORT]}[/dim]")
+    for role, inputs in node.inputs.items():
+        first, *others = inputs
+        more = [] if full else others
+        folded = all(nodes[each].problem is None for each in more)
+        for each in inputs if full or not folded else [first]:
+            label = line(nodes[each], role, full=full) + (
+                f" [dim]and {len(more)} more[/dim]" if more and folded else ""
+            )
+            if each in shown and (nodes[each].inputs or nodes[each].artifact.kind in OUTSIDE):
+                tree.add(f"{label} [dim](above)[/dim]")
+                continue
+            shown.add(each)
+            grow(tree.add(label), store, nodes, nodes[each], shown=shown, full=full)
+
+
+def line(node: Node, role: str, *, full: bool) -> str:
+    """An artifact in one line: what it is to its parent, its name, when and by which task it was made."""
+    artifact, manifest = node.artifact, node.manifest
+    digest = artifact.digest if full else artifact.digest[:SHORT]
+    called = f"[bold]{role or artifact.kind}[/bold]  [cyan]{artifact.kind}/{digest}[/cyan]"
+    if node.problem is not None:
+        return f"{called}  [red]{node.problem}[/red]"
+    when = datetime.fromisoformat(manifest["end"]).strftime("%Y-%m-%d %H:%M")
+    commit, dirty = str(manifest["git"]["commit"])[:8], " changed" if manifest["git"]["dirty"] else ""
+    return f"{called}  {manifest['task']}, {when}, {manifest['seconds']:.1f} s, commit {commit}{dirty}"
+
+
+def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
+    """Files from outside that an artifact was made from, with their sha256; of a text that is no file, what identifies it."""
+    place, kind = store.place(node.artifact), node.artifact.kind
+    if node.problem is not None:
+        return
+    if kind in ("backbone", "model") and (path := place / BACKBONE).is_file():
+        record = json.loads(path.read_bytes())
+        for file, digest in record["files"].items():
+            yield f"{record['source']}/{file}", digest
+    if kind in ("texts", "questions") and (path := place / CARD).is_file():
+        for section, card in json.loads(path.read_bytes())["sections"].items():
+            files = card.get("files") or [
+                {"name": str(card.get("kind") or card.get("source")), "sha256": card["data_digest"]}
+            ]
+            yield from ((f"{section}: {file['name']}", file["sha256"]) for file in files)

@@ -1,0 +1,252 @@
+"""A run's record against its run in MLflow: tags, parameters, every point of every metric, files, state, and what was registered.
+
+Numbers are compared with the results that MLflow keeps itself, whose sha256 the record has; so a run of long ago is compared as well as
+the last. What others may add by hand (tags, notes, aliases) is left alone; metrics, parameters and files of a checkpoint are not theirs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from mgaa.errors import MgaaError
+from mgaa.masking import masked
+from tasks.artifacts.files import CURVE
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.manifest import digest as digest_of
+from tasks.cache.manifest import file_digest, readable
+from tasks.config.parameters import Placed
+from tasks.record.findings import Finding, differing, disagrees, unchecked
+from tasks.record.run_record import artifacts_of, place_of
+from tasks.results.report import PAGE
+from tasks.tracking.backend import SQLITE, reach, recorded
+from tasks.tracking.registration import DIGEST, FOLDER, MODEL
+from tasks.tracking.registration import RECORD as TAG
+from tasks.tracking.run import cut, legal, measurements, params_of, points_of, written
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+WHOSE = "the record of the run"
+
+
+def verify_tracking(p: Placed, store: Store, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
+    """Everything that MLflow has of the run."""
+    from mlflow import MlflowClient
+
+    if not record.get("in_mlflow", True):
+        return
+    uri = p.tracking_uri
+    if uri.startswith(SQLITE) and not Path(uri.removeprefix(SQLITE)).is_file():
+        yield unchecked("MLflow", f"{masked(uri)} is not there")
+        return
+    try:
+        with recorded(uri):
+            reach(uri)
+            client = MlflowClient(uri)
+            found = run_of(client, p.tracking.experiment, run)
+            if found is None:
+                yield disagrees("MLflow", f"has no run with the tag run.record of {run} in {masked(uri)}")
+                return
+            with TemporaryDirectory() as folder:
+                yield from Tracked(client, found, store, record, Path(folder)).findings()
+    except MgaaError as error:
+        yield unchecked("MLflow", str(error))
+
+
+def run_of(client: "MlflowClient", experiment: str, run: Artifact) -> "Run | None":
+    """The run of MLflow with the tag of a record, in the experiment of the parameters."""
+    found = client.get_experiment_by_name(experiment)
+    ids = [found.experiment_id] if found else []
+    runs = client.search_runs(ids, f"tags.`run.record` = '{run.digest}'") if ids else []
+    return runs[0] if runs else None
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run of MLflow, with the record that it is compared with.
+
+    Attributes:
+        folder: an empty folder for files that a server keeps.
+    """
+
+    client: "MlflowClient"
+    run: "Run"
+    store: Store
+    record: Mapping[str, Any]
+    folder: Path
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything in which the two differ."""
+        yield from self.state()
+        yield from self.tags()
+        yield from self.parameters()
+        files = self.files()
+        yield from self.kept(files)
+        yield from self.metrics(files)
+        yield from self.registered()
+
+    def state(self) -> Iterator[Finding]:
+        """Status and user."""
+        info = self.run.info
+        yield from differing("MLflow, status", info.status, "FINISHED", WHOSE)
+        if "user" in self.record:
+            yield from differing("MLflow, user", info.user_id, self.record["user"], WHOSE)
+            yield from differing(
+                "MLflow, tag mlflow.user", self.run.data.tags.get("mlflow.user"), self.record["user"], WHOSE
+            )
+
+    def tags(self) -> Iterator[Finding]:
+        """Digests by stage, and what the process knew of its run."""
+        short = {
+            f"artifact.{stage}": " ".join(each.partition("/")[2][:12] for each in made)
+            for stage, made in self.record["artifacts"].items()
+        }
+        for tag, value in (short | self.record["tags"]).items():
+            yield from differing(f"MLflow, tag {tag}", self.run.data.tags.get(legal(tag)), cut(value), WHOSE)
+
+    def parameters(self) -> Iterator[Finding]:
+        """Every parameter, and no other."""
+        expected = {each.key: each.value for each in params_of(self.record["parameters"])}
+        for key in dict.fromkeys([*expected, *self.run.data.params]):
+            yield from differing(f"MLflow, parameter {key}", self.run.data.params.get(key), expected.get(key), WHOSE)
+
+    def files(self) -> Path:
+        """The folder of the files of the run; those of a server are fetched."""
+        uri = urlparse(self.run.info.artifact_uri)
+        if uri.scheme in ("", "file"):
+            return Path(unquote(uri.path))
+        for top in self.client.list_artifacts(self.run.info.run_id):
+            self.client.download_artifacts(self.run.info.run_id, top.path, str(self.folder))
+        return self.folder
+
+    def kept(self, files: Path) -> Iterator[Finding]:
+        """Every file, and no other in the folders that are ours."""
+        expected, texts = self.published(), self.told(files)
+        for path, digest in expected.items():
+            place = files / path
+            if not place.is_file():
+                yield disagrees(f"MLflow, {path}", f"is missing, {WHOSE} names it")
+            elif file_digest(place, place.stat()) != digest:
+                yield disagrees(f"MLflow, {path}", f"was altered: its sha256 is not the {digest[:12]}... of {WHOSE}")
+        for path, content in texts.items():
+            if content_of(files / path) != content:
+                yield disagrees(f"MLflow, {path}", f"was altered: it does not say what {WHOSE} says")
+        told = content_of(files / "lineage.json")
+        if "lineage" in self.record and (told is None or digest_of(told) != self.record["lineage"]):
+            yield disagrees("MLflow, lineage.json", f"was altered: it is not the lineage of {WHOSE}")
+        ours = {PurePosixPath(path).parts[0] for path in expected} | {FOLDER}
+        for place in sorted(each for each in files.rglob("*") if each.is_file()):
+            path = place.relative_to(files).as_posix()
+            if path not in expected and path.partition("/")[0] in ours - {*texts} and "lineage" in self.record:
+                yield disagrees(f"MLflow, {path}", f"was added: {WHOSE} does not name it")
+
+    def published(self) -> dict[str, str]:
+        """sha256 of the files that the run keeps in MLflow, by their path there."""
+        given, results = self.record["parameters"], PurePosixPath(self.record["parameters"]["output.results"])
+        found = {f"results/{place_of(Path(), self.record['flow'])}": hashlib.sha256(readable(self.record)).hexdigest()}
+        for name, digest in self.record["published"].items():
+            path = PurePosixPath(name)
+            if path.is_relative_to(results):
+                inner = path.relative_to(results)
+                if kept := place_in_mlflow(inner):
+                    found[kept] = digest
+            elif MODEL in self.run.data.tags and path.is_relative_to(given["output.checkpoint"]):
+                found[f"{FOLDER}/{path.relative_to(given['output.checkpoint'])}"] = digest
+        return found
+
+    def told(self, files: Path) -> dict[str, Any]:
+        """What the texts that MLflow keeps of the run say, by their path there."""
+        flat = {key: written(value) for key, value in self.record["parameters"].items()}
+        found: dict[str, Any] = {"parameters.json": flat}
+        if (metrics := self.intact(files, "results/metrics.json")) is not None:
+            found["evaluation_card.json"] = metrics.get("card")
+        return found
+
+    def metrics(self, files: Path) -> Iterator[Finding]:
+        """Every point of every metric, and no other; the results that they come from were compared as files."""
+        metrics, allocation = (self.intact(files, f"results/{name}.json") for name in ("metrics", "allocation"))
+        numbers = self.record.get("numbers")
+        if numbers is None and (metrics is None or allocation is None):
+            return
+        numbers = measurements(metrics, allocation) if numbers is None else numbers
+        expected = {legal(name): [(0, float(value))] for name, value in numbers.items()}
+        expected |= self.curve()
+        latest = self.run.data.metrics
+        for key in dict.fromkeys([*expected, *latest]):
+            if key not in expected:
+                yield disagrees(f"MLflow, metric {key}", f"was added: {WHOSE} has no such number")
+                continue
+            points = self.client.get_metric_history(self.run.info.run_id, key)
+            found = sorted((each.step, each.value) for each in points)
+            if str(found) != str(expected[key]):  # as text, in which nan equals nan
+                yield from differing(f"MLflow, metric {key}", shown(found), shown(expected[key]), WHOSE)
+            elif str(latest.get(key)) != str(found[-1][1]):
+                yield from differing(f"MLflow, metric {key}", latest.get(key), found[-1][1], "its own history")
+
+    def intact(self, files: Path, path: str) -> Any:
+        """The content of a JSON file that is as the run has published it; None for any other, which was told already."""
+        place, expected = files / path, self.published().get(path)
+        sound = place.is_file() and file_digest(place, place.stat()) == expected
+        return content_of(place) if sound else None
+
+    def curve(self) -> dict[str, list[tuple[int, float]]]:
+        """The points of a recovery, which lie with its checkpoint."""
+        paths = [self.store.place(each) / CURVE for each in self.checkpoints()]
+        found: dict[str, list[tuple[int, float]]] = {}
+        for path in (each for each in paths if each.is_file()):
+            for name, step, value in points_of(content_of(path) or {}):
+                found.setdefault(name, []).append((step, value))
+        return found
+
+    def checkpoints(self) -> list[Artifact]:
+        """The checkpoints of the run."""
+        return [
+            each
+            for stage, made in artifacts_of(self.record).items()
+            if stage.startswith("checkpoint.")
+            for each in made
+        ]
+
+    def registered(self) -> Iterator[Finding]:
+        """The versions of a registered model that were made from the run."""
+        tags, info = self.run.data.tags, self.run.info
+        if MODEL not in tags:
+            return
+        for version in self.client.search_model_versions(f"run_id = '{info.run_id}'"):
+            where = f"MLflow, {version.name} version {version.version}"
+            yield from differing(f"{where}, source", version.source, f"{info.artifact_uri}/{FOLDER}", "its run")
+            for key in (DIGEST, TAG):
+                yield from differing(f"{where}, tag {key}", version.tags.get(key), tags.get(key), "its run")
+        yield from differing(
+            "MLflow, tag registry.model", tags[MODEL], self.record["parameters"]["registry.model"], WHOSE
+        )
+        if tags.get(DIGEST) not in {each.digest for each in self.checkpoints()}:
+            yield disagrees(f"MLflow, tag {DIGEST}", f"is {tags.get(DIGEST)}, {WHOSE} has no such checkpoint")
+
+
+def place_in_mlflow(inner: PurePosixPath) -> str | None:
+    """Where a run keeps a file of its results in MLflow; None for one that it does not keep."""
+    if inner.parts[0] in ("figures", "search"):
+        return str(inner) if inner.suffix in (".png", ".svg") or inner.parts[0] == "search" else None
+    if len(inner.parts) > 1:
+        return None
+    return f"report/{inner}" if inner.name == PAGE else f"results/{inner}"
+
+
+def shown(points: list[tuple[int, float]]) -> object:
+    """Points of a metric as a finding tells them: the value alone where there is one, as usual."""
+    return points[0][1] if len(points) == 1 and points[0][0] == 0 else points or None
+
+
+def content_of(path: Path) -> Any:
+    """The content of a JSON file, None where it is missing or unreadable."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None

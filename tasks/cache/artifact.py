@@ -1,0 +1,274 @@
+"""The artifact store: results by content, sealed, checked whenever they are used.
+
+An artifact is a folder of files named by what is in it: `store/<kind>/<digest>/` (content alone: no times, no device). So equal results
+are one folder, wherever they were computed, and a result that did not change ends the recomputation of everything behind it.
+`manifest.json` beside the files says where they come from (tasks/cache/manifest.py).
+
+`store/keys/<stage key>.json` maps what a step depends on (tasks/cache/stage.py) to the artifact it gave. The record holds the plain
+`{kind, digest}`, the whole stage that the key is the sha256 of, and the two fields Prefect needs to read it as a task's result.
+
+With a `remote` (tasks/cache/remote.py) the folder is this machine's cache: what is not here is fetched, what was made here is pushed.
+"""
+
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from tasks.cache.atomic import disk_errors, flush, flush_folder, replacing, sweep, temporary, write_file
+from tasks.cache.manifest import (
+    MANIFEST,
+    DamagedError,
+    check_folder,
+    content_digest,
+    describe,
+    digest,
+    readable,
+    refuse_escape,
+    regular_files,
+)
+from tasks.cache.remote import Remote
+from tasks.cache.worker_check import Home
+
+__all__ = ["MANIFEST", "Artifact", "DamagedError", "Store"]
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What flows between tasks: a kind (the noun of its stage) and a sha256."""
+
+    kind: str
+    digest: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z][a-z_]*", self.kind) or not re.fullmatch(r"[0-9a-f]{64}", self.digest):
+            raise DamagedError(
+                f"{self.kind!r}, {self.digest!r} is no artifact: expected a lower-case kind and a sha256."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.digest[:12]}"
+
+
+published: "set[tuple[Remote, str]]" = set()
+"""Keys that this process has seen in a remote, or put there."""
+
+
+def named_by(content: bytes, key: str, place: str) -> Artifact:
+    """The artifact that the record of a key at `place` names; raises `DamagedError`."""
+    try:
+        record = json.loads(content)
+        artifact = Artifact(record["kind"], record["digest"])
+        sound = digest(record["stage"]) == key and json.loads(record["result"])["data"]["digest"] == artifact.digest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"The key record {place} is not readable ({error!r}).") from error
+    if not sound:
+        raise DamagedError(f"The key record {place} does not describe the stage it is named after.")
+    return artifact
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of artifacts and keys.
+
+    Attributes:
+        lock_timeout: how many seconds a step waits for another run that computes the same.
+        remote: the store of all machines, of which this one is a cache.
+        home: what a run tells its worker processes.
+    """
+
+    path: Path
+    lock_timeout: float = 3600.0
+    remote: Remote | None = None
+    home: Home | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", self.path.absolute())
+
+    def place(self, artifact: Artifact) -> Path:
+        """Where the artifact lies, or would lie (nothing is checked)."""
+        return self.path / artifact.kind / artifact.digest
+
+    def folder(self, artifact: Artifact) -> Path:
+        """The artifact's folder, checked; raises `DamagedError`."""
+        self.manifest(artifact)
+        return self.place(artifact)
+
+    def manifest(self, artifact: Artifact) -> dict[str, Any]:
+        """The artifact's manifest, after the files were checked against it; raises `DamagedError`."""
+        try:
+            return self.verify(artifact)
+        except DamagedError as damage:
+            raise DamagedError(
+                f"{damage} Start again: it is quarantined and the step that made it runs again."
+            ) from damage
+
+    def verify(self, artifact: Artifact) -> dict[str, Any]:
+        """`manifest`, with what is wrong and no advice: for those who repair it. What lies in the remote alone is fetched."""
+        if self.remote is not None and not self.place(artifact).exists():
+            with self.writing(artifact.kind) as folder:
+                self.remote.fetch(folder, artifact.kind, artifact.digest)
+                flush(folder)
+                self.install(folder, artifact)
+        return check_folder(self.place(artifact), artifact.kind, artifact.digest)
+
+    @contextmanager
+    def writing(self, kind: str) -> Iterator[Path]:
+        """A temporary folder to fill and `seal`; it vanishes if the block fails, and a full disk becomes a `ResourceError`."""
+        with temporary(self.path / kind) as folder:
+            yield folder
+
+    def seal(self, folder: Path, kind: str, record: Mapping[str, Any]) -> Artifact:
+        """Turn a filled folder of `writing` into an artifact; `record` joins its manifest. Equal content is stored once."""
+        files = {name: describe(folder / name) for name in sorted(regular_files(folder))}
+        if not files:
+            raise RuntimeError(
+                f"The step that makes {kind!r} wrote no file: expected its result in the folder it was given."
+            )
+        artifact = Artifact(kind, content_digest(kind, {name: file["sha256"] for name, file in files.items()}))
+        manifest = {"kind": kind, "digest": artifact.digest, **record, "files": files}
+        (folder / MANIFEST).write_bytes(readable({**manifest, "seal": digest(manifest)}))
+        for name in files:  # safetensors writes files that nobody else may read, and a store may be shared
+            (folder / name).chmod((folder / MANIFEST).stat().st_mode)
+        flush(folder)
+        self.install(folder, artifact)
+        return artifact
+
+    def install(self, folder: Path, artifact: Artifact) -> None:
+        """Rename a complete folder into its place; a sound one that is there already wins, a damaged one is quarantined."""
+        target = self.place(artifact)
+        while True:
+            try:
+                os.rename(folder, target)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise
+            else:
+                flush_folder(target.parent)
+                return
+            try:
+                self.verify(artifact)
+            except DamagedError as damage:
+                self.quarantine(artifact, damage)
+            else:
+                shutil.rmtree(folder)
+                return
+
+    def quarantine(self, artifact: Artifact, damage: DamagedError) -> None:
+        """Move a damaged artifact out of the way, and say what was wrong with it."""
+        shelf = self.path / "quarantine"
+        with disk_errors(self.path):
+            shelf.mkdir(parents=True, exist_ok=True)
+            for number in count(1):
+                target = shelf / f"{artifact.kind}-{artifact.digest}-{number}"
+                if not target.exists():
+                    break
+            try:
+                os.rename(self.place(artifact), target)
+            except FileNotFoundError:  # another run was faster
+                return
+        logger.warning("%s Moved to %s; it is rebuilt now.", damage, target)
+
+    def key_path(self, key: str) -> Path:
+        """The record of a stage key."""
+        return self.path / "keys" / f"{key}.json"
+
+    def recall(self, key: str) -> Artifact | None:
+        """The checked artifact that a stage key gave, here or on another machine, or None; raises `DamagedError`."""
+        path, name = self.key_path(key), f"keys/{key}.json"
+        content, place = self._record(path), str(path)
+        here = content is not None
+        if content is None and self.remote is not None:
+            content, place = self.remote.read(name), self.remote.place(name)
+        if content is None:
+            return None
+        artifact = named_by(content, key, place)
+        self.verify(artifact)
+        if here:
+            self.publish(key, artifact)
+        else:
+            write_file(path, content)
+        return artifact
+
+    def _record(self, path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def publish(self, key: str, artifact: Artifact, *, fresh: bool = False) -> None:
+        """Push an artifact and then the record of its key, unless they are in the remote; a `fresh` record replaces what is there."""
+        if self.remote is None or ((self.remote, key) in published and not fresh):
+            return
+        self.remote.push(self.place(artifact), artifact.kind, artifact.digest)
+        if fresh or self.remote.read(f"keys/{key}.json") is None:
+            self.remote.write(f"keys/{key}.json", self.key_path(key).read_bytes())
+        published.add((self.remote, key))
+
+    def remember(self, key: str, artifact: Artifact, stage: Mapping[str, Any]) -> None:
+        """Record that the stage of this key gave this artifact."""
+        write_file(self.key_path(key), self.record(artifact, stage))
+        self.publish(key, artifact, fresh=True)
+
+    @staticmethod
+    def record(artifact: Artifact, stage: Mapping[str, Any]) -> bytes:
+        """The record of a stage key, in a form that Prefect reads as a task's result."""
+        named = {"kind": artifact.kind, "digest": artifact.digest}
+        prefect = {
+            "metadata": {"serializer": {"type": "json"}},
+            "result": json.dumps({"__class__": f"{Artifact.__module__}.Artifact", "data": named}),
+        }
+        return readable({**named, "stage": stage, **prefect})
+
+    def forget(self, key: str, damage: DamagedError) -> None:
+        """Drop a key whose artifact cannot be used: quarantine what is left of it, so that the step runs again."""
+        path = self.key_path(key)
+        try:
+            record = json.loads(path.read_bytes())
+            artifact = Artifact(record["kind"], record["digest"])
+        except (OSError, ValueError, KeyError, TypeError, DamagedError, RecursionError):
+            logger.warning("%s The record is dropped and its step runs again.", damage)
+        else:
+            if self.place(artifact).exists() and not self.sound(artifact):
+                self.quarantine(artifact, damage)
+            else:
+                logger.warning("%s The record is dropped and its step runs again.", damage)
+        with disk_errors(self.path):
+            path.unlink(missing_ok=True)
+
+    def sound(self, artifact: Artifact) -> bool:
+        """Whether the artifact is there and passes every check."""
+        try:
+            self.verify(artifact)
+        except DamagedError:
+            return False
+        return True
+
+    def sweep(self) -> None:
+        """Remove what killed runs of this machine left behind."""
+        for folder in self.path.iterdir() if self.path.is_dir() else ():
+            sweep(folder)
+
+    def export(self, artifact: Artifact, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
+        """Copy an artifact with its manifest, and `extra` files by name, to `target`, which is replaced as a whole."""
+        with replacing(target) as folder:
+            self.copy(artifact, folder)
+            for name, content in (extra or {}).items():
+                refuse_escape(folder, name)
+                (folder / name).write_bytes(content)
+
+    def copy(self, artifact: Artifact, folder: Path) -> None:
+        """Copy the files of an artifact with its manifest into a draft."""
+        source, files = self.place(artifact), self.manifest(artifact)["files"]
+        for name in (*files, MANIFEST):  # contents alone: the modes of a read-only store are not those of a copy
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, folder / name)

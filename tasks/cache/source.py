@@ -1,0 +1,250 @@
+"""The code of a step: every definition of ours that its body reaches, by what it means.
+
+Prefect's `TASK_SOURCE` sees the body of one function and reuses stale results when a library function behind it changes. Here names are
+followed from the body to the functions, classes and constants that they stand for, and on to those behind them, in the syntax tree,
+without executing anything (tasks/cache/syntax.py). The digest of the code covers what these definitions mean: prose, messages, formatting,
+types, moved files and renamed functions void nothing, and neither does code that the step does not reach. Where a module is used as a value
+(`getattr(module, name)`) all of it counts, and so does what a module executes on import.
+
+A step that picks a method by name at run time declares the folder (`methods={"method": "mgaa.ratios"}`), and the file of the selected
+method joins. The modules that only run, store and record are left out: they decide where a result lies, not what is in it. So are those
+that by tested contract change no bit, and data that enters a key as data.
+"""
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+from mgaa.errors import UsageError
+from tasks.cache.manifest import digest
+from tasks.cache.syntax import Meaning, Module, read_module
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("mgaa", "demo", "tasks")
+FOLDERS = (*PACKAGES, "flows")
+"""Where all code of the project lies."""
+ORCHESTRATION = ("tasks.cache", "tasks.config", "tasks.record", "tasks.tracking")
+"""Folders that decide where a result lies, not what is in it."""
+ERRORS = "mgaa.errors"
+INERT = {
+    "mgaa.errors",
+    "mgaa.blocks.hardware",
+    "mgaa.blocks.memory",
+    "mgaa.blocks.resume",
+    "mgaa.blocks.hidden_states",
+    "mgaa.blocks.offload",
+    "mgaa.checkpoints.shards",
+    "mgaa.decomposition.cuda_streams",
+    "mgaa.checkpoints.output_folder",
+    "mgaa.checkpoints.ownership",
+}
+"""What by contract changes no bit of a result: errors, room on the machine, and whether a model lies in memory or in its files."""
+ENTRIES = "mgaa.models.entries"
+"""Tables of architectures: the entries of a backbone enter a key through its artifact, so that a new one voids nothing."""
+ROUNDS = 4
+"""How deep a definition is told from another of the same text, by what it refers to."""
+
+
+@cache
+def code_digest() -> str:
+    """One sha256 for all code of the project and the words of its report, committed or not."""
+    files = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if is_code(path))
+    return digest({key(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
+
+
+def is_code(path: Path) -> bool:
+    """Tell whether a file below one of `FOLDERS` is code: a module, or words of the report."""
+    return path.suffix == ".py" or path.parent.name == "templates"
+
+
+@cache
+def code_of(*roots: str) -> str:
+    """The digest of the code that `roots` reach: modules, or definitions as `module:name`."""
+    return digest(sorted({*_digests(reached(*roots)).values()}))
+
+
+@cache
+def packages(*roots: str) -> frozenset[str]:
+    """The top-level packages of others that the code behind `roots` refers to."""
+    names = {name.partition(".")[0] for meaning in reached(*roots).values() for name in meaning.references}
+    return frozenset(names - {*PACKAGES, "tests"})
+
+
+@cache
+def entries_of(*model_types: str) -> str:
+    """The digest of what the tables of architectures say about models of these types; about one without an entry nothing."""
+    tables = _module(ENTRIES).tables()
+    found = [f"{table}[{name}]" for table, known in tables.items() for name in model_types if name in known]
+    return digest({name: code_of(f"{ENTRIES}:{name}") for name in found})
+
+
+def entries() -> set[str]:
+    """The model types that the tables of architectures know."""
+    return {name for known in _module(ENTRIES).tables().values() for name in known}
+
+
+@cache
+def sources(*modules: str) -> dict[str, str]:
+    """sha256 of the files of `modules` and of every file of ours they import, byte by byte, by path below the project root.
+
+    For audits: these hold whatever could have been executed, and enter no key.
+    """
+    seen: dict[str, str] = {}
+    waiting = [root.partition(":")[0] for root in modules]
+    while waiting:
+        name = waiting.pop()
+        path = file_of(name)
+        if path is None or _belongs(name, ORCHESTRATION) or key(path) in seen:
+            continue
+        seen[key(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
+        waiting += [_split(each)[0] for each in _module(name).everything if each.split(".")[0] in PACKAGES]
+    return dict(sorted(seen.items()))
+
+
+Definition = tuple[str, str]
+"""A module, and a name in it: of a function, class or constant, of an entry of a table as `TABLE[key]`, or "" for what it executes."""
+
+
+def reached(*roots: str) -> dict[Definition, Meaning]:
+    """Every definition behind `roots`, with what it means."""
+    seen: dict[Definition, Meaning] = {}
+    executed: set[str] = set()
+    waiting = [each for root in roots for each in _root(root)]
+    while waiting:
+        module, name = waiting.pop()
+        if (module, name) in seen or _is_left_out(module):
+            continue
+        meaning = seen[module, name] = _meaning(module, name)
+        waiting += [each for reference in meaning.references for each in _targets(reference)]
+        if module not in executed:
+            executed.add(module)
+            imported = [_split(each)[0] for each in _module(module).modules]
+            waiting += [(each, "") for each in (module, *imported) if file_of(each) is not None]
+    return seen
+
+
+def _root(root: str) -> list[Definition]:
+    module, _, name = root.partition(":")
+    return [(module, name)] if name.partition("[")[0] in _module(module).definitions else _all_of(module)
+
+
+def _all_of(module: str) -> list[Definition]:
+    return [(module, name) for name in _module(module).definitions]
+
+
+@cache
+def _targets(reference: str) -> list[Definition]:
+    """The definitions that an absolute name stands for: one, every one of a module that is used as a value, or none of ours."""
+    module, rest = _split(reference)
+    if file_of(module) is None or _is_left_out(module):
+        return []
+    if not rest:
+        return _all_of(module)
+    name, *more = rest
+    if module == ENTRIES and name in _module(module).tables():
+        return []
+    if name in _module(module).definitions:
+        return [(module, name)]
+    if name in _module(module).imports:
+        return _targets(".".join([_module(module).imports[name], *more]))
+    return _all_of(module)
+
+
+def _digests(meanings: Mapping[Definition, Meaning]) -> dict[Definition, str]:
+    """The digest of every definition, by its text and, `ROUNDS` deep, the digests of what it refers to."""
+    found = {definition: digest(meaning.text) for definition, meaning in meanings.items()}
+    for _ in range(ROUNDS):
+        found = {
+            definition: digest([found[definition], *(_label(reference, found) for reference in meaning.references)])
+            for definition, meaning in meanings.items()
+        }
+    return found
+
+
+def _label(reference: str, digests: Mapping[Definition, str]) -> list[str]:
+    """What a reference says about the definition that it is in: what it stands for, and the attributes taken of that."""
+    module, rest = _split(reference)
+    if file_of(module) is None:
+        return [reference]
+    if _is_left_out(module):
+        return rest[-1:] if module == ERRORS else []
+    return [*sorted(digests[target] for target in _targets(reference)), *rest[1:]]
+
+
+@cache
+def _split(name: str) -> tuple[str, list[str]]:
+    """An absolute name as the module of ours that it begins with, and the rest."""
+    parts = name.split(".")
+    ours = (count for count in range(len(parts), 0, -1) if file_of(".".join(parts[:count])) is not None)
+    count = next(ours, len(parts))
+    return ".".join(parts[:count]), parts[count:]
+
+
+@cache
+def _is_left_out(module: str) -> bool:
+    return _belongs(module, {*ORCHESTRATION, *INERT})
+
+
+def _belongs(module: str, names: Iterable[str]) -> bool:
+    """Tell whether a module is one of these, or in one of these packages."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+@cache
+def _module(name: str) -> Module:
+    path = file_of(name)
+    assert path is not None, name
+    return read_module(name, path)
+
+
+@cache
+def _meaning(module: str, name: str) -> Meaning:
+    if not name:
+        return _module(module).effect()
+    table, _, entry = name.partition("[")
+    return _module(module).entry(table, entry.rstrip("]")) if entry else _module(module).meaning(name)
+
+
+def method_module(folder: str, method: str) -> str:
+    """The module of a method, `mgaa.ratios` and `softmax` giving `mgaa.ratios.softmax`; it must exist."""
+    module = f"{folder}.{method}"
+    if file_of(module) is None:
+        raise UsageError(f"There is no method {method!r} in {folder}: expected one of {', '.join(methods(folder))}.")
+    return module
+
+
+def methods(folder: str) -> list[str]:
+    """The methods that a folder of the library holds: its files."""
+    return sorted(path.stem for path in (ROOT / folder.replace(".", "/")).glob("*.py") if not path.stem.startswith("_"))
+
+
+@cache
+def file_of(module: str) -> Path | None:
+    """The file of a module of ours, found without importing its packages; None for others."""
+    path = ROOT / module.replace(".", "/")
+    if module.split(".")[0] not in PACKAGES and not path.with_suffix(".py").is_file():
+        return None
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def key(path: Path) -> str:
+    """How a file is named in manifests."""
+    return path.relative_to(ROOT).as_posix()
+
+
+def name_of(path: Path) -> str:
+    """The module of a file below the project root."""
+    relative = path.relative_to(ROOT).with_suffix("")
+    return ".".join(relative.parts[:-1] if relative.name == "__init__" else relative.parts)
+
+
+def module_of(function: Callable[..., object]) -> str:
+    """The module that defines a function, by its file (a script's `__name__` does not tell)."""
+    path = Path(inspect.getfile(function)).resolve()
+    if not path.is_relative_to(ROOT):
+        raise ValueError(
+            f"{path} is outside {ROOT}: expected the steps in the project, where their code can be followed."
+        )
+    return name_of(path)

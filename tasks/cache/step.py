@@ -1,0 +1,160 @@
+"""One decorator makes a function a cached step: `f(out, store, inputs..., *, parameters)` becomes `task(store, inputs...) -> Artifact`.
+
+    @step(kind="ratios", methods={"method": "mgaa.ratios"})
+    def allocate_ratios(out: Path, store: Store, statistics: Artifact, *, method: str, compression: float) -> None:
+        ...writes files into `out`, a temporary folder; a returned dict joins the manifest as `facts`...
+
+Prefect asks its cache policy for the key and reads the result in `store/keys/<stage key>.json`, so a hit shows as Cached, whatever
+Prefect's database knows. The record is written by the stage (tasks/cache/stage.py), not by Prefect: it must appear whole, under the lock of
+its key, and only after the artifact is on disk; Prefect's own write is neither atomic nor locked, and a full disk there is a line in a log.
+For the same reason a step works without the engine (`task.fn(store, ...)`), with the same cache.
+
+A task travels to a worker process as the name of its module and its own, and is found there in the worker's checkout.
+"""
+
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Mapping
+from functools import update_wrapper
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from prefect import Task
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.context import TaskRunContext
+
+from mgaa.errors import MgaaError
+from tasks.cache.artifact import Artifact
+from tasks.cache.executions import Execution, busy, failures, recording
+from tasks.cache.stage import Facts, Stage, store_of
+
+__all__ = ["Execution", "busy", "plain_task", "recording", "resuming_step", "step"]
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def step(
+    *, kind: str, methods: Mapping[str, str] | None = None, **options: Any
+) -> Callable[[Callable[Concatenate[Path, P], Facts]], Task[P, Artifact]]:
+    """Make a function a cached step of this kind; `methods` names, by parameter, the folder whose file that parameter selects.
+
+    `options` go to `prefect.Task` (retries, tags, task_run_name...).
+    """
+
+    def decorate(body: Callable[Concatenate[Path, P], Facts]) -> Task[P, Artifact]:
+        return cast(Task[P, Artifact], task_of(Stage(body, kind, methods or {}), options))
+
+    return decorate
+
+
+def resuming_step(
+    *, kind: str, **options: Any
+) -> Callable[[Callable[Concatenate[Path, Path, P], Facts]], Task[P, Artifact]]:
+    """The same for a body that takes hours in one piece: it has a second folder, which keeps what is in it when the step is interrupted."""
+
+    def decorate(body: Callable[Concatenate[Path, Path, P], Facts]) -> Task[P, Artifact]:
+        return cast(Task[P, Artifact], task_of(Stage(body, kind, {}, resumes=True), options))
+
+    return decorate
+
+
+def plain_task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """Make a function that runs steps without the engine a task, whose own result is not kept; `options` go to `prefect.Task`."""
+    return lambda body: NamedTask(body, cache_policy=NO_CACHE, **options)
+
+
+class NamedTask(Task[P, R]):
+    """A task that is pickled as where it is defined, if that is in a module."""
+
+    def __reduce__(self) -> Any:
+        module, name = self.fn.__module__, self.fn.__name__
+        if getattr(sys.modules.get(module), name, None) is not self:
+            return super().__reduce_ex__(2)
+        return defined, (module, name)
+
+
+def defined(module: str, name: str) -> Any:
+    """What a module calls `name`."""
+    return getattr(import_module(module), name)
+
+
+def task_of(stage: Stage, options: Mapping[str, Any]) -> Task[..., Artifact]:
+    """Prefect's task for a stage."""
+    task = NamedTask(
+        without_out(stage),
+        cache_policy=StageKey(stage),
+        result_storage=Path("/"),  # keys are absolute paths: only a call knows where its store lies
+        result_serializer="json",
+        cache_result_in_memory=False,  # a record may be dropped and written again within a process
+        **options,
+    )
+    task.persist_result = False  # Prefect reads the records, the stage writes them
+    return task
+
+
+def without_out(stage: Stage) -> Callable[..., Artifact]:
+    """The function that Prefect sees: the body's name, documentation and signature, less the folders to write to."""
+    signature = inspect.signature(stage.body)
+    visible = signature.replace(
+        parameters=list(signature.parameters.values())[1 + stage.resumes :], return_annotation=Artifact
+    )
+
+    def call(*positional: Any, **named: Any) -> Artifact:
+        bound = visible.bind(*positional, **named)
+        bound.apply_defaults()
+        with failures():
+            return stage.result(bound.arguments)
+
+    update_wrapper(call, stage.body)
+    call.__signature__ = visible  # type: ignore[attr-defined]
+    return call
+
+
+class StageKey(CachePolicy):
+    """Prefect's cache policy: where the record of the stage key lies, or would lie."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def compute_key(
+        self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
+    ) -> str | None:
+        """The path of the record; None leaves the rest (repair, or an error) to the step itself, under its lock."""
+        try:
+            key, _ = self.stage.recall(inputs)
+        except MgaaError:
+            return None
+        return str(store_of(inputs).key_path(key))
+
+
+class OneLine(logging.Filter):
+    """Prefect reports a failing run three times, with tracebacks; an `MgaaError` explains itself, once, in one line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Shorten the first record of an `MgaaError`, drop its repetitions, leave every other record alone."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, MgaaError):
+            first = not getattr(error, "reported", False)
+            error.reported = True  # type: ignore[attr-defined]
+            record.msg, record.args, record.exc_info = f"{type(error).__name__}: {error}", (), None
+            record.explained = True
+            return first
+        text = record.getMessage()
+        repeated = text.startswith("Finished in state Failed") and any(
+            f" {name}: " in text for name in error_names(MgaaError)
+        )
+        waiting = text.startswith("Finished in state NotReady")  # for a task that failed, which is reported
+        record.explained = "Execution was aborted by" in text  # an interrupt: the command says so itself
+        return not repeated and not waiting
+
+
+def error_names(parent: type[MgaaError]) -> list[str]:
+    """The names of an error and of its subclasses."""
+    return [parent.__name__, *(name for child in parent.__subclasses__() for name in error_names(child))]
+
+
+for _logger in ("prefect.task_runs", "prefect.flow_runs"):
+    logging.getLogger(_logger).addFilter(OneLine())

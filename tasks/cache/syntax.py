@@ -1,0 +1,289 @@
+"""A module taken apart into what its definitions mean, read from its syntax tree and never executed.
+
+A definition (function, class, constant) becomes a text without docstrings, comments, formatting, the annotations of functions and the words
+of errors and warnings. What it refers to leaves its text and becomes a list of absolute names, so that a definition may be renamed or moved
+to another file, and an import written in another way, and the text is the same. Names of classes stay in it: they can get into results.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+
+_one_parser = Lock()
+"""CPython 3.11 counts the depth of the syntax tree per interpreter, not per thread, and two that parse at once end in a SystemError."""
+
+STEPS = "tasks.cache.step"
+"""The module whose decorators make a function a cached task."""
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_KINDS = ("ClassVar", "InitVar", "KW_ONLY")
+"""What of an annotation makes a field of a dataclass another thing."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What some statements mean: their text, in which `§` stands for each of `references`, absolute names in order."""
+
+    text: str
+    references: tuple[str, ...]
+
+
+@dataclass
+class Module:
+    """The top level of a module.
+
+    Attributes:
+        definitions: the statements that bind each name, but for imports.
+        imports: the absolute name that stands behind each imported one.
+        effects: what is executed on import besides, such as a registration.
+        modules: the absolute names of what is imported when the module is executed.
+        everything: those of what is imported anywhere in it.
+    """
+
+    name: str
+    package: str
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imports: dict[str, str] = field(default_factory=dict)
+    effects: list[ast.stmt] = field(default_factory=list)
+    modules: list[str] = field(default_factory=list)
+    everything: list[str] = field(default_factory=list)
+
+    def meaning(self, name: str) -> Meaning:
+        """That of a definition."""
+        return _Writer(self).write(self.definitions[name])
+
+    def tables(self) -> dict[str, list[str]]:
+        """The keys of every dictionary that is written out, by its name."""
+        return {name: [*_items(statements)] for name, statements in self.definitions.items() if _items(statements)}
+
+    def entry(self, table: str, key: str) -> Meaning:
+        """That of one value of such a dictionary."""
+        return _Writer(self).write([ast.Expr(_items(self.definitions[table])[key])])
+
+    def effect(self) -> Meaning:
+        """That of what is executed on import."""
+        return _Writer(self).write(self.effects)
+
+
+def parse(path: Path) -> ast.Module:
+    """The syntax tree of a file."""
+    with _one_parser:
+        return ast.parse(path.read_bytes())
+
+
+def read_module(name: str, path: Path) -> Module:
+    """Take the file of a module apart."""
+    package = package_of(name, path)
+    module = Module(name, package)
+    tree = parse(path)
+    module.everything += (name for statement in _imports_in(tree) for name in imported(statement, package).values())
+    for statement in tree.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            module.imports |= imported(statement, package)
+            module.modules += imported(statement, package).values()
+        elif isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.dump(statement.test):
+            for inner in _imports_in(statement):
+                module.imports |= imported(inner, package)
+        elif names := _bound_by(statement):
+            for bound in names:
+                module.definitions.setdefault(bound, []).append(statement)
+        elif not _is_text(statement) and not _is_main(statement):
+            module.effects.append(statement)
+            for inner in _imports_in(statement):
+                module.imports |= imported(inner, package)
+    return module
+
+
+def package_of(module: str, path: Path) -> str:
+    """The package that relative imports of a module begin at."""
+    return module if path.name == "__init__.py" else module.rpartition(".")[0]
+
+
+def imported(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str, str]:
+    """The absolute name behind each name that an import binds."""
+    if isinstance(statement, ast.Import):
+        return {alias.asname or alias.name.partition(".")[0]: _whole_or_top(alias) for alias in statement.names}
+    above = package.split(".")[: len(package.split(".")) - statement.level + 1] if statement.level else []
+    origin = ".".join([*above, *([statement.module] if statement.module else [])])
+    return {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in statement.names}
+
+
+def _whole_or_top(alias: ast.alias) -> str:
+    return alias.name if alias.asname else alias.name.partition(".")[0]
+
+
+def _imports_in(statement: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    return (node for node in ast.walk(statement) if isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def _bound_by(statement: ast.stmt) -> list[str]:
+    """The names that a definition binds; none for what also does something else, such as an assignment to an attribute."""
+    if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        return [statement.name]
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    flat = [part for target in targets for part in (target.elts if isinstance(target, ast.Tuple) else [target])]
+    return (
+        [part.id for part in flat if isinstance(part, ast.Name)] if all(isinstance(x, ast.Name) for x in flat) else []
+    )
+
+
+def _items(statements: Sequence[ast.stmt]) -> dict[str, ast.expr]:
+    """The values of a dictionary that is written out, by their keys."""
+    value = getattr(statements[0], "value", None)
+    pairs = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
+    return {key.value: item for key, item in pairs if isinstance(key, ast.Constant) and isinstance(key.value, str)}
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+
+
+def _is_main(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and "'__main__'" in ast.unparse(statement.test)
+
+
+class _Writer:
+    """Writes statements of a module as text, with the names that are local to a function left as they are."""
+
+    def __init__(self, module: Module) -> None:
+        self.module = module
+        self.references: list[str] = []
+        self.scopes: list[Mapping[str, str | None]] = []
+        """The names that functions around bind, innermost last: the absolute name behind an imported one, None for the others."""
+
+    def write(self, statements: Sequence[ast.stmt]) -> Meaning:
+        text = ";".join(self.top(statement) for statement in statements)
+        return Meaning(text, tuple(self.references))
+
+    def top(self, statement: ast.stmt) -> str:
+        """A statement of the module, without the name that it gives to a function or a constant."""
+        if isinstance(statement, _FUNCTIONS):
+            return self.function(statement, "")
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            single = isinstance(statement, ast.AnnAssign) or all(isinstance(x, ast.Name) for x in statement.targets)
+            return f"={self.node(statement.value)}" if single else self.node(statement)
+        return self.node(statement)
+
+    def node(self, node: object) -> str:
+        """A node, or what stands in its place."""
+        if isinstance(node, list):
+            return f"[{','.join(self.node(each) for each in node if not self.is_prose(each))}]"
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        if (absolute := self.absolute(node)) is not None:
+            self.references.append(absolute)
+            return "§"
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                return self.function(node, node.name)
+            case ast.Lambda():
+                return self.function_of_one_line(node)
+            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
+                return self.comprehension(node)
+            case ast.arg():
+                return node.arg
+            case ast.AnnAssign():
+                kinds = [kind for kind in _KINDS if kind in ast.unparse(node.annotation)]
+                return f"AnnAssign({self.plain(node.target)},{kinds},{self.node(node.value)})"
+            case ast.Assert():
+                return self.plain(node, "msg")
+            case ast.Raise(exc=ast.Call(func=error)) | ast.Raise(exc=error):
+                return f"Raise({self.node(error)})"
+            case ast.Call() if self.says_words(node):
+                return f"Call({self.node(node.func)})"
+        return self.plain(node)
+
+    def plain(self, node: ast.AST, *without: str) -> str:
+        """A node by its fields; empty ones are left out, for versions of Python differ in them."""
+        left_out = {"ctx", "kind", "type_comment", "type_params", *without}
+        fields = [(name, value) for name, value in ast.iter_fields(node) if name not in left_out]
+        told = (f"{name}={self.node(value)}" for name, value in fields if value is not None and value != [])
+        return f"{type(node).__name__}({','.join(told)})"
+
+    def is_prose(self, node: object) -> bool:
+        """Tell whether a statement or a decorator says nothing about results."""
+        return isinstance(node, ast.Pass | ast.Import | ast.ImportFrom) or (
+            isinstance(node, ast.stmt) and _is_text(node)
+        )
+
+    def absolute(self, node: ast.AST) -> str | None:
+        """The absolute name that a name or a chain of attributes stands for, None where it is local or a builtin."""
+        if isinstance(node, ast.Attribute):
+            base = self.absolute(node.value)
+            return None if base is None else f"{base}.{node.attr}"
+        return self.find(node.id) if isinstance(node, ast.Name) else None
+
+    def find(self, name: str) -> str | None:
+        for scope in reversed(self.scopes):
+            if name in scope:
+                return scope[name]
+        if name in self.module.definitions:
+            return f"{self.module.name}.{name}"
+        return self.module.imports.get(name)
+
+    @contextmanager
+    def scope(self, names: Mapping[str, str | None]) -> Iterator[None]:
+        self.scopes.append(names)
+        try:
+            yield
+        finally:
+            self.scopes.pop()
+
+    def function(self, node: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> str:
+        outside = [self.node([each for each in node.decorator_list if not self.makes_step(each)]), self.node(node.args)]
+        arguments = [each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg)]
+        with self.scope(dict.fromkeys(arguments) | _locals(node.body, self.module.package)):
+            return f"{type(node).__name__}({name},{','.join(outside)},{self.node(node.body)})"
+
+    def makes_step(self, decorator: ast.expr) -> bool:
+        """Tell whether a decorator makes a function a task: what of it can change a result enters a key as itself."""
+        called = decorator.func if isinstance(decorator, ast.Call) else decorator
+        return (self.absolute(called) or "").rpartition(".")[0] == STEPS
+
+    def function_of_one_line(self, node: ast.Lambda) -> str:
+        arguments = self.node(node.args)
+        with self.scope(dict.fromkeys(each.arg for each in ast.walk(node.args) if isinstance(each, ast.arg))):
+            return f"Lambda({arguments},{self.node(node.body)})"
+
+    def comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> str:
+        targets = [each.target for each in node.generators]
+        names = {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        first = self.node(node.generators[0].iter)  # evaluated outside
+        with self.scope(dict.fromkeys(names)):
+            return f"{first}:{self.plain(node)}"
+
+    def says_words(self, node: ast.Call) -> bool:
+        """Tell whether a call only makes an error or a warning, whose arguments are words."""
+        function = self.absolute(node.func) or ""
+        return function == "warnings.warn" or function.startswith("mgaa.errors.")
+
+
+def _locals(body: Sequence[ast.stmt], package: str) -> dict[str, str | None]:
+    """The names that a function binds, but for those of functions, classes and comprehensions inside."""
+    names: dict[str, str | None] = {}
+    outer: set[str] = set()
+    waiting: list[ast.AST] = [*body]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= imported(node, package)
+        elif isinstance(node, ast.Global | ast.Nonlocal):
+            outer |= {*node.names}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names[node.name] = None
+        elif isinstance(node, _COMPREHENSIONS):
+            walruses = [each.target for each in ast.walk(node) if isinstance(each, ast.NamedExpr)]
+            names |= dict.fromkeys(target.id for target in walruses)
+        elif not isinstance(node, ast.Lambda):
+            bound = getattr(node, "id", None) if isinstance(getattr(node, "ctx", None), ast.Store | ast.Del) else None
+            bound = bound or (
+                getattr(node, "name", None)
+                if isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar)
+                else None
+            )
+            names |= {bound: None} if bound else {}
+            waiting += ast.iter_child_nodes(node)
+    return {name: value for name, value in names.items() if name not in outer}

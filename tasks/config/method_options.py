@@ -1,0 +1,156 @@
+"""The options of a method: the keyword-only arguments of its function, read from its file.
+
+A section that selects a method (`factors`, `ratios`, `ranks`) holds the method's options beside its own keys. They are
+read from the syntax tree of `mgaa/<section>/<method>.py`, which is not imported: checking a parameter costs no library.
+An option that is written in the file but belongs to a sibling of the selected method is left aside, so that
+`ratios.method=uniform` needs no second edit; the same option given by hand is an error, for it would have no effect.
+An option that may be a `Path` is a file, which steps know by its content (`tasks.cache.stage.File`).
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from mgaa.errors import UsageError
+from mgaa.methods import FUNCTIONS
+from tasks.cache.source import ROOT, methods
+from tasks.cache.stage import File
+from tasks.config.messages import expectation, suggest
+
+SECTIONS = {
+    "factors": {"method"},
+    "ratios": {"method", "compression", "band"},
+    "ranks": {"method", "multiple", "objective", "profile", "tokens", "device"},
+}
+"""The sections that select a method, with the keys that belong to every method."""
+TYPES = {
+    "Path": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "str": str,
+    "list": list,
+    "Literal": Literal,
+    "None": None,
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only argument of a method; `default` is `...` where the method has none, `file` says that it is the path of a file."""
+
+    type: Any
+    default: Any
+    file: bool
+
+
+def select(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
+    """A section as its own keys and the selected method's `options`, defaults filled in; raises `UsageError`."""
+    shared = SECTIONS[section]
+    known = {method: options(section, method) for method in methods(f"mgaa.{section}")}
+    chosen = values.get("method")
+    if not isinstance(chosen, str) or chosen not in known:
+        raise UsageError(f"{section}.method is {chosen!r}: expected one of {', '.join(known)}{suggest(chosen, known)}")
+    own = known[chosen]
+    for name in sorted(values.keys() - shared - own.keys()):
+        takers = [method for method, theirs in known.items() if name in theirs]
+        if name in by_hand or not takers:
+            valid = sorted(shared | own.keys())
+            whose = f" (it belongs to {', '.join(takers)})" if takers else ""
+            raise UsageError(
+                f"{section}.{name} is unknown to the method {chosen!r}{whose}: expected one of {', '.join(valid)}{suggest(name, valid)}"
+            )
+    filled = {name: value(section, name, option, values) for name, option in own.items()}
+    return {**{name: values[name] for name in values.keys() & shared}, "options": filled}
+
+
+def value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
+    """The value of an option: as given, if its type fits, else the method's default."""
+    if name in values:
+        adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1))
+        try:
+            found = adapter.validate_python(values[name])
+            return File(found) if option.file else found
+        except ValidationError as error:
+            expected = " or ".join(dict.fromkeys(expectation(problem) for problem in error.errors()))
+            message = f"{section}.{name} is {values[name]!r}: expected {expected} (option of {values['method']})."
+            raise UsageError(message) from None
+    if option.default is ...:
+        raise UsageError(f"{section}.{name} is missing: the method {values['method']!r} needs it.")
+    return option.default
+
+
+@cache
+def options(section: str, method: str) -> dict[str, Option]:
+    """The options of a method, in the order of its signature."""
+    for node in ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body:
+        if isinstance(node, ast.FunctionDef) and node.name == FUNCTIONS[section]:
+            pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+            return {
+                argument.arg: Option(
+                    plain_type(argument.annotation),
+                    ... if default is None else ast.literal_eval(default),
+                    file="Path" in names_in(argument.annotation),
+                )
+                for argument, default in pairs
+            }
+    raise UsageError(f"mgaa/{section}/{method}.py is no method: expected a function {FUNCTIONS[section]!r} in it.")
+
+
+@cache
+def says(section: str, method: str, name: str) -> bool:
+    """Whether the file of a method has the line `<name> = True`, such as `GLOBAL` (`mgaa.ranks`)."""
+    lines = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body
+    return f"{name} = True" in {ast.unparse(line) for line in lines if isinstance(line, ast.Assign)}
+
+
+def plain_type(annotation: ast.expr | None) -> Any:
+    """The type of an option, for the types that YAML can write; anything else is left to the method to check."""
+    if annotation is None or not names_in(annotation) <= TYPES.keys():
+        return Any
+    return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, TYPES)
+
+
+def names_in(annotation: ast.expr | None) -> set[str]:
+    """The names that a type is written with."""
+    return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
+
+
+def together(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections as they belong together: ranks that are read from a file leave no other ratios than those of the file.
+
+    Args:
+        values: all sections.
+        given: what of them was given by hand.
+
+    Raises:
+        UsageError: an option of level 1 was given by hand and would have no effect.
+    """
+    ratios, ranks, by_hand = (
+        each if isinstance(each, dict) else {}
+        for each in (values.get("ratios"), values.get("ranks"), given.get("ratios"))
+    )
+    if ranks.get("method") != "file" or "path" not in ranks or ratios.get("method") == "file":
+        return dict(values)
+    if idle := sorted(by_hand.keys() - {"compression", "band"}):
+        raise UsageError(
+            f"ratios.{idle[0]} has no effect with ranks.method=file, whose ranks are those of the file: leave it out, "
+            "or take another ranks.method."
+        )
+    kept = {name: ratios[name] for name in ratios.keys() & {"compression"}} | {"band": by_hand.get("band")}
+    same = {name: ranks[name] for name in ranks.keys() & {"path", "model"}}
+    return {**values, "ratios": {"method": "file", **kept, **same}}
+
+
+def reference() -> Iterator[str]:
+    """The lines of `--help` on methods and their options."""
+    for section in SECTIONS:
+        for method in methods(f"mgaa.{section}"):
+            tree = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes())
+            yield f"{section}.method={method}  {(ast.get_docstring(tree) or '').partition(chr(10))[0]}"
+            for name, option in options(section, method).items():
+                yield f"  {section}.{name}, {'needed' if option.default is ... else f'by default {option.default}'}"

@@ -1,0 +1,223 @@
+"""`params.yaml` and the overrides of the command line, checked against one model before anything runs (tasks/config/sections/).
+
+Relative paths of the store and of the tracking database stay with the checkout: a DVC experiment runs in a throw-away
+copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs to.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
+
+from mgaa.errors import UsageError
+from mgaa.masking import mask_values
+from tasks.config.messages import explain, suggest
+from tasks.config.method_options import SECTIONS, select, together
+from tasks.config.overrides import merge, parse, read
+from tasks.config.sections.backbone import Backbone
+from tasks.config.sections.data import Data
+from tasks.config.sections.evaluation import Evaluation, Output
+from tasks.config.sections.machine import Profile, RunnerSection, StoreSection, Tracking
+from tasks.config.sections.methods import Anchor, Channels, Factors, Ranks, Ratios, RefinementSection, Statistics
+from tasks.config.sections.operation import Schedule
+from tasks.config.sections.recovery import Recovery
+from tasks.config.sections.registry import Registry
+from tasks.config.sections.search import Search, Sensitivity, Study
+from tasks.config.sections.section import Section
+from tasks.config.sections.sweep import Sweep
+from tasks.config.shorthand import resolve
+
+TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
+"""Names of models beside the method's."""
+
+
+class Placed(Section):
+    """Paths that the sections `output`, `store` and `tracking` stand for; beside them `registry`."""
+
+    if TYPE_CHECKING:
+        output: Output
+        store: StoreSection
+        tracking: Tracking
+        registry: Registry
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path = PrivateAttr(default_factory=lambda: Path.cwd() / "params.yaml")
+
+    @property
+    def folder(self) -> Path:
+        """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
+        return self._folder
+
+    @property
+    def file(self) -> Path:
+        """The file of the parameters itself."""
+        return self._file
+
+    @property
+    def results(self) -> Path:
+        """Where metrics, allocations, figures and plots are published."""
+        return self._folder / self.output.results
+
+    @property
+    def store_path(self) -> Path:
+        """The store, with the checkout even inside a DVC experiment."""
+        return (checkout(self._folder) / Path(self.store.path).expanduser()).resolve()
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLflow's URI; a relative SQLite file lies with the checkout."""
+        prefix = "sqlite:///"
+        if not self.tracking.uri.startswith(prefix):
+            return self.tracking.uri
+        return f"{prefix}{(checkout(self._folder) / self.tracking.uri.removeprefix(prefix)).resolve()}"
+
+
+class Operation(Placed):
+    """The sections that say where results lie and how they are kept: all that is read where nothing is computed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    output: Output
+    store: StoreSection
+    tracking: Tracking
+    registry: Registry
+
+
+class Parameters(Placed):
+    """Everything that can be set."""
+
+    case: str = Field(description="what is compressed, and on which data: one of those under `cases`")
+    cases: dict[str, dict[str, Any] | None] = Field(
+        exclude=True, description="what the name of a case stands for: values in the place of those of the sections"
+    )
+    method: str = Field(description="the run's method: one of those under `methods`")
+    methods: dict[str, dict[str, Any] | None] = Field(
+        exclude=True, description="what the name of a method stands for: values in the place of those of the sections"
+    )
+    backbone: Backbone
+    data: Data
+    statistics: Statistics
+    factors: Factors
+    ratios: Ratios
+    ranks: Ranks
+    anchor: Anchor
+    refinement: RefinementSection
+    channels: Channels
+    search: Search
+    recovery: Recovery
+    evaluation: Evaluation
+    output: Output
+    sweep: Sweep
+    study: Study
+    sensitivity: Sensitivity
+    profile: Profile
+    runner: RunnerSection
+    store: StoreSection
+    tracking: Tracking
+    registry: Registry
+    schedule: Schedule
+
+    def flat(self) -> dict[str, Any]:
+        """Every value by its dotted key, as it is written on the command line and kept in records: without secrets."""
+        flat: dict[str, Any] = mask_values(dict(flatten(self.model_dump(by_alias=True))))
+        return flat
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Parameters:
+    """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
+    given = parse(overrides, Parameters)
+    values = together(chosen_method(chosen_case(merge(read(path), given), given), given), given)
+    for section in SECTIONS:
+        if isinstance(values.get(section), dict):
+            by_hand = given.get(section)
+            values[section] = select(section, values[section], set(by_hand) if isinstance(by_hand, dict) else set())
+    values["sweep"] = resolve(values)
+    try:
+        parameters = Parameters.model_validate(values)
+    except ValidationError as error:
+        raise UsageError(explain(error, Parameters, copies="sweep")) from None
+    parameters._folder, parameters._file = path.absolute().parent, path.absolute()
+    return parameters
+
+
+def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
+    """The same without the sections of the computation, whose methods import torch (seconds); raises `UsageError`."""
+    given = parse(overrides, Parameters)
+    if unknown := sorted(set(given) - set(Parameters.model_fields)):
+        raise UsageError(f"There is no section {unknown[0]!r}{suggest(unknown[0], list(Parameters.model_fields))}")
+    try:
+        found = Operation.model_validate(chosen_case(merge(read(path), given), given))
+    except ValidationError as error:
+        raise UsageError(explain(error, Operation)) from None
+    found._folder = path.absolute().parent
+    return found
+
+
+def chosen_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with what the selected case stands for; what was `given` by hand wins.
+
+    Raises:
+        UsageError: there is no such case.
+    """
+    return preset(values, given, "case", "cases", "{backbone: {source: models/demo}}", ("case", "cases", "methods"))
+
+
+def chosen_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections with what the selected method stands for; what was `given` by hand wins.
+
+    Raises:
+        UsageError: there is no such method.
+    """
+    kept = ("case", "cases", "method", "methods")
+    found = preset(values, given, "method", "methods", "{factors: {method: afm}}", kept)
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", found["method"]) or found["method"] in TAKEN:
+        raise UsageError(
+            f"method is {found['method']!r}: expected a name of lower-case letters, digits and _ that is none of {', '.join(TAKEN)}, the "
+            "other models of a run: call the method otherwise under methods."
+        )
+    return found
+
+
+def preset(
+    values: Mapping[str, Any], given: Mapping[str, Any], key: str, keys: str, example: str, kept: Sequence[str]
+) -> dict[str, Any]:
+    """The sections with what the selected entry of `keys` stands for.
+
+    Args:
+        example: of an entry.
+        kept: what no entry may set.
+    """
+    entries, chosen = values.get(keys), values.get(key)
+    if not isinstance(entries, dict):
+        raise UsageError(
+            f"{keys} is {entries!r}: expected the {keys} by name, each with its sections (params.yaml of the project has them)."
+        )
+    if not isinstance(chosen, str) or chosen not in entries:
+        raise UsageError(f"{key} is {chosen!r}: expected one of {', '.join(entries)}{suggest(chosen, entries)}")
+    stands_for = entries[chosen] if entries[chosen] is not None else {}
+    if not isinstance(stands_for, dict) or set(kept) & stands_for.keys():
+        raise UsageError(f"{keys}.{chosen} is {stands_for!r}: expected sections with their values, such as {example}.")
+    return merge(merge(values, stands_for), given)
+
+
+def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values; a method's options stand beside its own keys, in the entries of lists as well."""
+    for name, value in values.items():
+        if name == "options":
+            yield from flatten(value, above)
+        elif isinstance(value, Mapping):
+            yield from flatten(value, f"{above}{name}.")
+        elif isinstance(value, list):
+            yield f"{above}{name}", [dict(flatten(each)) if isinstance(each, Mapping) else each for each in value]
+        else:
+            yield f"{above}{name}", value
+
+
+def checkout(folder: Path) -> Path:
+    """The folder itself, or the checkout that a DVC experiment's folder belongs to."""
+    parts = folder.absolute().parts
+    for index in range(len(parts) - 2):
+        if parts[index : index + 3] == (".dvc", "tmp", "exps"):
+            return Path(*parts[:index])
+    return folder.absolute()

@@ -1,0 +1,44 @@
+"""The section `evaluation`, and where results are written."""
+
+from pathlib import PurePath
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tasks.config.sections.section import Positive, Section
+
+
+class Samples(Section):
+    """How the models go on with a few evaluation texts, for people to read."""
+
+    number: Annotated[int, Field(ge=0)] = Field(default=4, description="texts; 0: none")
+    prompt: Positive = Field(default=32, description="tokens of a text that are given, at most")
+    tokens: Positive = Field(default=40, description="tokens of a continuation, at most")
+
+
+class Evaluation(Section):
+    """What the models are compared by."""
+
+    baselines: list[Literal["uniform", "level1", "level2", "mgaa", "random"]] = Field(
+        description="compared at the same parameter count; mgaa, random: beside a search"
+    )
+    tasks: list[str] = Field(description="zero-shot tasks, by lm-eval name")
+    tasks_folder: str | None = Field(default=None, description="folder with local data of the standard tasks")
+    limit: Positive | None = Field(default=None, description="examples per task; null: all")
+    batch_size: Positive = Field(description="sequences per forward pass")
+    answer_tokens: Positive = Field(default=16, description="of questions about images: tokens of an answer at most")
+    samples: Samples = Field(default_factory=Samples, description="continuations of evaluation texts")
+
+
+class Output(Section):
+    """Where a run leaves what it publishes, below the folder of the parameters."""
+
+    results: str = Field(default="results", description="folder of metrics, allocations, figures and plots")
+    checkpoint: str = Field(default="models/compressed", description="folder of the compressed model")
+
+    @model_validator(mode="after")
+    def _below(self) -> Self:
+        for name, value in self:
+            if PurePath(value).is_absolute() or ".." in PurePath(value).parts or not PurePath(value).parts:
+                raise ValueError(f"expected {name} to be a folder below that of the parameters, got {value}")
+        return self

@@ -1,0 +1,60 @@
+"""The sections of `params.yaml` that say how the pipeline is operated; no result depends on them."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal, get_args
+
+from pydantic import Field, field_validator
+
+from tasks.config.sections.section import Section
+
+Scheduled = Literal["compress", "sweep", "evaluate"]
+"""The flows that a schedule can run."""
+
+
+class Crons(Section):
+    """When each flow starts."""
+
+    compress: str = Field(description="minute, hour, day, month, weekday")
+    sweep: str = Field(description="minute, hour, day, month, weekday")
+    evaluate: str = Field(description="minute, hour, day, month, weekday")
+
+    @field_validator(*get_args(Scheduled))
+    @classmethod
+    def _cron(cls, value: str) -> str:
+        from cronsim import CronSim, CronSimError
+
+        try:
+            if len(value.split()) != 5:
+                raise CronSimError(f"{len(value.split())} fields")
+            CronSim(value, datetime.now(UTC))
+        except CronSimError as error:
+            raise ValueError(
+                f"expected minute, hour, day, month and weekday such as '0 2 * * *', got {value!r} ({error})"
+            ) from None
+        return value
+
+
+class Schedule(Section):
+    """Runs without anyone who starts them (flows.deploy, docs/guides/scheduler.md)."""
+
+    cron: Crons = Field(description="when each flow starts")
+    active: list[Scheduled] = Field(description="flows whose schedule is on; the others wait to be started by hand")
+    timezone: str = Field(description="of cron, by its IANA name")
+    timeout: Annotated[float, Field(gt=0)] | None = Field(description="seconds after which a run is ended; null: never")
+    retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        description="further tries after what a network, a disk or a remote store refused"
+    )
+    delay: Annotated[float, Field(ge=0)] = Field(description="seconds before the first of them, doubled for each more")
+    notify: Literal["failures", "all"] = Field(
+        description="runs that the webhook in the environment variable MGAA_WEBHOOK is told of"
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            return ZoneInfo(value).key
+        except (ValueError, OSError, KeyError):
+            raise ValueError(f"expected an IANA name such as Etc/UTC or Europe/Berlin, got {value!r}") from None

@@ -1,0 +1,1 @@
+"""Texts, conversations and questions, read from any source. Imports `tasks.cache`."""

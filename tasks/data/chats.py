@@ -1,0 +1,112 @@
+"""Conversations: read from rows, and rendered by the chat template of the model that is to see them.
+
+    {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]}
+    {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hello!"}]}      ShareGPT
+
+A document of a section in the form `chat` is a list of messages, in the form `text` a text. What does not depend on a model (the check for
+overlap, the zero-shot items, the texts to go on with) sees what is said; tokens are those of the template, with the marks that it writes
+and no others.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from mgaa.errors import InputError, UsageError
+from tasks.data.rows import NullError, shown, whole_text
+
+Message = dict[str, Any]
+"""`role` and `content`, both texts."""
+Document = str | list[Message]
+
+FIELDS = ("messages", "conversations")
+"""Where a row has its conversation, unless the section names another field."""
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+"""ShareGPT's speakers, as chat templates call them."""
+
+
+def fields_of(field: str) -> Sequence[str]:
+    """The fields that may hold a conversation, by the setting `field`, which is `text` where nobody set it."""
+    return FIELDS if field == "text" else (field,)
+
+
+def conversation_of(row: Any, field: str, place: str) -> list[Message]:
+    """The messages of a row: a field of it, or the row itself if it is a list.
+
+    Raises:
+        NullError: there is no such field, or nothing in it.
+        InputError: a message is not one.
+    """
+    names = fields_of(field)
+    if isinstance(row, dict):
+        there = ", ".join(map(str, row)) or "nothing"
+        name = next((name for name in names if name in row), None)
+        if name is None:
+            raise NullError(f"has no conversation in {' or '.join(map(repr, names))}; there is: {there}: set `field`")
+        row = row[name]
+    if row is None or row == []:
+        raise NullError("has a conversation without messages")
+    if not isinstance(row, list):
+        raise InputError(f"{place} has the conversation {shown(row)}, expected a list of messages.")
+    return [_message(each, f"{place}, message {number},") for number, each in enumerate(row, 1)]
+
+
+def _message(given: Any, place: str) -> Message:
+    if isinstance(given, dict) and "from" in given and "role" not in given:
+        if given["from"] not in ROLES:
+            raise InputError(f"{place} is from {shown(given['from'])}, expected one of {', '.join(ROLES)}.")
+        given = {"role": ROLES[given["from"]], "content": given.get("value")}
+    role, said = (given.get("role"), given.get("content")) if isinstance(given, dict) else (None, None)
+    if isinstance(said, list) and said and all(isinstance(part, dict) and part.get("type") == "text" for part in said):
+        said = "".join(str(part.get("text")) for part in said)
+    if not isinstance(role, str) or not role or not isinstance(said, str):
+        raise InputError(f"{place} is {shown(given)}, expected a role and a content, both texts.")
+    return {"role": whole_text(role, place), "content": whole_text(said, place)}
+
+
+def plain(document: Document) -> str:
+    """What is said in a document, without who said it."""
+    if isinstance(document, str):
+        return document
+    return "\n\n".join(message["content"] for message in document)
+
+
+def rendered(documents: Sequence[Document], tokenizer: Any, section: str) -> tuple[list[str], str | None]:
+    """The documents of a section as texts, and how conversations were made such, in words; null where they are texts already.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+        InputError: the template refuses a conversation.
+    """
+    if not documents or isinstance(documents[0], str):
+        return [plain(document) for document in documents], None
+    try:
+        template = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UsageError(
+            f"data.{section}.form is 'chat', but the tokenizer of the model has no chat template: put the model's chat_template.jinja into "
+            f"its folder, or take data.{section}.form=text."
+        ) from error
+    texts = [_rendered(each, tokenizer, f"{number} of data.{section}") for number, each in enumerate(documents, 1)]
+    return texts, f"chat template {hashlib.sha256(template.encode()).hexdigest()[:12]} of the tokenizer"
+
+
+def _rendered(conversation: Document, tokenizer: Any, place: str) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        raise InputError(
+            f"The chat template of the model refuses conversation {place}, which begins {shown(plain(conversation))} ({error}): correct "
+            "the conversation, or leave it out."
+        ) from error
+    return text

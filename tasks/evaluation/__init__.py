@@ -1,0 +1,1 @@
+"""Zero-shot tasks, protocols and intervals. Imports `tasks.data` and `tasks.cache`."""

@@ -1,0 +1,1 @@
+"""Figures drawn from plain numbers. Imports no other folder of `tasks`."""

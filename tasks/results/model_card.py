@@ -1,0 +1,106 @@
+"""The model card of a checkpoint in the form of Hugging Face: what the model is, how it loads, how it was measured, where it came from.
+
+https://huggingface.co/docs/hub/model-cards says which fields the front matter has. A place on this machine is no name that others know, so
+of a backbone in a folder the card has the folder's name alone.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tasks.figures.style import label_of
+
+TEMPLATE = Path(__file__).parent / "templates" / "card.md"
+DENSE = "dense"
+
+
+def model_card(
+    metrics: Mapping[str, Any],
+    parameters: Mapping[str, Any],
+    backbone: Mapping[str, Any],
+    *,
+    checkpoint: str,
+    commit: str | None,
+) -> str:
+    """The content of `README.md` in the folder of a checkpoint.
+
+    Args:
+        metrics: the content of `results/metrics.json`, the run's method last.
+        parameters: those of the run by dotted key.
+        backbone: its record.
+        checkpoint: the digest of the artifact.
+        commit: of the code that made it.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    models, method = metrics["models"], [*metrics["models"]][-1]
+    compressed, name = models[method], called(backbone)
+    data = ModelCardData(
+        base_model=name,
+        library_name="mgaa",
+        pipeline_tag="image-text-to-text" if backbone["sees"] else "text-generation",
+        tags=["compression", "low-rank", backbone["model_type"]],
+        metrics=sorted({each.metric_type for each in results(compressed, parameters)}),
+        model_name=f"{name.rpartition('/')[2]}-{method}-{100 * compressed['compression']:.0f}",
+        eval_results=[*results(compressed, parameters)],
+    )
+    given: dict[str, Any] = {"dense": models[DENSE], "compressed": compressed, "method": label_of(method)}
+    names = {"name": plain(name), "texts": in_code(text_name(parameters))}
+    names["calibration"] = in_code(Path(parameters["data.calibration.source"]).name)
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        **given,
+        **{"parameters": parameters, "card": metrics["card"], "backbone": backbone},
+        **{
+            "checkpoint": checkpoint,
+            "commit": commit,
+            "folder": json.dumps(Path(compressed["checkpoint"]).name),
+        },
+        **names,
+        plain=plain,
+    )
+    return str(card.content)
+
+
+def plain(text: str) -> str:
+    """A name as Markdown shows it as it is, on one line."""
+    return re.sub(r"([\\`*\[\]<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+
+
+def in_code(text: str) -> str:
+    """A name for between back ticks, where Markdown has no escape for them, and for a cell of a table."""
+    return " ".join(text.split()).replace("`", "'").replace("|", "/")
+
+
+def called(backbone: Mapping[str, Any]) -> str:
+    """The name of a backbone: its id on the Hub, or the name of its folder."""
+    source = Path(backbone["source"]).expanduser()
+    return source.name if source.is_dir() or source.is_absolute() else str(backbone["source"])
+
+
+def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator[Any]:
+    """The measurements of a model as the Hub reads them."""
+    from huggingface_hub import EvalResult
+
+    texts: dict[str, Any] = {
+        "dataset_type": "text",
+        "dataset_name": text_name(parameters),
+        "task_type": "text-generation",
+    }
+    texts |= {"dataset_split": parameters["data.evaluation.split"]} if parameters["data.evaluation.split"] else {}
+    yield EvalResult(metric_type="perplexity", metric_value=round(model["perplexity"], 4), **texts)
+    for task, found in model["tasks"].items():
+        given: dict[str, Any] = {"dataset_type": task, "dataset_name": task, "task_type": "text-generation"}
+        yield EvalResult(metric_type="accuracy", metric_value=round(found["acc"], 4), **given)
+    for name, found in model.get("questions", {}).items():
+        given = {"dataset_type": name, "dataset_name": name, "task_type": "visual-question-answering"}
+        if found["n"]:
+            yield EvalResult(metric_type="exact_match", metric_value=round(found["accuracy"], 4), **given)
+
+
+def text_name(parameters: Mapping[str, Any]) -> str:
+    """What the evaluation texts are called."""
+    return Path(parameters["data.evaluation.source"]).name

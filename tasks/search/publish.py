@@ -1,0 +1,91 @@
+"""What searches leave for people: `results/search/`, written as a whole.
+
+search.json        every trial of every search with its identity; what `search.history` reads
+trials.csv         the same as a table
+allocation.json    the best allocation of every search, the best of all last; what `ranks.method=file` reads
+best.png, .svg     the best value so far against the number of evaluations
+ranks.png, .svg    the best allocation as a heat map, beside MGAA's
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.allocation_table import allocation
+from tasks.artifacts.files import TRIAL, table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.atomic import replacing, write_file
+from tasks.cache.manifest import readable
+from tasks.figures.run_figures import ranks as heat_map
+from tasks.figures.style import save, style
+from tasks.search.figure import best_so_far
+from tasks.search.trials import Search, least, state
+
+FOLDER = "results/search"
+COLUMNS = {
+    **{"search": "string", "method": "string", "groups": "Int64", "start": "string", "seed": "Int64", "trial": "Int64"},
+    **{"objective": "float64", "best": "float64", "perplexity": "float64", "divergence": "float64"},
+    **{"seconds": "float64", "evaluation_seconds": "float64", "proposal_seconds": "float64", "error": "string"},
+}
+"""Of trials.csv; `best` is the least objective up to this trial."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """MGAA, which needs no trial, measured like one; `error` says why it could not be."""
+
+    ratios: Artifact
+    ranks: Artifact
+    trial: Artifact | None
+    error: str = ""
+
+
+def publish(
+    folder: Path, store: Store, statistics: Artifact, searches: Sequence[Search], mgaa: Beside
+) -> dict[str, Any]:
+    """Write the files below `folder`; returns the content of search.json."""
+    told: dict[str, Any] = (
+        {"error": mgaa.error} if mgaa.trial is None else without_losses(table(store, mgaa.trial, TRIAL))
+    )
+    found = {"searches": state(store, searches), "mgaa": told}
+    backbone = searches[0].ground.backbone
+    ordered = sorted(searches, key=lambda each: least(store, each), reverse=True)
+    allocations = {"mgaa": allocation(store, backbone, statistics, mgaa.ratios, mgaa.ranks)}
+    allocations |= {each.name: allocation(store, backbone, statistics, each.best, each.best) for each in ordered}
+    rows = frame(found["searches"])
+    with replacing(folder / FOLDER) as out, style():
+        write_file(out / "search.json", readable(found))
+        write_file(out / "allocation.json", readable(allocations))
+        rows.to_csv(out / "trials.csv", index=False)
+        save(best_so_far(rows, told.get("objective")), out / "best")
+        shown = {name: allocations[name] for name in ("mgaa", ordered[-1].name)}
+        save(heat_map(shown), out / "ranks")
+    return found
+
+
+def without_losses(trial: dict[str, Any]) -> dict[str, Any]:
+    """A measurement without the losses of its windows."""
+    return {name: value for name, value in trial.items() if name != "losses"}
+
+
+def frame(searches: dict[str, Any]) -> Any:
+    """The trials as a `pandas.DataFrame`."""
+    from pandas import DataFrame
+
+    rows: list[dict[str, Any]] = []
+    for name, search in searches.items():
+        best = float("inf")
+        for number, trial in enumerate(search["trials"]):
+            best = min(best, trial.get("objective", best))
+            own = {key: trial[key] for key in COLUMNS if key in trial}
+            rows.append(
+                {
+                    "search": name,
+                    **{key: search[key] for key in COLUMNS if key in search},
+                    "trial": number,
+                    "best": best,
+                    **own,
+                }
+            )
+    return DataFrame(rows, columns=[*COLUMNS]).astype(COLUMNS)

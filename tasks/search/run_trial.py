@@ -1,0 +1,66 @@
+"""A trial of a search as one task: the ranks of a point and their objective, from the spectra that all trials share.
+
+Both are cached steps that run without the engine, so a trial costs the engine once, and a search that is started again repeats none but the
+trials that failed. Only the values of a search decide what is tried next, never the time at which a trial ends. A value that is not finite
+lies in the point; any other error ends the search, which goes on from there when it is started again.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mgaa.errors import NumericalError
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.executions import forgive
+from tasks.cache.step import plain_task
+from tasks.steps.allocate_point import allocate_point
+from tasks.steps.try_ranks import try_ranks
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trials of a search share.
+
+    Attributes:
+        windows: tokens of validation.
+        reference: what the dense model says there; null without a divergence.
+        space: arguments of `mgaa.search.space_of`.
+        measured: other arguments of `try_ranks`.
+    """
+
+    backbone: Artifact
+    spectra: Sequence[Artifact]
+    windows: Artifact
+    reference: Artifact | None
+    space: dict[str, Any]
+    multiple: int | str
+    measured: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What a trial gave, and the seconds that it took; an `error` says why it gave nothing."""
+
+    ranks: Artifact | None
+    trial: Artifact | None
+    seconds: float
+    error: Exception | None = None
+
+
+@plain_task(name="run_trial", task_run_name="{name}")
+def run_trial(store: Store, name: str, point: list[float], ground: Ground, threads: int) -> Tried:
+    """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
+    import torch
+
+    began = time.perf_counter()
+    torch.set_num_threads(threads)
+    given: dict[str, Any] = {"point": point, "space": ground.space, "multiple": ground.multiple}
+    try:
+        ranks = allocate_point.fn(store, ground.backbone, ground.spectra, **given)
+        shared = ground.backbone, ground.windows, ground.reference, ground.spectra
+        trial = try_ranks.fn(store, *shared, ranks, **ground.measured)
+    except NumericalError as error:
+        forgive(error)
+        return Tried(None, None, time.perf_counter() - began, error)
+    return Tried(ranks, trial, time.perf_counter() - began)

@@ -1,0 +1,206 @@
+"""What a search leaves behind: its trials, in the order in which they were proposed, and the best of them.
+
+As JSON (`results/search/search.json`) it is also what a later search may know from the start (`search.history`), if that is of the same
+model, space, factors, windows and objective: a trial of anything else says nothing, so it is refused.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mgaa.errors import InputError, UsageError
+from tasks.artifacts.files import CARD, SEARCH, TRIAL, backbone_matrices, backbone_record, table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.manifest import digest
+from tasks.record.lineage import lineage
+from tasks.search.run_trial import Ground, Tried
+
+MAKING = {"allocate_point", "choose_windows", "keep_reference", "measure", "propose", "take_best", "try_ranks"}
+"""The tasks of a search, beside the tokens of its candidates."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial, what proposed its point, and the seconds that this took."""
+
+    point: list[float]
+    tried: Tried
+    proposal: Artifact
+    proposing: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search that has ended.
+
+    Attributes:
+        name: its own among those of the run.
+        method, groups, start, seed: what distinguishes it.
+        ground: what its trials share.
+        trials: in the order of their proposals, the failed ones included.
+        best: the ranks and ratios of the best one.
+        earlier: trials of an earlier search that it knew from the start, each with `point` and `objective`.
+    """
+
+    name: str
+    method: str
+    groups: int
+    start: str
+    seed: int
+    ground: Ground
+    trials: list[Trial]
+    best: Artifact
+    earlier: list[dict[str, Any]]
+
+    def made(self, store: Store) -> list[Artifact]:
+        """Everything that was made to find its best ranks: the windows and their choice, the reference, proposals, ranks and trials."""
+        behind = lineage(store, [self.best])
+        own = [name for name, told in behind.items() if told["task"] in MAKING]
+        return [Artifact(*name.split("/", 1)) for name in own if name != f"{self.best.kind}/{self.best.digest}"]
+
+    def number(self, measured: int) -> int:
+        """The number among all trials of one that is counted among those that were measured."""
+        return [number for number, trial in enumerate(self.trials) if trial.tried.trial is not None][measured]
+
+    @property
+    def measured(self) -> list[Artifact]:
+        """The trials that were measured."""
+        return [trial.tried.trial for trial in self.trials if trial.tried.trial is not None]
+
+
+def least(store: Store, search: Search) -> float:
+    """The objective of the best trial."""
+    found: float = min(table(store, search.best, SEARCH)["objectives"])
+    return found
+
+
+def identity(store: Store, ground: Ground) -> dict[str, Any]:
+    """What makes the trials of two searches comparable, in the words in which a difference is told."""
+    return {
+        **place_of(store, ground.backbone, ground.space, ground.multiple),
+        "factors and calibration": digest([each.digest for each in ground.spectra])[:16],
+        "validation windows": table(store, ground.windows, CARD)["token_digest"][:16],
+        "weight of the divergence": ground.measured["divergence"],
+    }
+
+
+def place_of(store: Store, backbone: Artifact, space: Mapping[str, Any], multiple: int | str) -> dict[str, Any]:
+    """The part of the identity that is known before anything is measured: the model, and the variables of the space."""
+    from mgaa.search.space import space_of
+
+    found = space_of(backbone_matrices(store, backbone), **space)
+    variables = {variable.name: variable.parameters for variable in found.variables}
+    return {
+        "model": digest(backbone_record(store, backbone)["files"])[:16],
+        "space": {"variables": variables, "least": found.least, "budget": found.budget, "multiple": multiple},
+    }
+
+
+def state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
+    """The content of `search.json`."""
+    return {
+        search.name: {
+            **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
+            "identity": identity(store, search.ground),
+            "best": search.number(table(store, search.best, SEARCH)["best"]),
+            "earlier": search.earlier,
+            "trials": [entry(store, search.ground, trial) for trial in search.trials],
+        }
+        for search in searches
+    }
+
+
+def entry(store: Store, ground: Ground, trial: Trial) -> dict[str, Any]:
+    """One trial for people and for a later search."""
+    from mgaa.search.space import space_of
+
+    space = space_of(backbone_matrices(store, ground.backbone), **ground.space)
+    found: dict[str, Any] = {
+        "point": trial.point,
+        "shares": {variable.name: share for variable, share in space.shares(trial.point).items()},
+        "seconds": trial.tried.seconds,
+        "proposal_seconds": trial.proposing,
+    }
+    if trial.tried.trial is None:
+        return {**found, "error": " ".join(str(trial.tried.error).split())}
+    measured = table(store, trial.tried.trial, TRIAL)
+    evaluation = store.manifest(trial.tried.trial)["facts"]["evaluation_seconds"]
+    names = ("objective", "perplexity", "divergence")
+    return {**found, **{name: measured[name] for name in names}, "evaluation_seconds": evaluation}
+
+
+def read(path: str) -> dict[str, Any]:
+    """What a file of an earlier search says.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else.
+    """
+    remedy = "give results/search/search.json of a run, or leave search.history out"
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"search.history is {path}, which cannot be read ({error.strerror}): {remedy}") from error
+    except ValueError as error:
+        raise InputError(f"search.history is {path}, which is not JSON ({error}): {remedy}") from error
+    searches = content.get("searches") if isinstance(content, dict) else None
+    if not isinstance(searches, dict) or not searches or not all(sound(each) for each in searches.values()):
+        raise InputError(f"search.history is {path}, which holds no search: {remedy}")
+    return searches
+
+
+def sound(search: Any) -> bool:
+    """Whether this is a search as `state` writes it."""
+    if not isinstance(search, dict) or not isinstance(search.get("identity"), dict):
+        return False
+    lists = search.get("earlier"), search.get("trials")
+    if not all(isinstance(each, list) for each in lists):
+        return False
+    trials = [trial for each in lists for trial in each or []]
+    return all(
+        isinstance(trial, dict)
+        and isinstance(trial.get("point"), list)
+        and all(isinstance(value, float | int) and 0 <= value <= 1 for value in trial["point"])
+        and isinstance(trial.get("objective", 0.0), float | int)
+        for trial in trials
+    )
+
+
+def known(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The measured trials of a file that may stand beside those of a search; `wanted` is its identity, or the part known so far.
+
+    Raises:
+        InputError: as `read`.
+        UsageError: none of the searches in the file is comparable; the difference of the first is told.
+    """
+    searches = read(path)
+    fitting = [each for each in searches.values() if not differences(each["identity"], wanted)]
+    if not fitting:
+        name, first = next(iter(searches.items()))
+        raise UsageError(
+            f"search.history is {path}, whose search {name} has {'; '.join(differences(first['identity'], wanted))}: expected trials "
+            "of the same model, space, factors, windows and objective; leave search.history out, or repeat the settings of that search"
+        )
+    return [
+        {"point": trial["point"], "objective": trial["objective"]}
+        for each in fitting
+        for trial in [*each["earlier"], *each["trials"]]
+        if "objective" in trial
+    ]
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What distinguishes two identities, in words."""
+    found = []
+    for name, value in here.items():
+        other = there.get(name)
+        if isinstance(value, Mapping) and isinstance(other, Mapping):
+            found += [
+                f"{name}: {key} {other.get(key)} there and {value[key]} here"
+                for key in value
+                if value[key] != other.get(key)
+            ]
+        elif value != other:
+            found.append(f"another {name} ({other} there and {value} here)")
+    return found

@@ -1,0 +1,1 @@
+"""The cached steps, one a file. Imports artifacts, evaluation, data, figures and cache."""

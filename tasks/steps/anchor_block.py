@@ -1,0 +1,92 @@
+"""Step 8 for one block fitted to the dense model, behind the compressed blocks before it (`mgaa.anchoring`): its factors at given ranks.
+
+Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/steps/block_state.py).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.files import RANKS, backbone_matrices, block_file, table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.step import step
+from tasks.steps.block_state import in_front_of
+from tasks.steps.factorize import write_factors
+
+
+@step(kind="factors", methods={"method": "mgaa.factors"}, task_run_name="anchor_block-{block}")
+def anchor_block(
+    out: Path,
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    statistics: Artifact,
+    ranks: Artifact,
+    before: Sequence[Artifact],
+    *,
+    block: int,
+    method: str,
+    options: dict[str, Any],
+    anchoring: dict[str, Any],
+    refinement: dict[str, Any] | None,
+    measuring: dict[str, Any],
+    device: str,
+) -> None:
+    """Factorize `block` stage after stage; its factors, and the weights of what stays dense.
+
+    Args:
+        statistics: of the calibration, for the gradients in them.
+        ranks: of the whole model.
+        before: the factors of the blocks before it, in order.
+        anchoring: arguments of `mgaa.anchoring.anchoring.Anchoring`.
+        refinement: arguments of `mgaa.anchoring.refinement.Refinement`; null where nothing is tuned.
+        measuring: arguments of `mgaa.statistics.calibration.Measuring`.
+    """
+    from mgaa.anchoring.fitting import Wanted
+    from mgaa.statistics.statistics import load_gradients
+
+    inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
+    outcome = table(store, ranks, RANKS)["matrices"]
+    gradients = load_gradients(store.folder(statistics) / block_file(block), device)
+    wanted = Wanted(inside, {m.name: outcome[m.name]["rank"] for m in inside}, (method, options), gradients)
+    recipe: dict[str, Any] = {
+        "ranks": ranks.digest,
+        "statistics": statistics.digest,
+        "factors": (method, options),
+        "anchoring": anchoring,
+        "refinement": refinement,
+        "measuring": measuring,
+    }
+    beside = _Anchoring(anchoring, refinement, measuring)
+    with in_front_of(store, backbone, tokens, before, recipe, device, beside) as line:
+        found = line.anchor.compress(block, wanted)
+        write_factors(out / block_file(block), found.factors, None, dense=found.dense)
+
+
+@dataclass(frozen=True)
+class _Anchoring:
+    """How the factors are fitted, as the line asks for it."""
+
+    anchoring: Mapping[str, Any]
+    refinement: Mapping[str, Any] | None
+    measuring: Mapping[str, Any]
+
+    def waiting(self, model: Any, tokens: int) -> int:
+        """Bytes of what waits in memory while a block is anchored."""
+        from mgaa.anchoring.sublayer_cache import waiting_bytes
+        from mgaa.plan.layout import layout_of
+
+        layout = layout_of(model)
+        return waiting_bytes(tokens, layout.hidden, layout.written, layout.itemsize)
+
+    def anchor(self, backbone: Any, model: Any, dense: Any, compressed: Any, *, remember: bool) -> Any:
+        """The tokens in front of both models."""
+        from mgaa.anchoring.anchoring import Anchor
+        from mgaa.anchoring.fitting import Anchoring
+        from mgaa.anchoring.refinement import Refinement
+        from mgaa.statistics.calibration import Measuring
+
+        tuned = None if self.refinement is None else Refinement(**self.refinement)
+        how = (Measuring(**self.measuring), Anchoring(**self.anchoring), tuned)
+        return Anchor(backbone, model, dense, compressed, *how, remember=remember)

@@ -1,0 +1,52 @@
+"""Step 9, assemble: the compressed checkpoint, a Hugging Face folder that loads with ordinary tools (`mgaa.checkpoints.save`)."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.files import CHANNELS, backbone_record, block_file
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.step import resuming_step
+from tasks.steps.load_backbone import parts_of
+
+
+@resuming_step(kind="checkpoint")
+def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, factors: Sequence[Artifact]) -> None:
+    """Put the factors and channels of all blocks into the backbone and write it with its tokenizer, one block after the other."""
+    from mgaa.checkpoints.save import fill_blockwise, load
+    from mgaa.models.architectures import decoder_blocks
+    from mgaa.models.fused import unfuse_
+
+    record = backbone_record(store, backbone)
+    given: dict[str, Any] = {"revision": record["revision"], "dtype": record["dtype"]}
+    model, processor = load(record["source"], **given, device="cpu", stream=True)
+    unfuse_(model, parts_of(store, backbone))
+
+    def change(block: int) -> None:
+        restore_(model, block, store.folder(factors[block]) / block_file(block))
+
+    for block in range(len(decoder_blocks(model)), len(factors)):
+        change(block)  # of a vision tower or a projector, which are in memory
+    fill_blockwise(model, processor, unfinished / "model", change=change)
+    for path in (unfinished / "model").iterdir():
+        os.replace(path, out / path.name)
+
+
+def restore_(model: Any, block: int, path: Path) -> None:
+    """Let a block become what a file of `factors` says, in place."""
+    from safetensors.torch import load_file
+
+    from mgaa.checkpoints.save import apply_channels, apply_dense, apply_factors
+    from mgaa.models.lowrank import Dense, Factors
+
+    tensors = load_file(path)
+    kept = tensors.pop(CHANNELS, None)
+    layers: dict[str, dict[str, Any]] = {}
+    for key, tensor in tensors.items():
+        name, _, part = key.rpartition("/")
+        layers.setdefault(name, {})[part] = tensor
+    apply_factors(model, {name: Factors(**parts) for name, parts in layers.items() if "A" in parts})
+    apply_dense(model, {name: Dense(**parts) for name, parts in layers.items() if "weight" in parts})
+    if kept is not None:
+        apply_channels(model, {block: kept})

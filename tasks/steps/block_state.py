@@ -1,0 +1,187 @@
+"""A model whose first blocks are compressed, with the calibration tokens in front of the next one: what block after block is made from.
+
+The tokens wait in this process, and in a folder of the store, where the next process finds them; without it, it sends them through the
+blocks before once more, which gives the same bits.
+"""
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from tasks.artifacts.calibration_input import sequences_of
+from tasks.artifacts.files import block_file, write_table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.manifest import digest
+from tasks.cache.placement import place_of_hidden
+from tasks.cache.stage import named
+from tasks.steps.assemble import restore_
+from tasks.steps.load_backbone import backbone_model
+
+if TYPE_CHECKING:
+    from mgaa.statistics.calibration import Calibration
+
+
+@dataclass
+class Line:
+    """A model whose first blocks are compressed, with the calibration tokens in front of the next one.
+
+    Attributes:
+        key: what all of it depends on, but the factors.
+        before: those of the blocks that the tokens have passed.
+        model: the twin of the backbone that is compressed.
+        calibration: the tokens in front of the next block of it.
+        anchor: the same beside the backbone (`mgaa.anchoring.anchoring.Anchor`), where what is compressed is fitted to it; else null.
+        folder: where the tokens wait for another process.
+        lock: on the folder.
+    """
+
+    key: tuple[Any, ...]
+    before: tuple[Artifact, ...]
+    model: Any
+    calibration: "Calibration"
+    anchor: Any
+    folder: Path
+    lock: FileLock
+
+    def advance(self, block: int) -> None:
+        """Send the tokens through this block."""
+        (self.calibration if self.anchor is None else self.anchor).advance(block)
+
+    def close(self) -> None:
+        """Forget the tokens, in files as well."""
+        for each in (self.calibration, *(() if self.anchor is None else (self.anchor.dense,))):
+            each.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.lock.release()
+
+
+class Beside(Protocol):
+    """How a model is fitted to the backbone (tasks/steps/anchor_block.py); a model that is not has no part in its code."""
+
+    def waiting(self, model: Any, tokens: int) -> int:
+        """Bytes of what waits in memory meanwhile."""
+
+    def anchor(
+        self, backbone: Any, model: Any, dense: "Calibration", compressed: "Calibration", *, remember: bool
+    ) -> Any:
+        """`mgaa.anchoring.anchoring.Anchor` of these."""
+
+
+_one_at_a_time = Lock()
+_line: list[Line] = []
+"""The line that this process has, if any."""
+_BEFORE = "before.json"
+
+
+@contextmanager
+def in_front_of(
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    before: Sequence[Artifact],
+    recipe: Mapping[str, Any],
+    device: str,
+    beside: Beside | None = None,
+) -> Iterator[Line]:
+    """The line behind these compressed blocks: the one of this process as far as it goes, else that of a killed process, else one from
+    the start.
+
+    It is dropped where something fails in this block, and behind the last block of the model.
+
+    Args:
+        recipe: how the blocks are measured and compressed.
+        beside: how it is fitted to the backbone, which the tokens then pass as well.
+    """
+    from mgaa.blocks.offload import resident
+    from mgaa.blocks.resume import whole
+    from mgaa.models.architectures import decoder_blocks
+
+    key = (store, backbone, tokens, digest(recipe), device)
+    with _one_at_a_time:
+        line = _line.pop() if _line else None
+        if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
+            line = None  # before another one starts, for its folder may be the same
+        if line is None:
+            line = start(key, before, recipe["measuring"], beside)
+        for block in range(len(line.before), len(before)):
+            line.before = tuple(before[: block + 1])
+            with whole(line.folder / _BEFORE) as draft:
+                write_table(draft, [each.digest for each in line.before])
+            with resident(decoder_blocks(line.model)[block]):
+                restore_(line.model, block, store.folder(before[block]) / block_file(block))
+                line.advance(block)
+        yield line
+        if len(before) + 1 < len(line.calibration):
+            _line.append(line)
+        else:
+            line.close()
+
+
+def start(
+    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], beside: Beside | None = None
+) -> Line:
+    """Before the first block, or behind those that a killed process has passed with the same factors.
+
+    The model shares its tensors with the backbone of this process, which stays as it is.
+    """
+    from mgaa.blocks.resume import taken_up
+    from mgaa.checkpoints.save import twin_of
+    from mgaa.inputs.prompts import Prompts
+    from mgaa.statistics.calibration import Calibration, Measuring
+
+    store, backbone, tokens, recipe, device = key
+    whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
+    model = twin_of(whole)
+    size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
+    place = place_of_hidden(device, size if beside is None else beside.waiting(model, prompts.tokens))
+    name = f"line-{digest([named(backbone), named(tokens), recipe, str(device)])}"
+    folder, lock = own_folder(store, name)
+    taken_up(folder)
+
+    def calibration(model: Any = model, name: str = "hidden") -> "Calibration":
+        return Calibration(model, prompts, Measuring(**measuring), place=place, folder=folder / name)
+
+    found = calibration()
+    passed = told(folder)
+    if found.passed and passed[: found.passed] != [each.digest for each in before[: found.passed]]:
+        found.close()  # behind blocks that were compressed otherwise
+        found = calibration()
+    anchor = None
+    if beside is not None:
+        twin = twin_of(whole)  # watched, which other steps must not see
+        dense = calibration(twin, "dense")
+        for block in range(dense.passed, found.passed):
+            dense.advance(block)
+        anchor = beside.anchor(twin, model, dense, found, remember=place == "device")
+    return Line(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
+
+
+def told(folder: Path) -> list[str]:
+    """The digests of the factors of the blocks that the tokens in a folder have passed; none where that was not written to its end."""
+    try:
+        found: list[str] = json.loads((folder / _BEFORE).read_text())
+    except (FileNotFoundError, ValueError):
+        return []
+    return found
+
+
+def own_folder(store: Store, name: str) -> tuple[Path, FileLock]:
+    """The folder of that name, or, while another process has a line there, one that nobody else has."""
+    locks = store.path / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    places = (name, f"{name}-{os.getpid()}-{secrets.token_hex(4)}")
+    for place in places:
+        lock = FileLock(locks / f"{place}.lock", timeout=0, thread_local=False)
+        with suppress(Timeout):
+            lock.acquire()
+            return store.path / "unfinished" / place, lock
+    raise AssertionError("a name that was drawn just now is taken")

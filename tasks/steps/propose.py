@@ -1,0 +1,53 @@
+"""The step of a search, propose: the points to try next, given the trials before (`mgaa.search.optimizer`).
+
+A proposal is cached like everything else, so a search that was interrupted goes on with the very points that it had chosen, also where
+another machine would round them differently.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tasks.artifacts.files import PROPOSAL, TRIAL, table, write_table
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.step import step
+
+
+@step(kind="proposal", task_run_name="propose-{first}")
+def propose(
+    out: Path,
+    store: Store,
+    trials: Sequence[Artifact],
+    *,
+    points: list[list[float]],
+    failed: list[list[float]],
+    earlier: list[dict[str, Any]],
+    method: str,
+    dimensions: int,
+    first: int,
+    count: int,
+    seed: int,
+    initial: int,
+    start: list[float] | None,
+) -> dict[str, Any]:
+    """The points of the trials from `first` on.
+
+    Args:
+        trials: that were measured, in order; `points` are theirs, `failed` those of the ones that were not.
+        earlier: trials of an earlier search, each with `point` and `objective`.
+        method, dimensions, count, seed, initial, start: as in `mgaa.search.propose`.
+    """
+    from mgaa.search.optimizer import Found
+    from mgaa.search.optimizer import propose as next_points
+
+    values = [table(store, each, TRIAL)["objective"] for each in trials]
+    known = Found(
+        [*(each["point"] for each in earlier), *points], [*(each["objective"] for each in earlier), *values], failed
+    )
+    given: dict[str, Any] = {"dimensions": dimensions, "first": first, "count": count, "seed": seed}
+    began = time.perf_counter()
+    drawn = max(0, initial - len(earlier))  # trials that are known already take the place of random ones
+    chosen = next_points(method, known, **given, initial=drawn, start=start)
+    write_table(out / PROPOSAL, {"points": chosen})
+    return {"proposal_seconds": time.perf_counter() - began}

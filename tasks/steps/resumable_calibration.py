@@ -1,0 +1,57 @@
+"""What the steps that calibrate share: a calibration that a killed run has begun is taken up at the block where it stopped."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tasks.artifacts.calibration_input import sequences_of
+from tasks.cache.artifact import Artifact, Store
+from tasks.cache.placement import place_of_hidden
+from tasks.steps.load_backbone import backbone_model, parts_of
+
+if TYPE_CHECKING:
+    from mgaa.statistics.calibration import Calibration
+
+
+def started(
+    store: Store,
+    backbone: Artifact,
+    tokens: Artifact,
+    unfinished: Path,
+    measuring: dict[str, Any],
+    device: str,
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[int, "Calibration"]]:
+    """A calibration for every part of the model that is compressed, with the number of the first block of that part; where an interrupted
+    one left it."""
+    from mgaa.checkpoints.save import twin_of
+    from mgaa.inputs.prompts import Prompts
+    from mgaa.models.architectures import stacks_of
+    from mgaa.statistics.accumulate import Share
+    from mgaa.statistics.calibration import Calibration, Measuring
+
+    model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
+    prompts = Prompts.of(sequences_of(store, tokens))
+    mine = Share(len(prompts), *share)
+    size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize // mine.of
+    place = place_of_hidden(device, size)
+    for stack in stacks_of(model, parts_of(store, backbone)):
+        waiting: dict[str, Any] = {"place": place, "folder": unfinished / f"hidden-{stack.part}"}
+        yield stack.first, Calibration(model, prompts, Measuring(**measuring), stack=stack, share=mine, **waiting)
+
+
+def blocks_of(calibration: "Calibration") -> Iterator[int]:
+    """The blocks that are still to be measured; each is settled once its file is whole, which is when the next one is asked for."""
+    from mgaa.statistics.calibration import counted
+
+    for index in counted(calibration):
+        yield index
+        calibration.settle()
+    calibration.close()
+
+
+def collect(unfinished: Path, out: Path) -> None:
+    """Move the files of all blocks to where the step leaves them."""
+    for path in sorted(unfinished.glob("block-*.safetensors")):
+        os.replace(path, out / path.name)

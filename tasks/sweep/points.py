@@ -1,0 +1,144 @@
+"""The points of a sweep: every combination of its lists, each with a name and the arguments of its steps; and how a point can end."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mgaa.errors import UsageError
+from tasks.cache.artifact import Artifact
+from tasks.config.method_options import SECTIONS
+from tasks.config.sections.methods import Factors, Map, Ranks
+from tasks.config.sections.section import Method
+from tasks.config.sections.sweep import Source, Sweep
+from tasks.planning.recipes import EVEN, Recipe
+
+Entry = TypeVar("Entry", bound=Source | Method)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One compressed model of a sweep.
+
+    Attributes:
+        name: its own among all points.
+        allocation: what its two levels are: `uniform`, `level1` or `level2` alone, or `both`; with their names where a list has several.
+    """
+
+    name: str
+    allocation: str
+    backbone: Source
+    factors: Factors
+    ratios: Map
+    ranks: Ranks
+    compression: float
+
+    @property
+    def recipe(self) -> Recipe:
+        """The plain arguments of its steps."""
+        ratios = {"method": self.ratios.method, "options": self.ratios.options, "band": self.ratios.band}
+        ranks = {"method": self.ranks.method, "options": self.ranks.options}
+        return Recipe(self.compression, self.ranks.multiple, ratios, ranks, latency=self.ranks.latency)
+
+    @property
+    def even(self) -> bool:
+        """Whether both levels are uniform."""
+        return self.ratios.method == self.ranks.method == EVEN
+
+    @property
+    def setting(self) -> tuple[str, str, float]:
+        """What a point has in common with the one that it is compared with: the factorizer and the compression."""
+        return self.factors.method, options(self.factors), self.compression
+
+    def coordinates(self) -> dict[str, Any]:
+        """Where the point stands, as the columns of a table: methods by name, their options as text."""
+        return {
+            "backbone": place(self.backbone),
+            **{
+                f"{section}{suffix}": value
+                for section, method in (("factors", self.factors), ("ratios", self.ratios), ("ranks", self.ranks))
+                for suffix, value in (("", method.method), ("_options", options(method)))
+            },
+            "allocation": self.allocation,
+            "compression": self.compression,
+        }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a point gave, and the seconds that it took."""
+
+    ratios: Artifact
+    ranks: Artifact
+    measurement: Artifact
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A point that has ended: either measured, or failed with an error."""
+
+    point: Point
+    measured: Measured | None
+    error: BaseException | None
+
+
+def points(sweep: Sweep) -> list[Point]:
+    """All points, those of a backbone and of a factorizer next to each other.
+
+    Raises:
+        UsageError: ranks that are read from a file beside ratios that would have no effect on them.
+    """
+    for ratios, ranks in product(sweep.ratios, sweep.ranks):
+        if ranks.method == "file" and ratios.method != "file":
+            raise UsageError(
+                f"sweep.ratios has {ratios.method}, which has no effect on sweep.ranks with the method file, whose ranks are those of "
+                "the file: give ranks from files a sweep of their own, with ratios from files"
+            )
+    found = []
+    for (where, backbone), (how, factors), target, level1, level2 in product(
+        named(sweep.backbone), named(sweep.factors), sweep.compression, named(sweep.ratios), named(sweep.ranks)
+    ):
+        words = [how, level1[0], level2[0], f"{target:g}"]
+        name = "-".join(words if len(sweep.backbone) == 1 else [where, *words])
+        found.append(Point(name, allocation(sweep, level1, level2), backbone, factors, level1[1], level2[1], target))
+    return found
+
+
+def allocation(sweep: Sweep, level1: tuple[str, Map], level2: tuple[str, Ranks]) -> str:
+    """What two levels are together; with the name of a level where its list has another one of the kind."""
+    (_, ratios), (_, ranks) = level1, level2
+    kinds = {(False, False): "uniform", (True, False): "level1", (False, True): "level2", (True, True): "both"}
+    words = [kinds[ratios.method != EVEN, ranks.method != EVEN]]
+    for (name, entry), entries in ((level1, sweep.ratios), (level2, sweep.ranks)):
+        alike = [each for each in entries if (each.method == EVEN) == (entry.method == EVEN)]
+        words += [name] if len(alike) > 1 else []
+    return " ".join(words)
+
+
+def named(entries: Sequence[Entry]) -> list[tuple[str, Entry]]:
+    """Entries with short names that differ: of a method its name, with its options where another entry has the same."""
+    short = [Path(each.source).name if isinstance(each, Source) else each.method for each in entries]
+    names = [name if short.count(name) == 1 else full(each) for name, each in zip(short, entries, strict=True)]
+    return list(zip(names, entries, strict=True))
+
+
+def full(entry: Source | Method) -> str:
+    """The name of an entry with all that distinguishes it."""
+    if isinstance(entry, Source):
+        return place(entry)
+    return f"{entry.method}({options(entry)})" if options(entry) else entry.method
+
+
+def place(backbone: Source) -> str:
+    """A folder, or an id of the Hub with its commit."""
+    return backbone.source if backbone.revision is None else f"{backbone.source}@{backbone.revision}"
+
+
+def options(method: Method) -> str:
+    """The options of a method as text, those of all methods of its section among them where they are set."""
+    shared = {name: getattr(method, name, None) for name in ("band", *sorted(SECTIONS["ranks"] - {"method"}))}
+    defaults = (None, "auto", "parameters")
+    given = {**method.options, **{name: value for name, value in shared.items() if value not in defaults}}
+    return " ".join(f"{name}={value}" for name, value in given.items())

@@ -1,0 +1,1 @@
+"""Runs in MLflow, the registry, and the buffer for outages. Imports `tasks.results` and what that imports."""

@@ -1,0 +1,158 @@
+"""Where the record of a run waits for its tracking server (`tracking.unreachable: buffer`).
+
+Every run is then recorded on its own machine, in SQLite below the artifact store, and copied from there to `tracking.uri`: when it begins,
+and when it has ended. Whether the server is away before, in between or afterwards makes no difference to the run; the next one that
+reaches it copies what waits, and so does `python -m flows.registry upload`.
+
+A copy is created with the id of its original as a tag, and everything goes under names of its own (MLflow keeps one of two equal points of
+a metric, parameters, tags, inputs and files alike), so a copy that was interrupted is begun again and nothing comes twice. A run leaves
+the buffer when it has ended and all of it is on the server.
+"""
+
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlparse
+
+from mgaa.errors import LockedError, ResourceError
+from tasks.config.parameters import Placed
+from tasks.tracking.backend import (
+    BUFFERED,
+    SQLITE,
+    close_vanished,
+    connect,
+    every,
+    experiment_of,
+    log_all,
+    recorded,
+    undisturbed,
+)
+from tasks.tracking.database import PATIENCE
+from tasks.tracking.registration import register
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+PARENT = "mlflow.parentRunId"
+logger = logging.getLogger(__name__)
+
+
+def database(p: Placed) -> Path:
+    """The SQLite file of the buffer; files of its runs lie in `mlruns` beside it."""
+    return p.store_path / "buffer" / "mlflow.db"
+
+
+def recording_uri(p: Placed) -> str:
+    """Where a run is recorded while it runs."""
+    return f"{SQLITE}{database(p)}" if p.tracking.unreachable == "buffer" else p.tracking_uri
+
+
+def deliver(p: Placed) -> bool:
+    """Copy the buffer to the server if there is a buffer; whether the server could be reached, and a warning if not.
+
+    Raises:
+        UsageError: the server has deleted the experiment, or `tracking.uri` is of no known form.
+    """
+    if p.tracking.unreachable != "buffer":
+        return False
+    try:
+        undisturbed(lambda: upload(p))
+    except (ResourceError, LockedError) as error:
+        logger.warning(
+            "%s The run goes on; its record is kept in %s, and the next run that reaches the server uploads it, or "
+            "`python -m flows.registry upload`.",
+            error,
+            database(p).parent,
+        )
+        return False
+    return True
+
+
+def upload(p: Placed) -> list[str]:
+    """Copy every run of the buffer to `tracking.uri`; the names of those that have left the buffer.
+
+    Raises:
+        UsageError: the server has deleted the experiment, or `tracking.uri` is of no known form.
+        ResourceError: the server cannot be reached or written.
+        LockedError: another process is uploading.
+    """
+    from filelock import FileLock, Timeout
+
+    with recorded(p.tracking_uri):
+        server, _ = connect(p)
+        if not database(p).exists():
+            return []
+        try:
+            with FileLock(database(p).with_suffix(".lock"), timeout=PATIENCE):
+                buffer, _ = connect(p, f"{SQLITE}{database(p)}")
+                return [run.info.run_name for run in pending(buffer) if copy(buffer, server, run)]
+        except Timeout as error:
+            raise LockedError(
+                f"The buffer {database(p).parent} is being uploaded by another process, and was for {PATIENCE:g} s: expected it to end. "
+                "Wait for it, or stop it, and start again."
+            ) from error
+
+
+def pending(buffer: "MlflowClient") -> list["Run"]:
+    """The runs of the buffer, parents before what runs below them."""
+    found: list[Run] = []
+    for experiment in buffer.search_experiments():
+        close_vanished(buffer, experiment.experiment_id)
+        found += every(buffer, experiment.experiment_id)
+    return sorted(found, key=lambda run: (PARENT in run.data.tags, run.info.start_time))
+
+
+def copy(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool:
+    """Bring the copy of a run to its state; True if the run has ended and left the buffer."""
+    place = experiment_of(server, buffer.get_experiment(run.info.experiment_id).name)
+    if place.lifecycle_stage != "active":
+        logger.warning("The run %s stays in the buffer: the experiment %s was deleted.", run.info.run_name, place.name)
+        return False
+    parent = twin(server, place.experiment_id, run.data.tags.get(PARENT, ""))
+    tags = run.data.tags | ({PARENT: parent.info.run_id} if parent else {}) | {BUFFERED: run.info.run_id}
+    made = twin(server, place.experiment_id, run.info.run_id) or server.create_run(
+        place.experiment_id, run.info.start_time, tags, run.info.run_name
+    )
+    if made.info.lifecycle_stage == "active":  # else somebody has deleted it on the server
+        fill(buffer, run, server, made.info.run_id, tags)
+    if run.info.status == "RUNNING":
+        return False
+    buffer.delete_run(run.info.run_id)
+    shutil.rmtree(files_of(run).parent, ignore_errors=True)
+    return True
+
+
+def fill(buffer: "MlflowClient", run: "Run", server: "MlflowClient", made: str, tags: Mapping[str, str]) -> None:
+    """Copy all that a run has to the run `made` of the server; its end comes last."""
+    from mlflow.entities import Param, RunTag
+
+    log_all(
+        server,
+        made,
+        metrics=[point for key in run.data.metrics for point in buffer.get_metric_history(run.info.run_id, key)],
+        params=[Param(key, value) for key, value in run.data.params.items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    if run.inputs is not None and run.inputs.dataset_inputs:
+        server.log_inputs(made, run.inputs.dataset_inputs)
+    if files_of(run).is_dir():
+        server.log_artifacts(made, str(files_of(run)))
+    register(server, made)
+    if run.info.status != "RUNNING":
+        server.set_terminated(made, run.info.status, run.info.end_time)
+
+
+def twin(server: "MlflowClient", experiment: str, original: str) -> "Run | None":
+    """The copy of a run of the buffer on the server, deleted or not."""
+    from mlflow.entities import ViewType
+
+    found = server.search_runs([experiment], f"tags.`{BUFFERED}` = '{original}'", ViewType.ALL) if original else []
+    return found[0] if found else None
+
+
+def files_of(run: "Run") -> Path:
+    """The folder of its files."""
+    return Path(unquote(urlparse(run.info.artifact_uri).path))

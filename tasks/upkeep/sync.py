@@ -1,0 +1,203 @@
+"""The store of a team: results travel through the remote that DVC has, so that a second clone executes only what changed.
+
+DVC carries what is published; beside it, in the folder `store/` of the same remote and with the address and the credentials of DVC's own
+configuration, lie the artifacts behind it and the keys that name them (tasks/cache/remote.py). What is pushed is pushed with everything
+that it was made from: a checkpoint down to the tokens, or all of a run. The list of it, `shared/<artifact>.json`, is written last, so that
+whoever finds a list finds all that it names; nothing has to be listed or searched.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mgaa.errors import InputError, ResourceError, UsageError
+from tasks.audit.references import resolve
+from tasks.cache.artifact import Artifact, DamagedError, Store, named_by
+from tasks.cache.atomic import write_file
+from tasks.cache.manifest import RUN, readable
+from tasks.cache.remote import Remote
+from tasks.config.parameters import Placed, checkout
+from tasks.record.lineage import name
+from tasks.record.signing import signature
+from tasks.upkeep.retention import behind
+from tasks.upkeep.store_lock import in_use
+
+FOLDER = "store"
+"""The store's folder in the remote."""
+LAST = "last"
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What travelled: artifacts and keys, and how many were not there before."""
+
+    artifacts: int
+    keys: int
+    new_artifacts: int
+    new_keys: int
+
+
+def push(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
+    """Copy artifacts with everything behind them, and their keys, to the remote.
+
+    Args:
+        wanted: words of tasks/audit/references.py; by default `last`, the run that `results/record.json` tells of.
+        remote: by its name in DVC's configuration, by default DVC's default.
+
+    Raises:
+        UsageError: there is no such remote.
+        InputError: a word means no artifact, or one is damaged.
+        ResourceError: the remote cannot be used; what was pushed before is sound, and is not pushed again.
+    """
+    there, store = team_remote(p, remote), Store(p.store_path, p.store.lock_timeout)
+    roots = [resolve(p, store, word) for word in wanted or [LAST]]
+    with in_use(store.path):
+        named = keys_by_artifact(store)
+        return total(push_one(store, there, root, named) for root in roots)
+
+
+def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, list[str]]) -> Shared:
+    """One artifact, what is behind it, the keys, and last the list of all that."""
+    artifacts = sorted(behind(store, root), key=name)
+    for artifact in artifacts:
+        store.manifest(artifact)
+    keys = [key for artifact in artifacts for key in named.get(artifact, ())]
+    before = listed(there, root) or {"artifacts": [], "keys": []}
+    new_artifacts = sum(there.push(store.place(each), each.kind, each.digest) for each in artifacts)
+    new_keys = [key for key in keys if key not in before["keys"]]
+    for key in new_keys:
+        there.write(f"keys/{key}.json", store.key_path(key).read_bytes())
+    for run in (each for each in artifacts if signature(store, each).is_file()):
+        there.write(f"signatures/{run.digest}.sig", signature(store, run).read_bytes())
+    if new_keys or not before["artifacts"]:
+        names = sorted({*before["artifacts"], *map(name, artifacts)})
+        there.write(list_of(root), readable({"artifacts": names, "keys": sorted({*before["keys"], *keys})}))
+    return Shared(len(artifacts), len(keys), new_artifacts, len(new_keys))
+
+
+def pull(p: Placed, wanted: Sequence[str] = (), remote: str | None = None) -> Shared:
+    """Copy artifacts with everything behind them, and their keys, from the remote, each checked before it gets its place.
+
+    Args:
+        wanted: the same words, but `kind/<digest>` in full; by default `last` (`dvc pull` brings `results/record.json`).
+        remote: by its name in DVC's configuration, by default DVC's default.
+
+    Raises:
+        UsageError: there is no such remote.
+        InputError: nobody has pushed the artifact, or it is damaged there.
+        ResourceError: the remote cannot be used, or the disk is full.
+    """
+    there = team_remote(p, remote)
+    store = Store(p.store_path, p.store.lock_timeout, there)
+    roots = [in_full(word) or resolve(p, store, word) for word in wanted or [LAST]]
+    with in_use(store.path):
+        return total(pull_one(store, there, root) for root in roots)
+
+
+def pull_one(store: Store, there: Remote, root: Artifact) -> Shared:
+    """All that the list of one artifact names."""
+    names = listed(there, root)
+    if names is None:
+        raise InputError(
+            f"{root} is not in {there.place('')}: expected something that was pushed; whoever has it runs `python -m flows.store push`."
+        )
+    artifacts = [Artifact(*each.split("/")) for each in names["artifacts"]]
+    absent = [artifact for artifact in artifacts if not store.place(artifact).exists()]
+    for artifact in artifacts:
+        store.verify(artifact)
+    keys = [key for key in names["keys"] if not store.key_path(key).exists()]
+    for key in keys:
+        store.recall(key)
+    for run in (each for each in artifacts if each.kind == RUN and not signature(store, each).is_file()):
+        if (signed := there.read(f"signatures/{run.digest}.sig")) is not None:
+            write_file(signature(store, run), signed)
+    return Shared(len(artifacts), len(names["keys"]), len(absent), len(keys))
+
+
+def total(told: Iterable[Shared]) -> Shared:
+    """The sum."""
+    columns = zip(*((each.artifacts, each.keys, each.new_artifacts, each.new_keys) for each in told), strict=True)
+    return Shared(*(sum(column) for column in columns))
+
+
+def list_of(root: Artifact) -> str:
+    """Where the list of what was pushed with an artifact lies."""
+    return f"shared/{root.kind}-{root.digest}.json"
+
+
+def listed(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
+    """What was pushed with an artifact, or None if it was not."""
+    content = there.read(list_of(root))
+    if content is None:
+        return None
+    try:
+        found = json.loads(content)
+        artifacts, keys = [Artifact(*each.split("/")) for each in found["artifacts"]], [*found["keys"]]
+        if wrong := next((key for key in keys if not re.fullmatch("[0-9a-f]{64}", key)), None):
+            raise ValueError(f"{wrong!r} is no key")  # it would be a path
+        return {"artifacts": [*map(name, artifacts)], "keys": keys}
+    except (DamagedError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(
+            f"{there.place(list_of(root))} is not readable ({error!r}): expected the list of a push; remove it and push again."
+        ) from error
+
+
+def in_full(word: str) -> Artifact | None:
+    """The artifact of `kind/<digest>`, whether it is here or not."""
+    return Artifact(*word.split("/")) if re.fullmatch("[a-z][a-z_]*/[0-9a-f]{64}", word) else None
+
+
+def keys_by_artifact(store: Store) -> dict[Artifact, list[str]]:
+    """The keys of a store by what they name; a damaged one names nothing."""
+    found: dict[Artifact, list[str]] = {}
+    for path in sorted((store.path / "keys").glob("*.json")):
+        try:
+            artifact = named_by(path.read_bytes(), path.stem, str(path))
+        except DamagedError:
+            continue
+        found.setdefault(artifact, []).append(path.stem)
+    return found
+
+
+def team_remote(p: Placed, given: str | None) -> Remote:
+    """The folder `store/` of a remote of DVC, on the file system that DVC has configured for it.
+
+    Raises:
+        UsageError: there is no such remote, or a package for it is missing.
+        ResourceError: it cannot be reached.
+    """
+    from dvc.config import Config, ConfigError
+    from dvc.fs import get_cloud_fs
+    from fsspec import filesystem
+
+    folder = checkout(p.folder)
+    wanted = "no remote"
+    try:
+        config = Config(str(folder / ".dvc")) if (folder / ".dvc").is_dir() else {"core": {}}
+        wanted = given or config["core"].get("remote")
+        if wanted is None:
+            raise ConfigError("no default is set")
+        kind, options, path = get_cloud_fs(config, name=wanted)
+        system = kind(**options)
+        plain = (
+            filesystem("file") if kind.protocol == "local" else system.fs
+        )  # DVC's own leaves what it could not write whole
+        url = str(system.unstrip_protocol(path))
+        return Remote(f"{url}/{FOLDER}", f"The remote {wanted} of DVC", (plain, f"{path}/{FOLDER}"))
+    except ConfigError as error:
+        raise UsageError(
+            f"DVC has no remote {given or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
+            "dvc remote add --default team <folder or URL>."
+        ) from error
+    except ImportError as error:
+        raise UsageError(
+            f"The remote {wanted} of DVC needs a package that is not installed ({error}): pip install 'mgaa[s3]' for S3, 'mgaa[ssh]' for "
+            "SSH, and for others what DVC names."
+        ) from error
+    except Exception as error:  # each client has errors of its own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ResourceError(
+            f"The remote {wanted} of DVC cannot be opened ({reason}): check its URL, the network and the credentials "
+            "(`dvc remote list`, .dvc/config.local)."
+        ) from error

@@ -1,0 +1,138 @@
+"""Figures say what the tables say, are the same bytes every time, and can be drawn for two blocks and for eighty."""
+
+import copy
+import math
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from tasks.figures import run_figures
+from tasks.figures.allocation_rows import merged, rows
+from tasks.figures.style import save, short_names, spread, style
+from tasks.steps.draw_figures import energy_curves
+from tests.support.finished import Finished, finished_run
+
+NAMES = ["ranks", "sublayers", "energies", "errors", "sizes"]
+
+
+@pytest.fixture
+def run() -> Finished:
+    return finished_run()
+
+
+def stretched(run: Finished, blocks: int) -> dict[str, Any]:
+    """The allocations of the run, its first block repeated."""
+    found = copy.deepcopy(dict(run.published["allocation"]))
+    for each in found.values():
+        first = {name: matrix for name, matrix in each["matrices"].items() if matrix["block"] == 0}
+        inside = {name.partition(".")[2]: values for name, values in each["sublayers"].items() if name[:2] == "0."}
+        each["sublayers"] = {f"{b}.{name}": values for b in range(blocks) for name, values in inside.items()}
+        each["matrices"] = {
+            name.replace(".0.", f".{b}."): {**matrix, "block": b}
+            for b in range(blocks)
+            for name, matrix in first.items()
+        }
+    return found
+
+
+def test_every_figure_is_there_as_pixels_and_as_vectors(run: Finished) -> None:
+    folder = run.store.folder(run.figures)
+    for name in NAMES:
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert ElementTree.parse(folder / f"{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_equal_data_gives_equal_bytes(run: Finished, tmp_path: Path) -> None:
+    with style():
+        for name in ("ranks", "sublayers"):
+            save(getattr(run_figures, name)(run.published["allocation"]), tmp_path / name)
+        save(run_figures.sizes(run.published["metrics"]["models"]), tmp_path / "sizes")
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (run.store.folder(run.figures) / path.name).read_bytes(), path.name
+
+
+def test_every_cell_of_the_heat_map_holds_its_rank(run: Finished) -> None:
+    with style():
+        axes = run_figures.ranks(run.published["allocation"]).axes
+    for axis, model in zip(axes, ["mgaa", "uniform"], strict=False):
+        matrices = run.published["allocation"][model]["matrices"].values()
+        expected = sorted("dense" if matrix["rank"] is None else str(matrix["rank"]) for matrix in matrices)
+        assert sorted(text.get_text() for text in axis.texts) == expected
+
+
+@pytest.mark.parametrize("blocks", [2, 13, 80])
+def test_the_figures_can_be_drawn_for_any_depth(run: Finished, blocks: int) -> None:
+    allocations = stretched(run, blocks)
+    shape = energy_curves(run.store, run.results.backbone, run.results.spectra, [], None)
+    first = {name: curve for name, curve in shape.items() if ".0." in name}
+    curves = {name.replace(".0.", f".{b}."): curve for b in range(blocks) for name, curve in first.items()}
+    with style():
+        drawn = [run_figures.ranks(allocations), run_figures.sublayers(allocations), run_figures.errors(allocations)]
+        drawn.append(run_figures.energies(allocations, curves))
+        for figure in drawn:
+            figure.draw_without_rendering()
+            width, height = figure.get_size_inches()
+            assert width < 20
+            assert height < 12
+
+
+def test_the_experts_of_a_block_are_one_row(run: Finished) -> None:
+    """As many parameters as all of them, the mean of their ranks and energies, the mean of their squared errors."""
+    allocation = copy.deepcopy(dict(run.published["allocation"]["mgaa"]))
+    down = {name: matrix for name, matrix in allocation["matrices"].items() if matrix["matrix"] == "mlp.down_proj"}
+    for name, matrix in down.items():
+        del allocation["matrices"][name]
+        for expert in range(60):
+            rank, energy = (None, 1.0) if expert % 3 == 0 else (10 + expert, 0.5)
+            local = f"mlp.experts.{expert}.down_proj"
+            cell = {**matrix, "matrix": local, "rank": rank, "energy": energy, "error": math.sqrt(1 - energy)}
+            allocation["matrices"][name.replace("mlp.down_proj", local)] = cell
+    with style():
+        figure = run_figures.ranks({"mgaa": allocation})
+    assert figure.get_size_inches()[1] < 12
+    names, _ = rows(allocation)
+    assert [name for name in names if "experts" in name] == ["mlp.experts.*.down_proj"]
+    whole = merged(allocation)["matrices"]["0.mlp.experts.*.down_proj"]
+    low = [10 + expert for expert in range(60) if expert % 3]
+    assert (whole["rank"], whole["m"]) == (round(sum(low) / 40), 60 * next(iter(down.values()))["m"])
+    assert whole["energy"] == pytest.approx((20 + 40 * 0.5) / 60)
+    assert whole["error"] ** 2 == pytest.approx(1 - whole["energy"])
+
+
+def test_the_curves_pass_through_the_chosen_ranks(run: Finished) -> None:
+    curves = energy_curves(run.store, run.results.backbone, run.results.spectra, [], None)
+    for name, matrix in run.published["allocation"]["mgaa"]["matrices"].items():
+        if matrix["rank"] is not None:
+            shares, energies = curves[name]
+            assert shares[matrix["rank"]] == pytest.approx(matrix["parameters"] / (matrix["m"] * matrix["n"]))
+            assert energies[matrix["rank"]] == pytest.approx(matrix["energy"])
+
+
+def test_without_a_baseline_the_method_is_shown_alone(run: Finished) -> None:
+    allocations = {"mgaa": run.published["allocation"]["mgaa"]}
+    with style():
+        assert len(run_figures.ranks(allocations).axes) == 2  # the map and the scale
+        run_figures.errors(allocations).draw_without_rendering()
+
+
+def test_labels_are_moved_apart_and_no_further() -> None:
+    source = random.Random(0)
+    for count in range(1, 9):
+        places = [source.uniform(0, 3) for _ in range(count)]
+        moved = spread(places, 0.5)
+        order = sorted(range(count), key=lambda index: places[index])
+        assert all(moved[b] - moved[a] >= 0.5 - 1e-9 for a, b in pairwise(order))
+        assert sum(moved) == pytest.approx(sum(places))
+    assert spread([0.0, 1.0, 5.0], 0.5) == [0.0, 1.0, 5.0]
+
+
+def test_a_short_name_is_never_ambiguous() -> None:
+    assert short_names(["self_attn.q_proj", "mlp.up_proj"]) == {"self_attn.q_proj": "q", "mlp.up_proj": "up"}
+    assert short_names(["attention.dense", "mlp.dense"]) == {
+        "attention.dense": "attention.dense",
+        "mlp.dense": "mlp.dense",
+    }
