@@ -39,6 +39,8 @@ for _name, _value in {
 
 SQLITE = "sqlite:///"
 FORMS = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
+DRIVERS = {"psycopg2": "mgaa[postgres]", "MySQLdb": "mysqlclient"}
+"""Packages of databases' drivers, where the module has another name."""
 METRICS, PAIRS = 1000, 100
 """Metrics, and parameters or tags, that MLflow takes at once."""
 BUFFERED = "buffer.run"
@@ -187,7 +189,13 @@ def translate_store_errors(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError, ImportError) as error:
+    except ImportError as error:
+        driver = DRIVERS.get(error.name or "", error.name)
+        raise ResourceError(
+            f"MLflow cannot record in {uri}: the driver of this database is not installed ({one_line(error)}). Expected it: "
+            f"pip install '{driver}', or choose another store with tracking.uri=sqlite:///<file>. Finished steps are kept."
+        ) from error
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise ResourceError(
             f"MLflow cannot record in {uri}{via_proxy(uri)} ({one_line(error)}). Expected a store that can be reached and written: start "
             "the server, make the file writable, or choose another one with tracking.uri=sqlite:///<file>. Finished steps are kept."

@@ -190,6 +190,11 @@ def team_remote(params: PathSections, given: str | None) -> Remote:
             f"DVC has no remote {given or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
             "dvc remote add --default team <folder or URL>."
         ) from error
+    except ImportError as error:
+        raise UsageError(
+            f"The remote {wanted} of DVC needs a package that is not installed ({error}): pip install 'mgaa[s3]' for S3, 'mgaa[ssh]' for "
+            "SSH, and for others what DVC names."
+        ) from error
     except Exception as error:  # each client has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ResourceError(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -261,6 +262,21 @@ def test_a_server_that_does_not_answer_is_refused_at_once_and_its_password_is_no
         raise AssertionError("the work has begun")
     assert "http://***@127.0.0.1:9" in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "module", "package"),
+    [("postgresql://db/runs", "psycopg2", "mgaa[postgres]"), ("mysql://db/runs", "MySQLdb", "mysqlclient")],
+)
+def test_a_driver_that_is_not_installed_is_named_with_its_command(
+    uri: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with (
+        pytest.raises(ResourceError, match=rf"MLflow cannot record in {uri}.*pip install '{re.escape(package)}'"),
+        tracked(parameters(uri)),
+    ):
+        raise AssertionError("the work has begun")
 
 
 @pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "sqlite://", "ftp://server"])

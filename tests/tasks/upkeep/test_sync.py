@@ -263,6 +263,18 @@ def test_a_remote_that_refuses_or_is_away_is_one_message(bucket: Path, tmp_path:
         push(one)
 
 
+def test_a_package_that_the_remote_needs_is_named_with_its_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in ("s3", "ssh"):
+        monkeypatch.setitem(sys.modules, f"dvc_{kind}", None)
+        one = member(tmp_path / kind, f"['remote \"team\"']\n    url = {kind}://bucket/team\n")
+        with pytest.raises(
+            UsageError, match=rf"remote team of DVC needs .*'dvc-{kind}'.*: pip install.*'mgaa\[{kind}\]'"
+        ):
+            pull(one)
+
+
 @pytest.mark.parametrize("name", ["numbers.txt", MANIFEST])
 def test_what_is_damaged_in_the_remote_gets_no_place(name: str, tmp_path: Path) -> None:
     one, two = (member(tmp_path / name, folder_remote(tmp_path / "remote")) for name in ("one", "two"))
