@@ -2,11 +2,12 @@
 
     python benchmarks/proof.py NAME=MODEL:TEXT:OTHER_TEXT [...] [--only METHOD,...] [--compressions 0.1,...] [--output proof.json]
     python benchmarks/proof.py --tables [--output proof.json]
+    python benchmarks/proof.py --cells [--output proof.json] > docs/proof.csv
 
 Of `TEXT` the first 40 % of the documents calibrate (128 windows of 256 tokens), the next 20 % are what searches validate on (200 windows),
 and the last 40 % are evaluated (256 windows drawn by seed), also by the two zero-shot tasks that are made of them, through the harness, at
 0.2 and 0.4. `OTHER_TEXT` is evaluated whole (256 windows). A text is a file, or `demo`. Models are in float32; every cell is kept in the
-output as soon as it is measured, with the loss of every window, and is not measured again: a run that was stopped goes on. Seconds are wall
+output as soon as it is measured, with the loss of every window, and is not measured again: a run that was stopped resumes. Seconds are wall
 and CPU time of one process, which include what a method shares between compressions. `benchmarks/proof_tables.py` makes the tables.
 """
 
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 
 import mgaa
 from benchmarks.proof_methods import METHODS
-from benchmarks.proof_tables import tables
+from benchmarks.proof_tables import cells_as_csv, tables
 from demo import corpus
 from demo import tasks as items
 from mgaa.checkpoints.save import twin_of
@@ -156,7 +157,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(METHODS), help="methods, in order")
     parser.add_argument("--compressions", default=",".join(map(str, COMPRESSIONS)))
     parser.add_argument("--output", type=Path, default=Path("results/proof.json"))
-    parser.add_argument("--tables", action="store_true", help="print what the output holds")
+    parser.add_argument("--tables", action="store_true", help="print overview and summary of the output")
+    parser.add_argument("--cells", action="store_true", help="print every cell of the output as CSV")
     return parser.parse_args()
 
 
@@ -183,6 +185,8 @@ def main() -> None:
             )
     if given.tables:
         print(tables(content))
+    if given.cells:
+        print(cells_as_csv(content), end="")
 
 
 if __name__ == "__main__":
