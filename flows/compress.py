@@ -23,7 +23,7 @@ from prefect import flow, unmapped
 from flows.command.runner import THREADS, open_run_store, worker_count
 from flows.parts.calibration import measure_statistics
 from flows.parts.continuations import sample_continuations
-from flows.parts.measurement import evaluation_arguments, resolve_device
+from flows.parts.measurement import ModelEvaluation, resolve_device
 from flows.parts.questions import answer_questions, check_calibration_images
 from flows.parts.rank_search import candidate_windows, preflight_groups, search_ranks
 from flows.parts.recovery import examples_of, plan_of, recover_model
@@ -48,7 +48,6 @@ from tasks.steps.collect_ranks import collect_ranks
 from tasks.steps.compress_block import compress_block
 from tasks.steps.decompose import decompose
 from tasks.steps.draw_figures import draw_figures
-from tasks.steps.evaluate import evaluate
 from tasks.steps.factorize import factorize
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
 from tasks.steps.score_channels import score_channels
@@ -76,13 +75,11 @@ def compress(parameters: Parameters) -> Results:
         if params.search.method != "none":
             candidate_windows(params, store, backbone, texts)
         check_groups(store, tokens["calibration"], factorizer, params.statistics.groups)
-        measured = evaluation_arguments(params, store, texts, tokens)
+        evaluation = ModelEvaluation.prepare(params, store, texts, tokens)
         statistics = measure_statistics(params, store, backbone, tokens["calibration"], where)
         bench = ModelBuilder(params, store, backbone, tokens["calibration"], statistics, where)
         spectra = bench.spectra() if params.statistics.inputs == "dense" else []
-        dense = Evaluated(
-            evaluate(store, backbone, **measured), answer_questions(params, store, backbone, questions, where)
-        )
+        dense = Evaluated(evaluation.metrics(backbone), answer_questions(params, store, backbone, questions, where))
         models: dict[str, Compressed] = {}
         searches = search_ranks(params, store, run, backbone, texts, statistics, spectra, wanted, where)
         for name, recipe in wanted.items():
@@ -99,7 +96,7 @@ def compress(parameters: Parameters) -> Results:
                 )
             checkpoint = assemble(store, backbone, factors)
             metrics, answers = (
-                evaluate(store, checkpoint, **measured),
+                evaluation.metrics(checkpoint),
                 answer_questions(params, store, checkpoint, questions, where),
             )
             found = searches[name].made_artifacts(store) if name in searches else []
@@ -110,7 +107,7 @@ def compress(parameters: Parameters) -> Results:
             models[UNRECOVERED] = models.pop(params.method)
             given = backbone, examples, tokens["validation"], models[UNRECOVERED]
             models[params.method] = recover_model(
-                params, store, *given, plan=plan, measured=measured, questions=questions
+                params, store, *given, plan=plan, evaluation=evaluation, questions=questions
             )
 
         sampled = {DENSE: backbone, **{name: model.checkpoint for name, model in models.items()}}

@@ -15,7 +15,7 @@ from typing import Any
 from prefect import flow
 
 from flows.command.runner import open_run_store
-from flows.parts.measurement import evaluation_arguments, resolve_device
+from flows.parts.measurement import ModelEvaluation, resolve_device
 from flows.parts.questions import answer_questions
 from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
 from tasks.artifacts.files import ANSWERS, METRICS, read_table
@@ -26,7 +26,6 @@ from tasks.cache.manifest import format_json
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.record.run_record import Span, keep_record, place_of
-from tasks.steps.evaluate import evaluate as measure
 from tasks.steps.load_backbone import architecture_digest, identify, load_model
 
 RESULT = "evaluation.json"
@@ -49,7 +48,7 @@ def evaluate_model(params: Parameters, store: Store, executions: Executions) -> 
     model = load_model(store, **given)
     texts = prepare_texts(params, store)
     tokens = prepare_tokens(params, store, model, texts, ("validation", "evaluation"))
-    metrics = measure(store, model, **evaluation_arguments(params, store, texts, tokens))
+    metrics = ModelEvaluation.prepare(params, store, texts, tokens).metrics(model)
     found = {"source": source, "revision": revision, **read_table(store, metrics, METRICS)}
     made = {"backbone": model, "texts": texts, **{f"tokens.{name}": each for name, each in tokens.items()}}
     made |= {"metrics": metrics}

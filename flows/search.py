@@ -19,7 +19,7 @@ from prefect import flow
 from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
 from flows.compress import ModelBuilder, prepare_backbone
 from flows.parts.calibration import measure_statistics
-from flows.parts.measurement import evaluation_arguments, resolve_device
+from flows.parts.measurement import ModelEvaluation, resolve_device
 from flows.parts.questions import check_calibration_images
 from flows.parts.rank_search import (
     candidate_windows,
@@ -44,7 +44,6 @@ from tasks.search.run_trial import SearchContext
 from tasks.search.study import Final, best_searches, table_of, write_study
 from tasks.search.trials import Search
 from tasks.steps.assemble import assemble
-from tasks.steps.evaluate import evaluate
 from tasks.steps.measure import measure
 from tasks.tracking.run import Run, track_run
 
@@ -97,9 +96,8 @@ def search(parameters: Parameters) -> list[Final]:
             params, store, ground, tokens["evaluation"], searches, None if mgaa.trial is None else mgaa.ranks
         )
         if params.evaluation.tasks:
-            finals = evaluate_finals(
-                bench, finals, spectra, searches, **evaluation_arguments(params, store, texts, tokens)
-            )
+            evaluation = ModelEvaluation.prepare(params, store, texts, tokens)
+            finals = evaluate_finals(bench, finals, spectra, searches, evaluation)
         write_study(params.folder / FOLDER, store, finals)
         log_study(run, store, tokens, searches, finals, executions, Effort.since(began, executions))
     return finals
@@ -169,7 +167,11 @@ def measure_finals(
 
 
 def evaluate_finals(
-    bench: ModelBuilder, finals: list[Final], spectra: list[Artifact], searches: list[Search], **how: Any
+    bench: ModelBuilder,
+    finals: list[Final],
+    spectra: list[Artifact],
+    searches: list[Search],
+    evaluation: ModelEvaluation,
 ) -> list[Final]:
     """The same with zero-shot tasks, read back from checkpoints, for the dense model, MGAA and one seed of every kind of search."""
     names = {"dense", "mgaa", *(each.name for each in best_searches(bench.store, searches))}
@@ -180,7 +182,7 @@ def evaluate_finals(
         return assemble(bench.store, bench.backbone, bench.slice_factors(spectra, ranks))
 
     return [
-        replace(final, metrics=evaluate(bench.store, model(final.ranks), **how)) if final.name in names else final
+        replace(final, metrics=evaluation.metrics(model(final.ranks))) if final.name in names else final
         for final in finals
     ]
 

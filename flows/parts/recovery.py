@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from flows.parts.measurement import resolve_device
+from flows.parts.measurement import ModelEvaluation, resolve_device
 from flows.parts.questions import answer_questions
 from flows.prepare_data import text_arguments
 from tasks.cache.artifact import Artifact, Store
@@ -11,7 +11,6 @@ from tasks.config.parameters import Parameters
 from tasks.results.publish import Compressed
 from tasks.steps.ask_examples import ask_examples
 from tasks.steps.collect_recovered import collect_recovered
-from tasks.steps.evaluate import evaluate
 from tasks.steps.make_examples import make_examples
 from tasks.steps.read_texts import source_content
 from tasks.steps.recover import recover
@@ -71,7 +70,7 @@ def recover_model(
     model: Compressed,
     *,
     plan: Mapping[str, Any],
-    measured: Mapping[str, Any],
+    evaluation: ModelEvaluation,
     questions: Artifact | None = None,
 ) -> Compressed:
     """The model after its recovery, evaluated like all others.
@@ -79,12 +78,12 @@ def recover_model(
     Args:
         validation: artifact `tokens`, by whose loss the best state is chosen.
         plan: of `plan_of`.
-        measured: arguments of `evaluate`.
+        evaluation: what it is measured on.
         questions: about images, which the model is asked again.
     """
     checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=resolve_device(params))
     ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
-    metrics = evaluate(store, checkpoint, **measured)
+    metrics = evaluation.metrics(checkpoint)
     tuned = [model.checkpoint, examples]
     answers = answer_questions(params, store, checkpoint, questions, resolve_device(params))
     kept = model.scores, tuned, model.searched

@@ -24,8 +24,10 @@ from tasks.planning.recipes import UNIFORM
 from tasks.results import report
 
 DENSE = "dense"
-EVALUATING = ("answer", "evaluate", "generate", "measure", "try_ranks")
+EVALUATING = ("answer", "evaluate", "generate", "measure", "measure_perplexity", "score_tasks", "try_ranks")
 """Steps that measure."""
+MEASUREMENTS = ("perplexity", "task_scores")
+"""Kinds of artifacts that `metrics` join; those of earlier versions have no such inputs."""
 BY_QUESTION = ("card", "answers", "caption_losses", "caption_counts")
 """What `answers` tell beside their summary."""
 UNRECOVERED = "unrecovered"
@@ -225,9 +227,17 @@ def _model(
         "model_compression": 1 - measured["parameters"] / backbone["parameters"],
         "seconds": {
             "compress": sum(store.manifest(artifact)["seconds"] for artifact in made),
-            "evaluate": sum(store.manifest(each)["seconds"] for each in (evaluated, *answers.values())),
+            "evaluate": sum(evaluation_seconds(store, each) for each in (evaluated, *answers.values())),
         },
     }
+
+
+def evaluation_seconds(store: Store, evaluated: Artifact) -> float:
+    """Seconds that an artifact `metrics` or `answers` took, with those of the measurements that it joins."""
+    manifest = store.manifest(evaluated)
+    inputs = (each for given in manifest["inputs"].values() for each in (given if isinstance(given, list) else [given]))
+    joined = [Artifact(**each) for each in inputs if each["kind"] in MEASUREMENTS]
+    return float(sum(store.manifest(each)["seconds"] for each in joined) + manifest["seconds"])
 
 
 def publish_results(

@@ -26,7 +26,7 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.cache.atomic import temporary_folder
 from tasks.cache.step import step
 from tasks.data.questions import CAPTION, questions_of, records_of
-from tasks.evaluation.protocol import protocol
+from tasks.evaluation.protocol import perplexity_table
 from tasks.steps.factorize import slice_factors
 from tasks.steps.load_backbone import backbone_model
 
@@ -62,16 +62,8 @@ def measure(
         began = time.perf_counter()
         result = perplexity(model, ids, length=length, stride=stride, batch_size=batch_size)
         seconds = time.perf_counter() - began
-        record = {
-            "perplexity": result.perplexity,
-            "nll": result.nll,
-            "nll_stderr": result.standard_error,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "bytes": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-            "card": protocol(result, card, model.dtype),
-            "losses": result.losses,
-            "counts": result.counts,
-        }
+        size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        record = perplexity_table(result, card, model, size=size)
         if questions is not None and sets:
             _, processor = backbone_model(store, backbone, device)
             record |= ask_questions(

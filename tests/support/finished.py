@@ -27,6 +27,7 @@ from tasks.steps.evaluate import evaluate
 from tasks.steps.factorize import factorize
 from tasks.steps.generate import generate
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
+from tasks.steps.measure_perplexity import measure_perplexity
 from tasks.steps.read_texts import READING, SECTIONS, read_texts, source_content
 from tasks.steps.tokenize import tokenize
 
@@ -117,21 +118,10 @@ def run(params: Parameters, store: Store) -> Results:
     ]
 
     def measure(model: Artifact) -> Artifact:
-        return evaluate.fn(
-            store,
-            model,
-            tokens["evaluation"],
-            tokens["validation"],
-            None,
-            length=16,
-            stride=None,
-            batch_size=8,
-            tasks=[],
-            limit=None,
-            tasks_folder=None,
-            tasks_content={},
-            device="cpu",
-        )
+        windows: dict[str, Any] = {"length": 16, "stride": None, "batch_size": 8, "device": "cpu"}
+        sections = tokens["evaluation"], tokens["validation"]
+        perplexities = [measure_perplexity.fn(store, model, each, **windows) for each in sections]
+        return evaluate.fn(store, *perplexities, [], tasks=[], limit=None)
 
     def compressed(level1: dict[str, Any], level2: dict[str, Any]) -> Compressed:
         target: dict[str, Any] = {"compression": 0.3, "multiple": "auto", "channels": None, "latency": None}
