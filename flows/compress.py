@@ -114,12 +114,11 @@ def compress(parameters: Parameters) -> Results:
         samples = sample_continuations(params, store, texts, sampled, where)
         results = Results(backbone, texts, tokens, statistics, spectra, dense, models, questions, warning, samples)
         figures = draw_figures(store, **figure_inputs(results))
-        published = publish_results(
-            params, store, results, figures, Effort.since(began, executions), keys_by(executions)
-        )
+        ran = executions.collect()
+        published = publish_results(params, store, results, figures, Effort.since(began, ran), keys_by(ran))
         made = results.artifacts() | {"figures": figures}
         spent = Span(started, time.perf_counter() - began)
-        record = keep_record(params, store, "compress", artifacts=made, executions=executions, spent=spent)
+        record = keep_record(params, store, "compress", artifacts=made, executions=ran, spent=spent)
         run.log(results, published, record)
     return results
 

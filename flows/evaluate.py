@@ -62,7 +62,7 @@ def evaluate_model(params: Parameters, store: Store, executions: Executions) -> 
         store,
         "evaluate",
         artifacts=made,
-        executions=executions,
+        executions=executions.collect(),
         spent=Span(started, time.perf_counter() - began),
         places=[params.results / RESULT],
         in_mlflow=False,

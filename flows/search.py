@@ -10,6 +10,7 @@ same windows.
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -33,7 +34,7 @@ from flows.parts.rank_search import (
 from flows.prepare_data import prepare_texts, prepare_tokens
 from mgaa.errors import UsageError
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import Executions, record_executions
+from tasks.cache.executions import Execution, record_executions
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import check_groups, preflight
@@ -99,7 +100,8 @@ def search(parameters: Parameters) -> list[Final]:
             evaluation = ModelEvaluation.prepare(params, store, texts, tokens)
             finals = evaluate_finals(bench, finals, spectra, searches, evaluation)
         write_study(params.folder / FOLDER, store, finals)
-        log_study(run, store, tokens, searches, finals, executions, Effort.since(began, executions))
+        ran = executions.collect()
+        log_study(run, store, tokens, searches, finals, ran, Effort.since(began, ran))
     return finals
 
 
@@ -193,7 +195,7 @@ def log_study(
     tokens: dict[str, Artifact],
     searches: list[Search],
     finals: list[Final],
-    executions: Executions,
+    executions: Sequence[Execution],
     effort: Effort,
 ) -> None:
     """Record what the study found, and its files."""

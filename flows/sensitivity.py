@@ -87,13 +87,14 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
         table = rows(store, dense, found, types)
         publish(params.folder, table)
         values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
+        ran = executions.collect()
         run.log_study(
             store,
             artifacts={"dense": dense, "measurement": [each.measurement for each in found]},
             tokens=tokens,
             numbers=values,
-            effort=Effort.since(began, executions),
-            executions=executions,
+            effort=Effort.since(began, ran),
+            executions=ran,
             places=[params.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
         )
     return found

@@ -25,7 +25,7 @@ from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifacts.files import MEASUREMENT, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import Executions, record_executions
+from tasks.cache.executions import Execution, record_executions
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.config.sections.methods import Factors
@@ -71,14 +71,15 @@ def sweep(parameters: Parameters) -> list[Outcome]:
             own = [point for point in wanted if point.backbone == bench.source]
             for outcome in run_points(params, store, bench, own):
                 name, seconds = outcome.point.name, outcome.measured.seconds if outcome.measured else 0.0
-                found[name], rows[name] = outcome, point_row(store, bench.backbone, outcome, executions)
+                found[name], rows[name] = outcome, point_row(store, bench.backbone, outcome, executions.collect())
                 given = outcome.point.coordinates()
                 run.log_child(name, given, point_metrics(rows[name]), seconds=seconds, error=outcome.error)
             for name, compared in comparisons(store, bench.dense, [found[point.name] for point in own]).items():
                 rows[name] |= compared
         outcomes = [found[point.name] for point in wanted]
         publish(params.folder, [rows[point.name] for point in wanted])
-        log_sweep(run, store, benches, outcomes, executions, Effort.since(began, executions))
+        ran = executions.collect()
+        log_sweep(run, store, benches, outcomes, ran, Effort.since(began, ran))
         raise_failures(outcomes)
     return outcomes
 
@@ -194,7 +195,7 @@ def log_sweep(
     store: Store,
     benches: Sequence[SweepContext],
     outcomes: Sequence[Outcome],
-    executions: Executions,
+    executions: Sequence[Execution],
     effort: Effort,
 ) -> None:
     """Record what all points have in common, and the files."""

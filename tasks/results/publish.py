@@ -123,7 +123,6 @@ class Effort:
     @staticmethod
     def since(began: float, executions: Sequence[Execution]) -> "Effort":
         """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
-        executions = [*executions]  # with those of the workers
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
         evaluating = [execution for execution in executions if execution.task in EVALUATING]
@@ -131,7 +130,7 @@ class Effort:
             executed=len(executions) - reused,
             reused=reused,
             wall_seconds=wall,
-            work_seconds=busy_seconds(list(executions)),
+            work_seconds=busy_seconds(executions),
             evaluate_seconds=busy_seconds(evaluating),
             peak_memory_bytes=max(peak_rss(), *(each.peak_rss for each in executions), 0),
         )

@@ -78,10 +78,12 @@ def finished_run() -> Finished:
         sets=[],
     )
     published = publish_results(
-        params, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions)
+        params, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions.collect())
     )
     made = results.artifacts() | {"figures": figures}
-    record = keep_record(params, store, "compress", artifacts=made, executions=executions, spent=Span(start, 1.0))
+    record = keep_record(
+        params, store, "compress", artifacts=made, executions=executions.collect(), spent=Span(start, 1.0)
+    )
     return Finished(params, store, results, figures, published, record)
 
 
