@@ -58,15 +58,15 @@ def anchor_block(
         "refinement": refinement,
         "measuring": measuring,
     }
-    beside = _Anchoring(anchoring, refinement, measuring)
-    with state_before(store, backbone, tokens, before, recipe, device, beside) as line:
-        found = line.anchor.compress(block, wanted)
+    anchors = _Anchoring(anchoring, refinement, measuring)
+    with state_before(store, backbone, tokens, before, recipe, device, anchors) as state:
+        found = state.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)
 
 
 @dataclass(frozen=True)
 class _Anchoring:
-    """How the factors are fitted, as the line asks for it."""
+    """How the factors are fitted: a `tasks.steps.block_state.AnchorFactory`."""
 
     anchoring: Mapping[str, Any]
     refinement: Mapping[str, Any] | None

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import parts_of
 from tasks.artifacts.files import CHANNELS, backbone_record, block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import resuming_step
-from tasks.steps.load_backbone import parts_of
 
 
 @resuming_step(kind="checkpoint")

@@ -1,7 +1,8 @@
-"""A model whose first blocks are compressed, with the calibration tokens in front of the next one: what block after block is made from.
+"""State of a sequential compression: a model whose first k blocks are compressed, and the calibration hidden states at the input of block
+k.
 
-The tokens wait in this process, and in a folder of the store, where the next process finds them; without it, it sends them through the
-blocks before once more, which gives the same bits.
+The hidden states wait in this process, and in a folder of the store, where the next process finds them; without that folder it sends the
+tokens through the blocks before once more, which gives the same bits.
 """
 
 import json
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import block_file, write_table
 from tasks.cache.artifact import Artifact, Store
@@ -24,7 +26,6 @@ from tasks.cache.manifest import digest
 from tasks.cache.placement import place_of_hidden
 from tasks.cache.stage import manifest_input
 from tasks.steps.assemble import restore_
-from tasks.steps.load_backbone import backbone_model
 
 if TYPE_CHECKING:
     from mgaa.statistics.calibration import Calibration
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class SequentialState:
-    """A model whose first blocks are compressed, with the calibration tokens in front of the next one.
+    """A model whose first blocks are compressed, with the calibration hidden states at the input of the next one.
 
     Attributes:
         key: what all of it depends on, but the factors.
@@ -51,6 +52,10 @@ class SequentialState:
     anchor: Any
     folder: Path
     lock: FileLock
+
+    def leads_to(self, key: tuple[Any, ...], before: Sequence[Artifact]) -> bool:
+        """Whether the blocks `before` begin with those that the tokens have passed."""
+        return self.key == key and self.before == tuple(before[: len(self.before)])
 
     def advance(self, block: int) -> None:
         """Send the tokens through this block."""
@@ -76,9 +81,24 @@ class AnchorFactory(Protocol):
         """`mgaa.anchoring.anchoring.Anchor` of these."""
 
 
-_one_at_a_time = Lock()
-_line: list[SequentialState] = []
-"""The line that this process has, if any."""
+class StateSlot:
+    """The state that a process keeps from one block to the next; whoever takes it holds the `lock`."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._state: SequentialState | None = None
+
+    def take(self, key: tuple[Any, ...], before: Sequence[Artifact]) -> SequentialState | None:
+        """The state, if the blocks `before` continue it. Any other is dropped, because a new one may need its folder."""
+        state, self._state = self._state, None
+        return state if state is not None and state.leads_to(key, before) else None
+
+    def keep(self, state: SequentialState) -> None:
+        """Keep the state for the next block."""
+        self._state = state
+
+
+_slot = StateSlot()
 _BEFORE = "before.json"
 
 
@@ -90,44 +110,40 @@ def state_before(
     before: Sequence[Artifact],
     recipe: Mapping[str, Any],
     device: str,
-    beside: AnchorFactory | None = None,
+    anchors: AnchorFactory | None = None,
 ) -> Iterator[SequentialState]:
-    """The line behind these compressed blocks: the one of this process as far as it goes, else that of a killed process, else one from
-    the start.
+    """The state behind these compressed blocks: that of this process as far as it goes, else that of a killed process, else one from the
+    start.
 
     It is dropped where something fails in this block, and behind the last block of the model.
 
     Args:
         recipe: how the blocks are measured and compressed.
-        beside: how it is fitted to the backbone, which the tokens then pass as well.
+        anchors: how the model is fitted to the backbone, which the tokens then pass as well.
     """
     from mgaa.blocks.offload import load_block
     from mgaa.blocks.resume import atomic_file
     from mgaa.models.architectures import decoder_blocks
 
     key = (store, backbone, tokens, digest(recipe), device)
-    with _one_at_a_time:
-        line = _line.pop() if _line else None
-        if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
-            line = None  # before another one starts, for its folder may be the same
-        if line is None:
-            line = start_state(key, before, recipe["measuring"], beside)
-        for block in range(len(line.before), len(before)):
-            line.before = tuple(before[: block + 1])
-            with atomic_file(line.folder / _BEFORE) as draft:
-                write_table(draft, [each.digest for each in line.before])
-            with load_block(decoder_blocks(line.model)[block]):
-                restore_(line.model, block, store.folder(before[block]) / block_file(block))
-                line.advance(block)
-        yield line
-        if len(before) + 1 < len(line.calibration):
-            _line.append(line)
+    with _slot.lock:
+        state = _slot.take(key, before) or start_state(key, before, recipe["measuring"], anchors)
+        for block in range(len(state.before), len(before)):
+            state.before = tuple(before[: block + 1])
+            with atomic_file(state.folder / _BEFORE) as draft:
+                write_table(draft, [each.digest for each in state.before])
+            with load_block(decoder_blocks(state.model)[block]):
+                restore_(state.model, block, store.folder(before[block]) / block_file(block))
+                state.advance(block)
+        yield state
+        if len(before) + 1 < len(state.calibration):
+            _slot.keep(state)
         else:
-            line.close()
+            state.close()
 
 
 def start_state(
-    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], beside: AnchorFactory | None = None
+    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], anchors: AnchorFactory | None = None
 ) -> SequentialState:
     """Before the first block, or behind those that a killed process has passed with the same factors.
 
@@ -142,7 +158,7 @@ def start_state(
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
     size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
-    place = place_of_hidden(device, size if beside is None else beside.waiting(model, prompts.tokens))
+    place = place_of_hidden(device, size if anchors is None else anchors.waiting(model, prompts.tokens))
     name = f"line-{digest([manifest_input(backbone), manifest_input(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     resume_folder(folder)
@@ -156,12 +172,12 @@ def start_state(
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
     anchor = None
-    if beside is not None:
+    if anchors is not None:
         twin = twin_of(whole)  # watched, which other steps must not see
         dense = calibration(twin, "dense")
         for block in range(dense.passed, found.passed):
             dense.advance(block)
-        anchor = beside.anchor(twin, model, dense, found, remember=place == "device")
+        anchor = anchors.anchor(twin, model, dense, found, remember=place == "device")
     return SequentialState(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
 
 
@@ -175,7 +191,7 @@ def read_passed_factors(folder: Path) -> list[str]:
 
 
 def own_folder(store: Store, name: str) -> tuple[Path, FileLock]:
-    """The folder of that name, or, while another process has a line there, one that nobody else has."""
+    """The folder of that name, or, while another process has a state there, one that nobody else has."""
     locks = store.path / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     places = (name, f"{name}-{os.getpid()}-{secrets.token_hex(4)}")

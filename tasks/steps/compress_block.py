@@ -78,11 +78,11 @@ def compress_block(
         "measuring": measuring,
     }
     with (
-        state_before(store, backbone, tokens, before, recipe, device) as line,
-        load_block(decoder_blocks(line.model)[block]),
+        state_before(store, backbone, tokens, before, recipe, device) as state,
+        load_block(decoder_blocks(state.model)[block]),
     ):
-        statistics = line.calibration.statistics(block)
-        found = compress(line.model, block, statistics, matrices, given, target, *chosen, spent=spent)
+        statistics = state.calibration.statistics(block)
+        found = compress(state.model, block, statistics, matrices, given, target, *chosen, spent=spent)
     write_factors(out / block_file(block), found.factors, found.kept)
     save_energies(found.spectra, out / energy_file(block))
     if found.scores:

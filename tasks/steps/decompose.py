@@ -6,10 +6,10 @@ Mapped over the blocks: each is an artifact of its own, so that a killed run goe
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_block
 from tasks.artifacts.files import backbone_matrices, block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_block
 
 
 @step(kind="spectra", methods={"method": "mgaa.factors"}, task_run_name="decompose-{block}")

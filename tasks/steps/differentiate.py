@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import place_of_hidden
 from tasks.cache.step import resuming_step
-from tasks.steps.load_backbone import backbone_model
 from tasks.steps.resumable_calibration import collect_blocks
 
 

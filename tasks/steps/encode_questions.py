@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_processor
 from tasks.artifacts.files import CARD, PROMPTS, backbone_record, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data.questions import questions_of
-from tasks.steps.load_backbone import backbone_processor
 
 
 @step(kind="tokens", task_run_name="encode_questions-{section}")

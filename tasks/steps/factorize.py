@@ -5,10 +5,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.artifacts.backbone import backbone_block
 from tasks.artifacts.files import CHANNELS, RANKS, backbone_matrices, block_file, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_block
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.files import REFERENCE, token_windows
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_model
 
 
 @step(kind="reference")

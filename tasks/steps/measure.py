@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.files import (
     MEASUREMENT,
     RANKS,
@@ -28,7 +29,6 @@ from tasks.cache.step import step
 from tasks.data.questions import CAPTION, questions_of, records_of
 from tasks.evaluation.protocol import perplexity_table
 from tasks.steps.factorize import slice_factors
-from tasks.steps.load_backbone import backbone_model
 
 
 @step(kind="measurement")

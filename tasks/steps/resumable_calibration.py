@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.artifacts.backbone import backbone_model, parts_of
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import place_of_hidden
-from tasks.steps.load_backbone import backbone_model, parts_of
 
 if TYPE_CHECKING:
     from mgaa.statistics.calibration import Calibration

@@ -8,8 +8,9 @@ import pytest
 
 from flows.evaluate import evaluate
 from mgaa.errors import NumericalError
+from tasks.artifacts.backbone import backbone_model
 from tasks.cache.artifact import Store
-from tasks.steps.load_backbone import architecture_digest, backbone_model, identify, load_backbone
+from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
 from tests.support.laboratory import Outcome, TinyProject, change, write_other_model
 
 Lab = tuple[TinyProject, Outcome]

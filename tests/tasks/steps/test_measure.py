@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mgaa.models.lowrank import low_rank_layers
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.files import MEASUREMENT, METRICS, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.steps.load_backbone import backbone_model
 from tasks.steps.measure import measure
 from tests.support.finished import Finished, finished_run
 
