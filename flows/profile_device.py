@@ -9,7 +9,7 @@ and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.p
 
 import sys
 
-from flows.parts.measurement import resolve_device
+from flows.parts.device import resolve_device
 from tasks.cache.atomic import place_files
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters

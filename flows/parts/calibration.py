@@ -7,8 +7,8 @@ from typing import Any
 
 from prefect import unmapped
 
-from tasks.cache.artifact import Artifact, Store
-from tasks.config.parameters import Parameters
+from flows.parts.inputs import Inputs
+from tasks.cache.artifact import Artifact
 from tasks.planning.preflight import check_gradients
 from tasks.steps.calibrate import calibrate
 from tasks.steps.calibrate_share import calibrate_share
@@ -16,26 +16,25 @@ from tasks.steps.differentiate import differentiate
 from tasks.steps.merge_shares import merge_shares
 
 
-def measure_statistics(params: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str) -> Artifact:
+def measure_statistics(inputs: Inputs) -> Artifact:
     """The artifact `statistics` of the calibration tokens.
 
     Raises:
         UsageError: more shares than the sequences can be cut into, or gradients that cannot be measured.
     """
-    if not params.statistics.gradients:
-        return measure_without_gradients(params, store, backbone, tokens, device)
+    given = inputs.params.statistics
+    if not given.gradients:
+        return measure_without_gradients(inputs)
+    store, backbone, tokens = inputs.store, inputs.backbone, inputs.tokens["calibration"]
     check_gradients(store, backbone, tokens)
-    statistics = measure_without_gradients(params, store, backbone, tokens, device)
-    found: Artifact = differentiate(
-        store, backbone, tokens, statistics, batch_size=params.statistics.batch_size, device=device
-    )
-    return found
+    statistics = measure_without_gradients(inputs)
+    return differentiate(store, backbone, tokens, statistics, batch_size=given.batch_size, device=inputs.device)
 
 
-def measure_without_gradients(
-    params: Parameters, store: Store, backbone: Artifact, tokens: Artifact, device: str
-) -> Artifact:
-    """The same without gradients."""
+def measure_without_gradients(inputs: Inputs) -> Artifact:
+    """The statistics without gradients."""
+    params, store, backbone = inputs.params, inputs.store, inputs.backbone
+    tokens, device = inputs.tokens["calibration"], inputs.device
     given = params.statistics.model_dump(exclude={"shards", "gradients"})
     shards = params.statistics.shards
     if shards == 1:

@@ -1,8 +1,8 @@
 """The part of `flows.compress` that asks a model that sees: questions about images, for exact match, and captions, for perplexity."""
 
 import logging
-from typing import Any
 
+from flows.parts.inputs import Inputs
 from mgaa.errors import UsageError
 from tasks.artifacts.files import backbone_record
 from tasks.cache.artifact import Artifact, Store
@@ -34,17 +34,20 @@ def check_calibration_images(params: Parameters, store: Store, backbone: Artifac
     return None
 
 
-def answer_questions(
-    params: Parameters, store: Store, model: Artifact, questions: Artifact | None, device: str
-) -> dict[str, Artifact]:
+def answer_questions(inputs: Inputs, model: Artifact) -> dict[str, Artifact]:
     """The artifact `answers` of a model for every set of questions."""
-    given: dict[str, Any] = {
-        "batch_size": params.evaluation.batch_size,
-        "max_new_tokens": params.evaluation.answer_tokens,
-        "device": device,
-    }
+    if inputs.questions is None:
+        return {}
+    given = inputs.params.evaluation
     return {
-        each.name: answer(store, model, questions, section=f"questions.{each.name}", **given)
-        for each in params.data.questions
-        if questions is not None
+        each.name: answer(
+            inputs.store,
+            model,
+            inputs.questions,
+            section=f"questions.{each.name}",
+            batch_size=given.batch_size,
+            max_new_tokens=given.answer_tokens,
+            device=inputs.device,
+        )
+        for each in inputs.params.data.questions
     }

@@ -1,10 +1,12 @@
 """The part of `flows.compress` that tunes the compressed checkpoint, so that what is left of the model makes up for what is gone."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from flows.parts.measurement import ModelEvaluation, resolve_device
-from flows.parts.questions import answer_questions
+from flows.parts.device import resolve_device
+from flows.parts.evaluation import ModelEvaluation
+from flows.parts.prepared import Prepared
 from flows.prepare_data import text_arguments
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
@@ -62,29 +64,22 @@ def examples_of(
 
 
 def recover_model(
-    params: Parameters,
-    store: Store,
-    backbone: Artifact,
+    prepared: Prepared,
+    evaluation: ModelEvaluation,
     examples: Artifact,
-    validation: Artifact,
     model: Compressed,
     *,
     plan: Mapping[str, Any],
-    evaluation: ModelEvaluation,
-    questions: Artifact | None = None,
 ) -> Compressed:
-    """The model after its recovery, evaluated like all others.
+    """The model after its recovery, evaluated like all others; the loss on the validation tokens chooses its best state.
 
     Args:
-        validation: artifact `tokens`, by whose loss the best state is chosen.
         plan: of `plan_of`.
-        evaluation: what it is measured on.
-        questions: about images, which the model is asked again.
     """
-    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=resolve_device(params))
-    ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
-    metrics = evaluation.metrics(checkpoint)
-    tuned = [model.checkpoint, examples]
-    answers = answer_questions(params, store, checkpoint, questions, resolve_device(params))
-    kept = model.scores, tuned, model.searched
-    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, *kept, answers)
+    store, validation = prepared.store, prepared.tokens["validation"]
+    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=prepared.device)
+    ranks = collect_recovered(store, prepared.backbone, model.ranks, checkpoint)
+    tuned, evaluated = [model.checkpoint, examples], evaluation.evaluate(checkpoint)
+    return replace(
+        model, ranks=ranks, checkpoint=checkpoint, metrics=evaluated.metrics, untuned=tuned, answers=evaluated.answers
+    )

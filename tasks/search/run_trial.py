@@ -49,17 +49,17 @@ class TrialResult:
 
 
 @plain_task(name="run_trial", task_run_name="{name}")
-def run_trial(store: Store, name: str, point: list[float], ground: SearchContext, threads: int) -> TrialResult:
+def run_trial(store: Store, name: str, point: list[float], context: SearchContext, threads: int) -> TrialResult:
     """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
     import torch
 
     began = time.perf_counter()
     torch.set_num_threads(threads)
-    given: dict[str, Any] = {"point": point, "space": ground.space, "multiple": ground.multiple}
+    given: dict[str, Any] = {"point": point, "space": context.space, "multiple": context.multiple}
     try:
-        ranks = allocate_point.fn(store, ground.backbone, ground.spectra, **given)
-        shared = ground.backbone, ground.windows, ground.reference, ground.spectra
-        trial = try_ranks.fn(store, *shared, ranks, **ground.measured)
+        ranks = allocate_point.fn(store, context.backbone, context.spectra, **given)
+        shared = context.backbone, context.windows, context.reference, context.spectra
+        trial = try_ranks.fn(store, *shared, ranks, **context.measured)
     except NumericalError as error:
         forget_failure(error)
         return TrialResult(None, None, time.perf_counter() - began, error)

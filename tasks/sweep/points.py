@@ -42,6 +42,11 @@ class Point:
         return Recipe(self.compression, self.ranks.multiple, ratios, ranks, latency=self.ranks.latency)
 
     @property
+    def factorizer(self) -> tuple[str, dict[str, Any]]:
+        """The name of the factorizer, and its options."""
+        return self.factors.method, self.factors.options
+
+    @property
     def is_uniform(self) -> bool:
         """Whether both levels are uniform."""
         return self.ratios.method == self.ranks.method == UNIFORM

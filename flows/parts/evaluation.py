@@ -1,12 +1,12 @@
-"""The part of every flow that measures models: where it computes, and what every model is measured on."""
+"""The part of the flows that measures models: what every model is measured on, and how."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flows.parts.inputs import Inputs
+from flows.parts.questions import answer_questions
 from tasks.artifacts.models import share_models
-from tasks.cache.artifact import Artifact, Store
-from tasks.cache.placement import Placement
-from tasks.config.parameters import Parameters
+from tasks.cache.artifact import Artifact
+from tasks.results.publish import Evaluated
 from tasks.steps.evaluate import evaluate
 from tasks.steps.make_items import make_items
 from tasks.steps.measure_perplexity import measure_perplexity
@@ -30,58 +30,57 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What every model of a run is measured on.
+    """What every model of a run is measured on: the sections `evaluation` and `validation`, zero-shot tasks, and questions."""
 
-    Attributes:
-        tokens: of the sections `evaluation` and `validation`.
-        sources: those of the tasks.
-    """
-
-    params: Parameters
-    store: Store
-    tokens: Mapping[str, Artifact]
+    inputs: Inputs
     sources: list[TaskSource]
 
     @staticmethod
-    def prepare(params: Parameters, store: Store, texts: Artifact, tokens: Mapping[str, Artifact]) -> "ModelEvaluation":
+    def prepare(inputs: Inputs) -> "ModelEvaluation":
         """Find the items of the tasks, before anything is measured.
 
         Raises:
             UsageError, InputError: as `tasks.steps.score_tasks.content_of`.
         """
-        tasks, folder, sources = params.evaluation.tasks, params.evaluation.tasks_folder, []
+        given, sources = inputs.params.evaluation, []
+        tasks, folder = given.tasks, given.tasks_folder
         if made := [task for task in tasks if not is_standard(task)]:
-            sources.append(TaskSource(made, make_items(store, texts), None, content_of(made, None)))
+            sources.append(TaskSource(made, make_items(inputs.store, inputs.texts), None, content_of(made, None)))
         if standard := [task for task in tasks if is_standard(task)]:
             sources.append(TaskSource(standard, None, folder, content_of(standard, folder)))
-        return ModelEvaluation(params, store, tokens, sources)
+        return ModelEvaluation(inputs, sources)
+
+    def evaluate(self, model: Artifact) -> Evaluated:
+        """The metrics and the answers of a model."""
+        return Evaluated(self.metrics(model), answer_questions(self.inputs, model))
 
     def metrics(self, model: Artifact) -> Artifact:
         """The artifact `metrics` of a model, which is loaded once, and only if something must be measured."""
-        given = self.params.evaluation
+        given = self.inputs.params.evaluation
         with share_models():
             perplexities = [self.perplexity(model, section) for section in ("evaluation", "validation")]
             scores = [self.task_scores(model, source) for source in self.sources]
-        return evaluate(self.store, *perplexities, scores, tasks=given.tasks, limit=given.limit)
+        return evaluate(self.inputs.store, *perplexities, scores, tasks=given.tasks, limit=given.limit)
 
     def perplexity(self, model: Artifact, section: str) -> Artifact:
         """The artifact `perplexity` of a model on one section."""
-        texts = getattr(self.params.data, section)
+        params = self.inputs.params
+        texts = getattr(params.data, section)
         return measure_perplexity(
-            self.store,
+            self.inputs.store,
             model,
-            self.tokens[section],
+            self.inputs.tokens[section],
             length=texts.length,
             stride=getattr(texts, "stride", None),
-            batch_size=self.params.evaluation.batch_size,
-            device=resolve_device(self.params),
+            batch_size=params.evaluation.batch_size,
+            device=self.inputs.device,
         )
 
     def task_scores(self, model: Artifact, source: TaskSource) -> Artifact:
         """The artifact `task_scores` of a model."""
-        given = self.params.evaluation
+        given = self.inputs.params.evaluation
         return score_tasks(
-            self.store,
+            self.inputs.store,
             model,
             source.items,
             tasks=source.tasks,
@@ -89,15 +88,5 @@ class ModelEvaluation:
             batch_size=given.batch_size,
             folder=source.folder,
             content=source.content,
-            device=resolve_device(self.params),
+            device=self.inputs.device,
         )
-
-
-def resolve_device(params: Parameters) -> Placement:
-    """Where to compute: `auto` is CUDA where there is one."""
-    import torch
-
-    found = params.backbone.device
-    if found == "auto":
-        found = "cuda" if torch.cuda.is_available() else "cpu"
-    return Placement(found, params.backbone.stream, params.backbone.hidden)
