@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.factors import write_factors
 from tasks.artifacts.files import RANKS, backbone_matrices, block_file, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.block_state import state_before
-from tasks.steps.factorize import write_factors
 
 
 @step(kind="factors", methods={"method": "mgaa.factors"}, task_run_name="anchor_block-{block}")

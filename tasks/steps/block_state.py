@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 
 from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.calibration_input import sequences_of
+from tasks.artifacts.factors import restore_
 from tasks.artifacts.files import block_file, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import digest
 from tasks.cache.placement import place_of_hidden
 from tasks.cache.stage import manifest_input
-from tasks.steps.assemble import restore_
 
 if TYPE_CHECKING:
     from mgaa.statistics.calibration import Calibration

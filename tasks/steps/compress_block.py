@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.factors import write_factors
 from tasks.artifacts.files import (
     RANKS,
     RATIOS,
@@ -23,7 +24,6 @@ from tasks.artifacts.ladders import latency_of, pruning_of
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.block_state import state_before
-from tasks.steps.factorize import write_factors
 
 
 @step(

@@ -7,28 +7,21 @@ kernels, which may depend on the number of threads. The losses of all windows ar
 (tasks/evaluation/bootstrap.py). Models that see are asked questions about images as well."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import groupby
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.backbone import backbone_model
+from tasks.artifacts.factors import model_at_ranks
 from tasks.artifacts.files import (
     MEASUREMENT,
-    RANKS,
-    backbone_matrices,
-    block_file,
-    read_table,
     token_stream,
     write_table,
 )
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.atomic import temporary_folder
 from tasks.cache.step import step
 from tasks.data.questions import CAPTION, questions_of, records_of
 from tasks.evaluation.protocol import perplexity_table
-from tasks.steps.factorize import slice_factors
 
 
 @step(kind="measurement")
@@ -92,41 +85,3 @@ def ask_questions(
     said = answer(model, processor, [question for _, question in pairs], **given)
     right = [is_match(each, record["answer"]) for each, (record, _) in zip(said, pairs, strict=True)]
     return {"accuracy": sum(right) / len(right), "correct": right} if right else {}
-
-
-@contextmanager
-def model_at_ranks(
-    store: Store, backbone: Artifact, spectra: Sequence[Artifact], ranks: Artifact | None, device: str, *, scratch: Path
-) -> Iterator[Any]:
-    """The backbone with the factors of all blocks at `ranks`, or as it is; what the process shares stays as it is.
-
-    Args:
-        scratch: a folder on a disk that has room for a compressed model.
-    """
-    from mgaa.blocks.offload import is_offloaded
-    from mgaa.checkpoints.save import apply_factors, fill_blockwise, load, twin_of
-    from mgaa.models.architectures import decoder_blocks
-
-    model, processor = backbone_model(store, backbone, device)
-    if ranks is None:
-        yield twin_of(model)
-        return
-    outcome, twin = read_table(store, ranks, RANKS), twin_of(model)
-    inside = {
-        block: [*group] for block, group in groupby(backbone_matrices(store, backbone), key=lambda matrix: matrix.block)
-    }
-
-    def change(block: int) -> None:
-        place = store.folder(spectra[block]) / block_file(block)
-        apply_factors(twin, slice_factors(twin, inside[block], outcome, place, device))
-
-    if not is_offloaded(twin):
-        for block in inside:
-            change(block)
-        yield twin
-        return
-    with temporary_folder(scratch) as folder:
-        for block in range(len(decoder_blocks(twin)), len(inside)):
-            change(block)  # of a vision tower or a projector, which are in memory
-        fill_blockwise(twin, processor, folder / "model", change=change)
-        yield load(folder / "model", device=str(device), stream=True)[0]
