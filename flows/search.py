@@ -18,7 +18,7 @@ from typing import Any
 from prefect import flow
 
 from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
-from flows.parts.evaluation import ModelEvaluation
+from flows.parts.evaluation import ModelEvaluation, windows_of
 from flows.parts.inputs import factorizer_of, prepare_backbone, prepare_inputs
 from flows.parts.models import slice_factors
 from flows.parts.prepared import Prepared, measure_calibration
@@ -131,20 +131,22 @@ def search_arguments(method: str, groups: int, start: str, seed: int) -> dict[st
 
 def measure_finals(prepared: Prepared, searches: list[Search], mgaa: Artifact | None) -> list[Final]:
     """The dense model, MGAA if it could be measured, and the best allocation of every search on the evaluation text."""
-    params, store, texts = prepared.params, prepared.store, prepared.params.data.evaluation
-    shared: dict[str, Any] = {
-        "length": texts.length,
-        "stride": texts.stride,
-        "batch_size": params.evaluation.batch_size,
-        "device": prepared.device,
-    }
-    backbone, tokens = prepared.backbone, prepared.tokens["evaluation"]
+    params, store, backbone = prepared.params, prepared.store, prepared.backbone
+    tokens, windows = prepared.tokens["evaluation"], windows_of(params, "evaluation")
     wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None)]
     wanted += [] if mgaa is None else [("mgaa", None, mgaa)]
     wanted += [(each.name, each, each.best) for each in searches]
     with limit_threads(worker_count(params)):
         futures = [
-            measure.submit(store, backbone, tokens, prepared.spectra if ranks else [], ranks, **shared)
+            measure.submit(
+                store,
+                backbone,
+                tokens,
+                prepared.spectra if ranks else [],
+                ranks,
+                windows=windows,
+                device=prepared.device,
+            )
             for _, _, ranks in wanted
         ]
         return [

@@ -21,6 +21,7 @@ from flows.prepare_data import prepare_texts
 from flows.show import PLAIN
 from mgaa.errors import UsageError
 from tasks.artifacts.files import backbone_matrices
+from tasks.artifacts.specs import WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import record_executions
 from tasks.config.outputs import Output, check_outputs
@@ -70,16 +71,17 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
             prepare_inputs(params, store, backbone, texts, sections=sections, factorizers=[factorizer])
         )
         validation = prepared.tokens["validation"]
-        windows: dict[str, Any] = {"length": params.data.validation.length, "stride": None, "device": prepared.device}
-        windows["batch_size"] = params.evaluation.batch_size
-        dense = measure(store, backbone, validation, [], None, **windows)
+        windows, device = WindowSpec(params.data.validation.length, None, params.evaluation.batch_size), prepared.device
+        dense = measure(store, backbone, validation, [], None, windows=windows, device=device)
         same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone)}
         same["spectra"] = unmapped(prepared.spectra)
         with limit_threads(worker_count(params)):
             ranks = allocate_point.map(
                 space=spaces, point=unmapped(ANY), multiple=params.ranks.multiple, **same
             ).result()
-            measured = measure.map(ranks=ranks, tokens=unmapped(validation), **windows, **same).result()
+            measured = measure.map(
+                ranks=ranks, tokens=unmapped(validation), windows=windows, device=device, **same
+            ).result()
         found = [
             TypeResult(*each)
             for each in zip((n for n, _ in wanted), (f for _, f in wanted), ranks, measured, strict=True)

@@ -19,13 +19,14 @@ from prefect.futures import PrefectFuture, as_completed
 
 from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
 from flows.parts.calibration import measure_statistics
-from flows.parts.device import resolve_device
+from flows.parts.evaluation import windows_of
 from flows.parts.inputs import Inputs, prepare_inputs
 from flows.parts.prepared import start_decomposition
 from flows.parts.questions import check_calibration_images
 from flows.prepare_data import prepare_questions, prepare_texts
 from mgaa.errors import MgaaError, UsageError
 from tasks.artifacts.files import MEASUREMENT, read_table
+from tasks.artifacts.specs import QuestionSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Execution, record_executions
 from tasks.config.outputs import Output, check_outputs
@@ -37,20 +38,19 @@ from tasks.steps.load_backbone import architecture_digest, identify, load_backbo
 from tasks.steps.measure import measure
 from tasks.sweep.points import Outcome, Point, PointMeasurement, backbone_place, sweep_points
 from tasks.sweep.publish import NAME, SUFFIXES, publish
-from tasks.sweep.run_point import run_point
+from tasks.sweep.run_point import PointContext, run_point
 from tasks.sweep.table import comparisons, point_metrics, point_row
 from tasks.tracking.run import Run, track_run
 
 
 @dataclass(frozen=True)
 class SweepContext:
-    """One backbone with what all its points share; `windows` are the plain arguments of `measure`."""
+    """One backbone with what all its points share; `dense` is its own measurement."""
 
     source: Source
     inputs: Inputs
-    windows: dict[str, Any]
+    points: PointContext
     dense: Artifact
-    statistics: Artifact
 
 
 @flow(name="sweep", task_runner=THREADS, validate_parameters=False)
@@ -139,26 +139,18 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
         )
         for source, backbone in backbones.items()
     }
-    measured_on = getattr(params.data, split)
-    windows = {
-        "length": measured_on.length,
-        "stride": getattr(measured_on, "stride", None),
-        "batch_size": params.evaluation.batch_size,
-        "questions": questions,
-        "sets": [each.name for each in params.data.questions],
-        "answer_tokens": params.evaluation.answer_tokens,
-        "device": resolve_device(params),
-    }
-    return [
-        SweepContext(
-            source,
-            given,
-            windows,
-            dense=measure(store, given.backbone, given.tokens[split], [], None, **windows),
-            statistics=measure_statistics(given),
-        )
-        for source, given in inputs.items()
-    ]
+    return [measure_dense(source, each) for source, each in inputs.items()]
+
+
+def measure_dense(source: Source, inputs: Inputs) -> SweepContext:
+    """The backbone measured as it is, and its statistics."""
+    params, store, backbone, device = inputs.params, inputs.store, inputs.backbone, inputs.device
+    tokens, windows = inputs.tokens[params.sweep.split], windows_of(params, params.sweep.split)
+    asked = QuestionSpec([each.name for each in params.data.questions], params.evaluation.answer_tokens)
+    dense = measure(store, backbone, tokens, [], None, inputs.questions, windows=windows, asked=asked, device=device)
+    statistics = measure_statistics(inputs)
+    points = PointContext(backbone, statistics, tokens, inputs.questions, windows, asked, device)
+    return SweepContext(source, inputs, points, dense)
 
 
 def run_points(params: Parameters, store: Store, context: SweepContext, wanted: Sequence[Point]) -> Iterator[Outcome]:
@@ -166,7 +158,7 @@ def run_points(params: Parameters, store: Store, context: SweepContext, wanted: 
     groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
     with limit_threads(worker_count(params)):
         decomposing = [
-            start_decomposition(context.inputs, context.statistics, group[0].factorizer) for _, group in groups
+            start_decomposition(context.inputs, context.points.statistics, group[0].factorizer) for _, group in groups
         ]
         running: dict[PrefectFuture[PointMeasurement], Point] = {}
         for futures, (_, group) in zip(decomposing, groups, strict=True):
@@ -174,9 +166,8 @@ def run_points(params: Parameters, store: Store, context: SweepContext, wanted: 
             if errors := [each for each in spectra if isinstance(each, BaseException)]:
                 yield from (Outcome(point, None, errors[0]) for point in group)
                 continue
-            centred, tokens = adds_biases(group[0].factorizer), context.inputs.tokens[params.sweep.split]
-            shared = context.inputs.backbone, context.statistics, spectra, centred, tokens, context.windows
-            running |= {run_point.submit(store, point, *shared): point for point in group}
+            centred = adds_biases(group[0].factorizer)
+            running |= {run_point.submit(store, point, context.points, spectra, centred): point for point in group}
         for future in as_completed([*running]):
             result: Any = future.result(raise_on_failure=False)
             failed = isinstance(result, BaseException)

@@ -3,17 +3,21 @@
 With `statistics.gradients` the second moments of the gradients join them, by one worker.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from prefect import unmapped
 
 from flows.parts.inputs import Inputs
 from tasks.cache.artifact import Artifact
+from tasks.config.parameters import Parameters
 from tasks.planning.preflight import check_gradients
 from tasks.steps.calibrate import calibrate
 from tasks.steps.calibrate_share import calibrate_share
 from tasks.steps.differentiate import differentiate
 from tasks.steps.merge_shares import merge_shares
+
+if TYPE_CHECKING:
+    from mgaa.statistics.calibration import CalibrationSettings
 
 
 def measure_statistics(inputs: Inputs) -> Artifact:
@@ -33,22 +37,35 @@ def measure_statistics(inputs: Inputs) -> Artifact:
 
 def measure_without_gradients(inputs: Inputs) -> Artifact:
     """The statistics without gradients."""
-    params, store, backbone = inputs.params, inputs.store, inputs.backbone
-    tokens, device = inputs.tokens["calibration"], inputs.device
-    given = params.statistics.model_dump(exclude={"shards", "gradients"})
-    shards = params.statistics.shards
-    if shards == 1:
-        alone: Artifact = calibrate(store, backbone, tokens, **given, device=device)
-        return alone
-    del given["inputs"]
-    shared: dict[str, Any] = {
-        "store": unmapped(store),
-        "backbone": unmapped(backbone),
-        "tokens": unmapped(tokens),
-        "device": device,
-    }
-    unreached = given.pop("unreached")
-    sums = calibrate_share.map(share=[*range(shards)], shares=shards, **given, **shared).result()
-    del given["batch_size"]
-    merged: Artifact = merge_shares(store, backbone, tokens, sums, **given, unreached=unreached, device=device)
-    return merged
+    store, backbone, tokens = inputs.store, inputs.backbone, inputs.tokens["calibration"]
+    given, settings, device = inputs.params.statistics, calibration_settings(inputs.params), inputs.device
+    if given.shards == 1:
+        return calibrate(store, backbone, tokens, inputs=given.inputs, calibration=settings, device=device)
+    sums = calibrate_share.map(
+        store=unmapped(store),
+        backbone=unmapped(backbone),
+        tokens=unmapped(tokens),
+        share=[*range(given.shards)],
+        shares=given.shards,
+        groups=given.groups,
+        batch_size=given.batch_size,
+        expert_tokens=given.expert_tokens,
+        device=device,
+    ).result()
+    return merge_shares(
+        store,
+        backbone,
+        tokens,
+        sums,
+        groups=given.groups,
+        expert_tokens=given.expert_tokens,
+        unreached=given.unreached,
+        device=device,
+    )
+
+
+def calibration_settings(params: Parameters) -> "CalibrationSettings":
+    """The settings of the section `statistics`."""
+    from mgaa.statistics.calibration import CalibrationSettings
+
+    return CalibrationSettings(**params.statistics.model_dump(exclude={"inputs", "shards", "gradients"}))

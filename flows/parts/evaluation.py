@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from flows.parts.inputs import Inputs
 from flows.parts.questions import answer_questions
 from tasks.artifacts.models import share_models
+from tasks.artifacts.specs import TaskSpec, WindowSpec
 from tasks.cache.artifact import Artifact
+from tasks.config.parameters import Parameters
 from tasks.results.publish import Evaluated
 from tasks.steps.evaluate import evaluate
 from tasks.steps.make_items import make_items
@@ -15,17 +17,10 @@ from tasks.steps.score_tasks import content_of, is_standard, score_tasks
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Zero-shot tasks whose items lie together.
+    """Zero-shot tasks with their items; null where those lie in a folder."""
 
-    Attributes:
-        items: made from the evaluation texts; null where they lie in `folder`.
-        content: sha256 of every file that the tasks depend on.
-    """
-
-    tasks: list[str]
+    tasks: TaskSpec
     items: Artifact | None
-    folder: str | None
-    content: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -43,11 +38,15 @@ class ModelEvaluation:
             UsageError, InputError: as `tasks.steps.score_tasks.content_of`.
         """
         given, sources = inputs.params.evaluation, []
-        tasks, folder = given.tasks, given.tasks_folder
-        if made := [task for task in tasks if not is_standard(task)]:
-            sources.append(TaskSource(made, make_items(inputs.store, inputs.texts), None, content_of(made, None)))
-        if standard := [task for task in tasks if is_standard(task)]:
-            sources.append(TaskSource(standard, None, folder, content_of(standard, folder)))
+
+        def spec(tasks: list[str], folder: str | None) -> TaskSpec:
+            return TaskSpec(tasks, given.limit, given.batch_size, folder, content_of(tasks, folder))
+
+        if made := [task for task in given.tasks if not is_standard(task)]:
+            items = make_items(inputs.store, inputs.texts)
+            sources.append(TaskSource(spec(made, None), items))
+        if standard := [task for task in given.tasks if is_standard(task)]:
+            sources.append(TaskSource(spec(standard, given.tasks_folder), None))
         return ModelEvaluation(inputs, sources)
 
     def evaluate(self, model: Artifact) -> Evaluated:
@@ -59,34 +58,20 @@ class ModelEvaluation:
         given = self.inputs.params.evaluation
         with share_models():
             perplexities = [self.perplexity(model, section) for section in ("evaluation", "validation")]
-            scores = [self.task_scores(model, source) for source in self.sources]
+            scores = [
+                score_tasks(self.inputs.store, model, each.items, chosen=each.tasks, device=self.inputs.device)
+                for each in self.sources
+            ]
         return evaluate(self.inputs.store, *perplexities, scores, tasks=given.tasks, limit=given.limit)
 
     def perplexity(self, model: Artifact, section: str) -> Artifact:
         """The artifact `perplexity` of a model on one section."""
-        params = self.inputs.params
-        texts = getattr(params.data, section)
-        return measure_perplexity(
-            self.inputs.store,
-            model,
-            self.inputs.tokens[section],
-            length=texts.length,
-            stride=getattr(texts, "stride", None),
-            batch_size=params.evaluation.batch_size,
-            device=self.inputs.device,
-        )
+        windows = windows_of(self.inputs.params, section)
+        tokens, device = self.inputs.tokens[section], self.inputs.device
+        return measure_perplexity(self.inputs.store, model, tokens, windows=windows, device=device)
 
-    def task_scores(self, model: Artifact, source: TaskSource) -> Artifact:
-        """The artifact `task_scores` of a model."""
-        given = self.inputs.params.evaluation
-        return score_tasks(
-            self.inputs.store,
-            model,
-            source.items,
-            tasks=source.tasks,
-            limit=given.limit,
-            batch_size=given.batch_size,
-            folder=source.folder,
-            content=source.content,
-            device=self.inputs.device,
-        )
+
+def windows_of(params: Parameters, section: str) -> WindowSpec:
+    """The windows that the perplexity of a section is measured on."""
+    texts = getattr(params.data, section)
+    return WindowSpec(texts.length, getattr(texts, "stride", None), params.evaluation.batch_size)

@@ -4,7 +4,7 @@ A flow loads the backbone first and checks its parameters against it, so that a 
 What the calibration measures comes next (flows/parts/prepared.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ from flows.parts.device import resolve_device
 from flows.prepare_data import prepare_tokens
 from mgaa.errors import InputError, UsageError
 from tasks.artifacts.files import backbone_record
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import Placement
 from tasks.config.parameters import Parameters
@@ -22,9 +23,6 @@ from tasks.planning.recipes import recipes
 from tasks.planning.resources import plan_run, refuse_what_cannot_fit
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
 from tasks.steps.read_texts import SECTIONS
-
-Factorizer = tuple[str, Mapping[str, Any]]
-"""The name of a factorizer, and its options."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +49,9 @@ class Inputs:
         return [*range(backbone_record(self.store, self.backbone)["blocks"])]
 
 
-def factorizer_of(params: Parameters) -> Factorizer:
+def factorizer_of(params: Parameters) -> MethodSpec:
     """The factorizer of the section `factors`."""
-    return params.factors.method, params.factors.options
+    return MethodSpec(params.factors.method, params.factors.options)
 
 
 def prepare_inputs(
@@ -64,7 +62,7 @@ def prepare_inputs(
     questions: Artifact | None = None,
     *,
     sections: Sequence[str] = SECTIONS,
-    factorizers: Iterable[Factorizer] = (),
+    factorizers: Iterable[MethodSpec] = (),
 ) -> Inputs:
     """Tokenize the data.
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from prefect import unmapped
 
+from flows.parts.calibration import calibration_settings
 from flows.parts.inputs import factorizer_of
 from flows.parts.prepared import Prepared
 from tasks.cache.artifact import Artifact
-from tasks.config.parameters import Parameters
 from tasks.planning.preflight import adds_biases
 from tasks.planning.recipes import Recipe
 from tasks.steps.allocate_ranks import allocate_ranks
@@ -24,15 +24,16 @@ Artifacts = list[Artifact]
 
 def compress_model(prepared: Prepared, recipe: Recipe) -> tuple[Artifact, Artifact, Artifacts, Artifacts]:
     """Ratios, ranks, channel scores and factors of a model; sequential compression keeps scores with the factors."""
-    level1 = recipe.level1(centred=adds_biases(factorizer_of(prepared.params)))
-    ratios = allocate_ratios(prepared.store, prepared.backbone, prepared.statistics, **level1)
+    store, backbone, statistics = prepared.store, prepared.backbone, prepared.statistics
+    centred = adds_biases(factorizer_of(prepared.params))
+    ratios = allocate_ratios(store, backbone, statistics, ratios=recipe.ratios, target=recipe.target, centred=centred)
     if not prepared.spectra:
         factors = compress_sequentially(prepared, recipe, ratios)
-        return ratios, collect_ranks(prepared.store, factors), [], factors
+        return ratios, collect_ranks(store, factors), [], factors
     scores = Artifacts()
-    if recipe.channels is not None:
-        scores = score_channels.map(statistics=unmapped(prepared.statistics), **mapped_arguments(prepared)).result()
-    ranks = allocate_ranks(prepared.store, prepared.backbone, prepared.spectra, scores, ratios, **recipe.level2)
+    if recipe.target.channels is not None:
+        scores = score_channels.map(statistics=unmapped(statistics), **mapped_arguments(prepared)).result()
+    ranks = allocate_ranks(store, backbone, prepared.spectra, scores, ratios, ranks=recipe.ranks, target=recipe.target)
     return ratios, ranks, scores, slice_factors(prepared, ranks, scores)
 
 
@@ -57,7 +58,11 @@ def slice_factors(prepared: Prepared, ranks: Artifact, scores: Sequence[Artifact
 
 def anchor_factors(prepared: Prepared, ranks: Artifact) -> Artifacts:
     """The factors of all blocks at some ranks, each fitted to the dense model behind those before it."""
+    from mgaa.anchoring.fitting import Anchoring
+    from mgaa.anchoring.refinement import Refinement
+
     params, factors = prepared.params, Artifacts()
+    tuned = params.refinement.refinement
     for block in prepared.blocks:
         step = anchor_block(
             prepared.store,
@@ -67,11 +72,10 @@ def anchor_factors(prepared: Prepared, ranks: Artifact) -> Artifacts:
             ranks,
             factors[:block],
             block=block,
-            method=params.factors.method,
-            options=params.factors.options,
-            anchoring=params.anchor.anchoring,
-            refinement=params.refinement.refinement,
-            measuring=calibration_settings(params),
+            factors=factorizer_of(params),
+            anchoring=Anchoring(**params.anchor.anchoring or {}),
+            refinement=None if tuned is None else Refinement(**tuned),
+            calibration=calibration_settings(params),
             device=prepared.device,
         )
         factors.append(step)
@@ -89,16 +93,11 @@ def compress_sequentially(prepared: Prepared, recipe: Recipe, ratios: Artifact) 
             ratios,
             factors[:block],
             block=block,
-            method=params.factors.method,
-            options=params.factors.options,
-            **recipe.block,
-            measuring=calibration_settings(params),
+            factors=factorizer_of(params),
+            ranks=recipe.ranks,
+            target=recipe.target,
+            calibration=calibration_settings(params),
             device=prepared.device,
         )
         factors.append(step)
     return factors
-
-
-def calibration_settings(params: Parameters) -> dict[str, Any]:
-    """Arguments of `mgaa.statistics.calibration.CalibrationSettings`."""
-    return params.statistics.model_dump(exclude={"inputs", "shards", "gradients"})

@@ -9,7 +9,8 @@ from prefect import unmapped
 from prefect.futures import PrefectFutureList
 
 from flows.parts.calibration import measure_statistics
-from flows.parts.inputs import Factorizer, Inputs, factorizer_of
+from flows.parts.inputs import Inputs, factorizer_of
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact
 from tasks.steps.decompose import decompose
 
@@ -34,15 +35,13 @@ def measure_calibration(inputs: Inputs) -> Prepared:
     return Prepared(**vars(inputs), statistics=statistics, spectra=spectra)
 
 
-def start_decomposition(inputs: Inputs, statistics: Artifact, factorizer: Factorizer) -> PrefectFutureList[Artifact]:
+def start_decomposition(inputs: Inputs, statistics: Artifact, factors: MethodSpec) -> PrefectFutureList[Artifact]:
     """The spectra of all blocks, on their way."""
-    method, options = factorizer
     return decompose.map(
         store=unmapped(inputs.store),
         backbone=unmapped(inputs.backbone),
         statistics=unmapped(statistics),
         block=inputs.blocks,
-        method=method,
-        options=unmapped(options),
+        factors=factors,
         device=inputs.device,
     )

@@ -17,12 +17,13 @@ from flows.parts.inputs import Inputs, factorizer_of
 from flows.parts.prepared import Prepared
 from mgaa.errors import InputError, NumericalError
 from tasks.artifacts.files import PROPOSAL, RANKS, backbone_matrices, read_table
+from tasks.artifacts.specs import WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import adds_biases, preflight_search
 from tasks.planning.recipes import RANDOM, Recipe, both_levels
 from tasks.search.publish import MgaaBaseline, publish_search
-from tasks.search.run_trial import SearchContext, TrialResult, run_trial
+from tasks.search.run_trial import SearchContext, TrialResult, measure_trial, run_trial
 from tasks.search.trials import Search, Trial, known_trials, place_of, search_identity, trial_entry
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.allocate_ranks import allocate_ranks
@@ -45,14 +46,22 @@ def prepare_context(prepared: Prepared) -> SearchContext:
     """What the searches of a run share; the space is that of `search`."""
     params, given = prepared.params, prepared.params.search
     space = {"compression": params.ratios.compression, **given.space}
-    measured: dict[str, Any] = {"batch_size": params.evaluation.batch_size, "device": prepared.device}
-    windows = candidate_windows(prepared)
+    batch_size, device, windows = params.evaluation.batch_size, prepared.device, candidate_windows(prepared)
     if given.selects:
-        windows = choose_candidates(prepared, windows, {**space, "groups": 1}, measured)
-    reference = keep_reference(prepared.store, prepared.backbone, windows, **measured) if given.divergence else None
-    measured |= {"divergence": given.divergence}
+        windows = choose_candidates(prepared, windows, {**space, "groups": 1})
+    reference = None
+    if given.divergence:
+        reference = keep_reference(prepared.store, prepared.backbone, windows, batch_size=batch_size, device=device)
     return SearchContext(
-        prepared.backbone, prepared.spectra, windows, reference, space, params.ranks.multiple, measured
+        prepared.backbone,
+        prepared.spectra,
+        windows,
+        reference,
+        space,
+        params.ranks.multiple,
+        given.divergence,
+        batch_size,
+        device,
     )
 
 
@@ -72,9 +81,7 @@ def candidate_windows(inputs: Inputs) -> Artifact:
     return found
 
 
-def choose_candidates(
-    prepared: Prepared, candidates: Artifact, space: dict[str, Any], measured: Mapping[str, Any]
-) -> Artifact:
+def choose_candidates(prepared: Prepared, candidates: Artifact, space: dict[str, Any]) -> Artifact:
     """The windows that tell random allocations apart, whatever the groups of the search are."""
     from mgaa.search.optimizer import draw_point
     from mgaa.search.space import space_of
@@ -89,8 +96,8 @@ def choose_candidates(
     }
     with limit_threads(worker_count(params)):
         ranks = allocate_point.map(point=points, space=unmapped(space), multiple=params.ranks.multiple, **same).result()
-        cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": params.data.validation.length, "stride": None}
-        futures = measure.map(ranks=ranks, **cut, **measured, **same)
+        windows = WindowSpec(params.data.validation.length, None, params.evaluation.batch_size)
+        futures = measure.map(tokens=unmapped(candidates), ranks=ranks, windows=windows, device=prepared.device, **same)
         ended: list[Any] = futures.result(raise_on_failure=False)
     if errors := [each for each in ended if isinstance(each, BaseException) and not isinstance(each, NumericalError)]:
         raise errors[0]
@@ -223,17 +230,20 @@ def kept_shares(store: Store, backbone: Artifact, ranks: Artifact) -> dict[str, 
 def allocate_both_levels(prepared: Prepared) -> tuple[Artifact, Artifact]:
     """Ratios and ranks of both levels, which need no trial."""
     store, backbone, recipe = prepared.store, prepared.backbone, both_levels(prepared.params)
-    level1 = recipe.level1(centred=adds_biases(factorizer_of(prepared.params)))
-    ratios = allocate_ratios(store, backbone, prepared.statistics, **level1)
-    return ratios, allocate_ranks(store, backbone, prepared.spectra, [], ratios, **recipe.level2)
+    centred = adds_biases(factorizer_of(prepared.params))
+    ratios = allocate_ratios(
+        store, backbone, prepared.statistics, ratios=recipe.ratios, target=recipe.target, centred=centred
+    )
+    return ratios, allocate_ranks(
+        store, backbone, prepared.spectra, [], ratios, ranks=recipe.ranks, target=recipe.target
+    )
 
 
 def measure_baseline(prepared: Prepared, context: SearchContext) -> MgaaBaseline:
     """MGAA by the sections `ratios` and `ranks`, measured like a trial."""
     ratios, ranks = allocate_both_levels(prepared)
-    shared = context.backbone, context.windows, context.reference, context.spectra
     try:
-        return MgaaBaseline(ratios, ranks, try_ranks(prepared.store, *shared, ranks, **context.measured))
+        return MgaaBaseline(ratios, ranks, measure_trial(try_ranks, prepared.store, context, ranks))
     except NumericalError as error:
         return MgaaBaseline(ratios, ranks, None, str(error))
 

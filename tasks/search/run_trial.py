@@ -6,7 +6,7 @@ lies in the point; any other error ends the search, which goes on from there whe
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ class SearchContext:
         windows: tokens of validation.
         reference: what the dense model says there; null without a divergence.
         space: arguments of `mgaa.search.space_of`.
-        measured: other arguments of `try_ranks`.
+        divergence: its weight in the objective.
     """
 
     backbone: Artifact
@@ -35,7 +35,9 @@ class SearchContext:
     reference: Artifact | None
     space: dict[str, Any]
     multiple: int | str
-    measured: dict[str, Any]
+    divergence: float
+    batch_size: int
+    device: str
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,27 @@ def run_trial(store: Store, name: str, point: list[float], context: SearchContex
 
     began = time.perf_counter()
     torch.set_num_threads(threads)
-    given: dict[str, Any] = {"point": point, "space": context.space, "multiple": context.multiple}
     try:
-        ranks = allocate_point.fn(store, context.backbone, context.spectra, **given)
-        shared = context.backbone, context.windows, context.reference, context.spectra
-        trial = try_ranks.fn(store, *shared, ranks, **context.measured)
+        ranks = allocate_point.fn(
+            store, context.backbone, context.spectra, point=point, space=context.space, multiple=context.multiple
+        )
+        trial = measure_trial(try_ranks.fn, store, context, ranks)
     except NumericalError as error:
         forget_failure(error)
         return TrialResult(None, None, time.perf_counter() - began, error)
     return TrialResult(ranks, trial, time.perf_counter() - began)
+
+
+def measure_trial(step: Callable[..., Artifact], store: Store, context: SearchContext, ranks: Artifact) -> Artifact:
+    """The objective at these ranks, by the step `try_ranks` with its engine or without."""
+    return step(
+        store,
+        context.backbone,
+        context.windows,
+        context.reference,
+        context.spectra,
+        ranks,
+        divergence=context.divergence,
+        batch_size=context.batch_size,
+        device=context.device,
+    )

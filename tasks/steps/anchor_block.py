@@ -3,19 +3,25 @@
 Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/steps/block_state.py).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.artifacts.factors import write_factors
 from tasks.artifacts.files import RANKS, backbone_matrices, block_file, read_table
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.block_state import state_before
 
+if TYPE_CHECKING:
+    from mgaa.anchoring.fitting import Anchoring
+    from mgaa.anchoring.refinement import Refinement
+    from mgaa.statistics.calibration import CalibrationSettings
 
-@step(kind="factors", methods={"method": "mgaa.factors"}, task_run_name="anchor_block-{block}")
+
+@step(kind="factors", methods={"factors": "mgaa.factors"}, task_run_name="anchor_block-{block}")
 def anchor_block(
     out: Path,
     store: Store,
@@ -26,11 +32,10 @@ def anchor_block(
     before: Sequence[Artifact],
     *,
     block: int,
-    method: str,
-    options: dict[str, Any],
-    anchoring: dict[str, Any],
-    refinement: dict[str, Any] | None,
-    measuring: dict[str, Any],
+    factors: MethodSpec,
+    anchoring: "Anchoring",
+    refinement: "Refinement | None",
+    calibration: "CalibrationSettings",
     device: str,
 ) -> None:
     """Factorize `block` stage after stage; its factors, and the weights of what stays dense.
@@ -39,9 +44,7 @@ def anchor_block(
         statistics: of the calibration, for the gradients in them.
         ranks: of the whole model.
         before: the factors of the blocks before it, in order.
-        anchoring: arguments of `mgaa.anchoring.anchoring.Anchoring`.
-        refinement: arguments of `mgaa.anchoring.refinement.Refinement`; null where nothing is tuned.
-        measuring: arguments of `mgaa.statistics.calibration.CalibrationSettings`.
+        refinement: null where nothing is tuned.
     """
     from mgaa.anchoring.fitting import FitRequest
     from mgaa.statistics.statistics import load_gradients
@@ -49,28 +52,28 @@ def anchor_block(
     inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
     outcome = read_table(store, ranks, RANKS)["matrices"]
     gradients = load_gradients(store.folder(statistics) / block_file(block), device)
-    wanted = FitRequest(inside, {m.name: outcome[m.name]["rank"] for m in inside}, (method, options), gradients)
+    factorizer = factors.method, factors.options
+    wanted = FitRequest(inside, {m.name: outcome[m.name]["rank"] for m in inside}, factorizer, gradients)
     recipe: dict[str, Any] = {
         "ranks": ranks.digest,
         "statistics": statistics.digest,
-        "factors": (method, options),
-        "anchoring": anchoring,
-        "refinement": refinement,
-        "measuring": measuring,
+        "factors": factorizer,
+        "anchoring": asdict(anchoring),
+        "refinement": None if refinement is None else asdict(refinement),
     }
-    anchors = _Anchoring(anchoring, refinement, measuring)
-    with state_before(store, backbone, tokens, before, recipe, device, anchors) as state:
+    anchors = _Anchors(anchoring, refinement, calibration)
+    with state_before(store, backbone, tokens, before, recipe, calibration, device, anchors) as state:
         found = state.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)
 
 
 @dataclass(frozen=True)
-class _Anchoring:
+class _Anchors:
     """How the factors are fitted: a `tasks.steps.block_state.AnchorFactory`."""
 
-    anchoring: Mapping[str, Any]
-    refinement: Mapping[str, Any] | None
-    measuring: Mapping[str, Any]
+    anchoring: "Anchoring"
+    refinement: "Refinement | None"
+    calibration: "CalibrationSettings"
 
     def waiting(self, model: Any, tokens: int) -> int:
         """Bytes of what waits in memory while a block is anchored."""
@@ -83,10 +86,6 @@ class _Anchoring:
     def anchor(self, backbone: Any, model: Any, dense: Any, compressed: Any, *, remember: bool) -> Any:
         """The tokens in front of both models."""
         from mgaa.anchoring.anchoring import Anchor
-        from mgaa.anchoring.fitting import Anchoring
-        from mgaa.anchoring.refinement import Refinement
-        from mgaa.statistics.calibration import CalibrationSettings
 
-        tuned = None if self.refinement is None else Refinement(**self.refinement)
-        how = (CalibrationSettings(**self.measuring), Anchoring(**self.anchoring), tuned)
+        how = self.calibration, self.anchoring, self.refinement
         return Anchor(backbone, model, dense, compressed, *how, remember=remember)

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
@@ -28,7 +28,7 @@ from tasks.cache.placement import place_of_hidden
 from tasks.cache.stage import manifest_input
 
 if TYPE_CHECKING:
-    from mgaa.statistics.calibration import Calibration
+    from mgaa.statistics.calibration import Calibration, CalibrationSettings
 
 
 @dataclass
@@ -109,6 +109,7 @@ def state_before(
     tokens: Artifact,
     before: Sequence[Artifact],
     recipe: Mapping[str, Any],
+    calibration: "CalibrationSettings",
     device: str,
     anchors: AnchorFactory | None = None,
 ) -> Iterator[SequentialState]:
@@ -118,16 +119,17 @@ def state_before(
     It is dropped where something fails in this block, and behind the last block of the model.
 
     Args:
-        recipe: how the blocks are measured and compressed.
+        recipe: how the blocks are compressed.
+        calibration: how they are measured.
         anchors: how the model is fitted to the backbone, which the tokens then pass as well.
     """
     from mgaa.blocks.offload import load_block
     from mgaa.blocks.resume import atomic_file
     from mgaa.models.architectures import decoder_blocks
 
-    key = (store, backbone, tokens, digest(recipe), device)
+    key = (store, backbone, tokens, digest({**recipe, "measuring": asdict(calibration)}), device)
     with _slot.lock:
-        state = _slot.take(key, before) or start_state(key, before, recipe["measuring"], anchors)
+        state = _slot.take(key, before) or start_state(key, before, calibration, anchors)
         for block in range(len(state.before), len(before)):
             state.before = tuple(before[: block + 1])
             with atomic_file(state.folder / _BEFORE) as draft:
@@ -143,7 +145,10 @@ def state_before(
 
 
 def start_state(
-    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], anchors: AnchorFactory | None = None
+    key: tuple[Any, ...],
+    before: Sequence[Artifact],
+    settings: "CalibrationSettings",
+    anchors: AnchorFactory | None = None,
 ) -> SequentialState:
     """Before the first block, or behind those that a killed process has passed with the same factors.
 
@@ -152,7 +157,7 @@ def start_state(
     from mgaa.blocks.resume import resume_folder
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
-    from mgaa.statistics.calibration import Calibration, CalibrationSettings
+    from mgaa.statistics.calibration import Calibration
 
     store, backbone, tokens, recipe, device = key
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
@@ -164,7 +169,7 @@ def start_state(
     resume_folder(folder)
 
     def calibration(model: Any = model, name: str = "hidden") -> "Calibration":
-        return Calibration(model, prompts, CalibrationSettings(**measuring), place=place, folder=folder / name)
+        return Calibration(model, prompts, settings, place=place, folder=folder / name)
 
     found = calibration()
     passed = read_passed_factors(folder)

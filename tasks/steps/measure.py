@@ -8,6 +8,7 @@ kernels, which may depend on the number of threads. The losses of all windows ar
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from tasks.artifacts.files import (
     token_stream,
     write_table,
 )
+from tasks.artifacts.specs import QuestionSpec, WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data.questions import CAPTION, questions_of, records_of
@@ -34,34 +36,29 @@ def measure(
     ranks: Artifact | None,
     questions: Artifact | None = None,
     *,
-    length: int,
-    stride: int | None,
-    batch_size: int,
-    sets: Sequence[str] = (),
-    answer_tokens: int = 16,
+    windows: WindowSpec,
+    asked: QuestionSpec | None = None,
     device: str,
 ) -> dict[str, Any]:
     """Measure the backbone at `ranks`, or dense where there are none; the manifest tells the seconds of the evaluation alone.
 
     Args:
         spectra: of all blocks; empty for the dense model.
-        questions: about images, of which the `sets` are asked as well, all together; with at most `answer_tokens` to an answer.
-        length, stride: of the windows, in tokens (`mgaa.evaluation.perplexity`).
+        questions: about images, of which the sets of `asked` are asked as well, all together.
     """
     from mgaa.evaluation.perplexity import perplexity
 
     ids, card = token_stream(store, tokens)
     with model_at_ranks(store, backbone, spectra, ranks, device, scratch=out.parent) as model:
         began = time.perf_counter()
-        result = perplexity(model, ids, length=length, stride=stride, batch_size=batch_size)
+        result = perplexity(model, ids, **asdict(windows))
         seconds = time.perf_counter() - began
         size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
         record = perplexity_table(result, card, model, size=size)
-        if questions is not None and sets:
+        if questions is not None and asked is not None and asked.sets:
             _, processor = backbone_model(store, backbone, device)
-            record |= ask_questions(
-                model, processor, store, questions, sets, batch_size=batch_size, max_new_tokens=answer_tokens
-            )
+            given = {"batch_size": windows.batch_size, "max_new_tokens": asked.answer_tokens}
+            record |= ask_questions(model, processor, store, questions, asked.sets, **given)
     write_table(out / MEASUREMENT, record)
     return {"evaluation_seconds": seconds}
 

@@ -11,7 +11,7 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import place_of_hidden
 
 if TYPE_CHECKING:
-    from mgaa.statistics.calibration import Calibration
+    from mgaa.statistics.calibration import Calibration, CalibrationSettings
 
 
 def start_calibrations(
@@ -19,7 +19,7 @@ def start_calibrations(
     backbone: Artifact,
     tokens: Artifact,
     unfinished: Path,
-    measuring: dict[str, Any],
+    settings: "CalibrationSettings",
     device: str,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, "Calibration"]]:
@@ -29,7 +29,7 @@ def start_calibrations(
     from mgaa.inputs.prompts import Prompts
     from mgaa.models.architectures import stacks_of
     from mgaa.statistics.accumulate import Share
-    from mgaa.statistics.calibration import Calibration, CalibrationSettings
+    from mgaa.statistics.calibration import Calibration
 
     model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
     prompts = Prompts.of(sequences_of(store, tokens))
@@ -40,7 +40,7 @@ def start_calibrations(
         waiting: dict[str, Any] = {"place": place, "folder": unfinished / f"hidden-{stack.part}"}
         yield (
             stack.first,
-            Calibration(model, prompts, CalibrationSettings(**measuring), stack=stack, share=mine, **waiting),
+            Calibration(model, prompts, settings, stack=stack, share=mine, **waiting),
         )
 
 

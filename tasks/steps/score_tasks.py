@@ -10,6 +10,7 @@ from pathlib import Path
 from mgaa.errors import UsageError
 from tasks.artifacts.files import TASK_SCORES, write_table
 from tasks.artifacts.models import load_artifact
+from tasks.artifacts.specs import TaskSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import file_digest
 from tasks.cache.step import step
@@ -23,24 +24,20 @@ def score_tasks(
     model: Artifact,
     items: Artifact | None,
     *,
-    tasks: Sequence[str],
-    limit: int | None,
-    batch_size: int,
-    folder: str | None,
-    content: dict[str, str],
+    chosen: TaskSpec,
     device: str,
 ) -> None:
     """Score a backbone or a checkpoint.
 
     Args:
         model: artifact `backbone`, `model` or `checkpoint`.
-        items: artifact `items`; null where the items lie in `folder`.
-        limit: number of items of each task, from the first; null takes all.
-        content: sha256 of every file that the tasks depend on (`content_of`).
+        items: artifact `items`; null where the items lie in a folder.
     """
     loaded, processor = load_artifact(store, model, device)
-    place = store.folder(items) if items is not None else Path(str(folder))
-    scores = zero_shot.run_tasks(loaded, processor, tasks, folder=place, limit=limit, batch_size=batch_size)
+    place = store.folder(items) if items is not None else Path(str(chosen.folder))
+    scores = zero_shot.run_tasks(
+        loaded, processor, chosen.tasks, folder=place, limit=chosen.limit, batch_size=chosen.batch_size
+    )
     write_table(out / TASK_SCORES, scores)
 
 

@@ -17,10 +17,10 @@ from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.checkpoints.ownership import MARK
 from mgaa.levels import adds_biases
 from mgaa.methods import available_methods, method_constant
+from tasks.artifacts.specs import MethodSpec, TargetSpec
 from tasks.cache import source as code
 from tasks.cache.artifact import MANIFEST, Artifact, Store
 from tasks.cache.stage import File
-from tasks.planning.recipes import Recipe
 from tasks.steps import allocate_ranks, allocate_ratios, decompose, factorize
 from tests.support.allocations import reads_file
 from tests.support.laboratory import BLOCKS, Outcome, TinyProject, documents, striking, write_model
@@ -293,7 +293,7 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
     )
     assert metrics["models"]["mgaa"]["seconds"]["evaluate"] == pytest.approx(sum(each["seconds"] for each in measured))
     assert [each["task"] for each in measured] == ["evaluate", *["measure_perplexity"] * 2, "score_tasks"]
-    assert {each["parameters"]["length"] for each in measured[1:3]} == {32}
+    assert {each["parameters"]["windows"]["length"] for each in measured[1:3]} == {32}
     assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {
         MANIFEST,
         MARK,
@@ -382,7 +382,11 @@ def test_the_stage_key_holds_the_content_of_the_file(done: TinyProject, saved: P
     assert (outcome.code, outcome.message) == (0, "")
     stages = [json.loads(path.read_bytes())["stage"] for path in done.root.glob("store/keys/*.json")]
     expected = {"path": f"sha256:{hashlib.sha256(saved.read_bytes()).hexdigest()}", "model": "uniform"}
-    assert {each["task"] for each in stages if each["parameters"].get("options") == expected} == ALLOCATED.keys()
+    options = {
+        each["task"]: [value.get("options") for value in each["parameters"].values() if isinstance(value, dict)]
+        for each in stages
+    }
+    assert {task for task, found in options.items() if expected in found} == ALLOCATED.keys()
 
 
 def test_an_allocation_of_a_base_model_is_that_of_its_chat_model(
@@ -467,7 +471,7 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     backbone, statistics = (Artifact(kind, lab.artifacts(kind)[0].name) for kind in ("backbone", "statistics"))
 
     def spectra(method: str) -> list[Artifact]:
-        shared: dict[str, Any] = {"method": method, "options": {}, "device": "cpu"}
+        shared: dict[str, Any] = {"factors": MethodSpec(method, {}), "device": "cpu"}
         return [decompose.decompose.fn(store, backbone, statistics, block=b, **shared) for b in range(BLOCKS)]
 
     return store, backbone, statistics, spectra
@@ -478,27 +482,39 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     [name for name in available_methods("factors") if not method_constant("factors", name, "GRADIENTS", False)],
 )
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
-    store, backbone, statistics, spectra = measured
-    even: dict[str, Any] = {"options": {}, "method": "uniform"}
-    recipe, centred = Recipe(0.25, "auto", {**even, "band": None}, even), adds_biases((method, {}))
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), [], ratios, **recipe.level2)
+    store, backbone, _, spectra = measured
+    even1, even2 = MethodSpec("uniform", {"band": None}), MethodSpec("uniform", {})
+    centred = adds_biases((method, {}))
+    _, ranks = allocated(measured, spectra(method), TargetSpec(0.25, "auto"), even1, even2, centred=centred)
     factors = factorize.factorize.fn(store, backbone, spectra(method)[0], None, ranks, block=0, device="cpu")
     names = load_file(store.folder(factors) / "block-0000.safetensors").keys()
     assert {name.rpartition("/")[2] for name in names} == {"A", "B"} | ({"bias"} if centred else set())
 
 
+def allocated(
+    measured: Measured,
+    spectra: list[Artifact],
+    target: TargetSpec,
+    above: MethodSpec,
+    below: MethodSpec,
+    *,
+    centred: bool,
+) -> tuple[Artifact, Artifact]:
+    store, backbone, statistics, _ = measured
+    ratios = allocate_ratios.allocate_ratios.fn(
+        store, backbone, statistics, ratios=above, target=target, centred=centred
+    )
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra, [], ratios, ranks=below, target=target)
+    return ratios, ranks
+
+
 @pytest.mark.parametrize("level1", available_methods("ratios"))
 @pytest.mark.parametrize("level2", available_methods("ranks"))
 def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured, first: Lab) -> None:
-    store, backbone, statistics, spectra = measured
+    store, _, _, spectra = measured
     file = {"path": File(first[0].root / "results" / "allocation.json")}
-    above, below = (
-        {"method": name, "options": file if reads_file(section, name) else {}}
-        for section, name in (("ratios", level1), ("ranks", level2))
-    )
-    recipe = Recipe(0.2, "auto", {**above, "band": None}, below)
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=True))
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra("afm"), [], ratios, **recipe.level2)
+    above = MethodSpec(level1, {"band": None, **(file if reads_file("ratios", level1) else {})})
+    below = MethodSpec(level2, file if reads_file("ranks", level2) else {})
+    _, ranks = allocated(measured, spectra("afm"), TargetSpec(0.2, "auto"), above, below, centred=True)
     outcome = json.loads((store.folder(ranks) / "ranks.json").read_text())
     assert 0.98 * outcome["budget"] < outcome["linear_parameters"] <= outcome["budget"]

@@ -127,6 +127,35 @@ def test_only_plain_values_are_parameters(store: Store) -> None:
         add.fn(store, [], options={"x": object()})
 
 
+@dataclass(frozen=True)
+class Method:
+    """Arguments that travel together."""
+
+    method: str
+    options: dict[str, Any]
+    file: stage.File
+
+
+def test_a_dataclass_is_a_parameter_by_its_fields(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("content")
+    method = Method("softmax", {"temperature": 0.1}, stage.File(tmp_path / "one"))
+    plain = {"method": "softmax", "options": {"temperature": 0.1}, "file": method.file.content()}
+    _, parameters = stage.split_arguments("task", {"ratios": method})
+    assert parameters == {"ratios": plain}
+    with pytest.raises(TypeError, match=r"task\(ratios=...\) is a object"):
+        stage.split_arguments("task", {"ratios": Method("softmax", {"temperature": object()}, method.file)})
+
+
+@pytest.mark.parametrize("chosen", ["softmax", Method("softmax", {}, stage.File("nowhere"))], ids=["name", "dataclass"])
+def test_the_code_of_a_step_is_that_of_the_method_it_is_given(chosen: object) -> None:
+    def body(out: Path, store: Store, *, ratios: object) -> None:
+        """Any."""
+
+    assert stage.Step(body, "ratios", {"ratios": "mgaa.ratios"}).roots({"ratios": chosen})[1:] == [
+        "mgaa.ratios.softmax"
+    ]
+
+
 def test_a_failing_body_leaves_no_artifact_and_no_key(store: Store) -> None:
     with pytest.raises(UsageError, match="expected 4"):
         fail.fn(store, count.fn(store, upto=3))
