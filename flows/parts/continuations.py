@@ -1,4 +1,4 @@
-"""The part of `flows.compress` that lets models go on with evaluation texts, for the report."""
+"""The part of `flows.compress` that samples continuations of evaluation texts, for the report."""
 
 from collections.abc import Mapping
 
@@ -11,13 +11,13 @@ from tasks.results.publish import DENSE, UNRECOVERED
 from tasks.steps.generate import generate
 
 SHOWN = (DENSE, UNIFORM, UNRECOVERED)
-"""Models that are shown beside the run's method."""
+"""Models that are shown besides the method of the run."""
 
 
 def sample_continuations(inputs: Inputs, models: Mapping[str, Artifact]) -> dict[str, Artifact]:
     """The artifact `samples` of the dense model, of the uniform one and of the run's method.
 
-    None for a model that sees and is asked questions, whose answers show as much; none where the blocks of the dense model stay in
+    None for a vision-language model that is asked questions, whose answers show as much; none where the blocks of the dense model stay in
     their files, because every token would read all of them.
 
     Args:

@@ -1,4 +1,4 @@
-"""Where flows compute."""
+"""The device on which flows compute."""
 
 from tasks.cache.placement import Placement
 from tasks.config.parameters import Parameters

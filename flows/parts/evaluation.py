@@ -1,4 +1,4 @@
-"""The part of the flows that measures models: what every model is measured on, and how."""
+"""The part of the flows that evaluates models."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class TaskSource:
 
 @dataclass(frozen=True)
 class ModelEvaluation:
-    """What every model of a run is measured on: the sections `evaluation` and `validation`, zero-shot tasks, and questions."""
+    """Measurements of every model of a run: on the sections `evaluation` and `validation`, zero-shot tasks, and questions."""
 
     inputs: Inputs
     sources: list[TaskSource]

@@ -88,7 +88,7 @@ def prepare_inputs(
 
 
 def prepare_backbone(params: Parameters, store: Store) -> Artifact:
-    """The backbone of a run, looked at once; a run that cannot fit into memory or onto the disk ends before."""
+    """Load the backbone of a run; a run that cannot fit into memory or onto the disk ends before."""
     with suppress(InputError):  # of a backbone that cannot be planned with, `load_backbone` says what is wrong
         refuse_what_cannot_fit(
             plan_run(params, resolve_device(params), models=len(recipes(params)), workers=worker_count(params))
@@ -107,7 +107,7 @@ def prepare_backbone(params: Parameters, store: Store) -> Artifact:
 
 
 def parts_of(params: Parameters) -> list[str]:
-    """What of the backbone is compressed.
+    """Parts of the backbone that are compressed.
 
     Raises:
         UsageError: a method that is for the decoder alone.

@@ -1,4 +1,4 @@
-"""The second half of the prelude: what the calibration measures, which all models of a run share.
+"""The second half of the prelude that flows share: the measurements of the calibration.
 
 inputs -> statistics -> spectra
 """
@@ -17,7 +17,7 @@ from tasks.steps.decompose import decompose
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared(Inputs):
-    """Inputs, with what was measured on them.
+    """Inputs with the measurements of their calibration.
 
     Attributes:
         spectra: the decompositions of all blocks, in which all models are slices; none where inputs are those behind compressed blocks.

@@ -1,4 +1,4 @@
-"""The part of `flows.compress` that asks a model that sees: questions about images, for exact match, and captions, for perplexity."""
+"""The part of the flows that asks vision-language models: questions about images, for exact match, and captions, for perplexity."""
 
 import logging
 
@@ -14,10 +14,10 @@ BLIND = "calibrated on text alone: no statistic has seen an image token"
 
 
 def check_calibration_images(params: Parameters, store: Store, backbone: Artifact) -> str | None:
-    """What must be said of a model that sees but is calibrated on text; null where there is nothing to say.
+    """The warning about a vision-language model that is calibrated on text; null where there is nothing to warn of.
 
     Raises:
-        UsageError: questions about images for a model that does not see.
+        UsageError: questions about images for a model without a vision tower.
     """
     record = backbone_record(store, backbone)
     sets = [f"data.questions ({each.name})" for each in params.data.questions]

@@ -2,8 +2,8 @@
 
 candidates -> random allocations -> windows -> reference -> (proposal -> trials) again and again -> the best ranks
 
-Every arrow is a cached step, so a search that was killed goes on at the trial where it stopped, another seed shares windows and reference,
-and one more evaluation costs one more trial.
+Every arrow is a cached step, so a killed search resumes at the trial where it stopped, another seed shares windows and reference, and one
+more evaluation costs one more trial.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ the first that random search with this seed and one group tries)."""
 
 
 def prepare_context(prepared: Prepared) -> SearchContext:
-    """What the searches of a run share; the space is that of `search`."""
+    """Prepare what the searches of a run share, with the space of the section `search`."""
     params, given = prepared.params, prepared.params.search
     space = {"compression": params.ratios.compression, **given.space}
     batch_size, device, windows = params.evaluation.batch_size, prepared.device, candidate_windows(prepared)
@@ -265,5 +265,5 @@ def preflight_groups(params: Parameters, store: Store, backbone: Artifact, group
 
 
 def with_groups(context: SearchContext, groups: int) -> SearchContext:
-    """The same with another number of groups."""
+    """The context with another number of groups."""
     return replace(context, space={**context.space, "groups": groups})

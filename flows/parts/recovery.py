@@ -1,4 +1,4 @@
-"""The part of `flows.compress` that tunes the compressed checkpoint, so that what is left of the model makes up for what is gone."""
+"""The part of `flows.compress` that tunes the compressed checkpoint to recover what compression lost."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -44,7 +44,7 @@ def plan_of(params: Parameters) -> dict[str, Any] | None:
 def examples_of(
     params: Parameters, store: Store, backbone: Artifact, texts: Artifact, questions: Artifact | None = None
 ) -> Artifact:
-    """What is trained on; it must not overlap with the `texts` of validation and evaluation, nor with the questions that are asked."""
+    """Training examples; they must not overlap with the `texts` of validation and evaluation, nor with the questions that are asked."""
     given = params.data.recovery
     if given.form == "questions":
         assert questions is not None, "they were prepared"

@@ -9,14 +9,14 @@ from tasks.cache.artifact import Artifact, Store
 
 
 def pruning_of(channels: Mapping[str, Any] | None) -> Any:
-    """How FFNs are pruned, from the plain parameter of a step; `None` where they are not."""
+    """The pruning of FFNs, from the plain parameter of a step; `None` where they are not pruned."""
     from mgaa.allocation.channels import Pruning
 
     return None if channels is None else Pruning(**channels)
 
 
 def latency_of(store: Store, backbone: Artifact, latency: Mapping[str, Any] | None) -> Any:
-    """The objective latency (`mgaa.allocation.latency`), from the plain parameter of a step; `None` where parameters are the objective.
+    """The objective latency (`mgaa.allocation.latency`), from the plain parameter of a step; `None` where the objective is parameters.
 
     Raises:
         InputError: the profile is missing or damaged.

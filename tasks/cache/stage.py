@@ -44,7 +44,7 @@ class File(str):
     """The path of a file, as a parameter of a step: the body reads the file, the stage key holds its sha256."""
 
     def content(self) -> str:
-        """What the key holds, computed whenever a key is.
+        """The digest that the key holds, computed with every key.
 
         Raises:
             InputError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""How a perplexity was measured, so that two numbers are compared only where this is equal: a part of every evaluation card."""
+"""Tables of perplexities, each with its protocol: two numbers are comparable only where their protocols are equal."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any

@@ -20,7 +20,7 @@ from tasks.steps.try_ranks import try_ranks
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trials of a search share.
+    """Inputs and settings that all trials of a search share.
 
     Attributes:
         windows: tokens of validation.
@@ -42,7 +42,7 @@ class SearchContext:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial gave, and the seconds that it took; an `error` says why it gave nothing."""
+    """Result of a trial, and the seconds that it took; an `error` says why there is none."""
 
     ranks: Artifact | None
     trial: Artifact | None

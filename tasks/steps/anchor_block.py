@@ -1,6 +1,6 @@
-"""Step 8 for one block fitted to the dense model, behind the compressed blocks before it (`mgaa.anchoring`): its factors at given ranks.
+"""Step 8 for one block that is fitted to the dense model behind compressed blocks (`mgaa.anchoring`): its factors at given ranks.
 
-Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/steps/block_state.py).
+Each block is keyed by the factors before it, so a killed run resumes at the block where it stopped (tasks/steps/block_state.py).
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def anchor_block(
     calibration: "CalibrationSettings",
     device: str,
 ) -> None:
-    """Factorize `block` stage after stage; its factors, and the weights of what stays dense.
+    """Factorize `block` stage by stage; write its factors, and the weights of matrices that stay dense.
 
     Args:
         statistics: of the calibration, for the gradients in them.
@@ -69,14 +69,14 @@ def anchor_block(
 
 @dataclass(frozen=True)
 class _Anchors:
-    """How the factors are fitted: a `tasks.steps.block_state.AnchorFactory`."""
+    """Settings of the fit: a `tasks.steps.block_state.AnchorFactory`."""
 
     anchoring: "Anchoring"
     refinement: "Refinement | None"
     calibration: "CalibrationSettings"
 
     def waiting(self, model: Any, tokens: int) -> int:
-        """Bytes of what waits in memory while a block is anchored."""
+        """Bytes of hidden states that are held while a block is anchored."""
         from mgaa.anchoring.sublayer_cache import cache_bytes
         from mgaa.plan.layout import layout_of
 
@@ -84,7 +84,7 @@ class _Anchors:
         return cache_bytes(tokens, layout.hidden, layout.widest_written, layout.itemsize)
 
     def anchor(self, backbone: Any, model: Any, dense: Any, compressed: Any, *, remember: bool) -> Any:
-        """The tokens in front of both models."""
+        """The calibration of both models, at the input of their next block."""
         from mgaa.anchoring.anchoring import Anchor
 
         how = self.calibration, self.anchoring, self.refinement

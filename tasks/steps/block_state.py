@@ -36,12 +36,12 @@ class SequentialState:
     """A model whose first blocks are compressed, with the calibration hidden states at the input of the next one.
 
     Attributes:
-        key: what all of it depends on, but the factors.
-        before: those of the blocks that the tokens have passed.
+        key: everything that the state depends on, but the factors.
+        before: the factors of the blocks that the tokens have passed.
         model: the twin of the backbone that is compressed.
-        calibration: the tokens in front of the next block of it.
-        anchor: the same beside the backbone (`mgaa.anchoring.anchoring.Anchor`), where what is compressed is fitted to it; else null.
-        folder: where the tokens wait for another process.
+        calibration: the hidden states at the input of its next block.
+        anchor: the calibration of both models (`mgaa.anchoring.anchoring.Anchor`) where factors are fitted to the backbone; else null.
+        folder: where the hidden states wait for another process.
         lock: on the folder.
     """
 
@@ -58,11 +58,11 @@ class SequentialState:
         return self.key == key and self.before == tuple(before[: len(self.before)])
 
     def advance(self, block: int) -> None:
-        """Send the tokens through this block."""
+        """Pass the tokens through this block."""
         (self.calibration if self.anchor is None else self.anchor).advance(block)
 
     def close(self) -> None:
-        """Forget the tokens, in files as well."""
+        """Drop the hidden states, in files as well."""
         for each in (self.calibration, *(() if self.anchor is None else (self.anchor.dense,))):
             each.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -70,15 +70,15 @@ class SequentialState:
 
 
 class AnchorFactory(Protocol):
-    """How a model is fitted to the backbone (tasks/steps/anchor_block.py); a model that is not has no part in its code."""
+    """Fit of a model to the backbone (tasks/steps/anchor_block.py), apart so that steps without it do not reach its code."""
 
     def waiting(self, model: Any, tokens: int) -> int:
-        """Bytes of what waits in memory meanwhile."""
+        """Bytes of hidden states that are held meanwhile."""
 
     def anchor(
         self, backbone: Any, model: Any, dense: "Calibration", compressed: "Calibration", *, remember: bool
     ) -> Any:
-        """`mgaa.anchoring.anchoring.Anchor` of these."""
+        """The `mgaa.anchoring.anchoring.Anchor` of two models and their calibrations."""
 
 
 class StateSlot:
@@ -121,7 +121,7 @@ def state_before(
     Args:
         recipe: how the blocks are compressed.
         calibration: how they are measured.
-        anchors: how the model is fitted to the backbone, which the tokens then pass as well.
+        anchors: fit of the model to the backbone, which the tokens then pass as well.
     """
     from mgaa.blocks.offload import load_block
     from mgaa.blocks.resume import atomic_file
@@ -150,7 +150,7 @@ def start_state(
     settings: "CalibrationSettings",
     anchors: AnchorFactory | None = None,
 ) -> SequentialState:
-    """Before the first block, or behind those that a killed process has passed with the same factors.
+    """Start before the first block, or behind those that a killed process has passed with the same factors.
 
     The model shares its tensors with the backbone of this process, which stays as it is.
     """
@@ -187,7 +187,7 @@ def start_state(
 
 
 def read_passed_factors(folder: Path) -> list[str]:
-    """The digests of the factors of the blocks that the tokens in a folder have passed; none where that was not written to its end."""
+    """Digests of the factors of the blocks that the tokens in a folder have passed; none where the list is incomplete."""
     try:
         found: list[str] = json.loads((folder / _BEFORE).read_text())
     except (FileNotFoundError, ValueError):

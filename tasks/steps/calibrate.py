@@ -1,7 +1,7 @@
 """Step 4, calibrate: statistics of every distinct input, one file per block (`mgaa.statistics.calibration`).
 
-Where inputs shall be those behind the compressed blocks, this pass of the dense model measures the cosines alone; the rest is measured
-block by block (tasks/steps/compress_block.py). Several workers may share the sequences (tasks/steps/calibrate_share.py).
+With `statistics.inputs=compressed` this pass of the dense model measures the cosines alone; the rest is measured block by block
+(tasks/steps/compress_block.py). Several workers may share the sequences (tasks/steps/calibrate_share.py).
 """
 
 from pathlib import Path

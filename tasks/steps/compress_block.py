@@ -1,7 +1,6 @@
-"""Steps 5 to 8 for one block behind the compressed blocks before it (`mgaa.anchoring.sequential`): statistics to factors in one cached
-step.
+"""Steps 4 to 8 for one block behind compressed blocks (`mgaa.anchoring.sequential`): statistics to factors in one cached step.
 
-Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/steps/block_state.py).
+Each block is keyed by the factors before it, so a killed run resumes at the block where it stopped (tasks/steps/block_state.py).
 """
 
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def compress_block(
     calibration: "CalibrationSettings",
     device: str,
 ) -> None:
-    """Measure, decompose, allocate and factorize `block`; its factors, ranks, energies and channel scores.
+    """Measure, decompose, allocate and factorize `block`; write its factors, ranks, energies and channel scores.
 
     Args:
         before: the factors of the blocks before it, in order.

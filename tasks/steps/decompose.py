@@ -1,6 +1,6 @@
 """Step 5, decompose: energies and ordered bases of the matrices of one block (`mgaa.factors`).
 
-Mapped over the blocks: each is an artifact of its own, so that a killed run goes on at the block where it stopped.
+Mapped over the blocks: each is an artifact of its own, so that a killed run resumes at the block where it stopped.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Step 4 again, differentiate: statistics with the second moments of the output gradients beside them (`mgaa.statistics.gradients`)."""
+"""Step 4b, differentiate: add the second moments of the output gradients to the statistics (`mgaa.statistics.gradients`)."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def differentiate(
     batch_size: int,
     device: str,
 ) -> None:
-    """Send the loss back through the blocks, from the last to the first; each is written before the one in front of it starts."""
+    """Propagate the loss back through the blocks, from the last to the first; each is written before the one that feeds it starts."""
     from dataclasses import replace
 
     from mgaa.blocks.resume import atomic_file

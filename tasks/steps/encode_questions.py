@@ -35,5 +35,5 @@ def encode_questions(out: Path, store: Store, backbone: Artifact, questions: Art
 
 
 def template_rule(processor: Any) -> str:
-    """How prompts are made, in words."""
+    """The rule by which prompts are made, in words."""
     return f"chat template {hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:12]} of the processor"

@@ -12,7 +12,7 @@ from tasks.cache.step import step
 def keep_reference(
     out: Path, store: Store, backbone: Artifact, windows: Artifact, *, batch_size: int, device: str
 ) -> None:
-    """What enters the head of the dense model at every token of the windows, from which its logits are computed again."""
+    """Keep the inputs of the head of the dense model at every token of the windows, from which its logits are computed again."""
     from safetensors.torch import save_file
 
     from mgaa.checkpoints.save import twin_of

@@ -85,7 +85,7 @@ def load_model(
     files: dict[str, str],
     architecture: str,
 ) -> None:
-    """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
+    """Write the reference of a model that is only evaluated: of any architecture, dense or compressed."""
     from mgaa.checkpoints.load import open_checkpoint
 
     model, _, ignored = open_checkpoint(source, revision=revision, dtype=dtype, device="cpu", stream=False)
@@ -95,7 +95,7 @@ def load_model(
 def _reference(
     model: Any, source: str, revision: str | None, files: dict[str, str], architecture: str, ignored: list[str]
 ) -> dict[str, Any]:
-    """What the later steps ask; `ignored` are tensors of the files that have no place in the model, named and counted if there are any."""
+    """Facts for the later steps; `ignored` are tensors of the files without a place in the model, named and counted if there are any."""
     from mgaa.models.architectures import is_multimodal
 
     left_out = {"ignored_tensors": {"count": len(ignored), "names": ignored}} if ignored else {}

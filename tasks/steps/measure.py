@@ -1,6 +1,6 @@
 """The step of a sweep, measure: perplexity of one compressed model that is never written, window by window.
 
-The factors are sliced out of the spectra in memory and put beside the tensors of the backbone, which all models of a process
+The factors are sliced out of the spectra in memory and join the tensors of the backbone, which all models of a process
 share (of a backbone that stays in its files, the compressed model is written to a folder of its own for as long as it is measured); they
 are those that `factorize` writes, so the numbers are those of the checkpoint that `flows.compress` would leave, up to the rounding of
 kernels, which may depend on the number of threads. The losses of all windows are kept, because models are compared on the same windows
@@ -66,7 +66,7 @@ def measure(
 def ask_questions(
     model: Any, processor: Any, store: Store, questions: Artifact, sets: Sequence[str], **given: int
 ) -> dict[str, Any]:
-    """The share of the questions of all sets that a model answers, and which, by one."""
+    """The share of the questions of all sets that a model answers correctly, and which."""
     from mgaa.evaluation.answering import answer, is_match
 
     pairs = [

@@ -1,7 +1,7 @@
 """The step of a search, propose: the points to try next, given the trials before (`mgaa.search.optimizer`).
 
-A proposal is cached like everything else, so a search that was interrupted goes on with the very points that it had chosen, also where
-another machine would round them differently.
+A proposal is cached like everything else, so an interrupted search resumes with the very points that it had chosen, even where another
+machine would round them differently.
 """
 
 import time

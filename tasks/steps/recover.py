@@ -24,7 +24,7 @@ def recover(
     plan: dict[str, Any],
     device: str,
 ) -> None:
-    """Tune a checkpoint, and keep the losses beside it.
+    """Tune a checkpoint, and keep the losses with it.
 
     Args:
         validation: artifact `tokens`, by whose loss the best state is chosen, where the examples hold out none themselves.

@@ -1,4 +1,4 @@
-"""What the steps that calibrate share: a calibration that a killed run has begun is taken up at the block where it stopped."""
+"""Calibration that resumes at the block where a killed run stopped, for the steps that measure statistics."""
 
 import os
 from collections.abc import Iterator
@@ -23,8 +23,7 @@ def start_calibrations(
     device: str,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, "Calibration"]]:
-    """A calibration for every part of the model that is compressed, with the number of the first block of that part; where an interrupted
-    one left it."""
+    """Start a calibration for every part of the model that is compressed, or resume it; with the number of the first block of that part."""
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
     from mgaa.models.architectures import stacks_of
@@ -45,7 +44,7 @@ def start_calibrations(
 
 
 def remaining_blocks(calibration: "Calibration") -> Iterator[int]:
-    """The blocks that are still to be measured; each is settled once its file is whole, which is when the next one is asked for."""
+    """The blocks that are still to be measured; each is committed once its file is whole, which is when the next one is requested."""
     from mgaa.statistics.calibration import remaining_blocks
 
     for index in remaining_blocks(calibration):
