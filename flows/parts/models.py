@@ -8,6 +8,7 @@ from prefect import unmapped
 from flows.parts.calibration import calibration_settings
 from flows.parts.inputs import factorizer_of
 from flows.parts.prepared import Prepared
+from tasks.artifacts.specs import AnchorSpec
 from tasks.cache.artifact import Artifact
 from tasks.planning.preflight import adds_biases
 from tasks.planning.recipes import Recipe
@@ -62,7 +63,8 @@ def anchor_factors(prepared: Prepared, ranks: Artifact) -> Artifacts:
     from mgaa.anchoring.refinement import Refinement
 
     params, factors = prepared.params, Artifacts()
-    tuned = params.refinement.refinement
+    anchoring, tuned = Anchoring(**params.anchor.anchoring or {}), params.refinement.refinement
+    fit = AnchorSpec(anchoring, None if tuned is None else Refinement(**tuned), calibration_settings(params))
     for block in prepared.blocks:
         step = anchor_block(
             prepared.store,
@@ -73,9 +75,7 @@ def anchor_factors(prepared: Prepared, ranks: Artifact) -> Artifacts:
             factors[:block],
             block=block,
             factors=factorizer_of(params),
-            anchoring=Anchoring(**params.anchor.anchoring or {}),
-            refinement=None if tuned is None else Refinement(**tuned),
-            calibration=calibration_settings(params),
+            fit=fit,
             device=prepared.device,
         )
         factors.append(step)

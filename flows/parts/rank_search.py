@@ -17,7 +17,7 @@ from flows.parts.inputs import Inputs, factorizer_of
 from flows.parts.prepared import Prepared
 from mgaa.errors import InputError, NumericalError
 from tasks.artifacts.files import PROPOSAL, RANKS, backbone_matrices, read_table
-from tasks.artifacts.specs import WindowSpec
+from tasks.artifacts.specs import OptimizerSpec, WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import adds_biases, preflight_search
@@ -159,6 +159,7 @@ def run_search(
     if earlier and first is None:  # measured again here, the best of them can be the result
         first = min(earlier, key=lambda trial: trial["objective"])["point"]
     at_once = max(given.batch, worker_count(params)) if method == RANDOM else given.batch
+    optimizer = OptimizerSpec(method, len(space), seed, given.initial, first)
     trials: list[Trial] = []
     while (done := len(trials)) < given.evaluations:
         count = min(at_once, given.evaluations - done)
@@ -170,13 +171,9 @@ def run_search(
             points=[trial.point for trial in measured],
             failed=[trial.point for trial in seen if trial.tried.trial is None],
             earlier=earlier,
-            method=method,
-            dimensions=len(space),
+            optimizer=optimizer,
             first=done,
             count=count,
-            seed=seed,
-            initial=given.initial,
-            start=first,
         )
         points, seconds = read_table(store, proposal, PROPOSAL)["points"], store.manifest(proposal)["facts"]
         with limit_threads(min(count, worker_count(params))):

@@ -5,7 +5,12 @@ Data alone: the cache key holds the fields (tasks/cache/stage.py), and no code o
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mgaa.anchoring.fitting import Anchoring
+    from mgaa.anchoring.refinement import Refinement
+    from mgaa.statistics.calibration import CalibrationSettings
 
 
 @dataclass(frozen=True)
@@ -65,3 +70,30 @@ class TaskSpec:
     batch_size: int
     folder: str | None
     content: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer of ranks (`mgaa.search.optimizer.propose`).
+
+    Attributes:
+        method: `gp` or `random`.
+        dimensions: of the search space.
+        initial: number of random points before the first proposal.
+        start: the first point; null where it is random.
+    """
+
+    method: str
+    dimensions: int
+    seed: int
+    initial: int
+    start: Sequence[float] | None
+
+
+@dataclass(frozen=True)
+class AnchorSpec:
+    """A fit of factors to the dense model; `refinement` is null where blocks are not tuned."""
+
+    anchoring: "Anchoring"
+    refinement: "Refinement | None"
+    calibration: "CalibrationSettings"

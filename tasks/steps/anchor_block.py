@@ -6,19 +6,14 @@ Each block is keyed by the factors before it, so a killed run resumes at the blo
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.artifacts.factors import write_factors
 from tasks.artifacts.files import RANKS, backbone_matrices, block_file, read_table
-from tasks.artifacts.specs import MethodSpec
+from tasks.artifacts.specs import AnchorSpec, MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.block_state import state_before
-
-if TYPE_CHECKING:
-    from mgaa.anchoring.fitting import Anchoring
-    from mgaa.anchoring.refinement import Refinement
-    from mgaa.statistics.calibration import CalibrationSettings
 
 
 @step(kind="factors", methods={"factors": "mgaa.factors"}, task_run_name="anchor_block-{block}")
@@ -33,9 +28,7 @@ def anchor_block(
     *,
     block: int,
     factors: MethodSpec,
-    anchoring: "Anchoring",
-    refinement: "Refinement | None",
-    calibration: "CalibrationSettings",
+    fit: AnchorSpec,
     device: str,
 ) -> None:
     """Factorize `block` stage by stage; write its factors, and the weights of matrices that stay dense.
@@ -44,7 +37,6 @@ def anchor_block(
         statistics: of the calibration, for the gradients in them.
         ranks: of the whole model.
         before: the factors of the blocks before it, in order.
-        refinement: null where nothing is tuned.
     """
     from mgaa.anchoring.fitting import FitRequest
     from mgaa.statistics.statistics import load_gradients
@@ -58,11 +50,10 @@ def anchor_block(
         "ranks": ranks.digest,
         "statistics": statistics.digest,
         "factors": factorizer,
-        "anchoring": asdict(anchoring),
-        "refinement": None if refinement is None else asdict(refinement),
+        "anchoring": asdict(fit.anchoring),
+        "refinement": None if fit.refinement is None else asdict(fit.refinement),
     }
-    anchors = _Anchors(anchoring, refinement, calibration)
-    with state_before(store, backbone, tokens, before, recipe, calibration, device, anchors) as state:
+    with state_before(store, backbone, tokens, before, recipe, fit.calibration, device, _Anchors(fit)) as state:
         found = state.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)
 
@@ -71,9 +62,7 @@ def anchor_block(
 class _Anchors:
     """Settings of the fit: a `tasks.steps.block_state.AnchorFactory`."""
 
-    anchoring: "Anchoring"
-    refinement: "Refinement | None"
-    calibration: "CalibrationSettings"
+    fit: AnchorSpec
 
     def waiting(self, model: Any, tokens: int) -> int:
         """Bytes of hidden states that are held while a block is anchored."""
@@ -87,5 +76,5 @@ class _Anchors:
         """The calibration of both models, at the input of their next block."""
         from mgaa.anchoring.anchoring import Anchor
 
-        how = self.calibration, self.anchoring, self.refinement
+        how = self.fit.calibration, self.fit.anchoring, self.fit.refinement
         return Anchor(backbone, model, dense, compressed, *how, remember=remember)
