@@ -8,6 +8,7 @@ from tasks.artifacts.models import share_models
 from tasks.artifacts.specs import TaskSpec, WindowSpec
 from tasks.cache.artifact import Artifact
 from tasks.config.parameters import Parameters
+from tasks.evaluation.zero_shot import harness_version
 from tasks.results.publish import Evaluated
 from tasks.steps.evaluate import evaluate
 from tasks.steps.make_items import make_items
@@ -62,7 +63,8 @@ class ModelEvaluation:
                 score_tasks(self.inputs.store, model, each.items, chosen=each.tasks, device=self.inputs.device)
                 for each in self.sources
             ]
-        return evaluate(self.inputs.store, *perplexities, scores, tasks=given.tasks, limit=given.limit)
+        harness = f"lm-eval {harness_version()}"
+        return evaluate(self.inputs.store, *perplexities, scores, tasks=given.tasks, limit=given.limit, harness=harness)
 
     def perplexity(self, model: Artifact, section: str) -> Artifact:
         """The artifact `perplexity` of a model on one section."""

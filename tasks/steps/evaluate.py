@@ -11,7 +11,6 @@ from typing import Any
 from tasks.artifacts.files import METRICS, PERPLEXITY, TASK_SCORES, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.evaluation import zero_shot
 
 
 @step(kind="metrics")
@@ -24,6 +23,7 @@ def evaluate(
     *,
     tasks: Sequence[str],
     limit: int | None,
+    harness: str,
 ) -> None:
     """Join the measurements of one model.
 
@@ -31,6 +31,7 @@ def evaluate(
         evaluation, validation: artifact `perplexity`; the second is for choices, and reported apart.
         scores: artifacts `task_scores`, which hold the `tasks`.
         limit: of the items of each task.
+        harness: name and version of what scores the tasks.
     """
     measured, chosen = (read_table(store, each, PERPLEXITY) for each in (evaluation, validation))
     scored: dict[str, Any] = {}
@@ -50,7 +51,7 @@ def evaluate(
         "card": {
             **measured["card"],
             "validation_token_digest": chosen["card"]["token_digest"],
-            "harness": f"lm-eval {zero_shot.harness_version()}",
+            "harness": harness,
             "limit": limit,
             "non_finite": measured["card"]["non_finite"] + chosen["card"]["non_finite"],
         },

@@ -125,7 +125,7 @@ def run(params: Parameters, store: Store) -> Results:
     def measure(model: Artifact) -> Artifact:
         windows, sections = WindowSpec(16, None, 8), (tokens["evaluation"], tokens["validation"])
         perplexities = [measure_perplexity.fn(store, model, each, windows=windows, device="cpu") for each in sections]
-        return evaluate.fn(store, *perplexities, [], tasks=[], limit=None)
+        return evaluate.fn(store, *perplexities, [], tasks=[], limit=None, harness="lm-eval")
 
     def compressed(level1: MethodSpec, level2: MethodSpec) -> Compressed:
         target = TargetSpec(0.3, "auto")
