@@ -56,15 +56,15 @@ class ModelEvaluation:
 
     def metrics(self, model: Artifact) -> Artifact:
         """The artifact `metrics` of a model, which is loaded once, and only if something must be measured."""
-        given = self.inputs.params.evaluation
+        given, store = self.inputs.params.evaluation, self.inputs.store
         with share_models():
-            perplexities = [self.perplexity(model, section) for section in ("evaluation", "validation")]
+            evaluation, validation = self.perplexity(model, "evaluation"), self.perplexity(model, "validation")
             scores = [
-                score_tasks(self.inputs.store, model, each.items, chosen=each.tasks, device=self.inputs.device)
+                score_tasks(store, model, each.items, chosen=each.tasks, device=self.inputs.device)
                 for each in self.sources
             ]
         harness = f"lm-eval {harness_version()}"
-        return evaluate(self.inputs.store, *perplexities, scores, tasks=given.tasks, limit=given.limit, harness=harness)
+        return evaluate(store, evaluation, validation, scores, tasks=given.tasks, limit=given.limit, harness=harness)
 
     def perplexity(self, model: Artifact, section: str) -> Artifact:
         """The artifact `perplexity` of a model on one section."""

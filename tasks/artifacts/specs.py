@@ -87,7 +87,7 @@ class OptimizerSpec:
     dimensions: int
     seed: int
     initial: int
-    start: Sequence[float] | None
+    start: list[float] | None
 
 
 @dataclass(frozen=True)
