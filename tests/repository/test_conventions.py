@@ -15,6 +15,7 @@ import yaml
 from mgaa.methods import available_methods
 from tasks.config.method_options import SECTIONS, method_options
 from tasks.config.parameters import load_parameters
+from tests.repository.test_layering import ORDER
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted(
@@ -140,6 +141,14 @@ def test_the_tree_of_the_readme_names_every_folder_and_no_other() -> None:
     assert {
         name for name in named if not any((ROOT / place / name).is_dir() for place in ("", *PACKAGES, "tests"))
     } == set()
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_architecture_has_the_folders_in_their_order(package: str) -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{package}` \| (.*) \|$", text, re.MULTILINE)
+    folders = [name for name in ORDER[package] if (ROOT / package / name).is_dir()]
+    assert re.findall(r"`(\w+)`", row) == folders
 
 
 def test_the_readme_has_150_lines_at_most() -> None:
