@@ -20,8 +20,9 @@ import torch
 
 import mgaa
 from demo import corpus, scenes
-from mgaa.evaluation.answering import answer, caption_losses, is_match, majority_accuracy
+from mgaa.evaluation.answering import answer
 from mgaa.evaluation.perplexity import perplexity
+from mgaa.evaluation.scoring import caption_losses, is_match, majority_accuracy
 from mgaa.inputs.prompts import Prompts, Question, encode
 from mgaa.inputs.tokens import pack, windows
 from mgaa.models.processors import tokenizer_of

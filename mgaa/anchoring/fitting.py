@@ -21,8 +21,9 @@ from mgaa.factors import decompose_block, factorize
 from mgaa.levels import Chosen, adds_biases
 from mgaa.models.architecture_schema import Group
 from mgaa.models.lowrank import Dense, Factors, LowRankLinear
-from mgaa.statistics.accumulate import Accumulator, Share
+from mgaa.statistics.accumulate import Accumulator
 from mgaa.statistics.calibration import CalibrationSettings
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics, InputStatistics
 
 

@@ -10,7 +10,8 @@ from mgaa.decomposition.linalg import working_bytes
 from mgaa.plan.layout import Block, Input, Layout
 from mgaa.plan.settings import Settings, StageCost
 from mgaa.plan.sizes import DOUBLE, SINGLE, activation_bytes, basis_vectors, forward_work, gradient_bytes, model_bytes
-from mgaa.statistics.accumulate import PANELS, Share
+from mgaa.statistics.accumulate import PANELS
+from mgaa.statistics.shares import Share
 
 
 def anchor(layout: Layout, settings: Settings) -> StageCost:

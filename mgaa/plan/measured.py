@@ -13,7 +13,8 @@ from mgaa.plan.sizes import (
     model_bytes,
     statistics_bytes,
 )
-from mgaa.statistics.accumulate import PANELS, Share
+from mgaa.statistics.accumulate import PANELS
+from mgaa.statistics.shares import Share
 
 
 def load(layout: Layout) -> StageCost:

@@ -1,13 +1,11 @@
-"""How the statistics are summed: float64, one sequence at a time, in an order that neither micro-batches nor workers change.
+"""Sums of the statistics: float64, one sequence at a time, in an order that neither micro-batches nor workers change.
 
-The sequences are cut into up to eight *parts* of consecutive ones. Inside a part they are added in order, by the update of Chan, Golub
-and LeVeque (1979), which centres every sequence before it squares: no cancellation. The parts are then merged pairwise, as the leaves of
-a binary tree. A worker that has a half, a quarter or an eighth of the sequences has whole branches of that tree, so what several workers
-sum apart and merge in order has the same bits as the sum of one.
+The sequences of a part (`mgaa.statistics.shares`) are added in order, by the update of Chan, Golub and LeVeque (1979), which centres every
+sequence before it squares: no cancellation.
 
 A scatter is symmetric, so only its upper block panels are computed: three fifths of the multiplications for wide inputs.
 
-An expert of a mixture sees only the tokens that the router sends it. Below a stated number of tokens per channel its covariance is
+An expert of a mixture receives only the tokens that the router sends it. Below a stated number of tokens per channel its covariance is
 shrunk towards an isotropic one of equal trace, the target of Ledoit and Wolf (2004): `(1 - w) Cov + w tr(Cov)/n I` with
 `w = 1 - tokens / minimum`. The weight is our choice (theirs needs fourth moments), measured by `benchmarks/experts.py`. An expert without
 tokens is an error.
@@ -15,144 +13,20 @@ tokens is an error.
 Legend: t tokens of one sequence, n channels of the input, d = n or m (channels of the side measured), g groups of sequences.
 """
 
-import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from mgaa.errors import InputError, NumericalError, UsageError
+from mgaa.errors import InputError, NumericalError
+from mgaa.statistics.shares import Leaves, Share, merge_sums
 from mgaa.statistics.statistics import InputStatistics
-
-PARTS = 8
-"""The most parts that calibration sequences are cut into, and so the most shares; a power of two."""
 
 PANELS = 8
 """Block rows of a scatter; more save less than their smaller products cost."""
-
-
-@dataclass(frozen=True)
-class Share:
-    """The sequences that one of several workers measures: share `index` of `of` equal ones.
-
-    Raises:
-        UsageError: `of` is no power of two, or more than the sequences or `PARTS` allow.
-    """
-
-    sequences: int
-    index: int = 0
-    of: int = 1
-
-    def __post_init__(self) -> None:
-        if self.of not in (allowed := [1 << n for n in range(self.all_parts.bit_length())]):
-            raise UsageError(
-                f"calibration is cut into {self.of} shares, expected one of {', '.join(map(str, allowed))} with "
-                f"{self.sequences} sequences (statistics.shards)"
-            )
-
-    @property
-    def all_parts(self) -> int:
-        """How many parts the sequences of all shares are cut into."""
-        return 1 << (min(self.sequences, PARTS).bit_length() - 1)
-
-    @property
-    def parts(self) -> range:
-        """Those of this share."""
-        size = self.all_parts // self.of
-        return range(self.index * size, (self.index + 1) * size)
-
-    def part_of(self, sequence: int) -> int:
-        """The part that a sequence belongs to."""
-        return sequence * self.all_parts // self.sequences
-
-    def first_of(self, part: int) -> int:
-        """The first sequence of a part; of the part behind the last one, the number of sequences."""
-        return -(-part * self.sequences // self.all_parts)
-
-    def batches(self, size: int) -> list[range]:
-        """The sequences of this share in micro-batches, none of which reaches over the end of a part."""
-        return [
-            range(first, min(first + size, self.first_of(part + 1)))
-            for part in self.parts
-            for first in range(self.first_of(part), self.first_of(part + 1), size)
-        ]
-
-
-@runtime_checkable
-class Mergeable(Protocol):
-    """Sums over some tokens, that take in the sums over the next ones."""
-
-    def merge_(self, other: Any) -> Any:
-        """Add `other`, of the same type, in place, and return `self`."""
-
-
-Sum = TypeVar("Sum", bound=Mergeable)
-
-
-class Pairwise(Generic[Sum]):
-    """Merges sums that come in order as the leaves of a binary tree; `None` is a leaf without tokens."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[int, Sum | None]] = []  # level and sum of the complete branches, leftmost first
-
-    def push(self, leaf: Sum | None) -> None:
-        """The next leaf."""
-        level = 0
-        while self._waiting and self._waiting[-1][0] == level:
-            leaf = _merge(self._waiting.pop()[1], leaf)
-            level += 1
-        self._waiting.append((level, leaf))
-
-    def total(self) -> Sum | None:
-        """The sum of all leaves so far; nothing may be pushed behind it."""
-        total: Sum | None = None
-        while self._waiting:
-            total = _merge(self._waiting.pop()[1], total)
-        return total
-
-
-def _merge(left: Sum | None, right: Sum | None) -> Sum | None:
-    if left is None or right is None:
-        return right if left is None else left
-    together: Sum = left.merge_(right)
-    return together
-
-
-def merge_sums(sums: Iterable[Sum | None]) -> Sum | None:
-    """The sums of all shares, in order, as one worker would have them; they are used up."""
-    tree = Pairwise[Sum]()
-    for each in sums:
-        tree.push(each)
-    return tree.total()
-
-
-class Leaves(Generic[Sum]):
-    """The sums of a share, part after part; `current` is that of the part at hand, `None` where it has no token yet."""
-
-    def __init__(self, share: Share) -> None:
-        self._share, self._part, self._tree = share, share.parts[0], Pairwise[Sum]()
-        self.current: Sum | None = None
-
-    def move_to(self, sequence: int) -> None:
-        """Go on to the part of a sequence."""
-        self._until(self._share.part_of(sequence))
-
-    def total(self) -> Sum | None:
-        """Of all parts; `None` without a token."""
-        self._until(self._share.parts[-1] + 1)
-        return self._tree.total()
-
-    def _until(self, part: int) -> None:
-        while self._part < part:
-            self._tree.push(self.current)
-            self._part, self.current = self._part + 1, None
 
 
 @dataclass
@@ -413,58 +287,3 @@ class CosineAccumulator:
         """`finish`, and `None` where there was no token."""
         found = self.total() if shares is None else merge_sums(shares)
         return None if found is None else found.total / found.count
-
-
-@dataclass(frozen=True)
-class BlockSums:
-    """What one worker collects of a block, to be merged with the sums of the others.
-
-    Attributes:
-        inputs: by the first linear that reads them; `None` where the share has no token (of an expert).
-        cosines: by sublayer: of the stream, and of the branch.
-        shared, apart: as in `mgaa.statistics.statistics.BlockStatistics`.
-    """
-
-    inputs: dict[str, Moments | None]
-    cosines: dict[str, tuple[CosineSum | None, CosineSum | None]]
-    shared: dict[str, str]
-    apart: dict[str, CosineSum | None] = field(default_factory=dict)
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file; scatters as their packed upper triangle."""
-        tensors: dict[str, Tensor] = {}
-        for key, moments in self.inputs.items():
-            for each in fields(Moments) if moments is not None else ():
-                value = getattr(moments, each.name)
-                if each.name == "scatter":
-                    value = value[tuple(torch.triu_indices(*value.shape))]
-                tensors[f"{key}/{each.name}"] = torch.as_tensor(value).cpu().contiguous()
-        notes = {
-            "cosines": {name: [vars(each) for each in pair] for name, pair in self.cosines.items()},
-            "inputs": list(self.inputs),
-            "shared": self.shared,
-            "apart": {name: None if each is None else vars(each) for name, each in self.apart.items()},
-        }
-        save_file(tensors, path, metadata={"notes": json.dumps(notes)})
-
-    @staticmethod
-    def load(path: Path, device: str = "cpu") -> "BlockSums":
-        """Read what `save` wrote."""
-        with safe_open(path, framework="pt", device=device) as file:
-            notes = json.loads(file.metadata()["notes"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        return BlockSums(
-            {key: _unpack(key, tensors) if f"{key}/count" in tensors else None for key in notes["inputs"]},
-            {name: (CosineSum(**stream), CosineSum(**branch)) for name, (stream, branch) in notes["cosines"].items()},
-            notes["shared"],
-            {name: None if each is None else CosineSum(**each) for name, each in notes["apart"].items()},
-        )
-
-
-def _unpack(key: str, tensors: Mapping[str, Tensor]) -> Moments:
-    given = {each.name: tensors[f"{key}/{each.name}"] for each in fields(Moments)}
-    width = len(given["mean"])
-    scatter = given["scatter"].new_zeros(width, width)
-    scatter[tuple(torch.triu_indices(width, width))] = given["scatter"]
-    counts = given["group_counts"].cpu()
-    return Moments(int(given["count"]), given["sums"], given["mean"], scatter, given["group_sums"], counts)

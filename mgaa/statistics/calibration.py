@@ -25,8 +25,9 @@ from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import check_vocabulary
 from mgaa.models.architectures import DECODER, Stack, matrices_of, stacks_of
 from mgaa.models.lowrank import check_finite
-from mgaa.statistics.accumulate import BlockSums, Share
+from mgaa.statistics.block_sums import BlockSums
 from mgaa.statistics.hooks import Observer
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 
 EXPERT_TOKENS = 4.0

@@ -39,10 +39,10 @@ from mgaa.evaluation.perplexity import cross_entropy, max_batch_size
 from mgaa.inputs.prompts import Prompts
 from mgaa.models.architectures import DECODER, matrices_of, stacks_of
 from mgaa.models.model_inputs import IDS
-from mgaa.statistics.accumulate import Share
 from mgaa.statistics.calibration import CalibrationSettings, SequenceObserver, check_tokens, observer_of
 from mgaa.statistics.gradient_hooks import GradientObserver, Gradients, check_finite
 from mgaa.statistics.hooks import Observer
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)

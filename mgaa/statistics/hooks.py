@@ -21,7 +21,9 @@ from mgaa.blocks.blockwise import hidden_states_of
 from mgaa.errors import InputError
 from mgaa.models.architecture_schema import Architecture, Group, Sublayer
 from mgaa.models.expert_routing import RoutedRows
-from mgaa.statistics.accumulate import Accumulator, BlockSums, CosineAccumulator, Moments, Share
+from mgaa.statistics.accumulate import Accumulator, CosineAccumulator, Moments
+from mgaa.statistics.block_sums import BlockSums
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import KINDS, BlockStatistics, InputStatistics
 
 RESIDUE = 0.02

@@ -20,8 +20,8 @@ from mgaa.models.entries import MULTIMODAL
 from mgaa.models.fused import unfuse_
 from mgaa.models.lowrank import LowRankLinear
 from mgaa.models.processors import tokenizer_of
-from mgaa.statistics.accumulate import Share
 from mgaa.statistics.calibration import Calibration, CalibrationSettings, merge, stream_statistics
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 from tests.support.seeing import picture, processor
 
