@@ -264,7 +264,7 @@ def test_a_regression_that_is_not_finite_names_the_matrix() -> None:
     accumulator = Accumulator("input", 1, 1)
     accumulator.update(0, x)
     missing = ResidualMoments(torch.zeros(3, dtype=torch.float64), torch.full((3, 6), torch.inf, dtype=torch.float64))
-    with pytest.raises(NumericalError, match=r"the regression of block\.linear on what arrives at it is not finite"):
+    with pytest.raises(NumericalError, match=r"the regression of block\.linear on its inputs is not finite"):
         solve_regression(
             torch.ones(3, 6), missing, accumulator.finish(), damping=1e-4, centred=True, name="block.linear"
         )
