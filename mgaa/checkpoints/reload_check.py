@@ -1,8 +1,8 @@
-"""What is saved, loads: found out by the code that loads, before anything is written.
+"""Check that a saved model will load, with the loading code itself, before anything is written.
 
-Everything small that a folder will hold (config, generation settings, tokenizer) is written to a temporary one, and `load` is rehearsed on
-it with the model's own tensors on the meta device, so that their names, shapes and dtypes are compared by transformers itself. It costs no
-second model, but the time to build an empty one and to load a tokenizer.
+Everything small that a folder will hold (config, generation settings, tokenizer) is written to a temporary one, and `load` is simulated on
+it with the model's own tensors on the meta device, so that transformers itself compares their names, shapes and dtypes. It needs no second
+model, only the time to build an empty one and to load a tokenizer.
 """
 
 from collections.abc import Mapping
@@ -31,16 +31,16 @@ from mgaa.models.processors import Processor
 def check_loads(
     model: PreTrainedModel, processor: Processor, folder: Path, *, weights: PreTrainedModel | None = None
 ) -> None:
-    """Refuse a model that would not load once it is saved; it stays as it is, and nothing is written to the folder.
+    """Refuse a model that would not load once it is saved; it stays unchanged, and nothing is written to the folder.
 
     Args:
-        model: whose class and config are saved.
-        processor: saved beside it.
+        model: its class and config are saved.
+        processor: is saved along with it.
         folder: for messages.
-        weights: the model whose tensors are saved, by default the same.
+        weights: the model whose tensors are saved, by default `model`.
 
     Raises:
-        UsageError: as said, naming the tensors or the file, and the remedy.
+        UsageError: it would not load; the message names the tensors or the file, and the remedy.
         ResourceError: there is no room for a temporary folder.
     """
     found = meta_copy(model) if weights is None else meta_copy(weights)
@@ -51,7 +51,7 @@ def check_loads(
                 _write_without_weights(described, processor, Path(draft)),
                 _tensors(described if weights is None else found),
             )
-        except BaseException as error:  # of transformers, which may raise anything (mgaa/boundary.py)
+        except BaseException as error:  # transformers may raise anything (mgaa.boundary)
             if not is_failure(error):
                 raise
             if isinstance(error, OSError) and error.errno is not None:
@@ -70,13 +70,13 @@ def check_loads(
 
 
 def check_finite_state(module: nn.Module, folder: Path, path: str = "") -> None:
-    """Refuse tensors that are not finite, which `load` refuses.
+    """Refuse non-finite tensors, as `load` does.
 
     Args:
         path: the name of the module in its model.
 
     Raises:
-        NumericalError: as said.
+        NumericalError: a tensor is not finite.
     """
     for name, tensor in module.state_dict().items():
         if not tensor.is_meta and (bad := non_finite(tensor)):
@@ -87,7 +87,7 @@ def check_finite_state(module: nn.Module, folder: Path, path: str = "") -> None:
 
 
 def _describe_outline(model: PreTrainedModel) -> PreTrainedModel:
-    """An outline as `save` leaves the model: described, or put together again."""
+    """Put an outline into the state in which `save` leaves the model: described, or fused again."""
     describe(model)
     state_tying(model)
     if not is_described(model) and has_entry(model.config):
@@ -96,14 +96,14 @@ def _describe_outline(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _write_without_weights(model: PreTrainedModel, processor: Processor, draft: Path) -> Path:
-    """A folder with everything but the weights."""
+    """Write a folder with everything but the weights."""
     save_model(model, draft, max_shard_size="5GB", state_dict={})
     processor.save_pretrained(draft)
     return draft
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of an outline under the names of files, as `save_pretrained` writes them."""
+    """Return the tensors of an outline under their names in the files, as `save_pretrained` writes them."""
     own = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
     found: dict[str, Tensor] = revert_weight_conversion(model, own)
     return found
