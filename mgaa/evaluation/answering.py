@@ -31,7 +31,7 @@ from mgaa.models.processors import Processor, tokenizer_of
 PROMPT = (
     "the processor's chat template around one turn of a user, the image before the question, with the generation prompt"
 )
-"""How a question becomes a prompt (`mgaa.inputs.prompts`), for an evaluation card."""
+"""Rule by which a question becomes a prompt (`mgaa.inputs.prompts`), for an evaluation card."""
 
 
 @coerce_arguments(model=to_run, processor=processor_of, batch_size=integer, max_new_tokens=integer)
@@ -44,7 +44,7 @@ def answer(
     batch_size: int = 16,
     max_new_tokens: int = 16,
 ) -> list[str]:
-    """What the model answers, greedily, in the order of the questions; their own answers are not looked at.
+    """Generate the model's greedy answers, in the order of the questions; the expected answers are not used.
 
     Args:
         model: used in eval mode and left in the mode it came in.
@@ -85,7 +85,7 @@ def answer(
 
 
 def image_tokens(model: PreTrainedModel, processor: Processor, questions: Sequence[Question]) -> list[int]:
-    """How many tokens of each prompt stand for its image; an image that several questions share is looked at once.
+    """Count the image tokens of each prompt; an image that several questions share is processed once.
 
     Raises:
         UsageError, InputError: as `answer`.
@@ -98,7 +98,7 @@ def image_tokens(model: PreTrainedModel, processor: Processor, questions: Sequen
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
-    """The ids that end an answer; none where neither model nor tokenizer has one."""
+    """Return the ids that end an answer; empty where neither model nor tokenizer has one."""
     own = model.generation_config.eos_token_id
     given = own if isinstance(own, list) else [own]
     return sorted({mark for mark in (*given, tokenizer.eos_token_id) if mark is not None})
@@ -106,7 +106,7 @@ def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
 
 @contextmanager
 def greedy_decoding(model: PreTrainedModel, ends: list[int], max_new_tokens: int) -> Iterator[None]:
-    """The model generates by the most likely token inside this block, and as its config says behind it."""
+    """Within this context the model generates greedily; afterwards, according to its generation config again."""
     own = model.generation_config
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -114,7 +114,9 @@ def greedy_decoding(model: PreTrainedModel, ends: list[int], max_new_tokens: int
         max_new_tokens=max_new_tokens,
         bos_token_id=own.bos_token_id,
         eos_token_id=ends or None,
-        pad_token_id=ends[0] if ends else 0,  # what follows a mark is not looked at, and without one nothing is padded
+        pad_token_id=ends[0]
+        if ends
+        else 0,  # ids after the end mark are not used, and without a mark nothing is padded
     )
     try:
         yield
@@ -123,18 +125,18 @@ def greedy_decoding(model: PreTrainedModel, ends: list[int], max_new_tokens: int
 
 
 def truncate_at_end(ids: list[int], ends: Sequence[int]) -> list[int]:
-    """The tokens of an answer before the first end mark."""
+    """Cut an answer at its first end mark."""
     return ids[: next((index for index, each in enumerate(ids) if each in ends), len(ids))]
 
 
 class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is not followed by types
-    """Raises a `NumericalError` where a logit is not finite, naming the prompt; changes nothing."""
+    """Raises a `NumericalError` that names the prompt where a logit is not finite; changes nothing."""
 
     def __init__(self, asked: Sequence[str]) -> None:
         self.asked = asked
 
     def __call__(self, input_ids: Int[Tensor, "b n"], scores: Float[Tensor, "b v"]) -> Float[Tensor, "b v"]:
-        """The logits as they are."""
+        """Return the logits unchanged."""
         finite = scores.isfinite()
         if not bool(finite.all()):
             row, wrong = next((row, int((~each).sum())) for row, each in enumerate(finite) if not bool(each.all()))
@@ -146,7 +148,7 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is no
 
 
 def _generate(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> list[list[int]]:
-    """The new tokens of each prompt, in whose batch some may end before others."""
+    """Generate the new tokens of each prompt; some of a batch may end before others."""
     given = move_to_model(model, inputs)
     ids = given[IDS]
     finite = LogitsProcessorList([FiniteLogits(asked)])

@@ -15,32 +15,32 @@ from mgaa.inputs.prompts import Prompts, Question
 from mgaa.models.model_inputs import Inputs
 
 _AT_ONCE = 256
-"""Questions whose images are held as pixels at once; batches are made among them."""
+"""Number of questions whose images are held as pixels at once; batches are formed among them."""
 
 
 def check_positive(**numbers: int) -> None:
-    """Raise a `UsageError` for a number below one, by its name."""
+    """Raise a `UsageError`, with its name, for a number below one."""
     for name, number in numbers.items():
         if number < 1:
             raise UsageError(f"{name} is {number}, expected at least 1")
 
 
 def chunks(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[Question]]:
-    """Consecutive questions whose images are decoded and held together."""
+    """Yield consecutive questions whose images are decoded and held together."""
     size = max(_AT_ONCE, batch_size)
     for start in range(0, len(questions), size):
         yield questions[start : start + size]
 
 
 def batches(prompts: Prompts, size: int) -> list[range]:
-    """Consecutive prompts of one shape, at most `size` together."""
+    """Group consecutive prompts of one shape, at most `size` together."""
     alike = prompts.split_by_shape([range(len(prompts))])
     return [each[start : start + size] for each in alike for start in range(0, len(each), size)]
 
 
 @contextmanager
 def image_token_errors(given: Inputs) -> Iterator[None]:
-    """What a model raises over an image's tokens becomes an error with the remedy."""
+    """Turn whatever a model raises over the tokens of an image into an error with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -57,6 +57,6 @@ def image_token_errors(given: Inputs) -> Iterator[None]:
 
 
 def move_to_model(model: PreTrainedModel, inputs: Inputs) -> dict[str, Tensor]:
-    """The inputs where the model is; the blocks of one that is streamed are elsewhere (`mgaa.blocks.offload`)."""
+    """Move inputs to the model's embedding; the blocks of a streamed model are elsewhere (`mgaa.blocks.offload`)."""
     device = model.get_input_embeddings().weight.device
     return {name: tensor.to(device) for name, tensor in inputs.items()}

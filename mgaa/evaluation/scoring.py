@@ -43,22 +43,22 @@ NORMALISATION = (
     "Unicode NFKC, lower case, without surrounding whitespace, final .!?,;: and the articles a, an, the (an answer that is nothing "
     "else stays), inner whitespace as one space"
 )
-"""What `normalised` does, for an evaluation card."""
+"""Rule of `normalised`, for an evaluation card."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How many of some answers are right."""
+    """Accuracy of some answers."""
 
     correct: int
     count: int
 
     @staticmethod
     def of(hits: Sequence[bool]) -> "Accuracy":
-        """Whether each answer is right, counted.
+        """Count the correct answers.
 
         Raises:
-            InputError: there is none.
+            InputError: there are no answers.
         """
         if not hits:
             raise InputError("there are 0 answers, expected at least one: give more questions")
@@ -66,7 +66,7 @@ class Accuracy:
 
     @staticmethod
     def by_type(hits: Sequence[bool], types: Sequence[str]) -> dict[str, "Accuracy"]:
-        """The same of the questions of each type, in alphabetical order."""
+        """Compute the accuracy for the questions of each type, in alphabetical order."""
         return {
             kind: Accuracy.of([hit for hit, each in zip(hits, types, strict=True) if each == kind])
             for kind in sorted(set(types))
@@ -74,27 +74,27 @@ class Accuracy:
 
     @property
     def accuracy(self) -> float:
-        """The share that is right."""
+        """Share of correct answers."""
         return self.correct / self.count
 
     @property
     def stderr(self) -> float | None:
-        """The binomial standard error of that share, `sqrt(p (1 - p) / (n - 1))`; None for a single answer."""
+        """Binomial standard error of that share, `sqrt(p (1 - p) / (n - 1))`; None for a single answer."""
         return math.sqrt(self.accuracy * (1 - self.accuracy) / (self.count - 1)) if self.count > 1 else None
 
 
 @dataclass(frozen=True)
 class CaptionLosses:
-    """How well a model predicts given answers."""
+    """Losses of given answers under a model."""
 
     losses: tuple[float, ...]
-    """Of each answer in the order of the questions: the sum over its tokens, in nats."""
+    """Sum over the tokens of each answer, in nats, in the order of the questions."""
     counts: tuple[int, ...]
     """Tokens of each answer."""
     nll: float
     """Mean negative log-likelihood of a token, in nats."""
     standard_error: float | None
-    """Of `nll`, in nats; None for a single answer. That of the perplexity is `perplexity` times this."""
+    """Standard error of `nll`, in nats; None for a single answer. That of the perplexity is `perplexity` times this."""
 
     @property
     def perplexity(self) -> float:
@@ -103,22 +103,22 @@ class CaptionLosses:
 
 
 def normalised(text: str) -> str:
-    """An answer as exact match compares it; see the top of this file."""
+    """Normalise an answer for exact match (module docstring)."""
     lowered = unicodedata.normalize("NFKC", text).lower().strip()
     words = (lowered.rstrip(_END) or lowered).split()
     return " ".join([word for word in words if word not in _ARTICLES] or words)
 
 
 def is_match(answer: str, expected: str) -> bool:
-    """Whether an answer is the expected one, after both are normalised."""
+    """Return whether an answer equals the expected one after both are normalised."""
     return normalised(answer) == normalised(expected)
 
 
 def majority_accuracy(expected: Sequence[str]) -> float:
-    """The accuracy of always giving the most frequent expected answer.
+    """Return the accuracy of always giving the most frequent expected answer.
 
     Raises:
-        InputError: there is none.
+        InputError: there are no answers.
     """
     if not expected:
         raise InputError("there are 0 expected answers, expected at least one: give more questions")
@@ -130,7 +130,7 @@ def majority_accuracy(expected: Sequence[str]) -> float:
 def caption_losses(
     model: PreTrainedModel, processor: Processor, questions: Sequence[Question], *, batch_size: int = 16
 ) -> CaptionLosses:
-    """The loss of the answer of each question after its prompt.
+    """Compute the loss of the answer of each question after its prompt.
 
     Args:
         model: used in eval mode and left in the mode it came in.
@@ -165,7 +165,7 @@ def caption_losses(
 
 
 def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Sequence[Question]) -> list[float]:
-    """The summed loss of each answer, from the logits at its tokens (the one before each) and the one behind them."""
+    """Return the summed loss of each answer, from the logits at its tokens (one before each) and one extra at the end."""
     counts = [prompts.answers[index] for index in batch]
     for question, count in zip(asked, counts, strict=True):
         if count == 0:

@@ -1,10 +1,10 @@
-"""Token ids as users hold them, as the library takes them: whole numbers in rows of their own length, without padding.
+"""Token ids in the forms in which users have them, as whole numbers in rows of their own length, without padding.
 
-A tensor or an array, lists of ids, what a tokenizer returns, the rows of a data set, batches of a loader: all of them are rows. Padding is
-taken off by the attention mask that comes with it, so a padded batch counts as its sequences would one by one; a mask with holes, which no
+A tensor or an array, lists of ids, a tokenizer's output, the rows of a data set, batches of a loader: all of them are rows. Padding is
+removed by the attention mask that comes with it, so a padded batch counts as its sequences would one by one; a mask with holes, which no
 sequence has, is refused. Ids that are not whole numbers, and texts, are refused. (Readers of `mgaa.inputs.readers`.)
 
-Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window; k tokens that are no padding.
+Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window; k tokens without padding.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ from mgaa.inputs.tokens import Stream, check_vocabulary
 from mgaa.models.model_inputs import IDS
 
 Tokens: TypeAlias = Prompts | Int[Tensor, "s t"] | Mapping[str, Any] | Sequence[Any]
-"""Sequences: a tensor or an array (sequences, length); lists of ids, of any lengths; a tokenizer's output, or a list of such; prompts."""
+"""Sequences: a tensor or an array (sequences, length); lists of ids, of any lengths; a tokenizer's output, or a list of these; prompts."""
 
 Windows: TypeAlias = Int[Tensor, "n l"] | Mapping[str, Any] | Sequence[Any]
-"""Sequences of one length, in the same forms."""
+"""Sequences of equal length, in the same forms."""
 
 Ids: TypeAlias = Stream | Int[Tensor, " t"] | Mapping[str, Any] | Sequence[Any]
 """One sequence, in the same forms, or a stream (`mgaa.inputs.tokens.pack`)."""
@@ -34,15 +34,15 @@ MASK = "attention_mask"
 _BESIDE = frozenset(
     ("token_type_ids", "special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "overflowing_tokens")
 ) | {"num_truncated_tokens", "length", "text", "labels"}
-"""What comes with ids and says nothing about them that is asked here."""
+"""Keys that accompany ids and are not needed here."""
 
 
 def sequences(name: str, given: Any) -> Prompts | Int[Tensor, "s t"]:
-    """Sequences as one tensor where all have one length, else as prompts.
+    """Read sequences: as one tensor where all have equal length, otherwise as prompts.
 
     Raises:
-        UsageError: no tokens, but a text or something else.
-        InputError: they are not whole numbers, not in rows, none at all, or masked with holes.
+        UsageError: it is a text or anything else but tokens.
+        InputError: they are not whole numbers, not in rows, empty, or masked with holes.
     """
     if isinstance(given, Prompts):
         return given
@@ -64,7 +64,7 @@ def sequences(name: str, given: Any) -> Prompts | Int[Tensor, "s t"]:
 
 
 def windows(name: str, given: Any) -> Int[Tensor, "n l"]:
-    """Sequences of one length.
+    """Read sequences of equal length.
 
     Raises:
         UsageError, InputError: as `sequences`, or their lengths differ.
@@ -78,7 +78,7 @@ def windows(name: str, given: Any) -> Int[Tensor, "n l"]:
 
 
 def stream(name: str, given: Any) -> Int[Tensor, " t"]:
-    """One sequence.
+    """Read one sequence.
 
     Raises:
         UsageError, InputError: as `sequences`, or there are several.
@@ -95,7 +95,7 @@ def stream(name: str, given: Any) -> Int[Tensor, " t"]:
 
 
 def lists(name: str, given: Any) -> list[list[int]]:
-    """Sequences of any lengths, as lists.
+    """Read sequences of any lengths, as lists.
 
     Raises:
         UsageError, InputError: as `sequences`; an empty row is left to the function.
@@ -106,10 +106,10 @@ def lists(name: str, given: Any) -> list[list[int]]:
 
 
 def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> None:
-    """Refuse sequences that a model cannot read.
+    """Refuse sequences that do not fit a model.
 
     Raises:
-        InputError: an id is outside the vocabulary, a sequence longer than the model's positions, or there is none.
+        InputError: an id is outside the vocabulary, a sequence is longer than the model's positions, or there is none.
     """
     prompts = Prompts.of(tokens)
     check_vocabulary(prompts.ids(), model.get_input_embeddings().num_embeddings)
@@ -122,7 +122,7 @@ def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> N
 
 
 def _ndim(given: Any) -> int | None:
-    """1 for a bare row, the dimensions of a tensor or array, `None` for what holds rows."""
+    """Return 1 for a bare row, the dimensions of a tensor or array, `None` for a container of rows."""
     if isinstance(given, Stream):
         return 1
     found = getattr(given, "ndim", None)
@@ -133,7 +133,7 @@ def _ndim(given: Any) -> int | None:
 
 
 def _rows(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
-    """The rows in anything that holds token ids."""
+    """Yield the rows in anything that holds token ids."""
     if isinstance(given, str | bytes):
         raise UsageError(
             f"{name} are text ({given[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
@@ -149,7 +149,7 @@ def _rows(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
 
 
 def _of_items(name: str, items: list[Any]) -> Iterator[Int[Tensor, " t"]]:
-    """A row of ids, or the rows in each item."""
+    """Yield a row of ids, or the rows in each item."""
     if all(map(_is_id, items)):
         yield torch.tensor([int(each) for each in items], dtype=torch.int64)
     else:
@@ -176,7 +176,7 @@ def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
 
 
 def _drop_padding(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
-    """The rows of a tokenizer's output, without its padding."""
+    """Yield the rows of a tokenizer's output, without its padding."""
     if IDS not in given:
         raise UsageError(
             f"{name} have the keys {', '.join(map(str, given))}, expected {IDS}: give a tokenizer's output"
@@ -199,7 +199,7 @@ def _drop_padding(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, "
 
 
 def _unpadded(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " k"]:
-    """The tokens of a row that are no padding: one run of them, at either end of which padding may be."""
+    """Return the tokens of a row without padding, which is allowed at both ends only."""
     there = (mask != 0).nonzero().flatten()
     if len(there) and int(there[-1]) - int(there[0]) + 1 != len(there):
         raise InputError(

@@ -1,5 +1,4 @@
-"""Numbers, names and methods as users give them to the library: from numpy, from a tensor, never from a text (readers of
-`mgaa.inputs.readers`)."""
+"""Readers of numbers, names and methods: from Python, numpy or a tensor, never from text (for `mgaa.inputs.readers`)."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,10 +12,10 @@ from mgaa.errors import UsageError
 
 
 def integer(name: str, given: Any) -> int:
-    """A whole number.
+    """Read a whole number.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
     value = _plain(given)
     if isinstance(value, Integral) and not isinstance(value, bool):
@@ -25,15 +24,15 @@ def integer(name: str, given: Any) -> int:
 
 
 def integer_or_none(name: str, given: Any) -> int | None:
-    """A whole number, or `None`."""
+    """Read a whole number, or `None`."""
     return None if given is None else integer(name, given)
 
 
 def number(name: str, given: Any) -> float:
-    """A number.
+    """Read a number.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
     value = _plain(given)
     if isinstance(value, Real) and not isinstance(value, bool):
@@ -42,10 +41,10 @@ def number(name: str, given: Any) -> float:
 
 
 def size(name: str, given: Any) -> int:
-    """Bytes, as a whole number or as text such as "5GB".
+    """Read a number of bytes: a whole number or text such as "5GB".
 
     Raises:
-        UsageError: it is neither, or none.
+        UsageError: it is neither, or below one.
     """
     try:
         found = parse_size_to_int(given) if isinstance(given, str) else integer(name, given)
@@ -57,10 +56,10 @@ def size(name: str, given: Any) -> int:
 
 
 def fraction(name: str, given: Any) -> float:
-    """A number between 0 and 1, both excluded: the fraction of linear parameters to remove.
+    """Read a number between 0 and 1, both excluded: the fraction of linear parameters to remove.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
     value = _plain(given)
     found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -73,10 +72,10 @@ def fraction(name: str, given: Any) -> float:
 
 
 def fractions(name: str, given: Any) -> list[float]:
-    """Several of them.
+    """Read several fractions.
 
     Raises:
-        UsageError: as `fraction`, or it is not several.
+        UsageError: as `fraction`, or it is not iterable.
     """
     if isinstance(given, Tensor) or (isinstance(given, Iterable) and not isinstance(given, str | Mapping)):
         return [fraction("compression", each) for each in given]
@@ -84,10 +83,10 @@ def fractions(name: str, given: Any) -> list[float]:
 
 
 def names(name: str, given: Any) -> tuple[str, ...]:
-    """Some names; one alone may come without brackets.
+    """Read names; a single one needs no brackets.
 
     Raises:
-        UsageError: they are no texts.
+        UsageError: they are not text.
     """
     found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
     if all(isinstance(each, str) for each in found):
@@ -96,12 +95,12 @@ def names(name: str, given: Any) -> tuple[str, ...]:
 
 
 def method_or_none(name: str, given: Any) -> Any:
-    """A method, or `None` for the default."""
+    """Read a method, or `None` for the default."""
     return None if given is None else method(name, given)
 
 
 def method(name: str, given: Any) -> Any:
-    """A method by name, or a mapping of `method` and its options.
+    """Read a method by name, or as a mapping of `method` and its options.
 
     Raises:
         UsageError: it is neither.
@@ -112,5 +111,5 @@ def method(name: str, given: Any) -> Any:
 
 
 def _plain(given: Any) -> Any:
-    """The number in a tensor of one entry."""
+    """Return the number in a tensor of one entry; other values unchanged."""
     return given.item() if isinstance(given, Tensor) and given.numel() == 1 and not given.is_meta else given

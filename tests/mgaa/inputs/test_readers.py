@@ -265,7 +265,7 @@ UNCHANGED: dict[str, tuple[Callable[[PreTrainedModel], Any], str]] = {
     "adapters": (lambda model: peft.get_peft_model(model, LORA), "adapters of peft in 2 places.*merge_and_unload"),
     "adapters of transformers": (with_layer, r"adapters of peft in 2 places.*merge_and_unload"),
     "no head": (lambda model: model.model, "model is a LlamaModel, which has no language-modelling head"),
-    "another forward": (another_forward, r"another forward than its class in model\.layers\.0"),
+    "another forward": (another_forward, r"forward other than that of its class in model\.layers\.0"),
     "several dtypes": (
         mixed,
         r"lm_head\.weight is in torch\.float64\): give it one dtype, model\.to\(torch\.float32\)",
