@@ -1,6 +1,6 @@
-"""The plan of factors that are fitted to the dense model, behind compressed blocks (`mgaa.anchoring`, tasks/steps/block_state.py).
+"""Plan of factors that are fitted to the dense model after compressed blocks (`mgaa.anchoring`, tasks/steps/block_state.py).
 
-Legend: m outputs, n inputs, p = min(m, n), k = n or m (where what is missing is measured).
+Legend: m outputs, n inputs, p = min(m, n), k = n or m (where the residual is measured).
 """
 
 from math import log2
@@ -15,14 +15,14 @@ from mgaa.statistics.shares import Share
 
 
 def anchor(layout: Layout, settings: Settings) -> StageCost:
-    """Both models side by side, one block after the other and in it one stage after the other, for each model that is made."""
+    """Plan anchoring: both models in parallel, block by block and stage by stage, for each model to make."""
     batch = max(map(len, Share(settings.samples).batches(settings.batch_size))) * settings.length
     state = layout.hidden * layout.itemsize
     hidden = settings.samples * settings.length * state
     worst = max(_block_bytes(layout, settings, block, batch) for block in layout.blocks)
     device, host = model_bytes(layout, settings)
     made = int((1 - settings.compression) * sum(block.parameters for block in layout.blocks) * layout.itemsize)
-    # streamed, the twin has the one block, and every block is fetched for both models, to be measured and to be passed
+    # streamed, the twin holds one block, and every block is fetched for both models, once to measure and once to pass
     twin, fetched = (layout.largest, 4) if settings.stream else (made, 1)
     host += (
         3 * batch * state if settings.accelerator else 0
@@ -33,7 +33,7 @@ def anchor(layout: Layout, settings: Settings) -> StageCost:
         device + twin + worst + (anchor_bytes(layout, settings) if settings.anchored == "device" else 0),
         host + (2 * hidden if settings.anchored == "host" else 0),
         settings.models * made,
-        3 * hidden,  # of both models, and of one the generation before
+        3 * hidden,  # of both models, and the previous generation of one
         {kind: settings.models * sum(each[kind] for each in work) for kind in work[0]},
         settings.models
         * (fetched * layout.weights + settings.gradients * sum(gradient_bytes(block) for block in layout.blocks)),
@@ -41,17 +41,17 @@ def anchor(layout: Layout, settings: Settings) -> StageCost:
 
 
 def anchor_bytes(layout: Layout, settings: Settings) -> int:
-    """Bytes of all tokens while a block is anchored and what its sublayers add is kept."""
+    """Return the bytes of all tokens while a block is anchored with cached sublayer outputs."""
     return cache_bytes(settings.samples * settings.length, layout.hidden, layout.widest_written, layout.itemsize)
 
 
 def _block_bytes(layout: Layout, settings: Settings, block: Block, batch: int) -> int:
-    """Beside the weights and the waiting states: a stage that is measured, or fitted; or the block that is tuned."""
+    """Return the bytes besides the weights and the waiting states: of a stage that is measured or fitted, or of the block that is tuned."""
     stages = [_stage_bytes(layout, settings, block, stage, batch) for stage in block.stages]
     gradients = settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
     tuned = (1 - settings.compression) * block.parameters
     made = int(tuned * layout.itemsize)
-    # a master, two moments, its gradient in both dtypes, and a copy; and what autograd keeps
+    # a master, two moments, its gradient in both dtypes, and a copy; and the activations that autograd saves
     tuning = int(tuned * (4 * SINGLE + 2 * layout.itemsize)) + 2 * activation_bytes(layout, block, batch)
     return gradients + made + max(*stages, tuning if settings.refinement else 0)
 
@@ -59,7 +59,7 @@ def _block_bytes(layout: Layout, settings: Settings, block: Block, batch: int) -
 def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[Input, ...], batch: int) -> int:
     branches = 1 + int(
         log2(len(Share(settings.samples).parts))
-    )  # of the tree, and the part at hand (`mgaa.statistics.accumulate`)
+    )  # of the tree, and the current part (`mgaa.statistics.shares`)
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * each.n * (each.n + groups + 4) for each in stage)
     products = sum(DOUBLE * each.n * _residual_channels(each, settings) for each in stage)
@@ -75,19 +75,19 @@ def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[
 
 
 def _residual_channels(each: Input, settings: Settings) -> int:
-    """Channels in which what an input's linears lack is measured."""
+    """Return the number of channels in which the residual of an input's linears is measured."""
     if each.expert:
         return 0
     return each.outputs[0] if each.writes and settings.to_stream else each.n
 
 
 def _block_work(layout: Layout, settings: Settings, block: Block, batch: int) -> dict[str, float]:
-    """Operations by kind. Where what sublayers add is not kept, attention is computed four times, and the first half of the FFN twice."""
+    """Return operations by kind. Without cached sublayer outputs, attention is computed four times, and the first half of the FFN twice."""
     tokens = settings.samples * settings.length
     once, kept = forward_work(layout, block, tokens, settings.length), settings.anchored == "device"
     left = 1 - settings.compression
     forward = (1 + left) * once * (1 if kept else 3)
-    # the error before and after, and the steps: a pass of the dense block, and one there and back of the other
+    # the error before and after, and the steps: a forward pass of the dense block, and a forward and a backward pass of the other
     forward += ((2 + settings.refinement * batch / tokens * 3) * left * once) if settings.refinement else 0.0
     forward += 0.0 if kept else settings.refinement * batch / tokens * once
     double, eigen = 0.0, 0.0

@@ -1,16 +1,16 @@
-"""What a search minimises: how far a compressed model is from the text and from the dense model.
+"""Objective of a search: the distance of a compressed model from the text and from the dense model.
 
     objective = perplexity + weight * mean over sequences of sum over tokens KL(p_compressed || p_dense)
 
-as in the code of Bolaco (arXiv 2405.10616; weight 1e-3). The sum over tokens grows with the length of the sequences, so the weight
-means less on short ones.
+as in the code of Bolaco (arXiv 2405.10616; weight 1e-3). The sum over tokens grows with the length of the sequences, so the weight matters
+less on short ones.
 
-The reverse divergence needs the dense logits of every token. Stored whole they are the vocabulary wide. Their largest k entries with the
-mass of the rest are compact, and give a lower bound (docs/performance.md has what it misses). Here the *input of the head* is stored
-instead, as many numbers as the model is wide, and the logits are computed from it again by the head itself, which compression leaves
-alone: they are exact, at the cost of one more product with the head per token (2 % of a forward pass of a 7B model).
+The reverse divergence needs the dense logits of every token. Stored whole they are as wide as the vocabulary. Their largest k entries with
+the mass of the rest are compact, but only give a lower bound (docs/performance.md measures the gap). Here the *input of the head* is stored
+instead, as wide as the model, and the logits are recomputed from it by the head itself, which compression leaves unchanged: they are exact,
+at the cost of one more product with the head per token (2 % of a forward pass of a 7B model).
 
-A loss or a divergence that is not finite is an error.
+A non-finite loss or divergence is an error.
 
 Legend: n windows, l tokens of a window, b windows of a batch, v vocabulary, h width of the model.
 """
@@ -29,18 +29,18 @@ from mgaa.evaluation.perplexity import check_windows, eval_mode, max_batch_size
 
 WEIGHT = 1e-3
 _CHUNK = 2**20
-"""Logits of a chunk that are held in float32 at once, twice."""
+"""Logits of a chunk held in float32 at once, twice."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What was measured of one model.
+    """Measurement of one model.
 
     Attributes:
-        objective: what the search minimises.
+        objective: the value that the search minimises.
         perplexity: of the windows.
-        divergence: mean over windows of the sum over tokens of KL(p_compressed || p_dense), in nats; 0 where its weight is.
-        losses: of each window: the sum over its scored tokens, in nats.
+        divergence: mean over windows of the sum over tokens of KL(p_compressed || p_dense), in nats; 0 where its weight is 0.
+        losses: sum over the scored tokens of each window, in nats.
     """
 
     objective: float
@@ -51,10 +51,10 @@ class Score:
 
 @torch.inference_mode()
 def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size: int = 8) -> Float[Tensor, "n l h"]:
-    """What enters the head of the dense model, in its dtype, on the CPU.
+    """Compute the inputs of the dense model's head, in its dtype, on the CPU.
 
     Raises:
-        InputError: the model has no head to compute logits with.
+        InputError: the model has no head.
     """
     check_windows(model, windows.flatten(), windows.shape[1], None)
     head, seen, size = _head(model), list[Tensor](), min(batch_size, max_batch_size(model, windows.shape[1]))
@@ -115,7 +115,7 @@ def objective(
 def _batch(
     model: PreTrainedModel, ids: Int[Tensor, "b l"], hidden: Float[Tensor, "b l h"] | None
 ) -> Float[Tensor, "2 b"]:
-    """Loss and divergence of each window, sums over its tokens, in float64."""
+    """Return loss and divergence of each window, summed over its tokens, in float64."""
     logits = model(input_ids=ids, use_cache=False).logits
     precise = torch.promote_types(logits.dtype, torch.float32)
     losses = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
@@ -136,9 +136,9 @@ def _batch(
 
 
 def logits_of(model: PreTrainedModel, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "b l v"]:
-    """The logits of what enters the head, by the model's own forward, so that whatever it does behind the head is done here too.
+    """Compute the logits from inputs of the head, by the model's own forward, which includes any operation after the head.
 
-    The forward runs on one token, and the input of its head is exchanged.
+    The forward runs on one token, and the input of its head is replaced.
     """
     handle = _head(model).register_forward_pre_hook(lambda _, given: (hidden, *given[1:]))
     try:

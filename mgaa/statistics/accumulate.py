@@ -10,7 +10,7 @@ shrunk towards an isotropic one of equal trace, the target of Ledoit and Wolf (2
 `w = 1 - tokens / minimum`. The weight is our choice (theirs needs fourth moments), measured by `benchmarks/experts.py`. An expert without
 tokens is an error.
 
-Legend: t tokens of one sequence, n channels of the input, d = n or m (channels of the side measured), g groups of sequences.
+Legend: t tokens of one sequence, n channels of the input, d = n or m (channels of the measured side), g groups of sequences.
 """
 
 import math
@@ -26,7 +26,7 @@ from mgaa.statistics.shares import Leaves, Share, merge_sums
 from mgaa.statistics.statistics import InputStatistics
 
 PANELS = 8
-"""Block rows of a scatter; more save less than their smaller products cost."""
+"""Block rows of a scatter; more would save less than their smaller products cost."""
 
 
 @dataclass
@@ -36,9 +36,9 @@ class Moments:
     Attributes:
         count: tokens.
         sums: rows: sum of `x`, of `x^2`, of `|x|`.
-        mean: of the side measured.
-        scatter: sum of the centred outer products; its upper block panels, the rest is zero.
-        group_sums: sum of the side measured over the tokens of each group.
+        mean: mean of the measured side.
+        scatter: sum of the centred outer products; only its upper block panels, the rest is zero.
+        group_sums: sum of the measured side over the tokens of each group.
         group_counts: tokens of each group.
     """
 
@@ -51,7 +51,7 @@ class Moments:
 
     @staticmethod
     def empty(z: Float[Tensor, "t d"], channels: int, groups: int) -> "Moments":
-        """Of no token; on the device of `z`, the side measured."""
+        """Return the sums over no tokens, on the device of `z`, the measured side."""
         width = z.shape[1]
         counts = torch.zeros(groups, dtype=torch.int64)
         return Moments(
@@ -64,10 +64,10 @@ class Moments:
         )
 
     def add_(self, z: Float[Tensor, "t d"], sums: Float[Tensor, "3 n"], group: int) -> None:
-        """Add the tokens of one sequence: the side measured, and the sums over its input."""
+        """Add the tokens of one sequence: the measured side, and the sums over its input."""
         total, count = column_sums(z), len(z)
         mean = total / count
-        # the outer product that joins two means is one more row
+        # the outer product of the difference of the means is an additional row
         rows = z.new_empty(count + 1, z.shape[1])
         torch.sub(z, mean, out=rows[:-1])
         torch.mul(mean - self.mean, math.sqrt(self.count * count / (self.count + count)), out=rows[-1])
@@ -78,7 +78,7 @@ class Moments:
         self._move_(mean, count)
 
     def merge_(self, other: "Moments") -> "Moments":
-        """Add the tokens behind these."""
+        """Add later tokens."""
         delta = other.mean - self.mean
         self.scatter += other.scatter
         add_gram_(self.scatter, delta[None] * math.sqrt(self.count * other.count / (self.count + other.count)))
@@ -94,12 +94,12 @@ class Moments:
 
 
 def column_sums(x: Float[Tensor, "t n"]) -> Float[Tensor, " n"]:
-    """The sum of the rows, as a product: on a CPU ten times as fast as `sum(0)`."""
+    """Sum the rows, as a matrix product: ten times as fast as `sum(0)` on a CPU."""
     return x.new_ones(len(x)) @ x
 
 
 def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None:
-    """Add `rows^T rows` to the upper block panels; the products are those of the dtype of the rows."""
+    """Add `rows^T rows` to the upper block panels; products are computed in the dtype of the rows."""
     width = len(scatter)
     height = max(128, -(-width // PANELS))
     for top in range(0, width, height):
@@ -111,7 +111,7 @@ def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None
 
 
 def explain_unreached(linear: str) -> str:
-    """What is said of a linear of an expert that no token has reached."""
+    """Message for a linear of an expert that no token reached."""
     return (
         f"{linear} received none of the calibration tokens, expected at least one: the router never chose this expert; calibrate on more "
         "or other text (data.calibration.samples), or let such experts stay dense (statistics.unreached=dense)"
@@ -124,9 +124,9 @@ class Accumulator:
     Args:
         name: the linear, for messages.
         groups: number of groups of consecutive sequences (at most one group per sequence is used).
-        share: the sequences that are measured here; a number stands for all of so many.
-        weight: given where the output side is measured; `None` for the input side.
-        minimum: tokens per channel of the side measured, below which the covariance is shrunk.
+        share: the sequences measured here; a number stands for all of so many sequences.
+        weight: of the linear where the output side is measured; `None` for the input side.
+        minimum: tokens per channel of the measured side, below which the covariance is shrunk.
     """
 
     def __init__(
@@ -144,11 +144,11 @@ class Accumulator:
         self._leaves = Leaves[Moments](self._share)
 
     def update(self, sequence: int, x: Float[Tensor, "t n"], z: Float[Tensor, "t m"] | None = None) -> None:
-        """Add the tokens of one sequence; an expert may have none of it.
+        """Add the tokens of one sequence; an expert may receive none.
 
         Args:
-            z: `W x`, where the output side is measured and it is known; else it is computed, in float32 or, for float64 inputs, float64:
-                products of numbers of 16 bits are exact in it.
+            z: `W x`, where the output side is measured and it is known; otherwise it is computed, in float32 or, for float64 inputs,
+                float64: products of 16-bit numbers are exact in it.
 
         Raises:
             NumericalError: an entry is NaN or infinite.
@@ -174,21 +174,21 @@ class Accumulator:
         if self._weight is None:
             return x
         precise = torch.promote_types(x.dtype, torch.float32)
-        if x.is_cuda and x.dtype.itemsize == 2:  # tensor cores multiply 16 bits and add up in float32
+        if x.is_cuda and x.dtype.itemsize == 2:  # tensor cores multiply in 16 bits and accumulate in float32
             return torch.mm(x, self._weight.T, out_dtype=precise)
         if self._precise is None or self._precise.dtype != precise:
             self._precise = self._weight.to(precise)  # once for all sequences
         return x.to(precise) @ self._precise.T
 
     def total(self) -> Moments | None:
-        """The sums over this share; `None` without a token."""
+        """Return the sums over this share; `None` without a token."""
         return self._leaves.total()
 
     def finish(self, shares: Iterable[Moments | None] | None = None) -> InputStatistics:
-        """The statistics of everything added so far, or of the totals of all shares in order.
+        """Return the statistics of everything added so far, or of the totals of all shares in order.
 
         Raises:
-            InputError: not a single token was added.
+            InputError: no token was added.
         """
         found = self.finish_or_none(shares)
         if found is None:
@@ -196,7 +196,7 @@ class Accumulator:
         return found
 
     def finish_or_none(self, shares: Iterable[Moments | None] | None = None) -> InputStatistics | None:
-        """`finish`, and `None` where there was no token."""
+        """Return the statistics as `finish` does, but `None` where there was no token."""
         found = self.total() if shares is None else merge_sums(shares)
         return None if found is None else self._statistics(found)
 
@@ -217,9 +217,9 @@ class Accumulator:
         return statistics if found.count >= needed else self._shrunk(statistics, 1 - found.count / needed)
 
     def _shrunk(self, found: InputStatistics, share: float) -> InputStatistics:
-        """Less of the covariance by `share`, inside groups and between them alike, so that what is pooled stays a covariance.
+        """Shrink the covariance by `share`, equally inside groups and between them, so that pooled moments stay covariances.
 
-        The diagonal statistics of the channels move as much towards their mean.
+        The diagonal statistics of the channels move towards their mean by the same share.
         """
         width = len(found.covariance)
         weight = None if self._weight is None else self._weight.double()
@@ -237,13 +237,13 @@ class Accumulator:
 
 @dataclass
 class CosineSum:
-    """The cosines of some tokens."""
+    """Sum of the cosines of some tokens."""
 
     total: float
     count: int
 
     def merge_(self, other: "CosineSum") -> "CosineSum":
-        """Add the tokens behind these."""
+        """Add later tokens."""
         self.total, self.count = self.total + other.total, self.count + other.count
         return self
 
@@ -255,7 +255,7 @@ class CosineAccumulator:
         self._name, self._leaves = name, Leaves[CosineSum](Share(share) if isinstance(share, int) else share)
 
     def update(self, sequence: int, a: Float[Tensor, "t h"], b: Float[Tensor, "t h"]) -> None:
-        """Add the tokens of one sequence; there may be none of them.
+        """Add the tokens of one sequence, possibly none.
 
         Raises:
             NumericalError: a cosine is not finite.
@@ -274,16 +274,16 @@ class CosineAccumulator:
         self._leaves.current = found if self._leaves.current is None else self._leaves.current.merge_(found)
 
     def total(self) -> CosineSum | None:
-        """The sum over this share; `None` without a token."""
+        """Return the sum over this share; `None` without a token."""
         return self._leaves.total()
 
     def finish(self, shares: Iterable[CosineSum | None] | None = None) -> float:
-        """The mean cosine of everything added so far, or of the totals of all shares in order."""
+        """Return the mean cosine of everything added so far, or of the totals of all shares in order."""
         found = self.finish_or_none(shares)
         assert found is not None, "calibration has at least one token"
         return found
 
     def finish_or_none(self, shares: Iterable[CosineSum | None] | None = None) -> float | None:
-        """`finish`, and `None` where there was no token."""
+        """Return the mean as `finish` does, but `None` where there was no token."""
         found = self.total() if shares is None else merge_sums(shares)
         return None if found is None else found.total / found.count

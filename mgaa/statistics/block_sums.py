@@ -1,4 +1,4 @@
-"""The sums that one worker collects of a block, as a file that is merged with those of the others."""
+"""Sums of one worker over a block, as a file to be merged with those of the other workers."""
 
 import json
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from mgaa.statistics.accumulate import CosineSum, Moments
 
 @dataclass(frozen=True)
 class BlockSums:
-    """What one worker collects of a block, to be merged with the sums of the others.
+    """Sums of one worker over a block, to be merged with those of the other workers.
 
     Attributes:
-        inputs: by the first linear that reads them; `None` where the share has no token (of an expert).
-        cosines: by sublayer: of the stream, and of the branch.
+        inputs: by the first linear that reads them; `None` where the share has no token (for an expert).
+        cosines: by sublayer: cosines of the stream, and of the branch.
         shared, apart: as in `mgaa.statistics.statistics.BlockStatistics`.
     """
 

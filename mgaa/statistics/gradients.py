@@ -1,19 +1,19 @@
-"""How much the loss minds an error in the output of a linear: second moments of the gradients, by one pass there and back.
+"""Sensitivity of the loss to errors in the outputs of linears: second moments of the gradients, by one forward and one backward pass.
 
-Of every linear `y = W x + b` of the decoder: `G = 1/T sum_t g_t g_t^T`, with `g_t` the gradient of the loss with respect to the output for
-token t, and T the number of all calibration tokens. The loss is the sum of the cross-entropies of all next tokens, in nats. It is the
+For every linear `y = W x + b` of the decoder: `G = 1/T sum_t g_t g_t^T`, with `g_t` the gradient of the loss with respect to the output for
+token t, and T the number of all calibration tokens. The loss is the sum of the cross-entropies of all next tokens, in nats. `G` is the
 output factor of Kronecker-factored curvature (Martens and Grosse, 2015), with the tokens of the text as targets: the empirical Fisher
 matrix. An expert of a mixture sums over its own tokens and divides by T as well, so that an error `E` of any matrix weighs
 `tr(G E Cov(x) E^T)`, in one unit.
 
-The tokens are sent through the blocks, and their hidden states are kept in front of every one. The gradient behind the last block comes
-from norm, head and loss; then block after block backwards computes its forward again, with autograd on for the activations alone. So this
-costs about three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs
-(`mgaa.statistics.calibration`) can be taken in the second of them (`differentiate_model`). Products of gradients are float32 (those of
-a float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
+The tokens pass through the blocks, and the hidden states at the input of each are kept. The gradient after the last block comes from norm,
+head and loss; then each block, from the last to the first, recomputes its forward with autograd for the activations only. This costs about
+three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs
+(`mgaa.statistics.calibration`) can be measured in the second of these passes (`differentiate_model`). Products of gradients are float32
+(float64 for a float64 model) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
 what the forward pass itself changes.
 
-float16 is refused: with five bits of exponent, gradients below 6e-8 are zero, and nothing would tell; bfloat16 reaches 1e-38.
+float16 is refused: with five bits of exponent, gradients below 6e-8 underflow to zero unnoticed; bfloat16 reaches 1e-38.
 
 Legend: s sequences, t tokens of a sequence.
 """
@@ -46,7 +46,7 @@ from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
-"""Of weights that carry gradients."""
+"""Dtypes of weights with usable gradients."""
 
 
 def stream_gradients(
@@ -58,20 +58,20 @@ def stream_gradients(
     place: Place = "device",
     folder: Path | None = None,
 ) -> Iterator[tuple[int, Gradients]]:
-    """The second moments of every decoder block with its index, from the last block to the first.
+    """Yield the second moments of every decoder block with its index, from the last block to the first.
 
     Args:
-        model: a transformers causal language model with an entry in `mgaa.models.entries`, taken apart (`mgaa.models.fused.unfuse_`), in
-            eval mode.
+        model: a transformers causal language model with an entry in `mgaa.models.entries`, split (`mgaa.models.fused.unfuse_`), in eval
+            mode.
         tokens: calibration sequences without padding; or prompts, of which the loss counts the tokens of text.
         batch_size: sequences of a micro-batch; fewer where their logits take too much memory.
         unreached: as in `mgaa.statistics.calibration.CalibrationSettings`; experts that stay dense have no moments.
-        place, folder: where the hidden states wait (`mgaa.blocks.hidden_states`). A call that was interrupted goes on there, behind the
-            last block after which another one was asked for.
+        place, folder: where the hidden states are held (`mgaa.blocks.hidden_states`). An interrupted call resumes after the last block for
+            which the caller has requested the next.
 
     Raises:
-        UsageError: a dtype that carries no gradients, or fewer tokens than outputs; like all that is wrong with the model or the tokens,
-            this is found in the call itself.
+        UsageError: the dtype has no usable gradients, or there are fewer tokens than outputs; raised in the call itself, like all errors in
+            the model or the tokens.
         InputError: the tokens or the model cannot be used, or no token reaches an expert.
         NumericalError: a gradient is not finite (the message names layer and sequence), or all of them vanish.
     """
@@ -81,7 +81,7 @@ def stream_gradients(
         waiting: dict[str, Any] = {"place": place, "folder": folder}
         for index, gradients, _ in _forward_and_backward(model, prompts, ranges, unreached=unreached, **waiting):
             yield index, gradients
-            del gradients  # while the next block is measured
+            del gradients  # free it while the next block is measured
 
     return alone()
 
@@ -93,18 +93,18 @@ def differentiate_model(
     *,
     parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[int, BlockStatistics]]:
-    """The statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
+    """Yield the statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
 
-    Those of the inputs are what `mgaa.statistics.calibration.stream_statistics` gives, on as many sequences at a time, and cost no further
-    pass.
+    Those of the inputs equal those of `mgaa.statistics.calibration.stream_statistics`, on as many sequences at a time, and cost no
+    additional pass.
 
     Args:
         model, tokens: as in `stream_gradients`, with its errors.
-        measuring: how.
-        parts: of the model that are to be measured.
+        measuring: the settings.
+        parts: parts of the model to measure.
 
     Raises:
-        UsageError: other parts than the decoder.
+        UsageError: parts other than the decoder.
     """
     check_parts(parts)
     prompts, ranges = _prepare_tokens(model, tokens, measuring.batch_size)
@@ -114,13 +114,13 @@ def differentiate_model(
         for index, gradients, observer in blocks:
             assert observer is not None
             yield index, replace(observer.finish(), gradients=gradients)
-            del gradients, observer  # while the next block is measured
+            del gradients, observer  # free both while the next block is measured
 
     return together()
 
 
 def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int) -> None:
-    """Refuse what no gradients can be measured of, before anything is.
+    """Refuse, before any measurement, models whose gradients cannot be measured.
 
     Args:
         matrices: of the decoder.
@@ -128,7 +128,7 @@ def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int
         tokens: of the calibration.
 
     Raises:
-        UsageError: a dtype that carries no gradients, or fewer tokens than outputs of a matrix.
+        UsageError: a dtype has no usable gradients, or there are fewer tokens than outputs of a matrix.
     """
     if wrong := sorted({str(dtype).removeprefix("torch.") for dtype in {*dtypes} - {*DTYPES}}):
         raise UsageError(
@@ -145,10 +145,10 @@ def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """Refuse other parts of a model than the decoder.
+    """Refuse parts of a model other than the decoder.
 
     Raises:
-        UsageError: as said.
+        UsageError: there are such parts.
     """
     if others := [part for part in parts if part not in DECODER]:
         raise UsageError(
@@ -160,7 +160,7 @@ def check_parts(parts: Sequence[str]) -> None:
 def _prepare_tokens(
     model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], batch_size: int
 ) -> tuple[Prompts, list[range]]:
-    """The tokens, and the sequences of each micro-batch, after everything was refused that can be before the first pass."""
+    """Return the tokens, and the sequences of each micro-batch, after every check that needs no pass."""
     prompts = check_tokens(tokens, model.get_input_embeddings().num_embeddings)
     check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
     size = CalibrationSettings(batch_size=min(batch_size, max_batch_size(model, max(prompts.lengths)))).batch_size
@@ -177,7 +177,7 @@ def _forward_and_backward(
     place: Place = "device",
     folder: Path | None = None,
 ) -> Iterator[tuple[int, Gradients, Observer | None]]:
-    """The gradients of every block, and who has observed its inputs; the block is settled when the next one is asked for."""
+    """Yield the gradients of every block, and the observer of its inputs; a block is complete when the next is requested."""
     (stack,) = stacks_of(model)
     images = [prompts.image_mask(each) for each in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
@@ -208,7 +208,7 @@ def _forward_and_backward(
             gradients.close()
             raise _explain_missing("the outputs of all linears")
         yield index, found, observer
-        del found, feedback, observer, watches  # while the next block is measured
+        del found, feedback, observer, watches  # free all while the next block is measured
         gradients.commit()
     line.close()
     gradients.close()
@@ -216,23 +216,23 @@ def _forward_and_backward(
 
 @dataclass(frozen=True)
 class _Observers:
-    """Several who watch one block."""
+    """Several observers of one block."""
 
     watches: Sequence[Any]
 
     def enter(self, batch: int, hidden: Tensor) -> None:
-        """A micro-batch enters the block."""
+        """Start a micro-batch."""
         for each in self.watches:
             each.enter(batch, hidden)
 
     def leave(self, hidden: Tensor) -> None:
-        """It leaves the block."""
+        """End a micro-batch."""
         for each in self.watches:
             each.leave(hidden)
 
 
 def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
-    """The gradients behind the last block."""
+    """Compute the gradients after the last block."""
     moved = False
     for batch, sequences in enumerate(ranges):
         found = line.loss_gradient(batch, _loss(prompts, sequences))
@@ -246,7 +246,7 @@ def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients
 
 
 def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
-    """The sum of the cross-entropies of all next tokens of text of these sequences."""
+    """Return the sum of the cross-entropies of all next text tokens of these sequences, as a function of the output."""
     targets = prompts.batch(sequences)[IDS][:, 1:]
     images = prompts.image_mask(sequences)
 
