@@ -1,15 +1,15 @@
-"""What a compressed model is tuned on: token ids of different lengths, and which of them are scored.
+"""Examples on which a compressed model is trained: token ids of different lengths, and the tokens that are scored.
 
-Two sources. Instructions in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and
-the answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs`
-is off). And plain text, cut into windows (`mgaa.inputs.tokens.windows`), all of which is scored. A model that sees is tuned on questions
+Instructions come in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and the
+answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs` is
+off). Plain text is cut into windows (`mgaa.inputs.tokens.windows`), all of which is scored. A vision-language model is trained on questions
 about images (`mgaa.inputs.prompts`), of which the answers are scored.
 
-The boundary: prompt and prompt with answer are tokenized apart; the tokens that both begin with are the prompt, so a token that spans
-the boundary counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits [C].
+The boundary: prompt and prompt with answer are tokenized separately; their common prefix is the prompt, so a token that spans the boundary
+counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits (our choice).
 
-The first token of an example has no context and is never scored. Padding goes behind the end of shorter examples, where a causal model
-cannot see it from any scored position.
+The first token of an example has no context and is never scored. Padding follows the end of shorter examples, where it is invisible to
+every scored position of a causal model.
 
 Legend: t tokens of all examples, e1 examples plus one, n windows, l tokens of a window, b examples of a batch.
 """
@@ -36,26 +36,26 @@ from mgaa.inputs.tokens import digest
 from mgaa.models.model_inputs import IDS, Inputs
 
 UNSCORED = -100
-"""The label of a token that is not scored, torch's `ignore_index`."""
+"""Label of a token that is not scored, torch's `ignore_index`."""
 
 FIELDS = ("instruction", "input", "output")
 
 _OPENING = "Below is an instruction that describes a task"
 _TASK = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
 _BATCH = 512
-"""Rows handed to the tokenizer at once: enough to use its threads, few enough to show progress."""
+"""Rows per call of the tokenizer: enough to use its threads, few enough to show progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples end to end: example i is `[starts[i], starts[i + 1])`.
+    """Concatenated examples: example i is `[starts[i], starts[i + 1])`.
 
     Attributes:
         ids: token ids.
-        labels: the same where a token is scored, else `UNSCORED`.
+        labels: the id of each scored token, `UNSCORED` for the others.
         starts: where the examples begin, and the end of the last.
-        dropped: rows of the source of which nothing was left to score.
-        images: what the model takes beside the tokens of each example, where there is anything.
+        dropped: number of rows of the source that had no token to score.
+        images: the model's other inputs for each example, if there are any.
     """
 
     ids: Int[Tensor, " t"]
@@ -68,24 +68,24 @@ class Examples:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One example, as the models of transformers name its parts."""
+        """Return one example, with its parts named as transformers' models expect."""
         begin, end = self.starts[index : index + 2].tolist()
         beside = self.images[index] if self.images else {}
         return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end], **beside}
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """Number of scored tokens."""
         return int((self.labels != UNSCORED).sum())
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest example."""
+        """Number of tokens of the longest example."""
         return int(self.starts.diff().max())
 
     @property
     def digest(self) -> str:
-        """The identity of the examples, whatever file they came from."""
+        """Identity of the examples, independent of their file."""
         parts = [digest(part) for part in (self.ids, self.labels, self.starts)]
         parts += [
             f"{name}{tuple(tensor.shape)}{hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}"
@@ -133,10 +133,10 @@ class Examples:
 
 
 def from_windows(windows: Int[Tensor, "n l"]) -> Examples:
-    """Every window is an example that is scored from its second token on.
+    """Turn every window into an example that is scored from its second token on.
 
     Raises:
-        InputError: no windows, or windows of a single token.
+        InputError: there are no windows, or windows of a single token.
     """
     number, length = windows.shape
     if number < 1 or length < 2:
@@ -155,16 +155,16 @@ def from_instructions(
     length: int = 256,
     scored: str = "answer",
 ) -> Examples:
-    """Instructions as examples of at most `length` tokens; see the top of this file.
+    """Turn instructions into examples of at most `length` tokens (module docstring).
 
     Args:
         rows: with the fields `instruction`, `input` (may be empty) and `output`.
-        tokenizer: that of the model.
+        tokenizer: of the model.
         length: tokens kept of a row (256 in LoRAP's code).
-        scored: `answer`, the answers alone, or `all`, the prompts too.
+        scored: `answer` for only the answers, or `all` for the prompts as well.
 
     Raises:
-        UsageError: a length below two, or an unknown `scored`.
+        UsageError: the length is below two, or `scored` is unknown.
         InputError: a row lacks a field, or no row has an answer within `length` tokens.
     """
     if length < 2 or scored not in ("answer", "all"):
@@ -186,7 +186,7 @@ def from_instructions(
 
 
 def from_prompts(prompts: Prompts) -> Examples:
-    """Questions about images with their answers, which are scored.
+    """Turn questions about images into examples whose answers are scored.
 
     Raises:
         InputError: no prompt has an answer.
@@ -204,7 +204,7 @@ def from_prompts(prompts: Prompts) -> Examples:
 
 
 def prompt_of(row: Mapping[str, str]) -> str:
-    """The prompt of Alpaca, with and without an input (https://github.com/tatsu-lab/stanford_alpaca)."""
+    """Return the prompt of Alpaca, with and without an input (https://github.com/tatsu-lab/stanford_alpaca)."""
     if row["input"]:
         context = ", paired with an input that provides further context. "
         return f"{_OPENING}{context}{_TASK}{row['instruction']}\n\n### Input:\n{row['input']}\n\n### Response:\n"
@@ -212,10 +212,10 @@ def prompt_of(row: Mapping[str, str]) -> str:
 
 
 def read_instructions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a file in the format of Alpaca: `.json` (one list), or `.jsonl` or `.ndjson` (one object per line).
+    """Read the rows of a file in the format of Alpaca: `.json` (one list), or `.jsonl` or `.ndjson` (one object per line).
 
     Raises:
-        InputError: the file is missing or not JSON, or a row is no object with the three texts.
+        InputError: the file is missing or not JSON, or a row is not an object with the three texts.
     """
     path = Path(path).expanduser()
     try:
@@ -234,7 +234,7 @@ def read_instructions(path: str | Path) -> list[dict[str, str]]:
 
 
 def _lines(text: str) -> list[Any]:
-    """The JSON of every line; only a newline ends one, other separators may stand inside a string."""
+    """Parse every line as JSON; only a newline ends a line, other separators may occur inside a string."""
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:
@@ -245,7 +245,7 @@ def _lines(text: str) -> list[Any]:
 
 
 def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch: shorter examples get zeros behind their end, which are neither attended to nor scored; images come one after the other."""
+    """Collate one batch: shorter examples are padded with zeros, which are neither attended to nor scored; images are concatenated."""
     longest = max(len(example["input_ids"]) for example in examples)
     shape = (len(examples), longest)
     batch = {
@@ -263,17 +263,17 @@ def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _pad(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
-    """What a model takes beside the tokens; what it takes of each token gets zeros behind the end."""
+    """Return an input besides the tokens; one with a value per token is padded with zeros."""
     given, length = example[name], len(example["input_ids"])
     of_tokens = given.shape == (1, length)
     return functional.pad(given, (0, longest - length)) if of_tokens else given
 
 
 def check_row(row: object, where: str) -> None:
-    """Refuse a row that is none in the format of Alpaca.
+    """Refuse a row that is not in the format of Alpaca.
 
     Raises:
-        InputError: it lacks one of the three texts; `where` it stands, for the message.
+        InputError: it lacks one of the three texts; `where` describes its place, for the message.
     """
     if not isinstance(row, Mapping) or not all(isinstance(row.get(field), str) for field in FIELDS):
         found = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
@@ -286,7 +286,7 @@ def check_row(row: object, where: str) -> None:
 def _encode_rows(
     rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterable[tuple[list[int], int]]:
-    """The tokens of each row and how many of them are prompt; all of them where the answer is empty."""
+    """Yield the tokens of each row and the number of them that form the prompt; all of them where the answer is empty."""
     before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for start in tqdm(range(0, len(rows), _BATCH), desc="tokenizing instructions", disable=None):
@@ -299,12 +299,12 @@ def _encode_rows(
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids without special tokens; truncation and padding that the tokenizer's file may ask for are off."""
+    """Encode without special tokens; truncation and padding that the tokenizer's file may request are off."""
     options: dict[str, Any] = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
     return [list(ids) for ids in tokenizer(texts, **options)["input_ids"]]
 
 
 def _common_prefix(one: Sequence[int], two: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
+    """Return the length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(two)))

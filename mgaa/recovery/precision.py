@@ -1,11 +1,11 @@
-"""The arithmetic of training: which numbers the matrices are multiplied in. What is learnt is float32 in any case.
+"""Arithmetic of training: the dtype in which matrices are multiplied. The trained tensors are always float32.
 
-`float32`: frozen weights that are stored in half precision are held in float32 meanwhile (exactly, at the cost of a second copy).
-`bfloat16`, `float16`: autocast; weights stay as they are stored. float16 has few exponent bits, so its gradients are scaled (the scaler
-of torch's AMP), which needs a GPU.
-`auto`: bfloat16 on a GPU that computes in it, float16 on an older one. On a CPU bfloat16 where it has instructions for it (AVX512-BF16,
-which processors with AMX have too), else float32: with such instructions a step through the demo backbone is about a quarter faster in
-bfloat16 (the command of docs/performance.md, with `recovery.precision=float32`), without them bfloat16 is emulated, and slower.
+- `float32`: frozen weights that are stored in half precision are held in float32 in the meantime (exactly, at the cost of a second copy).
+- `bfloat16`, `float16`: autocast; weights keep their dtype. float16 has few exponent bits, so its gradients are scaled (the scaler of
+  torch's AMP), which needs a GPU.
+- `auto`: bfloat16 on a GPU that supports it, float16 on an older one. On a CPU bfloat16 where it has instructions for it (AVX512-BF16,
+  which processors with AMX have too), otherwise float32: with such instructions a step through the demo backbone is about a quarter faster
+  in bfloat16 (the command of docs/performance.md, with `recovery.precision=float32`), without them bfloat16 is emulated, and slower.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What `auto` means on a device; anything else is checked and returned.
+    """Resolve `auto` for a device; anything else is checked and returned.
 
     Raises:
         UsageError: the device does not compute in it.
@@ -40,7 +40,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 @contextmanager
 def hold_precision(model: nn.Module, precision: str) -> Iterator[None]:
-    """Parameters in half precision are float32 inside this context if that is the precision; afterwards they are the stored ones."""
+    """Within this context, parameters in half precision are float32 if that is the precision; afterwards they are the stored ones."""
     stored = {
         parameter: parameter.data
         for parameter in model.parameters()
