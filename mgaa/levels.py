@@ -120,7 +120,7 @@ def check_parts(parts: Sequence[str], *, inputs: str, pruned: bool) -> None:
     """
     if unknown := sorted(set(parts) - set(PARTS)) or (not parts and ["nothing"]):
         raise UsageError(
-            f"the parts to compress have {unknown[0]}, expected some of {', '.join(PARTS)} (backbone.parts)"
+            f"the parts to compress include {unknown[0]}, expected some of {', '.join(PARTS)} (backbone.parts)"
         )
     beside = [part for part in parts if part not in DECODER]
     if beside and (inputs == "compressed" or pruned):
@@ -146,7 +146,7 @@ def check_anchored(anchored: bool, *, inputs: str, pruned: bool, parts: Sequence
     ):
         if wrong:
             raise UsageError(
-                f"{setting}, but factors are anchored (anchor.method) for the decoder at ranks that dense inputs gave: set {remedy}, or "
+                f"{setting}, but factors are anchored (anchor.method) for the decoder at ranks from dense inputs: set {remedy}, or "
                 "anchor.method=none"
             )
 
@@ -173,13 +173,13 @@ def preflight(
     """
     if inputs == "compressed" and method_constant("factors", factors[0], "GRADIENTS", False):
         raise UsageError(
-            f"factors.method is {factors[0]!r}, which weighs errors by gradients of the dense model, but statistics.inputs is compressed: "
+            f"factors.method is {factors[0]!r}, which weights errors by gradients of the dense model, but statistics.inputs is compressed: "
             "set statistics.inputs=dense, or take another factors.method"
         )
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
     if inputs == "compressed" and method_constant("ranks", ranks[0], "GLOBAL", False):
         raise UsageError(
-            f"statistics.inputs is compressed, expected a rule that finds the ranks block after block: ranks.method={ranks[0]} is for "
+            f"statistics.inputs is compressed, expected a rule that finds the ranks block by block: ranks.method={ranks[0]} is for "
             "all matrices of the model at once; set statistics.inputs=dense, or take another ranks.method"
         )
     if ranks[0] == "file" and pruned:

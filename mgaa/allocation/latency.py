@@ -282,7 +282,9 @@ def _curve(times: Mapping[str, Any], tokens: int, where: str) -> Curve:
         rank = _get(each, "rank", int, where)
         low_rank[rank] = _timing(each, f"rank {rank} at {where}")
     if not low_rank or any(above <= below for below, above in pairwise(low_rank)):
-        raise InputError(f"low_rank at {where} is not in rising ranks, at least one: make it again by `{COMMAND}`")
+        raise InputError(
+            f"low_rank at {where} is not in ascending order of rank, or empty: make it again by `{COMMAND}`"
+        )
     return Curve(_timing(_get(entry, "dense", dict, where), f"dense at {where}"), low_rank)
 
 

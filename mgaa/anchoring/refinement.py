@@ -127,8 +127,8 @@ def check_tunable(dtype: torch.dtype) -> None:
     """
     if dtype not in DTYPES:
         raise UsageError(
-            f"the backbone is in {str(dtype).removeprefix('torch.')}, which carries no gradients (in float16 small ones vanish), expected "
-            "bfloat16, float32 or float64: set backbone.dtype=bfloat16, or refinement.method=none"
+            f"the backbone is in {str(dtype).removeprefix('torch.')}, which has no usable gradients (in float16 small ones underflow), "
+            "expected bfloat16, float32 or float64: set backbone.dtype=bfloat16, or refinement.method=none"
         )
 
 

@@ -217,8 +217,8 @@ class Blockwise:
         for index, added in additions.items():
             if not torch.equal(added.add_to(received[index]), received[index + 1]):
                 raise InputError(
-                    f"between {self._stack.path(index)} and the next block the model does more than to add to the hidden states, expected "
-                    "that block reads what block wrote: this model cannot go block by block; take another"
+                    f"between {self._stack.path(index)} and the next block the model does more than add to the hidden states, expected "
+                    "every block to read the output of the one before: this model cannot be processed block by block; take another"
                 )
         return {index: added for index, added in additions.items() if len(added.rows)}
 

@@ -63,7 +63,7 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         raise InputError(f"no model folder at {source}: expected a folder with {CONFIG}; check the path")
     if revision is None or not _COMMIT.fullmatch(revision):
         raise UsageError(
-            f"{source} is no local folder, and as a Hub model it has the revision {revision!r}: expected a commit "
+            f"{source} is not a local folder, and as a Hub model it has the revision {revision!r}: expected a commit "
             "(40 hexadecimal digits, from the model's page, 'Files', 'History'), because branches move"
         )
     return _fetch(str(source), revision)
@@ -119,12 +119,12 @@ def examine_config(folder: Path) -> None:
         raise InputError(f"{folder / CONFIG} has no model_type: it is not the config of a transformers model")
     if "auto_map" in config:
         raise InputError(
-            f"{folder / CONFIG} asks for code of its own (auto_map), which is never run: "
+            f"{folder / CONFIG} requires custom code (auto_map), which is never run: "
             "use a model whose class is part of transformers"
         )
     if (kernel := next(_kernels(config), None)) is not None:
         raise InputError(
-            f"{folder / CONFIG} asks for a compiled kernel of the Hub ({kernel!r} as attn_implementation), which is never fetched nor run: "
+            f"{folder / CONFIG} requests a compiled kernel of the Hub ({kernel!r} as attn_implementation), which is never fetched nor run: "
             "set it to sdpa or eager"
         )
     quantization = config.get("quantization_config") or {"quant_method": METHOD}
@@ -163,7 +163,7 @@ def examine_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", *PROCESSOR_FILES):
         if (folder / name).exists() and "auto_map" in _json(folder, name):
             raise InputError(
-                f"{folder / name} asks for code of its own (auto_map), which is never run: "
+                f"{folder / name} requires custom code (auto_map), which is never run: "
                 "use a tokenizer and a processor whose classes are part of transformers"
             )
 
@@ -251,5 +251,5 @@ def _files_to_fetch(folder: Path) -> Iterator[str]:
 
 def _snapshot(name: str, revision: str, files: list[str]) -> Path:
     remedy = "check both, log in if it is gated, unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
-    with translate_errors(f"the Hub gives no {name} at {revision}{via_proxy(constants.ENDPOINT)}", remedy):
+    with translate_errors(f"the Hub does not provide {name} at {revision}{via_proxy(constants.ENDPOINT)}", remedy):
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))

@@ -159,7 +159,7 @@ def _place(name: str, linears: Mapping[str, nn.Linear], model: "PreTrainedModel"
         if candidate in linears:
             return candidate
     raise InputError(
-        f"quantization_config names {name!r}, which is no linear of {type(model).__name__}: "
+        f"quantization_config names {name!r}, which is not a linear of {type(model).__name__}: "
         "config.json was edited or belongs to another model; restore it from the compression run"
     )
 

@@ -203,7 +203,7 @@ def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
             return found
     except ImportError as error:
         there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
-        alone = f", or take {there} out of the folder: the model then reads text alone" if sees else ""
+        alone = f", or take {there} out of the folder: the model then takes text only" if sees else ""
         raise InputError(
             f"the {what} in {folder} needs a package that is not installed ({describe_cause(error)}): install it{alone}"
         ) from error

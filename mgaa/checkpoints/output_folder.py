@@ -253,7 +253,7 @@ def _held(place: Path) -> str:
     if place.is_dir() and place.samefile(os.curdir):
         return "it is the working folder"
     if place.is_dir() and not os.access(place.parent, os.W_OK | os.X_OK):
-        return f"{place.parent} may not be written"
+        return f"{place.parent} is not writable"
     return ""
 
 
@@ -261,8 +261,8 @@ def _check_empty(place: Path, reason: str) -> None:
     remove_stale_drafts(place)
     if there := sorted({entry.name for entry in os.scandir(place)} - LITTER):
         raise ResourceError(
-            f"{place} holds {', '.join(there[:3])} of an earlier output, which cannot be exchanged as a whole, for {reason}: "
-            "give a folder inside of it, or empty it"
+            f"{place} holds {', '.join(there[:3])} of an earlier output, which cannot be exchanged as a whole, because {reason}: "
+            "give a folder inside it, or empty it"
         )
 
 

@@ -114,7 +114,7 @@ def check_folder(folder: Path, also: Witness = no_witness) -> None:
     _check_place(folder)
     if strangers := foreign_files(folder, also):
         raise UsageError(
-            f"{folder} holds {_some(strangers)}, which mgaa did not write or which changed since, and all of the folder would be "
+            f"{folder} holds {_some(strangers)}, which mgaa did not write or which has changed since, and all of the folder would be "
             "replaced: give another folder, or move what it holds elsewhere"
         )
 
@@ -131,7 +131,7 @@ def check_files(folder: Path, names: Iterable[str], also: Witness = no_witness) 
     there = [name for name in names if os.path.lexists(folder / name)]
     if strangers := [name for name in there if not is_ours(folder / name, known.get(name, ()))]:
         raise UsageError(
-            f"{folder} holds {_some(strangers)}, which mgaa did not write or which changed since, and would be replaced: give another "
+            f"{folder} holds {_some(strangers)}, which mgaa did not write or which has changed since, and would be replaced: give another "
             "folder, or move it elsewhere"
         )
 
@@ -162,8 +162,8 @@ def relation(output: Path, read: Path) -> str:
 def _check_place(folder: Path) -> None:
     nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        reason = "may not be written" if nearest.is_dir() else "is no folder"
-        raise ResourceError(f"an output cannot be written to {folder}, for {nearest} {reason}: give another folder")
+        reason = "is not writable" if nearest.is_dir() else "is not a folder"
+        raise ResourceError(f"an output cannot be written to {folder}, because {nearest} {reason}: give another folder")
 
 
 def _some(names: list[str]) -> str:

@@ -57,15 +57,15 @@ def check_loads(
             if isinstance(error, OSError) and error.errno is not None:
                 raise ResourceError(f"a temporary folder cannot be written ({error}): make room") from error
             said = (str(error) if isinstance(error, MgaaError) else describe_cause(error)).replace(draft, str(folder))
-            raise UsageError(f"nothing was written to {folder}, for it would not load: {said}") from error
+            raise UsageError(f"nothing was written to {folder}, because it would not load: {said}") from error
     expected = loaded.state_dict()
     kept = {name: tensor for name, tensor in found.state_dict().items() if name in expected}
     if others := {name for name, tensor in kept.items() if _differ(tensor.dtype, expected[name].dtype)}:
-        wrong[f"in another dtype than {loaded.dtype}"] = others
+        wrong[f"in a dtype other than {loaded.dtype}"] = others
     if wrong:
         raise UsageError(
-            f"nothing was written to {folder}, for it would not load: for a {type(loaded).__name__} with the model's config, the tensors "
-            f"are {format_deviations(wrong)}. {_remedy(wrong, model, loaded)}"
+            f"nothing was written to {folder}, because it would not load: for a {type(loaded).__name__} with the model's config, the "
+            f"tensors are {format_deviations(wrong)}. {_remedy(wrong, model, loaded)}"
         )
 
 
@@ -115,11 +115,13 @@ def _differ(one: torch.dtype, other: torch.dtype) -> bool:
 
 def _remedy(wrong: Mapping[str, set[str]], model: PreTrainedModel, loaded: PreTrainedModel) -> str:
     if type(model) is not type(loaded):
-        return "mgaa.load takes models with a language-modelling head alone; model.save_pretrained(folder) keeps this class"
+        return (
+            "mgaa.load only takes models with a language-modelling head; model.save_pretrained(folder) keeps this class"
+        )
     if all("dtype" in what for what in wrong):
         return f"Give it one dtype, model.to({model.dtype})"
     if wrong.keys() == {"unexpected"} and all(name.endswith(".bias") for name in wrong["unexpected"]):
         return "Leave the biases out, or fold the model by mgaa.densify, which looks for a class that has room for them"
     if wrong.keys() == {"missing"} and wrong["missing"] <= model.state_dict().keys():
-        return "Each is one with another tensor: set model.config.tie_word_embeddings, or give it a tensor of its own"
-    return "Set model.config back to what the model was made with, or take out what was put into it"
+        return "Each is tied to another tensor: set model.config.tie_word_embeddings, or give it a tensor of its own"
+    return "Restore the model.config that the model was made with, or remove what was added to it"

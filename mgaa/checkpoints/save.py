@@ -252,7 +252,7 @@ def check_present(model: nn.Module, names: Iterable[str]) -> None:
     for name in names:
         if is_absent(model, name):
             raise UsageError(
-                f"{name} is in a block that stays in its file, where nothing can be put into it: load the model without stream"
+                f"{name} is in a block that is offloaded to its file and cannot be changed: load the model without stream"
             )
 
 
@@ -276,8 +276,8 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
         if not plain or (tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool):
             kind = tensor.dtype if plain else type(tensor).__name__
             raise UsageError(
-                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our files "
-                "have no form for; save it before, and quantise it each time it is loaded"
+                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our format "
+                "cannot store; save it before, and quantise it each time it is loaded"
             )
 
 

@@ -144,7 +144,7 @@ def caption_losses(
     """
     check_positive(batch_size=batch_size)
     if not questions:
-        raise InputError("there are 0 questions to take the loss of, expected at least one: give more questions")
+        raise InputError("there are 0 questions to score, expected at least one: give more questions")
     losses: list[float] = []
     counts: list[int] = []
     with (

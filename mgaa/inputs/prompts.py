@@ -218,7 +218,7 @@ def _encode_question(
     """Return the inputs of one sequence, and the number of its final tokens that form the answer."""
     asked = conversation(question, answered=False)
     turns = conversation(question, answered=True) if answered else asked
-    makes_none = f"the processor makes no prompt of the question {question.text!r}"
+    makes_none = f"the processor cannot make a prompt of the question {question.text!r}"
     remedy = (
         "the question itself must not hold the image token, and the chat template must show it where there is an image"
     )

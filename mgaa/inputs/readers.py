@@ -83,7 +83,7 @@ def to_write(name: str, given: Any) -> PreTrainedModel:
         )
     if method := _quantisation(model):
         raise InputError(
-            f"{name} is quantised ({method}): start from the unquantised model, and quantise what comes out of it afterwards"
+            f"{name} is quantised ({method}): start from the unquantised model, and quantise the result afterwards"
         )
     return model
 
@@ -98,7 +98,7 @@ def to_change(name: str, given: Any) -> PreTrainedModel:
     _check_runs(name, model)
     if is_offloaded(model):
         raise UsageError(
-            f"the blocks of the {name} stay in their files, where nothing can be put into them: load it without stream, or compress it by "
+            f"the blocks of the {name} are offloaded to their files and cannot be changed: load it without stream, or compress it by "
             "python -m flows.compress, which goes block by block"
         )
     for place, module in model.named_modules():
@@ -119,8 +119,8 @@ def to_densify(name: str, given: Any) -> PreTrainedModel:
     model = to_write(name, given)
     if is_offloaded(model):
         raise UsageError(
-            f"the blocks of the {name} stay in their files: fold it from folder to folder, `mgaa.densify_folder(source, target)`, or load "
-            "it without stream"
+            f"the blocks of the {name} are offloaded to their files: fold it from folder to folder, `mgaa.densify_folder(source, target)`, "
+            "or load it without stream"
         )
     return model
 
@@ -196,7 +196,7 @@ def _suggest_model(given: Any) -> str:
     if isinstance(given, str | PathLike):
         return f"`model, tokenizer = mgaa.load({str(given)!r})` loads it"
     if isinstance(given, tuple | list):
-        return "`model, tokenizer = mgaa.load(...)` takes the two apart"
+        return "`model, tokenizer = mgaa.load(...)` returns both"
     for attribute in ("module", "model", "pretrained_model"):
         if isinstance(getattr(given, attribute, None), PreTrainedModel):
             return f"give the model inside, its `.{attribute}`, whole on one device"

@@ -166,7 +166,7 @@ def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
     try:
         ids = given if isinstance(given, Tensor) else torch.as_tensor(given.__array__())
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} are no array of whole numbers ({error}): give token ids") from error
+        raise UsageError(f"{name} are not an array of whole numbers ({error}): give token ids") from error
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise InputError(f"{name} are in {ids.dtype}, expected token ids: whole numbers, as a tokenizer gives them")
     if ids.is_meta or ids.ndim not in (1, 2):
@@ -193,7 +193,7 @@ def _drop_padding(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, "
     whole = mask.long() if isinstance(mask, Tensor) else mask
     masks = list(_rows(f"{MASK} of {name}", whole))
     if [*map(len, rows)] != [*map(len, masks)]:
-        raise InputError(f"{MASK} of {name} has another shape than {IDS}: give both as one call of the tokenizer does")
+        raise InputError(f"{MASK} of {name} differs in shape from {IDS}: give both as one call of the tokenizer does")
     for index, (row, kept) in enumerate(zip(rows, masks, strict=True)):
         yield _unpadded(name, index, row, kept)
 

@@ -87,7 +87,7 @@ def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = Non
         InputError: fewer whole windows than samples, or none.
     """
     if length < 1 or (samples is not None and samples < 1):
-        raise UsageError(f"{samples} samples of {length} tokens were asked for, expected at least one of at least one.")
+        raise UsageError(f"{samples} samples of {length} tokens were requested, expected at least one of at least one.")
     whole = stream[: len(stream) // length * length].reshape(-1, length)
     needed = 1 if samples is None else samples
     if len(whole) < needed:
@@ -107,7 +107,7 @@ def draw_indices(count: int, samples: int | None, seed: int) -> Int[Tensor, " n"
     if samples is None:
         return torch.arange(count)
     if samples > count:
-        raise InputError(f"{samples} of {count} were asked for: give more, or lower `samples`.")
+        raise InputError(f"{samples} of {count} were requested: give more, or lower `samples`.")
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
 
 

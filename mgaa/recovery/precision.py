@@ -23,7 +23,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """Resolve `auto` for a device; anything else is checked and returned.
 
     Raises:
-        UsageError: the device does not compute in it.
+        UsageError: the device does not support it.
     """
     on_gpu = device.type == "cuda"
     native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
@@ -34,7 +34,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             f"recovery.precision is float16 on {device}, which needs a GPU: take auto, bfloat16 or float32"
         )
     if precision == "bfloat16" and on_gpu and not native:
-        raise UsageError(f"recovery.precision is bfloat16, which {device} does not compute in: take float16 or float32")
+        raise UsageError(f"recovery.precision is bfloat16, which {device} does not support: take float16 or float32")
     return precision
 
 

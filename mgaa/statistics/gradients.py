@@ -132,7 +132,7 @@ def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int
     """
     if wrong := sorted({str(dtype).removeprefix("torch.") for dtype in {*dtypes} - {*DTYPES}}):
         raise UsageError(
-            f"the backbone has weights in {', '.join(wrong)}, which carry no gradients (in float16 small ones vanish), expected "
+            f"the backbone has weights in {', '.join(wrong)}, which have no usable gradients (in float16 small ones underflow), expected "
             "bfloat16, float32 or float64: set backbone.dtype=bfloat16, take the original of a quantised checkpoint, or set "
             "statistics.gradients=false"
         )
@@ -152,7 +152,7 @@ def check_parts(parts: Sequence[str]) -> None:
     """
     if others := [part for part in parts if part not in DECODER]:
         raise UsageError(
-            f"gradients are measured of the decoder alone, but {', '.join(others)} is to be compressed as well: set "
+            f"gradients are measured for the decoder only, but {', '.join(others)} is to be compressed as well: set "
             "backbone.parts=[decoder], or statistics.gradients=false"
         )
 
@@ -237,11 +237,11 @@ def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients
     for batch, sequences in enumerate(ranges):
         found = line.loss_gradient(batch, _loss(prompts, sequences))
         for offset, each in enumerate(found.reshape(len(sequences), -1, found.shape[-1])):
-            check_finite(each, "the hidden states behind the last block", sequences.start + offset)
+            check_finite(each, "the hidden states after the last block", sequences.start + offset)
         moved = moved or bool(found.any())
         gradients.put(batch, found)
     if not moved:
-        raise _explain_missing("the hidden states behind the last block")
+        raise _explain_missing("the hidden states after the last block")
     gradients.commit()
 
 
@@ -259,6 +259,6 @@ def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
 
 def _explain_missing(of: str) -> NumericalError:
     return NumericalError(
-        f"the gradient of {of} is zero for every calibration token, so the loss does not depend on them: the norm behind the blocks or the "
+        f"the gradient of {of} is zero for every calibration token, so the loss does not depend on them: the norm after the blocks or the "
         "head is zero, or every sequence is a single token; check the weights and data.calibration.length"
     )

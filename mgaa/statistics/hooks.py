@@ -98,8 +98,8 @@ class Observer:
         if not difference <= RESIDUE:
             raise InputError(
                 f"the output of {self.path} differs by {difference:.2g} of its norm from the sum of its sublayers, expected at most "
-                f"{RESIDUE}: this {self.config.model_type} computes its blocks in another way than its entry in "
-                "mgaa/models/entries.py says (a norm behind the sum, say); take another variant, or add an entry"
+                f"{RESIDUE}: this {self.config.model_type} computes its blocks differently from its entry in "
+                "mgaa/models/entries.py (for example a norm after the sum); take another variant, or add an entry"
             )
 
     def total(self) -> BlockSums:

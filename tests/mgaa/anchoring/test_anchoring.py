@@ -246,7 +246,7 @@ def test_a_sweep_gives_what_single_calls_give(tiny: Tiny, tokens: Tensor) -> Non
             {"anchor": "stream", "channels": "weighted"},
             r"prunes FFNs, but factors are anchored .* channels\.method=none",
         ),
-        ({"factors": "kronecker", "inputs": "compressed"}, r"weighs errors by gradients of the dense model, but"),
+        ({"factors": "kronecker", "inputs": "compressed"}, r"weights errors by gradients of the dense model, but"),
     ],
 )
 def test_what_cannot_be_anchored_is_refused_before_anything_is_measured(
