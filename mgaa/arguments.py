@@ -101,42 +101,42 @@ def target_of(compression: float, ranks: Method, channels: Method, model: PreTra
     return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency)
 
 
-def _pruning(given: Method) -> Pruning | None:
+def _pruning(method: Method) -> Pruning | None:
     """Parse the settings of FFN pruning, `None` for no pruning."""
-    name, options = _name_and_options("channels", given, ("none", "weighted"))
+    name, options = _name_and_options("channels", method, ("none", "weighted"))
     if name == "none":
         return None
     return Pruning(**_check_options("channels", options, Pruning))
 
 
-def _anchoring(given: Method) -> Anchoring | None:
+def _anchoring(method: Method) -> Anchoring | None:
     """Parse the settings of the fit to the dense model, `None` for no fit."""
-    name, options = _name_and_options("anchor", given, ("none", "outputs", "stream"))
+    name, options = _name_and_options("anchor", method, ("none", "outputs", "stream"))
     if name == "none":
         return None
     return Anchoring(stream=name == "stream", **_check_options("anchor", options, Anchoring, apart=("stream",)))
 
 
-def _refinement(given: Method, anchor: Method) -> Refinement | None:
+def _refinement(method: Method, anchor: Method) -> Refinement | None:
     """Parse the settings of block tuning, `None` for no tuning."""
-    name, options = _name_and_options("refinement", given, ("none", "adam"))
+    name, options = _name_and_options("refinement", method, ("none", "adam"))
     if name == "none":
         return None
     if _anchoring(anchor) is None:
         raise UsageError(
-            f"refinement is {given!r}, which tunes blocks whose factors are fitted to the dense model, but anchor is {anchor!r}: "
+            f"refinement is {method!r}, which tunes blocks whose factors are fitted to the dense model, but anchor is {anchor!r}: "
             "set anchor.method=stream, or refinement.method=none"
         )
     return Refinement(**_check_options("refinement", options, Refinement))
 
 
-def _name_and_options(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def _name_and_options(section: str, method: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Split a method into its name, one of `names`, and its options."""
-    options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+    options: dict[str, Any] = {"method": method} if isinstance(method, str) else dict(method)
     name = options.pop("method", None)
     if name not in names:
         raise UsageError(
-            f"{section} is {given!r}, expected {', '.join(map(repr, names))}, or a mapping with the key 'method'"
+            f"{section} is {method!r}, expected {', '.join(map(repr, names))}, or a mapping with the key 'method'"
         )
     return name, options
 
@@ -151,12 +151,12 @@ def _check_options(
     return options
 
 
-def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
+def _latency(options: Mapping[str, Any], *, dtype: str) -> Latency | None:
     """Load the objective from the options that all rules share, `None` for parameters."""
-    objective = given.get("objective", "parameters")
+    objective = options.get("objective", "parameters")
     if objective not in ("parameters", "latency"):
         raise UsageError(f"ranks.objective is {objective!r}, expected 'parameters' or 'latency'")
-    chosen = {name: value for name, value in given.items() if name != "objective"}
+    chosen = {name: value for name, value in options.items() if name != "objective"}
     if objective == "latency" and chosen.get("profile") is None:
         raise UsageError(f"ranks.profile is missing: ranks.objective=latency needs what `{COMMAND}` writes")
     if objective == "latency":
@@ -166,25 +166,25 @@ def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
     return None
 
 
-def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
+def _ratios(method: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
     """Return level 1 as given, or its default; where ranks come from a file, only the ratios of that file are allowed."""
     if level2 != "file":
-        return RATIOS if given is None else given
-    if given is not None and (given if isinstance(given, str) else given.get("method")) != "file":
+        return RATIOS if method is None else method
+    if method is not None and (method if isinstance(method, str) else method.get("method")) != "file":
         raise UsageError(
-            f"ratios is {given!r}, which has no effect on ranks that are read from a file: leave it out, or take another ranks.method"
+            f"ratios is {method!r}, which has no effect on ranks that are read from a file: leave it out, or take another ranks.method"
         )
-    return {"method": "file", **options} if given is None else given
+    return {"method": "file", **options} if method is None else method
 
 
 def _parse_method(
-    section: str, given: Method, shared: Sequence[str] = ()
+    section: str, method: Method, shared: Sequence[str] = ()
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
     """Split a method into its name, its own options, and those that all methods of the section share, all checked."""
-    options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+    options: dict[str, Any] = {"method": method} if isinstance(method, str) else dict(method)
     if "method" not in options:
         raise UsageError(
-            f"{section} is {given!r}, expected a name or a mapping with the key 'method'; methods are "
+            f"{section} is {method!r}, expected a name or a mapping with the key 'method'; methods are "
             f"{', '.join(available_methods(section))}"
         )
     name, common = options.pop("method"), {key: options.pop(key) for key in shared if key in options}

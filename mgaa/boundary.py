@@ -53,8 +53,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def via_proxy(url: str) -> str:
     """Name the proxy that the environment sets for a URL, as the middle of a message; empty where there is none."""
-    parts, found = urlsplit(url), getproxies()
-    proxy = found.get(parts.scheme) or found.get("all")
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.hostname or ""):
         return ""
     return f" through the proxy {masked(proxy)} (see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
@@ -62,5 +62,5 @@ def via_proxy(url: str) -> str:
 
 def describe_cause(error: BaseException) -> str:
     """Describe the kind of an error and its message in one line that is safe to print anywhere."""
-    said = shorten(" ".join(format_exception_only(error)), LONGEST, placeholder=" ...")
-    return said.encode("utf-8", "backslashreplace").decode("utf-8")
+    cause = shorten(" ".join(format_exception_only(error)), LONGEST, placeholder=" ...")
+    return cause.encode("utf-8", "backslashreplace").decode("utf-8")

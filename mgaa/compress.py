@@ -118,10 +118,10 @@ def compress_(
     matrices = _checked_matrices(model, tokens, [target], measuring, methods, inputs, parts)
     with eval_mode(model):
         if inputs == "compressed":
-            given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
+            ratios_by_sublayer, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
         else:
-            given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
-    return build_report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
+            ratios_by_sublayer, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
+    return build_report(outcome, ratios_by_sublayer, cosines, parameter_budget(matrices, compression), target.latency)
 
 
 @coerce_arguments(**_READERS, compressions=fractions)
@@ -170,14 +170,14 @@ def sweep(
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
         twin = twin_of(model)
         with default_torch_state(model), eval_mode(model), eval_mode(twin):
-            given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
+            ratios_by_sublayer, outcome = measured.allocate(target, methods.ratios, methods.ranks)
             if methods.anchoring is None:
                 measured.put_(twin, outcome)
             else:
-                how = (measuring, methods.factors, methods.anchoring, methods.refinement)
-                measured.anchor_(twin, outcome, model, tokens, *how)
+                settings = (measuring, methods.factors, methods.anchoring, methods.refinement)
+                measured.anchor_(twin, outcome, model, tokens, *settings)
         budget = parameter_budget(matrices, target.compression)
-        return twin, build_report(outcome, given, measured.cosines, budget, target.latency)
+        return twin, build_report(outcome, ratios_by_sublayer, measured.cosines, budget, target.latency)
 
     return map(compressed, targets)
 
@@ -193,14 +193,14 @@ def _at_once(
 ) -> Allocated:
     """Compress on dense inputs: measure every block before the first is compressed."""
     measured = decompose_model(model, tokens, matrices, target, measuring, methods.factors, parts)
-    given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
+    ratios, outcome = measured.allocate(target, methods.ratios, methods.ranks)
     if methods.anchoring is None:
         measured.put_(model, outcome, last=True)
     else:
         measured.spectra.clear()
-        how = (measuring, methods.factors, methods.anchoring, methods.refinement)
-        measured.anchor_(model, outcome, model, tokens, *how)
-    return given, outcome, measured.cosines
+        settings = (measuring, methods.factors, methods.anchoring, methods.refinement)
+        measured.anchor_(model, outcome, model, tokens, *settings)
+    return ratios, outcome, measured.cosines
 
 
 def _sequentially(
@@ -217,7 +217,7 @@ def _sequentially(
         for index, block in enumerate(stream_cosines(model, tokens, batch_size=measuring.batch_size))
         for sublayer, cosine in block.cosines.items()
     }
-    given = ratios_of(matrices, cosines, target, methods.ratios, centred=adds_biases(methods.factors))
+    ratios = ratios_of(matrices, cosines, target, methods.ratios, centred=adds_biases(methods.factors))
     twin = twin_of(model)  # an error in a later block leaves the model as it was
     calibration = Calibration(twin, tokens, measuring)
     blocks: list[CompressedBlock] = []
@@ -226,14 +226,14 @@ def _sequentially(
         statistics = calibration.statistics(index)
         blocks.append(
             compress_block(
-                twin, index, statistics, matrices, given, target, methods.factors, methods.ranks, spent=spent
+                twin, index, statistics, matrices, ratios, target, methods.factors, methods.ranks, spent=spent
             )
         )
         put_(twin, index, blocks[index])
         calibration.advance(index)
     for index, block in enumerate(blocks):
         put_(model, index, block)
-    return given, [rank for block in blocks for rank in block.ranks], cosines
+    return ratios, [rank for block in blocks for rank in block.ranks], cosines
 
 
 def _checked_matrices(

@@ -61,11 +61,11 @@ class DecomposedModel:
             last: whether the spectra are needed no more; each is then freed as soon as its factors are made.
         """
         ranked = {r.matrix.name: r.rank for r in outcome if r.rank is not None}
-        found = self.spectra if last else dict(self.spectra)
-        for name in found.keys() - ranked.keys():
-            del found[name]
+        spectra = self.spectra if last else dict(self.spectra)
+        for name in spectra.keys() - ranked.keys():
+            del spectra[name]
         # the model changes only once all factors exist, so that an error leaves it unchanged
-        apply_factors(model, {n: factorize_linear(model, n, found.pop(n), rank) for n, rank in ranked.items()})
+        apply_factors(model, {n: factorize_linear(model, n, spectra.pop(n), rank) for n, rank in ranked.items()})
         widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
         kept = {
             c.matrices[0].block: s.kept_channels(widths[c.sublayer], c.pruning.keep_least)
@@ -92,8 +92,8 @@ class DecomposedModel:
             tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchoring.anchor_blocks`.
         """
         matrices, ranks = [each.matrix for each in outcome], {each.matrix.name: each.rank for each in outcome}
-        how = (factors, self.gradients, measuring, anchoring, refinement)
-        blocks = [*anchor_blocks(dense, tokens, matrices, ranks, *how)]
+        settings = (factors, self.gradients, measuring, anchoring, refinement)
+        blocks = [*anchor_blocks(dense, tokens, matrices, ranks, *settings)]
         for block in blocks:
             block.put_(model)
 
@@ -111,7 +111,7 @@ def decompose_model(
     name, options = factors
     low, pruned = target.parts(matrices)
     cosines: dict[int, dict[str, float]] = {}
-    found: dict[str, Spectrum] = {}
+    spectra: dict[str, Spectrum] = {}
     scores: dict[Channels, ChannelScores] = {}
     gradients: dict[int, dict[str, Tensor]] = {}
     if method_constant("factors", name, "GRADIENTS", False):
@@ -123,14 +123,14 @@ def decompose_model(
         inside = {m.local: m.name for m in low if m.block == index and m.local in block.shared}
         release_memory()
         here = decompose_block({local: weights[local] for local in inside}, block, name, **options)
-        found |= {inside[local]: spectrum for local, spectrum in here.items()}
+        spectra |= {inside[local]: spectrum for local, spectrum in here.items()}
         scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
         cosines[index] = block.cosines
         gradients |= {index: block.gradients} if block.gradients else {}
         del block, here  # free both while the next block is measured
         release_memory()
-    energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
-    centred = any(spectrum.mean is not None for spectrum in found.values())
+    energies = {name: spectrum.energies.cpu() for name, spectrum in spectra.items()}
+    centred = any(spectrum.mean is not None for spectrum in spectra.values())
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
     by_sublayer = {f"{index}.{name}": cosine for index in sorted(cosines) for name, cosine in cosines[index].items()}
-    return DecomposedModel(found, ladders, scores, by_sublayer, gradients)
+    return DecomposedModel(spectra, ladders, scores, by_sublayer, gradients)

@@ -85,9 +85,9 @@ def allocate(
     Raises:
         UsageError: an option is unknown or out of range, or the compression is out of reach.
     """
-    given = _ratios(ladders, cosines, target, ratios, pruned or {})
+    allocated = _ratios(ladders, cosines, target, ratios, pruned or {})
     name, options = ranks
-    return given, allocate_ranks(name, ladders, given, compression=target.compression, pruned=pruned, **options)
+    return allocated, allocate_ranks(name, ladders, allocated, compression=target.compression, pruned=pruned, **options)
 
 
 def ratios_of(
@@ -122,11 +122,11 @@ def check_parts(parts: Sequence[str], *, inputs: str, pruned: bool) -> None:
         raise UsageError(
             f"the parts to compress include {unknown[0]}, expected some of {', '.join(PARTS)} (backbone.parts)"
         )
-    beside = [part for part in parts if part not in DECODER]
-    if beside and (inputs == "compressed" or pruned):
+    others = [part for part in parts if part not in DECODER]
+    if others and (inputs == "compressed" or pruned):
         setting = "statistics.inputs is compressed" if inputs == "compressed" else "channels.method prunes FFNs"
         raise UsageError(
-            f"the {beside[0]} is to be compressed (backbone.parts), but {setting}, which is for the decoder alone: set "
+            f"the {others[0]} is to be compressed (backbone.parts), but {setting}, which is for the decoder alone: set "
             "statistics.inputs=dense and channels.method=none, or backbone.parts=[decoder]"
         )
 
@@ -200,8 +200,8 @@ def _ratios(
     known = [cosines[sublayer] for sublayer in sizes if sublayer in cosines]
     # what adds to no stream (a projector) has no cosine: it counts as an average sublayer, and is compressed about as much as the whole
     # model
-    given = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}
-    return allocate_ratios(name, given, sizes, reach, compression=target.compression, **options)
+    filled = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}
+    return allocate_ratios(name, filled, sizes, reach, compression=target.compression, **options)
 
 
 def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> list[Ladder]:

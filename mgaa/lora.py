@@ -32,17 +32,17 @@ _INITIAL = (True, False, "gaussian")
 class LowRankLoraLayer(lora.Linear):  # type: ignore[misc]
     """peft's LoRA layer around a layer of mgaa."""
 
-    def __init__(self, layer: nn.Module, adapter_name: str, config: LoraConfig, **given: Any) -> None:
+    def __init__(self, layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         self.base_layer: nn.Module
         self._before: list[nn.Module] = []
-        super().__init__(layer, adapter_name, config=config, **given)
+        super().__init__(layer, adapter_name, config=config, **options)
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], None]:
         """Return no variants: they read or change the dense matrix."""
         return {(): None}
 
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **given: Any) -> None:
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **options: Any) -> None:
         """Add an adapter.
 
         Raises:
@@ -53,7 +53,7 @@ class LowRankLoraLayer(lora.Linear):  # type: ignore[misc]
                 f"init_lora_weights is {config.init_lora_weights!r} and lora_bias is {config.lora_bias} on a low-rank layer, which has "
                 "no dense matrix to start from: leave both at peft's defaults, or fold the model first (mgaa.densify)"
             )
-        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **given)
+        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **options)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Fold adapters into the layer, whose rank grows by theirs; it becomes dense where that is smaller.
@@ -106,12 +106,12 @@ def _register_with_peft() -> None:
     if getattr(plain, "knows_mgaa", False):
         return
 
-    def create(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **given: Any) -> nn.Module:
+    def create(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **options: Any) -> nn.Module:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if isinstance(base, LowRankLinear | FusedLinear) and given.get("parameter_name") is None:
-            given.pop("parameter_name", None)
-            return LowRankLoraLayer(target, adapter_name, lora_config, **given)
-        made: nn.Module = plain(lora_config, adapter_name, target, **given)
+        if isinstance(base, LowRankLinear | FusedLinear) and options.get("parameter_name") is None:
+            options.pop("parameter_name", None)
+            return LowRankLoraLayer(target, adapter_name, lora_config, **options)
+        made: nn.Module = plain(lora_config, adapter_name, target, **options)
         return made
 
     create.knows_mgaa = True  # type: ignore[attr-defined]

@@ -42,7 +42,7 @@ SHORTEST = 6
 
 def masked(text: str) -> str:
     """Replace every secret in a text by `***`; a masked text stays unchanged."""
-    text = PAIR.sub(lambda found: f"{found['key']}{MASK}", URL.sub(_url, text))
+    text = PAIR.sub(lambda match: f"{match['key']}{MASK}", URL.sub(_url, text))
     for secret in sorted({*_secrets_of_environment()}, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
@@ -59,16 +59,16 @@ def mask_values(value: Any) -> Any:
     return value
 
 
-def _url(found: re.Match[str]) -> str:
+def _url(match: re.Match[str]) -> str:
     """Strip a URL of its user, its password and the values of its query.
 
     SQLAlchemy and fsspec take everything up to the last @ as user and password where it has a colon, slashes included.
     """
-    rest, mark, query = _split(found["rest"])
+    rest, mark, query = _split(match["rest"])
     before, at, place = rest.rpartition("@")
     if at and (":" in before or "/" not in before):
         rest = f"{MASK}@{place}"
-    return f"{found['scheme']}://{rest}{QUERY.sub(_pair, mark + query)}"
+    return f"{match['scheme']}://{rest}{QUERY.sub(_pair, mark + query)}"
 
 
 def _split(rest: str) -> tuple[str, str, str]:
@@ -80,9 +80,9 @@ def _split(rest: str) -> tuple[str, str, str]:
     return rest[: min(places)], rest[min(places)], rest[min(places) + 1 :]
 
 
-def _pair(found: re.Match[str]) -> str:
-    key = unquote(found["key"][1:-1]).casefold()
-    return found[0] if key in OPEN or not found["value"] else f"{found['key']}{MASK}"
+def _pair(match: re.Match[str]) -> str:
+    key = unquote(match["key"][1:-1]).casefold()
+    return match[0] if key in OPEN or not match["value"] else f"{match['key']}{MASK}"
 
 
 def _secrets_of_environment() -> Iterator[str]:

@@ -68,7 +68,7 @@ class Report:
             UsageError: the path holds a file that this package did not write, or that has changed since.
             ResourceError: the file cannot be written.
         """
-        sublayers, matrices = ([asdict(each) for each in given] for given in (self.sublayers, self.matrices))
+        sublayers, matrices = ([asdict(each) for each in reports] for reports in (self.sublayers, self.matrices))
         entry = {
             "compression": self.compression,
             "budget": self.linear_parameters + self.budget_left,

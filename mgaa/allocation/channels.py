@@ -145,7 +145,7 @@ def prunable_ffns(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels
     Raises:
         InputError: an FFN is of a kind that cannot be pruned (a mixture of experts).
     """
-    found = []
+    ffns = []
     for name, group in groupby(matrices, key=lambda matrix: matrix.sublayer):
         inside = tuple(group)
         roles = [matrix.role for matrix in inside]
@@ -156,8 +156,8 @@ def prunable_ffns(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels
                     f"the FFN {name} has {len(locals_)} linears ({', '.join(locals_[:4])}...), expected one gate or none, one up and one "
                     "down: a mixture of experts cannot be pruned; set channels.method to none"
                 )
-            found.append(Channels(name, inside, pruning))
-    return found
+            ffns.append(Channels(name, inside, pruning))
+    return ffns
 
 
 def score(
@@ -195,9 +195,9 @@ def save_scores(scores: Mapping[str, ChannelScores], path: str | Path) -> None:
 
 def load_scores(path: str | Path) -> dict[str, ChannelScores]:
     """Read what `save_scores` wrote."""
-    found: dict[str, ChannelScores] = {}
+    scores: dict[str, ChannelScores] = {}
     tensors = load_file(path)
     for name in sorted({key.partition("/")[0] for key in tensors}):
         energies = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.partition("/")[0] == name}
-        found[name] = ChannelScores(energies.pop("importance"), energies)
-    return found
+        scores[name] = ChannelScores(energies.pop("importance"), energies)
+    return scores

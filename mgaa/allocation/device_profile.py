@@ -148,7 +148,7 @@ def _time_candidates(
     candidates: dict[Candidate, tuple[list[nn.Module], torch.Tensor]], repetitions: int
 ) -> dict[Candidate, Timing]:
     """Time one call of each candidate, in seconds."""
-    found: dict[Candidate, list[float]] = {rank: [] for rank in candidates}
+    measured: dict[Candidate, list[float]] = {rank: [] for rank in candidates}
     order = list(candidates)
     for repetition in range(WARM_UP + repetitions):
         first = repetition % len(order)
@@ -156,8 +156,8 @@ def _time_candidates(
             layers, x = candidates[rank]
             seconds = _seconds(layers, x) / len(layers)
             if repetition >= WARM_UP:
-                found[rank].append(seconds)
-    return {rank: _timing(values) for rank, values in found.items()}
+                measured[rank].append(seconds)
+    return {rank: _timing(values) for rank, values in measured.items()}
 
 
 def _timing(values: Sequence[float]) -> Timing:

@@ -195,25 +195,25 @@ class Latency:
         return lambda rank: all(curve.at(rank) < curve.at(None) for curve in curves)
 
     def _curves(self, matrix: Matrix) -> Mapping[int, Curve]:
-        found = self.profile.curves.get(shape_of(matrix))
-        if found is None:
+        curves = self.profile.curves.get(shape_of(matrix))
+        if curves is None:
             bias = "with" if matrix.bias else "without"
             raise InputError(
                 f"{self.path} has no times of {matrix.m} x {matrix.n} {bias} a bias, the shape of {matrix.name}: measure this model by "
                 f"`{COMMAND} backbone.source=<its folder>`"
             )
-        return found
+        return curves
 
 
 def total_seconds(predictions: Sequence[Seconds]) -> Seconds:
     """Sum predictions over matrices."""
-    found: Seconds = {}
+    totals: Seconds = {}
     for each in predictions:
         for tokens, seconds in each.items():
-            sums = found.setdefault(tokens, dict.fromkeys(seconds, 0.0))
+            sums = totals.setdefault(tokens, dict.fromkeys(seconds, 0.0))
             for form, value in seconds.items():
                 sums[form] += value
-    return found
+    return totals
 
 
 def load_latency(profile: str | Path, *, dtype: str, tokens: int | None = None, device: str | None = None) -> Latency:
@@ -229,22 +229,22 @@ def load_latency(profile: str | Path, *, dtype: str, tokens: int | None = None, 
         InputError: the file is missing, damaged or not a profile.
         UsageError: it has another dtype or device, or was not measured at this number of tokens.
     """
-    found = load_profile(profile)
-    if found.dtype != dtype:
+    loaded = load_profile(profile)
+    if loaded.dtype != dtype:
         raise UsageError(
-            f"{profile} was measured in {found.dtype}, but the weights are {dtype}: measure again by `{COMMAND} backbone.dtype={dtype}`"
+            f"{profile} was measured in {loaded.dtype}, but the weights are {dtype}: measure again by `{COMMAND} backbone.dtype={dtype}`"
         )
-    if device is not None and device not in (found.device, found.name):
+    if device is not None and device not in (loaded.device, loaded.name):
         raise UsageError(
-            f"ranks.device is {device!r}, but {profile} was measured on {found.device} ({found.name}): measure again on the device that is "
-            f"meant, by `{COMMAND}`, or set ranks.device to one of these two"
+            f"ranks.device is {device!r}, but {profile} was measured on {loaded.device} ({loaded.name}): measure again on the intended "
+            f"device by `{COMMAND}`, or set ranks.device to one of these two"
         )
-    if tokens is not None and tokens not in found.tokens:
+    if tokens is not None and tokens not in loaded.tokens:
         raise UsageError(
-            f"ranks.tokens is {tokens}, but {profile} was measured at {', '.join(map(str, found.tokens))} tokens per call: take one of "
+            f"ranks.tokens is {tokens}, but {profile} was measured at {', '.join(map(str, loaded.tokens))} tokens per call: take one of "
             f"these, null for all of them, or measure again by `{COMMAND} 'profile.tokens=[{tokens}]'`"
         )
-    return Latency(found, found.tokens if tokens is None else (tokens,), str(profile))
+    return Latency(loaded, loaded.tokens if tokens is None else (tokens,), str(profile))
 
 
 def load_profile(path: str | Path) -> Profile:

@@ -76,39 +76,39 @@ class Anchor:
         self._measuring, self._anchoring, self._remember = measuring, anchoring, remember
         self._refinement = refinement
         self._stacks: tuple[Stack, Stack] = stacks_of(model)[0], stacks_of(twin)[0]
-        self._shortcuts: dict[int, list[SublayerCache]] = {}
+        self._caches: dict[int, list[SublayerCache]] = {}
         if refinement is not None:
             check_tunable(model.dtype)
 
     @torch.no_grad()
-    def compress(self, index: int, wanted: FitRequest) -> AnchoredBlock:
+    def compress(self, index: int, request: FitRequest) -> AnchoredBlock:
         """Factorize block `index` of the twin, stage by stage; tokens and block stay unchanged.
 
         Raises:
             InputError: no token reaches an expert.
             NumericalError: an activation or a fitted matrix is not finite (the message names the matrix).
         """
-        found, names = AnchoredBlock(), [matrix.name for matrix in wanted.matrices]
+        fitted, names = AnchoredBlock(), [matrix.name for matrix in request.matrices]
         before, arrived = (stack.blocks[index] for stack in self._stacks)
         sublayers = self._stacks[0].entry.sublayers
-        self._shortcuts = {index: [SublayerCache(each, sublayers, active=self._remember) for each in (before, arrived)]}
+        self._caches = {index: [SublayerCache(each, sublayers, active=self._remember) for each in (before, arrived)]}
         with load_block(before), load_block(arrived), _restore_modules(self.twin, names):
             for stage in stages_of(self._stacks[0].entry, before):
-                inside = [matrix for matrix in wanted.matrices if matrix.local in stage.linears]
+                inside = [matrix for matrix in request.matrices if matrix.local in stage.linears]
                 measured, kept = self._measure_stage(index, stage)
-                part = fit_stage(self.twin, replace(wanted, matrices=inside), measured, self._anchoring)
+                part = fit_stage(self.twin, replace(request, matrices=inside), measured, self._anchoring)
                 part.put_(self.twin)
                 self._keep(index, stage, kept)
-                found.factors.update(part.factors)
-                found.dense.update(part.dense)
-            return self._refine_(index, found, wanted)
+                fitted.factors.update(part.factors)
+                fitted.dense.update(part.dense)
+            return self._refine_(index, fitted, request)
 
     def advance(self, index: int) -> None:
         """Send the tokens through block `index` of both models in their current state."""
-        known = self._shortcuts.pop(index, (None, None))
-        for calibration, shortcuts in zip((self.compressed, self.dense), reversed(known), strict=True):
-            with shortcuts.attach(self._finished_modules()) if shortcuts else nullcontext():
-                calibration.advance(index, watch=shortcuts)
+        known = self._caches.pop(index, (None, None))
+        for calibration, caches in zip((self.compressed, self.dense), reversed(known), strict=True):
+            with caches.attach(self._finished_modules()) if caches else nullcontext():
+                calibration.advance(index, watch=caches)
 
     def _writes_to_stream(self, index: int, stage: BlockStage) -> bool:
         return writes_to_stream(stage, self._stacks[0].blocks[index], self.dense.block_input(index, 0)[1])
@@ -121,31 +121,31 @@ class Anchor:
     def _keep(self, index: int, stage: BlockStage, arrived: dict[int, Tensor]) -> None:
         """Cache the output of the twin's sublayer, computed from the inputs of its last linear, which are consumed."""
         linear = self._stacks[1].blocks[index].get_submodule(stage.linears[0])
-        dense, twin = self._shortcuts[index]
+        dense, twin = self._caches[index]
         while arrived:
             batch, x = arrived.popitem()
             twin.keep(stage.sublayer.module, batch, linear(x), dense)
 
-    def _refine_(self, index: int, found: AnchoredBlock, wanted: FitRequest) -> AnchoredBlock:
+    def _refine_(self, index: int, fitted: AnchoredBlock, request: FitRequest) -> AnchoredBlock:
         """Tune the fitted matrices of a block of the twin jointly."""
-        linears = [self.twin.get_submodule(name) for name in (*found.factors, *found.dense)]
+        linears = [self.twin.get_submodule(name) for name in (*fitted.factors, *fitted.dense)]
         if self._refinement is None or not linears:
-            return found
-        (stack, twin), shortcuts = self._stacks, self._shortcuts[index]
+            return fitted
+        (stack, twin), caches = self._stacks, self._caches[index]
         last = stages_of(stack.entry, stack.blocks[index])[-1]
-        root = root_of(wanted.gradients.get(last.linears[0]) if self._writes_to_stream(index, last) else None)
+        root = root_of(request.gradients.get(last.linears[0]) if self._writes_to_stream(index, last) else None)
 
         def dense(batch: int) -> Tensor:
-            shortcuts[0].enter(batch, Tensor())
+            caches[0].enter(batch, Tensor())
             return self.dense.block_input(index, batch)[1]()
 
         outputs = Outputs(
             len(self.compressed.sequences), dense, lambda batch: self.compressed.block_input(index, batch)[1](), root
         )
-        shortcuts[1] = SublayerCache(twin.blocks[index], ())  # the cached outputs are not those of the tuned block
-        with shortcuts[0].attach(self._finished_modules()):
+        caches[1] = SublayerCache(twin.blocks[index], ())  # the cached outputs are not those of the tuned block
+        with caches[0].attach(self._finished_modules()):
             refine_(twin.blocks[index], linears, outputs, self._refinement, name=twin.path(index))
-        return found.updated_from(self.twin)
+        return fitted.updated_from(self.twin)
 
     def _measure_stage(
         self, index: int, stage: BlockStage
@@ -164,24 +164,24 @@ class Anchor:
             )
             for group in stage.groups
         }
-        shortcuts, arrived = self._shortcuts[index], dict[int, Tensor]()
-        last = stage.writes and shortcuts[0].has(stage.sublayer.module)  # the dense sublayer's output is cached at once
+        caches, arrived = self._caches[index], dict[int, Tensor]()
+        last = stage.writes and caches[0].has(stage.sublayer.module)  # the dense sublayer's output is cached at once
         done = (
             self._finished_modules(stage),
             [*self._finished_modules(stage), *([stage.sublayer.module] if last else [])],
         )
-        with shortcuts[0].attach(done[1]), shortcuts[1].attach(done[0]):
+        with caches[0].attach(done[1]), caches[1].attach(done[0]):
             for batch, range_ in enumerate(sequences):
                 seen = []
-                for side, calibration, each in zip(self._stacks, (self.dense, self.compressed), shortcuts, strict=True):
+                for side, calibration, each in zip(self._stacks, (self.dense, self.compressed), caches, strict=True):
                     each.enter(batch, Tensor())
-                    given = (side.entry, side.config, side.blocks[index], *calibration.block_input(index, batch))
-                    seen.append(capture_inputs(stage, *given, whole=last and side is stack))
+                    arguments = (side.entry, side.config, side.blocks[index], *calibration.block_input(index, batch))
+                    seen.append(capture_inputs(stage, *arguments, whole=last and side is stack))
                 for group, meter in meters.items():
                     meter.update(range_.start, group, *seen)
                 if last and writes and not stage.sublayer.output:
                     arrived[batch] = seen[1].inputs[stage.linears[0]]
-        found = dict[str, tuple[InputStatistics, ResidualMoments | None]]()
+        measured = dict[str, tuple[InputStatistics, ResidualMoments | None]]()
         for group, meter in meters.items():
             met = meter.finish()
             if met is None:
@@ -189,8 +189,8 @@ class Anchor:
             inputs, missing = met
             for linear in group.linears:
                 weight = block.get_parameter(f"{linear}.weight").detach().double()
-                found[linear] = inputs, missing if missing is None or writes else missing.at_outputs(weight)
-        return found, arrived
+                measured[linear] = inputs, missing if missing is None or writes else missing.at_outputs(weight)
+        return measured, arrived
 
 
 def anchor_blocks(

@@ -154,13 +154,13 @@ class ResidualMeter:
         """
         if self.missing is not None:
             return self.inputs.finish(), self.missing.finish()
-        found = self.inputs.finish_or_none() if self.unreached == "dense" else self.inputs.finish()
-        return None if found is None else (found, None)
+        statistics = self.inputs.finish_or_none() if self.unreached == "dense" else self.inputs.finish()
+        return None if statistics is None else (statistics, None)
 
 
 def fit_stage(
     twin: PreTrainedModel,
-    wanted: FitRequest,
+    request: FitRequest,
     measured: Mapping[str, tuple[InputStatistics, ResidualMoments | None]],
     anchoring: Anchoring,
 ) -> AnchoredBlock:
@@ -173,29 +173,29 @@ def fit_stage(
     Raises:
         NumericalError: a fitted matrix is not finite.
     """
-    (name, options), damping, found = wanted.factors, anchoring.damping, AnchoredBlock()
-    adds, given = adds_biases(wanted.factors), dict[str, tuple[Tensor, Tensor | None]]()
-    matrices = [matrix for matrix in wanted.matrices if matrix.local in measured]
+    (name, options), damping, fitted = request.factors, anchoring.damping, AnchoredBlock()
+    adds, solutions = adds_biases(request.factors), dict[str, tuple[Tensor, Tensor | None]]()
+    matrices = [matrix for matrix in request.matrices if matrix.local in measured]
     for matrix in matrices:
         linear = twin.get_submodule(matrix.name)
         assert isinstance(linear, nn.Linear)
         bias = None if linear.bias is None else linear.bias.detach().double()
-        centred = bias is not None or (adds and wanted.ranks[matrix.name] is not None)
+        centred = bias is not None or (adds and request.ranks[matrix.name] is not None)
         arrived, missing = measured[matrix.local]
         weight, lost = solve_regression(
             linear.weight.detach(), missing, arrived, damping=damping, centred=centred, name=matrix.name
         )
-        given[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
-    low = [matrix for matrix in matrices if wanted.ranks[matrix.name] is not None]
+        solutions[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
+    low = [matrix for matrix in matrices if request.ranks[matrix.name] is not None]
     statistics = BlockStatistics(
-        {}, {}, {x: measured[x][0] for x in given}, {x: x for x in given}, gradients=dict(wanted.gradients)
+        {}, {}, {x: measured[x][0] for x in solutions}, {x: x for x in solutions}, gradients=dict(request.gradients)
     )
-    bases = decompose_block({matrix.local: given[matrix.local][0] for matrix in low}, statistics, name, **options)
+    bases = decompose_block({matrix.local: solutions[matrix.local][0] for matrix in low}, statistics, name, **options)
     for matrix in matrices:
-        weight, shift = given[matrix.local]
-        if (rank := wanted.ranks[matrix.name]) is not None:
+        weight, shift = solutions[matrix.local]
+        if (rank := request.ranks[matrix.name]) is not None:
             basis = bases.pop(matrix.local)
-            found.factors[matrix.name] = factorize(weight, shift, basis, rank, dtype=twin.dtype)
+            fitted.factors[matrix.name] = factorize(weight, shift, basis, rank, dtype=twin.dtype)
         elif anchoring.dense and measured[matrix.local][1] is not None:
-            found.dense[matrix.name] = Dense(weight, shift)
-    return found
+            fitted.dense[matrix.name] = Dense(weight, shift)
+    return fitted

@@ -80,22 +80,22 @@ class Outputs:
 
     Attributes:
         batches: number of micro-batches.
-        wanted: computes the output of the dense block on dense hidden states.
-        found: computes the output of the compressed block on those of the compressed model; with autograd where the caller has it on.
+        dense: computes the output of the dense block on dense hidden states.
+        compressed: computes the output of the compressed block on those of the compressed model; with autograd where the caller has it on.
         root: `L` with `L L^T = G`; `None` is the identity.
     """
 
     batches: int
-    wanted: Callable[[int], Tensor]
-    found: Callable[[int], Tensor]
+    dense: Callable[[int], Tensor]
+    compressed: Callable[[int], Tensor]
     root: Float[Tensor, "h h"] | None = None
 
     def errors(self, batch: int) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Return the squared error and the squared norm of the dense output of a micro-batch: float32, or float64 for a float64 block."""
         with torch.no_grad():
-            wanted = self._weighed(self.wanted(batch))
-            power = wanted.square().sum()
-        return (wanted - self._weighed(self.found(batch))).square().sum(), power
+            reference = self._weighed(self.dense(batch))
+            power = reference.square().sum()
+        return (reference - self._weighed(self.compressed(batch))).square().sum(), power
 
     @torch.no_grad()
     def error(self) -> float:
@@ -148,15 +148,15 @@ def refine_(
         NumericalError: an error is not finite; the layers stay unchanged.
     """
     parameters = [parameter for linear in linears for parameter in linear.parameters()]
-    given, before, better = [parameter.detach() for parameter in parameters], outputs.error(), False
-    _put_(parameters, [tensor.clone() for tensor in given])
+    original, before, better = [parameter.detach() for parameter in parameters], outputs.error(), False
+    _put_(parameters, [tensor.clone() for tensor in original])
     try:
         with _learning(block, parameters):
             _train_(parameters, outputs, refinement, before**0.5, name)
         better = outputs.error() < before
     finally:
         if not better:
-            _put_(parameters, given)
+            _put_(parameters, original)
 
 
 def _put_(parameters: Sequence[nn.Parameter], tensors: Sequence[Tensor]) -> None:

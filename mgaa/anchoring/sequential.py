@@ -80,24 +80,26 @@ def compress_block(
     weights = {m.local: model.get_submodule(m.name).weight.detach() for m in matrices if m.block == index}
     name, options = factors
     reached = [m for m in low if m.local in statistics.shared]
-    found = decompose_block({m.local: weights[m.local] for m in reached}, statistics, name, **options)
+    spectra = decompose_block({m.local: weights[m.local] for m in reached}, statistics, name, **options)
     scores = {channels: score(channels, weights, statistics) for channels in pruned}
-    energies = {m.name: found[m.local].energies.cpu() for m in reached}
-    centred = any(spectrum.mean is not None for spectrum in found.values())
+    energies = {m.name: spectra[m.local].energies.cpu() for m in reached}
+    centred = any(spectrum.mean is not None for spectrum in spectra.values())
     multiple = rank_multiple(target.parts(matrices)[0], target.multiple)
     budget = allowance(matrices, ratios, target.compression, index) - spent
-    rule, given = ranks
+    rule, options_of_rule = ranks
     ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=target.latency)
-    outcome = allocate_within(rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **given)
+    outcome = allocate_within(
+        rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **options_of_rule
+    )
     widths = {rank.matrix.sublayer: rank.width for rank in outcome if rank.width is not None}
     kept = [each.kept_channels(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]
     made = {
-        r.matrix.name: factorize_linear(model, r.matrix.name, found[r.matrix.local], r.rank)
+        r.matrix.name: factorize_linear(model, r.matrix.name, spectra[r.matrix.local], r.rank)
         for r in outcome
         if r.rank is not None
     }
     by_sublayer = {channels.sublayer: each for channels, each in scores.items()}
-    return CompressedBlock(outcome, made, next(iter(kept), None), found, by_sublayer)
+    return CompressedBlock(outcome, made, next(iter(kept), None), spectra, by_sublayer)
 
 
 def put_(model: PreTrainedModel, index: int, block: CompressedBlock) -> None:

@@ -44,13 +44,13 @@ class BlockStage:
 
 def stages_of(entry: Architecture, block: nn.Module) -> list[BlockStage]:
     """Split a block into its stages, in the order of computation."""
-    found = []
+    stages = []
     for sublayer in entry.sublayers:
         groups = sublayer.groups(block)
         for second in (False, True):
             here = tuple(group for group in groups if (group.roles[0] in _SECOND) == second)
-            found += [BlockStage(sublayer, here)] if here else []
-    return found
+            stages += [BlockStage(sublayer, here)] if here else []
+    return stages
 
 
 @dataclass
@@ -134,8 +134,8 @@ def _stop(*_: Any) -> None:
 
 
 def _reads(seen: StageInputs, group: Group, *, last: bool) -> Callable[..., None]:
-    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.inputs[group.linears[0]] = given[0]
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.inputs[group.linears[0]] = arguments[0]
         if last:
             raise _StopForward
 

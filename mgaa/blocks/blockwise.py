@@ -131,8 +131,8 @@ class Blockwise:
     def loss_gradient(self, batch: int, loss: Callable[[Any], Tensor]) -> Tensor:
         """Return the gradient of a loss of the model's output with respect to the hidden states after the last block."""
         arrived = self._hidden.get(batch).detach().requires_grad_()
-        (found,) = torch.autograd.grad(loss(self._after_blocks(arrived, batch, {})), arrived)
-        return found
+        (gradient,) = torch.autograd.grad(loss(self._after_blocks(arrived, batch, {})), arrived)
+        return gradient
 
     @torch.enable_grad()
     def backward(self, index: int, gradients: HiddenStates, watch: Any) -> None:
@@ -152,8 +152,8 @@ class Blockwise:
                 leaf = hidden.detach().requires_grad_()
                 output = hidden_states_of(block(leaf, *positional, **named))
                 watch.leave(output.detach())
-                (found,) = torch.autograd.grad(output, leaf, gradients.get(batch))
-                gradients.put(batch, found)
+                (gradient,) = torch.autograd.grad(output, leaf, gradients.get(batch))
+                gradients.put(batch, gradient)
 
     def _after_blocks(self, arrived: Tensor, batch: int, options: dict[str, Any]) -> Any:
         """Run the part of the model after the last block on hidden states."""
@@ -224,13 +224,13 @@ class Blockwise:
 
     def _run_until_blocks(self, inputs: Inputs) -> None:
         """Run the part of the model before the first block."""
-        given = self._on_device(inputs)
+        arguments = self._on_device(inputs)
         try:
-            self._model.base_model(**given, use_cache=False)
+            self._model.base_model(**arguments, use_cache=False)
         except (ValueError, RuntimeError, IndexError) as error:
-            if len(given) == 1 or isinstance(error, torch.OutOfMemoryError):
+            if len(arguments) == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
-            shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+            shapes = {name: tuple(tensor.shape) for name, tensor in arguments.items()}
             raise InputError(
                 f"the model does not take a prompt with {shapes} ({str(error).strip().partition(chr(10))[0]}): expected as many image "
                 "tokens as its vision tower gives features; the processor's patch size, image size or "

@@ -195,22 +195,22 @@ class OffloadedBlocks:
             InputError: they differ from those with which the model was opened.
         """
         dtype = model.dtype
-        given = LoadStateDictConfig(
+        options = LoadStateDictConfig(
             dtype=dtype,
             dtype_plan=model._get_dtype_plan(dtype),
             device_map={"": self._device},
             weight_mapping=self._conversions,
         )
         with _hide_progress():
-            found, _ = convert_and_load_state_dict_in_model(model, tensors or _read_tensors(names), given)
-        wrong = sorted({*found.unexpected_keys, *(name for name, *_ in found.mismatched_keys)})
-        if wrong or found.conversion_errors:
+            report, _ = convert_and_load_state_dict_in_model(model, tensors or _read_tensors(names), options)
+        wrong = sorted({*report.unexpected_keys, *(name for name, *_ in report.mismatched_keys)})
+        if wrong or report.conversion_errors:
             path = next(iter(names.values()))
             raise InputError(
-                f"{path.parent} no longer holds {wrong or sorted(found.conversion_errors)} as it did when the model was opened: "
+                f"{path.parent} no longer holds {wrong or sorted(report.conversion_errors)} as it did when the model was opened: "
                 "the files were exchanged during the run; start again"
             )
-        missing: set[str] = found.missing_keys
+        missing: set[str] = report.missing_keys
         return missing
 
     def unfused(self, block: nn.Module, index: int) -> nn.Module:
@@ -239,20 +239,20 @@ def index_tensors(files: Sequence[Path]) -> dict[str, Path]:
     Raises:
         InputError: a file cannot be read.
     """
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for path in files:
         with _open_file(path) as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
+            places |= dict.fromkeys(file.keys(), path)
+    return places
 
 
 def _read_tensors(names: dict[str, Path]) -> dict[str, Tensor]:
     """Read tensors into memory of their own: pages of mapped files would count towards the process's memory while they are open."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for path in dict.fromkeys(names.values()):
         with _open_file(path) as file:
-            found |= {name: aligned(file.get_tensor(name)) for name, place in names.items() if place == path}
-    return found
+            tensors |= {name: aligned(file.get_tensor(name)) for name, place in names.items() if place == path}
+    return tensors
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -278,10 +278,10 @@ def _adopt_(block: nn.Module, fresh: nn.Module, place: _Place) -> None:
     """Give a block the tensors of a fresh one, which is split where the block is."""
     if block.state_dict().keys() != fresh.state_dict().keys():
         fresh = place.offloaded.unfused(fresh, place.index)
-    wanted = {name: parameter.requires_grad for name, parameter in block.named_parameters()}
+    trainable = {name: parameter.requires_grad for name, parameter in block.named_parameters()}
     block.load_state_dict(fresh.state_dict(), assign=True)
     for name, parameter in block.named_parameters():
-        parameter.requires_grad_(wanted[name])
+        parameter.requires_grad_(trainable[name])
 
 
 def _empty_(block: nn.Module) -> None:

@@ -41,10 +41,10 @@ def companion_files(model: str, tokenizer: str) -> dict[str, Path]:
     Args:
         model, tokenizer: the origin of each, as transformers remembers it (`name_or_path`); an origin that is not a folder has none.
     """
-    found = {path.name: path for path in texts_of(Path(model))} if _is_folder(model) else {}
+    companions = {path.name: path for path in texts_of(Path(model))} if _is_folder(model) else {}
     if _is_folder(tokenizer):
-        found |= {path.name: path for path in _own_files(Path(tokenizer)) if _is_vocabulary(path)}
-    return found
+        companions |= {path.name: path for path in _own_files(Path(tokenizer)) if _is_vocabulary(path)}
+    return companions
 
 
 def copy_companions(model: str, tokenizer: str, folder: Path) -> None:
@@ -69,8 +69,8 @@ def _own_files(folder: Path) -> Iterator[Path]:
 
 def _is_text(path: Path) -> bool:
     legal = _LEGAL.fullmatch(path.stem if path.suffix.lower() in TEXTS else path.name)
-    wanted = path.suffix.lower() in TEXTS or (legal and not path.suffix)
-    if not wanted or path.name.lower().startswith(("readme", ".")) or path.name in VOCABULARY_FILES:
+    candidate = path.suffix.lower() in TEXTS or (legal and not path.suffix)
+    if not candidate or path.name.lower().startswith(("readme", ".")) or path.name in VOCABULARY_FILES:
         return False
     try:
         return path.stat().st_size <= LARGEST_TEXT and b"\0" not in path.read_bytes()

@@ -95,8 +95,8 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
 
         if has_entry(model.config):
             unfuse_(model, parts_with(model, self.quantization_config.modules))
-        if (given := getattr(self.quantization_config, "widths", None)) is not None:
-            narrow_(model, given)
+        if (widths := getattr(self.quantization_config, "widths", None)) is not None:
+            narrow_(model, widths)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for name, shape in self.quantization_config.modules.items():
             place = _place(name, linears, model)
@@ -180,15 +180,15 @@ def _layer(name: str, shape: Mapping[str, int | bool], linear: nn.Linear) -> "Lo
 def _refuse_second(plain: Any) -> Any:
     """Wrap transformers' merge of a model's method with that of the call, so that for our models the error names the remedy."""
 
-    def merge(cls: type, own: Any, given: Any) -> Any:
+    def merge(cls: type, own: Any, called: Any) -> Any:
         method = own.get("quant_method") if isinstance(own, Mapping) else getattr(own, "quant_method", None)
-        if method == METHOD and given is not None and not isinstance(given, LowRankConfig):
+        if method == METHOD and called is not None and not isinstance(called, LowRankConfig):
             raise UsageError(
-                f"quantization_config is a {type(given).__name__}, but the model is compressed by mgaa, and transformers takes one "
+                f"quantization_config is a {type(called).__name__}, but the model is compressed by mgaa, and transformers takes one "
                 "method while it loads: load it without, and quantise it in memory (torchao's quantize_, optimum.quanto's quantize), or "
                 "fold it by mgaa.densify_folder and quantise that"
             )
-        return plain(cls, own, given)
+        return plain(cls, own, called)
 
     merge.knows_mgaa = True  # type: ignore[attr-defined]
     return classmethod(merge)

@@ -191,19 +191,19 @@ def device_of(name: str) -> torch.device:
 
 def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
     """Load the processor of a multimodal model, or the tokenizer; a multimodal model without a processor takes text only."""
-    sees = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
-    what = "processor" if sees else "tokenizer"
+    multimodal = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
+    what = "processor" if multimodal else "tokenizer"
     try:
         with translate_errors(
             f"the {what} in {folder} does not load", "copy the model's own there", passing=(ImportError,)
         ):
-            if sees:
+            if multimodal:
                 return load_processor(folder, config)
-            found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return found
+            tokenizer: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return tokenizer
     except ImportError as error:
         there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
-        alone = f", or take {there} out of the folder: the model then takes text only" if sees else ""
+        alone = f", or take {there} out of the folder: the model then takes text only" if multimodal else ""
         raise InputError(
             f"the {what} in {folder} needs a package that is not installed ({describe_cause(error)}): install it{alone}"
         ) from error
@@ -253,12 +253,12 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
 
 def _deviations(report: Mapping[str, Any]) -> dict[str, set[str]]:
     """Collect what transformers found wrong with the tensors of a model, by the kind of deviation; empty where all are right."""
-    found = {
+    deviations = {
         "missing": report["missing_keys"],
         "unexpected": {name for name in report["unexpected_keys"] if not LEFTOVER.search(name)},
         "of another shape": {name for name, *_ in report["mismatched_keys"]},
     }
-    return {what: names for what, names in found.items() if names}
+    return {what: names for what, names in deviations.items() if names}
 
 
 def format_deviations(deviations: Mapping[str, Collection[str]]) -> str:

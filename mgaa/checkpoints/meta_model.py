@@ -74,10 +74,10 @@ def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
     return copied
 
 
-def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
-    if wanted != "auto":
-        given: torch.dtype = getattr(torch, wanted)
-        return given
+def _dtype(folder: Path, config: torch.dtype | None, name: str) -> torch.dtype:
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
     if config is not None:
         return config
     try:

@@ -89,11 +89,11 @@ def _foreign(folder: Path, above: Sums, also: Witness) -> Iterator[str]:
 
 def merge_sums(*several: Sums) -> dict[str, set[str]]:
     """Merge the allowed contents of several sources."""
-    found: dict[str, set[str]] = {}
+    merged: dict[str, set[str]] = {}
     for sums in several:
         for name, known in sums.items():
-            found.setdefault(name, set()).update(known)
-    return found
+            merged.setdefault(name, set()).update(known)
+    return merged
 
 
 def is_ours(path: Path, sums: Collection[str]) -> bool:
@@ -153,10 +153,10 @@ def check_apart(target: Path, read: Path, what: str) -> None:
 
 def relation(output: Path, read: Path) -> str:
     """Return the relation of an output to what is read, by whatever path or link: `is`, `holds`, `lies in`, or empty."""
-    out, given = Path(os.path.realpath(output)), Path(os.path.realpath(read))
-    if out == given or (out.exists() and given.exists() and out.samefile(given)):
+    out, source = Path(os.path.realpath(output)), Path(os.path.realpath(read))
+    if out == source or (out.exists() and source.exists() and out.samefile(source)):
         return "is"
-    return "holds" if given.is_relative_to(out) else "lies in" if out.is_relative_to(given) else ""
+    return "holds" if source.is_relative_to(out) else "lies in" if out.is_relative_to(source) else ""
 
 
 def _check_place(folder: Path) -> None:
@@ -189,8 +189,8 @@ def file_digest(path: Path, status: os.stat_result) -> str:
 
 def content_key(files: Iterable[Path]) -> str:
     """Return a short name for the current state of files, without reading them."""
-    told = [(str(path.resolve()), *fingerprint(path.stat())) for path in sorted(files)]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+    states = [(str(path.resolve()), *fingerprint(path.stat())) for path in sorted(files)]
+    return hashlib.sha256(json.dumps(states).encode()).hexdigest()[:12]
 
 
 def fingerprint(status: os.stat_result) -> Fingerprint:

@@ -43,23 +43,23 @@ def check_loads(
         UsageError: it would not load; the message names the tensors or the file, and the remedy.
         ResourceError: there is no room for a temporary folder.
     """
-    found = meta_copy(model) if weights is None else meta_copy(weights)
+    outline = meta_copy(model) if weights is None else meta_copy(weights)
     with TemporaryDirectory() as draft:
         try:
-            described = _describe_outline(found if weights is None else meta_copy(model))
+            described = _describe_outline(outline if weights is None else meta_copy(model))
             loaded, wrong = simulate_load(
                 _write_without_weights(described, processor, Path(draft)),
-                _tensors(described if weights is None else found),
+                _tensors(described if weights is None else outline),
             )
         except BaseException as error:  # transformers may raise anything (mgaa.boundary)
             if not is_failure(error):
                 raise
             if isinstance(error, OSError) and error.errno is not None:
                 raise ResourceError(f"a temporary folder cannot be written ({error}): make room") from error
-            said = (str(error) if isinstance(error, MgaaError) else describe_cause(error)).replace(draft, str(folder))
-            raise UsageError(f"nothing was written to {folder}, because it would not load: {said}") from error
+            cause = (str(error) if isinstance(error, MgaaError) else describe_cause(error)).replace(draft, str(folder))
+            raise UsageError(f"nothing was written to {folder}, because it would not load: {cause}") from error
     expected = loaded.state_dict()
-    kept = {name: tensor for name, tensor in found.state_dict().items() if name in expected}
+    kept = {name: tensor for name, tensor in outline.state_dict().items() if name in expected}
     if others := {name for name, tensor in kept.items() if _differ(tensor.dtype, expected[name].dtype)}:
         wrong[f"in a dtype other than {loaded.dtype}"] = others
     if wrong:
@@ -105,8 +105,8 @@ def _write_without_weights(model: PreTrainedModel, processor: Processor, draft: 
 def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the tensors of an outline under their names in the files, as `save_pretrained` writes them."""
     own = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
-    found: dict[str, Tensor] = revert_weight_conversion(model, own)
-    return found
+    tensors: dict[str, Tensor] = revert_weight_conversion(model, own)
+    return tensors
 
 
 def _differ(one: torch.dtype, other: torch.dtype) -> bool:

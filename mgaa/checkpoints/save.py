@@ -75,11 +75,11 @@ def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
         NumericalError: an entry is not finite in the dtype of its linear.
     """
     check_present(model, layers)
-    for name, given in layers.items():
+    for name, dense in layers.items():
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
-        layer = nn.Linear(old.in_features, old.out_features, bias=given.bias is not None, device="meta")
-        for key, tensor in (("weight", given.weight), ("bias", given.bias)):
+        layer = nn.Linear(old.in_features, old.out_features, bias=dense.bias is not None, device="meta")
+        for key, tensor in (("weight", dense.weight), ("bias", dense.bias)):
             if tensor is None:
                 continue
             stored = tensor.detach().to(old.weight.device, old.weight.dtype)
@@ -291,8 +291,8 @@ def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> Non
 
 def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRankLinear:
     if not isinstance(linear, nn.Linear):
-        found = "nothing" if linear is None else type(linear).__name__
-        raise UsageError(f"factors for {name!r}, where the model has {found}: expected an nn.Linear")
+        kind = "nothing" if linear is None else type(linear).__name__
+        raise UsageError(f"factors for {name!r}, where the model has {kind}: expected an nn.Linear")
     weight = linear.weight
     parts = {"A": factors.A, "B": factors.B} | ({} if factors.bias is None else {"bias": factors.bias})
     stored = {key: part.detach().to(weight.device, weight.dtype) for key, part in parts.items()}

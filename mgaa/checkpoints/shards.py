@@ -155,5 +155,5 @@ def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
 def _shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Return the number of entries and bytes of every tensor of a file."""
     with safe_open(path, framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping; pages are not read)
-        return {name: (tensor.numel(), tensor.nbytes) for name, tensor in found.items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping; pages are not read)
+        return {name: (tensor.numel(), tensor.nbytes) for name, tensor in tensors.items()}

@@ -47,17 +47,15 @@ def map_concurrently(
     caller = torch.cuda.current_stream(device)
     torch.linalg.inv(torch.ones(1, 1, device=device))  # torch loads its solvers at first use, which is not thread-safe
 
-    def beside(name: str) -> Spectrum:
+    def compute_on_stream(name: str) -> Spectrum:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
-            found = compute(name)
+            spectrum = compute(name)
         stream.synchronize()
-        for tensor in (found.energies, found.basis, *([] if found.dual is None else [found.dual])):
-            tensor.record_stream(
-                caller
-            )  # no other stream may reuse its memory while the caller's stream still reads it
-        return found
+        for tensor in (spectrum.energies, spectrum.basis, *([] if spectrum.dual is None else [spectrum.dual])):
+            tensor.record_stream(caller)  # keeps its memory from other streams while the caller's still reads it
+        return spectrum
 
     with ThreadPoolExecutor(count) as threads:
-        return dict(zip(sizes, threads.map(beside, sizes), strict=True))
+        return dict(zip(sizes, threads.map(compute_on_stream, sizes), strict=True))

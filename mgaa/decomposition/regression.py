@@ -87,15 +87,15 @@ def solve_regression(
     weight = weight.double()
     if missing is None:
         return weight, weight.new_zeros(len(weight)) if centred else None
-    mean, wanted, moment = arrived.mean, missing.covariance, arrived.covariance
+    mean, cross, moment = arrived.mean, missing.covariance, arrived.covariance
     if not centred:
-        wanted, moment = wanted + missing.mean.outer(mean), moment + mean.outer(mean)
+        cross, moment = cross + missing.mean.outer(mean), moment + mean.outer(mean)
     scale = float(moment.trace()) / len(moment)
     if scale == 0:  # constant inputs: no map of them explains anything
         return weight, missing.mean if centred else None
     ridge = damping * scale * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     cholesky, failed = torch.linalg.cholesky_ex(moment + ridge)
-    change = torch.cholesky_solve(wanted.T, cholesky).T
+    change = torch.cholesky_solve(cross.T, cholesky).T
     if failed or not bool(torch.isfinite(change).all()):
         raise NumericalError(
             f"the regression of {name} on its inputs is not finite: an activation overflows after the compressed blocks; set "

@@ -63,7 +63,7 @@ def answer(
     check_positive(batch_size=batch_size, max_new_tokens=max_new_tokens)
     tokenizer = tokenizer_of(processor)
     ends = end_token_ids(model, tokenizer)
-    found: list[str] = []
+    texts: list[str] = []
     with (
         eval_mode(model),
         greedy_decoding(model, ends, max_new_tokens),
@@ -80,8 +80,8 @@ def answer(
                     text = tokenizer.decode(truncate_at_end(row, ends), skip_special_tokens=True)
                     answers[order[index]] = text.strip()
                 bar.update(len(batch))
-            found += answers
-    return found
+            texts += answers
+    return texts
 
 
 def image_tokens(model: PreTrainedModel, processor: Processor, questions: Sequence[Question]) -> list[int]:
@@ -100,8 +100,8 @@ def image_tokens(model: PreTrainedModel, processor: Processor, questions: Sequen
 def end_token_ids(model: PreTrainedModel, tokenizer: Any) -> list[int]:
     """Return the ids that end an answer; empty where neither model nor tokenizer has one."""
     own = model.generation_config.eos_token_id
-    given = own if isinstance(own, list) else [own]
-    return sorted({mark for mark in (*given, tokenizer.eos_token_id) if mark is not None})
+    marks = own if isinstance(own, list) else [own]
+    return sorted({mark for mark in (*marks, tokenizer.eos_token_id) if mark is not None})
 
 
 @contextmanager
@@ -114,9 +114,7 @@ def greedy_decoding(model: PreTrainedModel, ends: list[int], max_new_tokens: int
         max_new_tokens=max_new_tokens,
         bos_token_id=own.bos_token_id,
         eos_token_id=ends or None,
-        pad_token_id=ends[0]
-        if ends
-        else 0,  # ids after the end mark are not used, and without a mark nothing is padded
+        pad_token_id=ends[0] if ends else 0,  # without effect: ids after an end mark are cut off
     )
     try:
         yield
@@ -149,12 +147,12 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is no
 
 def _generate(model: PreTrainedModel, inputs: Inputs, asked: Sequence[str]) -> list[list[int]]:
     """Generate the new tokens of each prompt; some of a batch may end before others."""
-    given = move_to_model(model, inputs)
-    ids = given[IDS]
+    arguments = move_to_model(model, inputs)
+    ids = arguments[IDS]
     finite = LogitsProcessorList([FiniteLogits(asked)])
-    with image_token_errors(given):
+    with image_token_errors(arguments):
         whole: Int[Tensor, "b n"] = model.generate(
-            **given, attention_mask=torch.ones_like(ids), logits_processor=finite
+            **arguments, attention_mask=torch.ones_like(ids), logits_processor=finite
         )
     return whole[:, ids.shape[1] :].tolist()
 

@@ -74,9 +74,9 @@ def check_decoder(model: PreTrainedModel) -> None:
     """
     vocabulary: int = model.get_input_embeddings().num_embeddings
     length = min(LENGTH, positions_of(model.config) or LENGTH)
-    line = Blockwise(model, [{IDS: probe_ids(torch.arange(length) % vocabulary, vocabulary)}])
-    line.advance(0)
-    check_causal(model, line.hidden(0))
+    blockwise = Blockwise(model, [{IDS: probe_ids(torch.arange(length) % vocabulary, vocabulary)}])
+    blockwise.advance(0)
+    check_causal(model, blockwise.hidden(0))
 
 
 def results_differ(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:
@@ -104,9 +104,9 @@ def translate_forward_errors(model: PreTrainedModel, tokens: int) -> Iterator[No
     except (MgaaError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise InputError(
-            f"{type(model).__name__} (model_type {model.config.model_type}) does not accept {tokens} token ids alone ({said}): if it has "
+            f"{type(model).__name__} (model_type {model.config.model_type}) does not accept {tokens} token ids alone ({cause}): if it has "
             "fewer positions, take shorter windows (`length`); if it needs further inputs, or settings that its config.json does "
             "not have, it cannot be evaluated"
         ) from error

@@ -37,7 +37,7 @@ def generate_continuations(
         NumericalError: a logit is not finite.
     """
     ends = end_token_ids(model, tokenizer)
-    found: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     with eval_mode(model):
         for length in sorted({len(prompt) for prompt in prompts}):
             alike = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
@@ -46,8 +46,8 @@ def generate_continuations(
             with greedy_decoding(model, ends, _room(model, length, max_new_tokens)):
                 whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=finite)
             for index, row in zip(alike, whole[:, length:].tolist(), strict=True):
-                found[index] = truncate_at_end(row, ends)
-    return found
+                continuations[index] = truncate_at_end(row, ends)
+    return continuations
 
 
 def _device(model: PreTrainedModel) -> torch.device:
@@ -56,10 +56,10 @@ def _device(model: PreTrainedModel) -> torch.device:
     return device
 
 
-def _room(model: PreTrainedModel, length: int, wanted: int) -> int:
+def _room(model: PreTrainedModel, length: int, maximum: int) -> int:
     """Return the number of ids that may follow a prompt of this length."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = wanted if positions is None else min(wanted, positions - length)
+    room = maximum if positions is None else min(maximum, positions - length)
     if length < 1 or room < 1:
         raise InputError(
             f"a prompt of {length} tokens was given to a model with {positions} positions, expected at least one token, and at least one "

@@ -164,11 +164,11 @@ def _forward_blockwise(
     model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None
 ) -> Forward:
     with eval_mode(model):
-        line = Blockwise(model, [{IDS: each} for each in ids], place=place, folder=folder)
-        for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
-            line.advance(index)
-            line.commit()
-    return line.output
+        blockwise = Blockwise(model, [{IDS: each} for each in ids], place=place, folder=folder)
+        for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
+            blockwise.advance(index)
+            blockwise.commit()
+    return blockwise.output
 
 
 def check_windows(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
@@ -191,16 +191,16 @@ def check_windows(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int
 
 def _cut_windows(total: int, length: int, stride: int) -> list[_Window]:
     """Cut windows in stream order, leaving out any without a scored token."""
-    found, done = [], 0
+    windows, done = [], 0
     for start in range(0, total, stride):
         end = min(start + length, total)
         scored = end - max(done, start + 1)
         done = end
         if scored > 0:
-            found.append(_Window(start, end, scored))
+            windows.append(_Window(start, end, scored))
         if end == total:
             break
-    return found
+    return windows
 
 
 def _batches(cuts: list[_Window], size: int) -> Iterator[list[_Window]]:

@@ -39,16 +39,16 @@ def batches(prompts: Prompts, size: int) -> list[range]:
 
 
 @contextmanager
-def image_token_errors(given: Inputs) -> Iterator[None]:
+def image_token_errors(inputs: Inputs) -> Iterator[None]:
     """Turn whatever a model raises over the tokens of an image into an error with the remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError, IndexError) as error:
-        if len(given) == 1:
+        if len(inputs) == 1:
             raise
-        shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         raise InputError(
             f"the model does not take a prompt with {shapes} ({str(error).strip().partition(chr(10))[0]}): expected as many image tokens "
             "as its vision tower gives features; the processor's patch size, image size or vision_feature_select_strategy belong to "

@@ -174,11 +174,11 @@ def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Seque
                 "chat template leaves the assistant's turn out; take the model's own template"
             )
     scored = max(counts)
-    given = move_to_model(model, prompts.batch(batch))
-    with image_token_errors(given):
-        logits: Float[Tensor, "b n v"] = model(**given, use_cache=False, logits_to_keep=scored + 1).logits
-    losses = cross_entropy(logits[:, :-1], given[IDS][:, -scored:])
-    found = []
+    inputs = move_to_model(model, prompts.batch(batch))
+    with image_token_errors(inputs):
+        logits: Float[Tensor, "b n v"] = model(**inputs, use_cache=False, logits_to_keep=scored + 1).logits
+    losses = cross_entropy(logits[:, :-1], inputs[IDS][:, -scored:])
+    sums = []
     for row, question, count in zip(losses, asked, counts, strict=True):
         own = row[-count:]
         if wrong := count - int(own.isfinite().sum()):
@@ -186,5 +186,5 @@ def _losses(model: PreTrainedModel, prompts: Prompts, batch: range, asked: Seque
                 f"{wrong} of the {count} losses in the answer to {question.text!r} are not finite, expected 0: check the weights, or load "
                 "the model in bfloat16 or float32 (`backbone.dtype`)."
             )
-        found.append(float(own.double().sum()))
-    return found
+        sums.append(float(own.double().sum()))
+    return sums

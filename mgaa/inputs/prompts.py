@@ -162,23 +162,23 @@ class Prompts:
 
     def _shape(self, index: int) -> tuple[Any, ...]:
         """Return the shapes that sequences must share to go through the model together."""
-        given = self.sequences[index]
-        return given[IDS].shape[1], {name: tensor.shape[1:] for name, tensor in given.items()}
+        inputs = self.sequences[index]
+        return inputs[IDS].shape[1], {name: tensor.shape[1:] for name, tensor in inputs.items()}
 
 
-def _questions(name: str, given: Any) -> list[Question]:
-    found = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    if wrong := [each for each in found if not isinstance(each, Question)]:
+def _questions(name: str, value: Any) -> list[Question]:
+    questions = [*value] if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    if wrong := [each for each in questions if not isinstance(each, Question)]:
         raise UsageError(f"{name} hold {wrong[0]!r:.60}, expected mgaa.Question(text, answer, image)")
-    return found
+    return questions
 
 
-def _config(name: str, given: Any) -> PreTrainedConfig:
-    config = given.config if isinstance(given, PreTrainedModel) else given
+def _config(name: str, value: Any) -> PreTrainedConfig:
+    config = value.config if isinstance(value, PreTrainedModel) else value
     if isinstance(config, PreTrainedConfig) and getattr(config, "image_token_id", None) is not None:
         return config
     raise UsageError(
-        f"{name} is a {type(given).__name__}, expected the config of a vision-language model: model.config"
+        f"{name} is a {type(value).__name__}, expected the config of a vision-language model: model.config"
     )
 
 
@@ -223,10 +223,10 @@ def _encode_question(
         "the question itself must not hold the image token, and the chat template must show it where there is an image"
     )
     with translate_errors(makes_none, remedy):
-        given = processor.apply_chat_template(
+        encoded = processor.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not answered
         )
-    inputs = {name: tensor for name, tensor in given.items() if name not in _UNUSED}
+    inputs = {name: tensor for name, tensor in encoded.items() if name not in _UNUSED}
     shown = int((inputs[IDS] == token).sum())
     if (question.image is not None) != (shown > 0):
         raise InputError(

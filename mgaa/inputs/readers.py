@@ -45,37 +45,37 @@ def coerce_arguments(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable
 
         @wraps(function)
         def read(*positional: _P.args, **named: _P.kwargs) -> _R:
-            given = signature.bind(*positional, **named)
+            bound = signature.bind(*positional, **named)
             with default_torch_state():
-                for name in readers.keys() & given.arguments.keys():
-                    given.arguments[name] = readers[name](name, given.arguments[name])
-            with default_torch_state(*(each for each in given.arguments.values() if isinstance(each, PreTrainedModel))):
-                return function(*given.args, **given.kwargs)
+                for name in readers.keys() & bound.arguments.keys():
+                    bound.arguments[name] = readers[name](name, bound.arguments[name])
+            with default_torch_state(*(each for each in bound.arguments.values() if isinstance(each, PreTrainedModel))):
+                return function(*bound.args, **bound.kwargs)
 
         return read
 
     return decorate
 
 
-def to_run(name: str, given: Any) -> PreTrainedModel:
+def to_run(name: str, value: Any) -> PreTrainedModel:
     """Read a model that is only run: in memory, or with its blocks offloaded (`mgaa.blocks.offload`).
 
     Raises:
         UsageError: it is not a model, has no head, or is in a wrapper that has to be removed first.
         InputError: its weights are elsewhere, or of several dtypes.
     """
-    model = _check_weights(name, unwrap_model(name, given))
+    model = _check_weights(name, unwrap_model(name, value))
     _check_runs(name, model)
     return model
 
 
-def to_write(name: str, given: Any) -> PreTrainedModel:
+def to_write(name: str, value: Any) -> PreTrainedModel:
     """Read a model whose own weights are read or written: without adapters, and not quantised; its blocks may be offloaded.
 
     Raises:
         UsageError, InputError: as `to_run`, or it has adapters or is quantised.
     """
-    model = _check_weights(name, unwrap_model(name, given))
+    model = _check_weights(name, unwrap_model(name, value))
     if adapters := [place for place, module in model.named_modules() if _is_of_peft(module)]:
         raise UsageError(
             f"{name} has adapters of peft in {len(adapters)} places ({adapters[0]} is the first), besides its weights: merge them into it, "
@@ -88,13 +88,13 @@ def to_write(name: str, given: Any) -> PreTrainedModel:
     return model
 
 
-def to_change(name: str, given: Any) -> PreTrainedModel:
+def to_change(name: str, value: Any) -> PreTrainedModel:
     """Read a model that is measured, copied and changed: as `to_write`, in memory, with its head and the forward of its class.
 
     Raises:
         UsageError, InputError: as `to_write`, or its blocks are offloaded, or it has another forward.
     """
-    model = to_write(name, given)
+    model = to_write(name, value)
     _check_runs(name, model)
     if is_offloaded(model):
         raise UsageError(
@@ -110,13 +110,13 @@ def to_change(name: str, given: Any) -> PreTrainedModel:
     return model
 
 
-def to_densify(name: str, given: Any) -> PreTrainedModel:
+def to_densify(name: str, value: Any) -> PreTrainedModel:
     """Read a model whose low-rank layers are to be folded in memory.
 
     Raises:
         UsageError, InputError: as `to_write`, or its blocks are offloaded.
     """
-    model = to_write(name, given)
+    model = to_write(name, value)
     if is_offloaded(model):
         raise UsageError(
             f"the blocks of the {name} are offloaded to their files: fold it from folder to folder, `mgaa.densify_folder(source, target)`, "
@@ -125,29 +125,29 @@ def to_densify(name: str, given: Any) -> PreTrainedModel:
     return model
 
 
-def processor(name: str, given: Any) -> Processor:
+def processor(name: str, value: Any) -> Processor:
     """Read a tokenizer, or the processor of a vision-language model.
 
     Raises:
         UsageError: it is neither.
     """
-    if isinstance(given, PreTrainedTokenizerBase | ProcessorMixin):
-        return given
+    if isinstance(value, PreTrainedTokenizerBase | ProcessorMixin):
+        return value
     raise UsageError(
-        f"{name} is {_describe(given)}, expected the tokenizer of the model, or the processor of a vision-language model, as "
+        f"{name} is {_describe(value)}, expected the tokenizer of the model, or the processor of a vision-language model, as "
         "mgaa.load returns it with the model"
     )
 
 
-def path(name: str, given: Any) -> str | Path:
+def path(name: str, value: Any) -> str | Path:
     """Read a path.
 
     Raises:
         UsageError: it is not a path.
     """
-    if isinstance(given, str | PathLike) and not isinstance(given, bytes) and str(given).strip():
-        return given if isinstance(given, str) else Path(given)
-    raise UsageError(f"{name} is {_describe(given)}, expected a path, as text or as a Path")
+    if isinstance(value, str | PathLike) and not isinstance(value, bytes) and str(value).strip():
+        return value if isinstance(value, str) else Path(value)
+    raise UsageError(f"{name} is {_describe(value)}, expected a path, as text or as a Path")
 
 
 def check_differentiable(model: PreTrainedModel) -> None:
@@ -163,13 +163,13 @@ def check_differentiable(model: PreTrainedModel) -> None:
         )
 
 
-def unwrap_model(name: str, given: Any) -> PreTrainedModel:
+def unwrap_model(name: str, value: Any) -> PreTrainedModel:
     """Return the transformers model in a value, whatever its weights are.
 
     Raises:
         UsageError: it holds none, or it is in a wrapper that has to be removed first.
     """
-    model = given
+    model = value
     while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # of torch.compile
         model = model._orig_mod
     if isinstance(model, nn.Module) and _is_of_peft(model):
@@ -177,7 +177,7 @@ def unwrap_model(name: str, given: Any) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     raise UsageError(
-        f"{name} is {_describe(given)}, expected a model of transformers, as mgaa.load gives it: {_suggest_model(given)}"
+        f"{name} is {_describe(value)}, expected a model of transformers, as mgaa.load gives it: {_suggest_model(value)}"
     )
 
 
@@ -191,22 +191,22 @@ def _below_adapters(name: str, wrapper: Any) -> Any:
     )
 
 
-def _suggest_model(given: Any) -> str:
+def _suggest_model(value: Any) -> str:
     """Suggest what to give instead of a value that holds a model, or leads to one."""
-    if isinstance(given, str | PathLike):
-        return f"`model, tokenizer = mgaa.load({str(given)!r})` loads it"
-    if isinstance(given, tuple | list):
+    if isinstance(value, str | PathLike):
+        return f"`model, tokenizer = mgaa.load({str(value)!r})` loads it"
+    if isinstance(value, tuple | list):
         return "`model, tokenizer = mgaa.load(...)` returns both"
     for attribute in ("module", "model", "pretrained_model"):
-        if isinstance(getattr(given, attribute, None), PreTrainedModel):
+        if isinstance(getattr(value, attribute, None), PreTrainedModel):
             return f"give the model inside, its `.{attribute}`, whole on one device"
     return "mgaa.load loads one, and so does AutoModelForCausalLM"
 
 
-def _describe(given: Any) -> str:
+def _describe(value: Any) -> str:
     """Describe a value briefly."""
-    shown = repr(given) if given is None or isinstance(given, str | int | float | PathLike) else ""
-    kind = type(given).__name__
+    shown = repr(value) if value is None or isinstance(value, str | int | float | PathLike) else ""
+    kind = type(value).__name__
     return shown[:80] if shown else f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
@@ -264,8 +264,8 @@ def _quantisation(model: PreTrainedModel) -> str:
     if config is not None and method != METHOD:
         return str(getattr(method, "value", method))
     named = ((place, parameter.dtype) for place, parameter in model.named_parameters())
-    found: Iterator[str] = (f"{place} is in {dtype}" for place, dtype in named if dtype not in FLOATING)
-    return next(found, "") or next(filter(None, (_packed(*each) for each in model.named_modules())), "")
+    places: Iterator[str] = (f"{place} is in {dtype}" for place, dtype in named if dtype not in FLOATING)
+    return next(places, "") or next(filter(None, (_packed(*each) for each in model.named_modules())), "")
 
 
 def _packed(place: str, module: nn.Module) -> str:

@@ -37,72 +37,72 @@ _BESIDE = frozenset(
 """Keys that accompany ids and are not needed here."""
 
 
-def sequences(name: str, given: Any) -> Prompts | Int[Tensor, "s t"]:
+def sequences(name: str, value: Any) -> Prompts | Int[Tensor, "s t"]:
     """Read sequences: as one tensor where all have equal length, otherwise as prompts.
 
     Raises:
         UsageError: it is a text or anything else but tokens.
         InputError: they are not whole numbers, not in rows, empty, or masked with holes.
     """
-    if isinstance(given, Prompts):
-        return given
-    ndim = _ndim(given)
+    if isinstance(value, Prompts):
+        return value
+    ndim = _ndim(value)
     if ndim == 1:
         raise InputError(
             f"{name} are one row, expected rows: (sequences, length); mgaa.inputs.tokens.windows(ids, length) "
             "cuts a long row, and ids[None] is "
             "one sequence"
         )
-    found = list(_rows(name, given))
-    lengths = [len(row) for row in found]
+    rows = list(_rows(name, value))
+    lengths = [len(row) for row in rows]
     if not all(lengths) or not lengths:
         empty = f"no token in row {lengths.index(0)}" if any(lengths) else "no tokens"
         raise InputError(f"{name} have {empty}, expected sequences with at least one: give more text")
     if len(set(lengths)) > 1:
-        return Prompts(tuple({IDS: row[None].cpu()} for row in found), (0,) * len(found))
-    return given.long() if isinstance(given, Tensor) else torch.stack([row.cpu() for row in found])
+        return Prompts(tuple({IDS: row[None].cpu()} for row in rows), (0,) * len(rows))
+    return value.long() if isinstance(value, Tensor) else torch.stack([row.cpu() for row in rows])
 
 
-def windows(name: str, given: Any) -> Int[Tensor, "n l"]:
+def windows(name: str, value: Any) -> Int[Tensor, "n l"]:
     """Read sequences of equal length.
 
     Raises:
         UsageError, InputError: as `sequences`, or their lengths differ.
     """
-    found = sequences(name, given)
-    if isinstance(found, Tensor):
-        return found
+    rows = sequences(name, value)
+    if isinstance(rows, Tensor):
+        return rows
     raise InputError(
-        f"{name} have {found.lengths[:3]}... tokens, expected rows of one length (mgaa.inputs.tokens.windows)"
+        f"{name} have {rows.lengths[:3]}... tokens, expected rows of one length (mgaa.inputs.tokens.windows)"
     )
 
 
-def stream(name: str, given: Any) -> Int[Tensor, " t"]:
+def stream(name: str, value: Any) -> Int[Tensor, " t"]:
     """Read one sequence.
 
     Raises:
         UsageError, InputError: as `sequences`, or there are several.
     """
-    if isinstance(given, Stream):
-        return given.ids
-    found = list(_rows(name, given))
-    if len(found) > 1:
+    if isinstance(value, Stream):
+        return value.ids
+    rows = list(_rows(name, value))
+    if len(rows) > 1:
         raise InputError(
-            f"{name} has {len(found)} rows, expected one: lay windows of one text end to end, ids.flatten(), and texts by "
+            f"{name} has {len(rows)} rows, expected one: lay windows of one text end to end, ids.flatten(), and texts by "
             "mgaa.inputs.tokens.pack"
         )
-    return found[0] if found else torch.empty(0, dtype=torch.int64)
+    return rows[0] if rows else torch.empty(0, dtype=torch.int64)
 
 
-def lists(name: str, given: Any) -> list[list[int]]:
+def lists(name: str, value: Any) -> list[list[int]]:
     """Read sequences of any lengths, as lists.
 
     Raises:
         UsageError, InputError: as `sequences`; an empty row is left to the function.
     """
-    if isinstance(given, Sequence) and not isinstance(given, str) and not given:
+    if isinstance(value, Sequence) and not isinstance(value, str) and not value:
         return []
-    return [row.tolist() for row in _rows(name, given)]
+    return [row.tolist() for row in _rows(name, value)]
 
 
 def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> None:
@@ -121,31 +121,31 @@ def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> N
         )
 
 
-def _ndim(given: Any) -> int | None:
+def _ndim(value: Any) -> int | None:
     """Return 1 for a bare row, the dimensions of a tensor or array, `None` for a container of rows."""
-    if isinstance(given, Stream):
+    if isinstance(value, Stream):
         return 1
-    found = getattr(given, "ndim", None)
-    if isinstance(found, int):
-        return found
-    flat = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0 and all(map(_is_id, given))
+    dimensions = getattr(value, "ndim", None)
+    if isinstance(dimensions, int):
+        return dimensions
+    flat = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(map(_is_id, value))
     return 1 if flat else None
 
 
-def _rows(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
+def _rows(name: str, value: Any) -> Iterator[Int[Tensor, " t"]]:
     """Yield the rows in anything that holds token ids."""
-    if isinstance(given, str | bytes):
+    if isinstance(value, str | bytes):
         raise UsageError(
-            f"{name} are text ({given[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
+            f"{name} are text ({value[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
         )
-    if isinstance(given, Mapping):
-        yield from _drop_padding(name, given)
-    elif isinstance(given, Tensor) or hasattr(given, "__array__"):
-        yield from _of_tensor(name, given)
-    elif isinstance(given, Iterable):
-        yield from _of_items(name, list(given))
+    if isinstance(value, Mapping):
+        yield from _drop_padding(name, value)
+    elif isinstance(value, Tensor) or hasattr(value, "__array__"):
+        yield from _of_tensor(name, value)
+    elif isinstance(value, Iterable):
+        yield from _of_items(name, list(value))
     else:
-        raise UsageError(f"{name} hold {given!r:.60}, expected token ids: whole numbers in rows, (sequences, length)")
+        raise UsageError(f"{name} hold {value!r:.60}, expected token ids: whole numbers in rows, (sequences, length)")
 
 
 def _of_items(name: str, items: list[Any]) -> Iterator[Int[Tensor, " t"]]:
@@ -157,14 +157,14 @@ def _of_items(name: str, items: list[Any]) -> Iterator[Int[Tensor, " t"]]:
             yield from _rows(name, each)
 
 
-def _is_id(given: Any) -> bool:
-    whole = isinstance(given, Tensor) and given.ndim == 0 and not given.is_floating_point()
-    return whole or (isinstance(given, Integral) and not isinstance(given, bool))
+def _is_id(value: Any) -> bool:
+    whole = isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point()
+    return whole or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
-def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
+def _of_tensor(name: str, value: Any) -> Iterator[Int[Tensor, " t"]]:
     try:
-        ids = given if isinstance(given, Tensor) else torch.as_tensor(given.__array__())
+        ids = value if isinstance(value, Tensor) else torch.as_tensor(value.__array__())
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name} are not an array of whole numbers ({error}): give token ids") from error
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
@@ -175,18 +175,18 @@ def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
     yield from ids.long().unbind() if ids.ndim == 2 else (ids.long(),)
 
 
-def _drop_padding(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
+def _drop_padding(name: str, output: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
     """Yield the rows of a tokenizer's output, without its padding."""
-    if IDS not in given:
+    if IDS not in output:
         raise UsageError(
-            f"{name} have the keys {', '.join(map(str, given))}, expected {IDS}: give a tokenizer's output"
+            f"{name} have the keys {', '.join(map(str, output))}, expected {IDS}: give a tokenizer's output"
         )
-    if further := sorted(set(map(str, given)) - _BESIDE - {IDS, MASK}):
+    if further := sorted(set(map(str, output)) - _BESIDE - {IDS, MASK}):
         raise UsageError(
             f"{name} come with {', '.join(further)}, which would be left out: give {IDS} and {MASK} alone; questions about images become "
             "prompts by mgaa.encode"
         )
-    rows, mask = list(_rows(name, given[IDS])), given.get(MASK)
+    rows, mask = list(_rows(name, output[IDS])), output.get(MASK)
     if mask is None:
         yield from rows
         return

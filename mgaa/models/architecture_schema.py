@@ -46,12 +46,12 @@ class Sublayer:
         """Return the linears that `block` has, grouped by shared input."""
         prefix = f"{self.module}." if self.module else ""
         patterns = [[prefix + name for name in names.split()] for names in self.inputs]
-        found = (
+        groups = (
             group
             for index, pattern in enumerate(patterns)
             for group in _expand_pattern(dict(zip(pattern, self._roles(index, len(pattern)), strict=True)), block)
         )
-        return [group for group in found if group.linears]
+        return [group for group in groups if group.linears]
 
     def _roles(self, index: int, linears: int) -> tuple[str, ...]:
         """Return the roles of the linears of one entry of `inputs`."""
@@ -145,8 +145,8 @@ class Multimodal:
         """Return how many blocks of the vision tower have an effect: those after the last layer that is read have none."""
         if not self.layer:
             return blocks
-        given: int | list[int] = getattr(config, self.layer)
-        return max(layer % (blocks + 1) for layer in (given if isinstance(given, list) else [given]))
+        layers: int | list[int] = getattr(config, self.layer)
+        return max(layer % (blocks + 1) for layer in (layers if isinstance(layers, list) else [layers]))
 
 
 def _expand_pattern(pattern: Mapping[str, str], block: nn.Module) -> Iterator[Group]:

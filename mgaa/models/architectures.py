@@ -49,15 +49,15 @@ def architecture_of(config: PreTrainedConfig) -> Architecture:
     Raises:
         InputError: it has no entry.
     """
-    seeing = MULTIMODAL.get(config.model_type)
-    family: str = config.model_type if seeing is None else config.get_text_config().model_type
+    multimodal = MULTIMODAL.get(config.model_type)
+    family: str = config.model_type if multimodal is None else config.get_text_config().model_type
     if family not in ARCHITECTURES:
         known = ", ".join(sorted({*ARCHITECTURES, *MULTIMODAL}))
         raise InputError(
             f"the architecture {family!r} has no entry; known are {known}. "
             "To add it, write its block list and sublayers into mgaa/models/entries.py"
         )
-    return ARCHITECTURES[family] if seeing is None else seeing.with_decoder(ARCHITECTURES[family])
+    return ARCHITECTURES[family] if multimodal is None else multimodal.with_decoder(ARCHITECTURES[family])
 
 
 def has_entry(config: PreTrainedConfig) -> bool:
@@ -112,34 +112,34 @@ def _part(model: PreTrainedModel, part: str) -> tuple[Architecture, PreTrainedCo
         raise UsageError(
             f"a {config.model_type} has no {part}: it is not multimodal; compress its decoder alone (backbone.parts)"
         )
-    seeing = MULTIMODAL[config.model_type]
+    multimodal = MULTIMODAL[config.model_type]
     if part == "projector":
-        if seeing.projector is None:
+        if multimodal.projector is None:
             raise UsageError(
                 f"the projector of a {config.model_type} has no linears to compress: leave `projector` out of backbone.parts"
             )
-        return seeing.projector, config, [model.get_submodule(seeing.projector.blocks)]
+        return multimodal.projector, config, [model.get_submodule(multimodal.projector.blocks)]
     tower: str = config.vision_config.model_type
     if tower not in VISION:
         raise InputError(
             f"the vision tower {tower!r} has no entry; known are {', '.join(VISION)}. Leave `vision` out of backbone.parts, or write its "
             "blocks into mgaa/models/entries.py"
         )
-    entry = replace(VISION[tower], blocks=f"{seeing.vision}.{VISION[tower].blocks}")
+    entry = replace(VISION[tower], blocks=f"{multimodal.vision}.{VISION[tower].blocks}")
     blocks = list(model.get_submodule(entry.blocks).children())
-    return entry, config.vision_config, blocks[: seeing.used_blocks(config, len(blocks))]
+    return entry, config.vision_config, blocks[: multimodal.used_blocks(config, len(blocks))]
 
 
 def parts_with(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
     """Return the parts of a model that contain modules of these names."""
-    seeing = MULTIMODAL.get(model.config.model_type)
-    if seeing is None:
+    multimodal = MULTIMODAL.get(model.config.model_type)
+    if multimodal is None:
         return [*DECODER]
-    places = {"decoder": seeing.decoder, "vision": seeing.vision}
-    places |= {} if seeing.projector is None else {"projector": seeing.projector.blocks}
-    given = [*names]
+    places = {"decoder": multimodal.decoder, "vision": multimodal.vision}
+    places |= {} if multimodal.projector is None else {"projector": multimodal.projector.blocks}
+    paths = [*names]
     return [
-        part for part, place in places.items() if part in DECODER or any(name.startswith(f"{place}.") for name in given)
+        part for part, place in places.items() if part in DECODER or any(name.startswith(f"{place}.") for name in paths)
     ]
 
 

@@ -25,8 +25,8 @@ class RoutedRows:
     """
 
     def __init__(self, entry: Architecture, block: nn.Module) -> None:
-        found = entry.experts and has_module(block, entry.experts)
-        self._experts = block.get_submodule(entry.experts) if found else None
+        present = entry.experts and has_module(block, entry.experts)
+        self._experts = block.get_submodule(entry.experts) if present else None
         self._sequences, self._routed = 0, torch.empty(0)
 
     @contextmanager

@@ -25,14 +25,14 @@ def load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     kind: type[ProcessorMixin] = getattr(transformers, PROCESSOR_MAPPING_NAMES[config.model_type])
     if _VIDEOS in kind.get_attributes() and find_spec("torchvision") is None:
         kind = _without_videos(kind, _of_videos(folder))
-    found: ProcessorMixin = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return found
+    processor: ProcessorMixin = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return processor
 
 
 def tokenizer_of(processor: Processor) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a processor, or the tokenizer itself."""
-    found: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
-    return found
+    tokenizer: PreTrainedTokenizerBase = getattr(processor, "tokenizer", processor)
+    return tokenizer
 
 
 def _without_videos(kind: type[ProcessorMixin], unread: dict[str, str]) -> type[ProcessorMixin]:
@@ -43,8 +43,8 @@ def _without_videos(kind: type[ProcessorMixin], unread: dict[str, str]) -> type[
         def get_attributes(cls) -> list[str]:
             return [name for name in kind.get_attributes() if name != _VIDEOS]
 
-        def save_pretrained(self, folder: Any, *given: Any, **named: Any) -> Any:
-            written = super().save_pretrained(folder, *given, **named)
+        def save_pretrained(self, folder: Any, *positional: Any, **named: Any) -> Any:
+            written = super().save_pretrained(folder, *positional, **named)
             for name, text in unread.items():
                 Path(folder, name).write_text(text, encoding="utf-8")
             return written

@@ -28,14 +28,14 @@ def map_tensors(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str |
     expected = model.state_dict()
     conversions: list[Any] | None = getattr(model, "_weight_conversions", None)
     conversions = get_model_conversion_mapping(model) if conversions is None else conversions
-    given = [[each for each in conversions if isinstance(each, kind)] for kind in (WeightRenaming, WeightConverter)]
-    found: dict[str, str | None] = {}
+    rules = [[each for each in conversions if isinstance(each, kind)] for kind in (WeightRenaming, WeightConverter)]
+    places: dict[str, str | None] = {}
     taken: set[str] = set()
     for name in sorted(names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, *given, model.base_model_prefix, expected)
+        target, pattern = rename_source_key(name, *rules, model.base_model_prefix, expected)
         if target not in expected and name in expected:
             target, pattern = rename_source_key(name, [], [], model.base_model_prefix, expected)
         is_double = pattern is None and target in taken  # stored under two names: transformers takes the first
-        found[name] = target if target in expected and not is_double else None
+        places[name] = target if target in expected and not is_double else None
         taken.add(target)
-    return found
+    return places

@@ -41,8 +41,8 @@ def ffn_widths(model: PreTrainedModel) -> list[int | None]:
     if not has_entry(model.config) or (entry := architecture_of(model.config)).experts:
         return []
     dense = entry.ffn_width(model.config)
-    found = [_width(entry, block) for block in decoder_blocks(model)]
-    narrow = [None if width == dense else width for width in found]
+    widths = [_width(entry, block) for block in decoder_blocks(model)]
+    narrow = [None if width == dense else width for width in widths]
     return narrow if any(width is not None for width in narrow) else []
 
 
@@ -70,18 +70,18 @@ def prune_(model: PreTrainedModel, kept: Mapping[int, Int[Tensor, " k"]]) -> Pre
     return model
 
 
-def narrow_(model: PreTrainedModel, given: object) -> PreTrainedModel:
+def narrow_(model: PreTrainedModel, widths: object) -> PreTrainedModel:
     """Give the FFNs of a model without weights the widths in a config, in place, before its weights are loaded.
 
     Raises:
         InputError: the widths do not fit the model.
     """
     blocks = len(decoder_blocks(model))
-    if not isinstance(given, list) or len(given) != blocks:
+    if not isinstance(widths, list) or len(widths) != blocks:
         raise InputError(
-            f"quantization_config has the widths {given!r}, expected one for each of {blocks} blocks: {_EDITED}"
+            f"quantization_config has the widths {widths!r}, expected one for each of {blocks} blocks: {_EDITED}"
         )
-    for index, width in enumerate(given):
+    for index, width in enumerate(widths):
         if width is not None:
             for place, linear, role in _linears(model, index):
                 m, n = linear.weight.shape
@@ -137,12 +137,12 @@ def _linears(model: PreTrainedModel, index: int) -> Iterator[tuple[str, nn.Linea
         raise UsageError(
             f"there is no block {index} in a model with {len(blocks)} blocks: expected 0 to {len(blocks) - 1}"
         )
-    found = ffn_linears(architecture_of(model.config), blocks[index])
-    if not found:
+    linears = ffn_linears(architecture_of(model.config), blocks[index])
+    if not linears:
         raise UsageError(
             f"block {index} has no FFN with one gate or none, one up and one down: it has no width that can change"
         )
-    for place, role in found.items():
+    for place, role in linears.items():
         linear = blocks[index].get_submodule(place)
         if not isinstance(linear, nn.Linear):
             raise UsageError(

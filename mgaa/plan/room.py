@@ -53,16 +53,16 @@ ERROR = 0.15
 """Relative error by which a prediction may be too high (docs/performance.md): an excess within it does not refuse a run."""
 
 
-def describe_shortage(found: Peaks, room: Room, settings: Settings) -> list[str]:
+def describe_shortage(peaks: Peaks, room: Room, settings: Settings) -> list[str]:
     """Describe the shortages in words; empty where everything fits."""
-    wanted = [
-        (found.device if settings.accelerator else 0, room.device, f"on the device in '{found.stages[0]}'"),
-        (found.host, room.host, f"of memory in '{found.stages[1]}'"),
-        (found.disk, room.disk, "of disk"),
+    needs = [
+        (peaks.device if settings.accelerator else 0, room.device, f"on the device in '{peaks.stages[0]}'"),
+        (peaks.host, room.host, f"of memory in '{peaks.stages[1]}'"),
+        (peaks.disk, room.disk, "of disk"),
     ]
     return [
         f"{gigabytes(needed)} {what}, {gigabytes(free)} are free"
-        for needed, free, what in wanted
+        for needed, free, what in needs
         if (1 - ERROR) * needed > free
     ]
 

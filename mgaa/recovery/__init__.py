@@ -64,8 +64,8 @@ def recover_(
             f"the model is on {model.device}, expected cuda:0, where the Trainer of transformers trains: choose the GPU by the variable "
             "CUDA_VISIBLE_DEVICES"
         )
-    for what, given in (("examples", examples), ("validation", validation)):
-        _check(model, what, given)
+    for what, inputs in (("examples", examples), ("validation", validation)):
+        _check(model, what, inputs)
     target_names(model, plan)  # refuses a model that does not fit the plan
     job = job_of(
         model,
@@ -113,16 +113,16 @@ def require_packages(plan: Plan) -> None:
             raise UsageError(f"recovery needs {package}, which is not installed: pip install 'mgaa[recovery]'")
 
 
-def _check(model: PreTrainedModel, what: str, given: Examples) -> None:
-    if len(given) < 1 or not given.scored:
+def _check(model: PreTrainedModel, what: str, examples: Examples) -> None:
+    if len(examples) < 1 or not examples.scored:
         raise InputError(
-            f"The {what} of the recovery are {len(given)} with {given.scored} scored tokens, expected at least one of each: "
+            f"The {what} of the recovery are {len(examples)} with {examples.scored} scored tokens, expected at least one of each: "
             "give more text."
         )
-    check_vocabulary(given.ids, model.get_input_embeddings().num_embeddings)
+    check_vocabulary(examples.ids, model.get_input_embeddings().num_embeddings)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and given.longest > positions:
+    if positions is not None and examples.longest > positions:
         raise UsageError(
-            f"The {what} of the recovery have up to {given.longest} tokens, the model has {positions} positions: "
+            f"The {what} of the recovery have up to {examples.longest} tokens, the model has {positions} positions: "
             "lower their length."
         )

@@ -29,10 +29,10 @@ def target_names(model: PreTrainedModel, plan: Plan) -> list[str]:
         id(block.get_submodule(name)) for block in blocks for name in entry.untouched if has_module(block, name)
     }
     inside = {id(module) for module in blocks.modules()} - untouched
-    found = {name: module for name, module in model.named_modules() if id(module) in inside}
-    low_rank = [name for name, module in found.items() if isinstance(module, LowRankLinear)]
+    modules = {name: module for name, module in model.named_modules() if id(module) in inside}
+    low_rank = [name for name, module in modules.items() if isinstance(module, LowRankLinear)]
     factors = {f"{name}.{factor}" for name in low_rank for factor in "AB"}
-    plain = {name for name, module in found.items() if isinstance(module, nn.Linear)} - factors
+    plain = {name for name, module in modules.items() if isinstance(module, nn.Linear)} - factors
     if not low_rank and not plain:
         raise InputError(
             f"the decoder blocks of this {type(model).__name__} hold no linear layer: split the model first "
@@ -47,7 +47,7 @@ def target_names(model: PreTrainedModel, plan: Plan) -> list[str]:
             )
         return low_rank
     whole = set(low_rank) if plan.tune == "product" else factors
-    return [name for name in found if name in whole | plain]
+    return [name for name in modules if name in whole | plain]
 
 
 @contextmanager

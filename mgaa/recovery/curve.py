@@ -63,8 +63,8 @@ class Curve:
             elif "loss" in entry:
                 training[step] = (entry["loss"], entry["learning_rate"])
         steps = sorted(training | validation)
-        given = ((step, *training.get(step, (None, 0.0))) for step in steps)
-        return cls(tuple(Point(step, loss, validation.get(step), rate) for step, loss, rate in given))
+        points = ((step, *training.get(step, (None, 0.0))) for step in steps)
+        return cls(tuple(Point(step, loss, validation.get(step), rate) for step, loss, rate in points))
 
 
 def is_exhausted(validations: Sequence[float], patience: int | None) -> bool:

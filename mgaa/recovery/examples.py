@@ -70,8 +70,8 @@ class Examples:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return one example, with its parts named as transformers' models expect."""
         begin, end = self.starts[index : index + 2].tolist()
-        beside = self.images[index] if self.images else {}
-        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end], **beside}
+        images = self.images[index] if self.images else {}
+        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end], **images}
 
     @property
     def scored(self) -> int:
@@ -102,7 +102,7 @@ class Examples:
         """
         tensors = {"ids": self.ids, "labels": self.labels, "starts": self.starts}
         tensors |= {
-            f"{index}/{name}": each for index, beside in enumerate(self.images) for name, each in beside.items()
+            f"{index}/{name}": each for index, images in enumerate(self.images) for name, each in images.items()
         }
         try:
             save_file({name: each.contiguous() for name, each in tensors.items()}, path, {"dropped": str(self.dropped)})
@@ -121,12 +121,12 @@ class Examples:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("ids", "labels", "starts")}
-                beside = {name: file.get_tensor(name) for name in file.keys() if "/" in name}  # noqa: SIM118 (not a mapping)
+                stored = {name: file.get_tensor(name) for name in file.keys() if "/" in name}  # noqa: SIM118 (not a mapping)
                 dropped = int((file.metadata() or {})["dropped"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} holds no examples of mgaa ({error}): prepare them again") from error
-        images: list[dict[str, Tensor]] = [{} for _ in range(len(tensors["starts"]) - 1)] if beside else []
-        for name, tensor in beside.items():
+        images: list[dict[str, Tensor]] = [{} for _ in range(len(tensors["starts"]) - 1)] if stored else []
+        for name, tensor in stored.items():
             index, _, key = name.partition("/")
             images[int(index)][key] = tensor
         return cls(**tensors, dropped=dropped, images=tuple(images))
@@ -171,18 +171,18 @@ def from_instructions(
         raise UsageError(f"length is {length} and scored {scored!r}: expected at least 2, and 'answer' or 'all'.")
     for number, row in enumerate(rows, start=1):
         check_row(row, f"row {number}")
-    found = [example for example in _encode_rows(rows, tokenizer, length) if example[1] < len(example[0])]
-    if not found:
+    encoded = [example for example in _encode_rows(rows, tokenizer, length) if example[1] < len(example[0])]
+    if not encoded:
         raise InputError(
             f"None of the {len(rows)} rows has an answer within its first {length} tokens: "
             "raise the length, or give rows with an `output`."
         )
-    ids = [torch.tensor(tokens) for tokens, _ in found]
+    ids = [torch.tensor(tokens) for tokens, _ in encoded]
     labels = [each.clone() for each in ids]
-    for label, (_, prompt) in zip(labels, found, strict=True):
+    for label, (_, prompt) in zip(labels, encoded, strict=True):
         label[: max(1, prompt if scored == "answer" else 1)] = UNSCORED
     starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
-    return Examples(torch.cat(ids), torch.cat(labels), starts, dropped=len(rows) - len(found))
+    return Examples(torch.cat(ids), torch.cat(labels), starts, dropped=len(rows) - len(encoded))
 
 
 def from_prompts(prompts: Prompts) -> Examples:
@@ -191,16 +191,18 @@ def from_prompts(prompts: Prompts) -> Examples:
     Raises:
         InputError: no prompt has an answer.
     """
-    given = Prompts.of(prompts)
-    if not any(given.answers):
-        raise InputError(f"None of the {len(given)} prompts has an answer, expected some: give questions with answers.")
-    ids = [each[IDS][0] for each in given.sequences]
+    questions = Prompts.of(prompts)
+    if not any(questions.answers):
+        raise InputError(
+            f"None of the {len(questions)} prompts has an answer, expected some: give questions with answers."
+        )
+    ids = [each[IDS][0] for each in questions.sequences]
     labels = [each.clone() for each in ids]
-    for label, answer in zip(labels, given.answers, strict=True):
+    for label, answer in zip(labels, questions.answers, strict=True):
         label[: max(1, len(label) - answer)] = UNSCORED
-    beside = tuple({name: each for name, each in inputs.items() if name != IDS} for inputs in given.sequences)
+    images = tuple({name: each for name, each in inputs.items() if name != IDS} for inputs in questions.sequences)
     starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
-    return Examples(torch.cat(ids), torch.cat(labels), starts, images=beside if any(beside) else ())
+    return Examples(torch.cat(ids), torch.cat(labels), starts, images=images if any(images) else ())
 
 
 def prompt_of(row: Mapping[str, str]) -> str:
@@ -264,9 +266,9 @@ def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _pad(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
     """Return an input besides the tokens; one with a value per token is padded with zeros."""
-    given, length = example[name], len(example["input_ids"])
-    of_tokens = given.shape == (1, length)
-    return functional.pad(given, (0, longest - length)) if of_tokens else given
+    tensor, length = example[name], len(example["input_ids"])
+    of_tokens = tensor.shape == (1, length)
+    return functional.pad(tensor, (0, longest - length)) if of_tokens else tensor
 
 
 def check_row(row: object, where: str) -> None:
@@ -276,9 +278,9 @@ def check_row(row: object, where: str) -> None:
         InputError: it lacks one of the three texts; `where` describes its place, for the message.
     """
     if not isinstance(row, Mapping) or not all(isinstance(row.get(field), str) for field in FIELDS):
-        found = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
+        content = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
         raise InputError(
-            f"{where} holds {found!r}, expected the texts {', '.join(FIELDS)} (`input` may be empty): "
+            f"{where} holds {content!r}, expected the texts {', '.join(FIELDS)} (`input` may be empty): "
             "correct the row or leave it out"
         )
 

@@ -119,8 +119,8 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
     def newest(self) -> Path | None:
         """Return the checkpoint to resume from: the first process looks for it, all use the same."""
-        found = self.job.checkpoint() if self.is_world_process_zero() else None
-        step = 0 if found is None else int(found.name.rpartition("-")[2])
+        checkpoint = self.job.checkpoint() if self.is_world_process_zero() else None
+        step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         step = int(self.accelerator.reduce(torch.tensor(step, device=self.args.device)))
         return self.job.at(step) if step else None
 
@@ -252,8 +252,8 @@ def _loss(outputs: Any, labels: Int[Tensor, "b l"], num_items_in_batch: Tensor |
 def _sum(logits: Float[Tensor, "b l v"], labels: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
     """Return the loss of all scored tokens, each predicted from those before it; in float32 or wider."""
     precise = torch.promote_types(logits.dtype, torch.float32)
-    given, wanted = logits[:, :-1].flatten(0, 1).to(precise), labels[:, 1:].flatten()
-    return functional.cross_entropy(given, wanted, ignore_index=UNSCORED, reduction="sum")
+    predictions, targets = logits[:, :-1].flatten(0, 1).to(precise), labels[:, 1:].flatten()
+    return functional.cross_entropy(predictions, targets, ignore_index=UNSCORED, reduction="sum")
 
 
 def _check(loss: float, what: str, step: int) -> None:

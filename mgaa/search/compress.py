@@ -110,14 +110,18 @@ def compress_by_search_(
     check_windows(model, validation.flatten(), validation.shape[1], None)
     matrices = matrices_of(unfuse_(meta_copy(model)))
     space = space_of(matrices, compression=compression, groups=groups, dense=dense, least=least)
-    target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or CalibrationSettings()
+    target, chosen, calibration = (
+        Target(compression, multiple),
+        (factors, dict[str, Any]()),
+        measuring or CalibrationSettings(),
+    )
     space.check(flat_ladders(matrices, target, centred=adds_biases(chosen)))
-    check_groups(chosen, how.groups, len(tokens))
+    check_groups(chosen, calibration.groups, len(tokens))
     check_fit(tokens, model)
     unfuse_(model)
     with eval_mode(model):
         check_decoder(model)
-        shared = decompose_model(model, tokens, matrices, target, how, chosen)
+        shared = decompose_model(model, tokens, matrices, target, calibration, chosen)
         if selection and len(validation) > windows:
             coarse = space_of(matrices, compression=compression, dense=dense, least=least)
             validation = validation[_choose_windows(model, shared, coarse, validation, windows, selection)]

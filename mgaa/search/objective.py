@@ -58,7 +58,7 @@ def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size
     """
     check_windows(model, windows.flatten(), windows.shape[1], None)
     head, seen, size = _head(model), list[Tensor](), min(batch_size, max_batch_size(model, windows.shape[1]))
-    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].cpu()))
+    handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].cpu()))
     try:
         with eval_mode(model):
             for ids in tqdm(torch.split(windows, size), desc="measuring the dense model", disable=None):
@@ -85,9 +85,9 @@ def objective(
     """
     check_windows(model, windows.flatten(), windows.shape[1], None)
     if weight and (dense is None or dense.shape[:2] != windows.shape):
-        given = "none" if dense is None else f"one of {dense.shape[0]} windows of {dense.shape[1]} tokens"
+        reference_shape = "none" if dense is None else f"one of {dense.shape[0]} windows of {dense.shape[1]} tokens"
         raise UsageError(
-            f"the divergence has the weight {weight} and the dense reference is {given}: expected one of "
+            f"the divergence has the weight {weight} and the dense reference is {reference_shape}: expected one of "
             f"{windows.shape[0]} windows of {windows.shape[1]} tokens"
         )
     losses: list[float] = []
@@ -97,14 +97,14 @@ def objective(
         for start in tqdm(range(0, len(windows), size), desc="measuring a trial", disable=None, leave=False):
             ids = windows[start : start + size].to(model.device)
             hidden = dense[start : start + size].to(model.device) if weight and dense is not None else None
-            found: Tensor = _batch(model, ids, hidden)
-            if not bool(found.isfinite().all()):
+            sums: Tensor = _batch(model, ids, hidden)
+            if not bool(sums.isfinite().all()):
                 raise NumericalError(
                     f"a loss of the windows {start} to {start + len(ids) - 1} is not finite, expected finite numbers: the factors "
                     "leave the range of the dtype, load the model in bfloat16 or float32 (backbone.dtype)"
                 )
-            losses += found[0].tolist()
-            divergences += found[1].tolist()
+            losses += sums[0].tolist()
+            divergences += sums[1].tolist()
     nll = math.fsum(losses) / (windows.numel() - len(windows))
     if nll > 700:
         raise NumericalError(f"The mean loss is {nll:.3g} nats, so the perplexity is not finite: the model is broken.")
@@ -126,9 +126,9 @@ def _batch(
     for start in range(0, ids.shape[1], step):
         here = slice(start, start + step)
         ours = logits[:, here].to(precise).log_softmax(-1)
-        wanted = targets[:, here]
-        picked = ours.gather(2, wanted.clamp(min=0).unsqueeze(2)).squeeze(2)
-        losses -= torch.where(wanted >= 0, picked, 0.0).double().sum(1)
+        labels = targets[:, here]
+        picked = ours.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+        losses -= torch.where(labels >= 0, picked, 0.0).double().sum(1)
         if dense is not None:
             theirs = dense[:, here].to(precise).log_softmax(-1)
             divergences += (ours.exp() * (ours - theirs)).sum(-1).double().sum(1)
@@ -140,7 +140,7 @@ def logits_of(model: PreTrainedModel, hidden: Float[Tensor, "b l h"]) -> Float[T
 
     The forward runs on one token, and the input of its head is replaced.
     """
-    handle = _head(model).register_forward_pre_hook(lambda _, given: (hidden, *given[1:]))
+    handle = _head(model).register_forward_pre_hook(lambda _, arguments: (hidden, *arguments[1:]))
     try:
         ids = torch.zeros((len(hidden), 1), dtype=torch.int64, device=hidden.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits

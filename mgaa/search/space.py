@@ -225,9 +225,9 @@ def _shifted(
 
 def _ratios(matrices: Sequence[Matrix], kept: Mapping[str, float]) -> dict[str, float]:
     """Return the fraction of its parameters that every sublayer loses."""
-    found = {}
+    ratios = {}
     for name, group in groupby(matrices, key=lambda matrix: matrix.sublayer):
         inside: list[Any] = [*group]
         total = sum(matrix.parameters for matrix in inside)
-        found[name] = 1 - sum(kept[matrix.name] * matrix.parameters for matrix in inside) / total
-    return found
+        ratios[name] = 1 - sum(kept[matrix.name] * matrix.parameters for matrix in inside) / total
+    return ratios

@@ -190,48 +190,49 @@ class Accumulator:
         Raises:
             InputError: no token was added.
         """
-        found = self.finish_or_none(shares)
-        if found is None:
+        result = self.finish_or_none(shares)
+        if result is None:
             raise InputError(explain_unreached(self._name))
-        return found
+        return result
 
     def finish_or_none(self, shares: Iterable[Moments | None] | None = None) -> InputStatistics | None:
         """Return the statistics as `finish` does, but `None` where there was no token."""
-        found = self.total() if shares is None else merge_sums(shares)
-        return None if found is None else self._statistics(found)
+        merged = self.total() if shares is None else merge_sums(shares)
+        return None if merged is None else self._statistics(merged)
 
-    def _statistics(self, found: Moments) -> InputStatistics:
-        mean, mean_square, mean_abs = found.sums / found.count
-        upper = found.scatter.triu_()  # in place: the accumulator is done
+    def _statistics(self, moments: Moments) -> InputStatistics:
+        mean, mean_square, mean_abs = moments.sums / moments.count
+        upper = moments.scatter.triu_()  # in place: the accumulator is done
         statistics = InputStatistics(
             side="input" if self._weight is None else "output",
-            count=found.count,
+            count=moments.count,
             mean=mean,
             mean_square=mean_square,
             mean_abs=mean_abs,
-            covariance=(upper + upper.triu(1).T).div_(found.count),
-            group_means=found.group_sums / found.group_counts.clamp(min=1).to(mean.device).unsqueeze(1),
-            group_counts=found.group_counts,
+            covariance=(upper + upper.triu(1).T).div_(moments.count),
+            group_means=moments.group_sums / moments.group_counts.clamp(min=1).to(mean.device).unsqueeze(1),
+            group_counts=moments.group_counts,
         )
         needed = self._minimum * len(statistics.covariance)
-        return statistics if found.count >= needed else self._shrunk(statistics, 1 - found.count / needed)
+        return statistics if moments.count >= needed else self._shrunk(statistics, 1 - moments.count / needed)
 
-    def _shrunk(self, found: InputStatistics, share: float) -> InputStatistics:
+    def _shrunk(self, statistics: InputStatistics, share: float) -> InputStatistics:
         """Shrink the covariance by `share`, equally inside groups and between them, so that pooled moments stay covariances.
 
         The diagonal statistics of the channels move towards their mean by the same share.
         """
-        width = len(found.covariance)
+        width = len(statistics.covariance)
         weight = None if self._weight is None else self._weight.double()
-        round_ = torch.eye(width).to(found.mean) if weight is None else weight @ weight.T
-        present = (found.group_counts > 0).to(found.mean).unsqueeze(1)
-        variance = found.mean_square - found.mean.square()
+        round_ = torch.eye(width).to(statistics.mean) if weight is None else weight @ weight.T
+        present = (statistics.group_counts > 0).to(statistics.mean).unsqueeze(1)
+        variance = statistics.mean_square - statistics.mean.square()
         return replace(
-            found,
-            mean_square=found.mean.square() + variance.lerp(variance.mean(), share),
-            mean_abs=found.mean_abs.lerp(found.mean_abs.mean(), share),
-            covariance=(1 - share) * found.covariance + share * found.centred_scale * round_,
-            group_means=present * (found.side_mean + math.sqrt(1 - share) * (found.group_means - found.side_mean)),
+            statistics,
+            mean_square=statistics.mean.square() + variance.lerp(variance.mean(), share),
+            mean_abs=statistics.mean_abs.lerp(statistics.mean_abs.mean(), share),
+            covariance=(1 - share) * statistics.covariance + share * statistics.centred_scale * round_,
+            group_means=present
+            * (statistics.side_mean + math.sqrt(1 - share) * (statistics.group_means - statistics.side_mean)),
         )
 
 
@@ -270,8 +271,8 @@ class CosineAccumulator:
                 "its weights are damaged; check the weights or set backbone.dtype to bfloat16 or float32"
             )
         self._leaves.move_to(sequence)
-        found = CosineSum(total, len(cosines))
-        self._leaves.current = found if self._leaves.current is None else self._leaves.current.merge_(found)
+        cosine_sum = CosineSum(total, len(cosines))
+        self._leaves.current = cosine_sum if self._leaves.current is None else self._leaves.current.merge_(cosine_sum)
 
     def total(self) -> CosineSum | None:
         """Return the sum over this share; `None` without a token."""
@@ -279,11 +280,11 @@ class CosineAccumulator:
 
     def finish(self, shares: Iterable[CosineSum | None] | None = None) -> float:
         """Return the mean cosine of everything added so far, or of the totals of all shares in order."""
-        found = self.finish_or_none(shares)
-        assert found is not None, "calibration has at least one token"
-        return found
+        result = self.finish_or_none(shares)
+        assert result is not None, "calibration has at least one token"
+        return result
 
     def finish_or_none(self, shares: Iterable[CosineSum | None] | None = None) -> float | None:
         """Return the mean as `finish` does, but `None` where there was no token."""
-        found = self.total() if shares is None else merge_sums(shares)
-        return None if found is None else found.total / found.count
+        merged = self.total() if shares is None else merge_sums(shares)
+        return None if merged is None else merged.total / merged.count

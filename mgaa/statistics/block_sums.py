@@ -60,9 +60,9 @@ class BlockSums:
 
 
 def _unpack(key: str, tensors: Mapping[str, Tensor]) -> Moments:
-    given = {each.name: tensors[f"{key}/{each.name}"] for each in fields(Moments)}
-    width = len(given["mean"])
-    scatter = given["scatter"].new_zeros(width, width)
-    scatter[tuple(torch.triu_indices(width, width))] = given["scatter"]
-    counts = given["group_counts"].cpu()
-    return Moments(int(given["count"]), given["sums"], given["mean"], scatter, given["group_sums"], counts)
+    values = {each.name: tensors[f"{key}/{each.name}"] for each in fields(Moments)}
+    width = len(values["mean"])
+    scatter = values["scatter"].new_zeros(width, width)
+    scatter[tuple(torch.triu_indices(width, width))] = values["scatter"]
+    counts = values["group_counts"].cpu()
+    return Moments(int(values["count"]), values["sums"], values["mean"], scatter, values["group_sums"], counts)

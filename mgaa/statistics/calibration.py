@@ -204,8 +204,8 @@ def observer_of(stack: Stack, index: int, measuring: CalibrationSettings, share:
     """
     path, block = stack.path(index), stack.blocks[index]
     check_finite(block, path)
-    how = (measuring.groups, share, measuring.expert_tokens, measuring.unreached)
-    return Observer(stack.entry, stack.config, block, path, *how)
+    settings = (measuring.groups, share, measuring.expert_tokens, measuring.unreached)
+    return Observer(stack.entry, stack.config, block, path, *settings)
 
 
 def merge(
@@ -239,9 +239,9 @@ def stream_statistics(
         groups, batch_size, expert_tokens, unreached: as in `CalibrationSettings`.
         parts: of the model (`mgaa.models.architectures.PARTS`).
     """
-    how = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
+    settings = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
     for stack in stacks_of(model, parts):
-        calibration = Calibration(model, tokens, how, stack=stack)
+        calibration = Calibration(model, tokens, settings, stack=stack)
         for index in remaining_blocks(calibration):
             yield calibration.measure(index)
             calibration.commit()

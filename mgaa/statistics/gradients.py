@@ -181,18 +181,18 @@ def _forward_and_backward(
     (stack,) = stacks_of(model)
     images = [prompts.image_mask(each) for each in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
-    line = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
-    for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
-        line.advance(index)
-        line.commit()
+    blockwise = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
+    for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
+        blockwise.advance(index)
+        blockwise.commit()
     waiting["folder"] = folder and folder / "gradients"
     gradients = HiddenStates(len(ranges), model.get_input_embeddings().weight.device, **waiting)
     moved = gradients.resumed
     if gradients.resumed:
         gradients.resume()
     else:
-        _start(line, prompts, ranges, gradients)
-    for index in tqdm(range(len(line) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
+        _start(blockwise, prompts, ranges, gradients)
+    for index in tqdm(range(len(blockwise) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
         feedback, observer = GradientObserver(stack, index, ranges), None
         with load_block(stack.blocks[index], ahead=-1), feedback.attach(), ExitStack() as observing:
             watches: list[Any] = [feedback]
@@ -200,17 +200,17 @@ def _forward_and_backward(
                 observer = observer_of(stack, index, measuring, Share(len(prompts)))
                 observing.enter_context(observer.attach())
                 watches.append(SequenceObserver(observer, ranges, images))
-            line.backward(index, gradients, _Observers(watches))
-        found = feedback.finish(prompts.tokens, unreached)
-        moved = moved or any(bool(moment.any()) for moment in found.values())
+            blockwise.backward(index, gradients, _Observers(watches))
+        moments = feedback.finish(prompts.tokens, unreached)
+        moved = moved or any(bool(moment.any()) for moment in moments.values())
         if not moved and index == 0:
-            line.close()
+            blockwise.close()
             gradients.close()
             raise _explain_missing("the outputs of all linears")
-        yield index, found, observer
-        del found, feedback, observer, watches  # free all while the next block is measured
+        yield index, moments, observer
+        del moments, feedback, observer, watches  # free all while the next block is measured
         gradients.commit()
-    line.close()
+    blockwise.close()
     gradients.close()
 
 
@@ -231,15 +231,15 @@ class _Observers:
             each.leave(hidden)
 
 
-def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
+def _start(blockwise: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
     """Compute the gradients after the last block."""
     moved = False
     for batch, sequences in enumerate(ranges):
-        found = line.loss_gradient(batch, _loss(prompts, sequences))
-        for offset, each in enumerate(found.reshape(len(sequences), -1, found.shape[-1])):
+        gradient = blockwise.loss_gradient(batch, _loss(prompts, sequences))
+        for offset, each in enumerate(gradient.reshape(len(sequences), -1, gradient.shape[-1])):
             check_finite(each, "the hidden states after the last block", sequences.start + offset)
-        moved = moved or bool(found.any())
-        gradients.put(batch, found)
+        moved = moved or bool(gradient.any())
+        gradients.put(batch, gradient)
     if not moved:
         raise _explain_missing("the hidden states after the last block")
     gradients.commit()

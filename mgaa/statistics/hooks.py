@@ -125,7 +125,7 @@ class Observer:
             branch_cosines={
                 n: each.finish([s.cosines[n][1] for s in shares]) for n, (_, each) in self._cosines.items()
             },
-            inputs={key: found for key, found in inputs.items() if found is not None},
+            inputs={key: statistics for key, statistics in inputs.items() if statistics is not None},
             shared=shared,
             unreached=tuple(linear for linear in shares[0].shared if linear not in shared),
             apart={

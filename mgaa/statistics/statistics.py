@@ -95,8 +95,8 @@ class BlockStatistics:
 
     def of(self, linear: str) -> InputStatistics:
         """Return the statistics of the input of `linear`, and of the gradients of its output."""
-        found = self.inputs[self.shared[linear]]
-        return replace(found, gradient=self.gradients[linear]) if linear in self.gradients else found
+        statistics = self.inputs[self.shared[linear]]
+        return replace(statistics, gradient=self.gradients[linear]) if linear in self.gradients else statistics
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, the same bytes for the same statistics; symmetric matrices as packed upper triangles."""
