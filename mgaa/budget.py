@@ -82,8 +82,8 @@ class Ladder:
     def of(matrix: Matrix, spectrum: Float[Tensor, " p"], *, multiple: int, centred: bool) -> "Ladder":
         """Build the ladder of the ranks `multiple, 2 multiple, ...` below break-even, and dense."""
         ranks = range(multiple, matrix.largest_rank(centred=centred) + 1, multiple)
-        each, added = matrix.m + matrix.n, matrix.cost(0, centred=centred)
-        costs = [rank * each + added for rank in ranks]
+        parameters, added = matrix.m + matrix.n, matrix.cost(0, centred=centred)
+        costs = [rank * parameters + added for rank in ranks]
         return Ladder(matrix, spectrum, (*ranks, None), (*costs, matrix.parameters), ()).weighed(1.0)
 
     @staticmethod

@@ -91,7 +91,7 @@ class DecomposedModel:
             dense: the decomposed model.
             tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchoring.anchor_blocks`.
         """
-        matrices, ranks = [each.matrix for each in outcome], {each.matrix.name: each.rank for each in outcome}
+        matrices, ranks = [rank.matrix for rank in outcome], {rank.matrix.name: rank.rank for rank in outcome}
         settings = (factors, self.gradients, measuring, anchoring, refinement)
         blocks = [*anchor_blocks(dense, tokens, matrices, ranks, *settings)]
         for block in blocks:
@@ -124,7 +124,7 @@ def decompose_model(
         release_memory()
         here = decompose_block({local: weights[local] for local in inside}, block, name, **options)
         spectra |= {inside[local]: spectrum for local, spectrum in here.items()}
-        scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
+        scores |= {ffn: score(ffn, weights, block) for ffn in pruned if ffn.matrices[0].block == index}
         cosines[index] = block.cosines
         gradients |= {index: block.gradients} if block.gradients else {}
         del block, here  # free both while the next block is measured

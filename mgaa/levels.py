@@ -62,7 +62,7 @@ class Target:
         if self.pruning is None:
             return list(matrices), []
         channels = prunable_ffns(matrices, self.pruning)
-        names = {each.sublayer for each in channels}
+        names = {ffn.sublayer for ffn in channels}
         return [matrix for matrix in matrices if matrix.sublayer not in names], channels
 
 
@@ -218,8 +218,8 @@ def _flat(
     low, channels = target.parts(matrices)
     energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in low if matrix.name not in unreached}
     scores = {
-        each: ChannelScores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
-        for each in channels
+        ffn: ChannelScores(one.expand(ffn.count), {matrix.local: one.expand(ffn.count) for matrix in ffn.matrices})
+        for ffn in channels
     }
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
     return ladders, scores

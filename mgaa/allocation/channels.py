@@ -188,8 +188,8 @@ def score(
 
 def save_scores(scores: Mapping[str, ChannelScores], path: str | Path) -> None:
     """Write the scores of one block, by sublayer."""
-    tensors = {f"{name}/importance": each.importance for name, each in scores.items()}
-    tensors |= {f"{name}/{local}": energy for name, each in scores.items() for local, energy in each.energies.items()}
+    tensors = {f"{name}/importance": ffn.importance for name, ffn in scores.items()}
+    tensors |= {f"{name}/{local}": energy for name, ffn in scores.items() for local, energy in ffn.energies.items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 

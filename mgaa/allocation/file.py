@@ -105,8 +105,8 @@ def _allocation(entry: Any, where: str) -> Allocation:
     sublayers, matrices = (_get(entry, key, dict, where) for key in ("sublayers", "matrices"))
     return Allocation(
         budget=_get(entry, "budget", int, where),
-        ratios={name: float(_get(each, "ratio", float, f"{name} of {where}")) for name, each in sublayers.items()},
-        matrices={name: _parse_matrix(each, f"{name} of {where}") for name, each in matrices.items()},
+        ratios={name: float(_get(item, "ratio", float, f"{name} of {where}")) for name, item in sublayers.items()},
+        matrices={name: _parse_matrix(item, f"{name} of {where}") for name, item in matrices.items()},
     )
 
 

@@ -208,8 +208,8 @@ class Latency:
 def total_seconds(predictions: Sequence[Seconds]) -> Seconds:
     """Sum predictions over matrices."""
     totals: Seconds = {}
-    for each in predictions:
-        for tokens, seconds in each.items():
+    for prediction in predictions:
+        for tokens, seconds in prediction.items():
             sums = totals.setdefault(tokens, dict.fromkeys(seconds, 0.0))
             for form, value in seconds.items():
                 sums[form] += value
@@ -278,9 +278,9 @@ def _curve(times: Mapping[str, Any], tokens: int, where: str) -> Curve:
     where = f"{tokens} tokens of {where}"
     entry = _get(times, str(tokens), dict, where)
     low_rank = {}
-    for each in _get(entry, "low_rank", list, where):
-        rank = _get(each, "rank", int, where)
-        low_rank[rank] = _timing(each, f"rank {rank} at {where}")
+    for point in _get(entry, "low_rank", list, where):
+        rank = _get(point, "rank", int, where)
+        low_rank[rank] = _timing(point, f"rank {rank} at {where}")
     if not low_rank or any(above <= below for below, above in pairwise(low_rank)):
         raise InputError(
             f"low_rank at {where} is not in ascending order of rank, or empty: make it again by `{COMMAND}`"

@@ -91,7 +91,7 @@ class Anchor:
         fitted, names = AnchoredBlock(), [matrix.name for matrix in request.matrices]
         before, arrived = (stack.blocks[index] for stack in self._stacks)
         sublayers = self._stacks[0].entry.sublayers
-        self._caches = {index: [SublayerCache(each, sublayers, active=self._remember) for each in (before, arrived)]}
+        self._caches = {index: [SublayerCache(block, sublayers, active=self._remember) for block in (before, arrived)]}
         with load_block(before), load_block(arrived), _restore_modules(self.twin, names):
             for stage in stages_of(self._stacks[0].entry, before):
                 inside = [matrix for matrix in request.matrices if matrix.local in stage.linears]
@@ -116,7 +116,7 @@ class Anchor:
     def _finished_modules(self, stage: BlockStage | None = None) -> list[str]:
         """Return the modules of the sublayers before a stage; all of them without one."""
         sublayers = self._stacks[0].entry.sublayers
-        return [each.module for each in (sublayers if stage is None else sublayers[: sublayers.index(stage.sublayer)])]
+        return [s.module for s in (sublayers if stage is None else sublayers[: sublayers.index(stage.sublayer)])]
 
     def _keep(self, index: int, stage: BlockStage, arrived: dict[int, Tensor]) -> None:
         """Cache the output of the twin's sublayer, computed from the inputs of its last linear, which are consumed."""
@@ -173,8 +173,8 @@ class Anchor:
         with caches[0].attach(done[1]), caches[1].attach(done[0]):
             for batch, range_ in enumerate(sequences):
                 seen = []
-                for side, calibration, each in zip(self._stacks, (self.dense, self.compressed), caches, strict=True):
-                    each.enter(batch, Tensor())
+                for side, calibration, cache in zip(self._stacks, (self.dense, self.compressed), caches, strict=True):
+                    cache.enter(batch, Tensor())
                     arguments = (side.entry, side.config, side.blocks[index], *calibration.block_input(index, batch))
                     seen.append(capture_inputs(stage, *arguments, whole=last and side is stack))
                 for group, meter in meters.items():
@@ -222,7 +222,7 @@ def anchor_blocks(
         UsageError, InputError, NumericalError: as `Anchor.compress`.
     """
     twin = twin_of(model)
-    dense, compressed = (Calibration(each, tokens, measuring) for each in (model, twin))
+    dense, compressed = (Calibration(side, tokens, measuring) for side in (model, twin))
     anchor = Anchor(model, twin, dense, compressed, measuring, anchoring, refinement, remember=remember)
     for index in remaining_blocks(anchor.compressed):
         inside = [matrix for matrix in matrices if matrix.block == index]

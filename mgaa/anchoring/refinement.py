@@ -10,7 +10,7 @@ their product. Here all of them, their biases and the refitted dense matrices ar
 labels and no task data, only the calibration tokens, one micro-batch per step; the weights, gradients and moments of one block exist at a
 time. The outputs of the dense block are computed again in every step: keeping them would take the memory of all hidden states once more.
 Our choice after measurements (docs/log.md); tuning block by block towards dense outputs is known from BRECQ (arXiv 2102.05426), for
-quantisation, and
+quantisation, and from AA-SVD.
 
 Legend: h hidden size.
 """

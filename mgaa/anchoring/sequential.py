@@ -92,13 +92,13 @@ def compress_block(
         rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **options_of_rule
     )
     widths = {rank.matrix.sublayer: rank.width for rank in outcome if rank.width is not None}
-    kept = [each.kept_channels(widths[c.sublayer], c.pruning.keep_least) for c, each in scores.items()]
+    kept = [s.kept_channels(widths[c.sublayer], c.pruning.keep_least) for c, s in scores.items()]
     made = {
         r.matrix.name: factorize_linear(model, r.matrix.name, spectra[r.matrix.local], r.rank)
         for r in outcome
         if r.rank is not None
     }
-    by_sublayer = {channels.sublayer: each for channels, each in scores.items()}
+    by_sublayer = {channels.sublayer: s for channels, s in scores.items()}
     return CompressedBlock(outcome, made, next(iter(kept), None), spectra, by_sublayer)
 
 

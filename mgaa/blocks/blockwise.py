@@ -176,7 +176,7 @@ class Blockwise:
             received, arguments = self._capture_inputs(inputs, lambda hidden: hidden)
             self._between.append(self._additions(inputs, received))
             known: dict[int, Tensor] = {}
-            recorded.append([_deduplicate(each, pool, known) for each in arguments])
+            recorded.append([_deduplicate(value, pool, known) for value in arguments])
             if fresh:
                 self._hidden.put(batch, received[0])
         if fresh:
@@ -284,14 +284,14 @@ def _deduplicate(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> An
     same unless lengths differ, and would take the memory of many blocks."""
     if isinstance(value, Tensor):
         if id(value) not in known:
-            known[id(value)] = next((each for each in pool if _equal(each, value)), value)
+            known[id(value)] = next((item for item in pool if _equal(item, value)), value)
             if known[id(value)] is value:
                 pool.append(value)
         return known[id(value)]
     if isinstance(value, tuple | list):
-        return type(value)(_deduplicate(each, pool, known) for each in value)
+        return type(value)(_deduplicate(item, pool, known) for item in value)
     if isinstance(value, Mapping) and type(value) is dict:
-        return {name: _deduplicate(each, pool, known) for name, each in value.items()}
+        return {name: _deduplicate(item, pool, known) for name, item in value.items()}
     return value
 
 

@@ -67,9 +67,9 @@ def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
     """Copy a model to the meta device; tied tensors stay tied."""
-    empty: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
-    for each in model.parameters():
-        empty[id(each)] = nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+    empty: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in model.buffers()}
+    for tensor in model.parameters():
+        empty[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)
     copied: PreTrainedModel = copy.deepcopy(model, empty)
     return copied
 

@@ -124,7 +124,7 @@ def greedy_decoding(model: PreTrainedModel, ends: list[int], max_new_tokens: int
 
 def truncate_at_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """Cut an answer at its first end mark."""
-    return ids[: next((index for index, each in enumerate(ids) if each in ends), len(ids))]
+    return ids[: next((index for index, token in enumerate(ids) if token in ends), len(ids))]
 
 
 class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is not followed by types
@@ -137,7 +137,9 @@ class FiniteLogits(LogitsProcessor):  # type: ignore[misc]  # transformers is no
         """Return the logits unchanged."""
         finite = scores.isfinite()
         if not bool(finite.all()):
-            row, wrong = next((row, int((~each).sum())) for row, each in enumerate(finite) if not bool(each.all()))
+            row, wrong = next(
+                (row, int((~entries).sum())) for row, entries in enumerate(finite) if not bool(entries.all())
+            )
             raise NumericalError(
                 f"{wrong} of {scores.shape[1]} logits in the answer to {self.asked[row]!r} are not finite, expected 0: check the weights, "
                 "or load the model in bfloat16 or float32 (`backbone.dtype`)."

@@ -164,7 +164,7 @@ def _forward_blockwise(
     model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None
 ) -> Forward:
     with eval_mode(model):
-        blockwise = Blockwise(model, [{IDS: each} for each in ids], place=place, folder=folder)
+        blockwise = Blockwise(model, [{IDS: batch} for batch in ids], place=place, folder=folder)
         for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
             blockwise.advance(index)
             blockwise.commit()

@@ -35,7 +35,7 @@ def chunks(questions: Sequence[Question], batch_size: int) -> Iterator[Sequence[
 def batches(prompts: Prompts, size: int) -> list[range]:
     """Group consecutive prompts of one shape, at most `size` together."""
     alike = prompts.split_by_shape([range(len(prompts))])
-    return [each[start : start + size] for each in alike for start in range(0, len(each), size)]
+    return [group[start : start + size] for group in alike for start in range(0, len(group), size)]
 
 
 @contextmanager

@@ -68,7 +68,7 @@ class Accuracy:
     def by_type(hits: Sequence[bool], types: Sequence[str]) -> dict[str, "Accuracy"]:
         """Compute the accuracy for the questions of each type, in alphabetical order."""
         return {
-            kind: Accuracy.of([hit for hit, each in zip(hits, types, strict=True) if each == kind])
+            kind: Accuracy.of([hit for hit, label in zip(hits, types, strict=True) if label == kind])
             for kind in sorted(set(types))
         }
 

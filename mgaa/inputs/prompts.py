@@ -83,7 +83,7 @@ class Prompts:
     @property
     def lengths(self) -> list[int]:
         """Number of tokens of each sequence."""
-        return [each[IDS].shape[1] for each in self.sequences]
+        return [inputs[IDS].shape[1] for inputs in self.sequences]
 
     @property
     def tokens(self) -> int:
@@ -106,7 +106,7 @@ class Prompts:
 
     def ids(self) -> Int[Tensor, " t"]:
         """Return the tokens of all sequences in one row."""
-        return torch.cat([each[IDS][0] for each in self.sequences])
+        return torch.cat([inputs[IDS][0] for inputs in self.sequences])
 
     def by_length(self) -> tuple["Prompts", list[int]]:
         """Sort the sequences by length, so that many go through the model together; also returns their original positions."""
@@ -120,12 +120,12 @@ class Prompts:
 
     def split_by_shape(self, ranges: Sequence[range]) -> list[range]:
         """Cut these ranges where the shape of the inputs changes."""
-        return [part for each in ranges for part in self._cut(each)]
+        return [part for sequences in ranges for part in self._cut(sequences)]
 
     def batch(self, sequences: range) -> Inputs:
         """Return the inputs of consecutive sequences of one shape."""
         chosen = [self.sequences[index] for index in sequences]
-        return {name: torch.cat([each[name] for each in chosen]) for name in chosen[0]}
+        return {name: torch.cat([inputs[name] for inputs in chosen]) for name in chosen[0]}
 
     def image_mask(self, sequences: range) -> Bool[Tensor, "s t"] | None:
         """Return the mask of tokens that stand for images; `None` in plain text."""
@@ -134,7 +134,7 @@ class Prompts:
     def save(self, path: Path) -> None:
         """Write one safetensors file, the same bytes for the same prompts."""
         tensors = {
-            f"{index}/{name}": tensor for index, each in enumerate(self.sequences) for name, tensor in each.items()
+            f"{index}/{name}": tensor for index, inputs in enumerate(self.sequences) for name, tensor in inputs.items()
         }
         token = -1 if self.image_token is None else self.image_token
         notes = {"answers": torch.tensor(self.answers), "image_token": torch.tensor(token)}
@@ -168,7 +168,7 @@ class Prompts:
 
 def _questions(name: str, value: Any) -> list[Question]:
     questions = [*value] if isinstance(value, Iterable) and not isinstance(value, str) else [value]
-    if wrong := [each for each in questions if not isinstance(each, Question)]:
+    if wrong := [question for question in questions if not isinstance(question, Question)]:
         raise UsageError(f"{name} hold {wrong[0]!r:.60}, expected mgaa.Question(text, answer, image)")
     return questions
 
@@ -201,15 +201,15 @@ def encode(
             "processor_config.json (or preprocessor_config.json) and chat_template.jinja there, and give a vision-language model"
         )
     token: int = config.image_token_id
-    pairs = [_encode_question(each, processor, token, answered=answered) for each in questions]
+    pairs = [_encode_question(question, processor, token, answered=answered) for question in questions]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max((each[IDS].shape[1] for each, _ in pairs), default=0)
+    longest = max((inputs[IDS].shape[1] for inputs, _ in pairs), default=0)
     if positions is not None and longest > positions:
         raise InputError(
             f"the longest prompt has {longest} tokens, expected at most {positions} (the model's positions): leave it out, or give "
             "smaller images"
         )
-    return Prompts(tuple(each for each, _ in pairs), tuple(answer for _, answer in pairs), token)
+    return Prompts(tuple(inputs for inputs, _ in pairs), tuple(answer for _, answer in pairs), token)
 
 
 def _encode_question(
@@ -238,10 +238,10 @@ def _encode_question(
     with translate_errors(makes_none, remedy):
         before, whole = (
             processor.tokenizer(
-                processor.apply_chat_template(each, tokenize=False, add_generation_prompt=each is asked),
+                processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat is asked),
                 add_special_tokens=False,
             )[IDS]
-            for each in (asked, turns)
+            for chat in (asked, turns)
         )
     same = next(
         (index for index, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before)

@@ -49,7 +49,9 @@ def coerce_arguments(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable
             with default_torch_state():
                 for name in readers.keys() & bound.arguments.keys():
                     bound.arguments[name] = readers[name](name, bound.arguments[name])
-            with default_torch_state(*(each for each in bound.arguments.values() if isinstance(each, PreTrainedModel))):
+            with default_torch_state(
+                *(argument for argument in bound.arguments.values() if isinstance(argument, PreTrainedModel))
+            ):
                 return function(*bound.args, **bound.kwargs)
 
         return read
@@ -265,7 +267,7 @@ def _quantisation(model: PreTrainedModel) -> str:
         return str(getattr(method, "value", method))
     named = ((place, parameter.dtype) for place, parameter in model.named_parameters())
     places: Iterator[str] = (f"{place} is in {dtype}" for place, dtype in named if dtype not in FLOATING)
-    return next(places, "") or next(filter(None, (_packed(*each) for each in model.named_modules())), "")
+    return next(places, "") or next(filter(None, (_packed(*entry) for entry in model.named_modules())), "")
 
 
 def _packed(place: str, module: nn.Module) -> str:

@@ -151,10 +151,10 @@ def _rows(name: str, value: Any) -> Iterator[Int[Tensor, " t"]]:
 def _of_items(name: str, items: list[Any]) -> Iterator[Int[Tensor, " t"]]:
     """Yield a row of ids, or the rows in each item."""
     if all(map(_is_id, items)):
-        yield torch.tensor([int(each) for each in items], dtype=torch.int64)
+        yield torch.tensor([int(item) for item in items], dtype=torch.int64)
     else:
-        for each in items:
-            yield from _rows(name, each)
+        for item in items:
+            yield from _rows(name, item)
 
 
 def _is_id(value: Any) -> bool:

@@ -71,7 +71,7 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, rule: 
     return Stream(
         ids=ids,
         documents=len(documents),
-        bytes=sum(len(each.encode()) for each in documents),
+        bytes=sum(len(document.encode()) for document in documents),
         unknown=0 if unknown is None or unknown in before + after else int((ids == unknown).sum()),
         rule=rule,
     )

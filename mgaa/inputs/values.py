@@ -78,7 +78,7 @@ def fractions(name: str, raw: Any) -> list[float]:
         UsageError: as `fraction`, or it is not iterable.
     """
     if isinstance(raw, Tensor) or (isinstance(raw, Iterable) and not isinstance(raw, str | Mapping)):
-        return [fraction("compression", each) for each in raw]
+        return [fraction("compression", item) for item in raw]
     raise UsageError(f"{name} is {raw!r}, expected several fractions to remove, such as (0.1, 0.2)")
 
 
@@ -89,7 +89,7 @@ def names(name: str, raw: Any) -> tuple[str, ...]:
         UsageError: they are not text.
     """
     texts = (raw,) if isinstance(raw, str) else tuple(raw) if isinstance(raw, Iterable) else (raw,)
-    if all(isinstance(each, str) for each in texts):
+    if all(isinstance(text, str) for text in texts):
         return texts
     raise UsageError(f"{name} is {raw!r}, expected names")
 

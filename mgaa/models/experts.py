@@ -87,7 +87,7 @@ def stack_experts(experts: nn.Module, stack: nn.Module) -> nn.Module:
         tensor = _rows(stack, torch.stack([weight.detach() for weight in weights])).contiguous()
         setattr(stack, name, nn.Parameter(tensor, requires_grad=learns))
     if _has(stack, "has_bias"):
-        biases = [[_bias(linear) for linear in each] for each in parts]
+        biases = [[_bias(linear) for linear in linears] for linears in parts]
         both = torch.stack([_whole(stack, gate, up) for gate, up, _ in biases])
         stack.gate_up_proj_bias = nn.Parameter(both, requires_grad=learns)
         stack.down_proj_bias = nn.Parameter(torch.stack([down for _, _, down in biases]), requires_grad=learns)

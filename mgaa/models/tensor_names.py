@@ -28,7 +28,7 @@ def map_tensors(model: PreTrainedModel, names: Iterable[str]) -> dict[str, str |
     expected = model.state_dict()
     conversions: list[Any] | None = getattr(model, "_weight_conversions", None)
     conversions = get_model_conversion_mapping(model) if conversions is None else conversions
-    rules = [[each for each in conversions if isinstance(each, kind)] for kind in (WeightRenaming, WeightConverter)]
+    rules = [[rule for rule in conversions if isinstance(rule, kind)] for kind in (WeightRenaming, WeightConverter)]
     places: dict[str, str | None] = {}
     taken: set[str] = set()
     for name in sorted(names, key=dot_natural_key):

@@ -34,7 +34,7 @@ def anchor(layout: Layout, settings: Settings) -> StageCost:
         host + (2 * hidden if settings.anchored == "host" else 0),
         settings.models * made,
         3 * hidden,  # of both models, and the previous generation of one
-        {kind: settings.models * sum(each[kind] for each in work) for kind in work[0]},
+        {kind: settings.models * sum(operations[kind] for operations in work) for kind in work[0]},
         settings.models
         * (fetched * layout.weights + settings.gradients * sum(gradient_bytes(block) for block in layout.blocks)),
     )
@@ -61,24 +61,24 @@ def _stage_bytes(layout: Layout, settings: Settings, block: Block, stage: tuple[
         log2(len(Share(settings.samples).parts))
     )  # of the tree, and the current part (`mgaa.statistics.shares`)
     groups = min(settings.groups, settings.samples)
-    sums = sum(DOUBLE * each.n * (each.n + groups + 4) for each in stage)
-    products = sum(DOUBLE * each.n * _residual_channels(each, settings) for each in stage)
-    sequence = settings.length * max(5 * DOUBLE * each.n + 2 * SINGLE * max(each.outputs) for each in stage)
+    sums = sum(DOUBLE * group.n * (group.n + groups + 4) for group in stage)
+    products = sum(DOUBLE * group.n * _residual_channels(group, settings) for group in stage)
+    sequence = settings.length * max(5 * DOUBLE * group.n + 2 * SINGLE * max(group.outputs) for group in stage)
     measuring = branches * sums + products + activation_bytes(layout, block, batch) + sequence
-    shapes = [(m, each.n) for each in stage for m in each.outputs]
+    shapes = [(m, group.n) for group in stage for m in group.outputs]
     weights = sum(m * n for m, n in shapes)
-    at_outputs = sum(sum(each.outputs) * each.n for each in stage if not each.expert)
+    at_outputs = sum(sum(group.outputs) * group.n for group in stage if not group.expert)
     regressing = max(DOUBLE * (3 * n * n + 2 * m * n) for m, n in shapes)
     working = max(working_bytes(m, n, basis_vectors(m, n), weighed=settings.gradients) for m, n in shapes)
     fitting = sums + DOUBLE * (at_outputs + weights) + max(regressing, working + 2 * SINGLE * weights)
     return max(measuring, fitting)
 
 
-def _residual_channels(each: Input, settings: Settings) -> int:
+def _residual_channels(group: Input, settings: Settings) -> int:
     """Return the number of channels in which the residual of an input's linears is measured."""
-    if each.expert:
+    if group.expert:
         return 0
-    return each.outputs[0] if each.writes and settings.to_stream else each.n
+    return group.outputs[0] if group.writes and settings.to_stream else group.n
 
 
 def _block_work(layout: Layout, settings: Settings, block: Block, batch: int) -> dict[str, float]:

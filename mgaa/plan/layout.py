@@ -93,7 +93,7 @@ class Layout:
         """Channels of the widest input of a linear that writes to the residual stream, which is held until that is fitted
         (`mgaa.anchoring.sublayer_cache`)."""
         return max(
-            (each.n for block in self.blocks for stage in block.stages for each in stage if each.writes), default=0
+            (group.n for block in self.blocks for stage in block.stages for group in stage if group.writes), default=0
         )
 
     @property

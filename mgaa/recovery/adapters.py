@@ -39,4 +39,4 @@ def load_adapters(adapters: Mapping[str, Adapter], tensors: Mapping[str, Tensor]
 
 
 def _parts(adapters: Mapping[str, Adapter]) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((f"{name}.{part}", tensor) for name, each in adapters.items() for part, tensor in each.learnt.items())
+    return ((f"{name}.{part}", tensor) for name, adapter in adapters.items() for part, tensor in adapter.learnt.items())

@@ -102,10 +102,12 @@ class Examples:
         """
         tensors = {"ids": self.ids, "labels": self.labels, "starts": self.starts}
         tensors |= {
-            f"{index}/{name}": each for index, images in enumerate(self.images) for name, each in images.items()
+            f"{index}/{name}": tensor for index, images in enumerate(self.images) for name, tensor in images.items()
         }
         try:
-            save_file({name: each.contiguous() for name, each in tensors.items()}, path, {"dropped": str(self.dropped)})
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"dropped": str(self.dropped)}
+            )
         except (OSError, SafetensorError) as error:
             raise ResourceError(
                 f"the examples cannot be written to {path} ({error}): make room or give another path"
@@ -196,12 +198,12 @@ def from_prompts(prompts: Prompts) -> Examples:
         raise InputError(
             f"None of the {len(questions)} prompts has an answer, expected some: give questions with answers."
         )
-    ids = [each[IDS][0] for each in questions.sequences]
-    labels = [each.clone() for each in ids]
+    ids = [tokens[IDS][0] for tokens in questions.sequences]
+    labels = [tokens.clone() for tokens in ids]
     for label, answer in zip(labels, questions.answers, strict=True):
         label[: max(1, len(label) - answer)] = UNSCORED
-    images = tuple({name: each for name, each in inputs.items() if name != IDS} for inputs in questions.sequences)
-    starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
+    images = tuple({name: tensor for name, tensor in inputs.items() if name != IDS} for inputs in questions.sequences)
+    starts = torch.tensor([0, *(len(tokens) for tokens in ids)]).cumsum(0)
     return Examples(torch.cat(ids), torch.cat(labels), starts, images=images if any(images) else ())
 
 

@@ -175,7 +175,7 @@ def _choose_windows(
             f"{len(measured)} of {allocations} random allocations could be measured, expected at least 2 to choose windows by; the last "
             f"one: {failure}"
         )
-    losses = torch.tensor([each.losses for each in measured], dtype=torch.float64)
+    losses = torch.tensor([score.losses for score in measured], dtype=torch.float64)
     return most_telling(losses, measured[0].counts, number)[0]
 
 

@@ -179,9 +179,9 @@ def _forward_and_backward(
 ) -> Iterator[tuple[int, Gradients, Observer | None]]:
     """Yield the gradients of every block, and the observer of its inputs; a block is complete when the next is requested."""
     (stack,) = stacks_of(model)
-    images = [prompts.image_mask(each) for each in ranges]
+    images = [prompts.image_mask(batch) for batch in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
-    blockwise = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
+    blockwise = Blockwise(model, [prompts.batch(batch) for batch in ranges], every=True, **waiting)
     for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
         blockwise.advance(index)
         blockwise.commit()
@@ -222,13 +222,13 @@ class _Observers:
 
     def enter(self, batch: int, hidden: Tensor) -> None:
         """Start a micro-batch."""
-        for each in self.watches:
-            each.enter(batch, hidden)
+        for observer in self.watches:
+            observer.enter(batch, hidden)
 
     def leave(self, hidden: Tensor) -> None:
         """End a micro-batch."""
-        for each in self.watches:
-            each.leave(hidden)
+        for observer in self.watches:
+            observer.leave(hidden)
 
 
 def _start(blockwise: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
@@ -236,8 +236,8 @@ def _start(blockwise: Blockwise, prompts: Prompts, ranges: Sequence[range], grad
     moved = False
     for batch, sequences in enumerate(ranges):
         gradient = blockwise.loss_gradient(batch, _loss(prompts, sequences))
-        for offset, each in enumerate(gradient.reshape(len(sequences), -1, gradient.shape[-1])):
-            check_finite(each, "the hidden states after the last block", sequences.start + offset)
+        for offset, rows in enumerate(gradient.reshape(len(sequences), -1, gradient.shape[-1])):
+            check_finite(rows, "the hidden states after the last block", sequences.start + offset)
         moved = moved or bool(gradient.any())
         gradients.put(batch, gradient)
     if not moved:

@@ -105,8 +105,8 @@ def _merge(left: Sum | None, right: Sum | None) -> Sum | None:
 def merge_sums(sums: Iterable[Sum | None]) -> Sum | None:
     """Merge the sums of all shares, in order, as one worker would; the arguments are consumed."""
     tree = Pairwise[Sum]()
-    for each in sums:
-        tree.push(each)
+    for leaf in sums:
+        tree.push(leaf)
     return tree.total()
 
 

@@ -174,7 +174,7 @@ def _cosines(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
 
 
 def _cosines_by_kind(tensors: dict[str, Tensor]) -> dict[str, float]:
-    return {name.removeprefix(_APART): float(each) for name, each in tensors.items() if name.startswith(_APART)}
+    return {name.removeprefix(_APART): float(cosine) for name, cosine in tensors.items() if name.startswith(_APART)}
 
 
 _COSINE, _APART, _GRADIENT = "cosine/", "apart/", "gradient/"
