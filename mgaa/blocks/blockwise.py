@@ -280,8 +280,10 @@ class _Bound:
 
 
 def _deduplicate(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
-    """Replace every tensor in a value that equals one of the pool by that one: masks and rotary embeddings of all micro-batches are the
-    same unless lengths differ, and would take the memory of many blocks."""
+    """Replace every tensor in a value that equals one of the pool by that one.
+
+    Masks and rotary embeddings of all micro-batches are equal unless lengths differ, and would take the memory of many blocks.
+    """
     if isinstance(value, Tensor):
         if id(value) not in known:
             known[id(value)] = next((item for item in pool if _equal(item, value)), value)

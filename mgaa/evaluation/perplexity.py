@@ -225,8 +225,7 @@ def max_batch_size(model: PreTrainedModel, length: int) -> int:
 
 
 def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list[_Window]) -> list[float]:
-    """Return the summed loss of each window, from the logits at scored positions (one before each scored token) and one extra at the
-    end."""
+    """Return the summed loss of each window, from the logits one position before each scored token, and one extra at the end."""
     scored = batch[0].scored
     losses = cross_entropy(logits[:, -scored - 1 : -1], ids[:, -scored:].to(logits.device))
     for cut, finite in zip(batch, losses.isfinite(), strict=True):

@@ -237,8 +237,10 @@ def _check_weights(name: str, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _check_runs(name: str, model: PreTrainedModel) -> None:
-    """Refuse a model without logits: one without a head, or with weights of several dtypes, between which no product is defined; weights
-    that transformers itself keeps in float32 are allowed."""
+    """Refuse a model without logits: one without a head, or with weights of several dtypes, between which no product is defined.
+
+    Weights that transformers itself keeps in float32 are allowed.
+    """
     if model.base_model is model and model.get_output_embeddings() is None:
         raise UsageError(
             f"{name} is a {type(model).__name__}, which has no language-modelling head: give the whole model, as mgaa.load or "

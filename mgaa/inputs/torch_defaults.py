@@ -17,8 +17,10 @@ _DTYPE, _DEVICE = torch.float32, torch.device("cpu")
 
 @contextmanager
 def default_torch_state(*models: nn.Module) -> Iterator[None]:
-    """Within this context gradients are on, inference mode and autocast are off, defaults are those of torch, and `model.compile` has no
-    effect on these models; afterwards the former state is restored."""
+    """Within this context torch has its default state; afterwards the former state is restored.
+
+    Gradients are on, inference mode and autocast are off, and `model.compile` has no effect on these models.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for kind in ("cpu", "cuda"):

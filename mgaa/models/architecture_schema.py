@@ -137,8 +137,7 @@ class Multimodal:
     layer: str = ""
 
     def with_decoder(self, entry: Architecture) -> Architecture:
-        """Return the entry of the whole model from that of its decoder's family, whose paths begin with the name of the model below the
-        head."""
+        """Return the entry of the whole model from that of its decoder's family, whose paths begin with the base model's name."""
         return replace(entry, blocks=f"{self.decoder}.{entry.blocks.partition('.')[2]}")
 
     def used_blocks(self, config: PreTrainedConfig, blocks: int) -> int:

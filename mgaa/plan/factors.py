@@ -12,8 +12,10 @@ from mgaa.plan.sizes import DOUBLE, basis_bytes, basis_vectors, gradient_bytes, 
 
 
 def decompose(layout: Layout, settings: Settings) -> StageCost:
-    """Plan `mgaa.decomposition.linalg` and `mgaa.decomposition.cuda_streams`: each worker holds the statistics and the weights of a block,
-    the finished bases, and the decompositions in flight."""
+    """Plan `mgaa.decomposition.linalg` and `mgaa.decomposition.cuda_streams`.
+
+    Each worker holds the statistics and the weights of a block, the finished bases, and the decompositions in flight.
+    """
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
     worst = max(_block_decomposition(block, settings, settings.room - model) for block in layout.blocks)
     work = {"double": 0.0, "eigen": 0.0}

@@ -90,8 +90,10 @@ class Layout:
 
     @property
     def widest_written(self) -> int:
-        """Channels of the widest input of a linear that writes to the residual stream, which is held until that is fitted
-        (`mgaa.anchoring.sublayer_cache`)."""
+        """Channels of the widest input of a linear that writes to the residual stream.
+
+        It is held until that linear is fitted (`mgaa.anchoring.sublayer_cache`).
+        """
         return max(
             (group.n for block in self.blocks for stage in block.stages for group in stage if group.writes), default=0
         )

@@ -73,8 +73,10 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
 
 
 def differentiate(layout: Layout, settings: Settings) -> StageCost:
-    """Plan `mgaa.statistics.gradients` and `mgaa.statistics.gradient_hooks`: a forward pass that keeps the states at the input of every
-    block, and a backward pass."""
+    """Plan `mgaa.statistics.gradients` and `mgaa.statistics.gradient_hooks`.
+
+    A forward pass keeps the states at the input of every block, and a backward pass follows.
+    """
     length, tokens = settings.length, settings.samples * settings.length
     size = min(settings.batch_size, max(1, 2**27 // (length * layout.vocabulary)))
     batch = max(map(len, Share(settings.samples).batches(size))) * length

@@ -9,8 +9,10 @@ WHOLE = 5 * 10**9
 
 
 def assemble(layout: Layout, settings: Settings) -> StageCost:
-    """Plan `mgaa.checkpoints.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one
-    file holds all."""
+    """Plan `mgaa.checkpoints.shards`: a block, the next one read ahead, and the one before it being written.
+
+    Parts are joined where one file holds all.
+    """
     size = compressed_bytes(layout, settings)
     model = layout.weights if not settings.stream else layout.rest  # loaded by the process for earlier stages
     return StageCost(

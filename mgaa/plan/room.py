@@ -68,8 +68,10 @@ def describe_shortage(peaks: Peaks, room: Room, settings: Settings) -> list[str]
 
 
 def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]:
-    """Yield settings that need less, the gentlest first, each on top of those before it: the parameters to set, and the resulting
-    settings."""
+    """Yield settings that need less, the gentlest first, each on top of those before it.
+
+    Each item is the parameters to set, and the resulting settings.
+    """
     changed: dict[str, object] = {}
     steps: list[tuple[str, str, Any]] = [
         ("stream", "backbone.stream", True),

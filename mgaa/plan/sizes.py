@@ -16,8 +16,7 @@ def model_bytes(layout: Layout, settings: Settings) -> tuple[int, int]:
 
 
 def activation_bytes(layout: Layout, block: Block, tokens: int) -> int:
-    """Return the bytes of a block's activations for these tokens: the stream, its norm, and in the FFN gate, its activation, up and their
-    product."""
+    """Return the bytes of a block's activations: the stream, its norm, and in the FFN gate, its activation, up and their product."""
     return tokens * (3 * layout.hidden + 3 * block.widest) * layout.itemsize
 
 
@@ -33,8 +32,7 @@ def gradient_bytes(block: Block) -> int:
 
 
 def basis_bytes(matrix: Matrix, settings: Settings) -> int:
-    """Return the bytes of a decomposition in a file: energies and basis; with weighted errors also the dual basis and the mean of the
-    input."""
+    """Return the bytes of a decomposition in a file: energies, basis and, with weighted errors, dual basis and input mean."""
     basis = SINGLE * matrix.m * basis_vectors(matrix.m, matrix.n)
     weighed = basis + DOUBLE * matrix.n if settings.gradients else 0
     return basis + weighed + DOUBLE * min(matrix.m, matrix.n)

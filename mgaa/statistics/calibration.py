@@ -141,8 +141,10 @@ class Calibration:
         return list(self._ranges)
 
     def block_input(self, index: int, batch: int) -> tuple[Float[Tensor, "s t h"], Callable[[], Tensor]]:
-        """Return a micro-batch at the input of block `index`, which does not advance, and a function that runs the block on it; the block
-        must be resident (`mgaa.blocks.offload`)."""
+        """Return a micro-batch at the input of block `index`, which does not advance, and a function that runs the block on it.
+
+        The block must be resident (`mgaa.blocks.offload`).
+        """
         before = self._line.hidden(batch)
         return before.reshape(len(self._ranges[batch]), -1, before.shape[-1]), lambda: self._line.call(
             index, batch, before
@@ -161,8 +163,10 @@ class Calibration:
         return self._watch_block(index, inputs=False).finish()
 
     def commit(self) -> None:
-        """Complete the pass through the measured block; with hidden states in a folder, an interrupted run resumes here, so the results
-        must be saved before."""
+        """Complete the pass through the measured block.
+
+        With hidden states in a folder, an interrupted run resumes here, so the results must be saved before.
+        """
         self._line.commit()
 
     def close(self) -> None:
