@@ -12,6 +12,9 @@ from tasks.artifacts.files import backbone_matrices, backbone_record
 from tasks.audit.verify_store import verify_store
 from tasks.cache.artifact import Artifact, Store
 from tasks.record.lineage import ancestry
+from tasks.results.publish import evaluation_seconds
+from tasks.results.rebuild_report import restore_subject
+from tasks.results.report import render_page
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = Artifact("run", "07a99f138fe7909ca4c23cf9b55a82ca7d66b1576c8456d89308d87fb39317c8")
@@ -43,6 +46,22 @@ def test_its_backbone_is_read_without_what_was_added_since(folder: Path) -> None
     backbone = Artifact("backbone", path.name)
     assert "architecture" not in backbone_record(store, backbone)
     assert {matrix.sublayer.partition(".")[2] for matrix in backbone_matrices(store, backbone)} == {"attention", "ffn"}
+
+
+def test_its_evaluations_are_read_with_the_seconds_that_they_took(folder: Path) -> None:
+    store = Store(folder / "store")
+    metrics = [Artifact("metrics", path.name) for path in (store.path / "metrics").iterdir()]
+    assert len(metrics) > 1
+    assert [evaluation_seconds(store, each) for each in metrics] == [
+        store.manifest(each)["seconds"] for each in metrics
+    ]
+
+
+def test_its_report_is_written_again(folder: Path) -> None:
+    subject = restore_subject(Store(folder / "store"), RUN, blind="")
+    assert subject.metrics["models"].keys() > {"dense", "mgaa"}
+    page = render_page(subject)
+    assert all(f"{model['perplexity']:,.2f}" in page for model in subject.metrics["models"].values())
 
 
 def test_its_checkpoint_loads_with_transformers_and_with_mgaa(folder: Path) -> None:
