@@ -162,7 +162,7 @@ class Blockwise:
         def forward(index: int, hidden: Tensor, *_: Any, **__: Any) -> Any:
             return self._as_block_output(arrived if index == last else hidden)
 
-        # what is made of images has gone into the hidden states long ago, unless it is added between blocks: so maybe behind the last
+        # image features are part of the hidden states already, unless the model adds some between blocks: then possibly after the last
         inputs = self._batches[batch] if self._between[batch] else {IDS: self._batches[batch][IDS]}
         with replace_forward(self._blocks, forward):
             return self._model(**self._on_device(inputs), use_cache=False, **options)
