@@ -2,7 +2,7 @@
 
 A worker reports how the processes that it started have ended. When it is killed together with them nobody does, and the records would say
 Running for ever. So every scheduled run leaves with its record which process it is, and every one that starts looks for records of this
-machine whose process is gone, as MLflow's are closed (tasks/tracking/backend.py). A record that says Running and tells no process, of a run
+machine whose process is gone, as MLflow's are closed (tasks/tracking/processes.py). A record that says Running and names no process, of a run
 that was killed in the moment between both, is left alone.
 """
 
@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Crashed
 
 from flows.schedule.webhook import notify
-from tasks.tracking.backend import is_orphaned, process_tags
+from tasks.tracking.processes import is_orphaned, process_tags
 
 
 def register(flow: Any, flow_run: Any, state: Any) -> None:

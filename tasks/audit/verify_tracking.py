@@ -26,7 +26,7 @@ from tasks.results.report import PAGE
 from tasks.tracking.backend import SQLITE, check_reachable, translate_store_errors
 from tasks.tracking.registration import DIGEST, FOLDER, MODEL
 from tasks.tracking.registration import RECORD as TAG
-from tasks.tracking.run import format_value, legal_name, measurements, params_of, points_of, truncate
+from tasks.tracking.values import format_value, legal_name, measurements, params_of, points_of, truncate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

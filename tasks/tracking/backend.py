@@ -3,15 +3,11 @@
 Whatever is wrong with it must be said before hours of computation, so a connection is tried at once, and not with MLflow's own
 patience (minutes of repeated requests). The tables of a new SQLite file appear together (tasks/tracking/database.py), whoever is killed
 meanwhile and however many processes start at once. Files of a run lie in `mlruns` beside the database.
-
-A process that was killed outright cannot close its run. The next one on the same machine finds the record still running, sees by number and
-time of birth that the process is gone, and closes it. A run that came from a buffer (tasks/tracking/buffer.py) is closed there.
 """
 
 import os
-import socket
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from contextvars import copy_context
@@ -20,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.boundary import via_proxy
 from mgaa.errors import ResourceError, UsageError
-from tasks.cache.atomic import is_alive
 from tasks.config.parameters import PathSections, checkout_of
 from tasks.tracking.database import PATIENCE, Schema, make_tables
 
@@ -235,38 +230,6 @@ def run_uninterrupted(write: Callable[[], object]) -> None:
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(copy_context().run, write).result()
-
-
-def fail_orphaned_runs(client: "MlflowClient", experiment: str) -> None:
-    """Mark as failed what processes of this machine left running when they were killed."""
-    own = process_tags()
-    host = own["process.host"].replace("'", "")
-    for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
-        if BUFFERED not in run.data.tags and is_orphaned(run.data.tags):
-            client.set_tag(run.info.run_id, "error", f"The process {run.data.tags['process.id']} of {host} was killed.")
-            client.set_terminated(run.info.run_id, "FAILED")
-
-
-def is_orphaned(told: Mapping[str, Any]) -> bool:
-    """Whether `told`, what `process` said in some process, is of one of this machine that is gone."""
-    number = int(told.get("process.id", 0))
-    here = told.get("process.host") == socket.gethostname()
-    return here and not (is_alive(number) and told.get("process.birth") == process_start(number))
-
-
-def process_tags() -> dict[str, str]:
-    """Tags by which a later run sees whether this process still lives."""
-    return {
-        "process.host": socket.gethostname(),
-        "process.id": str(os.getpid()),
-        "process.birth": process_start(os.getpid()),
-    }
-
-
-def process_start(number: int) -> str:
-    """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
-    path = Path(f"/proc/{number}/stat")
-    return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""
 
 
 def one_line(error: BaseException) -> str:

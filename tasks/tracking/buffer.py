@@ -23,13 +23,13 @@ from tasks.tracking.backend import (
     SQLITE,
     connect,
     experiment_of,
-    fail_orphaned_runs,
     find_runs,
     log_all,
     run_uninterrupted,
     translate_store_errors,
 )
 from tasks.tracking.database import PATIENCE
+from tasks.tracking.processes import fail_orphaned_runs
 from tasks.tracking.registration import register
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ in the tag `error`. Only `MlflowClient` is used, never the fluent interface, who
 
 import json
 import logging
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,21 +31,19 @@ from tasks.results.publish import Effort, Results
 from tasks.results.report import PAGE
 from tasks.tracking.backend import (
     connect,
-    fail_orphaned_runs,
     log_all,
     one_line,
-    process_tags,
     run_uninterrupted,
     translate_store_errors,
 )
 from tasks.tracking.buffer import deliver, recording_uri
+from tasks.tracking.processes import fail_orphaned_runs, process_tags
 from tasks.tracking.registration import DIGEST, FOLDER, MODEL, register
+from tasks.tracking.values import format_value, legal_name, measurements, metrics_of, params_of, points_of, truncate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-VALUE = 5000
-"""Characters of a value; MLflow takes 6000 of a parameter and 8000 of a tag."""
 logger = logging.getLogger(__name__)
 
 
@@ -292,94 +289,8 @@ def start_run(parameters: Parameters, command: str, title: str | None, uri: str)
     return run
 
 
-def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a run by name: `perplexity/<model>`, `tasks/<model>/<task>/acc`, `ratio/<model>/<sublayer>` and so on.
-
-    A matrix that stays dense has the rank `min(m, n)`, one of a pruned FFN a width in its place.
-    """
-    found = {
-        f"{key.replace('_', '/')}/{name}": value
-        for allocation in allocations.values()
-        for name, each in allocation["sublayers"].items()
-        for key, value in each.items()
-        if key.startswith("cosine") and value is not None
-    }
-    for model, allocation in allocations.items():
-        for name, each in allocation["sublayers"].items():
-            found[f"ratio/{model}/{name}"] = each["ratio"]
-        for each in allocation["matrices"].values():
-            name = f"{model}/{each['block']}.{each['matrix']}"
-            if "width" in each:
-                found[f"width/{name}"] = each["width"]
-            else:
-                found[f"rank/{name}"] = min(each["m"], each["n"]) if each["rank"] is None else each["rank"]
-            found[f"energy/{name}"] = each["energy"]
-        found[f"slack/{model}"] = allocation["slack"]
-    for model, entry in metrics["models"].items():
-        found |= {
-            f"{key}/{model}{rest}": value for key, given in entry.items() for rest, value in flatten_numbers(given)
-        }
-    for name, models in metrics.get("comparison", {}).items():
-        found |= {
-            f"above_uniform/{model}/{name}/{key}": value
-            for model, each in models.items()
-            for key, value in each.items()
-        }
-    found |= {
-        f"run/{key}": value for key, given in metrics.get("run", {}).items() for _, value in flatten_numbers(given)
-    }
-    return {name: float(value) for name, value in found.items()}
-
-
-def points_of(curve: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
-    """The points of a recovery: name of the metric, optimizer step, value."""
-    for point in curve.get("points", []):
-        for key in ("training", "validation", "rate"):
-            if point[key] is not None:
-                yield f"recovery/{key}", point["step"], point[key]
-
-
-def metrics_of(values: Mapping[str, float]) -> list[Any]:
-    """Numbers as MLflow takes them, all of this moment."""
-    from mlflow.entities import Metric
-
-    now = int(1000 * time.time())
-    return [Metric(legal_name(name), value, now, 0) for name, value in values.items()]
-
-
-def params_of(values: Mapping[str, Any]) -> list[Any]:
-    """Parameters as MLflow takes them, as text."""
-    from mlflow.entities import Param
-
-    return [Param(legal_name(key), truncate(format_value(value))) for key, value in values.items()]
-
-
-def flatten_numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a nested table with their path."""
-    if isinstance(given, Mapping):
-        for key, value in given.items():
-            yield from flatten_numbers(value, f"{above}/{key}")
-    elif isinstance(given, int | float) and not isinstance(given, bool):
-        yield above, given
-
-
 def explain_error(error: BaseException) -> str:
     """Why a run ended, in one line."""
     if not isinstance(error, Exception):
         return f"interrupted ({type(error).__name__})"
     return one_line(error) if isinstance(error, MgaaError) else f"{type(error).__name__}: {one_line(error)}"
-
-
-def legal_name(name: str) -> str:
-    """A name with the characters and of the length that MLflow takes."""
-    return re.sub(r"[^\w\-. :/]", "_", name)[:250]
-
-
-def format_value(value: Any) -> str:
-    """A parameter as text, as in `params.yaml`."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def truncate(value: str) -> str:
-    """A value that MLflow takes; what is cut off is in `parameters.json` or in the message on the terminal."""
-    return value if len(value) <= VALUE else f"{value[: VALUE - 3]}..."

@@ -13,7 +13,7 @@ METHODS = ("mgaa/factors", "mgaa/ratios", "mgaa/ranks")
 FILES = (
     *("params.yaml", "flows/__init__.py"),
     *("tasks/record/findings.py", "tasks/record/signing.py", "tasks/upkeep/store_lock.py"),
-    *("tasks/tracking/backend.py", "tasks/tracking/database.py"),
+    *("tasks/tracking/backend.py", "tasks/tracking/database.py", "tasks/tracking/processes.py"),
     *("mgaa/boundary.py", "mgaa/errors.py", "mgaa/masking.py", "mgaa/methods.py", "mgaa/blocks/memory.py"),
     *("mgaa/checkpoints/output_folder.py", "mgaa/checkpoints/ownership.py"),
 )

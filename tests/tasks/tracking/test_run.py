@@ -18,7 +18,8 @@ from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.cache.source import code_digest
 from tasks.config.parameters import Parameters, load_parameters
 from tasks.record.lineage import full_name
-from tasks.tracking.run import measurements, track_run
+from tasks.tracking.run import track_run
+from tasks.tracking.values import measurements
 from tests.support.finished import ROOT, finished_run
 
 EXPERIMENT = "an experiment"
