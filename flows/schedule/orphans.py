@@ -1,9 +1,9 @@
-"""Scheduled runs whose process is gone, and that Prefect still takes for running.
+"""Scheduled runs whose process is gone while Prefect still takes them for running.
 
-A worker reports how the processes that it started have ended. When it is killed together with them nobody does, and the records would say
-Running for ever. So every scheduled run leaves with its record which process it is, and every one that starts looks for records of this
-machine whose process is gone, as MLflow's are closed (tasks/tracking/processes.py). A record that says Running and names no process, of a run
-that was killed in the moment between both, is left alone.
+A worker reports how the processes that it started have ended. When it is killed together with them, nobody does, and their records would
+say Running for ever. So every scheduled run stores the identity of its process with its record, and every one that starts looks for
+records of this machine whose process is gone, as for MLflow's runs (tasks/tracking/processes.py). A record that says Running and names no
+process, of a run that was killed in the moment between the two, is left alone.
 """
 
 from typing import Any

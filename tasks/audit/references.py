@@ -144,14 +144,14 @@ def of_mlflow(params: PathSections, store: Store, run: str) -> Artifact:
 
 def of_revision(params: PathSections, store: Store, revision: str) -> Artifact:
     """Run whose record `dvc.lock` names at a git revision; of several (one for each case), the one in the results of `params.yaml`."""
-    digests = {
+    hashes = {
         out["md5"] for out in records_of(params.folder, revision) if out["path"] == f"{params.output.results}/{RECORD}"
     }
     for run in artifacts(store, KIND):
-        if md5((store.folder(run) / RECORD).read_bytes()) in digests:
+        if md5((store.folder(run) / RECORD).read_bytes()) in hashes:
             return run
     raise InputError(
-        f"No run of {store.path} is that of dvc:{revision} ({', '.join(digests) or 'its dvc.lock names no record'}), expected one: fetch it "
+        f"No run of {store.path} is that of dvc:{revision} ({', '.join(hashes) or 'its dvc.lock names no record'}), expected one: fetch it "
         "with `python -m flows.store pull`, or make it with `dvc repro` there."
     )
 

@@ -39,7 +39,7 @@ def verify_published(params: PathSections, run: Artifact, record: Mapping[str, A
 
 
 def added_files(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """Report files that the run did not write, in the folders that it published: an adapter in a checkpoint changes what is loaded from it."""
+    """Report files that the run did not write in the folders that it published: an adapter in a checkpoint changes what is loaded."""
     known = record["published"]
     for root in record.get("folders", []):
         for path in sorted((folder / root).rglob("*")):

@@ -1,6 +1,6 @@
-"""The process behind a run of MLflow, and the runs whose process is gone.
+"""Process of a run in MLflow, and runs whose process is gone.
 
-A process that was killed outright cannot close its run. The next one on the same machine finds the run still open, sees by process id and
+A process that was killed outright cannot close its run. The next one on the same machine finds the run still open, sees from process id and
 start time that the process is gone, and marks the run as failed. A run that came from a buffer (tasks/tracking/buffer.py) is closed there.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def fail_orphaned_runs(client: "MlflowClient", experiment: str) -> None:
-    """Mark as failed what processes of this machine left running when they were killed."""
+    """Mark the runs as failed that killed processes of this machine left open."""
     own = process_tags()
     host = own["process.host"].replace("'", "")
     for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
@@ -27,15 +27,15 @@ def fail_orphaned_runs(client: "MlflowClient", experiment: str) -> None:
             client.set_terminated(run.info.run_id, "FAILED")
 
 
-def is_orphaned(told: Mapping[str, Any]) -> bool:
-    """Whether `told`, what `process` said in some process, is of one of this machine that is gone."""
-    number = int(told.get("process.id", 0))
-    here = told.get("process.host") == socket.gethostname()
-    return here and not (is_alive(number) and told.get("process.birth") == process_start(number))
+def is_orphaned(tags: Mapping[str, Any]) -> bool:
+    """Tell whether the process with these tags (`process_tags`) belongs to this machine and is gone."""
+    number = int(tags.get("process.id", 0))
+    here = tags.get("process.host") == socket.gethostname()
+    return here and not (is_alive(number) and tags.get("process.birth") == process_start(number))
 
 
 def process_tags() -> dict[str, str]:
-    """Tags by which a later run sees whether this process still lives."""
+    """Tags from which a later run can tell whether this process is still alive."""
     return {
         "process.host": socket.gethostname(),
         "process.id": str(os.getpid()),
@@ -44,6 +44,6 @@ def process_tags() -> dict[str, str]:
 
 
 def process_start(number: int) -> str:
-    """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
+    """Start time of a process in kernel ticks, because process ids are reused; empty where the system does not report it."""
     path = Path(f"/proc/{number}/stat")
     return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 VALUE = 5000
-"""Characters of a value; MLflow takes 6000 of a parameter and 8000 of a tag."""
+"""Maximum characters of a value; MLflow accepts 6000 for a parameter and 8000 for a tag."""
 
 
 def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> dict[str, float]:
     """Every number of a run by name: `perplexity/<model>`, `tasks/<model>/<task>/acc`, `ratio/<model>/<sublayer>` and so on.
 
-    A matrix that stays dense has the rank `min(m, n)`, one of a pruned FFN a width in its place.
+    A matrix that stays dense has the rank `min(m, n)`; one of a pruned FFN has a width instead.
     """
     found = {
         f"{key.replace('_', '/')}/{name}": value
@@ -50,7 +50,7 @@ def measurements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> 
 
 
 def points_of(curve: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
-    """The points of a recovery: name of the metric, optimizer step, value."""
+    """Iterate over the points of a recovery: name of the metric, optimizer step, value."""
     for point in curve.get("points", []):
         for key in ("training", "validation", "rate"):
             if point[key] is not None:
@@ -58,7 +58,7 @@ def points_of(curve: Mapping[str, Any]) -> Iterator[tuple[str, int, float]]:
 
 
 def metrics_of(values: Mapping[str, float]) -> list[Any]:
-    """Numbers as MLflow takes them, all of this moment."""
+    """Convert numbers to MLflow metrics with the current time."""
     from mlflow.entities import Metric
 
     now = int(1000 * time.time())
@@ -66,14 +66,14 @@ def metrics_of(values: Mapping[str, float]) -> list[Any]:
 
 
 def params_of(values: Mapping[str, Any]) -> list[Any]:
-    """Parameters as MLflow takes them, as text."""
+    """Convert parameters to MLflow parameters, as text."""
     from mlflow.entities import Param
 
     return [Param(legal_name(key), truncate(format_value(value))) for key, value in values.items()]
 
 
 def flatten_numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers of a nested table with their path."""
+    """Iterate over the numbers of a nested table, with their paths."""
     if isinstance(given, Mapping):
         for key, value in given.items():
             yield from flatten_numbers(value, f"{above}/{key}")
@@ -82,15 +82,15 @@ def flatten_numbers(given: Any, above: str = "") -> Iterator[tuple[str, float]]:
 
 
 def legal_name(name: str) -> str:
-    """A name with the characters and of the length that MLflow takes."""
+    """Reduce a name to the characters and the length that MLflow accepts."""
     return re.sub(r"[^\w\-. :/]", "_", name)[:250]
 
 
 def format_value(value: Any) -> str:
-    """A parameter as text, as in `params.yaml`."""
+    """Format a parameter as text, as in `params.yaml`."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def truncate(value: str) -> str:
-    """A value that MLflow takes; what is cut off is in `parameters.json` or in the message on the terminal."""
+    """Truncate a value to what MLflow accepts; the complete one is in `parameters.json` or in the message on the terminal."""
     return value if len(value) <= VALUE else f"{value[: VALUE - 3]}..."
