@@ -21,7 +21,8 @@ from tasks.data import hub_datasets
 from tasks.data.boundaries import cut_rows, cut_text
 from tasks.data.chats import Document, conversation_of, fields_of
 from tasks.data.files import UNREADABLE, files_below, inner_name, locate_source, read_content
-from tasks.data.rows import KINDS, LIST, Rows, file_kind, rows_in, stem, text_in, text_of
+from tasks.data.row_formats import rows_in, text_in
+from tasks.data.rows import KINDS, LIST, Rows, file_kind, stem, text_of
 
 _TEXT = ".txt"
 """What plain text is called in a folder; a file named by itself may have any ending."""

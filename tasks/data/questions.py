@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import InputError
 from tasks.cache.artifact import Artifact, Store
-from tasks.data import rows
+from tasks.data import row_formats, rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -84,7 +84,7 @@ def read_question_file(source: Path) -> list[dict[str, Any]]:
         InputError: the file is missing, empty or no text, or some lines do not have one of the forms above (the message counts them and
             names the first).
     """
-    given, found, wrong = rows.read_rows(source), list[dict[str, Any]](), list[InputError]()
+    given, found, wrong = row_formats.read_rows(source), list[dict[str, Any]](), list[InputError]()
     for number, row in given.numbered:
         try:
             found.append(_record(row, f"{given.unit} {number} of {source}", source.parent))
