@@ -1,6 +1,7 @@
 """A point of a sweep as one task: ratios, ranks and a measurement, from the spectra that all points of a factorizer share.
 
-The three are cached steps that run without the engine, so a point costs the engine once, and a second sweep executes nothing.
+The three are cached steps that run without the engine, so the overhead of the engine is paid once per point, and a second sweep executes
+nothing.
 """
 
 import time
@@ -26,7 +27,7 @@ def run_point(
     tokens: Artifact,
     windows: dict[str, Any],
 ) -> PointMeasurement:
-    """Compress by the point's two levels, in memory, and measure on `tokens`; `windows` are the other arguments of `measure`.
+    """Compress in memory by the two levels of the point, and measure on `tokens`; `windows` are the other arguments of `measure`.
 
     Args:
         centred: whether the factorizer adds biases.
