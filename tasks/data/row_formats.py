@@ -1,4 +1,4 @@
-"""Parsers of the files that hold rows: JSON lines, a JSON list, CSV, Parquet and Arrow.
+"""Parsers of files with rows: JSON lines, a JSON list, CSV, Parquet and Arrow.
 
 The format that a file name promises is checked against the content: JSON lines in a file of plain text would be read braces and all, so
 they are refused.
@@ -18,10 +18,10 @@ from tasks.data.rows import CELLS, COLUMNS, KINDS, LINES, LIST, Rows, file_kind,
 
 
 def read_rows(source: str | Path) -> Rows:
-    """The rows of one file.
+    """Read the rows of one file.
 
     Raises:
-        InputError: there is none, it has no rows by its ending, or it is not what its ending says.
+        InputError: the file is missing, has no rows by its ending, or is not what its ending says.
     """
     path = locate_source(source)
     if path is None or not path.is_file():
@@ -30,15 +30,15 @@ def read_rows(source: str | Path) -> Rows:
 
 
 def expected_forms() -> str:
-    """What a file may be, in words."""
+    """Describe the accepted kinds of files."""
     return f"expected a text file, or one of {', '.join(KINDS)}, packed or not ({', '.join(PACKED)})"
 
 
 def rows_in(path: Path, raw: bytes, names: Sequence[str] | None = None) -> Rows:
-    """The rows of a file whose content was read.
+    """Parse the rows of a file whose content was read.
 
     Args:
-        names: columns that are asked for, of a file that keeps its columns apart; null: all.
+        names: columns to read from a file that is stored by columns; None reads all.
 
     Raises:
         InputError: the file has no rows, or is damaged.
@@ -59,7 +59,7 @@ def rows_in(path: Path, raw: bytes, names: Sequence[str] | None = None) -> Rows:
 
 
 def text_in(path: Path, raw: bytes) -> str:
-    """The text of a file of plain text whose content was read.
+    """Decode the text of a plain file whose content was read.
 
     Raises:
         InputError: the file is damaged, not UTF-8, or looks like rows.
@@ -74,7 +74,7 @@ def text_in(path: Path, raw: bytes) -> str:
 
 
 def looks_like(text: str) -> str | None:
-    """Whether a text is JSON lines, by its first two, or a JSON list of objects."""
+    """Detect JSON lines, by the first two lines of a text, or a JSON list of objects; None for anything else."""
     beginning = text.lstrip()[:1]
     if beginning == "{":
         lines = [line for line in text.lstrip().split("\n", 2)[:2] if line.strip()]
@@ -93,7 +93,7 @@ def _parsed(text: str) -> Any:
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Only a newline ends a row; other separators may stand inside a string."""
+    """Iterate over JSON lines; only a newline ends a row, since other separators may occur inside a string."""
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
@@ -108,13 +108,13 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
 
 
 def row_of(line: str, place: str) -> Any:
-    """The row of one JSON line.
+    """Parse one JSON line.
 
     Args:
-        place: the line and its file, as the message begins.
+        place: the line and its file, for the beginning of the message.
 
     Raises:
-        InputError: it is not JSON.
+        InputError: the line is not JSON.
     """
     try:
         return json.loads(line)
@@ -123,7 +123,7 @@ def row_of(line: str, place: str) -> Any:
 
 
 def _whole(path: Path, text: str) -> list[Any] | None:
-    """The rows of a JSON file; null where it has a row per line."""
+    """Rows of a JSON file; None if it has a row per line."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -140,7 +140,7 @@ def _whole(path: Path, text: str) -> list[Any] | None:
 
 
 def _cells(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(sys.maxsize)  # a document is longer than what the module takes for a cell
+    csv.field_size_limit(sys.maxsize)  # a document is longer than the module's limit for a cell
     delimiter = "\t" if inner_name(path).endswith(".tsv") else ","
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
@@ -185,7 +185,7 @@ def _parquet(inner: bytes, names: Sequence[str] | None) -> Any:
 
 
 def _arrow(inner: bytes) -> Any:
-    """`datasets` writes streams, others write files."""
+    """Read Arrow data, which `datasets` writes as a stream and others as a file."""
     import pyarrow
     from pyarrow import ipc
 

@@ -1,13 +1,13 @@
-"""Rows of a file of any kind, by its ending in upper or lower case: texts, conversations, instructions and questions.
+"""Rows of a file of any kind, chosen by its ending in upper or lower case: texts, conversations, instructions and questions.
 
     .jsonl .ndjson .jsonlines      JSON, a row per line
     .json                          a list of rows, or a row per line
     .csv .tsv                      rows below a line of names
     .parquet .arrow .feather       rows of columns
-    .gz .bz2 .xz behind it         any of these, packed
+    followed by .gz .bz2 .xz       any of these, packed
 
-A row is an object or, in JSON, a text by itself. A file with another ending is plain text, and has no rows. What a name promises is held
-against the content: JSON lines that are called text would be read braces and all, so they are refused.
+A row is an object or, in JSON, also a text by itself. A file with another ending is plain text, and has no rows. The files are parsed by
+tasks/data/row_formats.py.
 """
 
 import re
@@ -26,13 +26,13 @@ KINDS = {
     **dict.fromkeys((".csv", ".tsv"), CELLS),
     **dict.fromkeys((".parquet", ".arrow", ".feather"), COLUMNS),
 }
-"""What a file holds, by its ending."""
+"""Format of a file by its ending."""
 
 T = TypeVar("T")
 
 
 class NullError(Exception):
-    """A row has nothing where it is to have something."""
+    """A row lacks the value that is needed."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,14 @@ class Rows:
     unit: str = "Row"
 
     def take(self, take: Callable[[Any, str], T], *, skip: bool = False) -> tuple[list[T], int]:
-        """What `take` makes of each row and its place, and how many rows were left out.
+        """Apply `take` to each row and its place; returns the results, and the number of rows that were left out.
 
         Args:
-            take: raises `NullError` over a row with nothing to take.
+            take: raises `NullError` for a row with nothing to take.
             skip: leave such rows out.
 
         Raises:
-            InputError: `take` refuses a row, or a row has nothing to take and is not to be left out.
+            InputError: `take` rejects a row, or a row has nothing to take and `skip` is not set.
         """
         found, nulls, first = [], 0, ""
         for number, row in self.numbered:
@@ -68,7 +68,7 @@ class Rows:
 
 
 def text_of(row: Any, field: str, place: str) -> str:
-    """The text of a row: the field, or the row itself if it is a text.
+    """Text of a row, which is in one of its fields or the row itself.
 
     Raises:
         NullError: the field is null or missing.
@@ -94,10 +94,10 @@ def text_of(row: Any, field: str, place: str) -> str:
 
 
 def whole_text(text: str, place: str) -> str:
-    """The text, unless it holds half of a character: JSON can spell that (`"\\ud800"`), and no tokenizer and no file takes it.
+    """Return the text, unless it contains half of a character: JSON can encode that (`"\\\\ud800"`), but no tokenizer and no file accepts it.
 
     Raises:
-        InputError: it does.
+        InputError: the text contains half of a character.
     """
     try:
         text.encode()
@@ -110,17 +110,17 @@ def whole_text(text: str, place: str) -> str:
 
 
 def shorten(value: Any) -> str:
-    """The beginning of a value, for a message."""
+    """Beginning of a value, for a message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def file_kind(path: Path) -> str | None:
-    """What a file holds, by its ending; null for plain text."""
+    """Format of a file by its ending; None for plain text."""
     return KINDS.get(Path(inner_name(path)).suffix)
 
 
 def stem(path: Path) -> str:
-    """The name of a file without its endings, and without the number that `datasets` gives to a part."""
+    """Name of a file without its endings, and without the number that `datasets` gives to a part."""
     endings = len(inner_name(path)) - len(Path(inner_name(path)).suffix)
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.name[:endings])
