@@ -1,14 +1,14 @@
-"""The main flow: a backbone and a compression target in; a compressed checkpoint, its metrics and its record out.
+"""The main flow, from a backbone and a compression target to a compressed checkpoint, its metrics and its record.
 
     python -m flows.compress [section.key=value ...]
 
 backbone -> texts -> tokens -> statistics -> spectra -> ratios -> ranks -> factors -> checkpoint -> metrics
 
-Every arrow is a cached step that takes and gives artifacts, so a second run executes nothing, and another target starts at `ratios`.
-The method and its baselines differ in their recipes only: same statistics, spectra and budget. A search (`search.method`) finds ranks
-by trials on validation text in the place of both levels. Where `statistics.inputs` is `compressed`,
-statistics to factors is one step per block, behind the compressed blocks before it; anchored (`anchor.method`), ranks to factors are.
-`recovery` tunes the checkpoint of the method.
+Every arrow is a cached step that takes and returns artifacts, so a second run executes nothing, and another target starts at `ratios`.
+The method and its baselines differ in their recipes only: statistics, spectra and budget are the same. A search (`search.method`) replaces
+both levels and finds ranks by trials on validation text. If `statistics.inputs` is `compressed`, the stages from statistics to factors are
+one step per block, calibrated on the output of the compressed blocks before it; with anchoring (`anchor.method`), the stages from ranks to
+factors are. `recovery` fine-tunes the checkpoint of the method.
 """
 
 import sys
@@ -128,12 +128,12 @@ def compress(parameters: Parameters) -> Results:
 
 
 def searches_of(params: Parameters) -> list[Output]:
-    """What a run with a search publishes of that."""
+    """Outputs of the search of a run, if it has one."""
     return [] if params.search.method == "none" else [Output("the folder of searches", params.folder / SEARCHES)]
 
 
 def prepare_backbone(params: Parameters, store: Store) -> Artifact:
-    """The backbone of a run, looked at once; a run that cannot fit into memory or onto the disk ends before."""
+    """Load the backbone of a run; a run that cannot fit into memory or onto the disk ends first."""
     with suppress(InputError):  # of a backbone that cannot be planned with, `load_backbone` says what is wrong
         refuse_what_cannot_fit(
             plan_run(params, resolve_device(params), models=len(recipes(params)), workers=worker_count(params))
@@ -152,7 +152,7 @@ def prepare_backbone(params: Parameters, store: Store) -> Artifact:
 
 
 def parts_of(params: Parameters) -> list[str]:
-    """What of the backbone is compressed.
+    """Parts of the backbone that are compressed.
 
     Raises:
         UsageError: a method that is for the decoder alone.
@@ -177,7 +177,7 @@ def parts_of(params: Parameters) -> list[str]:
 
 @dataclass(frozen=True)
 class ModelBuilder:
-    """What the models of a run share, and the two ways to their factors."""
+    """Builder of the models of a run: what they share, and the two ways to their factors."""
 
     parameters: Parameters
     store: Store
@@ -188,7 +188,7 @@ class ModelBuilder:
 
     @property
     def blocks(self) -> list[int]:
-        """Their indices."""
+        """Indices of the blocks."""
         return list(range(backbone_record(self.store, self.backbone)["blocks"]))
 
     @property
@@ -202,7 +202,7 @@ class ModelBuilder:
         }
 
     def spectra(self) -> list[Artifact]:
-        """The decompositions of all blocks, in which all models are slices."""
+        """Decompositions of all blocks, of which all models are slices."""
         given = self.parameters.factors
         chosen: dict[str, Any] = {"method": given.method, "options": unmapped(given.options)}
         found: list[Artifact] = decompose.map(
@@ -223,7 +223,7 @@ class ModelBuilder:
     def slice_factors(
         self, spectra: list[Artifact], ranks: Artifact, scores: list[Artifact] | None = None
     ) -> list[Artifact]:
-        """The factors of all blocks at some ranks: slices, or fitted to the dense model."""
+        """Factors of all blocks at some ranks: sliced, or fitted to the dense model."""
         if self.parameters.anchor.anchoring is not None:
             return self.anchor_factors(ranks)
         given: dict[str, Any] = {"scores": scores or unmapped(None), "ranks": unmapped(ranks)}
@@ -231,7 +231,7 @@ class ModelBuilder:
         return found
 
     def anchor_factors(self, ranks: Artifact) -> list[Artifact]:
-        """The factors of all blocks at some ranks, each fitted to the dense model behind those before it."""
+        """Factors of all blocks at some ranks, each fitted to the dense model on the output of the blocks before it."""
         p, factors = self.parameters, list[Artifact]()
         chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options}
         for block in self.blocks:
@@ -252,7 +252,7 @@ class ModelBuilder:
     def compress_sequentially(
         self, recipe: Recipe, ratios: Artifact
     ) -> tuple[Artifact, list[Artifact], list[Artifact]]:
-        """The same, one block after the other, each measured behind the compressed ones before it; its scores lie with its factors."""
+        """Ranks, channel scores and factors of a model, block after block, each calibrated on the compressed ones before it."""
         p, factors = self.parameters, list[Artifact]()
         chosen: dict[str, Any] = {"method": p.factors.method, "options": p.factors.options, **recipe.block}
         for block in self.blocks:
@@ -265,7 +265,7 @@ class ModelBuilder:
 
 
 def figure_inputs(results: Results) -> dict[str, Any]:
-    """The artifacts that the figures are drawn from."""
+    """Artifacts that the figures are drawn from."""
     models = list(results.models.values())
     return {
         "backbone": results.backbone,

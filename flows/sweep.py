@@ -1,9 +1,9 @@
-"""Many compressed models from one calibration per backbone and one decomposition per factorizer, in one table with intervals.
+"""A sweep: many compressed models from one calibration per backbone and one decomposition per factorizer, in one table with intervals.
 
     python -m flows.sweep [section.key=value ...]
 
 Every combination of the lists in the section `sweep` is a point; every point is one task on the task runner and one child run in
-MLflow. Spectra are those of `flows.compress`, so the two share them; of a point nothing is written but its ratios, its ranks and the
+MLflow. Spectra are those of `flows.compress`, so the two share them; a point writes nothing but its ratios, its ranks and the
 losses of its windows. A point that fails is a row with its error, and ends the flow with an error after everything else was written.
 """
 
@@ -44,7 +44,7 @@ from tasks.tracking.run import Run, track_run
 
 @dataclass(frozen=True)
 class SweepContext:
-    """One backbone with what all its points share; `windows` are the plain arguments of `measure`."""
+    """One backbone with everything that its points share; `windows` are the plain arguments of `measure`."""
 
     source: Source
     backbone: Artifact
@@ -84,7 +84,7 @@ def sweep(parameters: Parameters) -> list[Outcome]:
 
 
 def check(params: Parameters) -> None:
-    """Refuse what cannot share one decomposition, and what is no low rank.
+    """Refuse settings that cannot share one decomposition, and those without a low rank.
 
     Raises:
         UsageError: inputs behind compressed blocks, anchored factors, pruned FFNs, a search, or recovery.
@@ -108,7 +108,7 @@ def check(params: Parameters) -> None:
 
 
 def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point]) -> list[SweepContext]:
-    """Every backbone up to its statistics; whatever is wrong with the parameters or the inputs is said before a point is measured."""
+    """Prepare every backbone up to its statistics; errors in parameters or inputs are raised before a point is measured."""
     backbones: dict[Source, Artifact] = {}
     for source in params.sweep.backbone:
         files = identify(source.source, source.revision)
@@ -157,7 +157,7 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
 
 
 def run_points(params: Parameters, store: Store, bench: SweepContext, wanted: Sequence[Point]) -> Iterator[Outcome]:
-    """The points of one backbone as they end; those of a factorizer whose decomposition failed end with its error."""
+    """Measure the points of one backbone, in the order in which they end; a failed decomposition fails all points of its factorizer."""
     groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
     with limit_threads(worker_count(params)):
         decomposing = [start_decomposition(store, bench, factors) for factors, _ in groups]
@@ -177,7 +177,7 @@ def run_points(params: Parameters, store: Store, bench: SweepContext, wanted: Se
 
 
 def start_decomposition(store: Store, bench: SweepContext, factors: Factors) -> PrefectFutureList[Artifact]:
-    """The spectra of all blocks, on their way."""
+    """Start the decomposition of all blocks."""
     return decompose.map(
         store=unmapped(store),
         backbone=unmapped(bench.backbone),
@@ -216,7 +216,7 @@ def log_sweep(
 
 
 def raise_failures(outcomes: Sequence[Outcome]) -> None:
-    """Raise one error that names the points that failed, by their errors."""
+    """Raise one error that names the failed points with their errors."""
     failed = [(outcome.point.name, outcome.error) for outcome in outcomes if outcome.error is not None]
     if failed:
         messages = dict.fromkeys(str(error) for _, error in failed)

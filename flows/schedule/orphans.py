@@ -18,13 +18,13 @@ from tasks.tracking.processes import is_orphaned, process_tags
 
 
 def register(flow: Any, flow_run: Any, state: Any) -> None:
-    """A hook of Prefect: leave with the record of a flow run that it is this process."""
+    """Hook of Prefect: store the identity of this process with the record of the flow run."""
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {**process_tags()})
 
 
 def crash_orphaned_runs() -> list[str]:
-    """End the registered records whose process is gone as Crashed, and tell the webhook of them; returns the names of scheduled runs."""
+    """Set the registered runs whose process is gone to Crashed, and notify the webhook; returns the names of scheduled runs."""
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     with get_client(sync_client=True) as client:
         gone = [
@@ -35,11 +35,11 @@ def crash_orphaned_runs() -> list[str]:
         for run in gone:
             state = crashed_state(run.labels["process.id"])
             client.set_flow_run_state(run.id, state, force=True)
-            if run.deployment_id is not None:  # else it ran inside of one
+            if run.deployment_id is not None:  # otherwise it ran inside of one
                 notify(client.read_flow(run.flow_id), run, state)
     return [run.name for run in gone if run.deployment_id is not None]
 
 
 def crashed_state(number: Any) -> State[Any]:
-    """The state in which a run has ended whose process was killed."""
-    return Crashed(message=f"The process {number} was killed; the next run goes on from what it had finished.")
+    """Final state of a run whose process was killed."""
+    return Crashed(message=f"The process {number} was killed; the next run resumes from its finished steps.")

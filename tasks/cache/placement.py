@@ -46,7 +46,9 @@ def should_stream(device: str, weights: int) -> bool:
 
 
 def place_of_hidden(device: str, size: int) -> Literal["device", "host", "disk"]:
-    """Place for hidden states of so many bytes: the device if they need at most a quarter of its free memory, else the host, else the disk."""
+    """Place for hidden states of so many bytes: the device or else the host if they need at most a quarter of its free memory, else the
+    disk.
+    """
     import torch
 
     from mgaa.blocks.hardware import free_memory

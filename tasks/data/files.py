@@ -87,7 +87,7 @@ def _check_entry(path: Path, folder: Path) -> None:
 
 
 def _bound(folder: Path) -> Path:
-    """Folder that links may not leave: the folder itself or, in the cache of the Hub, where files are links into `blobs`, its repository."""
+    """Folder that links may not leave: the folder itself or, in the Hub's cache, where files are links into `blobs`, its repository."""
     whole = folder.resolve()
     return next((each.parents[1] for each in (whole, *whole.parents) if each.parent.name == "snapshots"), whole)
 

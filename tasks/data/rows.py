@@ -94,7 +94,7 @@ def text_of(row: Any, field: str, place: str) -> str:
 
 
 def whole_text(text: str, place: str) -> str:
-    """Return the text, unless it contains half of a character: JSON can encode that (`"\\\\ud800"`), but no tokenizer and no file accepts it.
+    """Return the text, unless it has half of a character: JSON can encode that (`"\\\\ud800"`), but no tokenizer and no file accepts it.
 
     Raises:
         InputError: the text contains half of a character.

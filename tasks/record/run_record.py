@@ -198,7 +198,7 @@ def keep_record(
 
 
 def place_of(results: Path, flow: str) -> Path:
-    """Path at which the record of the last run of a flow is published: `record.json` for `flows.compress`, `<flow>.record.json` for others."""
+    """Path where the record of the last run of a flow is published: `record.json` for `flows.compress`, `<flow>.record.json` for others."""
     return results / (RECORD if flow == "compress" else f"{flow}.{RECORD}")
 
 
