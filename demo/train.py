@@ -1,13 +1,13 @@
-"""Trains the embedded backbone: a small, real Llama on the docstrings of the pinned dependencies. `make demo-backbone` calls it.
+"""Train the embedded backbone: a small, real Llama on the docstrings of the pinned dependencies. `make demo-backbone` calls it.
 
     python -m demo.train                              # the committed backbone: 1.4 epochs, an hour on 2 cores, minutes on a GPU
     python -m demo.train --minutes 3 --output /tmp/b  # a quick one
 
-The output folder gets a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`, its tokenizer, and `training.json`: what it was
-trained on (sha256, documents, bytes and tokens of every split), how (steps, batch, rate, seed, versions) and what came out (curve, losses,
-the gap between train and test, bits per byte beside those of xz and of a byte model).
+The output folder receives a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`, its tokenizer, and `training.json`: the data
+(sha256, documents, bytes and tokens of every split), the recipe (steps, batch, rate, seed, versions) and the result (curve, losses,
+the gap between train and test, bits per byte compared with those of xz and of a byte model).
 
-Form: the Llama block as transformers has it, nothing of our own, because the demo must show that compression works on ordinary
+The architecture is the Llama block of transformers, unchanged, because the demo must show that compression works on ordinary
 checkpoints. AdamW with bfloat16 autocast (1.6 times float32 on a CPU with AMX), a short warm-up and a linear decay to zero, which
 beats cosine at a fixed budget (Bergsma et al. 2025). The last fifth runs on 512 tokens, so that the stated context has been
 trained. With `--steps` the result repeats on one machine; with `--minutes` the schedule follows the clock.
@@ -37,12 +37,12 @@ FINAL = Path(__file__).parents[1] / "models" / "demo"
 POINTS = 30
 CONTEXT = 512
 LONG = 0.8
-"""Share of the training after which rows have the full context."""
+"""Fraction of the training after which rows have the full context."""
 
 
 @dataclass
 class Progress:
-    """How far the training is, by steps or by the clock."""
+    """Progress of the training, by steps or by the clock."""
 
     plan: Plan
     step: int = 0
@@ -50,17 +50,17 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
     @property
     def share(self) -> float:
-        """Between 0 and 1."""
+        """Completed fraction, between 0 and 1."""
         return self.step / self.plan.steps if self.plan.minutes is None else self.seconds / (60 * self.plan.minutes)
 
     @property
     def rate(self) -> float:
-        """The learning rate here: linear warm-up, then linear decay to zero."""
+        """Current learning rate: linear warm-up, then linear decay to zero."""
         return self.plan.rate * max(
             0.0, min(self.share / self.plan.warmup, (1 - self.share) / (1 - self.plan.warmup), 1.0)
         )

@@ -1,11 +1,12 @@
-"""The form of the demo vision-language model: a LLaVA of a small CLIP vision tower, the two-layer projector and the demo language model.
+"""Architecture of the demo vision-language model: a LLaVA of a small CLIP vision tower, the two-layer projector and the demo language
+model.
 
-Nothing of it is our own: `LlavaForConditionalGeneration` with `LlavaProcessor`, as any checkpoint of that family (Liu et al. 2023),
-so that programs which read such checkpoints read this one. An image is 64 x 64, its 16 patches are 16 tokens. The tower's last layer
-feeds the projector, for the tower is trained here and has no later layer to waste.
+Nothing of it is our own: it is `LlavaForConditionalGeneration` with `LlavaProcessor`, as for any checkpoint of that family (Liu et al.
+2023), so that programs for such checkpoints can read this one. An image is 64 x 64, its 16 patches are 16 tokens. The projector reads the
+tower's last layer, since the tower is trained here and no layer after it would be wasted.
 
-The chat template is short, because every token costs a small model: `<s>`, the image where there is one, the question and a line
-break; the answer ends with `</s>`. It marks answers with `generation`, so that a processor gives the mask of what is learned.
+The chat template is short, because every token is expensive for a small model: `<s>`, the image if there is one, the question and a line
+break; the answer ends with `</s>`. It marks answers with `generation`, so that a processor returns the mask of what is learned.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +37,7 @@ IMAGE, PAD = "<image>", "<pad>"
 _NAMES = ("circle", "rectangle", "triangle", "diamond", "black", "blue", "brown", "gray", "green", "teal", "yellow")
 _WHOLE = (*_NAMES, "top", "middle", "bottom", "centre", "yes")
 WORDS = (*(mark + word for word in _WHOLE for mark in ("", " ")), " ring")
-"""Words of the scenes that the tokenizer of docstrings would cut (`b`, `l`, `ue`), as tokens of their own, with and without a blank: a
+"""Words of the scenes that the tokenizer of docstrings would split (`b`, `l`, `ue`), as tokens of their own, with and without a blank: a
 model finds and copies tokens, and pieces that many names share are hard to tell apart. `ring` is a token already, and part of `string`.
 """
 
@@ -51,7 +52,7 @@ TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{{ '\\n' }}"
     "{% endif %}{% endfor %}"
 )
-"""Jinja; there is nothing to add for a generation prompt, for the line break behind the question is it."""
+"""Jinja; the line break after the question is the generation prompt, so nothing is added for one."""
 
 
 def vision() -> CLIPVisionConfig:
