@@ -26,7 +26,7 @@ EMPTY = 0.3
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """Convert images of 64 x 64 RGB to (b, 3, 64, 64) between -1 and 1, as the image processor does, but without its slower general code."""
+    """Convert images of 64 x 64 RGB to (b, 3, 64, 64) between -1 and 1, like the image processor but without its slower general code."""
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return stacked.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 

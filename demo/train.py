@@ -67,7 +67,7 @@ class Progress:
 
 
 def configuration() -> LlamaConfig:
-    """The architecture: 8 blocks of 192 channels, 6 query and 3 key-value heads; 4.0 million parameters."""
+    """Architecture of the backbone: 8 blocks of 192 channels, 6 query and 3 key-value heads; 4.0 million parameters."""
     return LlamaConfig(
         vocab_size=vocabulary.VOCABULARY,
         hidden_size=192,
@@ -103,7 +103,7 @@ def evaluate(model: LlamaForCausalLM, rows: Tensor, *, what: str, autocast: bool
 def fit(
     model: LlamaForCausalLM, encoded: Sequence[Tensor], validation: Tensor, plan: Plan
 ) -> tuple[list[list[float]], int]:
-    """Trains in place; returns the curve (step, train loss since the last point, validation loss) and the number of steps."""
+    """Train in place; returns the curve (step, train loss since the last point, validation loss) and the number of steps."""
     optimizer = _optimizer(model, plan)
     compute = torch.compile(loss, dynamic=False) if plan.compile else loss
     progress, curve, recent = Progress(plan), list[list[float]](), list[float]()
@@ -154,7 +154,7 @@ def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, value: Tens
 
 
 def _optimizer(model: LlamaForCausalLM, plan: Plan) -> torch.optim.AdamW:
-    """Weight decay on matrices only."""
+    """AdamW with weight decay on matrices only."""
     matrices = [each for each in model.parameters() if each.ndim == 2]
     gains = [each for each in model.parameters() if each.ndim < 2]
     groups = [{"params": matrices, "weight_decay": plan.decay}, {"params": gains, "weight_decay": 0.0}]
@@ -162,7 +162,7 @@ def _optimizer(model: LlamaForCausalLM, plan: Plan) -> torch.optim.AdamW:
 
 
 def check(plan: Plan) -> None:
-    """Refuses a plan that cannot run.
+    """Refuse a plan that cannot run.
 
     Raises:
         UsageError: no steps, no time, a rate that is not positive, or no compiler.
@@ -176,7 +176,7 @@ def check(plan: Plan) -> None:
 
 
 def train(plan: Plan, output: Path) -> None:
-    """Reads the text, learns the tokenizer, trains, saves, measures what was saved, and writes the record."""
+    """Read the text, learn the tokenizer, train, save, measure what was saved, and write the record."""
     check(plan)
     check_files(output, record.WRITTEN)
     start = time.monotonic()
@@ -203,13 +203,13 @@ def train(plan: Plan, output: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     plan = Plan()
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the embedded backbone.")
     parser.add_argument("--steps", type=int, default=plan.steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="train for this long instead")
     parser.add_argument("--rate", type=float, default=plan.rate, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and order (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="seed of weights and order (default: %(default)s)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler, 1.4 times faster"
     )

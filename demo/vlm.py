@@ -1,5 +1,4 @@
-"""Architecture of the demo vision-language model: a LLaVA of a small CLIP vision tower, the two-layer projector and the demo language
-model.
+"""Architecture of the demo vision-language model: LLaVA with a small CLIP vision tower, a two-layer projector and the demo language model.
 
 Nothing of it is our own: it is `LlavaForConditionalGeneration` with `LlavaProcessor`, as for any checkpoint of that family (Liu et al.
 2023), so that programs for such checkpoints can read this one. An image is 64 x 64, its 16 patches are 16 tokens. The projector reads the
@@ -56,7 +55,7 @@ TEMPLATE = (
 
 
 def vision() -> CLIPVisionConfig:
-    """The tower: 4 blocks of 128 channels; 0.9 million parameters."""
+    """Configuration of the tower: 4 blocks of 128 channels; 0.9 million parameters."""
     return CLIPVisionConfig(
         image_size=SIZE,
         patch_size=PATCH,
@@ -68,14 +67,14 @@ def vision() -> CLIPVisionConfig:
 
 
 def tokenizer(backbone: Path = BACKBONE) -> PreTrainedTokenizerFast:
-    """The language model's own with `WORDS`; text goes through it, for a docstring may hold the letters `<image>`."""
+    """Tokenizer of the language model with `WORDS`, for plain text, since a docstring may contain the letters `<image>`."""
     extended = AutoTokenizer.from_pretrained(backbone)
     extended.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
     return extended
 
 
 def processor(backbone: Path = BACKBONE) -> LlavaProcessor:
-    """The tokenizer of the language model with `<image>` and `<pad>`, the image processor on Pillow, and the chat template."""
+    """Processor: the tokenizer of the language model with `<image>` and `<pad>`, the image processor on Pillow, and the chat template."""
     extended = tokenizer(backbone)
     extended.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     extended.add_special_tokens({"pad_token": PAD})
@@ -97,7 +96,7 @@ def processor(backbone: Path = BACKBONE) -> LlavaProcessor:
 
 
 def build(reader: LlavaProcessor, backbone: Path = BACKBONE) -> LlavaForConditionalGeneration:
-    """The model in float32: random tower and projector, the language model's own weights, and a few more rows of embeddings."""
+    """Build the model in float32: random tower and projector, the language model's own weights, and a few more rows of embeddings."""
     language = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
     language.resize_token_embeddings(len(reader.tokenizer))
     text = language.config
@@ -141,7 +140,7 @@ def answer(
     batch: int = 64,
     longest: int = 12,
 ) -> list[str]:
-    """The greedy answers to one question each, `batch` at a time; either all have an image or none has."""
+    """Answer each question on its own, greedily, `batch` at a time; either all have an image or none has."""
     found: list[str] = []
     for start in range(0, len(asked), batch):
         messages = [conversation([(question, None)], image) for image, question in asked[start : start + batch]]

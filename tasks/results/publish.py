@@ -200,7 +200,7 @@ def compare_answers(store: Store, results: Results) -> dict[str, Any]:
 
 
 def accuracy_difference(answers: Mapping[str, Any], reference: Mapping[str, Any]) -> Interval:
-    """How far one accuracy is above another over the same questions."""
+    """Difference of two accuracies over the same questions, with its interval."""
     correct, other = ([float(each["correct"]) for each in given["answers"]] for given in (answers, reference))
     return Bootstrap([1] * len(correct)).difference(correct, other)
 

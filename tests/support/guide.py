@@ -119,7 +119,7 @@ class Reader:
         self.changed |= path.relative_to(self.project).parts[0] in CODE
 
     def run(self, command: str) -> str:
-        """What a command prints; it has to end well."""
+        """Run a command, which must succeed, and return its output."""
         if any(each in command for each in self.elsewhere):
             return ""
         if PLAIN.fullmatch(command) and not self.changed:
@@ -138,7 +138,7 @@ class Reader:
 
 
 def in_process(module: str, *words: str) -> str:
-    """What `python -m module words` prints, without the seconds of a new process."""
+    """Output of `python -m module words`, without the seconds of a new process."""
     said, complained, code = io.StringIO(), io.StringIO(), None
     with redirect_stdout(said), redirect_stderr(complained), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'flows.*found in sys.modules", RuntimeWarning)

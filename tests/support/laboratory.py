@@ -129,7 +129,7 @@ def runs(lab: TinyProject, flow: str) -> tuple[Any, dict[str, Any]]:
 
 
 def striking(signal: str, kind: str, number: int) -> str:
-    """Python code that sends its own process a signal just before the artifact `number` of `kind`, written in full, is renamed into place."""
+    """Python code that sends its own process a signal just before artifact `number` of `kind`, written in full, is renamed into place."""
     return f"""
 import os, re, signal, sys
 places = []
