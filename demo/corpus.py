@@ -4,8 +4,8 @@ The idea: eight large scientific packages hold tens of megabytes of edited Engli
 the same on every machine, so a language model can be trained, calibrated and tested without fetching anything.
 
 A document is one source file: its docstrings of at least 80 characters, in file order, joined by blank lines. The split of a file is
-decided by the sha256 of its bytes, so the split needs no list, no seed and no parsing: the demo hashes every file (a second or two) and parses
-only the held-out twelfth.
+decided by the sha256 of its bytes, so it needs no list, no seed and no parsing: the demo hashes every file (a second or two) and
+parses only the held-out twelfth.
 
 Near copies are removed by containment of word 8-shingles (Broder 1997; Lee et al. 2022 apply it to language models), in the fixed order
 test, validation, calibration, train. A docstring is dropped if more than half of its distinct shingles were kept before. A training

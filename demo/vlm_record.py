@@ -128,7 +128,7 @@ def write(
     seconds: float,
     before: Mapping[str, Any] | None = None,
 ) -> None:
-    """Measure the saved checkpoint and write `training.json` next to it; `before` is the record of the training that this one resumed from."""
+    """Measure the saved checkpoint and write `training.json` next to it; `before` is the record of the training that was resumed."""
     model = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
     reader = AutoProcessor.from_pretrained(output)
     test, captions = scenes.examples("test", QUESTIONS), scenes.examples("test", CAPTIONS, types=[CAPTION])
