@@ -68,7 +68,7 @@ class Rows:
         ids: tokens.
         learned: whether a token is of an answer or its `</s>`.
         visible: which tokens a token sees (b, 1, n, n): those before it of the image and of its own turn.
-        positions: of the image's tokens, and behind them of each turn anew.
+        positions: of the image's tokens; each turn starts anew after them.
         images: pixels (b, 3, 64, 64).
     """
 
@@ -99,7 +99,7 @@ def encode(reader: LlavaProcessor, dialogues: Sequence[Dialogue]) -> Rows:
             positions[index, here] = torch.arange(len(shown), len(shown) + len(own))
             end += len(own)
             learned[index, end - answer : end] = 1
-        turn[index, end:] = len(row) + 1  # padding sees itself, and nobody sees it
+        turn[index, end:] = len(row) + 1  # padding attends to itself, and nothing attends to it
     same = (turn[:, :, None] == turn[:, None, :]) | (turn[:, None, :] == 0)
     visible = same & torch.ones(size, size, dtype=torch.bool).tril()
     return Rows(ids, learned.bool(), visible[:, None], positions, pixels([image for image, _ in dialogues]))

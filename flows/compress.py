@@ -134,7 +134,7 @@ def searches_of(params: Parameters) -> list[Output]:
 
 def prepare_backbone(params: Parameters, store: Store) -> Artifact:
     """Load the backbone of a run; a run that cannot fit into memory or onto the disk ends first."""
-    with suppress(InputError):  # of a backbone that cannot be planned with, `load_backbone` says what is wrong
+    with suppress(InputError):  # if the backbone is unsuitable for a plan, `load_backbone` reports why
         refuse_what_cannot_fit(
             plan_run(params, resolve_device(params), models=len(recipes(params)), workers=worker_count(params))
         )

@@ -79,7 +79,7 @@ def search(parameters: Parameters) -> list[Final]:
         for groups in params.study.groups:
             earlier_trials(
                 params, store, with_groups(ground, groups)
-            )  # what does not fit is said before the first trial
+            )  # reports what does not fit before the first trial
         mgaa = measure_baseline(params, store, ground, statistics)
         searches = [
             run_search(
@@ -109,7 +109,7 @@ def check(params: Parameters) -> None:
     """Refuse a study without a search, or with settings that a search cannot be combined with.
 
     Raises:
-        UsageError: as said.
+        UsageError: the study has one of these.
     """
     if params.search.method != "gp":
         raise UsageError(

@@ -103,7 +103,7 @@ def check(params: Parameters) -> None:
     """Refuse settings that share no decomposition, and an objective without effect.
 
     Raises:
-        UsageError: inputs behind compressed blocks, or latency.
+        UsageError: statistics of compressed inputs, or latency.
     """
     check_objective(params, "sensitivity is told at equal parameters")
     if params.statistics.inputs != "dense":
@@ -123,7 +123,7 @@ def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
 def space_of_type(types: dict[str, int], name: str, fraction: float) -> dict[str, Any]:
     """Arguments of `mgaa.search.space_of` for compressing this type alone, by this fraction of its parameters."""
     compression = fraction * types[name] / sum(types.values())
-    least = min(0.2, (1 - fraction) / 2)  # below what is asked for
+    least = min(0.2, (1 - fraction) / 2)  # below the requested share
     return {
         "compression": compression,
         "dense": [other for other in types if other != name],

@@ -153,7 +153,7 @@ def format_measured(value: float, error: float | None, digits: int = 2) -> str:
 def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> Iterator[str]:
     """Statements below the table: that the budgets are equal, the method's loss relative to uniform's, the cost of the run."""
     models, final = metrics["models"], [*metrics["models"]][-1]
-    method = UNRECOVERED if UNRECOVERED in models else final  # what has the budget of the others
+    method = UNRECOVERED if UNRECOVERED in models else final  # the model with the same budget as the others
     above = {name: math.log(each["perplexity"] / models[DENSE]["perplexity"]) for name, each in models.items()}
     kept = [
         f"{label_of(name)} {each['linear_parameters']:,} ({each['slack']:,} unused)"

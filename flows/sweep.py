@@ -87,7 +87,7 @@ def check(params: Parameters) -> None:
     """Refuse settings that cannot share one decomposition, and those without a low rank.
 
     Raises:
-        UsageError: inputs behind compressed blocks, anchored factors, pruned FFNs, a search, or recovery.
+        UsageError: statistics of compressed inputs, anchored factors, pruned FFNs, a search, or recovery.
     """
     if params.statistics.inputs != "dense":
         raise UsageError(

@@ -95,7 +95,7 @@ def verify_key(store: Store, path: Path, nodes: Mapping[Artifact, Node]) -> Iter
         yield unchecked(artifact, f"is not in this store, the key {path.stem[:12]} ({stage['task']}) names it")
         return
     manifest = nodes[artifact].manifest
-    if manifest.get("key") == path.stem:  # else another derivation of equal content wrote the manifest
+    if manifest.get("key") == path.stem:  # otherwise another derivation of equal content wrote the manifest
         for name in sorted({*STAGE, "flags"} & stage.keys() & manifest.keys()):
             yield from compare_values(
                 f"{artifact} ({name})", manifest[name], stage[name], f"the record of its key {path}"

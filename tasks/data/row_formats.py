@@ -165,7 +165,7 @@ def _columns(path: Path, inner: bytes, names: Sequence[str] | None) -> list[dict
 
     try:
         table = _parquet(inner, names) if inner_name(path).endswith(".parquet") else _arrow(inner)
-        table.validate(full=True)  # Arrow ends the process over offsets and lengths that lie
+        table.validate(full=True)  # Arrow would crash the process over false offsets and lengths
         wanted = [name for name in table.column_names if names is None or name in names] or table.column_names
         rows: list[dict[str, Any]] = table.select(wanted).to_pylist()
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:

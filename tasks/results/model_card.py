@@ -28,7 +28,7 @@ def model_card(
 
     Args:
         metrics: content of `results/metrics.json`, the run's method last.
-        parameters: those of the run by dotted key.
+        parameters: parameters of the run by dotted key.
         backbone: its record.
         checkpoint: digest of the artifact.
         commit: of the code that made it.

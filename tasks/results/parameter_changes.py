@@ -44,7 +44,7 @@ def defaults(case: str, method: str, commit: str | None) -> dict[str, Any]:
         for path in (committed, own):
             try:
                 return load_parameters(path, [f"case={case}", f"method={method}"]).flat()
-            except UsageError:  # a case or a method that is not there
+            except UsageError:  # the file has no such case or method
                 continue
     return {}
 

@@ -56,7 +56,7 @@ class Compressed:
     @property
     def compression_artifacts(self) -> list[Artifact]:
         """Artifacts whose making counts as compression."""
-        ranks = dict.fromkeys([self.ratios, self.ranks])  # a search leaves both in one
+        ranks = dict.fromkeys([self.ratios, self.ranks])  # a search puts both into one artifact
         return [*self.searched, *ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
 
 
@@ -122,7 +122,7 @@ class Effort:
     @staticmethod
     def since(began: float, executions: Sequence[Execution]) -> "Effort":
         """Effort since `began`, the `time.perf_counter()` at the start of the flow, after Prefect's server has started."""
-        executions = [*executions]  # with those of the workers
+        executions = [*executions]  # includes those of the workers
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
         evaluating = [execution for execution in executions if execution.task in EVALUATING]
@@ -195,7 +195,7 @@ def compare_answers(store: Store, results: Results) -> dict[str, Any]:
             if model != UNIFORM
         }
         for name, reference in results.models[UNIFORM].answers.items()
-        if read_table(store, reference, ANSWERS)["n"] > 1  # an interval takes two
+        if read_table(store, reference, ANSWERS)["n"] > 1  # an interval needs two questions
     }
 
 

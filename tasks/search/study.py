@@ -17,10 +17,10 @@ from tasks.search.trials import Search, best_objective
 COLUMNS = {
     **{"search": "string", "method": "string", "groups": "Int64", "start": "string", "seed": "Int64"},
     **{"evaluations": "Int64", "failed": "Int64", "objective": "float64", "linear_parameters": "Int64"},
-    # perplexity of the evaluation text; log-perplexity less that of the dense model, and less that of MGAA on the same windows
+    # perplexity of the evaluation text; difference in log-perplexity from the dense model, and from MGAA on the same windows
     **{"perplexity": "float64", "above_dense": "float64"},
     **{"above_mgaa": "float64", "above_mgaa_low": "float64", "above_mgaa_high": "float64", "verdict": "string"},
-    # of all trials: evaluating, proposing, and everything
+    # seconds of all trials: evaluating, proposing, in total
     **{"evaluation_seconds": "float64", "proposal_seconds": "float64", "seconds": "float64"},
 }
 NAME = "study.csv"

@@ -57,7 +57,7 @@ class Search:
     def made_artifacts(self, store: Store) -> list[Artifact]:
         """Artifacts that were made to find its best ranks: the windows and their choice, the reference, proposals, ranks and trials."""
         lineage = describe_lineage(store, [self.best])
-        own = [name for name, told in lineage.items() if told["task"] in MAKING]
+        own = [name for name, node in lineage.items() if node["task"] in MAKING]
         return [Artifact(*name.split("/", 1)) for name in own if name != f"{self.best.kind}/{self.best.digest}"]
 
     def number(self, measured: int) -> int:

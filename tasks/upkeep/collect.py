@@ -77,7 +77,7 @@ def collect_garbage(params: PathSections, store: Store, *, latest: int, dry: boo
     """Remove what nothing needs; with `dry`, only report it.
 
     Args:
-        latest: how many of the latest runs are kept for their own sake.
+        latest: number of latest runs that are kept in any case.
         wait: seconds to wait for runs that use the store.
 
     Raises:

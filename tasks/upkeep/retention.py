@@ -27,7 +27,7 @@ def needed_artifacts(params: PathSections, store: Store, latest: int) -> dict[Ar
     """Map every artifact that is needed to the reason.
 
     Args:
-        latest: how many of the latest runs are needed for their own sake.
+        latest: number of latest runs that are kept in any case.
     """
     reasons: dict[Artifact, str] = {}
     for root, why in roots(params, store, latest):

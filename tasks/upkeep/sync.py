@@ -100,7 +100,7 @@ def pull_one(store: Store, there: Remote, root: Artifact) -> Transfer:
     names = read_list(there, root)
     if names is None:
         raise InputError(
-            f"{root} is not in {there.url_of('')}: expected something that was pushed; whoever has it runs `python -m flows.store push`."
+            f"{root} is not in {there.url_of('')}: expected an artifact that was pushed: its owner runs `python -m flows.store push`."
         )
     artifacts = [Artifact(*each.split("/")) for each in names["artifacts"]]
     absent = [artifact for artifact in artifacts if not store.path_of(artifact).exists()]

@@ -19,7 +19,9 @@ class Commits:
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA journal_mode = WAL")
         shutil.copy(path, self.base)
-        with closing(sqlite3.connect(path, isolation_level=None)) as reader:  # while it reads, the log is kept whole
+        with closing(
+            sqlite3.connect(path, isolation_level=None)
+        ) as reader:  # an open reader keeps the log from being truncated
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
             make(path)

@@ -174,7 +174,7 @@ def loosely(text: str) -> str:
     if re.fullmatch("─+", text):
         return "─+"
     if re.fullmatch("[0-9a-f]{8,64}", text):
-        return "[0-9a-f]+( changed)?"  # a commit with changes beside it
+        return "[0-9a-f]+( changed)?"  # a commit with uncommitted changes
     if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*", text):
         return r"[+-]?\d+(?:[.,]\d+)*"
     if text in ("▼", "▲", "≈"):
