@@ -101,7 +101,7 @@ def build(reader: LlavaProcessor, backbone: Path = BACKBONE) -> LlavaForConditio
     language.resize_token_embeddings(len(reader.tokenizer))
     text = language.config
     text.pad_token_id = reader.tokenizer.pad_token_id
-    text.name_or_path = ""  # a local path does not belong into a published config
+    text.name_or_path = ""  # a local path does not belong in a published config
     config = LlavaConfig(
         vision_config=vision(),
         text_config=text,
