@@ -6,8 +6,9 @@ nothing.
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from tasks.artifacts.specs import QuestionSpec, WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import plain_task
 from tasks.steps.allocate_ranks import allocate_ranks
@@ -16,25 +17,48 @@ from tasks.steps.measure import measure
 from tasks.sweep.points import Point, PointMeasurement
 
 
+@dataclass(frozen=True)
+class PointContext:
+    """Inputs that the points of a backbone share, except the spectra.
+
+    Attributes:
+        tokens: evaluation tokens for the perplexity.
+        questions, asked: questions about images, and which of them are asked; None without such questions.
+    """
+
+    backbone: Artifact
+    statistics: Artifact
+    tokens: Artifact
+    questions: Artifact | None
+    windows: WindowSpec
+    asked: QuestionSpec
+    device: str
+
+
 @plain_task(name="run_point", task_run_name="{point.name}")
 def run_point(
-    store: Store,
-    point: Point,
-    backbone: Artifact,
-    statistics: Artifact,
-    spectra: Sequence[Artifact],
-    centred: bool,
-    tokens: Artifact,
-    windows: dict[str, Any],
+    store: Store, point: Point, context: PointContext, spectra: Sequence[Artifact], centred: bool
 ) -> PointMeasurement:
-    """Compress in memory by the two levels of the point, and measure on `tokens`; `windows` are the other arguments of `measure`.
+    """Compress in memory by the two levels of the point, and measure the result.
 
     Args:
         centred: whether the factorizer adds biases.
     """
     began = time.perf_counter()
-    recipe = point.recipe
-    ratios = allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
-    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **recipe.level2)
-    measurement = measure.fn(store, backbone, tokens, spectra, ranks, **windows)
+    recipe, backbone = point.recipe, context.backbone
+    ratios = allocate_ratios.fn(
+        store, backbone, context.statistics, ratios=recipe.ratios, target=recipe.target, centred=centred
+    )
+    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, ranks=recipe.ranks, target=recipe.target)
+    measurement = measure.fn(
+        store,
+        backbone,
+        context.tokens,
+        spectra,
+        ranks,
+        context.questions,
+        windows=context.windows,
+        asked=context.asked,
+        device=context.device,
+    )
     return PointMeasurement(ratios, ranks, measurement, time.perf_counter() - began)
