@@ -28,7 +28,7 @@ LAYER = 40
 
 
 def fill(store: Store, count: int, size: int) -> Artifact:
-    """Seal and remember so many artifacts; the last one descends from all others."""
+    """Seal and remember `count` artifacts; the last one descends from all others."""
     draw, made = random.Random(0), list[Artifact]()
     sources = source.sources("tasks.steps.decompose")
     for number in range(count):

@@ -53,7 +53,7 @@ def ffn_inputs(source: str, text: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def excess(weight: Tensor, x: Tensor, tokens: int, way: Callable[[Tensor, Tensor], InputStatistics]) -> float:
-    """Mean logarithm of the held-out error relative to that of factors from all other tokens."""
+    """Mean logarithm of the held-out error, relative to factors from all other tokens."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(x), generator=generator)
     test, train = x[order[:HELD_OUT]], x[order[HELD_OUT:]]

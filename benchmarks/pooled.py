@@ -60,7 +60,7 @@ class Draw:
 
     @property
     def between(self) -> float:
-        """Share of the variance of an output that lies between the groups, mean over the matrices."""
+        """Fraction of an output's variance that lies between the groups, averaged over the matrices."""
         pairs = [(self.spectra["pooled"][name], whole) for name, whole in self.spectra["afm"].items()]
         return statistics.fmean(1 - float(inside.energies.sum() / whole.energies.sum()) for inside, whole in pairs)
 

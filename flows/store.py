@@ -114,7 +114,7 @@ def collect(
 
 
 def push(params: Operation, what: Several = None, *, remote: Named = None) -> None:
-    """Copy artifacts, by default those of the last run, with all their ancestors to the remote of the team."""
+    """Push artifacts with all their ancestors to the team's remote; by default those of the last run."""
     from tasks.upkeep.sync import push as pushed
 
     moved = pushed(params, what or (), remote)
@@ -122,7 +122,7 @@ def push(params: Operation, what: Several = None, *, remote: Named = None) -> No
 
 
 def pull(params: Operation, what: Several = None, *, remote: Named = None) -> None:
-    """Copy artifacts, by default those of the last run, with all their ancestors from the remote of the team."""
+    """Pull artifacts with all their ancestors from the team's remote; by default those of the last run."""
     from tasks.upkeep.sync import pull as pulled
 
     moved = pulled(params, what or (), remote)

@@ -143,7 +143,7 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
 
 
 def measure_dense(source: Source, inputs: Inputs) -> SweepContext:
-    """Measure a backbone as it is, and its statistics."""
+    """Calibrate a backbone and measure it uncompressed."""
     params, store, backbone, device = inputs.params, inputs.store, inputs.backbone, inputs.device
     tokens, windows = inputs.tokens[params.sweep.split], windows_of(params, params.sweep.split)
     asked = QuestionSpec([each.name for each in params.data.questions], params.evaluation.answer_tokens)

@@ -60,7 +60,7 @@ def scheduled(command: Scheduled = "compress", overrides: list[str] | None = Non
 
 
 def parameters(given: dict[str, Any]) -> Parameters:
-    """Parameters of a run, from those of its deployment."""
+    """Load the parameters of a run from its deployment's."""
     return load_parameters(Path(given["params"]), given["overrides"] or [])
 
 

@@ -79,7 +79,7 @@ def format_node(node: Node, role: str, *, full: bool) -> str:
 
 
 def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
-    """List the files from outside that an artifact was made from, with their sha256; a text that is no file by what identifies it."""
+    """List the outside files that an artifact was made from, with their sha256; sources that are not files appear under their kind."""
     place, kind = store.path_of(node.artifact), node.artifact.kind
     if node.problem is not None:
         return

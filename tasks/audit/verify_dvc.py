@@ -66,7 +66,7 @@ def records_of(stage: Mapping[str, Any]) -> list[str]:
 
 
 def is_published_last(params: PathSections, run: Artifact) -> bool:
-    """Tell whether the results on disk are those of this run."""
+    """Tell whether this run has published the results on disk."""
     path = params.results / RECORD
     return path.is_file() and digest_of(path.read_bytes()) == run
 
@@ -198,7 +198,7 @@ def path_of(entry: Any) -> str:
 
 
 def rebuild_parameters(path: Path, given: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """Parameters of a stage by dotted key: those of `dvc.lock` in place of those of `params.yaml`, and the overrides of its command.
+    """Parameters of a stage by dotted key: `params.yaml` updated by `dvc.lock`, then by the overrides of the stage's command.
 
     Raises:
         UsageError: they are not the parameters of a run.

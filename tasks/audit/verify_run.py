@@ -27,7 +27,7 @@ MADE = ("demo", "scenes")
 
 
 def verify_published(params: PathSections, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check the published results and checkpoint, which are those of the latest run; an older run has none."""
+    """Check the published results and checkpoint; only the latest run has any."""
     path = place_of(params.results, record["flow"])
     if not path.is_file() or (digest_of(path.read_bytes()) != run and read_json(path).get("end", "") > record["end"]):
         yield unchecked(path, f"is not of {run}: its results are no longer published")

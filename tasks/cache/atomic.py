@@ -129,7 +129,7 @@ def explain_disk_error(code: int, folder: Path, error: Exception) -> str:
 
 
 def fullest(error: Exception, folder: Path) -> Path:
-    """Place of the full disk: that of the file that the error names, otherwise the written place with the least room left."""
+    """Path on the full disk: the file that the error names, otherwise the candidate with the least free space."""
     if isinstance(named := getattr(error, "filename", None), str | bytes):
         return nearest_existing(Path(os.fsdecode(named)))
     return min((nearest_existing(folder), Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free)

@@ -36,7 +36,7 @@ class Placement(str):
 
 
 def should_stream(device: str, weights: int) -> bool:
-    """Tell whether the blocks of a model with so many bytes of weights stay in their files."""
+    """Tell whether a model's blocks stay in their files, given the bytes of its weights."""
     import torch
 
     from mgaa.blocks.hardware import free_memory
@@ -46,8 +46,8 @@ def should_stream(device: str, weights: int) -> bool:
 
 
 def place_of_hidden(device: str, size: int) -> Literal["device", "host", "disk"]:
-    """Place for hidden states of so many bytes: the device or else the host if they need at most a quarter of its free memory, else the
-    disk.
+    """Choose where hidden states of `size` bytes are kept: on the device, else on the host, if they need at most a quarter of what is free
+    there, else on disk.
     """
     import torch
 

@@ -174,7 +174,7 @@ def remote_of(url: str | None) -> Remote | None:
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """Open fsspec's file system for a URL, of which fsspec keeps one per process and set of options; returns it with the path on it."""
+    """Open fsspec's file system for a URL (one instance per process and set of options) and return it with the path on it."""
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]

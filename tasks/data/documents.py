@@ -67,7 +67,7 @@ class Reading:
         return fields_of(self.field) if self.form == "chat" else (self.field,)
 
     def identity(self, facts: dict[str, Any], rules: Sequence[str], left: int) -> dict[str, Any]:
-        """Identity of documents that were read this way; `facts` are those of the source."""
+        """Identity of documents read with these settings; `facts` identify the source."""
         named = {"field": self.field, "separator": ", ".join(dict.fromkeys(rules))}
         apart = {"form": self.form} if self.form != "text" else {}
         counted = {"left_out": left} if left else {}

@@ -121,6 +121,6 @@ def file_kind(path: Path) -> str | None:
 
 
 def stem(path: Path) -> str:
-    """Name of a file without its endings, and without the number that `datasets` gives to a part."""
+    """Name of a file without its endings and without the part number that `datasets` appends."""
     endings = len(inner_name(path)) - len(Path(inner_name(path)).suffix)
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.name[:endings])

@@ -35,7 +35,7 @@ def changed_parameters(flat: Mapping[str, Any], commit: str | None) -> dict[str,
 
 
 def defaults(case: str, method: str, commit: str | None) -> dict[str, Any]:
-    """Parameters of a case and a method by the `params.yaml` of a commit, or by that of the checkout if git does not have it."""
+    """Parameters of a case and a method in the `params.yaml` of a commit, or in the checkout's if git does not have the commit."""
     own = environment.ROOT / "params.yaml"
     text = None if commit is None else environment.run_git("show", f"{commit}:params.yaml")
     with TemporaryDirectory() as folder:

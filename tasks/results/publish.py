@@ -64,7 +64,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Artifacts of a model that was measured as it is."""
+    """Artifacts of a model that was evaluated without compression."""
 
     metrics: Artifact
     answers: dict[str, Artifact]

@@ -98,7 +98,7 @@ def card_of(subject: Subject) -> str:
 
 
 def shown_card(text: str) -> dict[str, Any]:
-    """Split a model card in its two parts: the front matter verbatim, and the body as HTML with headings below those of the page."""
+    """Split a model card into the front matter, verbatim, and the body as HTML, with its headings two levels down to fit the page."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
@@ -152,7 +152,7 @@ def page_content(subject: Subject) -> dict[str, Any]:
 
 
 def losses(models: Mapping[str, Any]) -> dict[str, float]:
-    """Log-perplexity of every compressed model above that of the dense one, in nats."""
+    """Increase of every compressed model's log-perplexity over the dense model's, in nats."""
     dense = models[DENSE]["perplexity"]
     return {each: math.log(found["perplexity"] / dense) for each, found in models.items() if each != DENSE}
 
@@ -189,7 +189,7 @@ def samples(subject: Subject) -> dict[str, Any]:
 
 
 def compare_sample(sample: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """Compare a continuation with that of the dense model."""
+    """Compare a continuation with the dense model's."""
     return {
         "text": sample["text"],
         "same": common_prefix(sample["text"], dense["text"]),

@@ -81,7 +81,7 @@ def draw_curves(axis: Any, points: Any, allocations: Sequence[str]) -> None:
 
 
 def set_scale(axis: Any, points: Any) -> None:
-    """Use a logarithmic scale if every interval lies above 0; otherwise one that is linear around 0."""
+    """Use a logarithmic scale if every interval lies above 0, otherwise one that is linear around 0."""
     lowest = points.above_dense_low.fillna(points.above_dense).min()
     if lowest > 0:
         axis.set_yscale("log")

@@ -89,7 +89,7 @@ class Outcome:
 
 
 def sweep_points(sweep: Sweep) -> list[Point]:
-    """All points, those of a backbone and of a factorizer next to each other.
+    """List all points, grouped by backbone and factorizer.
 
     Raises:
         UsageError: ranks are read from a file, together with ratios that have no effect on them.
@@ -147,7 +147,7 @@ def backbone_place(backbone: Source) -> str:
 
 
 def options_text(method: Method) -> str:
-    """Options of a method as text, including those of all methods of its section that are set."""
+    """Options of a method as text, together with the section's common options that are set."""
     shared = {name: getattr(method, name, None) for name in ("band", *sorted(SECTIONS["ranks"] - {"method"}))}
     defaults = (None, "auto", "parameters")
     given = {**method.options, **{name: value for name, value in shared.items() if value not in defaults}}

@@ -119,7 +119,7 @@ def revisions() -> "ScriptDirectory":
 
 
 def upgrade(database: Path) -> None:
-    """Create MLflow's tables in a file, or migrate those of an earlier version, as MLflow does when it opens it.
+    """Create MLflow's tables in a file, or migrate an earlier version's, as MLflow does when it opens the file.
 
     The file is a draft, which may be lost in a crash: so none of the 270 transactions waits for the disk.
     """

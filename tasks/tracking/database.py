@@ -70,7 +70,7 @@ def make_tables(database: Path, schema: Schema) -> None:
 
 
 def is_current(database: sqlite3.Connection, schema: Schema) -> bool:
-    """Tell whether the tables are those of this version of the library."""
+    """Tell whether the tables match this version of the library."""
     revision = current_revision(database)
     return revision is not None and revision == schema.revisions().get_current_head()
 

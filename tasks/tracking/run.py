@@ -62,7 +62,7 @@ class Run:
     """Start of the run: milliseconds since 1970, and seconds of a monotonic clock."""
 
     def write(self, record: Callable[[], None]) -> None:
-        """Record something completely, whatever interrupts.
+        """Record something in full, even if an interrupt arrives.
 
         Raises:
             ResourceError: the store cannot be reached or written.

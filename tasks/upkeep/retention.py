@@ -104,7 +104,7 @@ def is_sound_record(store: Store, run: Artifact) -> bool:
 
 
 def read_locks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Read every distinct `dvc.lock`: that of the working tree, and those of all commits of all references."""
+    """Read every distinct `dvc.lock`, of the working tree and of all commits of all references."""
     if (folder / "dvc.lock").is_file():
         yield "the working tree", read_stages((folder / "dvc.lock").read_bytes(), "dvc.lock")
     seen = set()
@@ -123,7 +123,7 @@ def run_git(folder: Path, *words: str) -> bytes:
 
 @cache
 def cached_artifact(folder: Path, name: str) -> Artifact | None:
-    """Artifact that was exported to a folder of which DVC's cache has the listing; None if it has none."""
+    """Artifact that was exported to a folder, by the folder's listing in DVC's cache; None if the cache lacks it."""
     cache_folder = folder / ".dvc" / "cache" / "files" / "md5"
     listing = cache_folder / name[:2] / name[2:]
     if not listing.is_file():
