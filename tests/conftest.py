@@ -32,6 +32,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 import torch  # noqa: E402, F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402, F401
 
+from tests.support import shapes  # noqa: E402
+
+shapes.install()
+
 import flows  # noqa: E402, F401  (its defaults of the environment)
 from tests.support.processes import Project, copy_project  # noqa: E402
 
