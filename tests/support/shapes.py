@@ -28,13 +28,13 @@ def has_shapes(annotations: list[ast.expr | None]) -> bool:
 class ShapesTransformer(_import_hook.JaxtypingTransformer):
     """Decorates the functions and classes with shapes, and leaves the others as they are."""
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # noqa: N802
         given = node.args
         arguments = (*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg)
         annotations = [node.returns, *(each.annotation for each in arguments if each is not None)]
         return super().visit_FunctionDef(node) if has_shapes(annotations) else self.generic_visit(node)
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:  # noqa: N802
         fields = [each.annotation for each in node.body if isinstance(each, ast.AnnAssign)]
         return super().visit_ClassDef(node) if has_shapes([*fields]) else self.generic_visit(node)
 
