@@ -19,6 +19,7 @@ def blocks(folder: Path) -> list[BlockStatistics]:
     return [BlockStatistics.load(path) for path in sorted(folder.glob("block-*.safetensors"))]
 
 
+@pytest.mark.slow
 def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_stopped(
     done: TinyProject, first: tuple[TinyProject, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

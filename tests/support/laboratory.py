@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.databases import copy_database
 from tests.support.processes import ROOT
 
 BLOCKS = 3
@@ -164,7 +165,7 @@ def build(root: Path, model: Path) -> TinyProject:
     parameters["statistics"]["groups"] = 4
     parameters["evaluation"] |= {"tasks": ["last_word", "continuation"], "limit": 6}
     parameters["evaluation"]["samples"] = {"number": 2, "prompt": 8, "tokens": 4}
-    parameters["tracking"]["uri"] = f"sqlite:///{root / 'mlflow.db'}"  # one for all copies: a new one takes seconds
+    parameters["tracking"]["uri"] = f"sqlite:///{copy_database(root / 'mlflow.db')}"  # one for all copies
     (root / "params.yaml").write_text(yaml.safe_dump(parameters))
     return TinyProject(root)
 

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.databases import copy_database
+
 BIN = Path(sys.executable).parent
 DEADLINE = 120.0
 
@@ -63,6 +65,8 @@ class TrackingServer:
     @contextmanager
     def running(self) -> Iterator[str]:
         """Run the server inside the block, and kill it at the end."""
+        if not (self.folder / "server.db").exists():
+            copy_database(self.folder / "server.db")
         command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]

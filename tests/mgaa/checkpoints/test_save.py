@@ -56,9 +56,13 @@ def test_full_rank_factors_leave_the_logits_unchanged(
     torch.testing.assert_close(logits(model), before, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("shards", ["5GB", "12KB"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dtype", "shards"),
+    [
+        *((family, torch.bfloat16, "12KB") for family in FAMILIES),
+        *((family, torch.float32, "5GB") for family in ("llama", "qwen2_moe", "llava")),
+    ],
+)
 def test_a_loaded_model_is_the_saved_one_to_the_bit(
     family: str,
     dtype: torch.dtype,

@@ -20,6 +20,7 @@ from tasks.config.parameters import Parameters, load_parameters
 from tasks.record.lineage import full_name
 from tasks.tracking.run import track_run
 from tasks.tracking.values import measurements
+from tests.support.databases import copy_database
 from tests.support.finished import ROOT, finished_run
 
 EXPERIMENT = "an experiment"
@@ -27,8 +28,8 @@ EXPERIMENT = "an experiment"
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for the module: MLflow takes seconds to make its tables."""
-    return tmp_path_factory.mktemp("tracking store") / "mlflow.db"
+    """One database for the module."""
+    return copy_database(tmp_path_factory.mktemp("tracking store") / "mlflow.db")
 
 
 @pytest.fixture
