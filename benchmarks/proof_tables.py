@@ -1,4 +1,4 @@
-"""The tables of `benchmarks/proof.py`: an overview of every backbone, the summary over all of them, and every cell as CSV.
+"""Tables of `benchmarks/proof.py`: an overview of every backbone, the summary over all of them, and every cell as CSV.
 
 Increases are of log-perplexity over dense, in thousandths of a nat. Intervals are those of a paired bootstrap over the evaluation windows
 (`tasks/evaluation/bootstrap.py`, 95 %): a method minus MGAA, or minus uniform, on the same windows; below 0 is better. In the
@@ -36,17 +36,17 @@ TOTALS = (
     "cells",
 )
 Cells = Mapping[str, Mapping[str, Any]]
-"""By compression, then by method."""
+"""Cells by compression, then by method."""
 
 
 def tables(content: Mapping[str, Any]) -> str:
-    """The overviews and the summary as Markdown."""
+    """Overviews and summary as Markdown."""
     parts = [line for name, record in content.items() for line in ("", f"### {name}", "", *overview(record))]
     return "\n".join([*parts, "", "### Summary", "", *summary(content)])
 
 
 def overview(record: Mapping[str, Any]) -> Iterator[str]:
-    """The increase of every method, one column per compression."""
+    """Increase of every method, with one column per compression."""
     by_compression = turned(record)
     yield from _head(("increase", *by_compression))
     for method in record.get("cells", {}):
@@ -77,7 +77,7 @@ def cells_as_csv(content: Mapping[str, Any]) -> str:
 
 
 def turned(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cells of a backbone by compression, rising, and method."""
+    """Cells of a backbone by compression, ascending, and method."""
     found: dict[str, dict[str, Any]] = {}
     for method, cells in record.get("cells", {}).items():
         for compression, cell in cells.items():
@@ -114,7 +114,7 @@ def _difference(cell: Mapping[str, Any], reference: Mapping[str, Any] | None, wh
 
 
 def interval(cell: Mapping[str, Any], reference: Mapping[str, Any], where: str) -> Interval:
-    """The paired difference of two models on one text, in nats."""
+    """Paired difference of two models on one text, in nats."""
     losses = cell[where]["losses"]
     return Bootstrap([cell[where]["tokens"]] * len(losses)).difference(losses, reference[where]["losses"])
 
@@ -156,7 +156,7 @@ def _totals(method: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _share(cells: Mapping[str, Any], dense: Mapping[str, Any], method: str, reference: str, where: str) -> float:
-    """The increase of a method as a share of that of a reference; NaN where the reference is not above dense."""
+    """Increase of a method as a fraction of that of a reference; NaN if the reference is not above dense."""
     own, other = (cells[each][where]["nll"] - dense[where]["nll"] for each in (method, reference))
     return float(own / other) if other > 0 else math.nan
 
