@@ -46,7 +46,8 @@ test: $(DEV)
 test-all: $(DEV)
 	$(PYTEST) -m 'not nightly'
 
-# What takes minutes each: the demo made by DVC in a clone and audited, kills at random moments, many writers at once.
+# What takes minutes each: the guides of a team and of a scheduler, the demo made by DVC in a clone and audited, kills at random
+# moments, many writers at once, Ray.
 test-nightly: $(DEV)
 	$(PYTEST) -m nightly
 

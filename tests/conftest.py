@@ -48,8 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def is_slow(file: pytest.Module | None) -> bool:
-    """Whether all tests of a file are marked as slow."""
-    return file is not None and any(mark.name == "slow" for mark in file.own_markers)
+    """Whether all tests of a file are marked as slow or nightly."""
+    return file is not None and any(mark.name in ("slow", "nightly") for mark in file.own_markers)
 
 
 def pytest_unconfigure() -> None:
