@@ -38,7 +38,7 @@ plan: $(PIPELINE)
 ablation: $(PIPELINE)
 	python -m flows.sweep 'sweep.compression=[0.2]'
 
-PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=1
 test: $(DEV)
 	$(PYTEST) -m 'not slow and not nightly'
 
