@@ -1,9 +1,9 @@
-"""What a run of flows.compress will take on this machine, before it starts: memory, disk, arithmetic and time of every stage.
+"""Plan a run of flows.compress on this machine before it starts: memory, disk, arithmetic and time of every stage.
 
     python -m flows.plan [section.key=value ...]
 
-The config of the backbone is all that is read, so `backbone.source` may be a folder with a `config.json` and nothing else. Rates are
-measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.plan`). Exit code 5 where the run cannot fit.
+Only the config of the backbone is read, so `backbone.source` may be a folder with nothing but a `config.json`. Rates are
+measured on the spot, in seconds; memory and disk are sums of shapes (`mgaa.plan`). The exit code is 5 if the run cannot fit.
 """
 
 import sys
@@ -16,7 +16,7 @@ from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fi
 
 
 def plan(parameters: Parameters) -> None:
-    """Print the stages with what they take, and refuse what cannot fit."""
+    """Print the stages with their demands, and refuse a run that cannot fit."""
     import torch
 
     from mgaa.blocks.hardware import measure_rates
@@ -29,12 +29,12 @@ def plan(parameters: Parameters) -> None:
 
 
 def dtype_of(found: PlannedRun) -> str:
-    """A dtype of as many bytes as the weights have."""
+    """A dtype with as many bytes as the weights have."""
     return {2: "bfloat16", 4: "float32"}.get(found.layout.itemsize, "float64")
 
 
 def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
-    """The table, and what it comes to."""
+    """Print the table and its totals."""
     from rich.console import Console
     from rich.table import Table
 
@@ -70,7 +70,7 @@ def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time as people read it."""
+    """Format a time for people."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

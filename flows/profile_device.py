@@ -1,10 +1,12 @@
-"""How fast the linears of a model are on this device, dense and at low ranks: what `ranks.objective=latency` allocates by.
+"""Profile the linear layers of a model on this device, dense and at low ranks, for `ranks.objective=latency`.
 
     python -m flows.profile_device [section.key=value ...]
 
 Times every distinct shape of `backbone.source` on `backbone.device` in its dtype, with random weights (those of the model are not loaded),
-and writes `results/latency.json` (`profile.output`). Run it on the device that the compressed model is meant for, with nothing beside it,
-and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. No step: time is not cached.
+and writes `results/latency.json` (`profile.output`). Run it on the device that the compressed model is meant for, with nothing else
+running,
+and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. It is no step: time is not
+cached.
 """
 
 import sys
@@ -16,7 +18,7 @@ from tasks.config.parameters import Parameters
 
 
 def profile_device(parameters: Parameters) -> None:
-    """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
+    """Measure the linear layers of `backbone.source` on `backbone.device`, and write the profile."""
     from mgaa.allocation.device_profile import measure
     from mgaa.checkpoints.meta_model import load_meta_model
     from mgaa.models.architectures import matrices_of
@@ -43,13 +45,13 @@ def profile_device(parameters: Parameters) -> None:
 
 
 def show(parameters: Parameters) -> None:
-    """Print for every shape what dense takes, the largest measured rank that is faster, and break-even in parameters."""
+    """Print for every shape the time of dense, the largest measured rank that is faster, and the rank that has as many parameters."""
     from mgaa.allocation.latency import load_profile
 
     path = parameters.folder / parameters.profile.output
-    found = load_profile(path)
-    print(f"{found.name} ({found.device}), {found.dtype}, {found.threads} threads")
-    for (m, n, bias), curves in found.curves.items():
+    profile = load_profile(path)
+    print(f"{profile.name} ({profile.device}), {profile.dtype}, {profile.threads} threads")
+    for (m, n, bias), curves in profile.curves.items():
         for tokens, curve in curves.items():
             faster = [rank for rank, timing in curve.low_rank.items() if timing.seconds < curve.dense.seconds]
             until = f"rank {max(faster)}" if faster else "no rank"

@@ -1,4 +1,4 @@
-"""How much a model minds the compression of each type of matrix alone: the study that Bolaco begins with (arXiv 2405.10616, 2.2).
+"""Sensitivity of a model to compressing each type of matrix alone: the study that Bolaco begins with (arXiv 2405.10616, 2.2).
 
     python -m flows.sensitivity [section.key=value ...]
 
@@ -35,7 +35,7 @@ from tasks.sweep.sensitivity_table import NAME, TypeResult, frame, publish, rows
 from tasks.tracking.run import track_run
 
 ANY = [0.5]
-"""The one point of a space of one variable, whose share the budget alone decides."""
+"""The single point of a space with one variable, whose share the budget alone decides."""
 
 
 @flow(name="sensitivity", task_runner=THREADS, validate_parameters=False)
@@ -103,10 +103,10 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
 
 
 def check(params: Parameters) -> None:
-    """Refuse what shares no decomposition, and an objective without effect.
+    """Refuse settings that share no decomposition, and an objective without effect.
 
     Raises:
-        UsageError: inputs behind compressed blocks, or latency.
+        UsageError: statistics of compressed inputs, or latency.
     """
     check_objective(params, "sensitivity is told at equal parameters")
     if params.statistics.inputs != "dense":
@@ -116,7 +116,7 @@ def check(params: Parameters) -> None:
 
 
 def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
-    """Parameters of all matrices of each type."""
+    """Number of parameters in all matrices of each type."""
     found: dict[str, int] = {}
     for matrix in backbone_matrices(store, backbone):
         found[matrix.role] = found.get(matrix.role, 0) + matrix.parameters
@@ -124,9 +124,9 @@ def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
 
 
 def space_of_type(types: dict[str, int], name: str, fraction: float) -> dict[str, Any]:
-    """The space (arguments of `mgaa.search.space_of`) in which this type alone is compressed, by this fraction of its parameters."""
+    """Arguments of `mgaa.search.space_of` for compressing this type alone, by this fraction of its parameters."""
     compression = fraction * types[name] / sum(types.values())
-    least = min(0.2, (1 - fraction) / 2)  # below what is asked for
+    least = min(0.2, (1 - fraction) / 2)  # below the requested share
     return {
         "compression": compression,
         "dense": [other for other in types if other != name],

@@ -14,8 +14,8 @@ import pytest
 
 from flows.command.ephemeral import APP, ELSEWHERE, SERVES, make_database, read_mark, revisions, stop_orphans, upgrade
 from mgaa.errors import ResourceError
-from tasks.tracking.backend import process_tags
 from tasks.tracking.database import Schema, count_rows, is_current, is_unfinished
+from tasks.tracking.processes import process_tags
 from tests.support.commits import Commits
 
 PREFECT = Schema("Prefect", revisions, upgrade, ELSEWHERE)

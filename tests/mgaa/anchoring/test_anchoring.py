@@ -247,7 +247,7 @@ def test_a_sweep_gives_what_single_calls_give(tiny: Tiny, tokens: Tensor) -> Non
             {"anchor": "stream", "channels": "weighted"},
             r"prunes FFNs, but factors are anchored .* channels\.method=none",
         ),
-        ({"factors": "kronecker", "inputs": "compressed"}, r"weighs errors by gradients of the dense model, but"),
+        ({"factors": "kronecker", "inputs": "compressed"}, r"weights errors by gradients of the dense model, but"),
     ],
 )
 def test_what_cannot_be_anchored_is_refused_before_anything_is_measured(
@@ -265,7 +265,7 @@ def test_a_regression_that_is_not_finite_names_the_matrix() -> None:
     accumulator = Accumulator("input", 1, 1)
     accumulator.update(0, x)
     missing = ResidualMoments(torch.zeros(3, dtype=torch.float64), torch.full((3, 6), torch.inf, dtype=torch.float64))
-    with pytest.raises(NumericalError, match=r"the regression of block\.linear on what arrives at it is not finite"):
+    with pytest.raises(NumericalError, match=r"the regression of block\.linear on its inputs is not finite"):
         solve_regression(
             torch.ones(3, 6), missing, accumulator.finish(), damping=1e-4, centred=True, name="block.linear"
         )

@@ -257,7 +257,7 @@ def test_a_full_disk_is_reported(tiny: Build, words: PreTrainedTokenizerFast, tm
         ({"modules": [QUERY]}, r"has the modules \['model.layers.*expected a rank and a bias for each name"),
         ({"modules": {QUERY: {"rank": 33, "bias": True}}}, f"{QUERY} the rank 33, expected 1 to 32"),
         ({"modules": {QUERY: {"bias": True}}}, f"{QUERY} the rank None"),
-        ({"modules": {"model.norm": {"rank": 4, "bias": True}}}, "'model.norm', which is no linear of Llama"),
+        ({"modules": {"model.norm": {"rank": 4, "bias": True}}}, "'model.norm', which is not a linear of Llama"),
         ({"modules": {QUERY: {"rank": 4, "bias": True}}}, "of another shape model.layers.0.mlp.down_proj.weight"),
     ],
 )

@@ -74,7 +74,7 @@ def test_a_writer_repeats_over_its_own_and_refuses_what_is_not(
     changed = next(path for path in sorted(out.rglob("*.json")) if path.name != MARK)
     changed.write_text("of a user")
     before = content(out)
-    with pytest.raises(UsageError, match=rf"holds {changed.name}, which mgaa did not write or which changed since"):
+    with pytest.raises(UsageError, match=rf"holds {changed.name}, which mgaa did not write or which has changed since"):
         writers[name](out)
     assert content(out) == before
 

@@ -18,7 +18,8 @@ from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.cache.source import code_digest
 from tasks.config.parameters import Parameters, load_parameters
 from tasks.record.lineage import full_name
-from tasks.tracking.run import measurements, track_run
+from tasks.tracking.run import track_run
+from tasks.tracking.values import measurements
 from tests.support.databases import copy_database
 from tests.support.finished import ROOT, finished_run
 
@@ -275,7 +276,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_command(
     monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(ResourceError, match=rf"MLflow cannot record in {uri}.*pip install '{re.escape(package)}'"),
-        tracked(parameters(uri)),
+        track_run(parameters(uri)),
     ):
         raise AssertionError("the work has begun")
 
