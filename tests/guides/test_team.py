@@ -22,7 +22,7 @@ from tests.support.laboratory import documents, write_model
 from tests.support.processes import ROOT
 from tests.support.servers import TrackingServer, free_port
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 GUIDE = (ROOT / "docs" / "guides" / "team.md").read_text()
 REUSED = {"load_backbone", "read_texts", "tokenize", "calibrate", "decompose"}
