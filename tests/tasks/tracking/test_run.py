@@ -274,7 +274,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_command(
     monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(ResourceError, match=rf"MLflow cannot record in {uri}.*pip install '{re.escape(package)}'"),
-        tracked(parameters(uri)),
+        track_run(parameters(uri)),
     ):
         raise AssertionError("the work has begun")
 
