@@ -11,7 +11,7 @@ import yaml
 
 from mgaa.methods import available_methods
 from tasks.config.method_options import SECTIONS, method_options
-from tasks.config.parameters import load_parameters
+from tasks.config.parameters import Parameters, load_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -22,9 +22,29 @@ def test_the_parameters_in_the_repository_are_valid() -> None:
     assert load_parameters(ROOT / "params.yaml").method == "mgaa"
 
 
+def modules(document: Path) -> list[str]:
+    """What a document runs."""
+    return re.findall(r"python -m ([\w.]+)", document.read_text())
+
+
+def overrides(document: Path) -> list[str]:
+    """The keys that a document sets."""
+    return re.findall(rf"\b((?:{'|'.join(Parameters.model_fields)})(?:\.\w+)+)=", document.read_text())
+
+
+def links(document: Path) -> list[str]:
+    """The files that a document leads to."""
+    return re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text())
+
+
+def test_documents_run_flows_override_keys_and_lead_to_each_other() -> None:
+    for part in (modules, overrides, links):
+        assert len([each for document in DOCUMENTS for each in part(document)]) > 30, part.__name__
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_flow_that_a_document_runs_exists(document: Path) -> None:
-    for module in re.findall(r"python -m ([\w.]+)", document.read_text()):
+    for module in modules(document):
         path = Path(*module.split("."))
         shown = f"\n```python {path}.py\n" in document.read_text()  # to be written by the reader
         exists = (ROOT / path).with_suffix(".py").exists() or (ROOT / path).is_dir()
@@ -40,10 +60,7 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
         for name in method_options(section, method)
     }
     keys = own | set(load_parameters(ROOT / "params.yaml").flat())
-    for key in re.findall(
-        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking|registry|schedule)(?:\.\w+)+)=",
-        document.read_text(),
-    ):
+    for key in overrides(document):
         assert key in keys, f"{document.name} overrides {key}"
 
 
@@ -51,7 +68,7 @@ def test_every_make_target_of_the_readme_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     (extras,) = re.findall(r"^EXTRAS := (.*)$", makefile, re.MULTILINE)
     targets = {*re.findall(r"^([\w-]+):", makefile, re.MULTILINE), *(f"install-{extra}" for extra in extras.split())}
-    assert set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) <= targets
+    assert {"demo"} < set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE)) <= targets
 
 
 def test_every_flow_that_make_runs_exists_and_takes_its_overrides() -> None:
@@ -64,7 +81,7 @@ def test_every_flow_that_make_runs_exists_and_takes_its_overrides() -> None:
 
 def test_every_link_of_a_document_leads_somewhere() -> None:
     for document in DOCUMENTS:
-        for target in re.findall(r"\]\((?!http)([^)#]+)\)", document.read_text()):
+        for target in links(document):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 
 
