@@ -9,7 +9,7 @@ measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.pla
 import sys
 
 from flows.command.runner import worker_count
-from flows.parts.measurement import resolve_device
+from flows.parts.device import resolve_device
 from tasks.config.parameters import Parameters
 from tasks.planning.recipes import recipes
 from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fit

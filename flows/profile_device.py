@@ -9,7 +9,7 @@ and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.p
 
 import sys
 
-from flows.parts.measurement import resolve_device
+from flows.parts.device import resolve_device
 from tasks.cache.atomic import place_files
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
@@ -20,6 +20,7 @@ def profile_device(parameters: Parameters) -> None:
     from mgaa.allocation.device_profile import measure
     from mgaa.checkpoints.meta_model import load_meta_model
     from mgaa.models.architectures import matrices_of
+    from tasks.artifacts.specs import MethodSpec
     from tasks.planning.preflight import adds_biases
 
     params, path = parameters, parameters.folder / parameters.profile.output
@@ -34,7 +35,7 @@ def profile_device(parameters: Parameters) -> None:
         repetitions=params.profile.repetitions,
         ranks=params.profile.ranks,
         multiple=params.ranks.multiple,
-        centred=adds_biases((params.factors.method, params.factors.options)),
+        centred=adds_biases(MethodSpec(params.factors.method, params.factors.options)),
         threads=params.profile.threads,
     )
     with place_files(path.parent) as out:

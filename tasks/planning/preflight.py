@@ -9,7 +9,8 @@ from typing import Any
 from mgaa.errors import UsageError
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import backbone_matrices, backbone_record
-from tasks.artifacts.ladders import latency_of, pruning_of
+from tasks.artifacts.ladders import target_of
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.planning.recipes import Recipe
 
@@ -17,7 +18,7 @@ from tasks.planning.recipes import Recipe
 def preflight(
     store: Store,
     backbone: Artifact,
-    factors: tuple[str, Mapping[str, Any]],
+    factors: MethodSpec,
     recipes: Iterable[Recipe],
     *,
     inputs: str = "dense",
@@ -39,20 +40,19 @@ def preflight(
     from mgaa import levels
     from mgaa.methods import method_constant
 
-    if method_constant("factors", factors[0], "GRADIENTS", False) and not gradients:
+    if method_constant("factors", factors.method, "GRADIENTS", False) and not gradients:
         raise UsageError(
-            f"factors.method is {factors[0]!r}, which weighs errors by output gradients, but statistics.gradients is false: set "
+            f"factors.method is {factors.method!r}, which weighs errors by output gradients, but statistics.gradients is false: set "
             "statistics.gradients=true, take method=loss, or another factors.method"
         )
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
-        ratios, ranks, latency = recipe.ratios, recipe.ranks, latency_of(store, backbone, recipe.latency)
         levels.preflight(
             matrices,
-            levels.Target(recipe.compression, recipe.multiple, pruning_of(recipe.channels), latency),
-            factors=factors,
-            ratios=(ratios["method"], {**ratios["options"], "band": ratios["band"]}),
-            ranks=(ranks["method"], ranks["options"]),
+            target_of(store, backbone, recipe.target),
+            factors=(factors.method, factors.options),
+            ratios=(recipe.ratios.method, recipe.ratios.options),
+            ranks=(recipe.ranks.method, recipe.ranks.options),
             inputs=inputs,
         )
 
@@ -60,7 +60,7 @@ def preflight(
 def preflight_search(
     store: Store,
     backbone: Artifact,
-    factors: tuple[str, Mapping[str, Any]],
+    factors: MethodSpec,
     space: Mapping[str, Any],
     multiple: int | str,
 ) -> None:
@@ -80,7 +80,7 @@ def preflight_search(
     space_of(matrices, **space).check(ladders)
 
 
-def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str, Any]], groups: int) -> None:
+def check_groups(store: Store, tokens: Artifact, factors: MethodSpec, groups: int) -> None:
     """Refuse fewer calibration sequences than groups where the factorizer depends on groups (`mgaa.levels`).
 
     Args:
@@ -93,7 +93,7 @@ def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str
     """
     from mgaa import levels
 
-    levels.check_groups(factors, groups, len(sequences_of(store, tokens)))
+    levels.check_groups((factors.method, factors.options), groups, len(sequences_of(store, tokens)))
 
 
 def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
@@ -113,8 +113,8 @@ def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
     gradients.check(backbone_matrices(store, backbone), [dtype], Prompts.of(sequences_of(store, tokens)).tokens)
 
 
-def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:
+def adds_biases(factors: MethodSpec) -> bool:
     """Whether low rank by this factorizer adds biases (`mgaa.levels`)."""
     from mgaa import levels
 
-    return levels.adds_biases(factors)
+    return levels.adds_biases((factors.method, factors.options))

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from mgaa.evaluation.perplexity import perplexity
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.files import METRICS, read_table, texts_of, token_stream
-from tasks.steps.load_backbone import backbone_model
 from tests.support.finished import finished_run
 
 
