@@ -49,6 +49,13 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
 
 
+def test_documents_run_flows_set_parameters_and_link_to_each_other() -> None:
+    texts = [document.read_text(encoding="utf-8") for document in DOCUMENTS]
+    keys = rf"\b(?:{'|'.join(Parameters.model_fields)})(?:\.\w+)+="
+    for pattern in (r"python -m flows\.", keys, r"\]\((?!http)[^)#]+\)"):
+        assert sum(len(re.findall(pattern, text)) for text in texts) > 30, pattern
+
+
 def test_the_parameters_in_the_repository_are_valid() -> None:
     assert load_parameters(ROOT / "params.yaml").method == "mgaa"
 
