@@ -23,7 +23,7 @@ DOCUMENTS = sorted(
         ROOT / "README.md",
         ROOT / "CONTRIBUTING.md",
         *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "models").glob("*/README.md"),
+        *(ROOT / "models").glob("demo*/README.md"),
     ]
 )
 README = (ROOT / "README.md").read_text()
