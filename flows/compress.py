@@ -11,7 +11,11 @@ statistics to factors is one step per block, behind the compressed blocks before
 `recovery` tunes the checkpoint of the method.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.compress:compress", show="flows.show:show"))
+
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -281,10 +285,3 @@ def figure_inputs(results: Results) -> dict[str, Any]:
         "models": list(results.models),
         "sets": sorted(results.dense.answers),
     }
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-    from flows.show import show
-
-    sys.exit(main(compress, show=show))

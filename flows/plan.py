@@ -6,7 +6,11 @@ The config of the backbone is all that is read, so `backbone.source` may be a fo
 measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.plan`). Exit code 5 where the run cannot fit.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.plan:plan"))
+
 
 from flows.command.runner import worker_count
 from flows.parts.measurement import resolve_device
@@ -74,9 +78,3 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(plan))

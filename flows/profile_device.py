@@ -7,7 +7,11 @@ and writes `results/latency.json` (`profile.output`). Run it on the device that 
 and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. No step: time is not cached.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.profile_device:profile_device", show="flows.profile_device:show"))
+
 
 from flows.parts.measurement import resolve_device
 from tasks.cache.atomic import place_files
@@ -57,9 +61,3 @@ def show(parameters: Parameters) -> None:
                 f"those measured; as many parameters at rank {m * n / (m + n):.0f}"
             )
     print(f"The profile is in {path}")
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(profile_device, show=show))

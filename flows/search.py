@@ -8,7 +8,11 @@ task and one child run in MLflow. The best allocation of each search is measured
 same windows.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.search:search", show="flows.show_search:show"))
+
 import time
 from dataclasses import replace
 from itertools import product
@@ -208,10 +212,3 @@ def log_study(
         executions=executions,
         places=[run.parameters.folder / FOLDER],
     )
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-    from flows.show_search import show
-
-    sys.exit(main(search, show=show))

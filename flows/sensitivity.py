@@ -6,6 +6,11 @@ Every type (q, k, v, o, gate, up, down) is compressed in all blocks at each frac
 stays dense, and the perplexity of the validation text is measured. All models are slices of the decomposition that the other flows use.
 """
 
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.sensitivity:sensitivity", show="flows.sensitivity:show"))
+
 import sys
 import time
 from itertools import product
@@ -148,9 +153,3 @@ def show(parameters: Parameters) -> None:
         found.add_row(f"{name} alone", *(f"{value:+.4f}" for value in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN).print(found)
     print(f"Table   {NAME}.csv\nFigure  {NAME}.png, {NAME}.svg")
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(sensitivity, show=show))

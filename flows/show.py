@@ -6,6 +6,11 @@ Reads `results/metrics.json` and `results/allocation.json` and computes nothing,
 terminal the table has the terminal's width; into a file or a pipe it is written plain and whole.
 """
 
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.show:show"))
+
 import json
 import math
 import os
@@ -220,9 +225,3 @@ def programs(folder: Path) -> str:
     """The path to this environment's programs, as typed in `folder`."""
     place = Path(sys.prefix) / "bin"
     return f"{place.relative_to(folder)}/" if place.is_relative_to(folder) else f"{place}/"
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(show))

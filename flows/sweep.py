@@ -7,7 +7,11 @@ MLflow. Spectra are those of `flows.compress`, so the two share them; of a point
 losses of its windows. A point that fails is a row with its error, and ends the flow with an error after everything else was written.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.sweep:sweep", show="flows.show_sweep:show"))
+
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -227,10 +231,3 @@ def raise_failures(outcomes: Sequence[Outcome]) -> None:
             f"{len(failed)} of {len(outcomes)} points failed, the others are in {NAME}.csv. "
             + "; ".join(f"{names}: {message}" for message, names in told.items())
         ) from first
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-    from flows.show_sweep import show
-
-    sys.exit(main(sweep, show=show))

@@ -1,12 +1,16 @@
 """The command of a flow: overrides in, one message and an exit code out.
 
     if __name__ == "__main__":
-        sys.exit(main(compress))
+        raise SystemExit(main("flows.compress:compress"))
 
-Exit codes tell a scheduler what to do without reading text: 0 done, 2 usage or configuration, 3 bad input, 4 numerical, 5 resource,
-6 locked, 130 interrupted, 141 the reader of the output is gone; 1 is a mistake of ours and shows its traceback.
+A flow module has these lines at its top, before its imports, and names itself: `--help` and a wrong parameter answer before Prefect, torch
+and the steps are imported, which takes seconds, and the flow is imported under its own name, as workers import it.
+
+Exit codes tell a scheduler what to do without parsing text: 0 success, 2 usage or configuration, 3 bad input, 4 numerical failure,
+5 resources, 6 locked, 130 interrupted, 141 the reader of the output is gone. 1 is a bug and comes with its traceback.
 """
 
+import ast
 import logging
 import os
 import signal
@@ -14,7 +18,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
@@ -34,36 +40,51 @@ A text is what is typed, whatever it looks like (in quotes, which the shell has 
 may be null; numbers are decimal; a switch is true or false. Lists and sections are YAML: 'evaluation.tasks=[a, b]'."""
 
 
-def main(
-    flow: Callable[[Parameters], Any],
-    argv: Sequence[str] | None = None,
-    *,
-    show: Callable[[Parameters], None] | None = None,
-) -> int:
+Command = str | Callable[[Parameters], Any]
+"""A function of the parameters, or where it is: `module:function`."""
+
+
+def main(flow: Command, argv: Sequence[str] | None = None, *, show: Command | None = None) -> int:
     """Run `flow` on `params.yaml` with the overrides of the command line, then `show` its result; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         return run_command(lambda: print(usage(flow)))
-    debug = "--debug" in arguments
-    if not sys.stderr.isatty():
-        hide_bars()
-    from flows.command.runner import run_flow
+    parameters: Parameters
+    function: Callable[[Parameters], Any]
+
+    def load() -> None:
+        nonlocal parameters, function
+        words = [text for text in arguments if text not in ("--debug", "--quiet")]
+        parameters = load_parameters(*parse_arguments(words))
+        function = import_function(flow)
+        if not sys.stderr.isatty():
+            hide_bars()
 
     def act() -> None:
-        parameters = load_parameters(
-            *parse_arguments([text for text in arguments if text not in ("--debug", "--quiet")])
-        )
-        run_flow(flow, parameters)
+        from flows.command.runner import run_flow
+
+        run_flow(function, parameters)
         if show is not None and "--quiet" not in arguments:
-            show(parameters)
+            import_function(show)(parameters)
 
-    return run_command(act, debug=debug)
+    return run_command(act, load=load, debug="--debug" in arguments)
 
 
-def run_command(act: Callable[[], None], *, debug: bool = False) -> int:
-    """Do what a command does; a failure that explains itself is one line on stderr and its exit code."""
+def import_function(command: Command) -> Callable[..., Any]:
+    """The function that a command names."""
+    found: Callable[..., Any] = resolve_name(command) if isinstance(command, str) else command
+    return found
+
+
+def run_command(act: Callable[[], None], *, load: Callable[[], None] = lambda: None, debug: bool = False) -> int:
+    """Do what a command does; a failure that explains itself is one line on stderr and its exit code.
+
+    Args:
+        load: what precedes the work: a signal meanwhile ends the process at once (flows/command/early_exit.py).
+    """
     guard_stdout()
     try:
+        load()
         with handle_interrupts(), report_once():
             act()
             sys.stdout.flush()
@@ -103,13 +124,26 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     return path, overrides
 
 
-def usage(flow: Callable[[Parameters], Any]) -> str:
-    """What `--help` shows: the flow, the keys, the methods."""
-    summary = (flow.__doc__ or "").strip().partition("\n")[0]
+def usage(flow: Command) -> str:
+    """The text of `--help`: the flow, the parameters, the methods."""
+    name, documentation = describe_command(flow)
     keys = "\n".join(messages.parameters_reference(Parameters))
     methods = "\n".join(method_options.options_reference())
-    command = f"python -m flows.{flow.__name__} [section.key=value ...]"
+    command, summary = f"python -m {name} [section.key=value ...]", documentation.strip().partition("\n")[0]
     return f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}"
+
+
+def describe_command(command: Command) -> tuple[str, str]:
+    """The module and the docstring of a command; one that is named is read without importing it."""
+    if not isinstance(command, str):
+        return f"flows.{command.__name__}", command.__doc__ or ""
+    module, _, name = command.partition(":")
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_bytes()).body
+    (function,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return module, ast.get_docstring(function) or ""
 
 
 @contextmanager
