@@ -5,7 +5,10 @@ error than the whitened SVD without a bias (AFM: arXiv 2210.17126; LoRAP's basel
 """
 
 from mgaa.decomposition.linalg import Metric
+from mgaa.methods import Traits
 from mgaa.statistics.statistics import InputStatistics
+
+TRAITS = Traits(centred=True)
 
 
 def metric(statistics: InputStatistics) -> Metric:

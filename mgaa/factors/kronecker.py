@@ -13,9 +13,10 @@ import torch
 
 from mgaa.decomposition.linalg import Metric
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 from mgaa.statistics.statistics import InputStatistics
 
-GRADIENTS = True
+TRAITS = Traits(centred=True, gradients=True)
 
 
 def metric(statistics: InputStatistics, *, damping: float = 1e-4) -> Metric:

@@ -6,7 +6,10 @@ groups of equal counts. Fewer calibration sequences than groups are refused befo
 """
 
 from mgaa.decomposition.linalg import Metric
+from mgaa.methods import Traits
 from mgaa.statistics.statistics import InputStatistics
+
+TRAITS = Traits(centred=True, grouped=True)
 
 ROUNDING = 1e-12
 """Share of the variance inside groups below which it is the rounding of a difference (groups of one token have none)."""

@@ -1,7 +1,7 @@
 """Ranks as a file has them, whatever the ratios: those that were found on a base model, for its chat model (`mgaa.allocation`).
 
-The budget of the file is that of the compression. Nothing is refilled behind them (`GLOBAL`): the ranks are those of the file also where
-they cost less than there (a factorizer that adds no biases) or where their rule had left something over.
+The budget of the file is that of the compression. The ranks are never refilled (`whole_model`): they are those of the file even where they
+cost less than there (a factorizer that adds no biases) or where their rule left parameters over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +10,9 @@ from pathlib import Path
 from mgaa.allocation.file import SavedMatrix, load_allocation
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 
-GLOBAL = True
+TRAITS = Traits(whole_model=True)
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model: str | None = None) -> list[int]:

@@ -2,7 +2,7 @@
 
 Where q, k, v and o are square and equal, the roundings are those of LoRAP's code, with `a` the split, `h` the width and `keep` the kept
 share: `k_att = int(keep h/2)` and `k_vo = int(2 a k_att/(1+a))`. If `k_vo >= h/2`, v and o stay dense and `k_qk = int(keep h) - int(h/2)`;
-else `k_qk = int(2 k_att/(1+a))`. They are the result: nothing is refilled behind this rule (`VERBATIM`), and what it leaves is reported.
+else `k_qk = int(2 k_att/(1+a))`. They are the result: nothing is refilled behind this rule (`verbatim`), and what it leaves is reported.
 
 Our generalisation to grouped-query attention and other shapes (and to splits below 1): the pair (v, o) gets `a/(1+a)` of the kept
 parameters and (q, k) the rest; both matrices of a pair keep the same fraction, at most all of it, and what a pair cannot use goes to the
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from mgaa.budget import Ladder, lower_rungs
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 from mgaa.ranks import uniform
 
-VERBATIM = True
+TRAITS = Traits(verbatim=True)
 
 PAIRS = {"v": "vo", "o": "vo", "q": "qk", "k": "qk"}
 

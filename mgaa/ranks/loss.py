@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 
 from mgaa.budget import Ladder, lower_rungs
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 
-GLOBAL = True
+TRAITS = Traits(whole_model=True)
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, trust: float | None = None) -> list[int]:

@@ -16,8 +16,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mgaa.errors import UsageError
-from mgaa.methods import FUNCTIONS
-from tasks.cache.source import ROOT, methods
+from mgaa.methods import FUNCTIONS, available_methods, method_syntax
 from tasks.cache.stage import File
 from tasks.config.messages import expectation, suggest
 
@@ -51,7 +50,7 @@ class Option:
 def select_options(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
     """A section as its own keys and the selected method's `options`, defaults filled in; raises `UsageError`."""
     shared = SECTIONS[section]
-    known = {method: method_options(section, method) for method in methods(f"mgaa.{section}")}
+    known = {method: method_options(section, method) for method in available_methods(section)}
     chosen = values.get("method")
     if not isinstance(chosen, str) or chosen not in known:
         raise UsageError(f"{section}.method is {chosen!r}: expected one of {', '.join(known)}{suggest(chosen, known)}")
@@ -87,7 +86,7 @@ def option_value(section: str, name: str, option: Option, values: Mapping[str, A
 @cache
 def method_options(section: str, method: str) -> dict[str, Option]:
     """The options of a method, in the order of its signature."""
-    for node in ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body:
+    for node in method_syntax(section, method).body:
         if isinstance(node, ast.FunctionDef) and node.name == FUNCTIONS[section]:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             return {
@@ -99,13 +98,6 @@ def method_options(section: str, method: str) -> dict[str, Option]:
                 for argument, default in pairs
             }
     raise UsageError(f"mgaa/{section}/{method}.py is no method: expected a function {FUNCTIONS[section]!r} in it.")
-
-
-@cache
-def has_trait(section: str, method: str, name: str) -> bool:
-    """Whether the file of a method has the line `<name> = True`, such as `GLOBAL` (`mgaa.ranks`)."""
-    lines = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body
-    return f"{name} = True" in {ast.unparse(line) for line in lines if isinstance(line, ast.Assign)}
 
 
 def plain_type(annotation: ast.expr | None) -> Any:
@@ -149,8 +141,8 @@ def align_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 def options_reference() -> Iterator[str]:
     """The lines of `--help` on methods and their options."""
     for section in SECTIONS:
-        for method in methods(f"mgaa.{section}"):
-            tree = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes())
+        for method in available_methods(section):
+            tree = method_syntax(section, method)
             yield f"{section}.method={method}  {(ast.get_docstring(tree) or '').partition(chr(10))[0]}"
             for name, option in method_options(section, method).items():
                 yield f"  {section}.{name}, {'needed' if option.default is ... else f'by default {option.default}'}"

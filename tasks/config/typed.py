@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from mgaa.errors import UsageError
-from tasks.cache.source import methods
+from mgaa.methods import available_methods
 from tasks.config.messages import fields, is_model
 from tasks.config.method_options import SECTIONS, method_options
 from tasks.config.sections.section import Method
@@ -127,7 +127,7 @@ def kinds_inside(kind: Any, name: str, above: Sequence[str]) -> list[Any]:
     section = next((part for part in above if part in SECTIONS), None)
     if section is None or not issubclass(kind, Method):
         return []
-    taken = [method_options(section, method) for method in methods(f"mgaa.{section}")]
+    taken = [method_options(section, method) for method in available_methods(section)]
     return [each for known in taken if name in known for each in branches(known[name].type)]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mgaa.errors import UsageError
+from mgaa.methods import method_traits
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import backbone_matrices, backbone_record
 from tasks.artifacts.ladders import latency_of, pruning_of
@@ -37,9 +38,8 @@ def preflight(
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
     from mgaa import levels
-    from mgaa.methods import method_constant
 
-    if method_constant("factors", factors[0], "GRADIENTS", False) and not gradients:
+    if method_traits("factors", factors[0]).gradients and not gradients:
         raise UsageError(
             f"factors.method is {factors[0]!r}, which weighs errors by output gradients, but statistics.gradients is false: set "
             "statistics.gradients=true, take method=loss, or another factors.method"
@@ -76,6 +76,7 @@ def preflight_search(
     from mgaa.search.space import space_of
 
     matrices = backbone_matrices(store, backbone)
+    levels.check_factorizer(factors)
     ladders = levels.flat_ladders(matrices, levels.Target(space["compression"], multiple), centred=adds_biases(factors))
     space_of(matrices, **space).check(ladders)
 

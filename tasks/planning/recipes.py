@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from mgaa.errors import UsageError
-from tasks.config.method_options import has_trait
+from mgaa.methods import method_traits
 from tasks.config.parameters import Parameters
 
 UNIFORM = "uniform"
@@ -81,7 +81,7 @@ def recipes(params: Parameters) -> dict[str, Recipe]:
         "mgaa": both,
         "random": replace(both, search=RANDOM),
     }
-    if has_trait("ranks", params.ranks.method, "GLOBAL"):  # whatever the ratios, the ranks are the same
+    if method_traits("ranks", params.ranks.method).whole_model:  # whatever the ratios, the ranks are the same
         known["level2"] = both
     check_search(params)
     check_recovery(params)
