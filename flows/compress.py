@@ -32,7 +32,7 @@ from flows.parts.questions import answer_questions, check_calibration_images
 from flows.parts.rank_search import candidate_windows, preflight_groups, search_ranks
 from flows.parts.recovery import examples_of, plan_of, recover_model
 from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
-from mgaa.errors import InputError, UsageError
+from mgaa.errors import InputError
 from tasks.artifacts.files import backbone_record
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import keys_by, record_executions
@@ -70,8 +70,7 @@ def compress(parameters: Parameters) -> Results:
         wanted, plan = recipes(params), plan_of(params)
         backbone = prepare_backbone(params, store)
         warning = check_calibration_images(params, store, backbone)
-        modes: dict[str, Any] = {"inputs": params.statistics.inputs, "gradients": params.statistics.gradients}
-        preflight(store, backbone, factorizer, wanted.values(), **modes)
+        preflight(store, backbone, factorizer, wanted.values(), inputs=params.statistics.inputs)
         if params.search.method != "none":
             preflight_groups(params, store, backbone, params.search.groups)
         texts, questions = prepare_texts(params, store), prepare_questions(params, store)
@@ -147,36 +146,12 @@ def prepare_backbone(params: Parameters, store: Store) -> Artifact:
         "source": source,
         "revision": revision,
         "dtype": params.backbone.dtype,
-        "parts": parts_of(params),
+        "parts": list(params.backbone.parts),
     }
     found: Artifact = load_backbone(
         store, **given, files=identify(source, revision), architecture=architecture_digest(source, revision)
     )
     return found
-
-
-def parts_of(params: Parameters) -> list[str]:
-    """What of the backbone is compressed.
-
-    Raises:
-        UsageError: a method that is for the decoder alone.
-    """
-    from mgaa.levels import check_anchored, check_parts
-
-    given: dict[str, Any] = {"inputs": params.statistics.inputs, "pruned": params.channels.method != "none"}
-    check_parts(params.backbone.parts, **given)
-    check_anchored(params.anchor.method != "none", **given, parts=params.backbone.parts)
-    if params.refinement.method != "none" and params.anchor.method == "none":
-        raise UsageError(
-            f"refinement.method is {params.refinement.method!r}, but anchor.method is none, and what is tuned are anchored blocks: set "
-            "anchor.method=stream, take method=loss, or set refinement.method=none"
-        )
-    if len(params.backbone.parts) > 1 and params.search.method != "none":
-        raise UsageError(
-            f"backbone.parts is {params.backbone.parts}, but a search (search.method={params.search.method}) varies the decoder alone: set "
-            "backbone.parts=[decoder], or search.method=none"
-        )
-    return list(params.backbone.parts)
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,13 @@ from flows.parts.rank_search import (
     with_groups,
 )
 from flows.prepare_data import prepare_texts, prepare_tokens
-from mgaa.errors import UsageError
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Executions, record_executions
+from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import check_groups, preflight
-from tasks.planning.recipes import RANDOM, both_levels, check_search
+from tasks.planning.recipes import RANDOM, both_levels
 from tasks.results.publish import Effort
 from tasks.search.publish import FOLDER, publish_search
 from tasks.search.run_trial import SearchContext
@@ -57,7 +57,7 @@ from tasks.tracking.run import Run, track_run
 def search(parameters: Parameters) -> list[Final]:
     """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
     params, began = parameters, time.perf_counter()
-    check(params)
+    check_compatibility(params.flat(), "search")
     check_outputs(params, Output("the folder of searches", params.folder / FOLDER))
     store, where = open_run_store(params), resolve_device(params)
     factorizer = params.factors.method, params.factors.options
@@ -69,7 +69,7 @@ def search(parameters: Parameters) -> list[Final]:
     ):
         backbone = prepare_backbone(params, store)
         check_calibration_images(params, store, backbone)
-        preflight(store, backbone, factorizer, [both_levels(params)], gradients=params.statistics.gradients)
+        preflight(store, backbone, factorizer, [both_levels(params)])
         for groups in params.study.groups:
             preflight_groups(params, store, backbone, groups)
         texts = prepare_texts(params, store)
@@ -107,24 +107,6 @@ def search(parameters: Parameters) -> list[Final]:
         write_study(params.folder / FOLDER, store, finals)
         log_study(run, store, tokens, searches, finals, executions, Effort.since(began, executions))
     return finals
-
-
-def check(params: Parameters) -> None:
-    """Refuse a study without a search, or beside what a search cannot be combined with.
-
-    Raises:
-        UsageError: as said.
-    """
-    if params.search.method != "gp":
-        raise UsageError(
-            f"search.method is {params.search.method!r}, expected gp, which a study compares with random search: add method=bolaco"
-        )
-    check_search(params)
-    if params.recovery.method != "none":
-        raise UsageError(
-            f"recovery.method is {params.recovery.method!r}, but a study compares allocations: set recovery.method=none, or recover one "
-            "model (flows.compress)"
-        )
 
 
 def search_kinds(params: Parameters) -> list[tuple[str, int, str]]:

@@ -29,10 +29,10 @@ from mgaa.errors import UsageError
 from tasks.artifacts.files import backbone_matrices
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import record_executions
+from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import check_groups, preflight_search
-from tasks.planning.recipes import check_objective
 from tasks.results.publish import Effort
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.measure import measure
@@ -47,7 +47,7 @@ ANY = [0.5]
 def sensitivity(parameters: Parameters) -> list[TypeResult]:
     """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
     params, began = parameters, time.perf_counter()
-    check(params)
+    check_compatibility(params.flat(), "sensitivity")
     place = params.folder / NAME
     check_outputs(
         params, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")])
@@ -102,19 +102,6 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
             places=[params.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
         )
     return found
-
-
-def check(params: Parameters) -> None:
-    """Refuse what shares no decomposition, and an objective without effect.
-
-    Raises:
-        UsageError: inputs behind compressed blocks, or latency.
-    """
-    check_objective(params, "sensitivity is told at equal parameters")
-    if params.statistics.inputs != "dense":
-        raise UsageError(
-            "statistics.inputs is 'compressed', under which no two models share a decomposition: set statistics.inputs=dense"
-        )
 
 
 def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:

@@ -26,10 +26,11 @@ from flows.parts.calibration import measure_statistics
 from flows.parts.measurement import resolve_device
 from flows.parts.questions import check_calibration_images
 from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
-from mgaa.errors import MgaaError, UsageError
+from mgaa.errors import MgaaError
 from tasks.artifacts.files import MEASUREMENT, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Executions, record_executions
+from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.config.sections.methods import Factors
@@ -62,7 +63,7 @@ class SweepContext:
 def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
     params, began = parameters, time.perf_counter()
-    check(params)
+    check_compatibility(params.flat(), "sweep")
     table = params.folder / NAME
     check_outputs(params, Output("the table of the sweep", table.parent, [table.name + suffix for suffix in SUFFIXES]))
     store = open_run_store(params)
@@ -87,30 +88,6 @@ def sweep(parameters: Parameters) -> list[Outcome]:
     return outcomes
 
 
-def check(params: Parameters) -> None:
-    """Refuse what cannot share one decomposition, and what is no low rank.
-
-    Raises:
-        UsageError: inputs behind compressed blocks, anchored factors, pruned FFNs, a search, or recovery.
-    """
-    if params.statistics.inputs != "dense":
-        raise UsageError(
-            "statistics.inputs is 'compressed', under which no two models share a decomposition: compress them one by one "
-            "(flows.compress), or set statistics.inputs=dense"
-        )
-    for section, given in (
-        ("anchor", params.anchor.method),
-        ("channels", params.channels.method),
-        ("search", params.search.method),
-        ("recovery", params.recovery.method),
-    ):
-        if given != "none":
-            raise UsageError(
-                f"{section}.method is {given!r}, but a sweep compares factors and ranks alone: set {section}.method=none, or compress the "
-                "models one by one (flows.compress)"
-            )
-
-
 def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point]) -> list[SweepContext]:
     """Every backbone up to its statistics; whatever is wrong with the parameters or the inputs is said before a point is measured."""
     backbones: dict[Source, Artifact] = {}
@@ -125,7 +102,6 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
             backbones[point.backbone],
             (point.factors.method, point.factors.options),
             [point.recipe],
-            gradients=params.statistics.gradients,
         )
     texts, questions, split = prepare_texts(params, store), prepare_questions(params, store), params.sweep.split
     for backbone in backbones.values():

@@ -28,7 +28,8 @@ import psutil  # type: ignore[import-untyped]
 
 from flows.command.streams import CutOffError, guard_stdout, print_error
 from mgaa.errors import MgaaError, UsageError
-from tasks.config import messages, method_options
+from tasks.config import compatibility, messages, method_options
+from tasks.config.compatibility import check_compatibility
 from tasks.config.parameters import Parameters, load_parameters
 
 FLAGS = """  --params=FILE  the parameters, by default params.yaml
@@ -56,6 +57,7 @@ def main(flow: Command, argv: Sequence[str] | None = None, *, show: Command | No
         nonlocal parameters, function
         words = [text for text in arguments if text not in ("--debug", "--quiet")]
         parameters = load_parameters(*parse_arguments(words))
+        check_compatibility(parameters.flat(), name_of(flow))
         function = import_function(flow)
         if not sys.stderr.isatty():
             hide_bars()
@@ -125,25 +127,34 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def usage(flow: Command) -> str:
-    """The text of `--help`: the flow, the parameters, the methods."""
-    name, documentation = describe_command(flow)
+    """The text of `--help`: the flow, the parameters, the methods, and what excludes what."""
+    command = f"python -m flows.{name_of(flow)} [section.key=value ...]"
+    summary = documentation_of(flow).strip().partition("\n")[0]
     keys = "\n".join(messages.parameters_reference(Parameters))
     methods = "\n".join(method_options.options_reference())
-    command, summary = f"python -m {name} [section.key=value ...]", documentation.strip().partition("\n")[0]
-    return f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}"
+    excluded = "\n".join(compatibility.combinations_reference())
+    return (
+        f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}\n\n"
+        f"Settings that exclude each other:\n{excluded}"
+    )
 
 
-def describe_command(command: Command) -> tuple[str, str]:
-    """The module and the docstring of a command; one that is named is read without importing it."""
+def name_of(command: Command) -> str:
+    """The name of a flow: that of its module, or of the function."""
+    return command.partition(":")[0].rpartition(".")[2] if isinstance(command, str) else command.__name__
+
+
+def documentation_of(command: Command) -> str:
+    """The docstring of a command, read from its file without importing it."""
     if not isinstance(command, str):
-        return f"flows.{command.__name__}", command.__doc__ or ""
+        return command.__doc__ or ""
     module, _, name = command.partition(":")
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
     body = ast.parse(Path(spec.origin).read_bytes()).body
     (function,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
-    return module, ast.get_docstring(function) or ""
+    return ast.get_docstring(function) or ""
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
 from mgaa.masking import mask_values
+from tasks.config.compatibility import check_compatibility
 from tasks.config.messages import explain_errors, suggest
 from tasks.config.method_options import SECTIONS, align_sections, select_options
 from tasks.config.overrides import merge, parse_overrides, read_parameters
@@ -140,6 +141,7 @@ def load_parameters(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     except ValidationError as error:
         raise UsageError(explain_errors(error, Parameters, copies="sweep")) from None
     parameters._folder, parameters._file = path.absolute().parent, path.absolute()
+    check_compatibility(parameters.flat())
     return parameters
 
 

@@ -6,8 +6,6 @@ No step: it leaves nothing, and takes milliseconds. Whether there are sequences 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mgaa.errors import UsageError
-from mgaa.methods import method_traits
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import backbone_matrices, backbone_record
 from tasks.artifacts.ladders import latency_of, pruning_of
@@ -22,7 +20,6 @@ def preflight(
     recipes: Iterable[Recipe],
     *,
     inputs: str = "dense",
-    gradients: bool = False,
 ) -> None:
     """Refuse what `allocate_ratios` and `allocate_ranks` would refuse after the calibration (`mgaa.levels`).
 
@@ -30,20 +27,13 @@ def preflight(
         factors: the factorizer and its options.
         recipes: of every model.
         inputs: whose activations are measured.
-        gradients: whether those of the outputs are measured.
 
     Raises:
-        UsageError: the factorizer needs gradients that are not measured, an option is out of range, the compression out of reach, or a
-            file for another model.
+        UsageError: an option is out of range, the compression out of reach, or a file for another model.
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
     from mgaa import levels
 
-    if method_traits("factors", factors[0]).gradients and not gradients:
-        raise UsageError(
-            f"factors.method is {factors[0]!r}, which weighs errors by output gradients, but statistics.gradients is false: set "
-            "statistics.gradients=true, take method=loss, or another factors.method"
-        )
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
         ratios, ranks, latency = recipe.ratios, recipe.ranks, latency_of(store, backbone, recipe.latency)

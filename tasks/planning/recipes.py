@@ -10,6 +10,7 @@ from typing import Any
 
 from mgaa.errors import UsageError
 from mgaa.methods import method_traits
+from tasks.config.compatibility import check_compatibility
 from tasks.config.parameters import Parameters
 
 UNIFORM = "uniform"
@@ -70,8 +71,9 @@ def recipes(params: Parameters) -> dict[str, Recipe]:
     """The recipe of every baseline and, last, of the run's method, by name.
 
     Raises:
-        UsageError: a baseline that would be the method itself, or another baseline; or a search beside what it cannot be combined with.
+        UsageError: a baseline that would be the method itself, or another baseline; or settings that exclude each other.
     """
+    check_compatibility(params.flat(), "compress")
     both, searching = both_levels(params), None if params.search.method == "none" else params.search.method
     even: dict[str, Any] = {"method": UNIFORM, "options": {}}
     known = {
@@ -83,8 +85,6 @@ def recipes(params: Parameters) -> dict[str, Recipe]:
     }
     if method_traits("ranks", params.ranks.method).whole_model:  # whatever the ratios, the ranks are the same
         known["level2"] = both
-    check_search(params)
-    check_recovery(params)
     if params.method in params.evaluation.baselines:
         raise UsageError(f"evaluation.baselines has {params.method}, which is the run's method itself: leave it out")
     found: dict[str, Recipe] = {name: known[name] for name in params.evaluation.baselines}
@@ -95,66 +95,3 @@ def recipes(params: Parameters) -> dict[str, Recipe]:
                 f"evaluation.baselines has {name}, which with these methods is the same as {other}: leave one of them out"
             )
     return found
-
-
-def check_search(params: Parameters) -> None:
-    """Refuse a search beside what leaves it nothing to share or nothing to find, and its baselines without one.
-
-    Raises:
-        UsageError: as said.
-    """
-    if params.search.method == "none":
-        if idle := [name for name in params.evaluation.baselines if name == RANDOM]:
-            raise UsageError(
-                f"evaluation.baselines has {idle[0]}, but search.method is none: leave it out, or take method=bolaco"
-            )
-        return
-    check_objective(params, f"a search (search.method={params.search.method}) looks at parameters alone")
-    for key, value, remedy in (
-        ("statistics.inputs", params.statistics.inputs, "dense"),
-        ("channels.method", params.channels.method, "none"),
-        ("anchor.method", params.anchor.method, "none"),
-    ):
-        if value != remedy:
-            raise UsageError(
-                f"{key} is {value!r}, but the trials of a search (search.method={params.search.method}) are slices of one decomposition: "
-                f"set {key}={remedy}, or search.method=none"
-            )
-    if params.method == "mgaa":
-        raise UsageError(
-            f"search.method is {params.search.method!r}, but method=mgaa searches nothing: take method=bolaco, or "
-            "give the search a name of "
-            "its own under methods"
-        )
-    if params.search.method == RANDOM and params.search.history is not None:
-        raise UsageError(
-            "search.history is set, but search.method is random, to which earlier trials say nothing: leave it out, or set search.method=gp"
-        )
-    if params.ranks.method == "file":
-        raise UsageError(
-            f"ranks.method is 'file', but search.method={params.search.method} finds the ranks itself: set search.method=none to "
-            "use those of the file, or take another ranks.method"
-        )
-
-
-def check_objective(params: Parameters, why: str) -> None:
-    """Refuse the objective latency where it would have no effect.
-
-    Raises:
-        UsageError: as said, for the reason given.
-    """
-    if params.ranks.objective != "parameters":
-        raise UsageError(f"ranks.objective is {params.ranks.objective!r}, but {why}: set ranks.objective=parameters")
-
-
-def check_recovery(params: Parameters) -> None:
-    """Refuse a recovery that raises ranks which were chosen for being faster than dense.
-
-    Raises:
-        UsageError: as said.
-    """
-    if params.ranks.objective == "latency" and params.recovery.method == "lora" and params.recovery.tune == "product":
-        raise UsageError(
-            "recovery.tune is 'product', which raises every rank by that of LoRA, but ranks.objective=latency has chosen ranks that are "
-            "faster than dense: set recovery.tune=factors, or ranks.objective=parameters"
-        )

@@ -1,8 +1,8 @@
 """The sections of the machine: how a device is profiled, where results are kept, where steps run, and where runs are recorded."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tasks.config.sections.section import Lists, Positive, Section
 
@@ -49,16 +49,6 @@ class RunnerSection(Section):
         default=None,
         description="of a Dask scheduler or a Ray cluster that is there; null: worker processes on this machine",
     )
-
-    @model_validator(mode="after")
-    def _addressed(self) -> Self:
-        if self.address is not None and self.kind == "threads":
-            raise ValueError(f"expected kind dask or ray with address {self.address}, got threads")
-        if self.address is not None and self.workers != "auto":
-            raise ValueError(
-                f"expected workers auto with address {self.address}, got {self.workers}: the cluster has its workers"
-            )
-        return self
 
 
 class Tracking(Section):

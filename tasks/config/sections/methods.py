@@ -1,8 +1,8 @@
 """The sections of the method: what is measured, both levels, the factors, and what is done to them block by block."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tasks.cache.stage import File
 from tasks.config.sections.section import Compression, Method, Positive, Section
@@ -28,18 +28,6 @@ class Statistics(Section):
         default=False,
         description="second moments of the output gradients, by one backward pass; factors.method=kronecker needs them",
     )
-
-    @model_validator(mode="after")
-    def _shared(self) -> Self:
-        if self.shards > 1 and self.inputs == "compressed":
-            raise ValueError(
-                f"expected shards: 1 with inputs: compressed, got {self.shards}: each block waits for the one before it"
-            )
-        if self.gradients and self.inputs == "compressed":
-            raise ValueError(
-                "expected gradients: false with inputs: compressed, got true: they are those of the dense model's loss; set inputs: dense"
-            )
-        return self
 
 
 class Factors(Method):
@@ -78,15 +66,6 @@ class Ranks(Method):
     device: str | None = Field(
         default=None, description="of latency: kind (cpu, cuda) or name that the profile's device must have; null: any"
     )
-
-    @model_validator(mode="after")
-    def _profiled(self) -> Self:
-        if self.objective == "latency" and self.profile is None:
-            raise ValueError(
-                "expected a profile with objective latency, got none: measure the device by `python -m flows.profile_device`, and give "
-                "ranks.profile=results/latency.json"
-            )
-        return self
 
     @property
     def latency(self) -> dict[str, Any] | None:
