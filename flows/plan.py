@@ -12,8 +12,14 @@ if __name__ == "__main__":
     raise SystemExit(main("flows.plan:plan"))
 
 
+import torch
+from rich.console import Console
+from rich.table import Table
+
 from flows.command.runner import worker_count
 from flows.parts.measurement import resolve_device
+from mgaa.blocks.hardware import measure_rates
+from mgaa.plan.room import gigabytes
 from tasks.config.parameters import Parameters
 from tasks.planning.recipes import recipes
 from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fit
@@ -21,10 +27,6 @@ from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fi
 
 def plan(parameters: Parameters) -> None:
     """Print the stages with what they take, and refuse what cannot fit."""
-    import torch
-
-    from mgaa.blocks.hardware import measure_rates
-
     where = resolve_device(parameters)
     found = plan_run(parameters, where, models=len(recipes(parameters)), workers=worker_count(parameters))
     measured = measure_rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
@@ -39,11 +41,6 @@ def dtype_of(found: PlannedRun) -> str:
 
 def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
     """The table, and what it comes to."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from mgaa.plan.room import gigabytes
-
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "device", "host", "disk", "work", "time"):
         table.add_column(name, justify="left" if name == "stage" else "right")

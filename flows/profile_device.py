@@ -14,6 +14,11 @@ if __name__ == "__main__":
 
 
 from flows.parts.measurement import resolve_device
+from mgaa.allocation.device_profile import measure
+from mgaa.allocation.latency import load_profile
+from mgaa.checkpoints.meta_model import load_meta_model
+from mgaa.levels import adds_biases
+from mgaa.models.architectures import matrices_of
 from tasks.cache.atomic import place_files
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
@@ -21,11 +26,6 @@ from tasks.config.parameters import Parameters
 
 def profile_device(parameters: Parameters) -> None:
     """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
-    from mgaa.allocation.device_profile import measure
-    from mgaa.checkpoints.meta_model import load_meta_model
-    from mgaa.models.architectures import matrices_of
-    from tasks.planning.preflight import adds_biases
-
     params, path = parameters, parameters.folder / parameters.profile.output
     check_outputs(params, Output("profile.output", path.parent, [path.name]))
     model = load_meta_model(params.backbone.source, revision=params.backbone.revision, dtype=params.backbone.dtype)
@@ -47,8 +47,6 @@ def profile_device(parameters: Parameters) -> None:
 
 def show(parameters: Parameters) -> None:
     """Print for every shape what dense takes, the largest measured rank that is faster, and break-even in parameters."""
-    from mgaa.allocation.latency import load_profile
-
     path = parameters.folder / parameters.profile.output
     found = load_profile(path)
     print(f"{found.name} ({found.device}), {found.dtype}, {found.threads} threads")

@@ -6,6 +6,12 @@ No step: it leaves nothing, and takes milliseconds. Whether there are sequences 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
+
+from mgaa import levels
+from mgaa.inputs.prompts import Prompts
+from mgaa.search.space import space_of
+from mgaa.statistics import gradients
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import backbone_matrices, backbone_record
 from tasks.artifacts.ladders import latency_of, pruning_of
@@ -32,8 +38,6 @@ def preflight(
         UsageError: an option is out of range, the compression out of reach, or a file for another model.
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
-    from mgaa import levels
-
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
         ratios, ranks, latency = recipe.ratios, recipe.ranks, latency_of(store, backbone, recipe.latency)
@@ -62,9 +66,6 @@ def preflight_search(
     Raises:
         UsageError: as said.
     """
-    from mgaa import levels
-    from mgaa.search.space import space_of
-
     matrices = backbone_matrices(store, backbone)
     levels.check_factorizer(factors)
     ladders = levels.flat_ladders(matrices, levels.Target(space["compression"], multiple), centred=adds_biases(factors))
@@ -82,8 +83,6 @@ def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str
     Raises:
         UsageError: there are fewer.
     """
-    from mgaa import levels
-
     levels.check_groups(factors, groups, len(sequences_of(store, tokens)))
 
 
@@ -93,11 +92,6 @@ def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
     Raises:
         UsageError: as said.
     """
-    import torch
-
-    from mgaa.inputs.prompts import Prompts
-    from mgaa.statistics import gradients
-
     record = backbone_record(store, backbone)
     gradients.check_parts(record["parts"])
     dtype: torch.dtype = getattr(torch, record["dtype"])
@@ -106,6 +100,4 @@ def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
 
 def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:
     """Whether low rank by this factorizer adds biases (`mgaa.levels`)."""
-    from mgaa import levels
-
     return levels.adds_biases(factors)

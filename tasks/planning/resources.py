@@ -2,16 +2,22 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from mgaa.blocks.hardware import free_disk, free_memory
+from mgaa.checkpoints.load import device_of
+from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.errors import ResourceError
+from mgaa.plan import plan
+from mgaa.plan.anchored import anchor_bytes
+from mgaa.plan.layout import Layout, layout_of
+from mgaa.plan.room import Peaks, Room, describe_shortage, peak_usage, remedies
+from mgaa.plan.settings import Settings, StageCost
 from tasks.cache.placement import Placement, place_of_hidden, should_stream
 from tasks.config.parameters import Parameters
-
-if TYPE_CHECKING:
-    from mgaa.plan.layout import Layout
-    from mgaa.plan.room import Peaks, Room
-    from mgaa.plan.settings import Settings, StageCost
 
 IMPORTS = 350 * 10**6
 """Bytes that a process takes for what it imports later (tracking, figures, the evaluation harness) and for buffers of its kernels."""
@@ -24,17 +30,15 @@ UNKNOWN = 1000
 class PlannedRun:
     """A plan, with what it was made for and what is there."""
 
-    layout: "Layout"
-    settings: "Settings"
-    stages: "list[StageCost]"
-    peaks: "Peaks"
-    room: "Room"
+    layout: Layout
+    settings: Settings
+    stages: list[StageCost]
+    peaks: Peaks
+    room: Room
 
     @property
     def short(self) -> list[str]:
         """What does not fit, in words."""
-        from mgaa.plan.room import describe_shortage
-
         return describe_shortage(self.peaks, self.room, self.settings)
 
 
@@ -48,15 +52,6 @@ def plan_run(params: Parameters, where: Placement, *, models: int, workers: int)
     Raises:
         InputError: the backbone's config cannot be read, or its architecture has no entry.
     """
-    import torch
-
-    from mgaa.blocks import hardware
-    from mgaa.checkpoints.load import device_of
-    from mgaa.checkpoints.meta_model import load_meta_model
-    from mgaa.plan import plan
-    from mgaa.plan.layout import layout_of
-    from mgaa.plan.room import Room, peak_usage
-
     device = device_of(str(where))
     layout = layout_of(
         load_meta_model(params.backbone.source, revision=params.backbone.revision, dtype=params.backbone.dtype)
@@ -64,22 +59,16 @@ def plan_run(params: Parameters, where: Placement, *, models: int, workers: int)
     settings = settings_of(params, where, layout, models=models, workers=workers)
     stages = plan(layout, settings)
     room = Room(
-        hardware.free_memory(device),
-        hardware.free_memory(torch.device("cpu")) + resident_bytes(),
-        hardware.free_disk(params.store_path)
+        free_memory(device),
+        free_memory(torch.device("cpu")) + resident_bytes(),
+        free_disk(params.store_path)
         + bytes_below(params.store_path),  # what the store holds may be what this run makes
     )
     return PlannedRun(layout, settings, stages, peak_usage(stages, settings, resident_bytes() + IMPORTS), room)
 
 
-def settings_of(params: Parameters, where: Placement, layout: "Layout", *, models: int, workers: int) -> "Settings":
+def settings_of(params: Parameters, where: Placement, layout: Layout, *, models: int, workers: int) -> Settings:
     """What a run is asked to do; what is `auto` is decided as the steps decide it."""
-    import torch
-
-    from mgaa.blocks.hardware import free_memory
-    from mgaa.plan.anchored import anchor_bytes
-    from mgaa.plan.settings import Settings
-
     calibration = params.data.calibration
     samples = calibration.samples or UNKNOWN
     stream = should_stream(where, layout.weights)
@@ -125,9 +114,6 @@ def refuse_what_cannot_fit(found: PlannedRun) -> None:
 
 def suggest_remedy(found: PlannedRun) -> str:
     """The gentlest settings with which the run fits."""
-    from mgaa.plan import plan
-    from mgaa.plan.room import describe_shortage, peak_usage, remedies
-
     base = resident_bytes() + IMPORTS
     without_disk = replace(found.room, disk=2**63)
     if not describe_shortage(found.peaks, without_disk, found.settings):
@@ -147,7 +133,5 @@ def bytes_below(folder: Path) -> int:
 
 def resident_bytes() -> int:
     """Memory that this process takes, without pages of files."""
-    import psutil  # type: ignore[import-untyped]
-
     memory: Any = psutil.Process().memory_info()
     return int(memory.rss) - int(getattr(memory, "shared", 0))

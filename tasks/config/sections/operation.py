@@ -2,7 +2,9 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal, get_args
+from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator
 
 from tasks.config.sections.section import Section
@@ -21,8 +23,6 @@ class Crons(Section):
     @field_validator(*get_args(Scheduled))
     @classmethod
     def _cron(cls, value: str) -> str:
-        from cronsim import CronSim, CronSimError
-
         try:
             if len(value.split()) != 5:
                 raise CronSimError(f"{len(value.split())} fields")
@@ -52,8 +52,6 @@ class Schedule(Section):
     @field_validator("timezone")
     @classmethod
     def _known(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
         try:
             return ZoneInfo(value).key
         except (ValueError, OSError, KeyError):
