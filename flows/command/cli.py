@@ -32,13 +32,13 @@ from tasks.config import compatibility, messages, method_options
 from tasks.config.compatibility import check_compatibility
 from tasks.config.parameters import Parameters, load_parameters
 
-FLAGS = """  --params=FILE  the parameters, by default params.yaml
-  --debug        show where an error was raised
+FLAGS = """  --params=FILE  file of parameters (default: params.yaml)
+  --debug        show tracebacks of errors
   --quiet        do not print the result
-  --help         show this
+  --help         show this help
 
-A text is what is typed, whatever it looks like (in quotes, which the shell has to leave, as YAML reads it); null is nothing, where a key
-may be null; numbers are decimal; a switch is true or false. Lists and sections are YAML: 'evaluation.tasks=[a, b]'."""
+Strings are taken as typed; in quotes that reach the program they are YAML strings. null means no value where a key allows it. Numbers are
+decimal, switches true or false. Lists and sections are YAML: 'evaluation.tasks=[a, b]'."""
 
 
 Command = str | Callable[[Parameters], Any]
@@ -79,10 +79,10 @@ def import_function(command: Command) -> Callable[..., Any]:
 
 
 def run_command(act: Callable[[], None], *, load: Callable[[], None] = lambda: None, debug: bool = False) -> int:
-    """Do what a command does; a failure that explains itself is one line on stderr and its exit code.
+    """Run the body of a command: an `MgaaError` becomes one line on stderr and its exit code.
 
     Args:
-        load: what precedes the work: a signal meanwhile ends the process at once (flows/command/early_exit.py).
+        load: runs first, outside the handling of interrupts: a signal ends the process at once (flows/command/early_exit.py).
     """
     guard_stdout()
     try:
@@ -98,20 +98,20 @@ def run_command(act: Callable[[], None], *, load: Callable[[], None] = lambda: N
         print_error(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print_error("interrupted; finished steps are kept, the same command goes on")
+        print_error("interrupted: completed steps are cached; run the same command to resume")
         return 130
     return 0
 
 
 def hide_bars() -> None:
-    """Our own progress bars are off where nobody watches; those of transformers have to be told."""
+    """Disable the progress bars of transformers; ours are off anyway where stderr is not a terminal."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The file of parameters, and the overrides."""
+    """Split the command line into the file of parameters and the overrides."""
     path = Path("params.yaml")
     overrides = []
     for text in arguments:
@@ -119,7 +119,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
             path = Path(text.removeprefix("--params=")).expanduser()
         elif text.startswith("-"):
             raise UsageError(
-                f"{text} is no option: expected --params=FILE, --debug, --quiet, --help or section.key=value."
+                f"unknown option {text}: expected --params=FILE, --debug, --quiet, --help or section.key=value."
             )
         else:
             overrides.append(text)
@@ -159,7 +159,7 @@ def documentation_of(command: Command) -> str:
 
 @contextmanager
 def handle_interrupts() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run in order, the second one at once; the store is sound either way."""
+    """End the run in order on the first Ctrl-C or SIGTERM, at once on the second; the store is sound either way."""
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -169,14 +169,14 @@ def handle_interrupts() -> Iterator[None]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """The first signal."""
+    """Handle the first signal."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
     raise KeyboardInterrupt
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """The second signal: bodies that run in threads are not waited for, and Prefect's own server goes with the run."""
+    """Handle the second signal: exit without waiting for steps in threads, and terminate Prefect's own server."""
     for child in psutil.Process().children(recursive=True):
         child.terminate()
     os._exit(130)
@@ -184,7 +184,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """The message of an `MgaaError` goes to the terminal at the end; Prefect's line about it goes to its interface only."""
+    """Keep Prefect's log line about an `MgaaError` off the terminal, where the command prints its message at the end."""
     handlers = logging.getLogger().handlers
     for handler in handlers:
         handler.addFilter(is_unexplained)
@@ -196,5 +196,5 @@ def report_once() -> Iterator[None]:
 
 
 def is_unexplained(record: logging.LogRecord) -> bool:
-    """Whether a record is about something else than an error that explains itself."""
+    """Tell whether a log record is about anything but an `MgaaError`."""
     return not getattr(record, "explained", False)

@@ -44,7 +44,7 @@ def parse_overrides(overrides: Sequence[str], model: type[BaseModel]) -> dict[st
         path = key.split(".")
         if not equals or not all(path):
             raise UsageError(
-                f"{override!r} is no override: expected section.key=value, such as ratios.compression=0.3."
+                f"{override!r} is not an override: expected section.key=value, such as ratios.compression=0.3."
             )
         if not text:
             raise UsageError(

@@ -196,8 +196,8 @@ def test_the_last_of_two_wins_and_a_section_takes_keys_one_by_one() -> None:
     [
         ("output.checkpoint=", r"'output.checkpoint=' has no value: .*null.*'\"\"'"),
         ("ratios.band=", "'ratios.band=' has no value"),
-        ("ratios.compression", "'ratios.compression' is no override: expected section.key=value"),
-        ("=x", "'=x' is no override"),
+        ("ratios.compression", "'ratios.compression' is not an override: expected section.key=value"),
+        ("=x", "'=x' is not an override"),
         ("evaluation.tasks=[a] #2", r"'evaluation.tasks=\[a\] #2' ends at \[a\], and ' #2' would be lost"),
         ("evaluation.tasks=[a, #2]", r"'evaluation.tasks=\[a, #2\]' cannot be read"),
         ("evaluation.tasks=[a", r"'evaluation.tasks=\[a' cannot be read: while parsing a flow sequence"),

@@ -83,8 +83,8 @@ MISTAKES = {
     "data.validation.form=questions": "data.validation.form is 'questions': expected 'text' or 'chat'",
     "data.calibration.nulls=none": "data.calibration.nulls is 'none': expected 'stop' or 'skip'",
     "statistics.inputs=sparse": "statistics.inputs is 'sparse': expected 'dense' or 'compressed'",
-    "ratios.compression": "'ratios.compression' is no override: expected section.key=value",
-    "ratios..compression=1": "is no override: expected section.key=value",
+    "ratios.compression": "'ratios.compression' is not an override: expected section.key=value",
+    "ratios..compression=1": "is not an override: expected section.key=value",
     "evaluation.tasks=[a": "cannot be read: while parsing a flow sequence",
 }
 
