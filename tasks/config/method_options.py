@@ -1,10 +1,9 @@
 """The options of a method: the keyword-only arguments of its function, read from its file.
 
-A section that selects a method (`factors`, `ratios`, `ranks`) holds the method's options beside its own keys. They are
-read from the syntax tree of `mgaa/<section>/<method>.py`, which is not imported: checking a parameter costs no library.
-An option that is written in the file but belongs to a sibling of the selected method is left aside, so that
-`ratios.method=uniform` needs no second edit; the same option given by hand is an error, for it would have no effect.
-An option that may be a `Path` is a file, which steps know by its content (`tasks.cache.stage.File`).
+A section that selects a method (`factors`, `ratios`, `ranks`) holds the method's options along with its own keys. They are read from the
+syntax tree of `mgaa/<section>/<method>.py`, so that checking parameters does not import torch. Options in the file that belong to another
+method of the section are ignored, so that `ratios.method=uniform` needs no second edit; given on the command line they are an error, since
+they would have no effect. An option that accepts a `Path` is a file, which steps identify by its content (`tasks.cache.stage.File`).
 """
 
 import ast
@@ -25,7 +24,7 @@ SECTIONS = {
     "ratios": {"method", "compression", "band"},
     "ranks": {"method", "multiple", "objective", "profile", "tokens", "device"},
 }
-"""The sections that select a method, with the keys that belong to every method."""
+"""The sections that select a method, with the keys that all their methods share."""
 TYPES = {
     "Path": str,
     "int": int,
@@ -40,7 +39,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword-only argument of a method; `default` is `...` where the method has none, `file` says that it is the path of a file."""
+    """A keyword-only argument of a method; `default` is `...` if it is required, `file` tells that it is the path of a file."""
 
     type: Any
     default: Any
@@ -48,7 +47,7 @@ class Option:
 
 
 def select_options(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
-    """A section as its own keys and the selected method's `options`, defaults filled in; raises `UsageError`."""
+    """Separate the selected method's `options`, with defaults filled in, from the keys of the section; raises `UsageError`."""
     shared = SECTIONS[section]
     known = {method: method_options(section, method) for method in available_methods(section)}
     chosen = values.get("method")
@@ -68,7 +67,7 @@ def select_options(section: str, values: Mapping[str, Any], by_hand: set[str]) -
 
 
 def option_value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
-    """The value of an option: as given, if its type fits, else the method's default."""
+    """The value of an option, checked against its type, or the method's default."""
     if name in values:
         adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1))
         try:
@@ -97,30 +96,30 @@ def method_options(section: str, method: str) -> dict[str, Option]:
                 )
                 for argument, default in pairs
             }
-    raise UsageError(f"mgaa/{section}/{method}.py is no method: expected a function {FUNCTIONS[section]!r} in it.")
+    raise UsageError(f"mgaa/{section}/{method}.py is not a method: expected a function {FUNCTIONS[section]!r} in it.")
 
 
 def plain_type(annotation: ast.expr | None) -> Any:
-    """The type of an option, for the types that YAML can write; anything else is left to the method to check."""
+    """The type of an option if YAML can express it; the method checks anything else."""
     if annotation is None or not names_in(annotation) <= TYPES.keys():
         return Any
     return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, TYPES)
 
 
 def names_in(annotation: ast.expr | None) -> set[str]:
-    """The names that a type is written with."""
+    """The names that occur in a type annotation."""
     return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
 
 
 def align_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections as they belong together: ranks that are read from a file leave no other ratios than those of the file.
+    """Align the sections: ranks that are read from a file bring the ratios of that file.
 
     Args:
         values: all sections.
-        given: what of them was given by hand.
+        given: those of the command line.
 
     Raises:
-        UsageError: an option of level 1 was given by hand and would have no effect.
+        UsageError: an option of level 1 on the command line would have no effect.
     """
     ratios, ranks, by_hand = (
         each if isinstance(each, dict) else {}
@@ -139,7 +138,7 @@ def align_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 
 
 def options_reference() -> Iterator[str]:
-    """The lines of `--help` on methods and their options."""
+    """Lines of `--help` about methods and their options."""
     for section in SECTIONS:
         for method in available_methods(section):
             tree = method_syntax(section, method)

@@ -7,7 +7,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 import torch
 
-from mgaa.blocks.hardware import free_disk, free_memory
+from mgaa.blocks import hardware
 from mgaa.checkpoints.load import device_of
 from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.errors import ResourceError
@@ -59,9 +59,9 @@ def plan_run(params: Parameters, where: Placement, *, models: int, workers: int)
     settings = settings_of(params, where, layout, models=models, workers=workers)
     stages = plan(layout, settings)
     room = Room(
-        free_memory(device),
-        free_memory(torch.device("cpu")) + resident_bytes(),
-        free_disk(params.store_path)
+        hardware.free_memory(device),
+        hardware.free_memory(torch.device("cpu")) + resident_bytes(),
+        hardware.free_disk(params.store_path)
         + bytes_below(params.store_path),  # what the store holds may be what this run makes
     )
     return PlannedRun(layout, settings, stages, peak_usage(stages, settings, resident_bytes() + IMPORTS), room)
@@ -93,7 +93,7 @@ def settings_of(params: Parameters, where: Placement, layout: Layout, *, models:
         to_stream=params.anchor.method == "stream",
         refinement=0 if params.refinement.refinement is None else params.refinement.refinement["steps"],
         accelerator=not where.startswith("cpu"),
-        room=free_memory(torch.device(where)),
+        room=hardware.free_memory(torch.device(where)),
     )
     if params.anchor.method == "none":
         return settings
