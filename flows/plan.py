@@ -1,9 +1,9 @@
-"""What a run of flows.compress will take on this machine, before it starts: memory, disk, arithmetic and time of every stage.
+"""The resource plan of flows.compress on this machine: memory, disk, operations and time of every stage, before a run starts.
 
     python -m flows.plan [section.key=value ...]
 
-The config of the backbone is all that is read, so `backbone.source` may be a folder with a `config.json` and nothing else. Rates are
-measured here and now, in seconds; memory and disk are sums of shapes (`mgaa.plan`). Exit code 5 where the run cannot fit.
+Only the config of the backbone is read, so `backbone.source` may be a folder with nothing but a `config.json`. Memory and disk are computed
+from shapes (`mgaa.plan`); the speed of this machine is measured in a few seconds. Exit code 5 if the run cannot fit.
 """
 
 if __name__ == "__main__":
@@ -26,7 +26,7 @@ from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fi
 
 
 def plan(parameters: Parameters) -> None:
-    """Print the stages with what they take, and refuse what cannot fit."""
+    """Print the resources of every stage, and refuse a run that cannot fit."""
     where = resolve_device(parameters)
     found = plan_run(parameters, where, models=len(recipes(parameters)), workers=worker_count(parameters))
     measured = measure_rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
@@ -35,12 +35,12 @@ def plan(parameters: Parameters) -> None:
 
 
 def dtype_of(found: PlannedRun) -> str:
-    """A dtype of as many bytes as the weights have."""
+    """A dtype of the same size as the weights."""
     return {2: "bfloat16", 4: "float32"}.get(found.layout.itemsize, "float64")
 
 
 def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
-    """The table, and what it comes to."""
+    """Print the table and its totals."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "device", "host", "disk", "work", "time"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -71,7 +71,7 @@ def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time as people read it."""
+    """Format a time for people."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

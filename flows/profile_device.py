@@ -1,10 +1,10 @@
-"""How fast the linears of a model are on this device, dense and at low ranks: what `ranks.objective=latency` allocates by.
+"""Latency profile of a device: times of a model's linear layers, dense and at low ranks, for `ranks.objective=latency`.
 
     python -m flows.profile_device [section.key=value ...]
 
 Times every distinct shape of `backbone.source` on `backbone.device` in its dtype, with random weights (those of the model are not loaded),
-and writes `results/latency.json` (`profile.output`). Run it on the device that the compressed model is meant for, with nothing beside it,
-and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. No step: time is not cached.
+and writes `results/latency.json` (`profile.output`). Run it on the otherwise idle target device, and give the file to `flows.compress`
+anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. It is not a step: times are not cached.
 """
 
 if __name__ == "__main__":
@@ -25,7 +25,7 @@ from tasks.config.parameters import Parameters
 
 
 def profile_device(parameters: Parameters) -> None:
-    """Measure the linears of `backbone.source` on `backbone.device`, and write the profile."""
+    """Time the linear layers of `backbone.source` on `backbone.device`, and write the profile."""
     params, path = parameters, parameters.folder / parameters.profile.output
     check_outputs(params, Output("profile.output", path.parent, [path.name]))
     model = load_meta_model(params.backbone.source, revision=params.backbone.revision, dtype=params.backbone.dtype)
@@ -46,7 +46,7 @@ def profile_device(parameters: Parameters) -> None:
 
 
 def show(parameters: Parameters) -> None:
-    """Print for every shape what dense takes, the largest measured rank that is faster, and break-even in parameters."""
+    """Print for every shape the dense time, the largest measured rank that is faster, and break-even in parameters."""
     path = parameters.folder / parameters.profile.output
     found = load_profile(path)
     print(f"{found.name} ({found.device}), {found.dtype}, {found.threads} threads")

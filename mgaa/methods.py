@@ -50,7 +50,7 @@ def method_syntax(section: str, name: str) -> ast.Module:
     """The syntax tree of a method's file: what it declares can be read without importing torch.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: the method is unknown.
     """
     _check_name(section, name)
     return ast.parse((Path(__file__).parent / section / f"{name}.py").read_bytes())
@@ -61,7 +61,7 @@ def method_traits(section: str, name: str) -> Traits:
     """The `TRAITS` of a method, written as literals; all of them are false where its file has none.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: the method is unknown.
     """
     for node in method_syntax(section, name).body:
         match node:
@@ -71,10 +71,10 @@ def method_traits(section: str, name: str) -> Traits:
 
 
 def load_method(section: str, name: str, options: Mapping[str, Any]) -> Callable[..., Any]:
-    """The function of method `name` after a check of its options.
+    """The function of a method, after a check of the names of its options.
 
     Raises:
-        UsageError: there is no such method, it does not take an option (the valid ones are listed), or it needs one more.
+        UsageError: the method or an option is unknown, or a required option is missing; the message lists the valid ones.
     """
     function: Callable[..., Any] = getattr(_module(section, name), FUNCTIONS[section])
     taken = {key: p for key, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
@@ -90,7 +90,7 @@ def load_method(section: str, name: str, options: Mapping[str, Any]) -> Callable
 
 
 def check_method(section: str, name: str, *arguments: Any, **options: Any) -> None:
-    """Let method `name` itself refuse what it cannot do, if its file has a function `check`."""
+    """Call the function `check` of a method, if its file has one."""
     own: Callable[..., None] | None = getattr(_module(section, name), "check", None)
     if own is not None:
         own(*arguments, **options)

@@ -1,4 +1,4 @@
-"""Ranks as a file has them, whatever the ratios: those that were found on a base model, for its chat model (`mgaa.allocation`).
+"""Ranks from a file, independent of the ratios: reuse those found on a base model for its chat model (`mgaa.allocation`).
 
 The budget of the file is that of the compression. The ranks are never refilled (`whole_model`): they are those of the file even where they
 cost less than there (a factorizer that adds no biases) or where their rule left parameters over.
@@ -16,7 +16,7 @@ TRAITS = Traits(whole_model=True)
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model: str | None = None) -> list[int]:
-    """The rungs of the ranks in the file; `budget` is that of the file (`check`).
+    """Rungs of the ranks in the file, whose budget must be `budget` (`check`).
 
     Args:
         path: the file.
@@ -31,7 +31,7 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model:
 
 
 def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, model: str | None = None) -> None:
-    """Compare the file with the whole model.
+    """Refuse a file that does not fit the whole model.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -62,7 +62,7 @@ def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, mo
 
 
 def _rung(ladder: Ladder, matrices: Mapping[str, SavedMatrix], path: str | Path) -> int:
-    """Where the rank of one matrix stands on its ladder."""
+    """The rung of a matrix's saved rank on its ladder."""
     matrix, saved = ladder.matrix, matrices.get(ladder.matrix.name)
     if saved is None or (saved.m, saved.n) != (matrix.m, matrix.n):
         found = "missing" if saved is None else f"{saved.m} x {saved.n}"

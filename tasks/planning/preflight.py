@@ -1,6 +1,6 @@
-"""The two levels rehearsed right after the backbone is loaded, so that a mistake in the parameters costs no calibration.
+"""Checks right after the backbone is loaded, so that a wrong parameter does not cost a calibration.
 
-No step: it leaves nothing, and takes milliseconds. Whether there are sequences enough is known once the text is tokenized.
+They are not steps: they leave nothing behind and take milliseconds. The number of sequences is checked once the texts are tokenized.
 """
 
 from collections.abc import Iterable, Mapping
@@ -27,12 +27,12 @@ def preflight(
     *,
     inputs: str = "dense",
 ) -> None:
-    """Refuse what `allocate_ratios` and `allocate_ranks` would refuse after the calibration (`mgaa.levels`).
+    """Refuse what the steps `allocate_ratios` and `allocate_ranks` would refuse after the calibration (`mgaa.levels`).
 
     Args:
         factors: the factorizer and its options.
-        recipes: of every model.
-        inputs: whose activations are measured.
+        recipes: of all models.
+        inputs: `statistics.inputs`.
 
     Raises:
         UsageError: an option is out of range, the compression out of reach, or a file for another model.
@@ -58,13 +58,13 @@ def preflight_search(
     space: Mapping[str, Any],
     multiple: int | str,
 ) -> None:
-    """Refuse a search before anything is measured: a space that this model does not have, or a budget that none of its points can meet.
+    """Refuse a search before anything is measured.
 
     Args:
         space: arguments of `mgaa.search.space_of`.
 
     Raises:
-        UsageError: as said.
+        UsageError: the space does not fit the model, or none of its points meets the budget.
     """
     matrices = backbone_matrices(store, backbone)
     levels.check_factorizer(factors)
@@ -73,24 +73,24 @@ def preflight_search(
 
 
 def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str, Any]], groups: int) -> None:
-    """Refuse fewer calibration sequences than groups where the factorizer depends on groups (`mgaa.levels`).
+    """Refuse fewer calibration sequences than groups if the factorizer depends on groups (`mgaa.levels`).
 
     Args:
         tokens: of the calibration.
         factors: the factorizer and its options.
-        groups: how many were asked for.
+        groups: `statistics.groups`.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are fewer sequences than groups.
     """
     levels.check_groups(factors, groups, len(sequences_of(store, tokens)))
 
 
 def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
-    """Refuse a backbone or calibration tokens that no gradients can be measured with (`mgaa.statistics.gradients`).
+    """Refuse a backbone or calibration tokens without measurable gradients (`mgaa.statistics.gradients`).
 
     Raises:
-        UsageError: as said.
+        UsageError: the dtype, a part of the model, or the number of tokens.
     """
     record = backbone_record(store, backbone)
     gradients.check_parts(record["parts"])

@@ -1,6 +1,6 @@
-"""How the models of a run are compressed: the run's method, and the baselines that it is compared with at the same budget.
+"""Recipes of the models of a run: the method, and its baselines at the same budget.
 
-A recipe is plain values, the arguments of the steps; models of a run differ in their recipes and in nothing else.
+A recipe consists of plain values, the arguments of steps; the models of a run differ in nothing but their recipes.
 """
 
 from collections.abc import Mapping
@@ -14,22 +14,22 @@ from tasks.config.compatibility import check_compatibility
 from tasks.config.parameters import Parameters
 
 UNIFORM = "uniform"
-"""The method of both levels that the others are compared with."""
+"""The baseline of both levels."""
 RANDOM = "random"
-"""The search that the others are compared with."""
+"""The baseline of searches."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One model.
+    """Arguments of the steps that make one model.
 
     Attributes:
         compression, multiple: the fraction of linear parameters to remove, and the step between ranks.
         ratios: level 1: `method`, `options`, `band`.
         ranks: level 2: `method`, `options`.
-        channels: how FFNs are pruned; null where they are factorized.
-        search: the method of the search that finds the ranks in the place of both levels; null where they do.
-        latency: the profile by which ranks are faster than dense, and at how many tokens; null where parameters are the objective.
+        channels: settings of pruning; None if FFNs are factorized.
+        search: method of the search that finds the ranks instead of both levels; None without one.
+        latency: profile and tokens at which ranks must be faster than dense; None if the objective is parameters.
     """
 
     compression: float
@@ -41,7 +41,7 @@ class Recipe:
     latency: Mapping[str, Any] | None = None
 
     def level1(self, *, centred: bool) -> dict[str, Any]:
-        """Arguments of `allocate_ratios`; `centred` says whether the factorizer adds biases."""
+        """Arguments of `allocate_ratios`; `centred` tells whether the factorizer adds biases."""
         return {**self.ratios, **self._shared, "centred": centred}
 
     @property
@@ -68,10 +68,10 @@ def both_levels(params: Parameters) -> Recipe:
 
 
 def recipes(params: Parameters) -> dict[str, Recipe]:
-    """The recipe of every baseline and, last, of the run's method, by name.
+    """Recipes of all baselines and, last, of the run's method, by name.
 
     Raises:
-        UsageError: a baseline that would be the method itself, or another baseline; or settings that exclude each other.
+        UsageError: settings that exclude each other, or a baseline that equals the method or another baseline.
     """
     check_compatibility(params.flat(), "compress")
     both, searching = both_levels(params), None if params.search.method == "none" else params.search.method
@@ -83,10 +83,10 @@ def recipes(params: Parameters) -> dict[str, Recipe]:
         "mgaa": both,
         "random": replace(both, search=RANDOM),
     }
-    if method_traits("ranks", params.ranks.method).whole_model:  # whatever the ratios, the ranks are the same
+    if method_traits("ranks", params.ranks.method).whole_model:  # its ranks do not depend on the ratios
         known["level2"] = both
     if params.method in params.evaluation.baselines:
-        raise UsageError(f"evaluation.baselines has {params.method}, which is the run's method itself: leave it out")
+        raise UsageError(f"evaluation.baselines has {params.method}, which is the method of the run: leave it out")
     found: dict[str, Recipe] = {name: known[name] for name in params.evaluation.baselines}
     found[params.method] = replace(both, channels=params.channels.pruning, search=searching)
     for (name, recipe), (other, same) in combinations(found.items(), 2):

@@ -209,7 +209,7 @@ def test_the_last_of_two_wins_and_a_section_takes_keys_one_by_one() -> None:
         ('output.checkpoint="\\q"', "cannot be read: while scanning a double-quoted scalar"),
         ('output.checkpoint="\\UFFFFFFFF"', "cannot be read"),
         ('output.checkpoint=""', "expected checkpoint to be a folder|output.checkpoint is ''"),
-        ('data.evaluation.separator=""', "data.evaluation.separator is '': expected where documents end"),
+        ('data.evaluation.separator=""', "data.evaluation.separator is '': expected what separates documents"),
         ('backbone.source="a\\0b"', "has a zero byte"),
         ("backbone.source=caf\udce9", "is not UTF-8"),
         ('backbone.source="\\ud800"', "is not UTF-8"),

@@ -225,7 +225,7 @@ def test_the_help_tells_every_key_and_every_method() -> None:
         "ratios.temperature, by default",
         "ranks.method=energy",
         "ranks.power, by default 1.0",
-        "ranks.method=file  Ranks as a file has them",
+        "ranks.method=file  Ranks from a file",
         "ranks.path, needed",
         "ranks.trust, by default None",
         "ranks.model, by default None",
