@@ -71,7 +71,7 @@ def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
     """Memory of a run, that of the process alone, and disk."""
     from flows.command.runner import worker_count
-    from flows.parts.measurement import resolve_device
+    from flows.parts.device import resolve_device
     from tasks.config.parameters import load_parameters
     from tasks.planning.recipes import recipes
     from tasks.planning.resources import IMPORTS, plan_run, resident_bytes

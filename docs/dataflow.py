@@ -24,7 +24,7 @@ from tasks.record.run_record import KIND
 
 FIGURE = Path(__file__).parent / "figures" / "architecture.svg"
 ACROSS, DOWN, WIDE, TALL, LEFT, TOP = 84, 48, 122, 35, 24, 62
-TARGET, BLOCK = "compression", "block"
+TARGET, BLOCK = "target", "block"
 """Parameters of a step: on the first depends what is done again for another target, by the second a step runs once for every block."""
 STYLE = """
   .paper { fill: #ffffff } text { font: 13px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #222222 }

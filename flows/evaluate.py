@@ -19,9 +19,9 @@ from typing import Any
 from prefect import flow
 
 from flows.command.runner import open_run_store
-from flows.parts.measurement import evaluation_arguments, resolve_device
-from flows.parts.questions import answer_questions
-from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
+from flows.parts.evaluation import ModelEvaluation
+from flows.parts.inputs import prepare_inputs
+from flows.prepare_data import prepare_questions, prepare_texts
 from tasks.artifacts.files import ANSWERS, METRICS, read_table
 from tasks.cache.artifact import Store
 from tasks.cache.atomic import publish_file
@@ -30,7 +30,6 @@ from tasks.cache.manifest import format_json
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.record.run_record import Span, keep_record, place_of
-from tasks.steps.evaluate import evaluate as measure
 from tasks.steps.load_backbone import architecture_digest, identify, load_model
 
 RESULT = "evaluation.json"
@@ -51,23 +50,22 @@ def evaluate_model(params: Parameters, store: Store, executions: Executions) -> 
     given: dict[str, Any] = {"source": source, "revision": revision, "dtype": params.backbone.dtype}
     given |= {"files": identify(source, revision), "architecture": architecture_digest(source, revision)}
     model = load_model(store, **given)
-    texts = prepare_texts(params, store)
-    tokens = prepare_tokens(params, store, model, texts, ("validation", "evaluation"))
-    metrics = measure(store, model, **evaluation_arguments(params, store, texts, tokens))
-    found = {"source": source, "revision": revision, **read_table(store, metrics, METRICS)}
-    made = {"backbone": model, "texts": texts, **{f"tokens.{name}": each for name, each in tokens.items()}}
-    made |= {"metrics": metrics}
+    texts, questions = prepare_texts(params, store), prepare_questions(params, store) if params.data.questions else None
+    inputs = prepare_inputs(params, store, model, texts, questions, sections=("validation", "evaluation"))
+    measured = ModelEvaluation.prepare(inputs).evaluate(model)
+    found = {"source": source, "revision": revision, **read_table(store, measured.metrics, METRICS)}
+    made = {"backbone": model, "texts": texts, **{f"tokens.{name}": each for name, each in inputs.tokens.items()}}
+    made |= {"metrics": measured.metrics}
     if params.data.questions:
-        answers = answer_questions(params, store, model, prepare_questions(params, store), resolve_device(params))
-        found["questions"] = {name: read_table(store, each, ANSWERS) for name, each in answers.items()}
-        made |= {f"answers.{name}": each for name, each in answers.items()}
+        found["questions"] = {name: read_table(store, each, ANSWERS) for name, each in measured.answers.items()}
+        made |= {f"answers.{name}": each for name, each in measured.answers.items()}
     publish_file(params.results / RESULT, format_json(found))
     keep_record(
         params,
         store,
         "evaluate",
         artifacts=made,
-        executions=executions,
+        executions=executions.collect(),
         spent=Span(started, time.perf_counter() - began),
         places=[params.results / RESULT],
         in_mlflow=False,

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.command.runner import worker_count
-from flows.parts.measurement import resolve_device
+from flows.parts.device import resolve_device
 from mgaa.blocks.hardware import measure_rates
 from mgaa.plan.room import gigabytes
 from tasks.config.parameters import Parameters

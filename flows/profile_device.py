@@ -13,7 +13,7 @@ if __name__ == "__main__":
     raise SystemExit(main("flows.profile_device:profile_device", show="flows.profile_device:show"))
 
 
-from flows.parts.measurement import resolve_device
+from flows.parts.device import resolve_device
 from mgaa.allocation.device_profile import measure
 from mgaa.allocation.latency import load_profile
 from mgaa.checkpoints.meta_model import load_meta_model

@@ -14,6 +14,7 @@ if __name__ == "__main__":
     raise SystemExit(main("flows.search:search", show="flows.show_search:show"))
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -21,9 +22,10 @@ from typing import Any
 from prefect import flow
 
 from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
-from flows.compress import ModelBuilder, prepare_backbone
-from flows.parts.calibration import measure_statistics
-from flows.parts.measurement import evaluation_arguments, resolve_device
+from flows.parts.evaluation import ModelEvaluation, windows_of
+from flows.parts.inputs import factorizer_of, prepare_backbone, prepare_inputs
+from flows.parts.models import slice_factors
+from flows.parts.prepared import Prepared, measure_calibration
 from flows.parts.questions import check_calibration_images
 from flows.parts.rank_search import (
     candidate_windows,
@@ -34,21 +36,19 @@ from flows.parts.rank_search import (
     run_search,
     with_groups,
 )
-from flows.prepare_data import prepare_texts, prepare_tokens
+from flows.prepare_data import prepare_texts
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import Executions, record_executions
+from tasks.cache.executions import Execution, record_executions
 from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
-from tasks.planning.preflight import check_groups, preflight
+from tasks.planning.preflight import preflight
 from tasks.planning.recipes import RANDOM, both_levels
 from tasks.results.publish import Effort
 from tasks.search.publish import FOLDER, publish_search
-from tasks.search.run_trial import SearchContext
 from tasks.search.study import Final, best_searches, table_of, write_study
 from tasks.search.trials import Search
 from tasks.steps.assemble import assemble
-from tasks.steps.evaluate import evaluate
 from tasks.steps.measure import measure
 from tasks.tracking.run import Run, track_run
 
@@ -59,8 +59,7 @@ def search(parameters: Parameters) -> list[Final]:
     params, began = parameters, time.perf_counter()
     check_compatibility(params.flat(), "search")
     check_outputs(params, Output("the folder of searches", params.folder / FOLDER))
-    store, where = open_run_store(params), resolve_device(params)
-    factorizer = params.factors.method, params.factors.options
+    store, factorizer = open_run_store(params), factorizer_of(params)
     with (
         track_run(
             params, "search", f"search of {len(search_kinds(params))} kinds and {len(params.study.seeds)} seeds"
@@ -73,39 +72,31 @@ def search(parameters: Parameters) -> list[Final]:
         for groups in params.study.groups:
             preflight_groups(params, store, backbone, groups)
         texts = prepare_texts(params, store)
-        tokens = prepare_tokens(params, store, backbone, texts)
-        candidate_windows(params, store, backbone, texts)
-        check_groups(store, tokens["calibration"], factorizer, params.statistics.groups)
-        statistics = measure_statistics(params, store, backbone, tokens["calibration"], where)
-        bench = ModelBuilder(params, store, backbone, tokens["calibration"], statistics, where)
-        spectra = bench.spectra()
-        ground = prepare_context(params, store, backbone, texts, spectra, where)
-        for groups in params.study.groups:
-            earlier_trials(
-                params, store, with_groups(ground, groups)
-            )  # what does not fit is said before the first trial
-        mgaa = measure_baseline(params, store, ground, statistics)
+        inputs = prepare_inputs(params, store, backbone, texts, factorizers=[factorizer])
+        candidate_windows(inputs)
+        prepared = measure_calibration(inputs)
+        context = prepare_context(prepared)
+        for groups in params.study.groups:  # what does not fit is reported before the first trial
+            earlier_trials(params, store, with_groups(context, groups))
+        mgaa = measure_baseline(prepared, context)
         searches = [
             run_search(
                 params,
                 store,
-                with_groups(ground, groups),
+                with_groups(context, groups),
                 run,
                 **search_arguments(method, groups, start, seed),
                 nearest=mgaa.ranks,
             )
             for seed, (method, groups, start) in product(params.study.seeds, search_kinds(params))
         ]
-        publish_search(params.folder, store, statistics, searches, mgaa)
-        finals = measure_finals(
-            params, store, ground, tokens["evaluation"], searches, None if mgaa.trial is None else mgaa.ranks
-        )
+        publish_search(params.folder, store, prepared.statistics, searches, mgaa)
+        finals = measure_finals(prepared, searches, None if mgaa.trial is None else mgaa.ranks)
         if params.evaluation.tasks:
-            finals = evaluate_finals(
-                bench, finals, spectra, searches, **evaluation_arguments(params, store, texts, tokens)
-            )
+            finals = evaluate_finals(prepared, finals, searches)
         write_study(params.folder / FOLDER, store, finals)
-        log_study(run, store, tokens, searches, finals, executions, Effort.since(began, executions))
+        ran = executions.collect()
+        log_study(run, store, prepared.tokens, searches, finals, ran, Effort.since(began, ran))
     return finals
 
 
@@ -124,28 +115,24 @@ def search_arguments(method: str, groups: int, start: str, seed: int) -> dict[st
     return {"name": f"{method}-{groups}{first}-seed{seed}", "method": method, "start": start, "seed": seed}
 
 
-def measure_finals(
-    params: Parameters,
-    store: Store,
-    ground: SearchContext,
-    evaluation: Artifact,
-    searches: list[Search],
-    mgaa: Artifact | None,
-) -> list[Final]:
+def measure_finals(prepared: Prepared, searches: list[Search], mgaa: Artifact | None) -> list[Final]:
     """The dense model, MGAA if it could be measured, and the best allocation of every search on the evaluation text."""
-    given = params.data.evaluation
-    shared: dict[str, Any] = {
-        "length": given.length,
-        "stride": given.stride,
-        "batch_size": params.evaluation.batch_size,
-    }
-    shared["device"] = ground.measured["device"]
+    params, store, backbone = prepared.params, prepared.store, prepared.backbone
+    tokens, windows = prepared.tokens["evaluation"], windows_of(params, "evaluation")
     wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None)]
     wanted += [] if mgaa is None else [("mgaa", None, mgaa)]
     wanted += [(each.name, each, each.best) for each in searches]
     with limit_threads(worker_count(params)):
         futures = [
-            measure.submit(store, ground.backbone, evaluation, ground.spectra if ranks else [], ranks, **shared)
+            measure.submit(
+                store,
+                backbone,
+                tokens,
+                prepared.spectra if ranks else [],
+                ranks,
+                windows=windows,
+                device=prepared.device,
+            )
             for _, _, ranks in wanted
         ]
         return [
@@ -154,19 +141,18 @@ def measure_finals(
         ]
 
 
-def evaluate_finals(
-    bench: ModelBuilder, finals: list[Final], spectra: list[Artifact], searches: list[Search], **how: Any
-) -> list[Final]:
-    """The same with zero-shot tasks, read back from checkpoints, for the dense model, MGAA and one seed of every kind of search."""
-    names = {"dense", "mgaa", *(each.name for each in best_searches(bench.store, searches))}
+def evaluate_finals(prepared: Prepared, finals: list[Final], searches: list[Search]) -> list[Final]:
+    """The finals with zero-shot tasks, read back from checkpoints, for the dense model, MGAA and one seed of every kind of search."""
+    names = {"dense", "mgaa", *(each.name for each in best_searches(prepared.store, searches))}
+    evaluation = ModelEvaluation.prepare(prepared)
 
     def model(ranks: Artifact | None) -> Artifact:
         if ranks is None:
-            return bench.backbone
-        return assemble(bench.store, bench.backbone, bench.slice_factors(spectra, ranks))
+            return prepared.backbone
+        return assemble(prepared.store, prepared.backbone, slice_factors(prepared, ranks))
 
     return [
-        replace(final, metrics=evaluate(bench.store, model(final.ranks), **how)) if final.name in names else final
+        replace(final, metrics=evaluation.metrics(model(final.ranks))) if final.name in names else final
         for final in finals
     ]
 
@@ -177,7 +163,7 @@ def log_study(
     tokens: dict[str, Artifact],
     searches: list[Search],
     finals: list[Final],
-    executions: Executions,
+    executions: Sequence[Execution],
     effort: Effort,
 ) -> None:
     """Record what the study found, and its files."""

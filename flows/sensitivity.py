@@ -19,20 +19,20 @@ from typing import Any
 from prefect import flow, unmapped
 
 from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
-from flows.compress import ModelBuilder, prepare_backbone
-from flows.parts.calibration import measure_statistics
-from flows.parts.measurement import resolve_device
+from flows.parts.inputs import factorizer_of, prepare_backbone, prepare_inputs
+from flows.parts.prepared import measure_calibration
 from flows.parts.questions import check_calibration_images
-from flows.prepare_data import prepare_texts, prepare_tokens
+from flows.prepare_data import prepare_texts
 from flows.show import PLAIN
 from mgaa.errors import UsageError
 from tasks.artifacts.files import backbone_matrices
+from tasks.artifacts.specs import WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import record_executions
 from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
-from tasks.planning.preflight import check_groups, preflight_search
+from tasks.planning.preflight import preflight_search
 from tasks.results.publish import Effort
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.measure import measure
@@ -52,8 +52,7 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
     check_outputs(
         params, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")])
     )
-    store, where = open_run_store(params), resolve_device(params)
-    factorizer = params.factors.method, params.factors.options
+    store, factorizer = open_run_store(params), factorizer_of(params)
     with (
         track_run(params, "sensitivity", "sensitivity of each type of matrix") as run,
         record_executions(store) as executions,
@@ -72,19 +71,22 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
                     "smaller fractions, or a smaller ranks.multiple"
                 ) from error
         texts = prepare_texts(params, store)
-        tokens = prepare_tokens(params, store, backbone, texts, ("calibration", "validation"))
-        check_groups(store, tokens["calibration"], factorizer, params.statistics.groups)
-        statistics = measure_statistics(params, store, backbone, tokens["calibration"], where)
-        spectra = ModelBuilder(params, store, backbone, tokens["calibration"], statistics, where).spectra()
-        windows: dict[str, Any] = {"length": params.data.validation.length, "stride": None, "device": where}
-        windows["batch_size"] = params.evaluation.batch_size
-        dense = measure(store, backbone, tokens["validation"], [], None, **windows)
-        same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
+        sections = ("calibration", "validation")
+        prepared = measure_calibration(
+            prepare_inputs(params, store, backbone, texts, sections=sections, factorizers=[factorizer])
+        )
+        validation = prepared.tokens["validation"]
+        windows, device = WindowSpec(params.data.validation.length, None, params.evaluation.batch_size), prepared.device
+        dense = measure(store, backbone, validation, [], None, windows=windows, device=device)
+        same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone)}
+        same["spectra"] = unmapped(prepared.spectra)
         with limit_threads(worker_count(params)):
             ranks = allocate_point.map(
                 space=spaces, point=unmapped(ANY), multiple=params.ranks.multiple, **same
             ).result()
-            measured = measure.map(ranks=ranks, tokens=unmapped(tokens["validation"]), **windows, **same).result()
+            measured = measure.map(
+                ranks=ranks, tokens=unmapped(validation), windows=windows, device=device, **same
+            ).result()
         found = [
             TypeResult(*each)
             for each in zip((n for n, _ in wanted), (f for _, f in wanted), ranks, measured, strict=True)
@@ -92,13 +94,14 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
         table = rows(store, dense, found, types)
         publish(params.folder, table)
         values = {f"above_dense/{row['type']}/{row['compression']:g}": row["above_dense"] for row in table}
+        ran = executions.collect()
         run.log_study(
             store,
             artifacts={"dense": dense, "measurement": [each.measurement for each in found]},
-            tokens=tokens,
+            tokens=prepared.tokens,
             numbers=values,
-            effort=Effort.since(began, executions),
-            executions=executions,
+            effort=Effort.since(began, ran),
+            executions=ran,
             places=[params.folder / f"{NAME}{suffix}" for suffix in (".csv", ".png", ".svg")],
         )
     return found

@@ -18,45 +18,44 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from prefect import flow, unmapped
-from prefect.futures import PrefectFuture, PrefectFutureList, as_completed
+from prefect import flow
+from prefect.futures import PrefectFuture, as_completed
 
 from flows.command.runner import THREADS, limit_threads, open_run_store, worker_count
 from flows.parts.calibration import measure_statistics
-from flows.parts.measurement import resolve_device
+from flows.parts.evaluation import windows_of
+from flows.parts.inputs import Inputs, prepare_inputs
+from flows.parts.prepared import start_decomposition
 from flows.parts.questions import check_calibration_images
-from flows.prepare_data import prepare_questions, prepare_texts, prepare_tokens
+from flows.prepare_data import prepare_questions, prepare_texts
 from mgaa.errors import MgaaError
-from tasks.artifacts.files import MEASUREMENT, backbone_record, read_table
+from tasks.artifacts.files import MEASUREMENT, read_table
+from tasks.artifacts.specs import QuestionSpec
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import Executions, record_executions
+from tasks.cache.executions import Execution, record_executions
 from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
-from tasks.config.sections.methods import Factors
 from tasks.config.sections.sweep import Source
-from tasks.planning.preflight import adds_biases, check_groups, preflight
+from tasks.planning.preflight import adds_biases, preflight
 from tasks.results.publish import Effort
-from tasks.steps.decompose import decompose
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
 from tasks.steps.measure import measure
 from tasks.sweep.points import Outcome, Point, PointMeasurement, backbone_place, sweep_points
 from tasks.sweep.publish import NAME, SUFFIXES, publish
-from tasks.sweep.run_point import run_point
+from tasks.sweep.run_point import PointContext, run_point
 from tasks.sweep.table import comparisons, point_metrics, point_row
 from tasks.tracking.run import Run, track_run
 
 
 @dataclass(frozen=True)
 class SweepContext:
-    """One backbone with what all its points share; `windows` are the plain arguments of `measure`."""
+    """One backbone with what all its points share; `dense` is its own measurement."""
 
     source: Source
-    backbone: Artifact
-    tokens: dict[str, Artifact]
-    windows: dict[str, Any]
+    inputs: Inputs
+    points: PointContext
     dense: Artifact
-    statistics: Artifact
 
 
 @flow(name="sweep", task_runner=THREADS, validate_parameters=False)
@@ -69,21 +68,23 @@ def sweep(parameters: Parameters) -> list[Outcome]:
     store = open_run_store(params)
     wanted = sweep_points(params.sweep)
     with track_run(params, "sweep", f"sweep of {len(wanted)} points") as run, record_executions(store) as executions:
-        benches = prepare_backbones(params, store, wanted)
+        contexts = prepare_backbones(params, store, wanted)
         rows: dict[str, dict[str, Any]] = {}
         found: dict[str, Outcome] = {}
-        for bench in benches:
-            own = [point for point in wanted if point.backbone == bench.source]
-            for outcome in run_points(params, store, bench, own):
+        for context in contexts:
+            own = [point for point in wanted if point.backbone == context.source]
+            for outcome in run_points(params, store, context, own):
                 name, seconds = outcome.point.name, outcome.measured.seconds if outcome.measured else 0.0
-                found[name], rows[name] = outcome, point_row(store, bench.backbone, outcome, executions)
+                found[name] = outcome
+                rows[name] = point_row(store, context.inputs.backbone, outcome, executions.collect())
                 given = outcome.point.coordinates()
                 run.log_child(name, given, point_metrics(rows[name]), seconds=seconds, error=outcome.error)
-            for name, compared in comparisons(store, bench.dense, [found[point.name] for point in own]).items():
+            for name, compared in comparisons(store, context.dense, [found[point.name] for point in own]).items():
                 rows[name] |= compared
         outcomes = [found[point.name] for point in wanted]
         publish(params.folder, [rows[point.name] for point in wanted])
-        log_sweep(run, store, benches, outcomes, executions, Effort.since(began, executions))
+        ran = executions.collect()
+        log_sweep(run, store, contexts, outcomes, ran, Effort.since(began, ran))
         raise_failures(outcomes)
     return outcomes
 
@@ -97,97 +98,76 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
         given |= {"parts": params.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
-        preflight(
-            store,
-            backbones[point.backbone],
-            (point.factors.method, point.factors.options),
-            [point.recipe],
-        )
+        preflight(store, backbones[point.backbone], point.factorizer, [point.recipe])
     texts, questions, split = prepare_texts(params, store), prepare_questions(params, store), params.sweep.split
     for backbone in backbones.values():
         check_calibration_images(params, store, backbone)
-    tokens = {
-        source: prepare_tokens(params, store, backbone, texts, ("calibration", split), questions)
-        for source, backbone in backbones.items()
-    }
-    for point in wanted:
-        calibration = tokens[point.backbone]["calibration"]
-        check_groups(store, calibration, (point.factors.method, point.factors.options), params.statistics.groups)
-    measured_on, where = getattr(params.data, split), resolve_device(params)
-    windows = {
-        "length": measured_on.length,
-        "stride": getattr(measured_on, "stride", None),
-        "batch_size": params.evaluation.batch_size,
-        "questions": questions,
-        "sets": [each.name for each in params.data.questions],
-        "answer_tokens": params.evaluation.answer_tokens,
-        "device": where,
-    }
-    return [
-        SweepContext(
-            source,
+    inputs = {
+        source: prepare_inputs(
+            params,
+            store,
             backbone,
-            tokens[source],
-            windows,
-            dense=measure(store, backbone, tokens[source][split], [], None, **windows),
-            statistics=measure_statistics(params, store, backbone, tokens[source]["calibration"], where),
+            texts,
+            questions,
+            sections=("calibration", split),
+            factorizers=[point.factorizer for point in wanted if point.backbone == source],
         )
         for source, backbone in backbones.items()
-    ]
+    }
+    return [measure_dense(source, each) for source, each in inputs.items()]
 
 
-def run_points(params: Parameters, store: Store, bench: SweepContext, wanted: Sequence[Point]) -> Iterator[Outcome]:
+def measure_dense(source: Source, inputs: Inputs) -> SweepContext:
+    """The backbone measured as it is, and its statistics."""
+    params, store, backbone, device = inputs.params, inputs.store, inputs.backbone, inputs.device
+    tokens, windows = inputs.tokens[params.sweep.split], windows_of(params, params.sweep.split)
+    asked = QuestionSpec([each.name for each in params.data.questions], params.evaluation.answer_tokens)
+    dense = measure(store, backbone, tokens, [], None, inputs.questions, windows=windows, asked=asked, device=device)
+    statistics = measure_statistics(inputs)
+    points = PointContext(backbone, statistics, tokens, inputs.questions, windows, asked, device)
+    return SweepContext(source, inputs, points, dense)
+
+
+def run_points(params: Parameters, store: Store, context: SweepContext, wanted: Sequence[Point]) -> Iterator[Outcome]:
     """The points of one backbone as they end; those of a factorizer whose decomposition failed end with its error."""
     groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
     with limit_threads(worker_count(params)):
-        decomposing = [start_decomposition(store, bench, factors) for factors, _ in groups]
+        decomposing = [
+            start_decomposition(context.inputs, context.points.statistics, group[0].factorizer) for _, group in groups
+        ]
         running: dict[PrefectFuture[PointMeasurement], Point] = {}
         for futures, (_, group) in zip(decomposing, groups, strict=True):
             spectra: list[Any] = futures.result(raise_on_failure=False)
             if errors := [each for each in spectra if isinstance(each, BaseException)]:
                 yield from (Outcome(point, None, errors[0]) for point in group)
                 continue
-            centred = adds_biases((group[0].factors.method, group[0].factors.options))
-            shared = bench.backbone, bench.statistics, spectra, centred, bench.tokens[params.sweep.split], bench.windows
-            running |= {run_point.submit(store, point, *shared): point for point in group}
+            centred = adds_biases(group[0].factorizer)
+            running |= {run_point.submit(store, point, context.points, spectra, centred): point for point in group}
         for future in as_completed([*running]):
             result: Any = future.result(raise_on_failure=False)
             failed = isinstance(result, BaseException)
             yield Outcome(running[future], None, result) if failed else Outcome(running[future], result, None)
 
 
-def start_decomposition(store: Store, bench: SweepContext, factors: Factors) -> PrefectFutureList[Artifact]:
-    """The spectra of all blocks, on their way."""
-    return decompose.map(
-        store=unmapped(store),
-        backbone=unmapped(bench.backbone),
-        statistics=unmapped(bench.statistics),
-        block=[*range(backbone_record(store, bench.backbone)["blocks"])],
-        method=factors.method,
-        options=unmapped(factors.options),
-        device=bench.windows["device"],
-    )
-
-
 def log_sweep(
     run: Run,
     store: Store,
-    benches: Sequence[SweepContext],
+    contexts: Sequence[SweepContext],
     outcomes: Sequence[Outcome],
-    executions: Executions,
+    executions: Sequence[Execution],
     effort: Effort,
 ) -> None:
     """Record what all points have in common, and the files."""
     measurements = [each.measured.measurement for each in outcomes if each.measured is not None]
     values = {"points": len(outcomes), "points/failed": len(outcomes) - len(measurements)}
-    for bench in benches:
-        name = backbone_place(bench.source).replace("/", "_")
-        values[f"perplexity/dense/{name}"] = read_table(store, bench.dense, MEASUREMENT)["perplexity"]
+    for context in contexts:
+        name = backbone_place(context.source).replace("/", "_")
+        values[f"perplexity/dense/{name}"] = read_table(store, context.dense, MEASUREMENT)["perplexity"]
 
     run.log_study(
         store,
-        artifacts={"dense": [bench.dense for bench in benches], "measurement": measurements},
-        tokens=benches[0].tokens,
+        artifacts={"dense": [context.dense for context in contexts], "measurement": measurements},
+        tokens=contexts[0].inputs.tokens,
         numbers=values,
         effort=effort,
         executions=executions,

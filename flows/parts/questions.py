@@ -1,8 +1,8 @@
-"""The part of `flows.compress` that asks a model that sees: questions about images, for exact match, and captions, for perplexity."""
+"""The part of the flows that asks vision-language models: questions about images, for exact match, and captions, for perplexity."""
 
 import logging
-from typing import Any
 
+from flows.parts.inputs import Inputs
 from mgaa.errors import UsageError
 from tasks.artifacts.files import backbone_record
 from tasks.cache.artifact import Artifact, Store
@@ -14,10 +14,10 @@ BLIND = "calibrated on text alone: no statistic has seen an image token"
 
 
 def check_calibration_images(params: Parameters, store: Store, backbone: Artifact) -> str | None:
-    """What must be said of a model that sees but is calibrated on text; null where there is nothing to say.
+    """The warning about a vision-language model that is calibrated on text; null where there is nothing to warn of.
 
     Raises:
-        UsageError: questions about images for a model that does not see.
+        UsageError: questions about images for a model without a vision tower.
     """
     record = backbone_record(store, backbone)
     sets = [f"data.questions ({each.name})" for each in params.data.questions]
@@ -34,17 +34,20 @@ def check_calibration_images(params: Parameters, store: Store, backbone: Artifac
     return None
 
 
-def answer_questions(
-    params: Parameters, store: Store, model: Artifact, questions: Artifact | None, device: str
-) -> dict[str, Artifact]:
+def answer_questions(inputs: Inputs, model: Artifact) -> dict[str, Artifact]:
     """The artifact `answers` of a model for every set of questions."""
-    given: dict[str, Any] = {
-        "batch_size": params.evaluation.batch_size,
-        "max_new_tokens": params.evaluation.answer_tokens,
-        "device": device,
-    }
+    if inputs.questions is None:
+        return {}
+    given = inputs.params.evaluation
     return {
-        each.name: answer(store, model, questions, section=f"questions.{each.name}", **given)
-        for each in params.data.questions
-        if questions is not None
+        each.name: answer(
+            inputs.store,
+            model,
+            inputs.questions,
+            section=f"questions.{each.name}",
+            batch_size=given.batch_size,
+            max_new_tokens=given.answer_tokens,
+            device=inputs.device,
+        )
+        for each in inputs.params.data.questions
     }

@@ -2,25 +2,28 @@
 
 candidates -> random allocations -> windows -> reference -> (proposal -> trials) again and again -> the best ranks
 
-Every arrow is a cached step, so a search that was killed goes on at the trial where it stopped, another seed shares windows and reference,
-and one more evaluation costs one more trial.
+Every arrow is a cached step, so a killed search resumes at the trial where it stopped, another seed shares windows and reference, and one
+more evaluation costs one more trial.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from prefect import unmapped
 
 from flows.command.runner import limit_threads, worker_count
+from flows.parts.inputs import Inputs, factorizer_of
+from flows.parts.prepared import Prepared
 from mgaa.errors import InputError, NumericalError
 from tasks.artifacts.files import PROPOSAL, RANKS, backbone_matrices, read_table
+from tasks.artifacts.specs import OptimizerSpec, WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import adds_biases, preflight_search
 from tasks.planning.recipes import RANDOM, Recipe, both_levels
 from tasks.search.publish import MgaaBaseline, publish_search
-from tasks.search.run_trial import SearchContext, TrialResult, run_trial
+from tasks.search.run_trial import SearchContext, TrialResult, measure_trial, run_trial
 from tasks.search.trials import Search, Trial, known_trials, place_of, search_identity, trial_entry
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.allocate_ranks import allocate_ranks
@@ -39,57 +42,62 @@ SELECTION_SEED = 0
 the first that random search with this seed and one group tries)."""
 
 
-def prepare_context(
-    params: Parameters, store: Store, backbone: Artifact, texts: Artifact, spectra: list[Artifact], device: str
-) -> SearchContext:
-    """What the searches of a run share; the space is that of `search`."""
-    given = params.search
+def prepare_context(prepared: Prepared) -> SearchContext:
+    """Prepare what the searches of a run share, with the space of the section `search`."""
+    params, given = prepared.params, prepared.params.search
     space = {"compression": params.ratios.compression, **given.space}
-    measured: dict[str, Any] = {"batch_size": params.evaluation.batch_size, "device": device}
-    windows = candidate_windows(params, store, backbone, texts)
+    batch_size, device, windows = params.evaluation.batch_size, prepared.device, candidate_windows(prepared)
     if given.selects:
-        windows = choose_candidates(params, store, backbone, windows, spectra, {**space, "groups": 1}, measured)
-    reference = keep_reference(store, backbone, windows, **measured) if given.divergence else None
-    measured |= {"divergence": given.divergence}
-    return SearchContext(backbone, spectra, windows, reference, space, params.ranks.multiple, measured)
+        windows = choose_candidates(prepared, windows, {**space, "groups": 1})
+    reference = None
+    if given.divergence:
+        reference = keep_reference(prepared.store, prepared.backbone, windows, batch_size=batch_size, device=device)
+    return SearchContext(
+        prepared.backbone,
+        prepared.spectra,
+        windows,
+        reference,
+        space,
+        params.ranks.multiple,
+        given.divergence,
+        batch_size,
+        device,
+    )
 
 
-def candidate_windows(params: Parameters, store: Store, backbone: Artifact, texts: Artifact) -> Artifact:
+def candidate_windows(inputs: Inputs) -> Artifact:
     """The validation windows that a search chooses from, or takes as they are.
 
     Raises:
         InputError: the validation text has fewer.
     """
-    given, validation = params.search, params.data.validation
+    given, validation = inputs.params.search, inputs.params.data.validation
     name = "candidates" if given.selects else "windows"
     cut: dict[str, Any] = {"length": validation.length, "seed": validation.seed, "samples": getattr(given, name)}
     try:
-        found: Artifact = tokenize(store, backbone, texts, section="validation", **cut)
+        found: Artifact = tokenize(inputs.store, inputs.backbone, inputs.texts, section="validation", **cut)
     except InputError as error:
         raise InputError(f"search.{name} is {cut['samples']}: {error} Here `samples` is search.{name}.") from error
     return found
 
 
-def choose_candidates(
-    params: Parameters,
-    store: Store,
-    backbone: Artifact,
-    candidates: Artifact,
-    spectra: list[Artifact],
-    space: dict[str, Any],
-    measured: Mapping[str, Any],
-) -> Artifact:
+def choose_candidates(prepared: Prepared, candidates: Artifact, space: dict[str, Any]) -> Artifact:
     """The windows that tell random allocations apart, whatever the groups of the search are."""
     from mgaa.search.optimizer import draw_point
     from mgaa.search.space import space_of
 
+    params, store, backbone = prepared.params, prepared.store, prepared.backbone
     dimensions = len(space_of(backbone_matrices(store, backbone), **space))
     points = [draw_point(SELECTION_SEED, number, dimensions) for number in range(params.search.selection)]
-    same: dict[str, Any] = {"store": unmapped(store), "backbone": unmapped(backbone), "spectra": unmapped(spectra)}
+    same: dict[str, Any] = {
+        "store": unmapped(store),
+        "backbone": unmapped(backbone),
+        "spectra": unmapped(prepared.spectra),
+    }
     with limit_threads(worker_count(params)):
         ranks = allocate_point.map(point=points, space=unmapped(space), multiple=params.ranks.multiple, **same).result()
-        cut: dict[str, Any] = {"tokens": unmapped(candidates), "length": params.data.validation.length, "stride": None}
-        futures = measure.map(ranks=ranks, **cut, **measured, **same)
+        windows = WindowSpec(params.data.validation.length, None, params.evaluation.batch_size)
+        futures = measure.map(tokens=unmapped(candidates), ranks=ranks, windows=windows, device=prepared.device, **same)
         ended: list[Any] = futures.result(raise_on_failure=False)
     if errors := [each for each in ended if isinstance(each, BaseException) and not isinstance(each, NumericalError)]:
         raise errors[0]
@@ -102,37 +110,28 @@ def choose_candidates(
     return choose_windows(store, candidates, found, number=params.search.windows)
 
 
-def search_ranks(
-    params: Parameters,
-    store: Store,
-    run: Run,
-    backbone: Artifact,
-    texts: Artifact,
-    statistics: Artifact,
-    spectra: list[Artifact],
-    wanted: Mapping[str, Recipe],
-    device: str,
-) -> dict[str, Search]:
+def search_ranks(prepared: Prepared, run: Run, wanted: Mapping[str, Recipe]) -> dict[str, Search]:
     """The searches among the recipes of a run, by the name of the model; what they found is published."""
     searching = {name: recipe.search for name, recipe in wanted.items() if recipe.search is not None}
     if not searching:
         return {}
-    ground = prepare_context(params, store, backbone, texts, spectra, device)
-    earlier_trials(params, store, ground)  # what does not fit is said before the first trial
-    mgaa = measure_baseline(params, store, ground, statistics)
+    params, store = prepared.params, prepared.store
+    context = prepare_context(prepared)
+    earlier_trials(params, store, context)  # what does not fit is reported before the first trial
+    mgaa = measure_baseline(prepared, context)
     found = {}
     for name, method in searching.items():
         start = params.search.start if name == params.method else RANDOM
         given: dict[str, Any] = {"name": name, "method": method, "start": start, "seed": params.search.seed}
-        found[name] = run_search(params, store, ground, run, **given, nearest=mgaa.ranks)
-    publish_search(params.folder, store, statistics, [*found.values()], mgaa)
+        found[name] = run_search(params, store, context, run, **given, nearest=mgaa.ranks)
+    publish_search(params.folder, store, prepared.statistics, [*found.values()], mgaa)
     return found
 
 
 def run_search(
     params: Parameters,
     store: Store,
-    ground: SearchContext,
+    context: SearchContext,
     run: Run,
     *,
     name: str,
@@ -144,7 +143,7 @@ def run_search(
     """One search; each of its trials is a child run in MLflow.
 
     Args:
-        ground: with the space of this search.
+        context: with the space of this search.
         nearest: ranks of MGAA, the first trial where `start` is `mgaa`.
 
     Raises:
@@ -154,12 +153,13 @@ def run_search(
 
     from mgaa.search.space import space_of
 
-    given, space = params.search, space_of(backbone_matrices(store, ground.backbone), **ground.space)
-    first = space.nearest(kept_shares(store, ground.backbone, nearest)) if start == "mgaa" else None
-    earlier = earlier_trials(params, store, ground) if method != RANDOM else []
+    given, space = params.search, space_of(backbone_matrices(store, context.backbone), **context.space)
+    first = space.nearest(kept_shares(store, context.backbone, nearest)) if start == "mgaa" else None
+    earlier = earlier_trials(params, store, context) if method != RANDOM else []
     if earlier and first is None:  # measured again here, the best of them can be the result
         first = min(earlier, key=lambda trial: trial["objective"])["point"]
     at_once = max(given.batch, worker_count(params)) if method == RANDOM else given.batch
+    optimizer = OptimizerSpec(method, len(space), seed, given.initial, first)
     trials: list[Trial] = []
     while (done := len(trials)) < given.evaluations:
         count = min(at_once, given.evaluations - done)
@@ -171,25 +171,21 @@ def run_search(
             points=[trial.point for trial in measured],
             failed=[trial.point for trial in seen if trial.tried.trial is None],
             earlier=earlier,
-            method=method,
-            dimensions=len(space),
+            optimizer=optimizer,
             first=done,
             count=count,
-            seed=seed,
-            initial=given.initial,
-            start=first,
         )
         points, seconds = read_table(store, proposal, PROPOSAL)["points"], store.manifest(proposal)["facts"]
         with limit_threads(min(count, worker_count(params))):
             threads = torch.get_num_threads()
             running = [
-                run_trial.submit(store, f"{name}-{done + index}", point, ground, threads)
+                run_trial.submit(store, f"{name}-{done + index}", point, context, threads)
                 for index, point in enumerate(points)
             ]
             ended: list[TrialResult] = [future.result() for future in running]
         for point, tried in zip(points, ended, strict=True):
             trial = Trial(point, tried, proposal, seconds["proposal_seconds"] / count)
-            record_trial(run, store, ground, f"{name}-{len(trials)}", trial)
+            record_trial(run, store, context, f"{name}-{len(trials)}", trial)
             trials.append(trial)
     if not any(trial.tried.trial for trial in trials):
         raise NumericalError(
@@ -199,21 +195,21 @@ def run_search(
     kept = [(t.tried.trial, t.tried.ranks) for t in trials if t.tried.trial is not None and t.tried.ranks is not None]
     proposals = [*dict.fromkeys(trial.proposal for trial in trials)]
     best = take_best(store, [trial for trial, _ in kept], [ranks for _, ranks in kept], proposals)
-    return Search(name, method, ground.space["groups"], start, seed, ground, trials, best, earlier)
+    return Search(name, method, context.space["groups"], start, seed, context, trials, best, earlier)
 
 
-def earlier_trials(params: Parameters, store: Store, ground: SearchContext) -> list[dict[str, Any]]:
+def earlier_trials(params: Parameters, store: Store, context: SearchContext) -> list[dict[str, Any]]:
     """The trials of `search.history`.
 
     Raises:
         UsageError: they are of another model, space, factors, windows or objective.
     """
-    return [] if params.search.history is None else known_trials(params.search.history, search_identity(store, ground))
+    return [] if params.search.history is None else known_trials(params.search.history, search_identity(store, context))
 
 
-def record_trial(run: Run, store: Store, ground: SearchContext, name: str, trial: Trial) -> None:
+def record_trial(run: Run, store: Store, context: SearchContext, name: str, trial: Trial) -> None:
     """The trial as a child run."""
-    found = trial_entry(store, ground, trial)
+    found = trial_entry(store, context, trial)
     shares = {f"share/{variable}": share for variable, share in found.pop("shares").items()}
     values = {key: value for key, value in found.items() if key not in ("point", "error")}
     run.log_child(name, shares, values, seconds=trial.tried.seconds, error=trial.tried.error)
@@ -228,21 +224,23 @@ def kept_shares(store: Store, backbone: Artifact, ranks: Artifact) -> dict[str, 
     }
 
 
-def allocate_both_levels(
-    params: Parameters, store: Store, backbone: Artifact, statistics: Artifact, spectra: Sequence[Artifact]
-) -> tuple[Artifact, Artifact]:
+def allocate_both_levels(prepared: Prepared) -> tuple[Artifact, Artifact]:
     """Ratios and ranks of both levels, which need no trial."""
-    recipe, centred = both_levels(params), adds_biases((params.factors.method, params.factors.options))
-    ratios = allocate_ratios(store, backbone, statistics, **recipe.level1(centred=centred))
-    return ratios, allocate_ranks(store, backbone, spectra, [], ratios, **recipe.level2)
+    store, backbone, recipe = prepared.store, prepared.backbone, both_levels(prepared.params)
+    centred = adds_biases(factorizer_of(prepared.params))
+    ratios = allocate_ratios(
+        store, backbone, prepared.statistics, ratios=recipe.ratios, target=recipe.target, centred=centred
+    )
+    return ratios, allocate_ranks(
+        store, backbone, prepared.spectra, [], ratios, ranks=recipe.ranks, target=recipe.target
+    )
 
 
-def measure_baseline(params: Parameters, store: Store, ground: SearchContext, statistics: Artifact) -> MgaaBaseline:
+def measure_baseline(prepared: Prepared, context: SearchContext) -> MgaaBaseline:
     """MGAA by the sections `ratios` and `ranks`, measured like a trial."""
-    ratios, ranks = allocate_both_levels(params, store, ground.backbone, statistics, ground.spectra)
-    shared = ground.backbone, ground.windows, ground.reference, ground.spectra
+    ratios, ranks = allocate_both_levels(prepared)
     try:
-        return MgaaBaseline(ratios, ranks, try_ranks(store, *shared, ranks, **ground.measured))
+        return MgaaBaseline(ratios, ranks, measure_trial(try_ranks, prepared.store, context, ranks))
     except NumericalError as error:
         return MgaaBaseline(ratios, ranks, None, str(error))
 
@@ -258,11 +256,11 @@ def preflight_groups(params: Parameters, store: Store, backbone: Artifact, group
 
     given, space = params.search, {"compression": params.ratios.compression, **params.search.space, "groups": groups}
     require_method(given.method)
-    preflight_search(store, backbone, (params.factors.method, params.factors.options), space, params.ranks.multiple)
+    preflight_search(store, backbone, factorizer_of(params), space, params.ranks.multiple)
     if given.history is not None:
         known_trials(given.history, place_of(store, backbone, space, params.ranks.multiple))
 
 
-def with_groups(ground: SearchContext, groups: int) -> SearchContext:
-    """The same with another number of groups."""
-    return replace(ground, space={**ground.space, "groups": groups})
+def with_groups(context: SearchContext, groups: int) -> SearchContext:
+    """The context with another number of groups."""
+    return replace(context, space={**context.space, "groups": groups})

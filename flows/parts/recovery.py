@@ -1,17 +1,18 @@
-"""The part of `flows.compress` that tunes the compressed checkpoint, so that what is left of the model makes up for what is gone."""
+"""The part of `flows.compress` that tunes the compressed checkpoint to recover what compression lost."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from flows.parts.measurement import resolve_device
-from flows.parts.questions import answer_questions
+from flows.parts.device import resolve_device
+from flows.parts.evaluation import ModelEvaluation
+from flows.parts.prepared import Prepared
 from flows.prepare_data import text_arguments
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import Parameters
 from tasks.results.publish import Compressed
 from tasks.steps.ask_examples import ask_examples
 from tasks.steps.collect_recovered import collect_recovered
-from tasks.steps.evaluate import evaluate
 from tasks.steps.make_examples import make_examples
 from tasks.steps.read_texts import source_content
 from tasks.steps.recover import recover
@@ -43,7 +44,7 @@ def plan_of(params: Parameters) -> dict[str, Any] | None:
 def examples_of(
     params: Parameters, store: Store, backbone: Artifact, texts: Artifact, questions: Artifact | None = None
 ) -> Artifact:
-    """What is trained on; it must not overlap with the `texts` of validation and evaluation, nor with the questions that are asked."""
+    """Training examples; they must not overlap with the `texts` of validation and evaluation, nor with the questions that are asked."""
     given = params.data.recovery
     if given.form == "questions":
         assert questions is not None, "they were prepared"
@@ -63,29 +64,22 @@ def examples_of(
 
 
 def recover_model(
-    params: Parameters,
-    store: Store,
-    backbone: Artifact,
+    prepared: Prepared,
+    evaluation: ModelEvaluation,
     examples: Artifact,
-    validation: Artifact,
     model: Compressed,
     *,
     plan: Mapping[str, Any],
-    measured: Mapping[str, Any],
-    questions: Artifact | None = None,
 ) -> Compressed:
-    """The model after its recovery, evaluated like all others.
+    """The model after its recovery, evaluated like all others; the loss on the validation tokens chooses its best state.
 
     Args:
-        validation: artifact `tokens`, by whose loss the best state is chosen.
         plan: of `plan_of`.
-        measured: arguments of `evaluate`.
-        questions: about images, which the model is asked again.
     """
-    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=resolve_device(params))
-    ranks = collect_recovered(store, backbone, model.ranks, checkpoint)
-    metrics = evaluate(store, checkpoint, **measured)
-    tuned = [model.checkpoint, examples]
-    answers = answer_questions(params, store, checkpoint, questions, resolve_device(params))
-    kept = model.scores, tuned, model.searched
-    return Compressed(model.ratios, ranks, model.factors, checkpoint, metrics, *kept, answers)
+    store, validation = prepared.store, prepared.tokens["validation"]
+    checkpoint = recover(store, model.checkpoint, examples, validation, plan=dict(plan), device=prepared.device)
+    ranks = collect_recovered(store, prepared.backbone, model.ranks, checkpoint)
+    tuned, evaluated = [model.checkpoint, examples], evaluation.evaluate(checkpoint)
+    return replace(
+        model, ranks=ranks, checkpoint=checkpoint, metrics=evaluated.metrics, untuned=tuned, answers=evaluated.answers
+    )

@@ -117,7 +117,7 @@ def reason_to_skip(params: Parameters, command: str) -> str | None:
 
 def devices_of(params: Parameters) -> list[str]:
     """The devices that a run takes for itself."""
-    from flows.parts.measurement import resolve_device
+    from flows.parts.device import resolve_device
 
     return device_names(resolve_device(params))
 

@@ -1,4 +1,4 @@
-"""What was done to every sublayer and matrix of a model, in one table that reads from the artifacts alone.
+"""Allocation of a model, sublayer by sublayer and matrix by matrix, in one table that reads from the artifacts alone.
 
 `allocation_table` joins level 1 (cosines, ratios) and level 2 (ranks, kept energies) of one compressed model; the run writes those of all
 models to `results/allocation.json`, and MLflow and the figures read nothing else. `plot_tables` is the part of it that `dvc plots` compares
@@ -57,7 +57,7 @@ def allocation_table(
 
 
 def _latency(outcome: Mapping[str, Any]) -> dict[str, Any]:
-    """What is predicted of all linears together, where anything is."""
+    """Predicted time of all linears together, where there is a prediction."""
     from mgaa.allocation.latency import total_seconds
 
     if "latency" not in outcome:

@@ -1,4 +1,4 @@
-"""What calibrates, read from an artifact `tokens`: windows of text, or prompts with images."""
+"""Calibration sequences of an artifact `tokens`: windows of text, or prompts with images."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
-"""What the steps leave for each other: the names of the files inside artifacts, and how they are read.
+"""Files inside artifacts: their names, and how they are read.
 
-Kept apart from the steps that write them, so that the code of one step is no part of another's stage key.
+Kept apart from the steps that write them, so that the code of one step is no part of the cache key of another.
 """
 
 import json
@@ -19,6 +19,8 @@ ANSWERS = "answers.json"
 SAMPLES = "samples.json"
 RATIOS = "ratios.json"
 RANKS = "ranks.json"
+PERPLEXITY = "perplexity.json"
+TASK_SCORES = "task_scores.json"
 METRICS = "metrics.json"
 MEASUREMENT = "measurement.json"
 EXAMPLES = "examples.safetensors"
@@ -101,7 +103,7 @@ def documents_of(store: Store, texts: Artifact, section: str) -> list[Document]:
 
 
 def texts_of(store: Store, texts: Artifact, section: str) -> list[str]:
-    """The same as texts; of conversations what is said."""
+    """The documents of a section as texts; of conversations the contents of the messages."""
     return [plain_text(document) for document in documents_of(store, texts, section)]
 
 

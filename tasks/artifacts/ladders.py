@@ -4,18 +4,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tasks.artifacts.files import backbone_matrices, backbone_record, block_file
+from tasks.artifacts.specs import TargetSpec
 from tasks.cache.artifact import Artifact, Store
 
 
 def pruning_of(channels: Mapping[str, Any] | None) -> Any:
-    """How FFNs are pruned, from the plain parameter of a step; `None` where they are not."""
+    """The pruning of FFNs, from the plain parameter of a step; `None` where they are not pruned."""
     from mgaa.allocation.channels import Pruning
 
     return None if channels is None else Pruning(**channels)
 
 
 def latency_of(store: Store, backbone: Artifact, latency: Mapping[str, Any] | None) -> Any:
-    """The objective latency (`mgaa.allocation.latency`), from the plain parameter of a step; `None` where parameters are the objective.
+    """The objective latency (`mgaa.allocation.latency`), from the plain parameter of a step; `None` where the objective is parameters.
 
     Raises:
         InputError: the profile is missing or damaged.
@@ -24,6 +25,14 @@ def latency_of(store: Store, backbone: Artifact, latency: Mapping[str, Any] | No
     from mgaa.allocation import latency as library
 
     return None if latency is None else library.load_latency(dtype=backbone_record(store, backbone)["dtype"], **latency)
+
+
+def target_of(store: Store, backbone: Artifact, target: TargetSpec) -> Any:
+    """The `mgaa.levels.Target` of a step; raises what `latency_of` raises."""
+    from mgaa.levels import Target
+
+    pruning, latency = pruning_of(target.channels), latency_of(store, backbone, target.latency)
+    return Target(target.compression, target.multiple, pruning, latency)
 
 
 def model_ladders(

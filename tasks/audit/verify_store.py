@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.audit.references import artifacts
-from tasks.cache.artifact import Artifact, Store, artifact_of_key
+from tasks.cache.artifact import CLASSES, Artifact, Store, artifact_of_key
 from tasks.cache.manifest import MANIFEST, DamagedError, check_folder, digest, format_json
 from tasks.record.findings import Finding, compare_values, disagreement, unchecked
 from tasks.record.lineage import STAGE, Node, node_with, sort_nodes
@@ -84,7 +84,7 @@ def verify_key(store: Store, path: Path, nodes: Mapping[Artifact, Node]) -> Iter
     try:
         artifact = artifact_of_key(content, path.stem, str(path))
         stage = json.loads(content)["stage"]
-        if content != store.record(artifact, stage):
+        if content not in (store.record(artifact, stage, name) for name in CLASSES):
             raise DamagedError(f"The key record {path} is not as it was written.")
     except DamagedError as damage:
         yield disagreement(path, str(damage))

@@ -70,6 +70,9 @@ class Artifact:
 published: "set[tuple[Remote, str]]" = set()
 """Keys that this process has seen in a remote, or put there."""
 
+CLASSES = (f"{Artifact.__module__}.Artifact", "tasks.artifact.Artifact")
+"""Names of the class in the records of keys: the one that is written, and the one that the version before wrote."""
+
 
 def artifact_of_key(content: bytes, key: str, place: str) -> Artifact:
     """The artifact that the record of a key at `place` names; raises `DamagedError`."""
@@ -228,12 +231,12 @@ class Store:
         self.publish(key, artifact, fresh=True)
 
     @staticmethod
-    def record(artifact: Artifact, stage: Mapping[str, Any]) -> bytes:
-        """The record of a stage key, in a form that Prefect reads as a task's result."""
+    def record(artifact: Artifact, stage: Mapping[str, Any], name: str = CLASSES[0]) -> bytes:
+        """The record of a cache key, in a form that Prefect reads as a task's result; `name` is one of `CLASSES`."""
         named = {"kind": artifact.kind, "digest": artifact.digest}
         prefect = {
             "metadata": {"serializer": {"type": "json"}},
-            "result": json.dumps({"__class__": f"{Artifact.__module__}.Artifact", "data": named}),
+            "result": json.dumps({"__class__": name, "data": named}),
         }
         return format_json({**named, "stage": stage, **prefect})
 

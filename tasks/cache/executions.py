@@ -1,11 +1,11 @@
-"""What the steps of one run tell about themselves: which ran, which were reused, when, and the first failure.
+"""The steps of one run: which ran, which were reused, when, and the first failure.
 
 A context variable carries the recorder, because Prefect copies the context into its runners' threads: a flow wraps its body in
-`with recording(store) as executions:` and reads from them what it wants to report. Manifests hold the same times for what was computed
-in earlier runs; an execution whose result was in the store already is found here only.
+`with record_executions(store) as executions:` and calls `executions.collect()` where it reports. Manifests hold the same times for what was
+computed in earlier runs; an execution whose result was in the store already is found here only.
 
-A worker process has no recorder. It leaves its executions in the store, `executions/<run>/`, one small file each, and whoever looks at the
-executions of the run finds them; they vanish with its end.
+A worker process has no recorder. It leaves its executions in the store, `executions/<run>/`, one small file each, where `collect` finds
+them; they are removed at the end of the run.
 """
 
 import json
@@ -41,22 +41,26 @@ class Execution:
     roots: tuple[str, ...] = ()
 
 
-class Executions(list[Execution]):
-    """The executions of a run; to go through them collects those that its workers have left in the store."""
+class Executions:
+    """The executions of a run: those of this process, and those that its workers leave in the store."""
 
     def __init__(self, store: Store | None = None) -> None:
-        super().__init__()
-        self.store, self.seen = store, set[str]()
+        self._store, self._found, self._read = store, list[Execution](), set[str]()
 
-    def __iter__(self) -> Iterator[Execution]:
-        if self.store is not None and self.store.home is not None:
-            for name, content in read_notes(self.store, self.seen).items():
-                self.seen.add(name)
-                told = json.loads(content)
-                self.append(
-                    Execution(**{**told, "artifact": Artifact(**told["artifact"]), "roots": tuple(told["roots"])})
+    def add(self, execution: Execution) -> None:
+        """Add one of this process."""
+        self._found.append(execution)
+
+    def collect(self) -> list[Execution]:
+        """All executions so far, with those that workers have left in the store since the last call."""
+        if self._store is not None and self._store.home is not None:
+            for name, content in read_notes(self._store, self._read).items():
+                self._read.add(name)
+                note = json.loads(content)
+                self._found.append(
+                    Execution(**{**note, "artifact": Artifact(**note["artifact"]), "roots": tuple(note["roots"])})
                 )
-        return super().__iter__()
+        return [*self._found]
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def forget_failure(error: Exception) -> None:
 def record_execution(store: Store, execution: Execution) -> None:
     """Tell the run's recorder; in a worker process, leave a note in the store."""
     if (recorder := current.get()) is not None:
-        recorder.executions.append(execution)
+        recorder.executions.add(execution)
     elif store.home is not None:
         name, content = f"{notes_folder(store)}/{uuid4().hex}.json", json.dumps(asdict(execution)).encode()
         if store.remote is not None:
@@ -170,7 +174,7 @@ def clear_notes(store: Store | None) -> None:
         shutil.rmtree(store.path / notes_folder(store), ignore_errors=True)
 
 
-def busy_seconds(executions: list[Execution]) -> float:
+def busy_seconds(executions: Iterable[Execution]) -> float:
     """Seconds in which at least one body ran: the length of the union of their intervals."""
     seconds, reached = 0.0, float("-inf")
     for execution in sorted(executions, key=lambda item: item.start):

@@ -6,7 +6,7 @@ without executing anything (tasks/cache/syntax.py). The digest of the code cover
 types, moved files and renamed functions void nothing, and neither does code that the step does not reach. Where a module is used as a value
 (`getattr(module, name)`) all of it counts, and so does what a module executes on import.
 
-A step that picks a method by name at run time declares the folder (`methods={"method": "mgaa.ratios"}`), and the file of the selected
+A step that picks a method by name at run time declares the folder (`methods={"ratios": "mgaa.ratios"}`), and the file of the selected
 method joins. The modules that only run, store and record are left out: they decide where a result lies, not what is in it. So are those
 that by tested contract change no bit, and data that enters a key as data.
 """

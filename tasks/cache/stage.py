@@ -19,7 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -44,7 +44,7 @@ class File(str):
     """The path of a file, as a parameter of a step: the body reads the file, the stage key holds its sha256."""
 
     def content(self) -> str:
-        """What the key holds, computed whenever a key is.
+        """The digest that the key holds, computed with every key.
 
         Raises:
             InputError: the file cannot be read.
@@ -71,7 +71,8 @@ class Step:
 
     def roots(self, arguments: Mapping[str, Any]) -> list[str]:
         """Where the step's code begins (tasks/cache/source.py): its body, and the modules of the selected methods."""
-        chosen = [source.method_module(folder, arguments[parameter]) for parameter, folder in self.methods.items()]
+        names = {name: getattr(arguments[name], "method", arguments[name]) for name in self.methods}
+        chosen = [source.method_module(folder, names[name]) for name, folder in self.methods.items()]
         return [f"{source.module_of(self.body)}:{self.name}", *chosen]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -195,13 +196,15 @@ def manifest_input(value: Any) -> Any:
 
 
 def plain_parameter(value: Any, where: str) -> Any:
-    """A parameter as JSON; what has no canonical form is a mistake in the flow, not in the configuration."""
+    """A parameter as JSON, a dataclass by its fields; what has no canonical form is a mistake in the flow, not in the configuration."""
     if isinstance(value, File):
         return value.content()
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Path):
         return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {each.name: plain_parameter(getattr(value, each.name), where) for each in fields(value)}
     if isinstance(value, list | tuple):
         return [plain_parameter(item, where) for item in value]
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):

@@ -1,7 +1,7 @@
 """One decorator makes a function a cached step: `f(out, store, inputs..., *, parameters)` becomes `task(store, inputs...) -> Artifact`.
 
-    @step(kind="ratios", methods={"method": "mgaa.ratios"})
-    def allocate_ratios(out: Path, store: Store, statistics: Artifact, *, method: str, compression: float) -> None:
+    @step(kind="ratios", methods={"ratios": "mgaa.ratios"})
+    def allocate_ratios(out: Path, store: Store, statistics: Artifact, *, ratios: MethodSpec, target: TargetSpec) -> None:
         ...writes files into `out`, a temporary folder; a returned dict joins the manifest as `facts`...
 
 Prefect asks its cache policy for the key and reads the result in `store/keys/<stage key>.json`, so a hit shows as Cached, whatever
@@ -38,7 +38,8 @@ R = TypeVar("R")
 def step(
     *, kind: str, methods: Mapping[str, str] | None = None, **options: Any
 ) -> Callable[[Callable[Concatenate[Path, P], Facts]], Task[P, Artifact]]:
-    """Make a function a cached step of this kind; `methods` names, by parameter, the folder whose file that parameter selects.
+    """Make a function a cached step of this kind; `methods` names, by parameter, the folder whose file that parameter selects, by its
+    value or by the field `method` of it.
 
     `options` go to `prefect.Task` (retries, tags, task_run_name...).
     """

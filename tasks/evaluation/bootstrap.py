@@ -1,4 +1,4 @@
-"""Whether one model is better than another beyond noise: intervals by the paired bootstrap over evaluation windows.
+"""Significance of the difference between two models: intervals by the paired bootstrap over evaluation windows.
 
 Windows are drawn with replacement, as many as there are, and every model is measured again on the same draw; the 2.5 and 97.5
 percentiles over the draws are the interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13; for pairs of
@@ -55,7 +55,7 @@ class Bootstrap:
 
 
 def verdict(difference: Interval) -> str:
-    """What a difference says: `better` or `worse` where its interval excludes 0, else `undecided`."""
+    """The verdict on a difference: `better` or `worse` where its interval excludes 0, else `undecided`."""
     if difference.high < 0:
         return "better"
     return "worse" if difference.low > 0 else "undecided"

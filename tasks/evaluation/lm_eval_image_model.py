@@ -1,4 +1,4 @@
-"""A model that sees, as the lm-evaluation-harness asks it: in memory, by our prompts, with images from local files.
+"""A vision-language model in memory for the lm-evaluation-harness, with our prompts and images from local files.
 
 The harness's own class for such models loads its processor by name, pads prompts on the left, cuts them on the left where they are long
 (and so their images), and keeps the images of all items in memory. Here a request becomes a question of `mgaa.inputs.prompts` and is
@@ -28,7 +28,7 @@ _AT_ONCE = 256
 
 
 class InMemoryVLM(HFMultimodalLM):  # type: ignore[misc]  # the harness has no types
-    """A model that sees with its processor; both are left as they are.
+    """A vision-language model with its processor; both are left as they are.
 
     Args:
         folder: where the paths of images begin.

@@ -1,4 +1,4 @@
-"""The model as the lm-evaluation-harness sees it: in memory, with our rule for the beginning mark, counting what it had to cut.
+"""A model in memory for the lm-evaluation-harness, with our rule for the beginning mark, counting the contexts that had to be cut.
 
 The harness runs the context once per choice and takes the log-softmax of every position. Here requests with the same context share one
 pass over it where the model has a cache for that (`tasks.evaluation.scoring`). The answers are those of the harness up to rounding; a test

@@ -1,10 +1,33 @@
-"""How a perplexity was measured, so that two numbers are compared only where this is equal: a part of every evaluation card."""
+"""Tables of perplexities, each with its protocol: two numbers are comparable only where their protocols are equal."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from mgaa.evaluation.perplexity import Perplexity
+
+
+def perplexity_table(
+    result: "Perplexity", tokens: Mapping[str, Any], model: "PreTrainedModel", *, size: int
+) -> dict[str, Any]:
+    """A measurement as JSON: the numbers, the loss of every window, and the protocol as `card`.
+
+    Args:
+        tokens: the card of the artifact `tokens`.
+        size: bytes of the model.
+    """
+    return {
+        "perplexity": result.perplexity,
+        "nll": result.nll,
+        "nll_stderr": result.standard_error,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "bytes": size,
+        "card": protocol(result, tokens, model.dtype),
+        "losses": result.losses,
+        "counts": result.counts,
+    }
 
 
 def protocol(result: "Perplexity", tokens: Mapping[str, Any], dtype: Any) -> dict[str, Any]:

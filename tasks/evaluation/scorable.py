@@ -138,7 +138,7 @@ def _check_kind(name: str, task: Any) -> None:
 
 
 def _root(error: BaseException | None) -> str:
-    """What was raised first: `datasets` itself says no more than that there was an error."""
+    """The first error of a chain: that of `datasets` itself does not say what went wrong."""
     while error is not None and (before := error.__cause__ or error.__context__):
         error = before
     return "" if error is None else _describe_error(error)
@@ -159,7 +159,7 @@ def find_problem(task: Any, item: Mapping[str, Any]) -> str | None:
 
 
 def _describe_error(error: BaseException) -> str:
-    """What was raised over an item: the kind, and the first line."""
+    """The error at an item: its kind, and its first line."""
     told = str(error).strip().partition(chr(10))[0]
     return told if isinstance(error, UndefinedError) else f"{type(error).__name__}: {told}"
 
@@ -244,7 +244,7 @@ def _no_label(label: Any, choices: Sequence[str], several: int) -> str | None:
 
 
 def _is_label_of(label: Any, choices: Sequence[str]) -> bool:
-    """Whether a label says which choice is right; true and false do so among two."""
+    """Whether a label names the right choice; true and false do so among two."""
     if isinstance(label, bool):
         return len(choices) == 2
     if isinstance(label, str):

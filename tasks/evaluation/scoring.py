@@ -35,7 +35,7 @@ _ASKED = ((range(12), (3, 1)), (range(2, 7), (4,)), (range(4, 5), (2,)))
 
 
 def way_of(model: PreTrainedModel, ids: Sequence[int]) -> Way:
-    """How a model is scored.
+    """Way in which a model is scored.
 
     Args:
         ids: some text, at least two tokens.
@@ -51,7 +51,7 @@ def way_of(model: PreTrainedModel, ids: Sequence[int]) -> Way:
 
 
 def _has_cache(model: PreTrainedModel, ids: Sequence[int]) -> bool:
-    """Whether what a model says through its cache is what it says in whole, up to rounding."""
+    """Whether a model gives the same logits through its cache as in one pass, up to rounding."""
     text, number = (list(ids) * 16)[:16], count()
     groups: list[Group] = [
         (

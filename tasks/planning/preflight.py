@@ -14,7 +14,8 @@ from mgaa.search.space import space_of
 from mgaa.statistics import gradients
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import backbone_matrices, backbone_record
-from tasks.artifacts.ladders import latency_of, pruning_of
+from tasks.artifacts.ladders import target_of
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.planning.recipes import Recipe
 
@@ -22,7 +23,7 @@ from tasks.planning.recipes import Recipe
 def preflight(
     store: Store,
     backbone: Artifact,
-    factors: tuple[str, Mapping[str, Any]],
+    factors: MethodSpec,
     recipes: Iterable[Recipe],
     *,
     inputs: str = "dense",
@@ -40,13 +41,12 @@ def preflight(
     """
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
-        ratios, ranks, latency = recipe.ratios, recipe.ranks, latency_of(store, backbone, recipe.latency)
         levels.preflight(
             matrices,
-            levels.Target(recipe.compression, recipe.multiple, pruning_of(recipe.channels), latency),
-            factors=factors,
-            ratios=(ratios["method"], {**ratios["options"], "band": ratios["band"]}),
-            ranks=(ranks["method"], ranks["options"]),
+            target_of(store, backbone, recipe.target),
+            factors=(factors.method, factors.options),
+            ratios=(recipe.ratios.method, recipe.ratios.options),
+            ranks=(recipe.ranks.method, recipe.ranks.options),
             inputs=inputs,
         )
 
@@ -54,7 +54,7 @@ def preflight(
 def preflight_search(
     store: Store,
     backbone: Artifact,
-    factors: tuple[str, Mapping[str, Any]],
+    factors: MethodSpec,
     space: Mapping[str, Any],
     multiple: int | str,
 ) -> None:
@@ -67,12 +67,12 @@ def preflight_search(
         UsageError: the space does not fit the model, or none of its points meets the budget.
     """
     matrices = backbone_matrices(store, backbone)
-    levels.check_factorizer(factors)
+    levels.check_factorizer((factors.method, factors.options))
     ladders = levels.flat_ladders(matrices, levels.Target(space["compression"], multiple), centred=adds_biases(factors))
     space_of(matrices, **space).check(ladders)
 
 
-def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str, Any]], groups: int) -> None:
+def check_groups(store: Store, tokens: Artifact, factors: MethodSpec, groups: int) -> None:
     """Refuse fewer calibration sequences than groups if the factorizer depends on groups (`mgaa.levels`).
 
     Args:
@@ -83,7 +83,7 @@ def check_groups(store: Store, tokens: Artifact, factors: tuple[str, Mapping[str
     Raises:
         UsageError: there are fewer sequences than groups.
     """
-    levels.check_groups(factors, groups, len(sequences_of(store, tokens)))
+    levels.check_groups((factors.method, factors.options), groups, len(sequences_of(store, tokens)))
 
 
 def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
@@ -98,6 +98,6 @@ def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
     gradients.check(backbone_matrices(store, backbone), [dtype], Prompts.of(sequences_of(store, tokens)).tokens)
 
 
-def adds_biases(factors: tuple[str, Mapping[str, Any]]) -> bool:
+def adds_biases(factors: MethodSpec) -> bool:
     """Whether low rank by this factorizer adds biases (`mgaa.levels`)."""
-    return levels.adds_biases(factors)
+    return levels.adds_biases((factors.method, factors.options))

@@ -24,8 +24,10 @@ from tasks.planning.recipes import UNIFORM
 from tasks.results import report
 
 DENSE = "dense"
-EVALUATING = ("answer", "evaluate", "generate", "measure", "try_ranks")
+EVALUATING = ("answer", "evaluate", "generate", "measure", "measure_perplexity", "score_tasks", "try_ranks")
 """Steps that measure."""
+MEASUREMENTS = ("perplexity", "task_scores")
+"""Kinds of artifacts that `metrics` join; those of earlier versions have no such inputs."""
 BY_QUESTION = ("card", "answers", "caption_losses", "caption_counts")
 """What `answers` tell beside their summary."""
 UNRECOVERED = "unrecovered"
@@ -121,7 +123,6 @@ class Effort:
     @staticmethod
     def since(began: float, executions: Sequence[Execution]) -> "Effort":
         """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
-        executions = [*executions]  # with those of the workers
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
         evaluating = [execution for execution in executions if execution.task in EVALUATING]
@@ -129,7 +130,7 @@ class Effort:
             executed=len(executions) - reused,
             reused=reused,
             wall_seconds=wall,
-            work_seconds=busy_seconds(list(executions)),
+            work_seconds=busy_seconds(executions),
             evaluate_seconds=busy_seconds(evaluating),
             peak_memory_bytes=max(peak_rss(), *(each.peak_rss for each in executions), 0),
         )
@@ -225,9 +226,17 @@ def _model(
         "model_compression": 1 - measured["parameters"] / backbone["parameters"],
         "seconds": {
             "compress": sum(store.manifest(artifact)["seconds"] for artifact in made),
-            "evaluate": sum(store.manifest(each)["seconds"] for each in (evaluated, *answers.values())),
+            "evaluate": sum(evaluation_seconds(store, each) for each in (evaluated, *answers.values())),
         },
     }
+
+
+def evaluation_seconds(store: Store, evaluated: Artifact) -> float:
+    """Seconds that an artifact `metrics` or `answers` took, with those of the measurements that it joins."""
+    manifest = store.manifest(evaluated)
+    inputs = (each for given in manifest["inputs"].values() for each in (given if isinstance(given, list) else [given]))
+    joined = [Artifact(**each) for each in inputs if each["kind"] in MEASUREMENTS]
+    return float(sum(store.manifest(each)["seconds"] for each in joined) + manifest["seconds"])
 
 
 def publish_results(

@@ -49,7 +49,7 @@ def publish_search(
         {"error": mgaa.error} if mgaa.trial is None else without_losses(read_table(store, mgaa.trial, TRIAL))
     )
     found = {"searches": search_state(store, searches), "mgaa": told}
-    backbone = searches[0].ground.backbone
+    backbone = searches[0].context.backbone
     ordered = sorted(searches, key=lambda each: best_objective(store, each), reverse=True)
     allocations = {"mgaa": allocation_table(store, backbone, statistics, mgaa.ratios, mgaa.ranks)}
     allocations |= {each.name: allocation_table(store, backbone, statistics, each.best, each.best) for each in ordered}

@@ -6,7 +6,7 @@ lies in the point; any other error ends the search, which goes on from there whe
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,13 @@ from tasks.steps.try_ranks import try_ranks
 
 @dataclass(frozen=True)
 class SearchContext:
-    """What all trials of a search share.
+    """Inputs and settings that all trials of a search share.
 
     Attributes:
         windows: tokens of validation.
         reference: what the dense model says there; null without a divergence.
         space: arguments of `mgaa.search.space_of`.
-        measured: other arguments of `try_ranks`.
+        divergence: its weight in the objective.
     """
 
     backbone: Artifact
@@ -35,12 +35,14 @@ class SearchContext:
     reference: Artifact | None
     space: dict[str, Any]
     multiple: int | str
-    measured: dict[str, Any]
+    divergence: float
+    batch_size: int
+    device: str
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What a trial gave, and the seconds that it took; an `error` says why it gave nothing."""
+    """Result of a trial, and the seconds that it took; an `error` says why there is none."""
 
     ranks: Artifact | None
     trial: Artifact | None
@@ -49,18 +51,33 @@ class TrialResult:
 
 
 @plain_task(name="run_trial", task_run_name="{name}")
-def run_trial(store: Store, name: str, point: list[float], ground: SearchContext, threads: int) -> TrialResult:
+def run_trial(store: Store, name: str, point: list[float], context: SearchContext, threads: int) -> TrialResult:
     """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
     import torch
 
     began = time.perf_counter()
     torch.set_num_threads(threads)
-    given: dict[str, Any] = {"point": point, "space": ground.space, "multiple": ground.multiple}
     try:
-        ranks = allocate_point.fn(store, ground.backbone, ground.spectra, **given)
-        shared = ground.backbone, ground.windows, ground.reference, ground.spectra
-        trial = try_ranks.fn(store, *shared, ranks, **ground.measured)
+        ranks = allocate_point.fn(
+            store, context.backbone, context.spectra, point=point, space=context.space, multiple=context.multiple
+        )
+        trial = measure_trial(try_ranks.fn, store, context, ranks)
     except NumericalError as error:
         forget_failure(error)
         return TrialResult(None, None, time.perf_counter() - began, error)
     return TrialResult(ranks, trial, time.perf_counter() - began)
+
+
+def measure_trial(step: Callable[..., Artifact], store: Store, context: SearchContext, ranks: Artifact) -> Artifact:
+    """The objective at these ranks, by the step `try_ranks` with its engine or without."""
+    return step(
+        store,
+        context.backbone,
+        context.windows,
+        context.reference,
+        context.spectra,
+        ranks,
+        divergence=context.divergence,
+        batch_size=context.batch_size,
+        device=context.device,
+    )

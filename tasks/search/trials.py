@@ -38,7 +38,7 @@ class Search:
     Attributes:
         name: its own among those of the run.
         method, groups, start, seed: what distinguishes it.
-        ground: what its trials share.
+        context: what its trials share.
         trials: in the order of their proposals, the failed ones included.
         best: the ranks and ratios of the best one.
         earlier: trials of an earlier search that it knew from the start, each with `point` and `objective`.
@@ -49,7 +49,7 @@ class Search:
     groups: int
     start: str
     seed: int
-    ground: SearchContext
+    context: SearchContext
     trials: list[Trial]
     best: Artifact
     earlier: list[dict[str, Any]]
@@ -76,13 +76,13 @@ def best_objective(store: Store, search: Search) -> float:
     return found
 
 
-def search_identity(store: Store, ground: SearchContext) -> dict[str, Any]:
+def search_identity(store: Store, context: SearchContext) -> dict[str, Any]:
     """What makes the trials of two searches comparable, in the words in which a difference is told."""
     return {
-        **place_of(store, ground.backbone, ground.space, ground.multiple),
-        "factors and calibration": digest([each.digest for each in ground.spectra])[:16],
-        "validation windows": read_table(store, ground.windows, CARD)["token_digest"][:16],
-        "weight of the divergence": ground.measured["divergence"],
+        **place_of(store, context.backbone, context.space, context.multiple),
+        "factors and calibration": digest([each.digest for each in context.spectra])[:16],
+        "validation windows": read_table(store, context.windows, CARD)["token_digest"][:16],
+        "weight of the divergence": context.divergence,
     }
 
 
@@ -103,20 +103,20 @@ def search_state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
     return {
         search.name: {
             **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
-            "identity": search_identity(store, search.ground),
+            "identity": search_identity(store, search.context),
             "best": search.number(read_table(store, search.best, SEARCH)["best"]),
             "earlier": search.earlier,
-            "trials": [trial_entry(store, search.ground, trial) for trial in search.trials],
+            "trials": [trial_entry(store, search.context, trial) for trial in search.trials],
         }
         for search in searches
     }
 
 
-def trial_entry(store: Store, ground: SearchContext, trial: Trial) -> dict[str, Any]:
+def trial_entry(store: Store, context: SearchContext, trial: Trial) -> dict[str, Any]:
     """One trial for people and for a later search."""
     from mgaa.search.space import space_of
 
-    space = space_of(backbone_matrices(store, ground.backbone), **ground.space)
+    space = space_of(backbone_matrices(store, context.backbone), **context.space)
     found: dict[str, Any] = {
         "point": trial.point,
         "shares": {variable.name: share for variable, share in space.shares(trial.point).items()},

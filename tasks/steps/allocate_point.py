@@ -1,4 +1,4 @@
-"""The step of a search, allocate point: the ranks that a point of the search space stands for (`mgaa.search.space`)."""
+"""Step of a search, allocate point: the ranks of a point of the search space (`mgaa.search.space`)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ def allocate_point(
     space: dict[str, Any],
     multiple: int | str,
 ) -> None:
-    """Ranks in the layout of `rank_table`, and the ratio of every sublayer beside them.
+    """Write ranks in the layout of `rank_table`, and the ratio of every sublayer.
 
     Args:
         space: arguments of `mgaa.search.space_of`.

@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tasks.artifacts.files import RANKS, RATIOS, rank_table, read_table, write_table
 from tasks.artifacts.ladders import latency_of, model_ladders
+from tasks.artifacts.specs import MethodSpec, TargetSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
 
-@step(kind="ranks", methods={"method": "mgaa.ranks"})
+@step(kind="ranks", methods={"ranks": "mgaa.ranks"})
 def allocate_ranks(
     out: Path,
     store: Store,
@@ -19,21 +19,18 @@ def allocate_ranks(
     scores: Sequence[Artifact],
     ratios: Artifact,
     *,
-    method: str,
-    compression: float,
-    multiple: int | str,
-    options: dict[str, Any],
-    channels: dict[str, Any] | None,
-    latency: dict[str, Any] | None,
+    ranks: MethodSpec,
+    target: TargetSpec,
 ) -> None:
     """Rank (null is dense) or width, parameters and kept energy of every matrix, in the layout of `rank_table`."""
     from mgaa.budget import parameter_budget
     from mgaa.ranks import allocate_ranks as allocate
 
-    faster = latency_of(store, backbone, latency)
-    shared: dict[str, Any] = {"multiple": multiple, "channels": channels, "latency": faster}
-    ladders, pruned = model_ladders(store, backbone, spectra, scores, **shared)
+    latency, compression = latency_of(store, backbone, target.latency), target.compression
+    ladders, pruned = model_ladders(
+        store, backbone, spectra, scores, multiple=target.multiple, channels=target.channels, latency=latency
+    )
     given = read_table(store, ratios, RATIOS)
-    ranks = allocate(method, ladders, given, compression=compression, pruned=pruned, **options)
-    budget = parameter_budget([rank.matrix for rank in ranks], compression)
-    write_table(out / RANKS, rank_table(ranks, budget=budget, channels=channels, latency=faster))
+    found = allocate(ranks.method, ladders, given, compression=compression, pruned=pruned, **ranks.options)
+    budget = parameter_budget([rank.matrix for rank in found], compression)
+    write_table(out / RANKS, rank_table(found, budget=budget, channels=target.channels, latency=latency))

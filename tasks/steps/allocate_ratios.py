@@ -4,43 +4,43 @@ Of the data it needs the cosines alone, so it waits for no decomposition.
 """
 
 from pathlib import Path
-from typing import Any
 
 from tasks.artifacts.files import RATIOS, backbone_matrices, block_file, write_table
-from tasks.artifacts.ladders import latency_of, pruning_of
+from tasks.artifacts.ladders import target_of
+from tasks.artifacts.specs import MethodSpec, TargetSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
 
-@step(kind="ratios", methods={"method": "mgaa.ratios"})
+@step(kind="ratios", methods={"ratios": "mgaa.ratios"})
 def allocate_ratios(
     out: Path,
     store: Store,
     backbone: Artifact,
     statistics: Artifact,
     *,
-    method: str,
-    compression: float,
-    band: float | None,
-    options: dict[str, Any],
-    multiple: int | str,
+    ratios: MethodSpec,
+    target: TargetSpec,
     centred: bool,
-    channels: dict[str, Any] | None,
-    latency: dict[str, Any] | None,
 ) -> None:
     """A compression ratio for every sublayer, as `{sublayer: ratio}`.
 
     Args:
-        multiple, centred, channels, latency: what bounds the ratios: the step between ranks, whether low rank adds biases, how FFNs are
-            pruned, by which profile ranks have to be faster.
+        ratios: level 1, with `band` among its options.
+        target: what bounds the ratios besides the compression.
+        centred: whether low rank adds biases.
     """
-    from mgaa.levels import Target, ratios_of
+    from mgaa.levels import ratios_of
 
-    target = Target(compression, multiple, pruning_of(channels), latency_of(store, backbone, latency))
-    cosines, chosen = sublayer_cosines(store, backbone, statistics), (method, {**options, "band": band})
-    given: dict[str, Any] = {"centred": centred, "unreached": unreached_matrices(store, backbone, statistics)}
-    ratios = ratios_of(backbone_matrices(store, backbone), cosines, target, chosen, **given)
-    write_table(out / RATIOS, ratios)
+    found = ratios_of(
+        backbone_matrices(store, backbone),
+        sublayer_cosines(store, backbone, statistics),
+        target_of(store, backbone, target),
+        (ratios.method, dict(ratios.options)),
+        centred=centred,
+        unreached=unreached_matrices(store, backbone, statistics),
+    )
+    write_table(out / RATIOS, found)
 
 
 def unreached_matrices(store: Store, backbone: Artifact, statistics: Artifact) -> set[str]:

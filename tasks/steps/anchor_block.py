@@ -1,21 +1,22 @@
-"""Step 8 for one block fitted to the dense model, behind the compressed blocks before it (`mgaa.anchoring`): its factors at given ranks.
+"""Step 8 for one block that is fitted to the dense model behind compressed blocks (`mgaa.anchoring`): its factors at given ranks.
 
-Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/steps/block_state.py).
+Each block is keyed by the factors before it, so a killed run resumes at the block where it stopped (tasks/steps/block_state.py).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.factors import write_factors
 from tasks.artifacts.files import RANKS, backbone_matrices, block_file, read_table
+from tasks.artifacts.specs import AnchorSpec, MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.block_state import state_before
-from tasks.steps.factorize import write_factors
 
 
-@step(kind="factors", methods={"method": "mgaa.factors"}, task_run_name="anchor_block-{block}")
+@step(kind="factors", methods={"factors": "mgaa.factors"}, task_run_name="anchor_block-{block}")
 def anchor_block(
     out: Path,
     store: Store,
@@ -26,22 +27,16 @@ def anchor_block(
     before: Sequence[Artifact],
     *,
     block: int,
-    method: str,
-    options: dict[str, Any],
-    anchoring: dict[str, Any],
-    refinement: dict[str, Any] | None,
-    measuring: dict[str, Any],
+    factors: MethodSpec,
+    fit: AnchorSpec,
     device: str,
 ) -> None:
-    """Factorize `block` stage after stage; its factors, and the weights of what stays dense.
+    """Factorize `block` stage by stage; write its factors, and the weights of matrices that stay dense.
 
     Args:
         statistics: of the calibration, for the gradients in them.
         ranks: of the whole model.
         before: the factors of the blocks before it, in order.
-        anchoring: arguments of `mgaa.anchoring.anchoring.Anchoring`.
-        refinement: arguments of `mgaa.anchoring.refinement.Refinement`; null where nothing is tuned.
-        measuring: arguments of `mgaa.statistics.calibration.CalibrationSettings`.
     """
     from mgaa.anchoring.fitting import FitRequest
     from mgaa.statistics.statistics import load_gradients
@@ -49,31 +44,28 @@ def anchor_block(
     inside = [matrix for matrix in backbone_matrices(store, backbone) if matrix.block == block]
     outcome = read_table(store, ranks, RANKS)["matrices"]
     gradients = load_gradients(store.folder(statistics) / block_file(block), device)
-    wanted = FitRequest(inside, {m.name: outcome[m.name]["rank"] for m in inside}, (method, options), gradients)
+    factorizer = factors.method, factors.options
+    wanted = FitRequest(inside, {m.name: outcome[m.name]["rank"] for m in inside}, factorizer, gradients)
     recipe: dict[str, Any] = {
         "ranks": ranks.digest,
         "statistics": statistics.digest,
-        "factors": (method, options),
-        "anchoring": anchoring,
-        "refinement": refinement,
-        "measuring": measuring,
+        "factors": factorizer,
+        "anchoring": asdict(fit.anchoring),
+        "refinement": None if fit.refinement is None else asdict(fit.refinement),
     }
-    beside = _Anchoring(anchoring, refinement, measuring)
-    with state_before(store, backbone, tokens, before, recipe, device, beside) as line:
-        found = line.anchor.compress(block, wanted)
+    with state_before(store, backbone, tokens, before, recipe, fit.calibration, device, _Anchors(fit)) as state:
+        found = state.anchor.compress(block, wanted)
         write_factors(out / block_file(block), found.factors, None, dense=found.dense)
 
 
 @dataclass(frozen=True)
-class _Anchoring:
-    """How the factors are fitted, as the line asks for it."""
+class _Anchors:
+    """Settings of the fit: a `tasks.steps.block_state.AnchorFactory`."""
 
-    anchoring: Mapping[str, Any]
-    refinement: Mapping[str, Any] | None
-    measuring: Mapping[str, Any]
+    fit: AnchorSpec
 
     def waiting(self, model: Any, tokens: int) -> int:
-        """Bytes of what waits in memory while a block is anchored."""
+        """Bytes of hidden states that are held while a block is anchored."""
         from mgaa.anchoring.sublayer_cache import cache_bytes
         from mgaa.plan.layout import layout_of
 
@@ -81,12 +73,8 @@ class _Anchoring:
         return cache_bytes(tokens, layout.hidden, layout.widest_written, layout.itemsize)
 
     def anchor(self, backbone: Any, model: Any, dense: Any, compressed: Any, *, remember: bool) -> Any:
-        """The tokens in front of both models."""
+        """The calibration of both models, at the input of their next block."""
         from mgaa.anchoring.anchoring import Anchor
-        from mgaa.anchoring.fitting import Anchoring
-        from mgaa.anchoring.refinement import Refinement
-        from mgaa.statistics.calibration import CalibrationSettings
 
-        tuned = None if self.refinement is None else Refinement(**self.refinement)
-        how = (CalibrationSettings(**self.measuring), Anchoring(**self.anchoring), tuned)
+        how = self.fit.calibration, self.fit.anchoring, self.fit.refinement
         return Anchor(backbone, model, dense, compressed, *how, remember=remember)

@@ -1,8 +1,9 @@
-"""Step 10b, answer: what a model that sees says to questions about images, and how well it predicts captions, with the evaluation card.
+"""Step 10c, answer: the answers of a vision-language model to questions about images, and how well it predicts captions, with the
+evaluation card.
 
 Questions of the type `caption` are scored by the loss of their answers, all others by exact match of what the model generates
-(`mgaa.evaluation.answering`). As in tasks/steps/evaluate.py the model is read back from the files that a user would load. Beside every
-accuracy stands that of always giving the most frequent answer, which a model without eyes reaches.
+(`mgaa.evaluation.answering`). As in tasks/steps/measure_perplexity.py the model is read back from the files that a user would load. Every
+accuracy comes with that of always giving the most frequent answer, which a model reaches without looking at the images.
 """
 
 import hashlib

@@ -6,11 +6,11 @@ Every tenth question is held out, to choose the best state by: the loss on plain
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_processor
 from tasks.artifacts.files import CARD, EXAMPLES, HELD_OUT, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data.questions import questions_of
-from tasks.steps.load_backbone import backbone_processor
 
 SECTION = "recovery"
 EVERY = 10

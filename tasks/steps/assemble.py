@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.artifacts.files import CHANNELS, backbone_record, block_file
+from tasks.artifacts.backbone import parts_of
+from tasks.artifacts.factors import restore_
+from tasks.artifacts.files import backbone_record, block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import resuming_step
-from tasks.steps.load_backbone import parts_of
 
 
 @resuming_step(kind="checkpoint")
@@ -31,22 +32,3 @@ def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, fact
     fill_blockwise(model, processor, unfinished / "model", change=change)
     for path in (unfinished / "model").iterdir():
         os.replace(path, out / path.name)
-
-
-def restore_(model: Any, block: int, path: Path) -> None:
-    """Let a block become what a file of `factors` says, in place."""
-    from safetensors.torch import load_file
-
-    from mgaa.checkpoints.save import apply_channels, apply_dense, apply_factors
-    from mgaa.models.lowrank import Dense, Factors
-
-    tensors = load_file(path)
-    kept = tensors.pop(CHANNELS, None)
-    layers: dict[str, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        name, _, part = key.rpartition("/")
-        layers.setdefault(name, {})[part] = tensor
-    apply_factors(model, {name: Factors(**parts) for name, parts in layers.items() if "A" in parts})
-    apply_dense(model, {name: Dense(**parts) for name, parts in layers.items() if "weight" in parts})
-    if kept is not None:
-        apply_channels(model, {block: kept})

@@ -1,7 +1,8 @@
-"""A model whose first blocks are compressed, with the calibration tokens in front of the next one: what block after block is made from.
+"""State of a sequential compression: a model whose first k blocks are compressed, and the calibration hidden states at the input of block
+k.
 
-The tokens wait in this process, and in a folder of the store, where the next process finds them; without it, it sends them through the
-blocks before once more, which gives the same bits.
+The hidden states wait in this process, and in a folder of the store, where the next process finds them; without that folder it sends the
+tokens through the blocks before once more, which gives the same bits.
 """
 
 import json
@@ -10,37 +11,37 @@ import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock, Timeout
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.calibration_input import sequences_of
+from tasks.artifacts.factors import restore_
 from tasks.artifacts.files import block_file, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import digest
 from tasks.cache.placement import place_of_hidden
 from tasks.cache.stage import manifest_input
-from tasks.steps.assemble import restore_
-from tasks.steps.load_backbone import backbone_model
 
 if TYPE_CHECKING:
-    from mgaa.statistics.calibration import Calibration
+    from mgaa.statistics.calibration import Calibration, CalibrationSettings
 
 
 @dataclass
 class SequentialState:
-    """A model whose first blocks are compressed, with the calibration tokens in front of the next one.
+    """A model whose first blocks are compressed, with the calibration hidden states at the input of the next one.
 
     Attributes:
-        key: what all of it depends on, but the factors.
-        before: those of the blocks that the tokens have passed.
+        key: everything that the state depends on, but the factors.
+        before: the factors of the blocks that the tokens have passed.
         model: the twin of the backbone that is compressed.
-        calibration: the tokens in front of the next block of it.
-        anchor: the same beside the backbone (`mgaa.anchoring.anchoring.Anchor`), where what is compressed is fitted to it; else null.
-        folder: where the tokens wait for another process.
+        calibration: the hidden states at the input of its next block.
+        anchor: the calibration of both models (`mgaa.anchoring.anchoring.Anchor`) where factors are fitted to the backbone; else null.
+        folder: where the hidden states wait for another process.
         lock: on the folder.
     """
 
@@ -52,12 +53,16 @@ class SequentialState:
     folder: Path
     lock: FileLock
 
+    def leads_to(self, key: tuple[Any, ...], before: Sequence[Artifact]) -> bool:
+        """Whether the blocks `before` begin with those that the tokens have passed."""
+        return self.key == key and self.before == tuple(before[: len(self.before)])
+
     def advance(self, block: int) -> None:
-        """Send the tokens through this block."""
+        """Pass the tokens through this block."""
         (self.calibration if self.anchor is None else self.anchor).advance(block)
 
     def close(self) -> None:
-        """Forget the tokens, in files as well."""
+        """Drop the hidden states, in files as well."""
         for each in (self.calibration, *(() if self.anchor is None else (self.anchor.dense,))):
             each.close()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -65,20 +70,35 @@ class SequentialState:
 
 
 class AnchorFactory(Protocol):
-    """How a model is fitted to the backbone (tasks/steps/anchor_block.py); a model that is not has no part in its code."""
+    """Fit of a model to the backbone (tasks/steps/anchor_block.py), apart so that steps without it do not reach its code."""
 
     def waiting(self, model: Any, tokens: int) -> int:
-        """Bytes of what waits in memory meanwhile."""
+        """Bytes of hidden states that are held meanwhile."""
 
     def anchor(
         self, backbone: Any, model: Any, dense: "Calibration", compressed: "Calibration", *, remember: bool
     ) -> Any:
-        """`mgaa.anchoring.anchoring.Anchor` of these."""
+        """The `mgaa.anchoring.anchoring.Anchor` of two models and their calibrations."""
 
 
-_one_at_a_time = Lock()
-_line: list[SequentialState] = []
-"""The line that this process has, if any."""
+class StateSlot:
+    """The state that a process keeps from one block to the next; whoever takes it holds the `lock`."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self._state: SequentialState | None = None
+
+    def take(self, key: tuple[Any, ...], before: Sequence[Artifact]) -> SequentialState | None:
+        """The state, if the blocks `before` continue it. Any other is dropped, because a new one may need its folder."""
+        state, self._state = self._state, None
+        return state if state is not None and state.leads_to(key, before) else None
+
+    def keep(self, state: SequentialState) -> None:
+        """Keep the state for the next block."""
+        self._state = state
+
+
+_slot = StateSlot()
 _BEFORE = "before.json"
 
 
@@ -89,66 +109,67 @@ def state_before(
     tokens: Artifact,
     before: Sequence[Artifact],
     recipe: Mapping[str, Any],
+    calibration: "CalibrationSettings",
     device: str,
-    beside: AnchorFactory | None = None,
+    anchors: AnchorFactory | None = None,
 ) -> Iterator[SequentialState]:
-    """The line behind these compressed blocks: the one of this process as far as it goes, else that of a killed process, else one from
-    the start.
+    """The state behind these compressed blocks: that of this process as far as it goes, else that of a killed process, else one from the
+    start.
 
     It is dropped where something fails in this block, and behind the last block of the model.
 
     Args:
-        recipe: how the blocks are measured and compressed.
-        beside: how it is fitted to the backbone, which the tokens then pass as well.
+        recipe: how the blocks are compressed.
+        calibration: how they are measured.
+        anchors: fit of the model to the backbone, which the tokens then pass as well.
     """
     from mgaa.blocks.offload import load_block
     from mgaa.blocks.resume import atomic_file
     from mgaa.models.architectures import decoder_blocks
 
-    key = (store, backbone, tokens, digest(recipe), device)
-    with _one_at_a_time:
-        line = _line.pop() if _line else None
-        if line is not None and (line.key != key or line.before != tuple(before[: len(line.before)])):
-            line = None  # before another one starts, for its folder may be the same
-        if line is None:
-            line = start_state(key, before, recipe["measuring"], beside)
-        for block in range(len(line.before), len(before)):
-            line.before = tuple(before[: block + 1])
-            with atomic_file(line.folder / _BEFORE) as draft:
-                write_table(draft, [each.digest for each in line.before])
-            with load_block(decoder_blocks(line.model)[block]):
-                restore_(line.model, block, store.folder(before[block]) / block_file(block))
-                line.advance(block)
-        yield line
-        if len(before) + 1 < len(line.calibration):
-            _line.append(line)
+    key = (store, backbone, tokens, digest({**recipe, "measuring": asdict(calibration)}), device)
+    with _slot.lock:
+        state = _slot.take(key, before) or start_state(key, before, calibration, anchors)
+        for block in range(len(state.before), len(before)):
+            state.before = tuple(before[: block + 1])
+            with atomic_file(state.folder / _BEFORE) as draft:
+                write_table(draft, [each.digest for each in state.before])
+            with load_block(decoder_blocks(state.model)[block]):
+                restore_(state.model, block, store.folder(before[block]) / block_file(block))
+                state.advance(block)
+        yield state
+        if len(before) + 1 < len(state.calibration):
+            _slot.keep(state)
         else:
-            line.close()
+            state.close()
 
 
 def start_state(
-    key: tuple[Any, ...], before: Sequence[Artifact], measuring: Mapping[str, Any], beside: AnchorFactory | None = None
+    key: tuple[Any, ...],
+    before: Sequence[Artifact],
+    settings: "CalibrationSettings",
+    anchors: AnchorFactory | None = None,
 ) -> SequentialState:
-    """Before the first block, or behind those that a killed process has passed with the same factors.
+    """Start before the first block, or behind those that a killed process has passed with the same factors.
 
     The model shares its tensors with the backbone of this process, which stays as it is.
     """
     from mgaa.blocks.resume import resume_folder
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
-    from mgaa.statistics.calibration import Calibration, CalibrationSettings
+    from mgaa.statistics.calibration import Calibration
 
     store, backbone, tokens, recipe, device = key
     whole, prompts = backbone_model(store, backbone, device)[0], Prompts.of(sequences_of(store, tokens))
     model = twin_of(whole)
     size = prompts.tokens * model.config.get_text_config().hidden_size * model.dtype.itemsize
-    place = place_of_hidden(device, size if beside is None else beside.waiting(model, prompts.tokens))
+    place = place_of_hidden(device, size if anchors is None else anchors.waiting(model, prompts.tokens))
     name = f"line-{digest([manifest_input(backbone), manifest_input(tokens), recipe, str(device)])}"
     folder, lock = own_folder(store, name)
     resume_folder(folder)
 
     def calibration(model: Any = model, name: str = "hidden") -> "Calibration":
-        return Calibration(model, prompts, CalibrationSettings(**measuring), place=place, folder=folder / name)
+        return Calibration(model, prompts, settings, place=place, folder=folder / name)
 
     found = calibration()
     passed = read_passed_factors(folder)
@@ -156,17 +177,17 @@ def start_state(
         found.close()  # behind blocks that were compressed otherwise
         found = calibration()
     anchor = None
-    if beside is not None:
+    if anchors is not None:
         twin = twin_of(whole)  # watched, which other steps must not see
         dense = calibration(twin, "dense")
         for block in range(dense.passed, found.passed):
             dense.advance(block)
-        anchor = beside.anchor(twin, model, dense, found, remember=place == "device")
+        anchor = anchors.anchor(twin, model, dense, found, remember=place == "device")
     return SequentialState(key, tuple(before[: found.passed]), model, found, anchor, folder, lock)
 
 
 def read_passed_factors(folder: Path) -> list[str]:
-    """The digests of the factors of the blocks that the tokens in a folder have passed; none where that was not written to its end."""
+    """Digests of the factors of the blocks that the tokens in a folder have passed; none where the list is incomplete."""
     try:
         found: list[str] = json.loads((folder / _BEFORE).read_text())
     except (FileNotFoundError, ValueError):
@@ -175,7 +196,7 @@ def read_passed_factors(folder: Path) -> list[str]:
 
 
 def own_folder(store: Store, name: str) -> tuple[Path, FileLock]:
-    """The folder of that name, or, while another process has a line there, one that nobody else has."""
+    """The folder of that name, or, while another process has a state there, one that nobody else has."""
     locks = store.path / "locks"
     locks.mkdir(parents=True, exist_ok=True)
     places = (name, f"{name}-{os.getpid()}-{secrets.token_hex(4)}")

@@ -2,7 +2,6 @@
 (`mgaa.statistics.accumulate`)."""
 
 from pathlib import Path
-from typing import Any
 
 from tasks.artifacts.files import block_file
 from tasks.cache.artifact import Artifact, Store
@@ -27,10 +26,11 @@ def calibrate_share(
 ) -> None:
     """Stream one of `shares` equal shares of the calibration tokens through the blocks: sums, which are no statistics yet."""
     from mgaa.blocks.resume import atomic_file
+    from mgaa.statistics.calibration import CalibrationSettings
 
-    measuring: dict[str, Any] = {"groups": groups, "batch_size": batch_size, "expert_tokens": expert_tokens}
+    settings = CalibrationSettings(groups, batch_size, expert_tokens)
     for first, calibration in start_calibrations(
-        store, backbone, tokens, unfinished, measuring, device, (share, shares)
+        store, backbone, tokens, unfinished, settings, device, (share, shares)
     ):
         for index in remaining_blocks(calibration):
             sums = calibration.measure_sums(index)

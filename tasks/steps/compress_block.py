@@ -1,13 +1,13 @@
-"""Steps 5 to 8 for one block behind the compressed blocks before it (`mgaa.anchoring.sequential`): statistics to factors in one cached
-step.
+"""Steps 4 to 8 for one block behind compressed blocks (`mgaa.anchoring.sequential`): statistics to factors in one cached step.
 
-Each block is keyed by the factors before it, so a killed run goes on at the block where it stopped (tasks/steps/block_state.py).
+Each block is keyed by the factors before it, so a killed run resumes at the block where it stopped (tasks/steps/block_state.py).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tasks.artifacts.factors import write_factors
 from tasks.artifacts.files import (
     RANKS,
     RATIOS,
@@ -19,16 +19,19 @@ from tasks.artifacts.files import (
     score_file,
     write_table,
 )
-from tasks.artifacts.ladders import latency_of, pruning_of
+from tasks.artifacts.ladders import target_of
+from tasks.artifacts.specs import MethodSpec, TargetSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.steps.block_state import state_before
-from tasks.steps.factorize import write_factors
+
+if TYPE_CHECKING:
+    from mgaa.statistics.calibration import CalibrationSettings
 
 
 @step(
     kind="factors",
-    methods={"method": "mgaa.factors", "rank_method": "mgaa.ranks"},
+    methods={"factors": "mgaa.factors", "ranks": "mgaa.ranks"},
     task_run_name="compress_block-{block}",
 )
 def compress_block(
@@ -40,52 +43,44 @@ def compress_block(
     before: Sequence[Artifact],
     *,
     block: int,
-    method: str,
-    options: dict[str, Any],
-    rank_method: str,
-    rank_options: dict[str, Any],
-    compression: float,
-    multiple: int | str,
-    channels: dict[str, Any] | None,
-    latency: dict[str, Any] | None,
-    measuring: dict[str, Any],
+    factors: MethodSpec,
+    ranks: MethodSpec,
+    target: TargetSpec,
+    calibration: "CalibrationSettings",
     device: str,
 ) -> None:
-    """Measure, decompose, allocate and factorize `block`; its factors, ranks, energies and channel scores.
+    """Measure, decompose, allocate and factorize `block`; write its factors, ranks, energies and channel scores.
 
     Args:
         before: the factors of the blocks before it, in order.
-        measuring: arguments of `mgaa.statistics.calibration.CalibrationSettings`.
     """
     from mgaa.allocation.channels import save_scores
     from mgaa.anchoring.sequential import allowance
     from mgaa.anchoring.sequential import compress_block as compress
     from mgaa.blocks.offload import load_block
     from mgaa.factors import save_energies
-    from mgaa.levels import Target
     from mgaa.models.architectures import decoder_blocks
 
-    faster = latency_of(store, backbone, latency)
-    target = Target(compression, multiple, pruning_of(channels), faster)
+    goal = target_of(store, backbone, target)
     matrices, given = backbone_matrices(store, backbone), read_table(store, ratios, RATIOS)
-    chosen = (method, options), (rank_method, rank_options)
+    chosen = (factors.method, factors.options), (ranks.method, ranks.options)
     spent = sum(read_table(store, each, RANKS)["linear_parameters"] for each in before)
     recipe: dict[str, Any] = {
         "ratios": ratios.digest,
-        "factors": (method, options),
-        "ranks": (rank_method, rank_options),
-        "target": (compression, multiple, channels, latency),
-        "measuring": measuring,
+        "factors": chosen[0],
+        "ranks": chosen[1],
+        "target": (target.compression, target.multiple, target.channels, target.latency),
     }
     with (
-        state_before(store, backbone, tokens, before, recipe, device) as line,
-        load_block(decoder_blocks(line.model)[block]),
+        state_before(store, backbone, tokens, before, recipe, calibration, device) as state,
+        load_block(decoder_blocks(state.model)[block]),
     ):
-        statistics = line.calibration.statistics(block)
-        found = compress(line.model, block, statistics, matrices, given, target, *chosen, spent=spent)
+        statistics = state.calibration.statistics(block)
+        found = compress(state.model, block, statistics, matrices, given, goal, *chosen, spent=spent)
     write_factors(out / block_file(block), found.factors, found.kept)
     save_energies(found.spectra, out / energy_file(block))
     if found.scores:
         save_scores(found.scores, out / score_file(block))
-    budget = allowance(matrices, given, compression, block)
-    write_table(out / RANKS, rank_table(found.ranks, budget=budget, channels=channels, latency=faster))
+    budget = allowance(matrices, given, target.compression, block)
+    table = rank_table(found.ranks, budget=budget, channels=target.channels, latency=goal.latency)
+    write_table(out / RANKS, table)

@@ -1,18 +1,18 @@
 """Step 5, decompose: energies and ordered bases of the matrices of one block (`mgaa.factors`).
 
-Mapped over the blocks: each is an artifact of its own, so that a killed run goes on at the block where it stopped.
+Mapped over the blocks: each is an artifact of its own, so that a killed run resumes at the block where it stopped.
 """
 
 from pathlib import Path
-from typing import Any
 
+from tasks.artifacts.backbone import backbone_block
 from tasks.artifacts.files import backbone_matrices, block_file
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_block
 
 
-@step(kind="spectra", methods={"method": "mgaa.factors"}, task_run_name="decompose-{block}")
+@step(kind="spectra", methods={"factors": "mgaa.factors"}, task_run_name="decompose-{block}")
 def decompose(
     out: Path,
     store: Store,
@@ -20,11 +20,10 @@ def decompose(
     statistics: Artifact,
     *,
     block: int,
-    method: str,
-    options: dict[str, Any],
+    factors: MethodSpec,
     device: str,
 ) -> None:
-    """Decompose every matrix of `block` in the metric of the factorizer `method`; serves every rank."""
+    """Decompose every matrix of `block` in the metric of the factorizer; serves every rank."""
     from mgaa.factors import decompose_block, save_spectra
     from mgaa.statistics.statistics import BlockStatistics
 
@@ -32,4 +31,4 @@ def decompose(
     inside = [m for m in backbone_matrices(store, backbone) if m.block == block and m.local in found.shared]
     with backbone_block(store, backbone, block, device) as model:
         weights = {matrix.local: model.get_submodule(matrix.name).weight.detach() for matrix in inside}
-        save_spectra(decompose_block(weights, found, method, **options), out / block_file(block))
+        save_spectra(decompose_block(weights, found, factors.method, **factors.options), out / block_file(block))

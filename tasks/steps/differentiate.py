@@ -1,14 +1,14 @@
-"""Step 4 again, differentiate: statistics with the second moments of the output gradients beside them (`mgaa.statistics.gradients`)."""
+"""Step 4b, differentiate: add the second moments of the output gradients to the statistics (`mgaa.statistics.gradients`)."""
 
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import place_of_hidden
 from tasks.cache.step import resuming_step
-from tasks.steps.load_backbone import backbone_model
 from tasks.steps.resumable_calibration import collect_blocks
 
 
@@ -24,7 +24,7 @@ def differentiate(
     batch_size: int,
     device: str,
 ) -> None:
-    """Send the loss back through the blocks, from the last to the first; each is written before the one in front of it starts."""
+    """Propagate the loss back through the blocks, from the last to the first; each is written before the one that feeds it starts."""
     from dataclasses import replace
 
     from mgaa.blocks.resume import atomic_file

@@ -4,11 +4,11 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import backbone_processor
 from tasks.artifacts.files import CARD, PROMPTS, backbone_record, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data.questions import questions_of
-from tasks.steps.load_backbone import backbone_processor
 
 
 @step(kind="tokens", task_run_name="encode_questions-{section}")
@@ -35,5 +35,5 @@ def encode_questions(out: Path, store: Store, backbone: Artifact, questions: Art
 
 
 def template_rule(processor: Any) -> str:
-    """How prompts are made, in words."""
+    """The rule by which prompts are made, in words."""
     return f"chat template {hashlib.sha256(str(processor.chat_template).encode()).hexdigest()[:12]} of the processor"

@@ -1,113 +1,59 @@
 """Step 10, evaluate: perplexity, bits per byte and zero-shot tasks of one model, with the evaluation card.
 
-The model is read back from the files that a user would load, never taken from memory, so what is measured is what is shipped.
+What takes time is measured by steps of their own, once per section of the texts and once per source of items
+(tasks/steps/measure_perplexity.py, tasks/steps/score_tasks.py); here their tables are joined.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mgaa.errors import UsageError
-from tasks.artifacts.files import METRICS, token_stream, write_table
-from tasks.artifacts.models import load_artifact, weight_bytes
+from tasks.artifacts.files import METRICS, PERPLEXITY, TASK_SCORES, read_table, write_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.manifest import file_digest
-from tasks.cache.placement import place_of_hidden
-from tasks.cache.step import resuming_step
-from tasks.evaluation import zero_shot
-from tasks.evaluation.protocol import protocol
+from tasks.cache.step import step
 
 
-@resuming_step(kind="metrics")
+@step(kind="metrics")
 def evaluate(
     out: Path,
-    unfinished: Path,
     store: Store,
-    model: Artifact,
     evaluation: Artifact,
     validation: Artifact,
-    items: Artifact | None,
+    scores: Sequence[Artifact],
     *,
-    length: int,
-    stride: int | None,
-    batch_size: int,
-    tasks: list[str],
+    tasks: Sequence[str],
     limit: int | None,
-    tasks_folder: str | None,
-    tasks_content: dict[str, str],
-    device: str,
+    harness: str,
 ) -> None:
-    """Measure a backbone or a checkpoint.
+    """Join the measurements of one model.
 
     Args:
-        model: artifact `backbone`, `model` or `checkpoint`.
-        evaluation, validation: artifact `tokens`; the second is for choices, and reported apart.
-        items: artifact `items`, where a task is made from the evaluation texts.
-        tasks_folder, tasks_content: where the items of the other tasks lie, and the sha256 of each file.
+        evaluation, validation: artifact `perplexity`; the second is for choices, and reported apart.
+        scores: artifacts `task_scores`, which hold the `tasks`.
+        limit: of the items of each task.
+        harness: name and version of what scores the tasks.
     """
-    from mgaa.evaluation.perplexity import perplexity
-
-    loaded, processor = load_artifact(store, model, device)
-    ids, card = token_stream(store, evaluation)
-    choosing, choosing_card = token_stream(store, validation)
-    width = loaded.config.get_text_config().hidden_size * loaded.dtype.itemsize
-
-    def measured(name: str, stream: Any, length: int, stride: int | None = None) -> Any:
-        place = place_of_hidden(device, len(stream) * width * length // (stride or length))
-        waiting: dict[str, Any] = {"place": place, "folder": unfinished / name}
-        return perplexity(loaded, stream, length=length, stride=stride, batch_size=batch_size, **waiting)
-
-    result = measured("evaluation", ids, length, stride)
-    chosen = measured("validation", choosing, choosing_card["length"])
-    options: dict[str, Any] = {"limit": limit, "batch_size": batch_size, "max_length": None}
-    scores: dict[str, Any] = {}
-    if items is not None:
-        own = [task for task in tasks if not is_standard(task)]
-        scores |= zero_shot.run_tasks(loaded, processor, own, folder=store.folder(items), **options)
-    if tasks_folder is not None:
-        standard = [task for task in tasks if is_standard(task)]
-        scores |= zero_shot.run_tasks(loaded, processor, standard, folder=Path(tasks_folder), **options)
+    measured, chosen = (read_table(store, each, PERPLEXITY) for each in (evaluation, validation))
+    scored: dict[str, Any] = {}
+    for each in scores:
+        scored |= read_table(store, each, TASK_SCORES)
+    error = measured["nll_stderr"]
     record = {
-        "perplexity": result.perplexity,
-        "perplexity_stderr": None if result.standard_error is None else result.perplexity * result.standard_error,
-        "nll": result.nll,
-        "nll_stderr": result.standard_error,
-        "bits_per_byte": result.bits_per_byte(card["stream_tokens"], card["bytes"]),
-        "validation_perplexity": chosen.perplexity,
-        "parameters": sum(parameter.numel() for parameter in loaded.parameters()),
-        "bytes": weight_bytes(store, model),
-        "tasks": {task: scores[task] for task in tasks},
+        "perplexity": measured["perplexity"],
+        "perplexity_stderr": None if error is None else measured["perplexity"] * error,
+        "nll": measured["nll"],
+        "nll_stderr": error,
+        "bits_per_byte": measured["bits_per_byte"],
+        "validation_perplexity": chosen["perplexity"],
+        "parameters": measured["parameters"],
+        "bytes": measured["bytes"],
+        "tasks": {task: scored[task] for task in tasks},
         "card": {
-            **protocol(result, card, loaded.dtype),
-            "validation_token_digest": choosing_card["token_digest"],
-            "harness": f"lm-eval {zero_shot.harness_version()}",
+            **measured["card"],
+            "validation_token_digest": chosen["card"]["token_digest"],
+            "harness": harness,
             "limit": limit,
-            "non_finite": result.non_finite + chosen.non_finite,
+            "non_finite": measured["card"]["non_finite"] + chosen["card"]["non_finite"],
         },
     }
     write_table(out / METRICS, record)
-
-
-def is_standard(task: str) -> bool:
-    """Whether the items of a task come from a file; the others are made from the evaluation texts."""
-    return task not in zero_shot.MADE
-
-
-def content_of(tasks: list[str], folder: str | None) -> dict[str, str]:
-    """What the tasks depend on beside code: sha256 of the items of every standard task, and of the definition of every other.
-
-    Raises:
-        UsageError: an unknown task, or a standard one without a folder.
-        InputError: a file is missing.
-    """
-    if unknown := sorted(set(tasks) - set(zero_shot.known_tasks())):
-        raise UsageError(f"evaluation.tasks has {unknown[0]!r}, expected some of {', '.join(zero_shot.known_tasks())}")
-    standard = [task for task in tasks if is_standard(task)]
-    if standard and folder is None:
-        raise UsageError(
-            f"evaluation.tasks has {standard[0]!r}, whose items are not part of the project: set evaluation.tasks_folder to a "
-            f"folder with {standard[0]}.jsonl, or take {' and '.join(task for task in zero_shot.known_tasks() if not is_standard(task))}"
-        )
-    paths = zero_shot.task_files(standard, Path(folder)) if standard and folder else {}
-    definitions = {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks}
-    paths |= {name: path for name, path in definitions.items() if path.is_file()}
-    return {name: file_digest(path, path.stat()) for name, path in paths.items()}

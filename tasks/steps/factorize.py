@@ -5,16 +5,16 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.artifacts.files import CHANNELS, RANKS, backbone_matrices, block_file, read_table
+from tasks.artifacts.backbone import backbone_block
+from tasks.artifacts.factors import slice_factors, write_factors
+from tasks.artifacts.files import RANKS, backbone_matrices, block_file, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_block
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from mgaa.budget import Matrix
-    from mgaa.models.lowrank import Dense, Factors
 
 
 @step(kind="factors", task_run_name="factorize-{block}")
@@ -40,48 +40,6 @@ def factorize(
         factors = slice_factors(model, inside, outcome, store.folder(spectra) / block_file(block), device)
     kept = None if scores is None else kept_channels(inside, outcome, store.folder(scores) / block_file(block))
     write_factors(out / block_file(block), factors, kept)
-
-
-def write_factors(
-    path: Path,
-    factors: Mapping[str, "Factors"],
-    kept: "Tensor | None",
-    *,
-    dense: Mapping[str, "Dense"] | None = None,
-) -> None:
-    """Write the factors of a block by matrix, the channels of its FFN that remain, and what stays dense with other weights.
-
-    `tasks.steps.assemble.restore_` reads them.
-    """
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{name}/{part}": tensor.cpu().contiguous()
-        for name, layer in {**factors, **(dense or {})}.items()
-        for part in ("A", "B", "weight", "bias")
-        if (tensor := getattr(layer, part, None)) is not None
-    }
-    save_file(tensors if kept is None else tensors | {CHANNELS: kept.cpu()}, path)
-
-
-def slice_factors(
-    model: Any, matrices: "list[Matrix]", outcome: Mapping[str, Any], spectra: Path, device: str
-) -> dict[str, "Factors"]:
-    """Factors by the name of the matrix, for those matrices of one block that have a rank.
-
-    Args:
-        outcome: the table of ranks.
-        spectra: the file of the block.
-    """
-    from mgaa.factors import factorize_linear, load_spectra
-
-    ranks = {matrix: outcome["matrices"][matrix.name]["rank"] for matrix in matrices}
-    found = load_spectra(spectra, device)
-    return {
-        matrix.name: factorize_linear(model, matrix.name, found[matrix.local], rank)
-        for matrix, rank in ranks.items()
-        if rank is not None
-    }
 
 
 def kept_channels(matrices: "list[Matrix]", outcome: Mapping[str, Any], scores: Path) -> "Tensor | None":

@@ -1,7 +1,7 @@
-"""Step 10c, generate: how a model goes on with a few evaluation texts, so that people see what the numbers mean.
+"""Step 10d, generate: continuations of a few evaluation texts, so that people see what the numbers mean.
 
-The texts lie evenly among those that are long enough; a prompt is the beginning of one, and what the text itself goes on with is kept
-beside what the model says. Decoding is greedy, so the dense and the compressed model differ by their weights alone.
+The texts are drawn evenly from those that are long enough; a prompt is the beginning of one, and its own continuation is kept along with
+the model's. Decoding is greedy, so the dense and the compressed model differ by their weights alone.
 """
 
 import importlib.metadata

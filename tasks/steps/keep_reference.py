@@ -2,17 +2,17 @@
 
 from pathlib import Path
 
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.files import REFERENCE, token_windows
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_model
 
 
 @step(kind="reference")
 def keep_reference(
     out: Path, store: Store, backbone: Artifact, windows: Artifact, *, batch_size: int, device: str
 ) -> None:
-    """What enters the head of the dense model at every token of the windows, from which its logits are computed again."""
+    """Keep the inputs of the head of the dense model at every token of the windows, from which its logits are computed again."""
     from safetensors.torch import save_file
 
     from mgaa.checkpoints.save import twin_of

@@ -1,23 +1,17 @@
 """Step 1, load backbone: check the model once, and remember what it is.
 
 The artifact is a reference, not a copy: the source, its revision, the sha256 of every file, and what the later steps ask about the
-model without loading it. It is looked at block by block, so that this needs no room for the model. `backbone_model` gives the
-loaded model to the steps that need it, `backbone_block` one block of it; a process loads it once. Where there is no room for it, its
-blocks stay in their files (tasks/cache/placement.py).
+model without loading it (tasks/artifacts/backbone.py). The model is checked block by block, so that this needs no room for it.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from tasks.artifacts.files import BACKBONE, backbone_record, write_table
+from tasks.artifacts.files import BACKBONE, write_table
 from tasks.cache import source as code
-from tasks.cache.artifact import Artifact, Store
-from tasks.cache.manifest import digest, file_digest
-from tasks.cache.placement import should_stream
+from tasks.cache.artifact import Store
+from tasks.cache.manifest import file_digest
 from tasks.cache.step import step
 
 
@@ -91,16 +85,17 @@ def load_model(
     files: dict[str, str],
     architecture: str,
 ) -> None:
-    """The same reference for a model that is only evaluated: of any architecture, dense or compressed."""
-    with _one_at_a_time:
-        model, _, ignored = _load(source, revision, dtype, "cpu", stream=False, content=digest(files))
+    """Write the reference of a model that is only evaluated: of any architecture, dense or compressed."""
+    from mgaa.checkpoints.load import open_checkpoint
+
+    model, _, ignored = open_checkpoint(source, revision=revision, dtype=dtype, device="cpu", stream=False)
     write_table(out / BACKBONE, _reference(model, source, revision, files, architecture, ignored))
 
 
 def _reference(
     model: Any, source: str, revision: str | None, files: dict[str, str], architecture: str, ignored: list[str]
 ) -> dict[str, Any]:
-    """What the later steps ask; `ignored` are tensors of the files that have no place in the model, named and counted if there are any."""
+    """Facts for the later steps; `ignored` are tensors of the files without a place in the model, named and counted if there are any."""
     from mgaa.models.architectures import is_multimodal
 
     left_out = {"ignored_tensors": {"count": len(ignored), "names": ignored}} if ignored else {}
@@ -116,82 +111,3 @@ def _reference(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **left_out,
     }
-
-
-def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, Any]:
-    """The model in eval mode on `device`, and its tokenizer or processor; shared by the steps of a process, so never changed in place.
-
-    A `backbone` comes taken apart into linears (`mgaa.models.fused`), a `model` that is only evaluated as it is.
-    """
-    from mgaa.models.fused import unfuse_
-
-    record = backbone_record(store, backbone)
-    given: dict[str, Any] = {"stream": should_stream(device, weights_of(record)), "content": digest(record["files"])}
-    with _one_at_a_time:
-        model, tokenizer, _ = _load(record["source"], record["revision"], record["dtype"], str(device), **given)
-        return unfuse_(model, record["parts"]) if backbone.kind == "backbone" else model, tokenizer
-
-
-@contextmanager
-def backbone_block(store: Store, backbone: Artifact, block: int, device: str) -> Iterator[Any]:
-    """The model, with the tensors of one block on the device."""
-    from mgaa.blocks.offload import load_block
-    from mgaa.models.architectures import stack_at
-
-    model, _ = backbone_model(store, backbone, device)
-    stack = stack_at(model, block, parts_of(store, backbone))
-    with load_block(stack.blocks[block - stack.first]):
-        yield model
-
-
-def parts_of(store: Store, backbone: Artifact) -> list[str]:
-    """What of the backbone is compressed."""
-    found: list[str] = backbone_record(store, backbone)["parts"]
-    return found
-
-
-def backbone_processor(store: Store, backbone: Artifact) -> tuple[Any, Any]:
-    """The config of the model and its tokenizer, or its processor where it sees, without its weights."""
-    from mgaa.checkpoints.load import config_and_processor
-
-    record = backbone_record(store, backbone)
-    found: tuple[Any, Any] = config_and_processor(record["source"], record["revision"])
-    return found
-
-
-def backbone_tokenizer(store: Store, backbone: Artifact) -> tuple[Any, Any]:
-    """The config of the model and its tokenizer, without its weights."""
-    from mgaa.models.processors import tokenizer_of
-
-    config, processor = backbone_processor(store, backbone)
-    return config, tokenizer_of(processor)
-
-
-def weights_of(record: dict[str, Any]) -> int:
-    """Bytes of the weights of a model in memory, by its record."""
-    import torch
-
-    dtype: torch.dtype = getattr(torch, record["dtype"])
-    return int(record["parameters"]) * dtype.itemsize
-
-
-def forget_models() -> None:
-    """Drop the loaded models, before a step that needs the memory for another one."""
-    _loaded.clear()
-
-
-_one_at_a_time = Lock()
-"""transformers keeps state in globals while it loads, and the blocks are mapped over threads."""
-_loaded: dict[str, tuple[tuple[Any, ...], Any]] = {}
-"""The one model that this process has on each device, with what it was loaded from."""
-
-
-def _load(source: str, revision: str | None, dtype: str, device: str, *, stream: bool, content: str) -> Any:
-    """A `mgaa.checkpoints.load.LoadedModel`; `content` makes it another model when the files in the same place are others."""
-    from mgaa.checkpoints.load import open_checkpoint
-
-    key = (source, revision, dtype, stream, content)
-    if device not in _loaded or _loaded[device][0] != key:
-        _loaded.pop(device, None)
-        _loaded[device] = key, open_checkpoint(source, revision=revision, dtype=dtype, device=device, stream=stream)
-    return _loaded[device][1]

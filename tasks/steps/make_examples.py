@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.errors import UsageError
+from tasks.artifacts.backbone import backbone_tokenizer
 from tasks.artifacts.files import CARD, EXAMPLES, texts_of, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data import chats, documents, rows
 from tasks.data.chats import Document, plain_text
 from tasks.data.overlap import require_disjoint
-from tasks.steps.load_backbone import backbone_tokenizer
 from tasks.steps.read_texts import read_section
 
 HELD_OUT = ("validation", "evaluation")

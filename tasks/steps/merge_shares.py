@@ -4,11 +4,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tasks.artifacts.backbone import backbone_model, parts_of
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_model, parts_of
 
 
 @step(kind="statistics")

@@ -1,7 +1,7 @@
 """The step of a search, propose: the points to try next, given the trials before (`mgaa.search.optimizer`).
 
-A proposal is cached like everything else, so a search that was interrupted goes on with the very points that it had chosen, also where
-another machine would round them differently.
+A proposal is cached like everything else, so an interrupted search resumes with the very points that it had chosen, even where another
+machine would round them differently.
 """
 
 import time
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.files import PROPOSAL, TRIAL, read_table, write_table
+from tasks.artifacts.specs import OptimizerSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 
@@ -23,20 +24,16 @@ def propose(
     points: list[list[float]],
     failed: list[list[float]],
     earlier: list[dict[str, Any]],
-    method: str,
-    dimensions: int,
+    optimizer: OptimizerSpec,
     first: int,
     count: int,
-    seed: int,
-    initial: int,
-    start: list[float] | None,
 ) -> dict[str, Any]:
     """The points of the trials from `first` on.
 
     Args:
         trials: that were measured, in order; `points` are theirs, `failed` those of the ones that were not.
         earlier: trials of an earlier search, each with `point` and `objective`.
-        method, dimensions, count, seed, initial, start: as in `mgaa.search.propose`.
+        count: number of points.
     """
     from mgaa.search.optimizer import Found
     from mgaa.search.optimizer import propose as next_points
@@ -45,9 +42,16 @@ def propose(
     known = Found(
         [*(each["point"] for each in earlier), *points], [*(each["objective"] for each in earlier), *values], failed
     )
-    given: dict[str, Any] = {"dimensions": dimensions, "first": first, "count": count, "seed": seed}
     began = time.perf_counter()
-    drawn = max(0, initial - len(earlier))  # trials that are known already take the place of random ones
-    chosen = next_points(method, known, **given, initial=drawn, start=start)
+    chosen = next_points(
+        optimizer.method,
+        known,
+        dimensions=optimizer.dimensions,
+        first=first,
+        count=count,
+        seed=optimizer.seed,
+        initial=max(0, optimizer.initial - len(earlier)),  # known trials take the place of random ones
+        start=optimizer.start,
+    )
     write_table(out / PROPOSAL, {"points": chosen})
     return {"proposal_seconds": time.perf_counter() - began}

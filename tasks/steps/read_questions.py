@@ -29,7 +29,7 @@ Record = dict[str, Any]
 
 
 def questions_content(source: str) -> dict[str, str]:
-    """What a source's content depends on: the code that draws the scenes, or sha256 of the file and of every image in it."""
+    """Dependencies of the content of a source: the code that draws the scenes, or sha256 of the file and of every image in it."""
     if source == SCENES:
         from demo import scenes
 

@@ -30,7 +30,7 @@ READING = ("source", "split", "revision", "subset", "field", "separator", "form"
 
 
 def source_content(source: str) -> dict[str, str]:
-    """What a source's content depends on: package versions for the demo, sha256 of files; a Hub data set has its revision."""
+    """Dependencies of the content of a source: package versions for the demo, sha256 of files; a Hub data set has its revision."""
     if source == DEMO:
         return corpus.versions()
     path = locate_source(source)

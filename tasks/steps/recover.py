@@ -6,10 +6,10 @@ Training may take hours, so the step resumes: its checkpoints lie in the store u
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import forget_models
 from tasks.artifacts.files import CURVE, EXAMPLES, HELD_OUT, token_windows, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import resuming_step
-from tasks.steps.load_backbone import forget_models
 
 
 @resuming_step(kind="checkpoint")
@@ -24,7 +24,7 @@ def recover(
     plan: dict[str, Any],
     device: str,
 ) -> None:
-    """Tune a checkpoint, and keep the losses beside it.
+    """Tune a checkpoint, and keep the losses with it.
 
     Args:
         validation: artifact `tokens`, by whose loss the best state is chosen, where the examples hold out none themselves.

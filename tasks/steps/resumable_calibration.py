@@ -1,17 +1,17 @@
-"""What the steps that calibrate share: a calibration that a killed run has begun is taken up at the block where it stopped."""
+"""Calibration that resumes at the block where a killed run stopped, for the steps that measure statistics."""
 
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.artifacts.backbone import backbone_model, parts_of
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.placement import place_of_hidden
-from tasks.steps.load_backbone import backbone_model, parts_of
 
 if TYPE_CHECKING:
-    from mgaa.statistics.calibration import Calibration
+    from mgaa.statistics.calibration import Calibration, CalibrationSettings
 
 
 def start_calibrations(
@@ -19,17 +19,16 @@ def start_calibrations(
     backbone: Artifact,
     tokens: Artifact,
     unfinished: Path,
-    measuring: dict[str, Any],
+    settings: "CalibrationSettings",
     device: str,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[int, "Calibration"]]:
-    """A calibration for every part of the model that is compressed, with the number of the first block of that part; where an interrupted
-    one left it."""
+    """Start a calibration for every part of the model that is compressed, or resume it; with the number of the first block of that part."""
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
     from mgaa.models.architectures import stacks_of
     from mgaa.statistics.accumulate import Share
-    from mgaa.statistics.calibration import Calibration, CalibrationSettings
+    from mgaa.statistics.calibration import Calibration
 
     model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
     prompts = Prompts.of(sequences_of(store, tokens))
@@ -40,12 +39,12 @@ def start_calibrations(
         waiting: dict[str, Any] = {"place": place, "folder": unfinished / f"hidden-{stack.part}"}
         yield (
             stack.first,
-            Calibration(model, prompts, CalibrationSettings(**measuring), stack=stack, share=mine, **waiting),
+            Calibration(model, prompts, settings, stack=stack, share=mine, **waiting),
         )
 
 
 def remaining_blocks(calibration: "Calibration") -> Iterator[int]:
-    """The blocks that are still to be measured; each is settled once its file is whole, which is when the next one is asked for."""
+    """The blocks that are still to be measured; each is committed once its file is whole, which is when the next one is requested."""
     from mgaa.statistics.calibration import remaining_blocks
 
     for index in remaining_blocks(calibration):

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
+from tasks.artifacts.backbone import backbone_block
 from tasks.artifacts.files import backbone_matrices, block_file
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.load_backbone import backbone_block
 
 
 @step(kind="scores", task_run_name="score_channels-{block}")

@@ -6,12 +6,12 @@ Conversations become texts by the tokenizer's chat template first (tasks/data/ch
 from pathlib import Path
 
 from mgaa.errors import UsageError
+from tasks.artifacts.backbone import backbone_tokenizer
 from tasks.artifacts.files import CARD, TOKENS, backbone_record, documents_of, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data import chats
 from tasks.data.documents import digest
-from tasks.steps.load_backbone import backbone_tokenizer
 
 
 @step(kind="tokens", task_run_name="tokenize-{section}")

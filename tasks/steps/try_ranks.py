@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.factors import model_at_ranks
 from tasks.artifacts.files import REFERENCE, TRIAL, token_windows, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.steps.measure import model_at_ranks
 
 
 @step(kind="trial")

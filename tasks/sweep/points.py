@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mgaa.errors import UsageError
+from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact
 from tasks.config.method_options import SECTIONS
 from tasks.config.sections.methods import Factors, Map, Ranks
 from tasks.config.sections.section import Method
 from tasks.config.sections.sweep import Source, Sweep
-from tasks.planning.recipes import UNIFORM, Recipe
+from tasks.planning.recipes import UNIFORM, Recipe, recipe_of
 
 Entry = TypeVar("Entry", bound=Source | Method)
 
@@ -37,9 +38,12 @@ class Point:
     @property
     def recipe(self) -> Recipe:
         """The plain arguments of its steps."""
-        ratios = {"method": self.ratios.method, "options": self.ratios.options, "band": self.ratios.band}
-        ranks = {"method": self.ranks.method, "options": self.ranks.options}
-        return Recipe(self.compression, self.ranks.multiple, ratios, ranks, latency=self.ranks.latency)
+        return recipe_of(self.compression, self.ratios, self.ranks)
+
+    @property
+    def factorizer(self) -> MethodSpec:
+        """The factorizer with its options."""
+        return MethodSpec(self.factors.method, self.factors.options)
 
     @property
     def is_uniform(self) -> bool:

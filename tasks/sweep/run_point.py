@@ -5,8 +5,9 @@ The three are cached steps that run without the engine, so a point costs the eng
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
+from tasks.artifacts.specs import QuestionSpec, WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import plain_task
 from tasks.steps.allocate_ranks import allocate_ranks
@@ -15,25 +16,48 @@ from tasks.steps.measure import measure
 from tasks.sweep.points import Point, PointMeasurement
 
 
+@dataclass(frozen=True)
+class PointContext:
+    """Everything but the spectra that the points of a backbone share.
+
+    Attributes:
+        tokens: that perplexity is measured on.
+        questions, asked: about images; null where none are asked.
+    """
+
+    backbone: Artifact
+    statistics: Artifact
+    tokens: Artifact
+    questions: Artifact | None
+    windows: WindowSpec
+    asked: QuestionSpec
+    device: str
+
+
 @plain_task(name="run_point", task_run_name="{point.name}")
 def run_point(
-    store: Store,
-    point: Point,
-    backbone: Artifact,
-    statistics: Artifact,
-    spectra: Sequence[Artifact],
-    centred: bool,
-    tokens: Artifact,
-    windows: dict[str, Any],
+    store: Store, point: Point, context: PointContext, spectra: Sequence[Artifact], centred: bool
 ) -> PointMeasurement:
-    """Compress by the point's two levels, in memory, and measure on `tokens`; `windows` are the other arguments of `measure`.
+    """Compress by the point's two levels, in memory, and measure.
 
     Args:
         centred: whether the factorizer adds biases.
     """
     began = time.perf_counter()
-    recipe = point.recipe
-    ratios = allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
-    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **recipe.level2)
-    measurement = measure.fn(store, backbone, tokens, spectra, ranks, **windows)
+    recipe, backbone = point.recipe, context.backbone
+    ratios = allocate_ratios.fn(
+        store, backbone, context.statistics, ratios=recipe.ratios, target=recipe.target, centred=centred
+    )
+    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, ranks=recipe.ranks, target=recipe.target)
+    measurement = measure.fn(
+        store,
+        backbone,
+        context.tokens,
+        spectra,
+        ranks,
+        context.questions,
+        windows=context.windows,
+        asked=context.asked,
+        device=context.device,
+    )
     return PointMeasurement(ratios, ranks, measurement, time.perf_counter() - began)

@@ -23,7 +23,7 @@ from mgaa.errors import MgaaError
 from mgaa.masking import masked
 from tasks.artifacts.files import CARD, CURVE, read_table
 from tasks.cache.artifact import Artifact, Store
-from tasks.cache.executions import Executions
+from tasks.cache.executions import Execution
 from tasks.cache.remote import remote_of
 from tasks.config.parameters import Parameters
 from tasks.record.lineage import describe_lineage, run_facts
@@ -114,7 +114,7 @@ class Run:
         tokens: Mapping[str, Artifact],
         numbers: Mapping[str, float],
         effort: Effort,
-        executions: Executions,
+        executions: Iterable[Execution],
         places: Sequence[Path],
     ) -> None:
         """Seal the record of a flow that has measured many models and published its files, and record its numbers with it.

@@ -24,6 +24,7 @@ EXECUTED = {
     "allocate_ranks": 2,
     "anchor_block": 2 * BLOCKS,
     "assemble": 2,
+    "measure_perplexity": 6,
     "evaluate": 3,
     "draw_figures": 1,
 }

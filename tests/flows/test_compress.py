@@ -17,10 +17,10 @@ from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.checkpoints.ownership import MARK
 from mgaa.levels import adds_biases
 from mgaa.methods import available_methods, method_traits
+from tasks.artifacts.specs import MethodSpec, TargetSpec
 from tasks.cache import source as code
 from tasks.cache.artifact import MANIFEST, Artifact, Store
 from tasks.cache.stage import File
-from tasks.planning.recipes import Recipe
 from tasks.steps import allocate_ranks, allocate_ratios, decompose, factorize
 from tests.support.allocations import reads_file
 from tests.support.laboratory import BLOCKS, Outcome, TinyProject, documents, striking, write_model
@@ -39,6 +39,8 @@ EVERYTHING = {
     "allocate_ranks": 2,
     "factorize": 2 * BLOCKS,
     "assemble": 2,
+    "measure_perplexity": 6,
+    "score_tasks": 3,
     "evaluate": 3,
     "generate": 3,
     "draw_figures": 1,
@@ -84,7 +86,14 @@ def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted
 ) -> None:
     killed = fresh.finish(before=striking("SIGKILL", "checkpoint", 2), PREFECT_API_URL=prefect_server)
     assert killed.code == -9
-    rest = {"assemble": 1, "evaluate": 1, "generate": 3, "draw_figures": 1}
+    rest = {
+        "assemble": 1,
+        "measure_perplexity": 2,
+        "score_tasks": 1,
+        "evaluate": 1,
+        "generate": 3,
+        "draw_figures": 1,
+    }
     assert killed.executed == {
         name: number - rest.get(name, 0) for name, number in EVERYTHING.items() if number > rest.get(name, 0)
     }
@@ -104,6 +113,8 @@ def test_another_target_executes_what_depends_on_it_and_every_baseline_has_its_p
         "allocate_ranks": 4,
         "factorize": 4 * BLOCKS,
         "assemble": 4,
+        "measure_perplexity": 8,
+        "score_tasks": 4,
         "evaluate": 4,
         "generate": 2,  # of the method and of uniform
         "draw_figures": 1,
@@ -129,11 +140,34 @@ def test_another_factorizer_keeps_the_statistics(done: TinyProject) -> None:
         "allocate_ranks": 1,
         "factorize": BLOCKS,
         "assemble": 1,
+        "measure_perplexity": 2,
+        "score_tasks": 1,
         "evaluate": 1,
         "generate": 1,
         "draw_figures": 1,
     }
     assert list(result(done, "metrics.json")["models"]) == ["dense", "mgaa"]
+
+
+def test_another_limit_of_the_tasks_measures_no_perplexity(done: TinyProject, first: Lab) -> None:
+    outcome = done.run("evaluation.limit=5", "evaluation.baselines=[]")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {"score_tasks": 2, "evaluate": 2, "draw_figures": 1}
+    found, before = (result(lab, "metrics.json")["models"]["mgaa"] for lab in (done, first[0]))
+    assert {task: score["n"] for task, score in found["tasks"].items()} == {"last_word": 5, "continuation": 5}
+    assert {key: found[key] for key in PERPLEXITIES} == {key: before[key] for key in PERPLEXITIES}
+
+
+def test_without_tasks_no_perplexity_is_measured_again(done: TinyProject) -> None:
+    outcome = done.run("evaluation.tasks=[]", "evaluation.baselines=[]")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {"evaluate": 2, "draw_figures": 1}
+
+
+def test_other_evaluation_texts_measure_no_perplexity_of_the_validation_texts_again(done: TinyProject) -> None:
+    outcome = done.run("data.evaluation.length=24", "evaluation.baselines=[]")
+    assert (outcome.code, outcome.message) == (0, "")
+    assert outcome.executed == {"tokenize": 1, "measure_perplexity": 2, "evaluate": 2, "draw_figures": 1}
 
 
 def test_other_evaluation_texts_keep_everything_before_the_metrics(done: TinyProject) -> None:
@@ -143,6 +177,8 @@ def test_other_evaluation_texts_keep_everything_before_the_metrics(done: TinyPro
         "read_texts": 1,
         "tokenize": 3,
         "make_items": 1,
+        "measure_perplexity": 2,
+        "score_tasks": 2,
         "evaluate": 2,
         "generate": 2,
         "draw_figures": 1,
@@ -163,6 +199,7 @@ MODEL = {
     *("perplexity", "bits_per_byte", "parameters", "linear_parameters", "compression", "bytes", "tasks", "seconds"),
     *("perplexity_stderr", "nll", "nll_stderr", "validation_perplexity", "model_compression"),
 }
+PERPLEXITIES = ("perplexity", "perplexity_stderr", "nll", "nll_stderr", "bits_per_byte", "validation_perplexity")
 CARD = {
     "context_length",
     "tokens",
@@ -250,13 +287,13 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
     lab, _ = first
     folder, metrics = lab.root / "models" / "compressed", result(lab, "metrics.json")
     manifest = json.loads((folder / MANIFEST).read_text())
-    (metered,) = [
-        each
-        for each in (json.loads((path / MANIFEST).read_text()) for path in lab.artifacts("metrics"))
-        if each["inputs"]["model"] == {"kind": "checkpoint", "digest": manifest["digest"]}
-        and metrics["models"]["mgaa"]["seconds"]["evaluate"] == each["seconds"]
-    ]
-    assert metered["parameters"]["length"] == 32
+    checkpoint = {"kind": "checkpoint", "digest": manifest["digest"]}
+    (measured,) = (
+        each for each in map(joined_manifests, lab.artifacts("metrics")) if each[1]["inputs"]["model"] == checkpoint
+    )
+    assert metrics["models"]["mgaa"]["seconds"]["evaluate"] == pytest.approx(sum(each["seconds"] for each in measured))
+    assert [each["task"] for each in measured] == ["evaluate", *["measure_perplexity"] * 2, "score_tasks"]
+    assert {each["parameters"]["windows"]["length"] for each in measured[1:3]} == {32}
     assert manifest["files"].keys() == {path.name for path in folder.iterdir()} - {
         MANIFEST,
         MARK,
@@ -267,6 +304,15 @@ def test_the_exported_checkpoint_carries_its_manifest_and_its_evaluation(first: 
         "model": metrics["models"]["mgaa"],
         "card": metrics["card"],
     }
+
+
+def joined_manifests(metrics: Path) -> list[dict[str, Any]]:
+    """The manifest of the artifact in a folder of the store, and those of what it joins."""
+    manifest = json.loads((metrics / MANIFEST).read_text())
+    inputs = manifest["inputs"]
+    joined = [inputs["evaluation"], inputs["validation"], *inputs["scores"]]
+    places = (metrics.parents[1] / each["kind"] / each["digest"] for each in joined)
+    return [manifest, *(json.loads((place / MANIFEST).read_text()) for place in places)]
 
 
 def test_what_is_left_can_be_read_by_whoever_may_read_the_folder(first: Lab) -> None:
@@ -336,7 +382,11 @@ def test_the_stage_key_holds_the_content_of_the_file(done: TinyProject, saved: P
     assert (outcome.code, outcome.message) == (0, "")
     stages = [json.loads(path.read_bytes())["stage"] for path in done.root.glob("store/keys/*.json")]
     expected = {"path": f"sha256:{hashlib.sha256(saved.read_bytes()).hexdigest()}", "model": "uniform"}
-    assert {each["task"] for each in stages if each["parameters"].get("options") == expected} == ALLOCATED.keys()
+    options = {
+        each["task"]: [value.get("options") for value in each["parameters"].values() if isinstance(value, dict)]
+        for each in stages
+    }
+    assert {task for task, found in options.items() if expected in found} == ALLOCATED.keys()
 
 
 def test_an_allocation_of_a_base_model_is_that_of_its_chat_model(
@@ -421,7 +471,7 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     backbone, statistics = (Artifact(kind, lab.artifacts(kind)[0].name) for kind in ("backbone", "statistics"))
 
     def spectra(method: str) -> list[Artifact]:
-        shared: dict[str, Any] = {"method": method, "options": {}, "device": "cpu"}
+        shared: dict[str, Any] = {"factors": MethodSpec(method, {}), "device": "cpu"}
         return [decompose.decompose.fn(store, backbone, statistics, block=b, **shared) for b in range(BLOCKS)]
 
     return store, backbone, statistics, spectra
@@ -432,27 +482,39 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     [name for name in available_methods("factors") if not method_traits("factors", name).gradients],
 )
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
-    store, backbone, statistics, spectra = measured
-    even: dict[str, Any] = {"options": {}, "method": "uniform"}
-    recipe, centred = Recipe(0.25, "auto", {**even, "band": None}, even), adds_biases((method, {}))
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=centred))
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra(method), [], ratios, **recipe.level2)
+    store, backbone, _, spectra = measured
+    even1, even2 = MethodSpec("uniform", {"band": None}), MethodSpec("uniform", {})
+    centred = adds_biases((method, {}))
+    _, ranks = allocated(measured, spectra(method), TargetSpec(0.25, "auto"), even1, even2, centred=centred)
     factors = factorize.factorize.fn(store, backbone, spectra(method)[0], None, ranks, block=0, device="cpu")
     names = load_file(store.folder(factors) / "block-0000.safetensors").keys()
     assert {name.rpartition("/")[2] for name in names} == {"A", "B"} | ({"bias"} if centred else set())
 
 
+def allocated(
+    measured: Measured,
+    spectra: list[Artifact],
+    target: TargetSpec,
+    above: MethodSpec,
+    below: MethodSpec,
+    *,
+    centred: bool,
+) -> tuple[Artifact, Artifact]:
+    store, backbone, statistics, _ = measured
+    ratios = allocate_ratios.allocate_ratios.fn(
+        store, backbone, statistics, ratios=above, target=target, centred=centred
+    )
+    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra, [], ratios, ranks=below, target=target)
+    return ratios, ranks
+
+
 @pytest.mark.parametrize("level1", available_methods("ratios"))
 @pytest.mark.parametrize("level2", available_methods("ranks"))
 def test_every_pair_of_levels_meets_the_budget(level1: str, level2: str, measured: Measured, first: Lab) -> None:
-    store, backbone, statistics, spectra = measured
+    store, _, _, spectra = measured
     file = {"path": File(first[0].root / "results" / "allocation.json")}
-    above, below = (
-        {"method": name, "options": file if reads_file(section, name) else {}}
-        for section, name in (("ratios", level1), ("ranks", level2))
-    )
-    recipe = Recipe(0.2, "auto", {**above, "band": None}, below)
-    ratios = allocate_ratios.allocate_ratios.fn(store, backbone, statistics, **recipe.level1(centred=True))
-    ranks = allocate_ranks.allocate_ranks.fn(store, backbone, spectra("afm"), [], ratios, **recipe.level2)
+    above = MethodSpec(level1, {"band": None, **(file if reads_file("ratios", level1) else {})})
+    below = MethodSpec(level2, file if reads_file("ranks", level2) else {})
+    _, ranks = allocated(measured, spectra("afm"), TargetSpec(0.2, "auto"), above, below, centred=True)
     outcome = json.loads((store.folder(ranks) / "ranks.json").read_text())
     assert 0.98 * outcome["budget"] < outcome["linear_parameters"] <= outcome["budget"]

@@ -181,7 +181,9 @@ FAULTS = {
         with_model(wide_range, "backbone.dtype=float16", "evaluation.tasks=[]"),
         4,
         "model.layers.1.self_attn.q_proj: factors of rank .* leave the range of torch.float16: set backbone.dtype",
-        LOADED | {"tokenize", "calibrate", "decompose", "evaluate", "allocate_ratios", "allocate_ranks", "factorize"},
+        LOADED
+        | {"tokenize", "calibrate", "decompose", "measure_perplexity", "evaluate"}
+        | {"allocate_ratios", "allocate_ranks", "factorize"},
     ),
     "a model that is compressed already": Fault(
         lambda lab, folder: [f"backbone.source={lab.artifacts('checkpoint')[0]}"],
@@ -332,7 +334,13 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: TinyP
     assert (status, reason) == ("FAILED", full.message.removeprefix("error: ").strip())
     finished = done.run(*options)
     assert (finished.code, finished.message) == (0, "")
-    assert finished.executed == {"assemble": 1, "evaluate": 1, "generate": 2, "draw_figures": 1}
+    assert finished.executed == {
+        "assemble": 1,
+        "measure_perplexity": 2,
+        "evaluate": 1,
+        "generate": 2,
+        "draw_figures": 1,
+    }
 
 
 # A run that is stopped

@@ -87,7 +87,7 @@ sys.addaudithook(strike)
 KILLS = {
     "calibrate": (r"unfinished/\w+/block-0001", 1),
     "assemble": (r"unfinished/\w+/model/block-0002", 0),
-    "evaluate": (r"unfinished/\w+/evaluation/passed-0003", 1),
+    "measure_perplexity": (r"unfinished/\w+/hidden/passed-0003", 1),
 }
 """Where a run is killed, and how many blocks the next one need not repeat."""
 
@@ -115,9 +115,7 @@ def test_a_run_that_is_killed_goes_on_at_the_block(
     )
     outcome = fresh.run(*STREAMED, *FEW)
     assert (outcome.code, outcome.message) == (0, "")
-    texts = 2 * (
-        2 - killed.executed.get("evaluate", 0)
-    )  # evaluation and validation text, of the dense model and of the other
+    texts = 4 - killed.executed.get("measure_perplexity", 0)  # evaluation and validation, the dense model and the other
     whole = texts + (stage == "calibrate")
     assert passed == Counter({index: whole - (index < spared) for index in range(BLOCKS)})
     assert digests(fresh)["statistics"] == digests(first[0])["statistics"]

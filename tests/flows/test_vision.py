@@ -41,6 +41,7 @@ EVERYTHING = {
     "allocate_ranks": 2,
     "factorize": 2 * BLOCKS,
     "assemble": 2,
+    "measure_perplexity": 6,
     "evaluate": 3,
     "answer": 3,
     "draw_figures": 1,

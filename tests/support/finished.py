@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from mgaa.checkpoints.save import save
+from mgaa.statistics.calibration import CalibrationSettings
+from tasks.artifacts.specs import MethodSpec, TargetSpec, WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import keys_by, record_executions
 from tasks.config.parameters import Parameters, load_parameters
@@ -27,6 +29,7 @@ from tasks.steps.evaluate import evaluate
 from tasks.steps.factorize import factorize
 from tasks.steps.generate import generate
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
+from tasks.steps.measure_perplexity import measure_perplexity
 from tasks.steps.read_texts import READING, SECTIONS, read_texts, source_content
 from tasks.steps.tokenize import tokenize
 
@@ -77,10 +80,12 @@ def finished_run() -> Finished:
         sets=[],
     )
     published = publish_results(
-        params, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions)
+        params, store, results, figures, Effort.since(time.perf_counter(), []), keys_by(executions.collect())
     )
     made = results.artifacts() | {"figures": figures}
-    record = keep_record(params, store, "compress", artifacts=made, executions=executions, spent=Span(start, 1.0))
+    record = keep_record(
+        params, store, "compress", artifacts=made, executions=executions.collect(), spent=Span(start, 1.0)
+    )
     return Finished(params, store, results, figures, published, record)
 
 
@@ -108,35 +113,24 @@ def run(params: Parameters, store: Store) -> Results:
         store,
         backbone,
         tokens["calibration"],
-        **params.statistics.model_dump(exclude={"shards", "gradients"}),
+        inputs=params.statistics.inputs,
+        calibration=CalibrationSettings(**params.statistics.model_dump(exclude={"inputs", "shards", "gradients"})),
         device="cpu",
     )
     spectra = [
-        decompose.fn(store, backbone, statistics, block=block, method="afm", options={}, device="cpu")
+        decompose.fn(store, backbone, statistics, block=block, factors=MethodSpec("afm", {}), device="cpu")
         for block in range(BLOCKS)
     ]
 
     def measure(model: Artifact) -> Artifact:
-        return evaluate.fn(
-            store,
-            model,
-            tokens["evaluation"],
-            tokens["validation"],
-            None,
-            length=16,
-            stride=None,
-            batch_size=8,
-            tasks=[],
-            limit=None,
-            tasks_folder=None,
-            tasks_content={},
-            device="cpu",
-        )
+        windows, sections = WindowSpec(16, None, 8), (tokens["evaluation"], tokens["validation"])
+        perplexities = [measure_perplexity.fn(store, model, each, windows=windows, device="cpu") for each in sections]
+        return evaluate.fn(store, *perplexities, [], tasks=[], limit=None, harness="lm-eval")
 
-    def compressed(level1: dict[str, Any], level2: dict[str, Any]) -> Compressed:
-        target: dict[str, Any] = {"compression": 0.3, "multiple": "auto", "channels": None, "latency": None}
-        ratios = allocate_ratios.fn(store, backbone, statistics, **level1, **target, centred=True)
-        ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, **level2, **target)
+    def compressed(level1: MethodSpec, level2: MethodSpec) -> Compressed:
+        target = TargetSpec(0.3, "auto")
+        ratios = allocate_ratios.fn(store, backbone, statistics, ratios=level1, target=target, centred=True)
+        ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, ranks=level2, target=target)
         factors = [
             factorize.fn(store, backbone, spectrum, None, ranks, block=block, device="cpu")
             for block, spectrum in enumerate(spectra)
@@ -144,11 +138,11 @@ def run(params: Parameters, store: Store) -> Results:
         checkpoint = assemble.fn(store, backbone, factors)
         return Compressed(ratios, ranks, factors, checkpoint, measure(checkpoint))
 
-    even = {"method": "uniform", "options": {}}
-    ours = {"method": "softmax", "options": {"temperature": 0.2}}, {"method": "energy", "options": {"power": 1.0}}
     models = {
-        "uniform": compressed({**even, "band": None}, even),
-        "mgaa": compressed({**ours[0], "band": None}, ours[1]),
+        "uniform": compressed(MethodSpec("uniform", {"band": None}), MethodSpec("uniform", {})),
+        "mgaa": compressed(
+            MethodSpec("softmax", {"temperature": 0.2, "band": None}), MethodSpec("energy", {"power": 1.0})
+        ),
     }
     shown = {"dense": backbone, **{name: model.checkpoint for name, model in models.items()}}
     samples = {

@@ -170,7 +170,7 @@ def test_a_run_that_waits_longer_than_allowed_ends_with_who_holds_the_device() -
 def test_a_device_is_free_once_the_process_that_held_it_is_killed() -> None:
     script = (
         "import os, signal\nfrom flows.schedule.device_lock import hold_devices\n"
-        "with turn(['cpu'], 'the dead', 1, print): os.kill(os.getpid(), signal.SIGKILL)"
+        "with hold_devices(['cpu'], 'the dead', 1, print): os.kill(os.getpid(), signal.SIGKILL)"
     )
     environment = {**os.environ, "TMPDIR": tempfile.gettempdir()}
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment).returncode == -signal.SIGKILL

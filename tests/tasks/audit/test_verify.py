@@ -115,7 +115,7 @@ def test_a_manifest_that_was_forged_with_its_seal_disagrees_with_its_key(whole: 
     before = path.read_bytes()
     manifest = json.loads(before)
     del manifest["seal"]
-    manifest["parameters"]["compression"] = 0.25
+    manifest["parameters"]["target"]["compression"] = 0.25
     path.write_bytes(format_json({**manifest, "seal": digest(manifest)}))
     found = named(verify_store(whole.store).findings)
     path.write_bytes(before)

@@ -192,7 +192,7 @@ EDITS = {
         "mgaa.evaluation.perplexity",
         "precise = torch.promote_types(logits.dtype, torch.float32)",
         "precise = torch.float64",
-        {"answer", "differentiate", "evaluate", "measure"},
+        {"answer", "differentiate", "measure", "measure_perplexity"},
     ),
 }
 

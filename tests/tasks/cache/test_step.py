@@ -127,6 +127,35 @@ def test_only_plain_values_are_parameters(store: Store) -> None:
         add.fn(store, [], options={"x": object()})
 
 
+@dataclass(frozen=True)
+class Method:
+    """Arguments that travel together."""
+
+    method: str
+    options: dict[str, Any]
+    file: stage.File
+
+
+def test_a_dataclass_is_a_parameter_by_its_fields(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("content")
+    method = Method("softmax", {"temperature": 0.1}, stage.File(tmp_path / "one"))
+    plain = {"method": "softmax", "options": {"temperature": 0.1}, "file": method.file.content()}
+    _, parameters = stage.split_arguments("task", {"ratios": method})
+    assert parameters == {"ratios": plain}
+    with pytest.raises(TypeError, match=r"task\(ratios=...\) is a object"):
+        stage.split_arguments("task", {"ratios": Method("softmax", {"temperature": object()}, method.file)})
+
+
+@pytest.mark.parametrize("chosen", ["softmax", Method("softmax", {}, stage.File("nowhere"))], ids=["name", "dataclass"])
+def test_the_code_of_a_step_is_that_of_the_method_it_is_given(chosen: object) -> None:
+    def body(out: Path, store: Store, *, ratios: object) -> None:
+        """Any."""
+
+    assert stage.Step(body, "ratios", {"ratios": "mgaa.ratios"}).roots({"ratios": chosen})[1:] == [
+        "mgaa.ratios.softmax"
+    ]
+
+
 def test_a_failing_body_leaves_no_artifact_and_no_key(store: Store) -> None:
     with pytest.raises(UsageError, match="expected 4"):
         fail.fn(store, count.fn(store, upto=3))
@@ -227,10 +256,11 @@ def test_a_recording_tells_what_ran_and_what_was_reused(store: Store) -> None:
         numbers = count.fn(store, upto=3)
         count.fn(store, upto=3)
         add.fn(store, [numbers])
-    assert [(each.task, each.reused) for each in executions] == [("count", False), ("count", True), ("add", False)]
-    assert executions[0].artifact == numbers
-    assert 0 < busy_seconds(executions) <= executions[-1].end - executions[0].start
-    assert busy_seconds(executions * 2) == busy_seconds(executions)
+    ran = executions.collect()
+    assert [(each.task, each.reused) for each in ran] == [("count", False), ("count", True), ("add", False)]
+    assert ran[0].artifact == numbers
+    assert 0 < busy_seconds(ran) <= ran[-1].end - ran[0].start
+    assert busy_seconds(ran * 2) == busy_seconds(ran)
 
 
 @flow(validate_parameters=False)
@@ -423,8 +453,8 @@ def test_a_clock_that_is_set_back_gives_no_negative_duration(store: Store, monke
     monkeypatch.setattr(stage, "datetime", SetBack)
     with record_executions() as executions:
         made = count.fn(store, upto=3)
-    told, (execution,) = store.manifest(made), executions
+    told, (execution,) = store.manifest(made), executions.collect()
     start, end = (datetime.datetime.fromisoformat(told[name]) for name in ("start", "end"))
     assert (end - start).total_seconds() == pytest.approx(told["seconds"], abs=1e-5)
     assert 0 <= execution.end - execution.start == pytest.approx(told["seconds"], abs=1e-5)
-    assert 0 <= busy_seconds(executions) < 60
+    assert 0 <= busy_seconds([execution]) < 60

@@ -78,9 +78,11 @@ def test_what_workers_executed_is_found_by_the_run_and_leaves_nothing(remote: bo
             worker = Thread(target=work)
             worker.start()
             worker.join()
-            assert sorted((each.task, each.reused) for each in executions) == expected
-        assert {each.artifact for each in executions} == set(results)
-        assert all(each.start <= each.end for each in executions)
+            ran = executions.collect()
+            assert sorted((each.task, each.reused) for each in ran) == expected
+        assert executions.collect() == ran  # each is read once
+        assert {each.artifact for each in ran} == set(results)
+        assert all(each.start <= each.end for each in ran)
     left = tmp_path / ("remote" if remote else "store") / "executions"
     assert not list(left.glob("*"))
 

@@ -36,7 +36,7 @@ def test_every_stage_tells_its_task_parameters_code_and_commit(run: Finished) ->
     found = describe_lineage(run.store, [run.results.models["mgaa"].checkpoint])
     ratios = found[full_name(run.results.models["mgaa"].ratios)]
     assert ratios["task"] == "allocate_ratios"
-    assert ratios["parameters"]["compression"] == 0.3
+    assert ratios["parameters"]["target"]["compression"] == 0.3
     assert all({"code", "git", "versions", "device"} <= told.keys() for told in found.values())
 
 

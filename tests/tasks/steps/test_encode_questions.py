@@ -12,11 +12,11 @@ from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import digest
 from mgaa.models.model_inputs import IDS
 from mgaa.models.processors import load_processor
+from tasks.artifacts.backbone import backbone_processor
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import CARD, PROMPTS, backbone_record, read_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.steps.encode_questions import encode_questions, template_rule
-from tasks.steps.load_backbone import backbone_processor
 from tests.support.finished import write_model
 from tests.support.vision import kept, reading, referred, scenes, written
 

@@ -4,19 +4,19 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from mgaa.models.lowrank import low_rank_layers
+from tasks.artifacts.backbone import backbone_model
 from tasks.artifacts.files import MEASUREMENT, METRICS, read_table
+from tasks.artifacts.specs import WindowSpec
 from tasks.cache.artifact import Artifact, Store
-from tasks.steps.load_backbone import backbone_model
 from tasks.steps.measure import measure
 from tests.support.finished import Finished, finished_run
 
-WINDOWS: dict[str, Any] = {"length": 16, "stride": None, "batch_size": 8, "device": "cpu"}
+WINDOWS = WindowSpec(16, None, 8)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,9 @@ def store(run: Finished, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def measured(run: Finished, store: Store, ranks: Artifact | None) -> Artifact:
     spectra = [] if ranks is None else run.results.spectra
-    return measure.fn(store, run.results.backbone, run.results.tokens["evaluation"], spectra, ranks, **WINDOWS)
+    return measure.fn(
+        store, run.results.backbone, run.results.tokens["evaluation"], spectra, ranks, windows=WINDOWS, device="cpu"
+    )
 
 
 @pytest.mark.parametrize("name", ["dense", "uniform", "mgaa"])

@@ -22,7 +22,7 @@ def toy(parameters: Parameters) -> None:
             steps.combine.submit(store, steps.fail.submit(store, numbers), method="total").result()
         if parameters.tracking.experiment == "long":
             steps.take_long(store)
-    print([execution.task for execution in executions if not execution.reused])
+    print([execution.task for execution in executions.collect() if not execution.reused])
 
 
 if __name__ == "__main__":
