@@ -14,13 +14,13 @@ from tasks.config.method_options import SECTIONS
 
 @dataclass(frozen=True)
 class Rule:
-    """A row: where `when` holds, `excludes` must not.
+    """A row: if `when` holds, `excludes` must not.
 
     Attributes:
-        when, excludes: conditions, several joined by ` and `; `when` is empty where the flows themselves exclude something.
+        when, excludes: conditions (tasks/config/conditions.py); `when` is empty if the flows themselves exclude something.
         because: the reason, a clause that follows `when` or the flow.
         remedy: what to set instead.
-        flows: the flows that check the row; empty for all, as soon as the parameters are loaded.
+        flows: the flows that check the row; empty for all, when the parameters are loaded.
     """
 
     when: str
@@ -223,14 +223,14 @@ RULES = (
         "ranks.method=file",
         "the FFNs are pruned, and the ranks of a file are for all matrices of the model",
         "set channels.method=none, or take another ranks.method",
-        COMPRESSING,
+        ("compress", "plan"),
     ),
     Rule(
         "channels.method!=none",
         "ranks.objective=latency",
         "the FFNs become narrower, and a profile has no times of narrower matrices",
         "set channels.method=none, or ranks.objective=parameters",
-        COMPRESSING,
+        ("compress", "plan"),
     ),
     Rule(
         "ranks.objective=latency and recovery.method=lora",
@@ -247,7 +247,7 @@ def check_compatibility(settings: Settings, flow: str | None = None) -> None:
 
     Args:
         settings: of `Parameters.flat`.
-        flow: the flow that will run; by default only what no flow allows is refused.
+        flow: the flow that will run; by default only the rows of all flows are checked.
 
     Raises:
         UsageError: the first row that is violated.
@@ -260,8 +260,8 @@ def check_compatibility(settings: Settings, flow: str | None = None) -> None:
 
 
 def variants(rule: Rule, settings: Settings, flow: str | None) -> Iterator[tuple[str, Settings]]:
-    """The settings; where a sweep varies a section of the rule, those with each of its entries in the place of the section."""
-    varied = {section for section in SECTIONS if f"{section}." in f"{rule.when} {rule.excludes}"}
+    """The settings; where a sweep varies a section of the rule, those with each of its entries instead of the section."""
+    varied = [section for section in SECTIONS if f"{section}." in f"{rule.when} {rule.excludes}"]
     if flow != "sweep" or not varied:
         yield "", settings
     for section in varied if flow in (None, "sweep") else ():
@@ -280,7 +280,7 @@ def explain(rule: Rule, settings: Settings, flow: str | None) -> str:
 
 
 def combinations_reference() -> Iterator[str]:
-    """The lines of `--help` on what excludes what."""
+    """Lines of `--help` about settings that exclude each other."""
     for rule in RULES:
         yield f"{subject(rule)} excludes {rule.excludes}: {rule.because}"
 
@@ -292,5 +292,5 @@ def combinations_table() -> str:
 
 
 def subject(rule: Rule) -> str:
-    """What excludes something: settings, or a flow."""
+    """The left side of a row: settings, or flows."""
     return rule.when or ", ".join(f"flows.{flow}" for flow in rule.flows)
