@@ -43,7 +43,7 @@ RULES = (
     Rule(
         "statistics.inputs=compressed",
         "statistics.gradients=true",
-        "no gradients are measured, which are those of the dense model's loss",
+        "the gradients of the dense model cannot be measured",
         "set statistics.gradients=false, or statistics.inputs=dense",
     ),
     Rule(
@@ -200,14 +200,14 @@ RULES = (
     Rule(
         "statistics.inputs=compressed",
         "factors.method is gradients",
-        "no gradients of the dense model are measured, by which it weights errors",
+        "the gradients of the dense model that it weights errors by cannot be measured",
         "set statistics.inputs=dense, or take another factors.method",
         COMPRESSING,
     ),
     Rule(
         "statistics.gradients=false",
         "factors.method is gradients",
-        "the output gradients are missing by which it weights errors",
+        "the output gradients that it weights errors by are not measured",
         "set statistics.gradients=true, take method=loss, or another factors.method",
         (*COMPRESSING, "sweep"),
     ),
@@ -235,7 +235,7 @@ RULES = (
     Rule(
         "ranks.objective=latency and recovery.method=lora",
         "recovery.tune=product",
-        "the ranks are chosen to be faster than dense, and this raises each by that of LoRA",
+        "the ranks are chosen to be faster than dense, and this raises every one by that of LoRA",
         "set recovery.tune=factors, or ranks.objective=parameters",
         COMPRESSING,
     ),

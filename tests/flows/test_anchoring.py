@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_at_the_block_where_it_was_and_a_streamed_one_gives
 
 
 REFUSED = {
-    "statistics.gradients=false": "factors.method is 'kronecker', but with statistics.gradients=false the output gradients are missing",
+    "statistics.gradients=false": "factors.method is 'kronecker', but with statistics.gradients=false the output gradients",
     "statistics.inputs=compressed": "statistics.gradients is True, but with statistics.inputs=compressed",
     "channels.method=weighted": "channels.method is 'weighted', but with anchor.method=stream",
     "anchor.damping=0": "anchor.damping",
