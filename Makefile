@@ -20,7 +20,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-vlm plan ablation test test-all check lock demo-backbone demo-vlm-backbone docs wheel wheel-test install $(EXTRAS:%=install-%) clean
+.PHONY: demo demo-vlm plan ablation test test-all test-nightly check lock demo-backbone demo-vlm-backbone docs wheel wheel-test install $(EXTRAS:%=install-%) clean
 demo: $(PIPELINE)
 	dvc repro --quiet compress
 	python -m flows.show
@@ -38,12 +38,17 @@ plan: $(PIPELINE)
 ablation: $(PIPELINE)
 	python -m flows.sweep 'sweep.compression=[0.2]'
 
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 test: $(DEV)
-	python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(PYTEST) -m 'not slow and not nightly'
 
-# With the whole runs that are killed, on other workers and in other clones: what CI runs.
+# With every family, and the whole runs that are killed, on other workers and in other clones: what CI runs (with CI set, for more examples).
 test-all: $(DEV)
-	python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not nightly'
+
+# What takes minutes each: the demo made by DVC in a clone and audited, kills at random moments, many writers at once.
+test-nightly: $(DEV)
+	$(PYTEST) -m nightly
 
 check: $(DEV)
 	ruff format --check .

@@ -1,4 +1,4 @@
-"""What LoRAP is made of, and what measuring behind compressed blocks gains: the ablations of its paper, in memory.
+"""Ablations of LoRAP, as in its paper, and the gain of calibrating on compressed blocks, in memory.
 
     python benchmarks/ablations.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...]
 
@@ -39,11 +39,11 @@ PARTS: dict[str, dict[str, Any]] = {
     "dense inputs": {"inputs": "dense"},
     "ratios of MGAA": {"ratios": {"method": "softmax", "temperature": 0.1, "band": 0.1}},
 }
-"""What each row changes of LoRAP."""
+"""Settings of LoRAP that each row changes."""
 
 
 def texts(name: str) -> tuple[list[str], list[str]]:
-    """What calibrates, and what is evaluated."""
+    """Calibration documents and evaluation documents of a text."""
     if name == "demo":
         held_out = corpus.held_out_documents()
         return tuple([each.text for each in held_out[split]] for split in ("calibration", "test"))  # type: ignore[return-value]
@@ -70,19 +70,19 @@ class Experiment:
         return perplexity(model, self.evaluation, length=LENGTH, batch_size=16)
 
     def cell(self, found: Perplexity, reference: Perplexity | None) -> str:
-        """The increase over dense, and how it compares."""
+        """Increase over dense, and how it compares with the reference."""
         text = f"{1000 * (found.nll - self.dense.nll):.1f}"
         return text if reference is None else f"{text} {mark(found, reference)}"
 
 
 def mark(found: Perplexity, reference: Perplexity) -> str:
-    """Whether the difference is beyond noise."""
+    """Mark of a difference: better, worse or undecided beyond noise."""
     difference = Bootstrap(found.counts).difference(found.losses, reference.losses)
     return {"better": "▼", "worse": "▲", "undecided": "≈"}[verdict(difference)]
 
 
 def parts(bench: Experiment) -> Iterator[str]:
-    """The rows of the first table."""
+    """Rows of the first table."""
     published = {target: bench.measure(LORAP, target) for target in TARGETS}
     for name, changed in PARTS.items():
         found = {
@@ -93,7 +93,7 @@ def parts(bench: Experiment) -> Iterator[str]:
 
 
 def inputs(bench: Experiment) -> Iterator[str]:
-    """The rows of the second table: every factorizer with dense and compressed inputs."""
+    """Rows of the second table: every factorizer with dense and compressed inputs."""
     for factors in available_methods("factors"):
         cells = []
         for target in TARGETS:

@@ -1,9 +1,9 @@
-"""What an audit takes on a store of 1,000 artifacts: `show` in seconds, `verify` in megabytes per second and core.
+"""Cost of an audit of a store with 1,000 artifacts: `show` in seconds, `verify` in megabytes per second and core.
 
     python benchmarks/audit.py [--artifacts 1000] [--megabytes 1.0]
 
-The store is made of real artifacts in layers, each from three of the layer before, as a pipeline over blocks makes them, and lies in
-memory's page cache when it is verified. The commands run in processes of their own, as a user's do; sha256 alone on the same files, on one
+The store consists of real artifacts in layers, each made from three of the layer before, as in a pipeline over blocks, and is in the page
+cache when it is verified. The commands run in processes of their own, as a user's do; sha256 alone on the same files, on one
 core, is the floor.
 """
 
@@ -28,7 +28,7 @@ LAYER = 40
 
 
 def fill(store: Store, count: int, size: int) -> Artifact:
-    """Seal and remember so many artifacts; the last one has everything behind it."""
+    """Seal and remember `count` artifacts; the last one descends from all others."""
     draw, made = random.Random(0), list[Artifact]()
     sources = source.sources("tasks.steps.decompose")
     for number in range(count):
@@ -66,7 +66,7 @@ def floor(store: Store) -> float:
 
 
 def command(folder: Path, *words: str) -> tuple[float, str]:
-    """Seconds of a command, and what it printed."""
+    """Seconds of a command, and its output."""
     began = time.perf_counter()
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

@@ -1,9 +1,10 @@
-"""How the cost of a compression grows with the width, the depth, the calibration tokens and the number of targets.
+"""Growth of the cost of a compression with the width, the depth, the calibration tokens and the number of targets.
 
     python benchmarks/costs.py [--threads N]
 
-A random Llama in float32, `mgaa.sweep` with its defaults; every row changes one number of the first and is a fresh process (`benchmarks/effort.py`).
-Each cost stands beside its ratio to that of the first row.
+A random Llama in float32, `mgaa.sweep` with its defaults; every row changes one number of the first and is a fresh process
+(`benchmarks/effort.py`).
+Each cost is printed with its ratio to that of the first row.
 """
 
 import argparse
@@ -24,7 +25,7 @@ GRID = {
 
 
 def cost(shape: Shape, targets: int, threads: int) -> Effort:
-    """Of compressions evenly between 0.1 and 0.5, each dropped before the next, in this process."""
+    """Cost of compressions evenly between 0.1 and 0.5, each dropped before the next, in this process."""
     torch.set_num_threads(threads)
     model, tokens = shape.model(), shape.tokens()
     compressions = [0.1 + 0.4 * index / targets for index in range(targets)]

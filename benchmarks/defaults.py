@@ -1,4 +1,4 @@
-"""Which defaults of level 1 are safe on every backbone: a grid on validation text, and the choice each backbone's absence would give.
+"""Safe defaults of level 1 for every backbone: a grid on validation text, and the choice that would be made without each backbone.
 
     python benchmarks/defaults.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [--output grid.json]
 
@@ -104,7 +104,7 @@ def settings() -> Iterator[tuple[str, Callable[[Experiment, float], float]]]:
 
 
 def choose(grid: dict[str, dict[str, list[float]]], names: list[str]) -> str:
-    """The setting whose worst cell over these backbones is least."""
+    """Setting whose worst cell over these backbones is least."""
     return min(grid, key=lambda s: (round(max(max(grid[s][n]) for n in names), 2), sum(sum(grid[s][n]) for n in names)))
 
 

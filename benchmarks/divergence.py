@@ -1,4 +1,4 @@
-"""What it costs to keep what the dense model says, and what each way of keeping it misses of the divergence.
+"""Cost of keeping the dense model's predictions, and the part of the divergence that each way of keeping them misses.
 
     python benchmarks/divergence.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...]
 
@@ -59,7 +59,7 @@ def models(source: str, text: str) -> tuple[PreTrainedModel, list[PreTrainedMode
 
 @torch.inference_mode()
 def exact(model: PreTrainedModel, ids: Tensor, hidden: Tensor) -> float:
-    """The divergence over all windows from logits that are computed again."""
+    """Divergence over all windows, from logits that are recomputed."""
     total = 0.0
     for rows, kept in zip(ids.split(BATCH), hidden.split(BATCH), strict=True):
         ours = model(input_ids=rows).logits.float().log_softmax(-1)
@@ -69,7 +69,7 @@ def exact(model: PreTrainedModel, ids: Tensor, hidden: Tensor) -> float:
 
 @torch.inference_mode()
 def bounded(model: PreTrainedModel, ids: Tensor, top: Tensor, places: Tensor) -> float:
-    """The same over the k largest probabilities and the rest as one."""
+    """Divergence over all windows, from the k largest probabilities and the mass of the rest."""
     total = 0.0
     for rows, theirs, where in zip(ids.split(BATCH), top.split(BATCH), places.split(BATCH), strict=True):
         ours = model(input_ids=rows).logits.float().softmax(-1).gather(-1, where.long())
@@ -80,7 +80,7 @@ def bounded(model: PreTrainedModel, ids: Tensor, top: Tensor, places: Tensor) ->
 
 @torch.inference_mode()
 def top_of(model: PreTrainedModel, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest probabilities of the dense model, float32, and their places, int32."""
+    """The k largest probabilities of the dense model, float32, and their indices, int32."""
     found = [model(input_ids=rows).logits.float().softmax(-1).topk(k) for rows in ids.split(BATCH)]
     return torch.cat([each.values for each in found]), torch.cat([each.indices.int() for each in found])
 

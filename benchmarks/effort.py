@@ -1,8 +1,8 @@
-"""What a piece of work costs a process of its own: wall seconds, CPU seconds, and memory above what the process held before.
+"""Cost of a piece of work in a process of its own: wall seconds, CPU seconds, and memory above that of the process before.
 
 Memory is anonymous and shared resident memory (`RssAnon` and `RssShmem`), sampled every 2 ms: everything that a process allocates, without
 the pages of libraries, which it maps as it first runs them. It counts the holes that the C library keeps in its heap; with
-`MALLOC_MMAP_THRESHOLD_=1000000` in the environment there are none, and the seconds are more (fresh pages for every large tensor).
+`MALLOC_MMAP_THRESHOLD_=1000000` in the environment there are none, but it takes longer (fresh pages for every large tensor).
 """
 
 import ctypes
@@ -33,7 +33,7 @@ class Effort:
 
 @dataclass(frozen=True)
 class Shape:
-    """A random Llama in float32, and its calibration tokens; the defaults are those of `benchmarks/recipe.py`."""
+    """Shape of a random Llama in float32 and of its calibration tokens; the defaults are those of `benchmarks/recipe.py`."""
 
     hidden: int = 1024
     ffn: int = 2816
@@ -44,7 +44,7 @@ class Shape:
     length: int = 512
 
     def model(self) -> LlamaForCausalLM:
-        """The same at every call."""
+        """Build the model, the same at every call."""
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocabulary,
@@ -58,7 +58,7 @@ class Shape:
         return LlamaForCausalLM(config).eval().requires_grad_(False)
 
     def tokens(self) -> Tensor:
-        """The same at every call."""
+        """Draw the tokens, the same at every call."""
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, self.vocabulary, (self.samples, self.length), generator=generator)
 
@@ -71,7 +71,7 @@ def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def effort(work: Callable[[], Any]) -> Effort:
     """Do the work in this process and measure it."""
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed before shall not hide what is taken now
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed before must not hide what is allocated now
     before, peak, done = allocated(), [0], threading.Event()
 
     def watch() -> None:
@@ -91,6 +91,6 @@ def effort(work: Callable[[], Any]) -> Effort:
 
 
 def allocated() -> int:
-    """Resident bytes of this process that no file backs."""
+    """Resident bytes of this process that are not backed by a file."""
     lines = [line.split() for line in Path("/proc/self/status").read_text().splitlines()]
     return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "RssShmem:"))

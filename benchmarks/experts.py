@@ -1,10 +1,10 @@
-"""How an expert with few tokens is best measured: a dense backbone whose FFN inputs are thinned out, at random (a router is not random).
+"""Estimation for experts with few tokens: a dense backbone whose FFN inputs are thinned out, at random (which a router does not do).
 
     python benchmarks/experts.py path/to/backbone text.txt
 
-For three blocks and for both inputs of the FFN, factors of 80 % of break-even are made from the covariance of few tokens, plain, shrunk
-towards its own diagonal (target D of Schaefer and Strimmer, 2005) and shrunk towards an isotropic one (`mgaa.statistics`). Printed is the
-output error on other tokens over that of factors made from all tokens: the geometric mean over blocks, inputs and three draws.
+For three blocks and for both inputs of the FFN, factors at 80 % of break-even are made from the covariance of few tokens, plain, shrunk
+towards its own diagonal (target D of Schaefer and Strimmer, 2005) and shrunk towards an isotropic one (`mgaa.statistics`). The table shows
+the output error on other tokens relative to factors made from all tokens: the geometric mean over blocks, inputs and three draws.
 """
 
 import math
@@ -27,7 +27,7 @@ TOKENS = (4, 16, 64, 128, 256, 512)
 
 
 def main(source: str, text: str) -> None:
-    """Print a row per number of tokens, a column per way."""
+    """Print a row per number of tokens, with a column per estimator."""
     ways = {"plain": plain, "diagonal, 2": diagonal(2), "diagonal, 4": diagonal(4)}
     ways |= {f"isotropic, {n}": isotropic(n) for n in (2, 4, 8)}
     print("tokens  " + "  ".join(f"{name:>12}" for name in ways))
@@ -53,7 +53,7 @@ def ffn_inputs(source: str, text: str) -> list[tuple[Tensor, Tensor]]:
 
 
 def excess(weight: Tensor, x: Tensor, tokens: int, way: Callable[[Tensor, Tensor], InputStatistics]) -> float:
-    """Mean logarithm of the held-out error over that of factors from all other tokens."""
+    """Mean logarithm of the held-out error, relative to factors from all other tokens."""
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(x), generator=generator)
     test, train = x[order[:HELD_OUT]], x[order[HELD_OUT:]]
@@ -71,7 +71,7 @@ def error(weight: Tensor, statistics: InputStatistics, test: Tensor) -> float:
 
 
 def plain(weight: Tensor, x: Tensor, minimum: float = 0.0) -> InputStatistics:
-    """What the library measures, the narrower side."""
+    """Statistics of the narrower side, as the library computes them."""
     accumulator = Accumulator("x", 1, 1, weight if weight.shape[0] < weight.shape[1] else None, minimum)
     accumulator.update(0, x)
     return accumulator.finish()
@@ -83,7 +83,7 @@ def isotropic(minimum: float) -> Callable[[Tensor, Tensor], InputStatistics]:
 
 
 def diagonal(minimum: float) -> Callable[[Tensor, Tensor], InputStatistics]:
-    """The same weight, another target."""
+    """Shrinkage with the same weight towards the diagonal."""
 
     def way(weight: Tensor, x: Tensor) -> InputStatistics:
         found = plain(weight, x)

@@ -1,10 +1,10 @@
-"""What a hostile file does: files that users and remotes give are damaged at random, and opened as our commands open them.
+"""Robustness against hostile files: files from users and remotes are damaged at random, and opened as our commands open them.
 
     python benchmarks/fuzz.py                                  # every kind of file, a minute each
     python benchmarks/fuzz.py config lock --minutes 10 --seed 3
 
-A damaged file is opened or refused by an error of ours; anything else is a finding, and so is a file that appears outside of the folder
-that it lies in. The draws depend on the seed and the number of the case alone; a finding names both. Exit code 1 if there is one.
+A damaged file must be opened, or refused with an error of ours; anything else is a finding, and so is a file that appears outside its
+folder. The draws depend on the seed and the number of the case alone; a finding names both. The exit code is 1 if there is one.
 """
 
 import argparse
@@ -29,11 +29,11 @@ EXTREMES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**31, 2**40, -(2**63), 10**30, 0.5, 1e308, "", "a", "../../x", "/etc/passwd", "\0"),
     *([], {}, [[]], [None], {"a": None}, "owner/name", "9" * 5000, "é", "nan", "\ud800"),
 )
-"""What stands in the place of a value."""
+"""Replacements of a value."""
 
 
 def damaged(content: bytes, draw: random.Random) -> bytes:
-    """The content with bytes flipped, cut, doubled or put in."""
+    """Flip, cut, double or insert bytes."""
     if not content:
         return bytes([draw.randrange(256)])
     place, length = draw.randrange(len(content)), draw.choice((1, 2, 8, 64))
@@ -48,7 +48,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
 
 
 def altered(value: Any, draw: random.Random) -> Any:
-    """A nested value with one of its places removed, doubled or replaced by an extreme."""
+    """Remove, double or replace by an extreme one place in a nested value."""
     if draw.random() < 0.15 or not isinstance(value, dict | list) or not value:
         return draw.choice(EXTREMES)
     if isinstance(value, dict):
@@ -63,14 +63,14 @@ def altered(value: Any, draw: random.Random) -> Any:
 
 
 def as_json(content: bytes, draw: random.Random) -> bytes:
-    """A JSON file, damaged in its bytes or in what it says."""
+    """Damage a JSON file in its bytes or in its content."""
     if draw.random() < 0.4:
         return damaged(content, draw)
     return json.dumps(altered(json.loads(content), draw)).encode()
 
 
 def as_lines(content: bytes, draw: random.Random) -> bytes:
-    """A file of JSON lines, damaged in its bytes or in one of its rows."""
+    """Damage a file of JSON lines in its bytes or in one of its rows."""
     lines = content.split(b"\n")[:-1]
     place = draw.randrange(len(lines))
     lines[place] = as_json(lines[place], draw)
@@ -78,7 +78,7 @@ def as_lines(content: bytes, draw: random.Random) -> bytes:
 
 
 def as_yaml(content: bytes, draw: random.Random) -> bytes:
-    """A YAML file, damaged in its bytes or in what it says."""
+    """Damage a YAML file in its bytes or in its content."""
     import yaml
 
     if draw.random() < 0.4:
@@ -88,7 +88,7 @@ def as_yaml(content: bytes, draw: random.Random) -> bytes:
 
 
 def as_header(content: bytes, draw: random.Random) -> bytes:
-    """A safetensors file with a damaged header."""
+    """Damage the header of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
     header = as_json(content[8 : 8 + size], draw)
     length = len(header) if draw.random() < 0.8 else draw.choice((0, 2**40, 2**63, len(header) + 1))
@@ -99,7 +99,9 @@ Kind = tuple[Path, Callable[[bytes, random.Random], bytes], Callable[[Path], obj
 
 
 def kinds(folder: Path) -> dict[str, Kind]:
-    """The file of every kind, how it is damaged, and what opens it: given the folder of the project, `model` and `run` below it."""
+    """Every kind of file: its path, how it is damaged, and how it is opened, given the folder of the project, with `model` and `run` below
+    it.
+    """
     from mgaa.checkpoints.load import load
     from mgaa.checkpoints.meta_model import load_meta_model
     from mgaa.checkpoints.ownership import check_folder
@@ -158,7 +160,7 @@ def project() -> Iterator[Path]:
 
 
 def shard(model: Path, target: Path) -> None:
-    """The model in several files."""
+    """Write the model in several files."""
     import mgaa
 
     loaded, tokenizer = mgaa.load(model, device="cpu")
@@ -166,12 +168,12 @@ def shard(model: Path, target: Path) -> None:
 
 
 def listing(folder: Path) -> set[Path]:
-    """Everything below a folder."""
+    """All paths below a folder."""
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
 def fuzz(name: str, folder: Path, kind: Kind, *, seconds: float, seed: int) -> tuple[int, int, list[str]]:
-    """How many cases were opened and refused in the time, and what was neither."""
+    """Number of cases that were opened and refused in the time, and the findings."""
     path, damage, opened = kind
     whole, before, end = path.read_bytes(), listing(folder), time.monotonic() + seconds
     counts, findings, number = [0, 0], list[str](), 0
@@ -199,7 +201,7 @@ def fuzz(name: str, folder: Path, kind: Kind, *, seconds: float, seed: int) -> t
 
 
 def main() -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*")
     parser.add_argument("--minutes", type=float, default=1.0)

@@ -1,4 +1,4 @@
-"""Tokens per second of a pruned model beside the dense one, greedy generation, both models in one run, the runs alternating.
+"""Tokens per second of a pruned model and of the dense one, greedy generation, both models in one run, the runs alternating.
 
     python benchmarks/generation.py [--hidden 1024] [--blocks 8] [--compression 0.5] [--rounds 7] [--latency]
 
@@ -7,7 +7,7 @@ Prints the median ratio of the tokens per second to the dense model's in the sam
 the prompt alone (prefill).
 
 With `--latency` it measures a profile of this device first, compresses by MGAA with parameters and with latency as the objective, at one
-token and at those of the prompt, saves and loads every model, and prints beside each ratio the one that is predicted of the linears alone.
+token and at those of the prompt, saves and loads every model, and prints next to each ratio the predicted one, of the linear layers alone.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PROMPT = 256
 
 
 def model(hidden: int, blocks: int) -> LlamaForCausalLM:
-    """The same random Llama at every call."""
+    """Build the random Llama, the same at every call."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=4096,
@@ -48,7 +48,7 @@ def model(hidden: int, blocks: int) -> LlamaForCausalLM:
 
 
 def decode(given: Any) -> Callable[[], int]:
-    """Generate `NEW` tokens behind a short prompt."""
+    """Generate `NEW` tokens after a short prompt."""
     prompt = torch.arange(16)[None]
 
     def run() -> int:
@@ -59,7 +59,7 @@ def decode(given: Any) -> Callable[[], int]:
 
 
 def prefill(given: Any) -> Callable[[], int]:
-    """Read a prompt of `PROMPT` tokens."""
+    """Process a prompt of `PROMPT` tokens."""
     prompt = torch.arange(PROMPT)[None]
 
     def run() -> int:
@@ -77,7 +77,7 @@ def speed(run: Callable[[], int]) -> float:
 
 
 def by_latency(dense: LlamaForCausalLM, make: Callable[[], LlamaForCausalLM], compression: float) -> dict[str, Any]:
-    """Models by name, saved and loaded, each with the fraction removed and the predicted speed-up of its linears, by tokens."""
+    """Models by name, saved and loaded, each with the fraction removed and the predicted speed-up of its linear layers, by tokens."""
     tokens = torch.randint(0, 4096, (4, 128), generator=torch.Generator().manual_seed(0))
     tokenizer = AutoTokenizer.from_pretrained("models/demo")
     found: dict[str, Any] = {}

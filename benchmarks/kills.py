@@ -1,5 +1,4 @@
-"""Does a kill at a random moment of a first run break anything? Runs that are killed in an empty project, and what the next run makes of
-it.
+"""Recovery from kills at random moments of a first run: runs are killed in an empty project, and the next run must repair everything.
 
     python benchmarks/kills.py [--kills 50] [--seed 0] [--first 0]
 
@@ -7,11 +6,11 @@ Each of them starts `python -m flows.compress` in a project of its own where not
 tests/support/laboratory.py, with its own store, MLflow database and Prefect home) and kills it with SIGKILL: every even one with the
 process group, as a machine that runs out of memory or a scheduler does, every odd one the process of the flow alone. Half of the moments
 are uniform over the duration of an undisturbed run, half over its beginning, in which databases and folders are created. The run after it
-goes to its end.
+runs to its end.
 
-Then all must be as after an undisturbed run: exit code 0 with nothing on stderr, the digests of all artifacts, the bytes of the checkpoint,
-the numbers in MLflow. And nothing is left: no temporary folder, no server, no open record. One line for each kill; exit code 1 if any
-differs. The draws of a kill depend on the seed and its number alone, so `--first 20 --kills 10` is a part of what `--kills 30` does.
+Then everything must be as after an undisturbed run: exit code 0 with nothing on stderr, the digests of all artifacts, the bytes of the
+checkpoint, the numbers in MLflow. And nothing may be left over: no temporary folder, no server, no open record. One line is printed for
+each kill; the exit code is 1 if any differs. The draws of a kill depend on the seed and its number alone, so `--first 20 --kills 10` is a part of what `--kills 30` does.
 """
 
 import argparse
@@ -40,12 +39,12 @@ from tests.support.laboratory import TinyProject, build  # noqa: E402
 PATIENCE = 600.0
 """Seconds that a run may take."""
 TIMED = ("seconds/", "run/", "generation/")
-"""Beginnings of the names of numbers that are times, memory or counts of reused steps."""
+"""Prefixes of the names of numbers that are times, memory or counts of reused steps."""
 
 
 @dataclass(frozen=True)
 class Kill:
-    """A moment, as a share of a part of an undisturbed run, and what is killed."""
+    """Moment of a kill, as a fraction of a part of an undisturbed run, and the target of the kill."""
 
     number: int
     share: float
@@ -54,26 +53,26 @@ class Kill:
 
     @classmethod
     def drawn(cls, seed: int, number: int) -> "Kill":
-        """The kill of this number."""
+        """Draw the kill of this number."""
         draw = random.Random(f"{seed} {number}")
         return cls(number, draw.random(), early=number // 2 % 2 == 0, group=number % 2 == 0)
 
 
 @dataclass(frozen=True)
 class Whole:
-    """What an undisturbed run leaves, and how long it took: until its databases were there, and to its end."""
+    """State after an undisturbed run, and its duration: until its databases existed, and to its end."""
 
     outcome: dict[str, Any]
     beginning: float
     seconds: float
 
     def moment(self, kill: Kill) -> float:
-        """Seconds from the start."""
+        """Moment of a kill, in seconds from the start."""
         return kill.share * (self.beginning if kill.early else self.seconds)
 
 
 def start(lab: TinyProject) -> "subprocess.Popen[str]":
-    """A run in a process group of its own; what it tells goes to files, for a server that outlives it would hold a pipe."""
+    """Start a run in a process group of its own; its output goes to files, since a server that outlives it would hold a pipe."""
     command = [sys.executable, "-m", "flows.compress", f"--params={lab.root / 'params.yaml'}"]
     command += [f"tracking.uri={tracking(lab)}", "--quiet"]
     own = {**os.environ, "PREFECT_HOME": str(lab.root / ".prefect")}
@@ -84,12 +83,12 @@ def start(lab: TinyProject) -> "subprocess.Popen[str]":
 
 
 def tracking(lab: TinyProject) -> str:
-    """Where the laboratory's runs are recorded."""
+    """URI of the store in which the project's runs are recorded."""
     return f"sqlite:///{lab.root / 'mlflow.db'}"
 
 
 def undisturbed(lab: TinyProject) -> Whole:
-    """A run that nobody kills."""
+    """Run without a kill."""
     began, beginning = time.perf_counter(), None
     process = start(lab)
     while process.poll() is None:
@@ -101,7 +100,7 @@ def undisturbed(lab: TinyProject) -> Whole:
 
 
 def killed(lab: TinyProject, kill: Kill, after: float) -> str:
-    """Kill a run; what was there in that moment."""
+    """Kill a run; returns the state at that moment."""
     process = start(lab)
     try:
         process.wait(timeout=after)
@@ -120,7 +119,7 @@ def killed(lab: TinyProject, kill: Kill, after: float) -> str:
 
 
 def outcome(lab: TinyProject, code: int) -> dict[str, Any]:
-    """All that must be as after an undisturbed run."""
+    """Everything that must be as after an undisturbed run."""
     checkpoint = lab.root / "models" / "compressed"
     return {
         "exit code": code,
@@ -137,13 +136,13 @@ def outcome(lab: TinyProject, code: int) -> dict[str, Any]:
 
 
 def sealed(checkpoint: Path) -> list[str]:
-    """The files of a checkpoint that its manifest names."""
+    """Files of a checkpoint that its manifest names."""
     manifest = checkpoint / "manifest.json"
     return sorted(json.loads(manifest.read_bytes())["files"]) if manifest.exists() else []
 
 
 def numbers(lab: TinyProject) -> dict[str, Any]:
-    """The parameters and metrics of the last run in MLflow, and how many are open."""
+    """Parameters and metrics of the last run in MLflow, and the number of open runs."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking(lab))
@@ -161,17 +160,17 @@ def numbers(lab: TinyProject) -> dict[str, Any]:
 
 
 def servers(lab: TinyProject) -> Iterator[psutil.Process]:
-    """The processes that this laboratory's runs have left."""
+    """Processes that the runs of this project have left."""
     for process in psutil.process_iter():
         try:
             if process.environ().get("PREFECT_HOME") == str(lab.root / ".prefect"):
                 yield process
-        except psutil.Error:  # another user's, or gone meanwhile
+        except psutil.Error:  # another user's, or already gone
             continue
 
 
 def tried(lab: TinyProject, kill: Kill, whole: Whole) -> list[str]:
-    """Kill a run, run again, and compare; prints a line and gives what differs."""
+    """Kill a run, run again, and compare; prints a line and returns the differences."""
     after = whole.moment(kill)
     found = killed(lab, kill, after)
     began, process = time.perf_counter(), start(lab)
@@ -195,7 +194,7 @@ def tried(lab: TinyProject, kill: Kill, whole: Whole) -> list[str]:
 
 
 def main() -> int:
-    """Kill as often as told, and say what came out."""
+    """Kill as often as requested, and print the outcome."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)

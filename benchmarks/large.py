@@ -1,17 +1,17 @@
-"""What the shapes of large models take: seconds beside their floors, memory beside its plan, block by block.
+"""Cost of the shapes of large models: seconds against their lower bounds, memory against its plan, block by block.
 
     python benchmarks/large.py --shape llama-2-7b [--blocks 2] [--samples 256] [--length 2048] [--place device|host|disk] [--stages
     calibrate]
 
 A model of the shape with random weights in bfloat16 and few blocks is written to a temporary folder, and streamed from there through
 calibration, decomposition, allocation and factorization (compression 0.2, afm, softmax and energy). All blocks of such a model cost the
-same, so seconds of all are those of the few in proportion, which is printed as `extrapolated`; `--blocks` may be the full depth where the
+same, so the time of all blocks is proportional to that of the few, printed as `extrapolated`; `--blocks` may be the full depth if the
 disk has room.
 
 A floor is the arithmetic of a stage over the rates of this device, measured at the start on square products, plus the bytes that it reads
-over the rate of the disk (`mgaa.plan`, `mgaa.blocks.hardware`). Memory is what torch has allocated at most on a CUDA device, or on a CPU
-what the process holds at most beside its start (sampled); beside it stands what `mgaa.plan` says. On CUDA the same command runs without
-changes; there it has not run yet, so no number of a GPU is known.
+over the rate of the disk (`mgaa.plan`, `mgaa.blocks.hardware`). Memory is the peak that torch has allocated on a CUDA device, or on a CPU
+the peak of the process above its start (sampled), next to the prediction of `mgaa.plan`. On CUDA the same command runs without
+changes; it has not been run there yet, so no number of a GPU is known.
 """
 
 import argparse
@@ -44,7 +44,7 @@ STAGES = ("calibrate", "decompose", "allocate", "factorize")
 
 @dataclass(frozen=True)
 class Shape:
-    """What the config of a Llama says of its size; `key_value` counts heads."""
+    """Size of a Llama by its config; `key_value` counts heads."""
 
     hidden: int
     ffn: int
@@ -64,7 +64,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Found:
-    """Of the blocks that there were: seconds and bytes at the peak, by stage, with the rates and the free memory of the device."""
+    """Measurements of the blocks that were run: seconds and peak bytes by stage, with the rates and the free memory of the device."""
 
     seconds: dict[str, float]
     memory: dict[str, int]
@@ -74,7 +74,7 @@ class Found:
 
 
 def config_of(shape: Shape, blocks: int, length: int = 2048) -> LlamaConfig:
-    """In bfloat16."""
+    """Config of a model of this shape, in bfloat16."""
     return LlamaConfig(
         hidden_size=shape.hidden,
         intermediate_size=shape.ffn,
@@ -88,7 +88,7 @@ def config_of(shape: Shape, blocks: int, length: int = 2048) -> LlamaConfig:
 
 
 def write_random(config: LlamaConfig, folder: Path, device: str) -> None:
-    """A checkpoint of random weights, one block in memory at a time."""
+    """Write a checkpoint of random weights, with one block in memory at a time."""
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(folder)
     AutoTokenizer.from_pretrained(ROOT / "models" / "demo").save_pretrained(folder)
@@ -113,13 +113,13 @@ def write_random(config: LlamaConfig, folder: Path, device: str) -> None:
 
 
 def measured(source: Path, tokens: torch.Tensor, settings: Settings, wanted: tuple[str, ...], threads: int) -> Found:
-    """All stages in this process."""
+    """Run all stages in this process."""
     torch.set_num_threads(threads)
     disable_progress_bar()
     device = torch.device("cuda" if settings.accelerator else "cpu")
     size = min(load_meta_model(source).config.hidden_size, 4096 if settings.accelerator else 1024)
     speeds = measure_rates(device, torch.bfloat16, source, size=size)
-    torch.linalg.inv(torch.eye(2, device=device))  # what torch loads at the first use
+    torch.linalg.inv(torch.eye(2, device=device))  # makes torch load what it needs on first use
     room, began = free_memory(device), allocated()
     seconds: dict[str, float] = {}
     memory: dict[str, int] = {}
@@ -214,12 +214,12 @@ def main() -> None:
 
 
 def foreseen(layout: Layout, settings: Settings, wanted: tuple[str, ...]) -> dict[str, StageCost]:
-    """The plan of the stages that it has."""
+    """Plan of the stages that are run."""
     return {stage.name: stage for stage in plan(layout, settings) if stage.name in wanted}
 
 
 def show(found: Found, layout: Layout, settings: Settings, depth: int, wanted: tuple[str, ...]) -> None:
-    """A row for each stage of the blocks that there were, and what it comes to at the full depth."""
+    """Print a row for each stage of the blocks that were run, and its value at the full depth."""
     speeds, blocks = found.rates, len(layout.blocks)
     print(
         f"\n{found.device}, torch {torch.__version__}: {speeds.forward / 1e12:.2f} TFLOP/s in bfloat16, {speeds.double / 1e12:.3f} in float64, "
@@ -235,7 +235,7 @@ def show(found: Found, layout: Layout, settings: Settings, depth: int, wanted: t
     for name, seconds in found.seconds.items():
         extrapolated = seconds * depth / blocks
         total += extrapolated
-        if name not in here:  # takes next to nothing
+        if name not in here:  # takes almost no time
             print(f"| {name} | {seconds:.2f} | | | | {found.memory[name] / 1e9:.2f} | | | {extrapolated:.1f} | |")
             continue
         arithmetic = replace(here[name], read=0, disk=0, scratch=0).seconds(speeds)
@@ -249,7 +249,7 @@ def show(found: Found, layout: Layout, settings: Settings, depth: int, wanted: t
 
 
 def _bytes(stage: StageCost, settings: Settings) -> int:
-    """Of the memory that is measured."""
+    """Bytes of the plan in the memory that is measured."""
     return stage.device if settings.accelerator else stage.device + stage.host
 
 

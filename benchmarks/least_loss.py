@@ -1,10 +1,10 @@
-"""What the method of the least loss costs beside MGAA: CPU seconds of one thread, in pairs in one process.
+"""Cost of the method of least loss against MGAA: CPU seconds of one thread, in pairs in one process.
 
     python benchmarks/least_loss.py [NAME=MODEL:TEXT:OTHER_TEXT ...] [--widths 512,1024] [--repeats 3] [--compressions 0.2,0.3,0.4]
 
 Backbones and their 128 calibration windows of 256 tokens are those of `benchmarks/proof.py`; a width is a random Llama of four blocks with
-32 windows. Each line has the median over the repeats, each of one compression by MGAA and one by `mgaa.LOSS`, in turns; everything else
-should be quiet.
+32 windows. Each line has the median over the repeats, each of one compression by MGAA and one by `mgaa.LOSS`, in turns; the machine
+should be otherwise idle.
 """
 
 import argparse
@@ -24,14 +24,14 @@ from mgaa.checkpoints.save import twin_of
 
 
 def seconds(model: PreTrainedModel, tokens: Tensor, compression: float, **settings: Any) -> float:
-    """CPU seconds of one compression of a twin."""
+    """CPU seconds of one compression of a copy."""
     twin, start = twin_of(model), time.process_time()
     mgaa.compress_(twin, tokens, compression=compression, **settings)
     return time.process_time() - start
 
 
 def models(backbones: list[str], widths: list[int]) -> Iterator[tuple[str, PreTrainedModel, Tensor]]:
-    """Each with its name and calibration tokens."""
+    """Models with their names and calibration tokens."""
     for place in backbones:
         name, _, paths = place.partition("=")
         bench = Experiment(*paths.split(":"))
@@ -42,7 +42,7 @@ def models(backbones: list[str], widths: list[int]) -> Iterator[tuple[str, PreTr
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("backbones", nargs="*", metavar="NAME=MODEL:TEXT:OTHER_TEXT")
     parser.add_argument("--widths", default="")
@@ -58,7 +58,7 @@ def main() -> None:
     print("| backbone | compression | MGAA | least loss | ratio |\n|---|---|---|---|---|")
     ratios = []
     for name, model, tokens in models(given.backbones, [int(each) for each in given.widths.split(",") if each]):
-        seconds(model, tokens, 0.5, **mgaa.LOSS)  # what a process does first takes seconds more
+        seconds(model, tokens, 0.5, **mgaa.LOSS)  # the first work of a process takes seconds longer
         for compression in map(float, given.compressions.split(",")):
             pairs = [
                 (seconds(model, tokens, compression), seconds(model, tokens, compression, **mgaa.LOSS))

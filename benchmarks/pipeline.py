@@ -1,9 +1,11 @@
-"""What the pipeline costs on this machine: a first run, an identical second one, and another target, in a fresh store.
+"""Cost of the pipeline on this machine: a first run, an identical second one, and another target, in a fresh store.
 
     python benchmarks/pipeline.py [section.key=value ...]
 
-Prints, for each: seconds of the whole command, seconds of the flow (after Prefect's server has started), seconds in which a step was at work (and of these
-the evaluation of models), the orchestration overhead (flow - work) / work, steps executed and reused, and peak memory. Everything goes to a temporary
+Prints, for each: seconds of the whole command, seconds of the flow (after Prefect's server has started), seconds in which a step was at
+work (and of these
+the evaluation of models), the orchestration overhead (flow - work) / work, steps executed and reused, and peak memory. Everything goes to a
+temporary
 folder; the runs use the checkout's `models/demo` and packages.
 """
 
@@ -20,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run(folder: Path, *overrides: str) -> dict[str, float]:
-    """One `python -m flows.compress` in `folder`."""
+    """Run `python -m flows.compress` once in `folder`."""
     began = time.perf_counter()
     command = [sys.executable, "-m", "flows.compress", *overrides]
     environment = {**os.environ, "PREFECT_HOME": str(folder / ".prefect")}

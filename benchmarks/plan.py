@@ -1,12 +1,12 @@
-"""What a run was predicted to take, beside what it took: memory and disk, at three sizes and streamed.
+"""Predicted and actual cost of a run: memory and disk, at three sizes and streamed.
 
     python -m benchmarks.plan [hidden,blocks,stream ...] [section.key=value ...]      default: 512,8,never 1024,6,never 2048,3,never
     2048,3,always
 
 For each, a random LLaMA of that width runs through `flows.compress` in a process of its own, on the calibration, validation and evaluation
-texts of the demo. Memory is the peak of what is no page of a file (resident less shared), sampled every 10 ms; disk is
-the peak of what the run holds there. The prediction is that of `flows.plan`, made before the run with the same parameters; the process
-itself counts on both sides, so the share above it is printed too.
+texts of the demo. Memory is the peak of pages that no file backs (resident minus shared), sampled every 10 ms; disk is
+the peak of the run's files. The prediction is that of `flows.plan`, made before the run with the same parameters; both include the
+process itself, so the ratio above it is printed too.
 """
 
 import os
@@ -48,7 +48,7 @@ def backbone(folder: Path, hidden: int, blocks: int) -> Path:
 
 
 def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
-    """Run the flow below `folder`; the peaks of its memory and of what it holds on the disk."""
+    """Run the flow below `folder`; returns the peaks of its memory and of its files on disk."""
     command = [sys.executable, "-m", "flows.compress", "--quiet", f"--params={folder / 'params.yaml'}", *overrides]
     process = psutil.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     peak = disk = 0
@@ -69,7 +69,7 @@ def measured(folder: Path, overrides: list[str]) -> tuple[int, int]:
 
 
 def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
-    """Memory of a run, that of the process alone, and disk."""
+    """Predicted memory of a run, that of the process alone, and predicted disk."""
     from flows.command.runner import worker_count
     from flows.parts.device import resolve_device
     from tasks.config.parameters import load_parameters
@@ -82,7 +82,7 @@ def predicted(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
 
 
 def prediction_in_a_process_of_its_own(folder: Path, overrides: list[str]) -> tuple[int, int, int]:
-    """The same where nothing was loaded before, as in `flows.plan`."""
+    """Prediction in a process that has loaded nothing before, as in `flows.plan`."""
     code = f"from benchmarks.plan import predicted; from pathlib import Path; import flows.compress; print(*predicted(Path({str(folder)!r}), {overrides!r}))"
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     memory, base, disk = map(int, output.split())
@@ -90,7 +90,7 @@ def prediction_in_a_process_of_its_own(folder: Path, overrides: list[str]) -> tu
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files, while they come and go."""
+    """Bytes of all files below a folder, while they come and go."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):

@@ -1,4 +1,5 @@
-"""What pooling changes: MGAA with `pooled` against MGAA with `afm`, beside the noise of the calibration draw and of the evaluation windows.
+"""Effect of pooling: MGAA with `pooled` against MGAA with `afm`, compared with the noise of the calibration draw and the evaluation
+windows.
 
     python benchmarks/pooled.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...]
 
@@ -40,11 +41,11 @@ TARGETS = (0.2, 0.3)
 DRAWS = 5
 HEAD = "| backbone | compression | afm | pooled - afm | draw 0 | between |\n|---|---|---|---|---|---|"
 Found = dict[tuple[str, float], Perplexity]
-"""Of both factorizers at every compression."""
+"""Perplexity of both factorizers at every compression."""
 
 
 class Draw:
-    """What one pass over one draw of calibration windows gives: the cosines, and the spectra of both factorizers."""
+    """Result of one pass over one draw of calibration windows: the cosines, and the spectra of both factorizers."""
 
     def __init__(self, model: PreTrainedModel, tokens: Tensor) -> None:
         self.model, self.matrices = model, matrices_of(model)
@@ -59,12 +60,12 @@ class Draw:
 
     @property
     def between(self) -> float:
-        """The share of the variance of an output between the groups, mean over the matrices."""
+        """Fraction of an output's variance that lies between the groups, averaged over the matrices."""
         pairs = [(self.spectra["pooled"][name], whole) for name, whole in self.spectra["afm"].items()]
         return statistics.fmean(1 - float(inside.energies.sum() / whole.energies.sum()) for inside, whole in pairs)
 
     def measure(self, factorizer: str, compression: float, evaluation: Tensor) -> Perplexity:
-        """Perplexity of the model that `mgaa.compress_` would make of this draw."""
+        """Perplexity of the model that `mgaa.compress_` would make from this draw."""
         found = self.spectra[factorizer]
         energies = {name: spectrum.energies for name, spectrum in found.items()}
         ladders = ladders_of(self.matrices, energies, centred=True, multiple="auto")
@@ -80,7 +81,7 @@ class Draw:
 
 
 def rows(name: str, source: str, text: str) -> Iterator[str]:
-    """The rows of one backbone."""
+    """Rows of one backbone."""
     model, tokenizer = mgaa.load(source, device="cpu")
     calibration, evaluation = texts(text)
     stream = pack(calibration, tokenizer).ids

@@ -6,8 +6,8 @@
 Of `TEXT` the first 40 % of the documents calibrate (128 windows of 256 tokens), the next 20 % are what searches validate on (200 windows),
 and the last 40 % are evaluated (256 windows drawn by seed), also by the two zero-shot tasks that are made of them, through the harness, at
 0.2 and 0.4. `OTHER_TEXT` is evaluated whole (256 windows). A text is a file, or `demo`. Models are in float32; every cell is kept in the
-output as soon as it is measured, with the loss of every window, and is not measured again: a run that was stopped goes on. Seconds are wall
-and CPU time of one process, which include what a method shares between compressions. `benchmarks/proof_tables.py` makes the tables.
+output as soon as it is measured, with the loss of every window, and is not measured again: a run that was stopped resumes there. Seconds are
+wall and CPU time of one process, which include what a method shares between compressions. `benchmarks/proof_tables.py` makes the tables.
 """
 
 import argparse
@@ -46,7 +46,7 @@ T = TypeVar("T")
 
 
 class Experiment:
-    """One backbone with its texts: measures any model that is made of it."""
+    """One backbone with its texts: measures any model that is made from it."""
 
     def __init__(self, source: str, text: str, other: str) -> None:
         self.model, self.tokenizer = mgaa.load(source, device="cpu", dtype="float32")
@@ -59,7 +59,9 @@ class Experiment:
         }
 
     def warm_up(self) -> None:
-        """Compress once in vain: what a process does first takes seconds more (imports, pools), which are nobody's."""
+        """Compress once and discard the result: the first work of a process takes seconds longer (imports, pools), which no method should
+        pay for.
+        """
         mgaa.compress_(twin_of(self.model), self.tokens[:32], compression=0.5, **mgaa.LOSS)
 
     def _windows(self, texts: Sequence[str], samples: int) -> Tensor:
@@ -67,11 +69,11 @@ class Experiment:
 
     @cached_property
     def linear_parameters(self) -> int:
-        """What compressions are fractions of."""
+        """Number of parameters that compressions are fractions of."""
         return sum(matrix.parameters for matrix in matrices_of(self.model))
 
     def measure(self, model: PreTrainedModel, *, with_tasks: bool) -> dict[str, Any]:
-        """Losses by window on both texts, the accuracy of the tasks, and the share of the linear parameters that is gone."""
+        """Losses by window on both texts, the accuracy of the tasks, and the fraction of the linear parameters that was removed."""
         found: dict[str, Any] = {"removed": (parameters(self.model) - parameters(model)) / self.linear_parameters}
         for name, stream in self.streams.items():
             result = perplexity(model, stream.flatten(), length=LENGTH, batch_size=16)
@@ -90,12 +92,12 @@ class Experiment:
 
 
 def parameters(model: PreTrainedModel) -> int:
-    """All parameters of a model, shared ones once."""
+    """Number of parameters of a model, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def texts(name: str) -> tuple[list[str], list[str], list[str]]:
-    """What calibrates, what searches read, and what is evaluated."""
+    """Documents for calibration, for searches, and for evaluation."""
     if name == "demo":
         held_out = corpus.held_out_documents()
         calibration, validation, test = (
@@ -115,7 +117,7 @@ def whole(name: str) -> list[str]:
 def fill(
     bench: Experiment, record: dict[str, Any], name: str, compressions: Sequence[float], save: Callable[[], None]
 ) -> None:
-    """Measure the cells of a method that are not there."""
+    """Measure the missing cells of a method."""
     cells = record.setdefault("cells", {}).setdefault(name, {})
     missing = [each for each in compressions if str(each) not in cells]
     if not missing:
@@ -135,14 +137,14 @@ def fill(
 
 
 def timed(work: Callable[[], T]) -> tuple[dict[str, float], T]:
-    """Seconds of a call, and what it returns."""
+    """Seconds of a call, and its result."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}, result
 
 
 def kept(path: Path, content: dict[str, Any]) -> None:
-    """Write the output so that a killed run leaves the old or the new one."""
+    """Write the output atomically, so that a killed run leaves the old or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(".part")
     scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
@@ -150,13 +152,13 @@ def kept(path: Path, content: dict[str, Any]) -> None:
 
 
 def arguments() -> argparse.Namespace:
-    """The command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("backbones", nargs="*", metavar="NAME=MODEL:TEXT:OTHER_TEXT")
     parser.add_argument("--only", default=",".join(METHODS), help="methods, in order")
     parser.add_argument("--compressions", default=",".join(map(str, COMPRESSIONS)))
     parser.add_argument("--output", type=Path, default=Path("results/proof.json"))
-    parser.add_argument("--tables", action="store_true", help="print what the output holds")
+    parser.add_argument("--tables", action="store_true", help="print the tables of the output")
     return parser.parse_args()
 
 

@@ -1,7 +1,7 @@
-"""The methods that `benchmarks/proof.py` compares: ours, the seeds of this project, and the rules of `benchmarks/peers`.
+"""Methods that `benchmarks/proof.py` compares: ours, the earlier ones of this project, and the rules of `benchmarks/peers`.
 
-A method measures a model once and returns what compresses it at any compression, so that what all compressions share is computed once
-and still counted in the time of each.
+A method measures a model once and returns a function that compresses it at any compression, so that what all compressions share is computed
+once and still counted in the time of each.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from mgaa.checkpoints.save import twin_of
 from mgaa.search.compress import compress_by_search_
 
 Method = Callable[[PreTrainedModel, Int[Tensor, "s t"], Int[Tensor, "n l"]], Prepared]
-"""Takes the dense model, the calibration tokens and the validation tokens."""
+"""A function of the dense model, the calibration tokens and the validation tokens."""
 
 
 def in_one_call(**settings: Any) -> Method:
-    """What `mgaa.compress_` does with these settings."""
+    """Method that calls `mgaa.compress_` with these settings."""
 
     def prepare(model: PreTrainedModel, tokens: Tensor, _: Tensor) -> Prepared:
         def compressed(compression: float) -> PreTrainedModel:
@@ -47,7 +47,7 @@ def by_search(model: PreTrainedModel, tokens: Int[Tensor, "s t"], validation: In
 
 
 def without_validation(prepare: Callable[[PreTrainedModel, Tensor], Prepared]) -> Method:
-    """A rule that reads calibration text alone."""
+    """Method from a rule that reads calibration text alone."""
     return lambda model, tokens, _: prepare(model, tokens)
 
 

@@ -1,7 +1,7 @@
-"""The tables of `benchmarks/proof.py`: an overview and the details of every backbone, and the summary over all of them.
+"""Tables of `benchmarks/proof.py`: an overview and the details of every backbone, and the summary over all of them.
 
 Increases are of log-perplexity over dense, in thousandths of a nat. Intervals are those of a paired bootstrap over the evaluation windows
-(`tasks/evaluation/bootstrap.py`, 95 %): of a method less MGAA, or less uniform, on the same windows; below 0 is better than it. In the
+(`tasks/evaluation/bootstrap.py`, 95 %): of a method minus MGAA, or minus uniform, on the same windows; below 0 is better than it. In the
 overview ▼ is better than MGAA beyond such an interval, ▲ worse, ≈ undecided.
 """
 
@@ -42,11 +42,11 @@ TOTALS = (
     "cells",
 )
 Cells = Mapping[str, Mapping[str, Any]]
-"""By compression, then by method."""
+"""Cells by compression, then by method."""
 
 
 def tables(content: Mapping[str, Any]) -> str:
-    """Everything as Markdown."""
+    """All tables as Markdown."""
     parts = [
         line
         for name, record in content.items()
@@ -56,7 +56,7 @@ def tables(content: Mapping[str, Any]) -> str:
 
 
 def overview(record: Mapping[str, Any]) -> Iterator[str]:
-    """The increase of every method, one column per compression."""
+    """Increase of every method, with one column per compression."""
     by_compression = turned(record)
     yield from _head(("increase", *by_compression))
     for method in record.get("cells", {}):
@@ -74,7 +74,7 @@ def _marked(method: str, cells: Mapping[str, Any], dense: Mapping[str, Any]) -> 
 
 
 def backbone(record: Mapping[str, Any]) -> Iterator[str]:
-    """The rows of one backbone."""
+    """Rows of one backbone."""
     yield from _head(COLUMNS)
     yield _row(["0", "dense", *_entries(record["dense"], {}, record["dense"])])
     for compression, cells in turned(record).items():
@@ -83,7 +83,7 @@ def backbone(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def turned(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The cells of a backbone by compression, rising, and method."""
+    """Cells of a backbone by compression, ascending, and method."""
     found: dict[str, dict[str, Any]] = {}
     for method, cells in record.get("cells", {}).items():
         for compression, cell in cells.items():
@@ -119,7 +119,7 @@ def _difference(cell: Mapping[str, Any], reference: Mapping[str, Any] | None, wh
 
 
 def interval(cell: Mapping[str, Any], reference: Mapping[str, Any], where: str) -> Interval:
-    """The paired difference of two models on one text, in nats."""
+    """Paired difference of two models on one text, in nats."""
     losses = cell[where]["losses"]
     return Bootstrap([cell[where]["tokens"]] * len(losses)).difference(losses, reference[where]["losses"])
 
@@ -161,7 +161,7 @@ def _totals(method: str, content: Mapping[str, Any]) -> list[str]:
 
 
 def _share(cells: Mapping[str, Any], dense: Mapping[str, Any], method: str, reference: str, where: str) -> float:
-    """The increase of a method as a share of that of a reference; NaN where the reference is not above dense."""
+    """Increase of a method as a fraction of that of a reference; NaN if the reference is not above dense."""
     own, other = (cells[each][where]["nll"] - dense[where]["nll"] for each in (method, reference))
     return float(own / other) if other > 0 else math.nan
 

@@ -1,4 +1,4 @@
-"""What a compression costs beside the published SVD-LLM recipe (`benchmarks/svdllm.py`), and that its layer errors are no larger.
+"""Cost of a compression against the published SVD-LLM recipe (`benchmarks/svdllm.py`), with a check that its layer errors are no larger.
 
     python benchmarks/recipe.py [--blocks 8] [--hidden 1024] [--ffn 2816] [--samples 32] [--length 512] [--threads N] [--targets 1 5]
 
@@ -36,25 +36,25 @@ SAME: dict[str, Any] = {
     "ranks": {"method": "uniform", "multiple": 1},
     "batch_size": 1,
 }
-"""The choices of the recipe, one sequence at a time among them, as arguments of `mgaa.compress_`."""
+"""Choices of the recipe as arguments of `mgaa.compress_`, including one sequence at a time."""
 
 
 def recipe(model: Any, tokens: Tensor, targets: Sequence[float]) -> None:
-    """The recipe, whole for each target; of several, the model is kept for the next."""
+    """Run the recipe in full for each target; with several, the model is kept for the next."""
     for target in targets:
         twin = model if len(targets) == 1 else twin_of(model)
         whiten_(twin, profiled(twin, tokens), target)
 
 
 def recipe_reused(model: Any, tokens: Tensor, targets: Sequence[float]) -> None:
-    """The recipe with one calibration for all targets."""
+    """Run the recipe with one calibration for all targets."""
     profile = profiled(model, tokens)
     for target in targets:
         whiten_(twin_of(model), profile, target)
 
 
 def ours(model: Any, tokens: Tensor, targets: Sequence[float], **options: Any) -> None:
-    """One call."""
+    """Run ours, in one call."""
     if len(targets) == 1:
         mgaa.compress_(model, tokens, compression=targets[0], **options)
     else:
@@ -74,7 +74,7 @@ ROWS = {
 
 
 def cost(name: str, shape: Shape, threads: int) -> Effort:
-    """Of one row, in this process."""
+    """Cost of one row, in this process."""
     torch.set_num_threads(threads)
     work, targets, options = ROWS[name]
     model, tokens = shape.model(), shape.tokens()

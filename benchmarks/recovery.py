@@ -1,4 +1,4 @@
-"""LoRAP and MGAA, without and with the same recovery, beside uniform: the tables of docs/results.md, by the flow that users run.
+"""LoRAP and MGAA, without and with the same recovery, and uniform: the tables of docs/results.md, by the flow that users run.
 
     python benchmarks/recovery.py [--only METHOD:TUNE[,METHOD:TUNE ...]] NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
@@ -24,7 +24,7 @@ RANGES = {"calibration": (0.0, 0.4), "validation": (0.4, 0.6), "evaluation": (0.
 
 
 def overrides(model: str, text: str) -> list[str]:
-    """What a run of this backbone changes in `params.yaml`, beside the compression and the method."""
+    """Overrides of `params.yaml` for a run of this backbone, besides the compression and the method."""
     given = [f"backbone.source={model}", "evaluation.tasks=[]"]
     if text != "demo":
         for section, (start, end) in RANGES.items():
@@ -33,7 +33,7 @@ def overrides(model: str, text: str) -> list[str]:
 
 
 def run(given: list[str]) -> dict[str, Any]:
-    """One run of the flow; the entries of its models."""
+    """Run the flow once; returns the entries of its models."""
     parameters = load_parameters(Path("params.yaml"), given)
     compress(parameters)
     models: dict[str, Any] = json.loads((parameters.folder / "results" / "metrics.json").read_text())["models"]
@@ -41,7 +41,7 @@ def run(given: list[str]) -> dict[str, Any]:
 
 
 def row(given: list[str], target: float, wanted: list[str]) -> str:
-    """One compression."""
+    """Row of one compression."""
     cells: dict[str, str] = {}
     for method, tune in (each.split(":") for each in wanted):
         way = DIAGONALS if tune == "diagonals" else (f"recovery.tune={tune}",)
@@ -57,7 +57,7 @@ def row(given: list[str], target: float, wanted: list[str]) -> str:
 
 
 def columns(wanted: list[str]) -> dict[str, str]:
-    """The heads of the cells, by their names; those of the diagonals where they are wanted."""
+    """Heads of the columns by name, including those of the diagonals if requested."""
     heads = {"dense": "dense ± s.e.", "uniform": "uniform"}
     for method, head in (("mgaa", "MGAA"), ("lorap", "LoRAP")):
         heads |= {method: head, f"{method} product": "+ product", f"{method} factors": "+ factors"}

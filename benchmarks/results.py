@@ -1,10 +1,10 @@
-"""The table of docs/results.md: every backbone at every compression, by the flow that users run.
+"""Table of docs/results.md: every backbone at every compression, by the flow that users run.
 
     python benchmarks/results.py NAME=MODEL:TEXT [NAME=MODEL:TEXT ...] [section.key=value ...]
 
 For each backbone and compression it runs `python -m flows.compress` (in this process) with the baselines uniform, level1 and level2, on the
 last 40 % of the documents of `TEXT` (a file, or `demo`: the test split), after calibration on the first 40 %. Prints one Markdown table per
-backbone: perplexity of every model, and the increase of log-perplexity over dense as a share of uniform's. The command of each row stands
+backbone: perplexity of every model, and the increase of log-perplexity over dense as a share of uniform's. The command of each row is
 above its table.
 """
 
@@ -21,7 +21,7 @@ MODELS = ("uniform", "level1", "level2", "mgaa")
 
 
 def overrides(model: str, text: str) -> list[str]:
-    """What a run of this backbone changes in `params.yaml`, beside the compression."""
+    """Overrides of `params.yaml` for a run of this backbone, besides the compression."""
     given = [f"backbone.source={model}", "evaluation.baselines=[uniform,level1,level2]", "evaluation.tasks=[]"]
     if text != "demo":
         for section, (start, end) in {

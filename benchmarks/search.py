@@ -1,11 +1,11 @@
-"""The tables of searches in docs/results.md: MGAA, the Gaussian process and random search at equal evaluations, by the flow that users run.
+"""Tables of searches in docs/results.md: MGAA, the Gaussian process and random search at equal evaluations, by the flow that users run.
 
     python benchmarks/search.py NAME=MODEL:TEXT@COMPRESSION[xSEEDS] [...] [section.key=value ...]
 
 Of every text the first 40 % of the documents calibrate, the next 20 % are searched on, the last 40 % are evaluated; `TEXT` is a file, or
 `demo`. For each entry it runs `flows.search` (in this process) with one share per type and with four groups of blocks (5x1, 5x4), drawn
-first trials and MGAA first, for SEEDS seeds (3 by default), each beside random search. Prints a Markdown table: means over seeds with their
-standard deviation. A run that was stopped goes on where it was. The figures of the last entry stay in results/search; every entry's are
+first trials and MGAA first, for SEEDS seeds (3 by default), each with a random search. Prints a Markdown table: means over seeds with their
+standard deviation. A run that was stopped resumes where it was. The figures of the last entry stay in results/search; every entry's are
 copied to results/search-NAME-COMPRESSION.
 """
 

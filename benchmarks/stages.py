@@ -1,7 +1,7 @@
-"""The stages of the pipeline in `mgaa` alone, from files to files: what the steps of `tasks` do, without what caches them.
+"""Stages of the pipeline in `mgaa` alone, from files to files: the work of the steps of `tasks`, without their cache.
 
-Every stage takes a model that is in memory or stays in its files (`mgaa.blocks.offload`) and does the same to both, so that benchmarks can
-measure it where nothing but torch and transformers is installed.
+Every stage takes a model that is in memory or stays in its files (`mgaa.blocks.offload`) and does the same with both, so that benchmarks can
+measure it with nothing but torch and transformers installed.
 """
 
 import json
@@ -58,7 +58,7 @@ def decompose(model: PreTrainedModel, statistics: Path, folder: Path) -> None:
 def allocated(
     model: PreTrainedModel, statistics: Path, spectra: Path, folder: Path, *, compression: float
 ) -> dict[str, int]:
-    """Ratios and ranks of all blocks; the ranks by matrix, without those that stay dense."""
+    """Ratios and ranks of all blocks; returns the ranks by matrix, without those that stay dense."""
     energies: dict[str, Tensor] = {}
     cosines: dict[str, float] = {}
     centred = False
@@ -87,7 +87,7 @@ def factorize(model: PreTrainedModel, spectra: Path, ranks: dict[str, int], fold
 
 
 def write(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, factors: Path, folder: Path) -> None:
-    """Write the compressed checkpoint; the model stays as it is."""
+    """Write the compressed checkpoint; the model remains unchanged."""
     twin = twin_of(model)
 
     def change(index: int) -> None:
@@ -125,7 +125,7 @@ def densify(source: Path, folder: Path, *, streamed: bool) -> None:
 
 @contextmanager
 def _waiting(folder: Path, place: Place) -> Iterator[Path | None]:
-    """A folder for hidden states that wait on the disk."""
+    """Folder for hidden states that are kept on disk."""
     if place != "disk":
         yield None
         return

@@ -1,11 +1,11 @@
-"""What streaming costs where a model fits into memory anyway: every stage in memory and with the blocks in their files, side by side.
+"""Cost of streaming for a model that fits into memory anyway: every stage in memory and with the blocks in their files, side by side.
 
     python benchmarks/streaming.py [--rounds N] [--threads N] [--hidden 1024 --ffn 2816 --heads 16 --blocks 8 ...]
 
-A random Llama in float32 lies in a temporary folder, in shards of 100 MB. In every round each way is a process of its own: in memory;
+A random Llama in float32 is written to a temporary folder, in shards of 100 MB. In every round each way is a process of its own: in memory;
 streamed, with the hidden states in memory; streamed, with the hidden states on the disk. All stages write files, the same ones, and the
 digests of all of them have to be equal. Ratios are those of one round, of which the median is printed (and the range of the sum); memory is
-the peak of what is no page of a file, sampled (`benchmarks/effort.py`).
+the peak of pages that no file backs, sampled (`benchmarks/effort.py`).
 """
 
 import argparse
@@ -34,7 +34,7 @@ COMPRESSION = 0.2
 
 @dataclass(frozen=True)
 class Way:
-    """Where the blocks and the hidden states are."""
+    """Location of the blocks and the hidden states."""
 
     name: str
     streamed: bool
@@ -50,7 +50,7 @@ WAYS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Seconds and a digest of the files, by stage, and bytes at the peak above the start."""
+    """Seconds and a digest of the files, by stage, and peak bytes above the start."""
 
     seconds: dict[str, float]
     digests: dict[str, str]
@@ -58,7 +58,7 @@ class Outcome:
 
 
 def pipeline(way: Way, shape: Shape, source: Path, threads: int) -> Outcome:
-    """All stages in this process."""
+    """Run all stages in this process."""
     torch.set_num_threads(threads)
     disable_progress_bar()
     seconds: dict[str, float] = {}
@@ -98,7 +98,7 @@ def pipeline(way: Way, shape: Shape, source: Path, threads: int) -> Outcome:
 
 
 def digest(folder: Path) -> str:
-    """Of the names and contents of all files in a folder."""
+    """Digest of the names and contents of all files in a folder."""
     total = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         total.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def show(found: list[list[Outcome]]) -> None:
-    """A row for each stage; exit with an error where the files differ."""
+    """Print a row for each stage; exit with an error if the files differ."""
 
     def ratios(number: int, of: Callable[[Outcome], float]) -> list[float]:
         return [of(outcomes[number]) / of(outcomes[0]) for outcomes in found]

@@ -19,15 +19,15 @@ from transformers import LlamaForCausalLM
 from mgaa.models.lowrank import Factors, LowRankLinear
 
 SHIFT = 1e-6
-"""What the least eigenvalue becomes where `X^T X` has no Cholesky factor, and what is added to a factor that has no inverse."""
+"""Value of the least eigenvalue if `X^T X` has no Cholesky factor, and shift of a factor that has no inverse."""
 
 
-class _Caught(Exception):  # noqa: N818 (no error: how the forward of a model is left before its first block)
+class _Caught(Exception):  # noqa: N818 (not an error: leaves the forward of a model before its first block)
     pass
 
 
 class _Catcher(nn.Module):
-    """Stands for the first block and keeps what comes in."""
+    """Replacement of the first block that keeps its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,13 +41,13 @@ class _Catcher(nn.Module):
 
 
 def linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """The linears of a block by name."""
+    """Linear layers of a block by name."""
     return {name: module for name, module in block.named_modules() if isinstance(module, nn.Linear)}
 
 
 @torch.no_grad()
 def profiled(model: LlamaForCausalLM, tokens: Int[Tensor, "s t"]) -> dict[str, Float[Tensor, "n n"]]:
-    """The Cholesky factor of `X^T X` of every linear of the blocks, float64, by its name."""
+    """Cholesky factor of `X^T X` of every linear layer of the blocks, float64, by its name."""
     hidden, named = _caught(model, tokens)
     outputs = torch.zeros_like(hidden)
     found: dict[str, Tensor] = {}
@@ -92,7 +92,7 @@ def _cholesky(moment: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
 
 @torch.no_grad()
 def whiten_(model: LlamaForCausalLM, profile: Mapping[str, Float[Tensor, "n n"]], compression: float) -> None:
-    """Put the factors of the uniform rank in the place of every linear of the blocks."""
+    """Replace every linear layer of the blocks by factors of the uniform rank."""
     for index, block in enumerate(model.model.layers):
         for name, linear in linears(block).items():
             factors = _factors(linear.weight, profile[f"{index}.{name}"], rank(linear, compression))

@@ -1,4 +1,4 @@
-"""What compression costs a model that sees: questions about images, captions and plain text, for uniform ranks, MGAA and LoRAP.
+"""Cost of compressing a vision-language model: questions about images, captions and plain text, for uniform ranks, MGAA and LoRAP.
 
     python benchmarks/vision.py models/demo-vlm scenes                                      # drawn scenes
     python benchmarks/vision.py models/demo-vlm easy_vqa=CALIBRATION.jsonl:TEST.jsonl       # files of image, question and answer
@@ -20,8 +20,9 @@ import torch
 
 import mgaa
 from demo import corpus, scenes
-from mgaa.evaluation.answering import answer, caption_losses, is_match, majority_accuracy
+from mgaa.evaluation.answering import answer
 from mgaa.evaluation.perplexity import perplexity
+from mgaa.evaluation.scoring import caption_losses, is_match, majority_accuracy
 from mgaa.inputs.prompts import Prompts, Question, encode
 from mgaa.inputs.tokens import pack, windows
 from mgaa.models.processors import tokenizer_of
@@ -35,7 +36,7 @@ MODELS = ("uniform", "MGAA", "LoRAP", "MGAA on text")
 
 @dataclass(frozen=True)
 class Case:
-    """What a model is calibrated on and asked."""
+    """Calibration data of a model, and the questions for it."""
 
     calibration: list[Question]
     asked: list[Question]
@@ -44,7 +45,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one model: which questions it answers, the losses of captions, and the negative log-likelihood of text."""
+    """Measurements of one model: its correct answers, the losses of captions, and the negative log-likelihood of text."""
 
     right: list[float]
     captions: float | None
@@ -52,7 +53,7 @@ class Measured:
 
 
 def case_of(given: str, samples: int, count: int) -> Case:
-    """The demo's scenes, or the questions of two files."""
+    """Make a case from the demo's scenes, or from the questions of two files."""
     if given == "scenes":
         types = (*scenes.TYPES, scenes.CAPTION)
         drawn = {
@@ -71,14 +72,14 @@ def case_of(given: str, samples: int, count: int) -> Case:
 
 
 def read(path: Path, count: int) -> Iterator[tuple[str, Question]]:
-    """The first questions of a file."""
+    """Read the first questions of a file."""
     for record in questions.read_question_file(path)[:count]:
         image = None if record["image"] is None else questions.open_image(path.parent / record["image"])
         yield record["type"], Question(record["question"], record["answer"], image)
 
 
 def measured(model: Any, processor: Any, case: Case, text: torch.Tensor) -> Measured:
-    """Ask a model, and let it read."""
+    """Measure the answers of a model, and its losses on text."""
     said = answer(model, processor, case.asked, batch_size=64, max_new_tokens=12)
     right = [float(is_match(given, each.answer)) for given, each in zip(said, case.asked, strict=True)]
     captions = caption_losses(model, processor, case.captions, batch_size=64).perplexity if case.captions else None
@@ -88,7 +89,7 @@ def measured(model: Any, processor: Any, case: Case, text: torch.Tensor) -> Meas
 def compressed(
     dense: Any, seen: Prompts, read_: torch.Tensor, targets: Sequence[float]
 ) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The models of every compression."""
+    """Models of every compression."""
     ways: Mapping[str, tuple[Any, dict[str, Any]]] = {
         "uniform": (seen, UNIFORM),
         "MGAA": (seen, {}),
@@ -103,7 +104,7 @@ def compressed(
 
 
 def row(target: float, dense: Measured, found: Mapping[str, Measured]) -> str:
-    """One line of the table."""
+    """Line of the table."""
     over = Bootstrap([1] * len(dense.right))
     cells = []
     for name in MODELS:
@@ -120,12 +121,12 @@ def row(target: float, dense: Measured, found: Mapping[str, Measured]) -> str:
 def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(prog="python benchmarks/vision.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("model", help="folder of a model that sees")
+    parser.add_argument("model", help="folder of a vision-language model")
     parser.add_argument("case", help="scenes, or name=calibration.jsonl:test.jsonl")
     parser.add_argument("--compressions", type=float, nargs="+", default=[0.2, 0.3, 0.4, 0.5, 0.6])
-    parser.add_argument("--samples", type=int, default=256, help="questions that calibrate (default: %(default)s)")
-    parser.add_argument("--questions", type=int, default=1200, help="questions that are asked (default: %(default)s)")
-    parser.add_argument("--windows", type=int, default=128, help="windows of text that are read (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=256, help="calibration questions (default: %(default)s)")
+    parser.add_argument("--questions", type=int, default=1200, help="evaluation questions (default: %(default)s)")
+    parser.add_argument("--windows", type=int, default=128, help="evaluation windows of text (default: %(default)s)")
     given = parser.parse_args()
     dense, processor = mgaa.load(given.model)
     case = case_of(given.case, given.samples, given.questions)

@@ -1,4 +1,4 @@
-"""The wheel's smoke run: compress, search, save, load and fold back the model at argv[1] with nothing but the wheel installed."""
+"""Smoke test of the wheel: compress, search, save, load and densify the model at argv[1] with nothing but the wheel installed."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""Does anything get lost where many write at once? Processes that share one store and one MLflow server over HTTP, and a count afterwards.
+"""Concurrent writers: processes that share one store and one MLflow server over HTTP, and a check afterwards that nothing was lost.
 
     python benchmarks/writers.py [--writers 20] [--steps 5]
 
@@ -36,18 +36,18 @@ MODEL_NAME = "writers"
 
 @step(kind="content")
 def write(out: Path, store: Store, *, who: int, what: int) -> None:
-    """A result; `who` enters the key and not the content where it is negative."""
+    """Write a result; `who` enters the key, and the content only if it is not negative."""
     (out / "content.bin").write_bytes(json.dumps([max(who, -1), what]).encode() * 2000)
 
 
 @step(kind="sums")
 def add(out: Path, store: Store, parts: list[Artifact]) -> None:
-    """What is made from several."""
+    """Write a result that is made from several."""
     (out / "sum.txt").write_text(str(sum((store.folder(part) / "content.bin").stat().st_size for part in parts)))
 
 
 def writer(number: int, folder: Path, uri: str, steps: int, barrier: Any) -> None:
-    """One process."""
+    """Run one process."""
     params = load_parameters(
         ROOT / "params.yaml", [f"tracking.uri={uri}", "tracking.experiment=writers", f"store.path={folder / 'store'}"]
     )
@@ -71,7 +71,7 @@ def writer(number: int, folder: Path, uri: str, steps: int, barrier: Any) -> Non
 
 
 def counted(folder: Path, uri: str, writers: int) -> dict[str, Any]:
-    """What is there afterwards."""
+    """Count what is there afterwards."""
     from mlflow import MlflowClient
 
     client, store = MlflowClient(uri), Store(folder / "store")
@@ -101,7 +101,7 @@ def counted(folder: Path, uri: str, writers: int) -> dict[str, Any]:
 
 
 def expected(writers: int, steps: int) -> dict[str, Any]:
-    """What must be there; the artifacts of a common content are one, the keys to it many."""
+    """Counts that are expected; artifacts of common content are one, the keys to them many."""
     keys = {"write": steps + 2 * writers * steps, "add": writers}
     return {
         "runs": writers,
@@ -121,7 +121,7 @@ def expected(writers: int, steps: int) -> dict[str, Any]:
 
 
 def serve(folder: Path, port: int) -> "subprocess.Popen[bytes]":
-    """An MLflow server that listens."""
+    """Start an MLflow server and wait until it listens."""
     command = [
         Path(sys.executable).with_name("mlflow"),
         "server",
@@ -149,7 +149,7 @@ def serve(folder: Path, port: int) -> "subprocess.Popen[bytes]":
 
 
 def main() -> int:
-    """Run the writers, count, and say what is missing."""
+    """Run the writers, count, and report what is missing."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--writers", type=int, default=20)
     parser.add_argument("--steps", type=int, default=5)

@@ -1,4 +1,4 @@
-"""A byte model of order 5: what counting alone achieves on the test split, the yardstick beside the backbone.
+"""A byte model of order 5: what counting alone achieves on the test split, a yardstick for the backbone.
 
 The probability of the next byte is the Witten-Bell interpolation (1991; method C of PPM) of the counts after its last 0 to 5 bytes:
 `P_k(b) = (n(c b) + t(c) P_{k-1}(b)) / (n(c) + t(c))` for context c of k bytes, where n counts occurrences and t distinct successors, and
@@ -19,13 +19,13 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Table:
-    """Sorted codes with a count each; a code that is absent counts 0."""
+    """Sorted codes with their counts; a missing code counts 0."""
 
     codes: Codes
     counts: Counts
 
     def __call__(self, codes: Codes) -> Counts:
-        """The count of each code."""
+        """Count of each code."""
         place = np.minimum(np.searchsorted(self.codes, codes), len(self.codes) - 1)
         return np.where(self.codes[place] == codes, self.counts[place], 0)
 
@@ -39,7 +39,7 @@ class ByteModel:
     types: tuple[Table, ...]
 
     def probabilities(self, text: bytes) -> NDArray[np.float64]:
-        """The probability of each byte of `text` after those before it."""
+        """Probability of each byte of `text` given those before it."""
         estimate = np.full(len(text), 1 / 256)
         for order, (gram, total, kinds) in enumerate(zip(self.grams, self.totals, self.types, strict=True)):
             codes = _codes(text, order)
@@ -50,12 +50,12 @@ class ByteModel:
         return estimate
 
     def bits(self, text: bytes) -> float:
-        """What an ideal coder needs for `text`."""
+        """Bits that an ideal coder needs for `text`."""
         return float(-np.log2(self.probabilities(text)).sum())
 
 
 def fit(text: bytes, order: int = 5) -> ByteModel:
-    """The model of `text` with contexts of up to `order` bytes."""
+    """Fit a model of `text` with contexts of up to `order` bytes."""
     grams = tuple(_count(_codes(text, each)) for each in range(order + 1))
     contexts = [gram.codes >> np.uint64(8) for gram in grams]
     totals = tuple(_count(_codes(text, each) >> np.uint64(8)) for each in range(order + 1))
@@ -63,7 +63,7 @@ def fit(text: bytes, order: int = 5) -> ByteModel:
 
 
 def _codes(text: bytes, order: int) -> Codes:
-    """Each byte with the `order` bytes before it as one integer; zeros stand before the start."""
+    """Each byte with the `order` bytes before it as one integer, padded with zeros before the start."""
     padded = np.frombuffer(bytes(order) + text, dtype=np.uint8).astype(np.uint64)
     codes = np.zeros(len(text), dtype=np.uint64)
     for place in range(order + 1):

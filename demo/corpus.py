@@ -3,9 +3,9 @@
 The idea: eight large scientific packages hold tens of megabytes of edited English, and because their versions are pinned the text is
 the same on every machine, so a language model can be trained, calibrated and tested without fetching anything.
 
-A document is one source file: its docstrings of at least 80 characters, in file order, joined by blank lines. Where a file goes is decided
-by the sha256 of its bytes, so the split needs no list, no seed and no parsing: the demo hashes every file (a second or two) and parses
-only the held-out twelfth.
+A document is one source file: its docstrings of at least 80 characters, in file order, joined by blank lines. The split of a file is
+decided by the sha256 of its bytes, so it needs no list, no seed and no parsing: the demo hashes every file (a second or two) and
+parses only the held-out twelfth.
 
 Near copies are removed by containment of word 8-shingles (Broder 1997; Lee et al. 2022 apply it to language models), in the fixed order
 test, validation, calibration, train. A docstring is dropped if more than half of its distinct shingles were kept before. A training
@@ -59,7 +59,7 @@ _SKIPPED_FILES = frozenset(
 
 @dataclass(frozen=True)
 class Document:
-    """The kept docstrings of one source file; `path` is relative to the folder that holds the packages."""
+    """Docstrings of one source file that were kept; `path` is relative to the folder that holds the packages."""
 
     path: str
     text: str
@@ -67,14 +67,14 @@ class Document:
 
 @dataclass
 class Deduplicator:
-    """Remembers the shingles of everything kept; `guarded` says which docstring a held-out shingle belongs to."""
+    """Deduplicator that remembers the shingles of everything kept; `guarded` maps a held-out shingle to its docstring."""
 
     seen: set[bytes] = field(default_factory=set)
     guarded: dict[bytes, int] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
 
     def keep(self, text: str, *, held_out: bool) -> bool:
-        """Whether `text` is new; if so its shingles are remembered."""
+        """Tell whether `text` is new; if so, its shingles are remembered."""
         own = shingles(text)
         if 2 * len(own & self.seen) > len(own) or (not held_out and self._contains_held_out(own)):
             return False
@@ -91,24 +91,24 @@ class Deduplicator:
 
 
 def shingles(text: str) -> set[bytes]:
-    """Hashes of every run of 8 words (of the whole text where it is shorter)."""
+    """Hashes of every run of 8 words, or of the whole text if it is shorter."""
     words = text.split()
     runs = (" ".join(words[start : start + SHINGLE]) for start in range(max(1, len(words) - SHINGLE + 1)))
     return {hashlib.blake2b(run.encode(), digest_size=8).digest() for run in runs}
 
 
 def held_out_documents(site: Path | None = None) -> dict[str, list[Document]]:
-    """Test, validation and calibration documents in path order; takes seconds. `site` is the folder that holds the packages."""
+    """Collect test, validation and calibration documents in path order, within seconds; `site` is the folder that holds the packages."""
     return _collect(HELD_OUT, assign(site), "reading the held-out docstrings")
 
 
 def splits(site: Path | None = None) -> dict[str, list[Document]]:
-    """All four splits; parses every file, about a minute."""
+    """Collect all four splits; parses every file, about a minute."""
     return _collect((*HELD_OUT, "train"), assign(site), "reading all docstrings")
 
 
 def assign(site: Path | None = None) -> dict[str, dict[str, bytes]]:
-    """Split -> path -> content of every source file, by content hash, in path order."""
+    """Assign every source file to a split by content hash: split -> path -> content, in path order."""
     found: dict[str, dict[str, bytes]] = {name: {} for name in (*HELD_OUT, "train")}
     for path, content in sorted(_files(site)):
         found[split_of(content)][path] = content
@@ -116,7 +116,7 @@ def assign(site: Path | None = None) -> dict[str, dict[str, bytes]]:
 
 
 def split_of(content: bytes) -> str:
-    """The split of a file with this content."""
+    """Split of a file with this content."""
     place = int.from_bytes(hashlib.sha256(content).digest()[:8], "big") % 1000
     for name, share in SHARES.items():
         if place < share:
@@ -126,7 +126,7 @@ def split_of(content: bytes) -> str:
 
 
 def docstrings(content: bytes) -> list[str]:
-    """The docstrings of one source file in file order.
+    """Docstrings of one source file, in file order.
 
     Raises:
         SyntaxError: this Python cannot parse the file.
@@ -139,7 +139,7 @@ def docstrings(content: bytes) -> list[str]:
 
 
 def digest(documents: Iterable[Document]) -> str:
-    """The identity of a split: sha256 over paths and texts."""
+    """Digest of a split: sha256 over paths and texts."""
     total = hashlib.sha256()
     for document in documents:
         total.update(f"{document.path}\0{document.text}\0".encode())
@@ -147,12 +147,12 @@ def digest(documents: Iterable[Document]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """The installed version of every package of the corpus, without the local part (`+cpu`)."""
+    """Installed version of every package of the corpus, without the local part (`+cpu`)."""
     return {name: importlib.metadata.version(name).split("+")[0] for name in PACKAGES.values()}
 
 
 def check(found: Mapping[str, Sequence[Document]], record: Path = RECORD) -> list[str]:
-    """One sentence for every split whose digest differs from the one the backbone was trained with; empty where all agree."""
+    """One sentence for every split whose digest differs from the one the backbone was trained with; empty if all agree."""
     expected = json.loads(record.read_text())
     now, then = versions(), expected["versions"]
     changed = [f"{name} {now[name]} instead of {then.get(name)}" for name in now if now[name] != then.get(name)]
@@ -216,7 +216,7 @@ def _folder(package: str, site: Path | None) -> Path:
 def _documentable_nodes(
     tree: ast.Module,
 ) -> Iterator[ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Everything that may have a docstring, in file order. Visits statements only: `ast.walk` would visit every expression."""
+    """Nodes that may have a docstring, in file order. Visits statements only: `ast.walk` would visit every expression."""
     stack: list[ast.AST] = [tree]
     while stack:
         node = stack.pop()
@@ -227,7 +227,7 @@ def _documentable_nodes(
 
 
 def _clean(text: str | None) -> str:
-    """Without trailing blanks and lone surrogates, which Python versions treat differently."""
+    """Remove trailing blanks and lone surrogates, which Python versions treat differently."""
     if text is None:
         return ""
     return "\n".join(line.rstrip() for line in text.encode("utf-8", "ignore").decode().split("\n")).strip()

@@ -1,9 +1,9 @@
-"""What the vision-language model is trained on: images with several questions each, as token ids and the mask of what is learned.
+"""Training data of the vision-language model: images with several questions each, as token ids and the mask of what is learned.
 
-One row holds the tokens of an image once and several turns about it, none of which sees another: what an earlier turn gave away would
-be learned in the place of looking. So an image costs little per answer, and every answer is learned as it will be asked for. A share
-of the rows comes from easy-VQA where its train part is given; its images are mirrored half of the time, for its questions know no
-sides.
+One row holds the tokens of an image once and several turns about it, which do not see each other: otherwise the model would learn from
+an earlier answer instead of from the image. So an image costs little per answer, and every answer is learned in the situation in which it
+will be asked. If easy-VQA's train part is given, a share of the rows comes from it; its images are mirrored half of the time, since its
+questions do not mention sides.
 """
 
 from collections import defaultdict
@@ -22,17 +22,17 @@ from demo.scenes import CAPTION, TYPES, Example, Pair, Scene
 from demo.tower import pixels
 
 SHARE = 0.25
-"""Rows from easy-VQA where it is given."""
+"""Share of the rows from easy-VQA, if it is given."""
 
 CAPTIONS = 0.3
-"""Dialogues over drawn scenes that open with a caption."""
+"""Share of the dialogues over drawn scenes that begin with a caption."""
 
 Dialogue = tuple[Image.Image, list[Pair]]
 
 
 @dataclass
 class Source:
-    """Endless dialogues over drawn scenes of the train split and, where given, over easy-VQA's train part."""
+    """Endless dialogues over drawn scenes of the train split and, if given, over easy-VQA's train part."""
 
     random: Random
     easy: Sequence[Example] = ()
@@ -47,7 +47,7 @@ class Source:
         self.grouped = list(groups.values())
 
     def take(self, rows: int, turns: int, most: int = scenes.MOST) -> list[Dialogue]:
-        """`rows` dialogues of at most `turns` turns, over drawn scenes of at most `most` things."""
+        """Draw `rows` dialogues of at most `turns` turns, over scenes of at most `most` things."""
         return [self._one(turns, most) for _ in range(rows)]
 
     def _one(self, turns: int, most: int) -> Dialogue:
@@ -62,13 +62,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Rows:
-    """Dialogues as a model reads them, padded on the right (b, n).
+    """Dialogues in the form of the model's input, padded on the right (b, n).
 
     Attributes:
         ids: tokens.
         learned: whether a token is of an answer or its `</s>`.
         visible: which tokens a token sees (b, 1, n, n): those before it of the image and of its own turn.
-        positions: of the image's tokens, and behind them of each turn anew.
+        positions: of the image's tokens; each turn starts anew after them.
         images: pixels (b, 3, 64, 64).
     """
 
@@ -80,7 +80,9 @@ class Rows:
 
 
 def encode(reader: LlavaProcessor, dialogues: Sequence[Dialogue]) -> Rows:
-    """Every turn is read as if it were alone behind its image, in the text of the chat template, so that an image costs once."""
+    """Encode dialogues; every turn is read as if it alone followed its image, in the text of the chat template, so that an image costs
+    once.
+    """
     tokenizer = reader.tokenizer
     shown = _ids(tokenizer, [f"{tokenizer.bos_token}{vlm.IMAGE * (scenes.SIZE // vlm.PATCH) ** 2}"])[0]
     rows = [[_turn(tokenizer, pair) for pair in turns] for _, turns in dialogues]
@@ -97,7 +99,7 @@ def encode(reader: LlavaProcessor, dialogues: Sequence[Dialogue]) -> Rows:
             positions[index, here] = torch.arange(len(shown), len(shown) + len(own))
             end += len(own)
             learned[index, end - answer : end] = 1
-        turn[index, end:] = len(row) + 1  # padding sees itself, and nobody sees it
+        turn[index, end:] = len(row) + 1  # padding attends to itself, and nothing attends to it
     same = (turn[:, :, None] == turn[:, None, :]) | (turn[:, None, :] == 0)
     visible = same & torch.ones(size, size, dtype=torch.bool).tril()
     return Rows(ids, learned.bool(), visible[:, None], positions, pixels([image for image, _ in dialogues]))
@@ -117,7 +119,7 @@ def loss(model: LlavaForConditionalGeneration, rows: Rows) -> Tensor:
 
 
 def _turn(tokenizer: PreTrainedTokenizerFast, pair: Pair) -> tuple[list[int], int]:
-    """The tokens of a turn, and how many of the last are the answer."""
+    """Tokens of a turn, and the number of them at its end that are the answer."""
     question, answer = _ids(tokenizer, [f"{pair[0]}\n", f"{pair[1]}{tokenizer.eos_token}"])
     return question + answer, len(answer)
 
@@ -128,7 +130,7 @@ def _ids(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[list[int]
 
 
 def _turns(scene: Scene, count: int, random: Random) -> list[Pair]:
-    """Types in random order; in a share of the dialogues a caption comes first."""
+    """Draw types in random order; in a share of the dialogues a caption comes first."""
     kinds = [kind for _ in range(0, count, len(TYPES)) for kind in random.sample(TYPES, len(TYPES))][:count]
     if count > 1 and random.random() < CAPTIONS:
         kinds[0] = CAPTION
@@ -137,7 +139,7 @@ def _turns(scene: Scene, count: int, random: Random) -> list[Pair]:
 
 
 def _balance(scene: Scene, kind: str, random: Random) -> Pair | None:
-    """The answer first, then a question with it, as in `scenes.examples`."""
+    """Draw the answer first, then a question with it, as in `scenes.examples`."""
     groups = scenes.questions(scene, kind, random)
     answers = sorted({answer for group in groups for _, answer in group})
     return scenes.pick(groups, random, random.choice(answers)) if answers else None

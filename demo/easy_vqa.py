@@ -20,10 +20,10 @@ from mgaa.errors import InputError, MgaaError, UsageError
 
 
 def read(folder: Path, count: int | None = None, seed: int = 0) -> list[Example]:
-    """The questions of a split in the order of its file, or `count` of them drawn with `seed`.
+    """Read the questions of a split in the order of its file, or `count` of them drawn with `seed`.
 
     Raises:
-        UsageError: a count below 1 or above the number of questions.
+        UsageError: the count is below 1 or above the number of questions.
         InputError: a file is missing or is not of easy-VQA's form.
     """
     path = folder / "questions.json"
@@ -44,10 +44,10 @@ def read(folder: Path, count: int | None = None, seed: int = 0) -> list[Example]
 
 
 def type_of(answer: str) -> str:
-    """The type of a question by its answer.
+    """Type of a question by its answer.
 
     Raises:
-        InputError: an answer that easy-VQA does not have.
+        InputError: easy-VQA has no such answer.
     """
     if answer in ("yes", "no"):
         return "presence"
@@ -93,12 +93,12 @@ def _image(path: Path) -> Image.Image:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.easy_vqa", description="Convert a split of easy-VQA.")
     parser.add_argument("source", type=Path, help="folder of a split: questions.json and images")
-    parser.add_argument("output", type=Path, help="folder that gets questions.jsonl and images")
+    parser.add_argument("output", type=Path, help="folder for questions.jsonl and images")
     parser.add_argument("--count", type=int, help="draw this many questions (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw (default: %(default)s)")
     given = parser.parse_args()
     try:
         print(write(read(given.source, given.count, given.seed), given.output))

@@ -1,11 +1,11 @@
-"""The recipe by which the embedded language model is trained."""
+"""Recipe for training the embedded language model."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the result depends on beside the text; `minutes` replaces `steps` when given."""
+    """Everything that the result depends on besides the text; `minutes` replaces `steps` if given."""
 
     steps: int = 2000
     minutes: float | None = None

@@ -1,8 +1,8 @@
-"""What stands in `models/demo/training.json`: the text, the recipe and the result of a training, so that each number can be traced.
+"""Content of `models/demo/training.json`: the text, the recipe and the result of a training, so that each number can be traced.
 
 Losses are in nats per token, measured on the saved bfloat16 weights in float32 arithmetic, over non-overlapping rows of 256 tokens. The
 train loss is that of about 240 documents evenly spaced over the train split, measured with the same final weights, so the gap to the
-test loss says what was learned by heart and what differs between the files.
+test loss contains both memorization and the difference between the files.
 """
 
 import json
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 RECORD = "training.json"
 WRITTEN = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", RECORD)
-"""What a training leaves in its folder, among others."""
+"""Files that a training writes into its folder, among others."""
 SAMPLE = 240
 
 
 def recorded_documents(encoded: Mapping[str, Sequence[Tensor]]) -> dict[str, Sequence[Tensor]]:
-    """The documents whose loss is recorded: all of validation and test, an even sample of train."""
+    """Documents whose loss is recorded: all of validation and test, an even sample of train."""
     train = encoded["train"]
     return {
         "train": train[:: max(1, len(train) // SAMPLE)],
@@ -50,7 +50,7 @@ def write(
     seconds: float,
     device: torch.device,
 ) -> None:
-    """Writes `training.json` beside the checkpoint."""
+    """Write `training.json` next to the checkpoint."""
     content = {
         "versions": corpus.versions(),
         "splits": {name: _split(documents[name], encoded[name]) for name in documents},

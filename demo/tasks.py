@@ -1,12 +1,12 @@
 """The demo's two zero-shot tasks, made from its own test documents, so that they run without a network.
 
-`last_word` (after LAMBADA, Paperno et al. 2016): say the last word of a sentence. As in most of LAMBADA the word occurs earlier in the
+`last_word` (after LAMBADA, Paperno et al. 2016): predict the last word of a sentence. As in most of LAMBADA the word occurs earlier in the
 context, so that a small model can know it. `continuation` (after HellaSwag, Zellers et al. 2019): pick the true next words among four;
 the other three come from other documents, continue a line in the same way and are matched in length, so that neither form nor length
 gives them away.
 
 Which passages become items is decided by the sha256 of the passage and the seed, not by a random number generator: the items are the
-same under every Python version, and no model has a say. Documents take turns, so that a long one does not fill the task. Any English
+same under every Python version, and depend on no model. Documents take turns, so that a long one does not fill the task. Any English
 text will do, tokenised (WikiText) or not. How items are scored is in `tasks/evaluation/definitions`.
 """
 
@@ -23,19 +23,19 @@ from typing import Any
 from mgaa.errors import InputError
 
 ITEMS = 250
-"""Items of a task at most: an accuracy of 0.5 then has a standard error of 0.03."""
+"""Maximum number of items in a task: an accuracy of 0.5 then has a standard error of 0.03."""
 
 FEWEST = 25
-"""Items below which a task says nothing (standard error 0.1)."""
+"""Number of items below which a task has no significance (standard error 0.1)."""
 
 CONTEXT = 300
-"""Characters of context at most, about 40 words; it starts at a line if one starts in its first half, else at a word."""
+"""Maximum characters of context, about 40 words; it starts at a line if one starts in its first half, else at a word."""
 
 WORDS = 6
-"""Words of a continuation."""
+"""Number of words in a continuation."""
 
 POOL = 64
-"""Candidates out of which the three distractors nearest in length are taken."""
+"""Number of candidates from which the three distractors nearest in length are taken."""
 
 _LAST_WORD = re.compile(r"(?<=[a-z,]) ([a-z]{4,})(?= ?\.(?:\s|$))")
 _NEXT_WORDS = re.compile(rf"(?<=[a-z,]) (?=([a-z]+(?:\s+\S+){{{WORDS - 1}}}))")
@@ -43,7 +43,7 @@ _NEXT_WORDS = re.compile(rf"(?<=[a-z,]) (?=([a-z]+(?:\s+\S+){{{WORDS - 1}}}))")
 
 @dataclass(frozen=True)
 class Passage:
-    """A place in a document: what is before it and what follows."""
+    """A place in a document: the text before it and the text that follows."""
 
     document: int
     context: str
@@ -62,7 +62,7 @@ def write(documents: Sequence[str], folder: Path, *, items: int = ITEMS, seed: i
 
 
 def last_word(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0) -> list[dict[str, Any]]:
-    """Items `{context, target}`; the target occurs in the context as a word."""
+    """Make items `{context, target}`; the target occurs in the context as a word."""
     found = [
         each
         for each in _draw_passages(documents, _LAST_WORD, seed)
@@ -72,7 +72,7 @@ def last_word(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0) ->
 
 
 def continuation(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0) -> list[dict[str, Any]]:
-    """Items `{context, choices, label}` with four choices, one of them true."""
+    """Make items `{context, choices, label}` with four choices, one of them true."""
     found = _draw_passages(documents, _NEXT_WORDS, seed)
     made = []
     for index, passage in enumerate(_spread(found, items, "continuation")):
@@ -84,7 +84,7 @@ def continuation(documents: Sequence[str], *, items: int = ITEMS, seed: int = 0)
 
 
 def _draw_passages(documents: Sequence[str], pattern: re.Pattern[str], seed: int) -> list[Passage]:
-    """Every place where `pattern` matches after enough context, in an order that only the text and the seed decide."""
+    """All places where `pattern` matches after enough context, in an order that depends on the text and the seed alone."""
     found = {}
     for number, document in enumerate(documents):
         for match in pattern.finditer(document):

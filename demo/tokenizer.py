@@ -1,8 +1,8 @@
 """The vocabulary of the embedded backbone: byte-level BPE (Sennrich 2016; bytes as in GPT-2), 4,096 tokens, learned on the train split.
 
-Byte level, so that every text has an encoding and decoding restores it exactly, which bits per byte rely on. Small, because a tied
-embedding of 4,096 rows is already a fifth of the backbone. No special token is added automatically: whoever packs documents puts
-`<s>` before each of them, and says so, instead of hoping that a post-processor did.
+It works on bytes so that every text has an encoding and decoding restores it exactly, on which bits per byte rely. It is small because a
+tied embedding of 4,096 rows is already a fifth of the backbone. No special token is added automatically: code that packs documents puts
+`<s>` before each of them explicitly, instead of relying on a post-processor.
 """
 
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ VOCABULARY = 4096
 
 
 def train(texts: Iterable[str], *, vocabulary: int = VOCABULARY, context: int = 512) -> PreTrainedTokenizerFast:
-    """A tokenizer learned on `texts`, with `<s>` as id 0 and `</s>` as id 1."""
+    """Train a tokenizer on `texts`, with `<s>` as id 0 and `</s>` as id 1."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,10 +1,10 @@
-"""The first stage of the vision-language training: vision tower and projector learn what is in the cell under each patch.
+"""First stage of the vision-language training: vision tower and projector learn what is in the cell under each patch.
 
-Three throw-away linear heads on every patch name the cell that holds the patch's centre, and the shape and the colour in it, or none.
+Three auxiliary linear heads on every patch predict the cell that holds the patch's centre, and the shape and the colour in it, or none.
 That is far cheaper than learning to see through a language model (no text, 17 tokens an image, many labels in each). At the same time
-the projector learns to say it in the language model's own words: its output approaches the sum of the embeddings of the words for
-shape, colour and place. A question's words then find the patches that are alike, and an answer is copied from there, which the
-attention of a trained language model can do already; without this it answered from the question alone for hundreds of steps.
+the projector learns to express it in the language model's own words: its output approaches the sum of the embeddings of the words for
+shape, colour and place. The words of a question then match similar patches, and an answer is copied from there, which the
+attention of a trained language model can do already; without this stage, the model answered from the question alone for hundreds of steps.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,13 +26,13 @@ EMPTY = 0.3
 
 
 def pixels(images: Sequence[Image.Image]) -> Tensor:
-    """What the image processor gives for images of 64 x 64 RGB (b, 3, 64, 64), between -1 and 1, without its general and slower way."""
+    """Convert images of 64 x 64 RGB to (b, 3, 64, 64) between -1 and 1, like the image processor but without its slower general code."""
     stacked = torch.from_numpy(np.stack([np.asarray(image) for image in images]))
     return stacked.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def labels(drawn: Sequence[Scene], patch: int) -> list[Tensor]:
-    """The cell of every patch, its shape and its colour, as indices (b, patches); the index behind the last is an empty cell."""
+    """Cell of every patch, its shape and its colour, as indices (b, patches); the index after the last one means an empty cell."""
     shapes = torch.full((len(drawn), GRID * GRID), len(SHAPES))
     colours = torch.full((len(drawn), GRID * GRID), len(COLOURS))
     for row, scene in enumerate(drawn):
@@ -45,7 +45,7 @@ def labels(drawn: Sequence[Scene], patch: int) -> list[Tensor]:
 
 
 def word_embeddings(embeddings: Tensor, tokenizer: PreTrainedTokenizerFast) -> list[Tensor]:
-    """For places, shapes and colours (with the word for none) the mean embedding of each name's tokens, with and without a blank."""
+    """Mean embedding of each name's tokens, with and without a blank, for places, shapes and colours (each with a word for none)."""
     names = [[*PLACES, "empty"], [*SHAPES, "empty"], [*COLOURS, "empty"]]
     return [torch.stack([_word(each, embeddings, tokenizer) for each in group]) for group in names]
 
@@ -60,9 +60,9 @@ def fit(
     rate: float,
     seed: int,
 ) -> list[list[float]]:
-    """Trains both in place; `vocabulary` is that of `word_embeddings`.
+    """Train both in place; `vocabulary` is that of `word_embeddings`.
 
-    Returns the curve: step, loss, and the share of patches over a thing whose shape and whose colour is named.
+    Returns the curve: step, loss, and the share of patches over a thing whose shape and colour are correct.
     """
     heads = nn.ModuleList(nn.Linear(tower.config.hidden_size, len(names) + 1) for names in (PLACES, SHAPES, COLOURS))
     parameters = [*tower.parameters(), *projector.parameters(), *heads.parameters()]
@@ -89,7 +89,7 @@ def fit(
 
 
 def _loss(scores: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
-    """The loss, then for shapes and for colours the share that is right where there is a thing."""
+    """Loss, then for shapes and for colours the share of correct predictions where there is a thing."""
     total, right = torch.zeros(()), []
     for score, each in zip(scores, wanted, strict=True):
         empty = score.shape[-1] - 1
@@ -101,7 +101,7 @@ def _loss(scores: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _distance(projected: Tensor, vocabulary: Sequence[Tensor], wanted: Sequence[Tensor]) -> Tensor:
-    """Squared distance to the sum of the words, as a share of its square."""
+    """Squared distance to the sum of the words, as a fraction of its squared norm."""
     target = torch.stack([rows[each] for rows, each in zip(vocabulary, wanted, strict=True)]).sum(0)
     return (projected - target).square().mean() / target.square().mean()
 

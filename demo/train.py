@@ -1,13 +1,13 @@
-"""Trains the embedded backbone: a small, real Llama on the docstrings of the pinned dependencies. `make demo-backbone` calls it.
+"""Train the embedded backbone: a small, real Llama on the docstrings of the pinned dependencies. `make demo-backbone` calls it.
 
     python -m demo.train                              # the committed backbone: 1.4 epochs, an hour on 2 cores, minutes on a GPU
     python -m demo.train --minutes 3 --output /tmp/b  # a quick one
 
-The output folder gets a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`, its tokenizer, and `training.json`: what it was
-trained on (sha256, documents, bytes and tokens of every split), how (steps, batch, rate, seed, versions) and what came out (curve, losses,
-the gap between train and test, bits per byte beside those of xz and of a byte model).
+The output folder receives a checkpoint that loads with `AutoModelForCausalLM.from_pretrained`, its tokenizer, and `training.json`: the data
+(sha256, documents, bytes and tokens of every split), the recipe (steps, batch, rate, seed, versions) and the result (curve, losses,
+the gap between train and test, bits per byte compared with those of xz and of a byte model).
 
-Form: the Llama block as transformers has it, nothing of our own, because the demo must show that compression works on ordinary
+The architecture is the Llama block of transformers, unchanged, because the demo must show that compression works on ordinary
 checkpoints. AdamW with bfloat16 autocast (1.6 times float32 on a CPU with AMX), a short warm-up and a linear decay to zero, which
 beats cosine at a fixed budget (Bergsma et al. 2025). The last fifth runs on 512 tokens, so that the stated context has been
 trained. With `--steps` the result repeats on one machine; with `--minutes` the schedule follows the clock.
@@ -37,12 +37,12 @@ FINAL = Path(__file__).parents[1] / "models" / "demo"
 POINTS = 30
 CONTEXT = 512
 LONG = 0.8
-"""Share of the training after which rows have the full context."""
+"""Fraction of the training after which rows have the full context."""
 
 
 @dataclass
 class Progress:
-    """How far the training is, by steps or by the clock."""
+    """Progress of the training, by steps or by the clock."""
 
     plan: Plan
     step: int = 0
@@ -50,24 +50,24 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the start."""
+        """Seconds since the start."""
         return time.monotonic() - self.start
 
     @property
     def share(self) -> float:
-        """Between 0 and 1."""
+        """Completed fraction, between 0 and 1."""
         return self.step / self.plan.steps if self.plan.minutes is None else self.seconds / (60 * self.plan.minutes)
 
     @property
     def rate(self) -> float:
-        """The learning rate here: linear warm-up, then linear decay to zero."""
+        """Current learning rate: linear warm-up, then linear decay to zero."""
         return self.plan.rate * max(
             0.0, min(self.share / self.plan.warmup, (1 - self.share) / (1 - self.plan.warmup), 1.0)
         )
 
 
 def configuration() -> LlamaConfig:
-    """The architecture: 8 blocks of 192 channels, 6 query and 3 key-value heads; 4.0 million parameters."""
+    """Architecture of the backbone: 8 blocks of 192 channels, 6 query and 3 key-value heads; 4.0 million parameters."""
     return LlamaConfig(
         vocab_size=vocabulary.VOCABULARY,
         hidden_size=192,
@@ -103,7 +103,7 @@ def evaluate(model: LlamaForCausalLM, rows: Tensor, *, what: str, autocast: bool
 def fit(
     model: LlamaForCausalLM, encoded: Sequence[Tensor], validation: Tensor, plan: Plan
 ) -> tuple[list[list[float]], int]:
-    """Trains in place; returns the curve (step, train loss since the last point, validation loss) and the number of steps."""
+    """Train in place; returns the curve (step, train loss since the last point, validation loss) and the number of steps."""
     optimizer = _optimizer(model, plan)
     compute = torch.compile(loss, dynamic=False) if plan.compile else loss
     progress, curve, recent = Progress(plan), list[list[float]](), list[float]()
@@ -154,7 +154,7 @@ def _step(model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, value: Tens
 
 
 def _optimizer(model: LlamaForCausalLM, plan: Plan) -> torch.optim.AdamW:
-    """Weight decay on matrices only."""
+    """AdamW with weight decay on matrices only."""
     matrices = [each for each in model.parameters() if each.ndim == 2]
     gains = [each for each in model.parameters() if each.ndim < 2]
     groups = [{"params": matrices, "weight_decay": plan.decay}, {"params": gains, "weight_decay": 0.0}]
@@ -162,7 +162,7 @@ def _optimizer(model: LlamaForCausalLM, plan: Plan) -> torch.optim.AdamW:
 
 
 def check(plan: Plan) -> None:
-    """Refuses a plan that cannot run.
+    """Refuse a plan that cannot run.
 
     Raises:
         UsageError: no steps, no time, a rate that is not positive, or no compiler.
@@ -176,7 +176,7 @@ def check(plan: Plan) -> None:
 
 
 def train(plan: Plan, output: Path) -> None:
-    """Reads the text, learns the tokenizer, trains, saves, measures what was saved, and writes the record."""
+    """Read the text, learn the tokenizer, train, save, measure what was saved, and write the record."""
     check(plan)
     check_files(output, record.WRITTEN)
     start = time.monotonic()
@@ -203,13 +203,13 @@ def train(plan: Plan, output: Path) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     plan = Plan()
     parser = argparse.ArgumentParser(prog="python -m demo.train", description="Train the embedded backbone.")
     parser.add_argument("--steps", type=int, default=plan.steps, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--minutes", type=float, help="train for this long instead")
     parser.add_argument("--rate", type=float, default=plan.rate, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and order (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="seed of weights and order (default: %(default)s)")
     parser.add_argument(
         "--compile", action=argparse.BooleanOptionalAction, default=True, help="needs a C++ compiler, 1.4 times faster"
     )

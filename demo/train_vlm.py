@@ -1,13 +1,13 @@
-"""Trains the embedded vision-language model: a small, real LLaVA on drawn scenes and docstrings. `make demo-vlm-backbone` calls it.
+"""Train the embedded vision-language model: a small, real LLaVA on drawn scenes and docstrings. `make demo-vlm-backbone` calls it.
 
     python -m demo.train_vlm                                                          # without easy-VQA
     python -m demo.train_vlm --easy-vqa vqa/train --easy-vqa-test vqa/test            # the committed one
 
 Vision tower and projector learn first (`tower.py`), then everything together: each step takes a batch of dialogues about images
 (`dialogues.py`, where each question is read as if it were alone) and a batch of docstrings of the demo's train split, so
-that the language model keeps its language. Scenes have one thing at first, then two, then up to four, for where to look is learned
-first where there is one place only. The rate is low for so small a model: at three times of it the language model lost what it can do,
-copying from what is alike above all, and answered from the questions alone.
+that the language model keeps its language. Scenes have one thing at first, then two, then up to four, since attending to the right place
+is easiest to learn where there is only one. The rate is low for so small a model: at three times the rate the language model lost its
+abilities, above all copying from what is similar, and answered from the questions alone.
 
 The loss is that of answers with their `</s>` and of docstring tokens. AdamW with a linear warm-up and a linear decay to zero, all by
 steps, so that the result repeats on one machine. In float32 and without `torch.compile`: on 2 cores bfloat16 autocast halved the speed
@@ -53,7 +53,7 @@ def fit(
     validation: Sequence[Example],
     plan: Plan,
 ) -> list[list[float]]:
-    """Trains in place; returns the curve: step, loss of answers and of text since the last point, share of right validation answers."""
+    """Train in place; returns the curve: step, loss of answers and of text since the last point, share of correct validation answers."""
     optimizer = _optimizer(model, plan)
     curve, recent = list[list[float]](), list[Tensor]()
     with tqdm(total=plan.steps, desc="training the demo vision-language model", disable=None) as bar:
@@ -104,7 +104,7 @@ def _step(
 
 
 def _optimizer(model: LlavaForConditionalGeneration, plan: Plan) -> torch.optim.AdamW:
-    """Weight decay on matrices only."""
+    """AdamW with weight decay on matrices only."""
     matrices = [each for each in model.parameters() if each.ndim >= 2]
     others = [each for each in model.parameters() if each.ndim < 2]
     groups = [{"params": matrices, "weight_decay": plan.decay}, {"params": others, "weight_decay": 0.0}]
@@ -112,7 +112,7 @@ def _optimizer(model: LlavaForConditionalGeneration, plan: Plan) -> torch.optim.
 
 
 def check(plan: Plan) -> None:
-    """Refuses a plan that cannot run.
+    """Refuse a plan that cannot run.
 
     Raises:
         UsageError: no steps, or a rate that is not positive.
@@ -126,7 +126,7 @@ def check(plan: Plan) -> None:
 def train(
     plan: Plan, output: Path, easy: Path | None = None, easy_test: Path | None = None, start_from: Path | None = None
 ) -> None:
-    """Draws and reads the data, trains, saves, measures what was saved, and writes the record."""
+    """Draw and read the data, train, save, measure what was saved, and write the record."""
     check(plan)
     check_files(output, WRITTEN)
     start = time.monotonic()
@@ -172,7 +172,7 @@ def _first_stage(model: LlavaForConditionalGeneration, plan: Plan) -> list[list[
 
 
 def save(model: LlavaForConditionalGeneration, reader: LlavaProcessor, output: Path) -> None:
-    """Writes the weights in bfloat16, the configuration, the processor with its tokenizer, and what generation needs."""
+    """Write the weights in bfloat16, the configuration, the processor with its tokenizer, and the generation settings."""
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.text_config.bos_token_id,
         eos_token_id=model.config.text_config.eos_token_id,
@@ -185,12 +185,14 @@ def save(model: LlavaForConditionalGeneration, reader: LlavaProcessor, output: P
 
 
 def main() -> None:
-    """Reads the command line."""
+    """Read the command line."""
     plan = Plan()
     parser = argparse.ArgumentParser(
         prog="python -m demo.train_vlm", description="Train the embedded vision-language model."
     )
-    parser.add_argument("--steps", type=int, default=plan.steps, help="optimizer steps together (default: %(default)s)")
+    parser.add_argument(
+        "--steps", type=int, default=plan.steps, help="optimizer steps of the joint training (default: %(default)s)"
+    )
     parser.add_argument(
         "--tower-steps",
         type=int,
@@ -198,10 +200,14 @@ def main() -> None:
         help="steps of the tower alone before (default: %(default)s)",
     )
     parser.add_argument("--rate", type=float, default=plan.rate, help="highest learning rate (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=plan.seed, help="of weights and data (default: %(default)s)")
-    parser.add_argument("--easy-vqa", type=Path, metavar="FOLDER", help="easy-VQA's train part, to learn from as well")
-    parser.add_argument("--easy-vqa-test", type=Path, metavar="FOLDER", help="easy-VQA's test part, to be measured on")
-    parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from the result of an earlier training")
+    parser.add_argument("--seed", type=int, default=plan.seed, help="seed of weights and data (default: %(default)s)")
+    parser.add_argument(
+        "--easy-vqa", type=Path, metavar="FOLDER", help="easy-VQA's train part, used as additional training data"
+    )
+    parser.add_argument(
+        "--easy-vqa-test", type=Path, metavar="FOLDER", help="easy-VQA's test part, used for an additional evaluation"
+    )
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="resume from the result of an earlier training")
     parser.add_argument("--output", type=Path, default=FINAL, help="folder of the result (default: models/demo-vlm)")
     given = parser.parse_args()
     own = {"steps": given.steps, "tower_steps": given.tower_steps, "rate": given.rate, "seed": given.seed}

@@ -1,11 +1,11 @@
-"""The form of the demo vision-language model: a LLaVA of a small CLIP vision tower, the two-layer projector and the demo language model.
+"""Architecture of the demo vision-language model: LLaVA with a small CLIP vision tower, a two-layer projector and the demo language model.
 
-Nothing of it is our own: `LlavaForConditionalGeneration` with `LlavaProcessor`, as any checkpoint of that family (Liu et al. 2023),
-so that programs which read such checkpoints read this one. An image is 64 x 64, its 16 patches are 16 tokens. The tower's last layer
-feeds the projector, for the tower is trained here and has no later layer to waste.
+Nothing of it is our own: it is `LlavaForConditionalGeneration` with `LlavaProcessor`, as for any checkpoint of that family (Liu et al.
+2023), so that programs for such checkpoints can read this one. An image is 64 x 64, its 16 patches are 16 tokens. The projector reads the
+tower's last layer, since the tower is trained here and no layer after it would be wasted.
 
-The chat template is short, because every token costs a small model: `<s>`, the image where there is one, the question and a line
-break; the answer ends with `</s>`. It marks answers with `generation`, so that a processor gives the mask of what is learned.
+The chat template is short, because every token is expensive for a small model: `<s>`, the image if there is one, the question and a line
+break; the answer ends with `</s>`. It marks answers with `generation`, so that a processor returns the mask of what is learned.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ IMAGE, PAD = "<image>", "<pad>"
 _NAMES = ("circle", "rectangle", "triangle", "diamond", "black", "blue", "brown", "gray", "green", "teal", "yellow")
 _WHOLE = (*_NAMES, "top", "middle", "bottom", "centre", "yes")
 WORDS = (*(mark + word for word in _WHOLE for mark in ("", " ")), " ring")
-"""Words of the scenes that the tokenizer of docstrings would cut (`b`, `l`, `ue`), as tokens of their own, with and without a blank: a
+"""Words of the scenes that the tokenizer of docstrings would split (`b`, `l`, `ue`), as tokens of their own, with and without a blank: a
 model finds and copies tokens, and pieces that many names share are hard to tell apart. `ring` is a token already, and part of `string`.
 """
 
@@ -51,11 +51,11 @@ TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}{% endif %}{{ '\\n' }}"
     "{% endif %}{% endfor %}"
 )
-"""Jinja; there is nothing to add for a generation prompt, for the line break behind the question is it."""
+"""Jinja; the line break after the question is the generation prompt, so nothing is added for one."""
 
 
 def vision() -> CLIPVisionConfig:
-    """The tower: 4 blocks of 128 channels; 0.9 million parameters."""
+    """Configuration of the tower: 4 blocks of 128 channels; 0.9 million parameters."""
     return CLIPVisionConfig(
         image_size=SIZE,
         patch_size=PATCH,
@@ -67,14 +67,14 @@ def vision() -> CLIPVisionConfig:
 
 
 def tokenizer(backbone: Path = BACKBONE) -> PreTrainedTokenizerFast:
-    """The language model's own with `WORDS`; text goes through it, for a docstring may hold the letters `<image>`."""
+    """Tokenizer of the language model with `WORDS`, for plain text, since a docstring may contain the letters `<image>`."""
     extended = AutoTokenizer.from_pretrained(backbone)
     extended.add_tokens([AddedToken(word, normalized=False) for word in WORDS])
     return extended
 
 
 def processor(backbone: Path = BACKBONE) -> LlavaProcessor:
-    """The tokenizer of the language model with `<image>` and `<pad>`, the image processor on Pillow, and the chat template."""
+    """Processor: the tokenizer of the language model with `<image>` and `<pad>`, the image processor on Pillow, and the chat template."""
     extended = tokenizer(backbone)
     extended.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     extended.add_special_tokens({"pad_token": PAD})
@@ -96,12 +96,12 @@ def processor(backbone: Path = BACKBONE) -> LlavaProcessor:
 
 
 def build(reader: LlavaProcessor, backbone: Path = BACKBONE) -> LlavaForConditionalGeneration:
-    """The model in float32: random tower and projector, the language model's own weights, and a few more rows of embeddings."""
+    """Build the model in float32: random tower and projector, the language model's own weights, and a few more rows of embeddings."""
     language = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
     language.resize_token_embeddings(len(reader.tokenizer))
     text = language.config
     text.pad_token_id = reader.tokenizer.pad_token_id
-    text.name_or_path = ""  # where it was read from is nobody's business
+    text.name_or_path = ""  # a local path does not belong in a published config
     config = LlavaConfig(
         vision_config=vision(),
         text_config=text,
@@ -140,7 +140,7 @@ def answer(
     batch: int = 64,
     longest: int = 12,
 ) -> list[str]:
-    """The greedy answers to one question each, `batch` at a time; either all have an image or none has."""
+    """Answer each question on its own, greedily, `batch` at a time; either all have an image or none has."""
     found: list[str] = []
     for start in range(0, len(asked), batch):
         messages = [conversation([(question, None)], image) for image, question in asked[start : start + batch]]

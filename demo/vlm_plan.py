@@ -1,4 +1,4 @@
-"""The recipe by which the embedded vision-language model is trained."""
+"""Recipe for training the embedded vision-language model."""
 
 from dataclasses import dataclass
 
@@ -6,15 +6,15 @@ from demo import scenes
 
 POINTS = 15
 SELDOM, LATE = 2, 0.75
-"""Every so many steps there is text as well, and from this share of the training on at every step: its gradient is so much noisier than
-that of answers that it would slow them down."""
+"""Interval in steps between batches of text, and fraction of the training from which every step has one: the gradient of text is so much
+noisier than that of answers that it would slow them down."""
 FEW = (0.2, 0.35)
-"""Shares of the training up to which drawn scenes have one thing and at most two."""
+"""Fractions of the training up to which drawn scenes have one thing, and at most two."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything the result depends on beside the data."""
+    """Everything that the result depends on besides the data."""
 
     steps: int = 3000
     batch: int = 6
@@ -34,10 +34,10 @@ class Plan:
     """Whether this training goes on from an earlier one: no first stage, scenes of every size and text in every step."""
 
     def reads(self, step: int) -> bool:
-        """Whether a step has text beside its questions."""
+        """Tell whether a step has text besides its questions."""
         return self.goes_on or step % SELDOM == 0 or step >= LATE * self.steps
 
     def most(self, step: int) -> int:
-        """Things in a scene, at most."""
+        """Maximum number of things in a scene."""
         early = (few for few, end in enumerate(FEW, start=1) if step < end * self.steps)
         return scenes.MOST if self.goes_on else next(early, scenes.MOST)

@@ -1,9 +1,10 @@
-"""What stands in `models/demo-vlm/training.json`: the data, the recipe and the results of the vision-language training.
+"""Content of `models/demo-vlm/training.json`: the data, the recipe and the results of the vision-language training.
 
-Everything is measured on the saved bfloat16 weights in float32 arithmetic. An answer is right where the greedy text equals the expected
-one (exact match); each question is asked alone, by the processor's chat template. Two blind yardsticks stand beside it: the same model
-on mid-gray images and without an image at all, for what they get right comes from the question. So does the share of the most frequent
-answer of each type. The perplexity of docstrings is that of `train.py`, for this model and for the language model it was made from.
+Everything is measured on the saved bfloat16 weights in float32 arithmetic. An answer is correct if the greedy text equals the expected
+one (exact match); each question is asked alone, with the processor's chat template. Two blind yardsticks are reported as well: the same
+model on mid-gray images and without an image at all, since what they get right comes from the question. So is the share of the most
+frequent answer of each type. The perplexity of docstrings is that of `train.py`, for this model and for the language model it was made
+from.
 """
 
 import hashlib
@@ -46,7 +47,7 @@ GRAY = (128, 128, 128)
 def answers(
     model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example], *, see: str = "image"
 ) -> list[str]:
-    """The greedy answers; `see` is `image`, `blank` (mid-gray instead) or `text` (no image at all)."""
+    """Greedy answers; `see` is `image`, `blank` (a mid-gray image) or `text` (no image at all)."""
     shown: dict[str, Callable[[Example], Image.Image | None]] = {
         "image": lambda each: each.image,
         "blank": lambda each: Image.new("RGB", each.image.size, GRAY),
@@ -62,7 +63,7 @@ def answers(
 
 
 def accuracy(model: LlavaForConditionalGeneration, reader: LlavaProcessor, asked: Sequence[Example]) -> float:
-    """The share of exact matches."""
+    """Share of exact matches."""
     found = answers(model, reader, asked)
     return sum(one == each.answer for one, each in zip(found, asked, strict=True)) / len(asked)
 
@@ -73,7 +74,7 @@ def scores(
     asked: Sequence[Example],
     sights: Sequence[str] = ("image", "blank", "text"),
 ) -> dict[str, dict[str, float | int]]:
-    """Exact match overall and by type for each way of seeing, beside the share of the most frequent answer."""
+    """Exact match overall and by type for each way of seeing, with the share of the most frequent answer."""
     hits = {
         see: [one == each.answer for one, each in zip(answers(model, reader, asked, see=see), asked, strict=True)]
         for see in sights
@@ -97,7 +98,9 @@ def caption_perplexity(model: LlavaForConditionalGeneration, reader: LlavaProces
 def text_perplexity(
     model: LlavaForConditionalGeneration, texts: tuple[Sequence[Tensor], Sequence[Tensor]]
 ) -> dict[str, float]:
-    """Of the docstrings, by this model and by the language model it was made from, each by its own tokenizer, as `train.py` measures."""
+    """Perplexity of the docstrings for this model and for the language model it was made from, each with its own tokenizer, as in
+    `train.py`.
+    """
     own, before = (packing.rows(each, TextPlan().length) for each in texts)
     backbone = LlamaForCausalLM.from_pretrained(vlm.BACKBONE, dtype=torch.float32)
     ours = math.exp(train.evaluate(model, own, what="docstrings"))
@@ -106,7 +109,7 @@ def text_perplexity(
 
 
 def digest(asked: Sequence[Example]) -> str:
-    """The identity of examples: sha256 over their pixels, questions and answers."""
+    """Digest of examples: sha256 over their pixels, questions and answers."""
     total = hashlib.sha256()
     for each in asked:
         total.update(each.image.tobytes() + f"\0{each.question}\0{each.answer}\0".encode())
@@ -125,7 +128,7 @@ def write(
     seconds: float,
     before: Mapping[str, Any] | None = None,
 ) -> None:
-    """Measures the saved checkpoint and writes `training.json` beside it; `before` is that of a training which this one went on from."""
+    """Measure the saved checkpoint and write `training.json` next to it; `before` is the record of the training that was resumed."""
     model = AutoModelForImageTextToText.from_pretrained(output, dtype=torch.float32)
     reader = AutoProcessor.from_pretrained(output)
     test, captions = scenes.examples("test", QUESTIONS), scenes.examples("test", CAPTIONS, types=[CAPTION])
@@ -160,7 +163,7 @@ def _score(asked: Sequence[Example], hits: Mapping[str, Sequence[bool]], kind: s
 
 
 def _easy(questions: Sequence[Example]) -> dict[str, int | str] | None:
-    """None where that part was not given."""
+    """Record of a part of easy-VQA; None if it was not given."""
     if not questions:
         return None
     images = len({id(each.image) for each in questions})

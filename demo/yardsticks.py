@@ -1,8 +1,8 @@
-"""How well the test split compresses without a language model: xz and the order-5 byte model, in bits per byte.
+"""Compression of the test split without a language model: xz and the order-5 byte model, in bits per byte.
 
-xz is given twice: the test text alone, and as what it adds behind the training text (xz has seen then what the backbone has seen; its
-dictionary of 64 MB holds all of it). A zero byte ends every document, as `<s>` does for the backbone; bits are divided by the text's bytes
-alone, the same divisor for all.
+xz is measured twice: on the test text alone, and as the size that it adds to the compressed training text (xz then knows what the backbone
+was trained on; its dictionary of 64 MB holds all of it). A zero byte ends every document, as `<s>` does for the backbone; bits are divided
+by the text's bytes alone, the same divisor for all.
 """
 
 import lzma
@@ -15,7 +15,7 @@ STRONGEST = 9 | lzma.PRESET_EXTREME
 
 
 def bits_per_byte(train: Sequence[Document], test: Sequence[Document]) -> dict[str, float]:
-    """Name of the yardstick -> bits per byte of the test split."""
+    """Map the name of each yardstick to its bits per byte of the test split."""
     known, text, size = _joined(train), _joined(test), size_of(test)
     alone = len(lzma.compress(text, preset=STRONGEST))
     added = len(lzma.compress(known + text, preset=STRONGEST)) - len(lzma.compress(known, preset=STRONGEST))

@@ -1,14 +1,14 @@
-"""The main flow: a backbone and a compression target in; a compressed checkpoint, its metrics and its record out.
+"""The main flow, from a backbone and a compression target to a compressed checkpoint, its metrics and its record.
 
     python -m flows.compress [section.key=value ...]
 
 backbone -> texts -> tokens -> statistics -> spectra -> ratios -> ranks -> factors -> checkpoint -> metrics
 
-Every arrow is a cached step that takes and gives artifacts, so a second run executes nothing, and another target starts at `ratios`.
-The method and its baselines differ in their recipes only: same statistics, spectra and budget. A search (`search.method`) finds ranks
-by trials on validation text in the place of both levels. Where `statistics.inputs` is `compressed`,
-statistics to factors is one step per block, behind the compressed blocks before it; anchored (`anchor.method`), ranks to factors are.
-`recovery` tunes the checkpoint of the method.
+Every arrow is a cached step that takes and returns artifacts, so a second run executes nothing, and another target starts at `ratios`.
+The method and its baselines differ in their recipes only: statistics, spectra and budget are the same. A search (`search.method`) replaces
+both levels and finds ranks by trials on validation text. If `statistics.inputs` is `compressed`, the stages from statistics to factors are
+one step per block, calibrated on the output of the compressed blocks before it; with anchoring (`anchor.method`), the stages from ranks to
+factors are. `recovery` fine-tunes the checkpoint of the method.
 """
 
 if __name__ == "__main__":
@@ -100,14 +100,14 @@ def compress(parameters: Parameters) -> Results:
 
 
 def searches_of(params: Parameters) -> list[Output]:
-    """What a run with a search publishes of that."""
+    """Outputs of the search of a run, if it has one."""
     return [] if params.search.method == "none" else [Output("the folder of searches", params.folder / SEARCHES)]
 
 
 def compress_models(
     prepared: Prepared, evaluation: ModelEvaluation, wanted: Mapping[str, Recipe], searches: Mapping[str, Search]
 ) -> dict[str, Compressed]:
-    """Every model of the run by its name: compressed by its recipe, or by the ranks that its search has found, and evaluated."""
+    """Compress every model by its recipe, or at the ranks that its search has found, and evaluate it; returns them by name."""
     store, models = prepared.store, dict[str, Compressed]()
     for name, recipe in wanted.items():
         if name in searches:
@@ -125,7 +125,7 @@ def compress_models(
 
 
 def figure_inputs(results: Results) -> dict[str, Any]:
-    """The artifacts that the figures are drawn from."""
+    """Artifacts that the figures are drawn from."""
     models = list(results.models.values())
     return {
         "backbone": results.backbone,

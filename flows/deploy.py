@@ -1,9 +1,9 @@
-"""Deployments: which flows run by themselves and when, told to Prefect's server.
+"""Deploy to Prefect's server: which flows run on a schedule, and when.
 
     python -m flows.deploy [section.key=value ...]
 
-`prefect.yaml` has the deployments and no number; its build step `settings` reads the section `schedule` of `params.yaml`, so that
-`prefect deploy --all` does the same. This command looks first whether there is a server, makes the work pool where it is missing, and gives
+`prefect.yaml` has the deployments without any number; its build step `settings` reads the section `schedule` of `params.yaml`, so that
+`prefect deploy --all` does the same. This command first checks that there is a server, creates the work pool if it is missing, and passes
 the overrides that it was called with to every run.
 """
 
@@ -22,17 +22,17 @@ from mgaa.masking import masked
 from tasks.config.parameters import load_parameters
 
 POOL = "mgaa"
-"""The work pool of processes that `prefect.yaml` names."""
+"""Work pool of processes that `prefect.yaml` names."""
 FILE, PARAMS, OVERRIDES = "prefect.yaml", "MGAA_PARAMS", "MGAA_OVERRIDES"
 PATIENCE = 10.0
 """Seconds for the server to answer."""
 
 
 def settings(params: str = "", overrides: str = "") -> dict[str, Any]:
-    """The build step of `prefect.yaml`: what its placeholders stand for.
+    """Build step of `prefect.yaml`: values of its placeholders.
 
     Args:
-        params: the file of parameters; by default `params.yaml`.
+        params: file of parameters; by default `params.yaml`.
         overrides: `section.key=value`, quoted as in a shell.
     """
     path, words = Path(params or "params.yaml").absolute(), shlex.split(overrides or "")
@@ -74,10 +74,10 @@ def deploy(path: Path, overrides: list[str]) -> None:
 
 
 def server() -> Any:
-    """A client of the server, which answers.
+    """Open a client of the server, after checking that it answers.
 
     Raises:
-        UsageError: none is set.
+        UsageError: no server is set.
         ResourceError: it does not answer.
     """
     import httpx
@@ -99,7 +99,7 @@ def server() -> Any:
 
 
 def make_pool(client: Any) -> None:
-    """Create the work pool where it is missing."""
+    """Create the work pool if it is missing."""
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
 
@@ -119,7 +119,7 @@ def show(client: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; returns its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         return run_command(lambda: print(__doc__))

@@ -2,8 +2,8 @@
 
     python -m flows.evaluate backbone.source=models/compressed [section.key=value ...]
 
-The same texts, windows, tasks, questions and card as in `flows.compress`; the metrics go to `results/evaluation.json`, or where
-`output.results` says.
+Texts, windows, tasks, questions and card are those of `flows.compress`; the metrics are written to `results/evaluation.json`, below the
+folder `output.results`.
 """
 
 if __name__ == "__main__":
@@ -37,14 +37,16 @@ RESULT = "evaluation.json"
 
 @flow(name="evaluate", validate_parameters=False)
 def evaluate(parameters: Parameters) -> dict[str, Any]:
-    """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks`, and on `data.questions` if it sees."""
+    """Measure `backbone.source` on the evaluation and validation texts, on `evaluation.tasks` and, if it is multimodal, on
+    `data.questions`.
+    """
     check_outputs(parameters, Output("output.results", parameters.results, [RESULT, place_of(Path(), "evaluate").name]))
     with record_executions(store := open_run_store(parameters, alone=True)) as executions:
         return evaluate_model(parameters, store, executions)
 
 
 def evaluate_model(params: Parameters, store: Store, executions: Executions) -> dict[str, Any]:
-    """The metrics of the model, published with the record of the run."""
+    """Metrics of the model, published with the record of the run."""
     began, started = time.perf_counter(), datetime.now(UTC)
     source, revision = params.backbone.source, params.backbone.revision
     given: dict[str, Any] = {"source": source, "revision": revision, "dtype": params.backbone.dtype}

@@ -1,10 +1,10 @@
-"""Where a result comes from, whether that is still so, and how it is made again: the command of an audit.
+"""Audit a result: show where it comes from, verify it, compare it with another one, and reproduce it.
 
     python -m flows.lineage show [what] [--json] [--figure file.svg] [--full]     the whole ancestry
     python -m flows.lineage verify [what] [--signers file]                       every byte against every record
     python -m flows.lineage diff one other                                       what made two results differ
     python -m flows.lineage reproduce [what]                                     the recorded commit, versions and run, once more
-    python -m flows.lineage sign [what] --key ~/.ssh/id_ed25519                  who says so
+    python -m flows.lineage sign [what] --key ~/.ssh/id_ed25519                  a signature of the run's record
 
 `what` is a checkpoint, an artifact, a metric, a run of MLflow or a revision of DVC (tasks/audit/references.py); by default the last run.
 """
@@ -31,7 +31,7 @@ What = Annotated[
 
 
 def open_store(params: Operation) -> Store:
-    """The store of this checkout."""
+    """Open the store of this checkout."""
     return Store(params.store_path, params.store.lock_timeout)
 
 
@@ -39,11 +39,13 @@ def show(
     params: Operation,
     what: What = "last",
     *,
-    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
-    full: Annotated[bool, typer.Option("--full", help="every artifact of a kind, and whole digests")] = False,
-    figure: Annotated[Path | None, typer.Option(help="draw it into this .svg or .png")] = None,
+    json: Annotated[bool, typer.Option("--json", help="output for programs")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="every artifact on a line of its own, with complete digests")
+    ] = False,
+    figure: Annotated[Path | None, typer.Option(help="draw the ancestry into this .svg or .png")] = None,
 ) -> None:
-    """Draw the whole ancestry of a result, from manifests alone."""
+    """Show the whole ancestry of a result, from manifests alone."""
     from tasks.audit.lineage_view import as_json, print_tree
 
     store = open_store(params)
@@ -63,36 +65,36 @@ def verify(
     what: What = "last",
     *,
     signers: Annotated[
-        Path | None, typer.Option(help="allowed signers, as git has them; the run must be signed")
+        Path | None, typer.Option(help="file of allowed signers, in git's format; the run must be signed")
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    json: Annotated[bool, typer.Option("--json", help="output for programs")] = False,
 ) -> None:
     """Hash everything again, and compare manifests, files, dvc.lock, MLflow, git and signatures with each other."""
     from tasks.audit.verify import audit
 
     store = open_store(params)
-    found = audit(params, store, resolve_target(params, store, what), signers)
+    result = audit(params, store, resolve_target(params, store, what), signers)
     if json:
         print(
             dumps(
                 {
-                    "disagreements": [vars(each) for each in found.disagreements],
-                    "unchecked": [vars(each) for each in found.unchecked],
+                    "disagreements": [vars(each) for each in result.disagreements],
+                    "unchecked": [vars(each) for each in result.unchecked],
                 }
             )
         )
     else:
-        for each in found.findings:
+        for each in result.findings:
             print(f"{each.kind:<10} {each}")
-        rate = found.store.bytes / 1e6 / max(found.seconds, 1e-9)
+        rate = result.store.bytes / 1e6 / max(result.seconds, 1e-9)
         print(
-            f"{found.store.artifacts} artifacts and {found.store.keys} keys, {found.store.bytes / 1e6:.1f} MB in {found.seconds:.2f} s "
-            f"({rate:.0f} MB/s): {len(found.disagreements)} disagreements, {len(found.unchecked)} things not looked at"
+            f"{result.store.artifacts} artifacts and {result.store.keys} keys, {result.store.bytes / 1e6:.1f} MB in {result.seconds:.2f} s "
+            f"({rate:.0f} MB/s): {len(result.disagreements)} disagreements, {len(result.unchecked)} unchecked"
         )
-    if found.disagreements:
+    if result.disagreements:
         raise InputError(
-            f"{len(found.disagreements)} records disagree, expected none; the first: {found.disagreements[0]}. What is damaged in the "
-            "store is made again by the next run; what is published, once it is removed, by `dvc checkout` or by the run."
+            f"{len(result.disagreements)} records disagree, expected none; the first: {result.disagreements[0]}. The next run repairs what "
+            "is damaged in the store; remove damaged published files, and restore them with `dvc checkout` or by running again."
         )
 
 
@@ -101,26 +103,26 @@ def diff(
     one: Annotated[str, typer.Argument(help="as for show")],
     other: Annotated[str, typer.Argument(help="as for show")] = "last",
     *,
-    json: Annotated[bool, typer.Option("--json", help="for programs")] = False,
+    json: Annotated[bool, typer.Option("--json", help="output for programs")] = False,
 ) -> None:
-    """Tell which parameter, data, code, package or device made two results differ, what then did, and what had no effect."""
+    """Show which parameters, data, code, packages or device made two results differ, the effects, and the differences without effect."""
     from tasks.audit.difference import compare_results
     from tasks.record.findings import shorten
 
     store = open_store(params)
-    found = compare_results(store, resolve_target(params, store, one), resolve_target(params, store, other))
+    differing = compare_results(store, resolve_target(params, store, one), resolve_target(params, store, other))
     if json:
-        print(dumps([vars(each) for each in found], indent=1, ensure_ascii=False))
+        print(dumps([vars(each) for each in differing], indent=1, ensure_ascii=False))
         return
-    for each in found:
+    for each in differing:
         idle = " (without effect)" if each.role == "none" else ""
         print(f"{each.aspect:<9} {each.name}: {shorten(each.one)} -> {shorten(each.other)}{idle}")
-    causes = sorted({each.aspect for each in found if each.role == "cause"})
-    counts = [(sum(each.role == role for each in found), word) for role, word in ROLES.items()]
-    told = ", ".join(f"{count} {word}" for count, word in counts if count)
+    causes = sorted({each.aspect for each in differing if each.role == "cause"})
+    counts = [(sum(each.role == role for each in differing), word) for role, word in ROLES.items()]
+    summary = ", ".join(f"{count} {word}" for count, word in counts if count)
     print(
-        f"{len(found)} differences"
-        + (f" ({told})" if told else "")
+        f"{len(differing)} differences"
+        + (f" ({summary})" if summary else "")
         + (f"; the results differ by {', '.join(causes)}" if causes else "")
     )
 
@@ -130,7 +132,7 @@ def reproduce(
     what: What = "last",
     *,
     python: Annotated[
-        Path | None, typer.Option(help="an interpreter with the packages; by default they are installed")
+        Path | None, typer.Option(help="interpreter with the packages; by default a new environment is installed")
     ] = None,
 ) -> None:
     """Run the recorded commit with the recorded versions and parameters in a temporary clone, and compare the digests."""
@@ -139,16 +141,16 @@ def reproduce(
     store = open_store(params)
     root = resolve_target(params, store, what)
     with TemporaryDirectory() as folder:
-        found = again(params, read_record(store, run_of(store, root)), Path(folder), python)
-    for name, (recorded, present) in found.versions.items():
+        outcome = again(params, read_record(store, run_of(store, root)), Path(folder), python)
+    for name, (recorded, present) in outcome.versions.items():
         print(f"package   {name}: {recorded} -> {present}")
-    for stage, same in found.stages.items():
+    for stage, same in outcome.stages.items():
         print(f"{'same' if same else 'differs':<9} {stage}")
-    print(f"{sum(found.stages.values())} of {len(found.stages)} stages have the same digests")
-    if not found.is_same:
+    print(f"{sum(outcome.stages.values())} of {len(outcome.stages)} stages have the same digests")
+    if not outcome.is_same:
         raise InputError(
-            f"{len(found.stages) - sum(found.stages.values())} stages came out otherwise, expected the same digests: look at the device "
-            "and at the versions above."
+            f"{len(outcome.stages) - sum(outcome.stages.values())} stages have other digests, expected the same: compare the device "
+            "and the versions above."
         )
 
 
@@ -156,9 +158,9 @@ def sign(
     params: Operation,
     what: What = "last",
     *,
-    key: Annotated[Path, typer.Option(help="a key of OpenSSH")] = Path("~/.ssh/id_ed25519"),
+    key: Annotated[Path, typer.Option(help="key in OpenSSH's format")] = Path("~/.ssh/id_ed25519"),
 ) -> None:
-    """Sign the record of a run, and with it everything that it names."""
+    """Sign the record of a run, and thereby everything that it names."""
     from tasks.record.signing import sign as signed
 
     store = open_store(params)

@@ -1,4 +1,4 @@
-"""The data alone: read, check and keep the three sets of texts, and export them for DVC to version.
+"""Prepare the data alone: read, check and store the three sets of texts, and export them for DVC to version.
 
     python -m flows.prepare_data [section.key=value ...]
 
@@ -46,22 +46,24 @@ def prepare_data(parameters: Parameters) -> Artifact:
 
 
 def prepare_texts(parameters: Parameters, store: Store) -> Artifact:
-    """The artifact `texts` of these parameters."""
+    """Read the texts of these parameters, as the artifact `texts`."""
     sections: dict[str, Texts] = {name: getattr(parameters.data, name) for name in text_sections(parameters)}
     return read_texts(
         store,
-        sections={name: text_arguments(given) for name, given in sections.items()},
-        content={name: source_content(given.source) for name, given in sections.items()},
+        sections={name: text_arguments(texts) for name, texts in sections.items()},
+        content={name: source_content(texts.source) for name, texts in sections.items()},
     )
 
 
 def text_sections(parameters: Parameters) -> list[str]:
-    """The sections that are documents; that of the calibration may be questions."""
+    """Names of the sections that are documents; the calibration may consist of questions instead."""
     return [name for name in SECTIONS if name != "calibration" or parameters.data.calibration.form != "questions"]
 
 
 def prepare_questions(parameters: Parameters, store: Store) -> Artifact | None:
-    """The artifact `questions` of these parameters: those that calibrate and those that are asked; null where there are none."""
+    """Read the questions of these parameters, as the artifact `questions`: those for calibration and for evaluation; None if there are
+    none.
+    """
     data = parameters.data
     sections: dict[str, Texts | Questions] = {f"questions.{each.name}": each for each in data.questions}
     for name, given in (("calibration", data.calibration), ("recovery", data.recovery)):
@@ -84,31 +86,31 @@ def prepare_tokens(
     names: Sequence[str] = SECTIONS,
     questions: Artifact | None = None,
 ) -> dict[str, Artifact]:
-    """The artifact `tokens` of the sections `names`, by the tokenizer or the processor of `model`.
+    """Tokenize the sections `names` with the tokenizer or the processor of `model`, as artifacts `tokens`.
 
     Args:
-        questions: those of `prepare_questions`, where they were prepared.
+        questions: result of `prepare_questions`, if there is one already.
     """
-    found = {}
+    tokens = {}
     for name in names:
         given: Texts = getattr(parameters.data, name)
         if name not in text_sections(parameters):
             asked = questions or prepare_questions(parameters, store)
             assert asked is not None, "the calibration is among them"
-            found[name] = encode_questions(store, model, asked, section=name)
+            tokens[name] = encode_questions(store, model, asked, section=name)
             continue
         cut: dict[str, Any] = {"length": given.length, "samples": given.samples, "seed": given.seed}
-        found[name] = tokenize(store, model, texts, section=name, **cut)
-    return found
+        tokens[name] = tokenize(store, model, texts, section=name, **cut)
+    return tokens
 
 
 def text_arguments(given: Texts) -> dict[str, object]:
-    """The parameters of a section that choose its documents."""
+    """Parameters of a section that choose its documents."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in READING}
 
 
 def question_arguments(given: Texts | Questions) -> dict[str, object]:
-    """The parameters of a section that choose its questions."""
+    """Parameters of a section that choose its questions."""
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in ASKING}
 
 

@@ -48,9 +48,9 @@ def profile_device(parameters: Parameters) -> None:
 def show(parameters: Parameters) -> None:
     """Print for every shape the dense time, the largest measured rank that is faster, and break-even in parameters."""
     path = parameters.folder / parameters.profile.output
-    found = load_profile(path)
-    print(f"{found.name} ({found.device}), {found.dtype}, {found.threads} threads")
-    for (m, n, bias), curves in found.curves.items():
+    profile = load_profile(path)
+    print(f"{profile.name} ({profile.device}), {profile.dtype}, {profile.threads} threads")
+    for (m, n, bias), curves in profile.curves.items():
         for tokens, curve in curves.items():
             faster = [rank for rank, timing in curve.low_rank.items() if timing.seconds < curve.dense.seconds]
             until = f"rank {max(faster)}" if faster else "no rank"

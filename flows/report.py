@@ -1,9 +1,9 @@
-"""The audit report of a run, made again from the store and the run's record: the same bytes as the run published.
+"""Render the audit report of a run from the store and the run's record: the same bytes as the run published.
 
     python -m flows.report [what] [section.key=value ...]
 
 `what` is a run, or anything that a run made (tasks/audit/references.py); by default the last run, whose page is `report.html` among its
-results. The page of another run lies beside it, with the digest of that run's record in its name.
+results. The page of another run is stored next to it, with the digest of that run's record in its name.
 """
 
 import sys
@@ -22,7 +22,7 @@ LAST = "last"
 
 
 def report(params: Operation, what: What = LAST) -> None:
-    """Write the page of a run.
+    """Write the report of a run.
 
     Raises:
         UsageError, InputError: `what` names no run of `flows.compress`.

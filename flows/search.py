@@ -2,7 +2,7 @@
 
     python -m flows.search [section.key=value ...]
 
-Every combination of the lists in the section `study` is a search by the Gaussian process; beside it stands random search with the same
+Every combination of the lists in the section `study` is a search by the Gaussian process, accompanied by a random search with the same
 groups and seed. All share one calibration, one decomposition, the validation windows and the dense reference, and every trial is one
 task and one child run in MLflow. The best allocation of each search is measured on the evaluation text, next to MGAA's, in pairs on the
 same windows.
@@ -55,7 +55,7 @@ from tasks.tracking.run import Run, track_run
 
 @flow(name="search", task_runner=THREADS, validate_parameters=False)
 def search(parameters: Parameters) -> list[Final]:
-    """Search ranks by every combination of the lists in `study`, beside random search and MGAA; publish tables, allocations and figures."""
+    """Search ranks by every combination of the lists in `study`, by random search and by MGAA; publish tables, allocations and figures."""
     params, began = parameters, time.perf_counter()
     check_compatibility(params.flat(), "search")
     check_outputs(params, Output("the folder of searches", params.folder / FOLDER))
@@ -101,7 +101,7 @@ def search(parameters: Parameters) -> list[Final]:
 
 
 def search_kinds(params: Parameters) -> list[tuple[str, int, str]]:
-    """Method, groups and first trial of the searches of a seed."""
+    """Method, groups and first trial of the searches with one seed."""
     by_groups = [
         [(RANDOM, groups, "random"), *(("gp", groups, start) for start in params.study.start)]
         for groups in params.study.groups
@@ -110,13 +110,13 @@ def search_kinds(params: Parameters) -> list[tuple[str, int, str]]:
 
 
 def search_arguments(method: str, groups: int, start: str, seed: int) -> dict[str, Any]:
-    """The arguments by which searches differ, and their name."""
+    """Arguments in which searches differ, and their name."""
     first = "-mgaa-first" if start == "mgaa" else ""
     return {"name": f"{method}-{groups}{first}-seed{seed}", "method": method, "start": start, "seed": seed}
 
 
 def measure_finals(prepared: Prepared, searches: list[Search], mgaa: Artifact | None) -> list[Final]:
-    """The dense model, MGAA if it could be measured, and the best allocation of every search on the evaluation text."""
+    """Measure the dense model, MGAA if possible, and the best allocation of every search on the evaluation text."""
     params, store, backbone = prepared.params, prepared.store, prepared.backbone
     tokens, windows = prepared.tokens["evaluation"], windows_of(params, "evaluation")
     wanted: list[tuple[str, Search | None, Artifact | None]] = [("dense", None, None)]
@@ -142,7 +142,7 @@ def measure_finals(prepared: Prepared, searches: list[Search], mgaa: Artifact | 
 
 
 def evaluate_finals(prepared: Prepared, finals: list[Final], searches: list[Search]) -> list[Final]:
-    """The finals with zero-shot tasks, read back from checkpoints, for the dense model, MGAA and one seed of every kind of search."""
+    """Add zero-shot tasks, run on reloaded checkpoints, for the dense model, MGAA and one seed of every kind of search."""
     names = {"dense", "mgaa", *(each.name for each in best_searches(prepared.store, searches))}
     evaluation = ModelEvaluation.prepare(prepared)
 
@@ -166,7 +166,7 @@ def log_study(
     executions: Sequence[Execution],
     effort: Effort,
 ) -> None:
-    """Record what the study found, and its files."""
+    """Record the results of the study, and its files."""
     rows = table_of(store, finals)
     values = {f"perplexity/{row['search']}": row["perplexity"] for row in rows}
     values |= {f"objective/{row['search']}": row["objective"] for row in rows if row["objective"] is not None}

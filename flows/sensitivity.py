@@ -1,4 +1,4 @@
-"""How much a model minds the compression of each type of matrix alone: the study that Bolaco begins with (arXiv 2405.10616, 2.2).
+"""Sensitivity of a model to compressing each type of matrix alone: the study that Bolaco begins with (arXiv 2405.10616, 2.2).
 
     python -m flows.sensitivity [section.key=value ...]
 
@@ -40,7 +40,7 @@ from tasks.sweep.sensitivity_table import NAME, TypeResult, frame, publish, rows
 from tasks.tracking.run import track_run
 
 ANY = [0.5]
-"""The one point of a space of one variable, whose share the budget alone decides."""
+"""The single point of a space with one variable, whose share the budget alone decides."""
 
 
 @flow(name="sensitivity", task_runner=THREADS, validate_parameters=False)
@@ -108,7 +108,7 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
 
 
 def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
-    """Parameters of all matrices of each type."""
+    """Number of parameters in all matrices of each type."""
     found: dict[str, int] = {}
     for matrix in backbone_matrices(store, backbone):
         found[matrix.role] = found.get(matrix.role, 0) + matrix.parameters
@@ -116,9 +116,9 @@ def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
 
 
 def space_of_type(types: dict[str, int], name: str, fraction: float) -> dict[str, Any]:
-    """The space (arguments of `mgaa.search.space_of`) in which this type alone is compressed, by this fraction of its parameters."""
+    """Arguments of `mgaa.search.space_of` for compressing this type alone, by this fraction of its parameters."""
     compression = fraction * types[name] / sum(types.values())
-    least = min(0.2, (1 - fraction) / 2)  # below what is asked for
+    least = min(0.2, (1 - fraction) / 2)  # below the requested share
     return {
         "compression": compression,
         "dense": [other for other in types if other != name],

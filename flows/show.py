@@ -1,9 +1,9 @@
-"""What came out of the last run, on one screen: the models side by side, and where everything is.
+"""Show the last run on one screen: the models side by side, and where everything is.
 
     python -m flows.show [section.key=value ...]
 
 Reads `results/metrics.json` and `results/allocation.json` and computes nothing, so it shows the same after `dvc pull` as after a run. In a
-terminal the table has the terminal's width; into a file or a pipe it is written plain and whole.
+terminal the table is fitted to its width; into a file or a pipe it is written plain and complete.
 """
 
 if __name__ == "__main__":
@@ -27,11 +27,11 @@ from tasks.results.publish import DENSE, UNRECOVERED
 
 UNIFORM = "uniform"
 PLAIN = 10_000
-"""Columns of a table that goes nowhere near a terminal."""
+"""Columns of a table that is not printed to a terminal."""
 
 
 def show(parameters: Parameters) -> None:
-    """Print the table of the last run and where its checkpoint, figures and records are.
+    """Print the table of the last run and the paths of its checkpoint, figures and records.
 
     Raises:
         InputError: `results/` is missing or is not what a run writes.
@@ -58,7 +58,7 @@ def show(parameters: Parameters) -> None:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A file of results."""
+    """Read a file of results."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -74,7 +74,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
-    """One table of all models; where that is too wide, it goes on in further tables."""
+    """Table of all models, split into several if it is too wide."""
     columns = [
         *{**size_columns(models), **score_columns(models), **answer_columns(models), **time_columns(models)}.items()
     ]
@@ -86,31 +86,31 @@ def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
 
 
 def table(models: Mapping[str, Any], columns: Sequence[tuple[str, Sequence[str]]]) -> Any:
-    """A row per model, the run's method in bold."""
+    """Table with a row per model, the run's method in bold."""
     from rich import box
     from rich.table import Table
 
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    found.add_column("model", no_wrap=True)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid.add_column("model", no_wrap=True)
     for header, _ in columns:
-        found.add_column(header, justify="right", no_wrap=True)
+        grid.add_column(header, justify="right", no_wrap=True)
     for index, name in enumerate(models):
         style = "bold" if index == len(models) - 1 else ""
-        found.add_row(label_of(name), *(cells[index] for _, cells in columns), style=style)
-    return found
+        grid.add_row(label_of(name), *(cells[index] for _, cells in columns), style=style)
+    return grid
 
 
-def fits(found: Any, width: int) -> bool:
-    """Whether a table can be shown without breaking its cells."""
+def fits(grid: Any, width: int) -> bool:
+    """Tell whether a table can be shown without breaking its cells."""
     from rich.console import Console
     from rich.measure import Measurement
 
     console = Console(width=PLAIN)
-    return Measurement.get(console, console.options, found).maximum <= width
+    return Measurement.get(console, console.options, grid).maximum <= width
 
 
 def size_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Columns of what is left and of how well it predicts."""
+    """Columns for the size of a model and its perplexity."""
     return {
         "linears\nremoved": [f"{100 * m['compression']:.1f} %" for m in models.values()],
         "model\nremoved": [f"{100 * m['model_compression']:.1f} %" for m in models.values()],
@@ -121,44 +121,44 @@ def size_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def score_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
-    """A column per task: the accuracy."""
-    found = {}
+    """Column per task: the accuracy."""
+    columns = {}
     for task in models[DENSE]["tasks"]:
         results = [m["tasks"][task] for m in models.values()]
-        found[task] = [format_measured(each["acc"], each["stderr"], 3) for each in results]
-    return found
+        columns[task] = [format_measured(each["acc"], each["stderr"], 3) for each in results]
+    return columns
 
 
 def answer_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
-    """A column per set of questions: the accuracy, and the perplexity of captions."""
-    found = {}
+    """Columns per set of questions: the accuracy, and the perplexity of captions."""
+    columns = {}
     for name, first in models[DENSE].get("questions", {}).items():
         results = [m["questions"][name] for m in models.values()]
         if first["n"]:
-            found[f"{name}\naccuracy"] = [format_measured(each["accuracy"], each["stderr"], 3) for each in results]
+            columns[f"{name}\naccuracy"] = [format_measured(each["accuracy"], each["stderr"], 3) for each in results]
         if first["captions"]:
-            found[f"{name}\ncaptions"] = [
+            columns[f"{name}\ncaptions"] = [
                 format_measured(each["caption_perplexity"], each["caption_perplexity_stderr"], 3) for each in results
             ]
-    return found
+    return columns
 
 
 def time_columns(models: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Columns of what it took: of the steps that made a model, whether they ran in this run or in an earlier one."""
+    """Columns for the time of the steps that made a model, whether they ran in this run or in an earlier one."""
     return {
         f"seconds\n{part}": [f"{m['seconds'][part]:.1f}" for m in models.values()] for part in ("compress", "evaluate")
     }
 
 
 def format_measured(value: float, error: float | None, digits: int = 2) -> str:
-    """A value with its standard error."""
+    """Format a value with its standard error."""
     return f"{value:.{digits}f}" if error is None else f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> Iterator[str]:
-    """What the table does not say: that the budgets are equal, what the method loses of what uniform loses, what the run cost."""
+    """Statements below the table: that the budgets are equal, the method's loss relative to uniform's, the cost of the run."""
     models, final = metrics["models"], [*metrics["models"]][-1]
-    method = UNRECOVERED if UNRECOVERED in models else final  # what has the budget of the others
+    method = UNRECOVERED if UNRECOVERED in models else final  # the model with the same budget as the others
     above = {name: math.log(each["perplexity"] / models[DENSE]["perplexity"]) for name, each in models.items()}
     kept = [
         f"{label_of(name)} {each['linear_parameters']:,} ({each['slack']:,} unused)"
@@ -196,7 +196,7 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
 
 
 def output_places(parameters: Parameters, metrics: Mapping[str, Any]) -> Iterator[str]:
-    """Where the checkpoint, the figures and the records are, and the commands that open them."""
+    """Paths of the checkpoint, the figures and the records, and the commands that open them."""
     method = [*metrics["models"]][-1]
     kind = "AutoModelForImageTextToText" if "calibration" in metrics["card"] else "AutoModelForCausalLM"
     checkpoint = metrics["models"][method]["checkpoint"]
@@ -213,7 +213,7 @@ Prefect     PREFECT_HOME={os.environ.get("PREFECT_HOME", "~/.prefect")} {folder}
 
 
 def mlflow(parameters: Parameters, folder: str) -> str:
-    """How to open the record of the run."""
+    """Command or address that opens the record of the run."""
     if parameters.tracking_uri.startswith("http"):
         return masked(parameters.tracking_uri)
     own = checkout_of(parameters.folder) == parameters.folder.absolute()
@@ -222,6 +222,6 @@ def mlflow(parameters: Parameters, folder: str) -> str:
 
 
 def programs(folder: Path) -> str:
-    """The path to this environment's programs, as typed in `folder`."""
+    """Path of this environment's programs, as typed in `folder`."""
     place = Path(sys.prefix) / "bin"
     return f"{place.relative_to(folder)}/" if place.is_relative_to(folder) else f"{place}/"

@@ -1,4 +1,4 @@
-"""What came out of the last searches, on one screen: what each found on validation text, and what that is worth on the evaluation text.
+"""Show the last searches on one screen: the best objective on validation text, and its value on the evaluation text.
 
     python -m flows.show_search [section.key=value ...]
 
@@ -41,19 +41,19 @@ def show(parameters: Parameters) -> None:
     from rich.table import Table
 
     table = read_study(parameters.folder / FOLDER / NAME)
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    found.add_column("", no_wrap=True)
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    grid.add_column("", no_wrap=True)
     for name in ("groups", "seed", "evaluations", "objective", "perplexity", "above dense", "to MGAA", "seconds"):
-        found.add_column(name, justify="right")
+        grid.add_column(name, justify="right")
     for row in table.itertuples():
-        found.add_row(*cells(row))
+        grid.add_row(*cells(row))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN)
-    console.print(found)
+    console.print(grid)
     console.print(LEGEND, soft_wrap=True)
 
 
 def read_study(path: Path) -> Any:
-    """The table of a study."""
+    """Read the table of a study."""
     from pandas import read_csv
 
     remedy = "make it with `python -m flows.search method=bolaco`"
@@ -62,15 +62,15 @@ def read_study(path: Path) -> Any:
     except FileNotFoundError as error:
         raise InputError(f"There is no {path}: expected the table of a study; {remedy}.") from error
     except (OSError, ValueError) as error:
-        told = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read ({told}): expected the table of a study; {remedy}.") from error
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read ({reason}): expected the table of a study; {remedy}.") from error
     if missing := [name for name in COLUMNS if name not in table]:
         raise InputError(f"{path} has no column {missing[0]!r}: expected the table of a study; {remedy}.")
     return table
 
 
 def cells(row: Any) -> list[str]:
-    """One model; what does not apply to it is empty."""
+    """Cells of one model; those that do not apply to it are empty."""
     measured = [f"{row.perplexity:.3f}", f"{row.above_dense:+.4f}"]
     if not isinstance(row.method, str):
         return [label_of(row.search), "", "", "", "", *measured, "", ""]

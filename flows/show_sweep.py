@@ -1,9 +1,9 @@
-"""What came out of the last sweep, on one screen: factorizers beside allocations, at equal parameters.
+"""Show the last sweep on one screen: factorizers against allocations, at equal parameters.
 
     python -m flows.show_sweep [section.key=value ...]
 
-Reads `results/sweep.parquet` and computes nothing. A cell holds the perplexity and, beside the point that is uniform on both levels, the
-difference in log-perplexity with half of its 95 % interval.
+Reads `results/sweep.parquet` and computes nothing. A cell holds the perplexity and, except at the point that is uniform on both levels, the
+difference from that point in log-perplexity with half of its 95 % interval.
 """
 
 if __name__ == "__main__":
@@ -26,14 +26,16 @@ from tasks.sweep.publish import NAME
 from tasks.sweep.table import COLUMNS
 
 MARKS = {"better": "▼", "worse": "▲", "undecided": "≈"}
-ACCURACY = "Share of right answers to the questions about images; beside uniform: points with their 95 % interval."
+ACCURACY = (
+    "Share of correct answers to the questions about images; difference from uniform: points with their 95 % interval."
+)
 LEGEND = f"""▼ better, ▲ worse than uniform beyond noise, ≈ undecided: log-perplexity, paired bootstrap over windows, 95 %.
 Table   {NAME}.csv, {NAME}.parquet
 Figure  {NAME}.png, {NAME}.svg"""
 
 
 def show(parameters: Parameters) -> None:
-    """Print a table for every backbone and compression, and where the files are.
+    """Print a table for every backbone and compression, and the paths of the files.
 
     Raises:
         InputError: the table is missing or is not what a sweep writes.
@@ -52,7 +54,7 @@ def show(parameters: Parameters) -> None:
 
 
 def read_sweep(path: Path) -> Any:
-    """The table of a sweep."""
+    """Read the table of a sweep."""
     from pandas import read_parquet
 
     try:
@@ -62,9 +64,9 @@ def read_sweep(path: Path) -> Any:
             f"There is no {path}: expected the table of a sweep; make it with `make ablation` or `python -m flows.sweep`."
         ) from error
     except (OSError, ValueError) as error:
-        told = " ".join(str(error).split())
+        reason = " ".join(str(error).split())
         raise InputError(
-            f"{path} cannot be read ({told}): expected the table of a sweep; make it again with `python -m flows.sweep`."
+            f"{path} cannot be read ({reason}): expected the table of a sweep; make it again with `python -m flows.sweep`."
         ) from error
     if missing := [name for name in COLUMNS if name not in table]:
         raise InputError(
@@ -74,7 +76,7 @@ def read_sweep(path: Path) -> Any:
 
 
 def common_columns(points: Any) -> str:
-    """What the points of one backbone and compression have in common."""
+    """Summary of what the points of one backbone and compression have in common."""
     measured = points[points.status == "measured"]
     if measured.empty:
         return "no point was measured."
@@ -84,23 +86,23 @@ def common_columns(points: Any) -> str:
 
 
 def grid(points: Any, cell: Callable[[Any], str]) -> Any:
-    """Factorizers as rows, allocations as columns."""
+    """Table with factorizers as rows and allocations as columns."""
     from rich import box
     from rich.table import Table
 
     allocations = sort_allocations(points.allocation)
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    found.add_column("factors", no_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("factors", no_wrap=True)
     for name in allocations:
-        found.add_column(label_of(name), justify="right")
+        table.add_column(label_of(name), justify="right")
     for (factors, options), row in points.groupby(["factors", "factors_options"], sort=False):
         cells = {point.allocation: cell(point) for point in row.itertuples()}
-        found.add_row(f"{factors} {options}".strip(), *(cells.get(name, "") for name in allocations))
-    return found
+        table.add_row(f"{factors} {options}".strip(), *(cells.get(name, "") for name in allocations))
+    return table
 
 
 def cell(point: Any) -> str:
-    """One point: its perplexity, and how it compares with the reference."""
+    """Cell of a point: its perplexity, and how it compares with the reference."""
     from pandas import isna
 
     if point.status != "measured":
@@ -113,7 +115,7 @@ def cell(point: Any) -> str:
 
 
 def format_accuracy(point: Any) -> str:
-    """One point: its share of right answers, and how it compares with the reference, in points."""
+    """Cell of a point: its share of correct answers, and how it compares with the reference, in points."""
     from pandas import isna
 
     if isna(point.accuracy):

@@ -1,4 +1,4 @@
-"""The store as a place that someone looks after: what is in it, what it takes, what is kept, and what can go.
+"""Maintain the store: list its content, measure its size, pin artifacts, collect garbage, and share it with a team.
 
     python -m flows.store list [kind]
     python -m flows.store size
@@ -23,60 +23,60 @@ from tasks.config.parameters import Operation
 
 What = Annotated[str, typer.Argument(help=FORMS)]
 Several = Annotated[list[str] | None, typer.Argument(help=FORMS)]
-Named = Annotated[str | None, typer.Option(help="of DVC's configuration; by default its default")]
-AsJson = Annotated[bool, typer.Option("--json", help="for programs")]
+Named = Annotated[str | None, typer.Option(help="remote of DVC's configuration; by default its default one")]
+AsJson = Annotated[bool, typer.Option("--json", help="output for programs")]
 
 
 def open_store(params: Operation) -> Store:
-    """The store of this checkout."""
+    """Open the store of this checkout."""
     return Store(params.store_path, params.store.lock_timeout)
 
 
 def list_(
     params: Operation,
-    kind: Annotated[str, typer.Argument(help="of artifact; all by default")] = "*",
+    kind: Annotated[str, typer.Argument(help="kind of artifact; by default all")] = "*",
     *,
     json: AsJson = False,
 ) -> None:
-    """Every artifact with its size, its task, when it was made, and whether it is pinned."""
+    """List every artifact with its size, its task, when it was made, and whether it is pinned."""
     from json import dumps
 
     from tasks.upkeep.collect import list_entries
 
-    found = sorted(list_entries(open_store(params), kind), key=lambda entry: entry.end)
+    entries = sorted(list_entries(open_store(params), kind), key=lambda entry: entry.end)
     if json:
         print(
             dumps(
-                [{**vars(entry), "artifact": f"{entry.artifact.kind}/{entry.artifact.digest}"} for entry in found],
+                [{**vars(entry), "artifact": f"{entry.artifact.kind}/{entry.artifact.digest}"} for entry in entries],
                 indent=1,
             )
         )
         return
-    for entry in found:
+    for entry in entries:
         mark = "pinned" if entry.pinned else ""
         print(
             f"{entry.artifact!s:<28} {megabytes(entry.bytes):>12}  {entry.end[:16]:<16}  {entry.task:<18} {mark}".rstrip()
         )
-    print(f"{len(found)} artifacts, {megabytes(sum(entry.bytes for entry in found))}")
+    print(f"{len(entries)} artifacts, {megabytes(sum(entry.bytes for entry in entries))}")
 
 
 def size(params: Operation, *, json: AsJson = False) -> None:
-    """What lies in the store, by kind."""
+    """Show the number and size of the files in the store, by kind."""
     from json import dumps
 
     from tasks.upkeep.collect import store_sizes
 
-    found = store_sizes(open_store(params))
+    sizes = store_sizes(open_store(params))
     if json:
-        print(dumps(found, indent=1))
+        print(dumps(sizes, indent=1))
         return
-    for kind, each in sorted(found.items(), key=lambda item: -item[1]["bytes"]):
+    for kind, each in sorted(sizes.items(), key=lambda item: -item[1]["bytes"]):
         print(f"{kind:<14} {each['count']:>7,} {megabytes(each['bytes']):>12}")
-    print(f"{'all':<14} {'':>7} {megabytes(sum(each['bytes'] for each in found.values())):>12}")
+    print(f"{'all':<14} {'':>7} {megabytes(sum(each['bytes'] for each in sizes.values())):>12}")
 
 
-def pin(params: Operation, what: What, *, why: Annotated[str, typer.Option(help="what it is kept for")] = "") -> None:
-    """Keep an artifact and everything behind it, whatever else needs it."""
+def pin(params: Operation, what: What, *, why: Annotated[str, typer.Option(help="reason for keeping it")] = "") -> None:
+    """Keep an artifact and all its ancestors, whether or not anything else needs them."""
     from tasks.upkeep.pins import pin as keep
 
     store = open_store(params)
@@ -85,7 +85,7 @@ def pin(params: Operation, what: What, *, why: Annotated[str, typer.Option(help=
 
 
 def unpin(params: Operation, what: What) -> None:
-    """Stop keeping an artifact for its own sake."""
+    """Remove the pin of an artifact."""
     from tasks.upkeep.pins import unpin as release
 
     store = open_store(params)
@@ -96,9 +96,9 @@ def unpin(params: Operation, what: What) -> None:
 def collect(
     params: Operation,
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what would go")] = False,
-    runs: Annotated[int, typer.Option(min=0, help="latest runs that are kept, whatever else needs them")] = 1,
-    wait: Annotated[float, typer.Option(min=0, help="seconds to wait for flows that run")] = 0.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only report what would go")] = False,
+    runs: Annotated[int, typer.Option(min=0, help="number of latest runs to keep in any case")] = 1,
+    wait: Annotated[float, typer.Option(min=0, help="seconds to wait for running flows")] = 0.0,
 ) -> None:
     """Remove what no checkpoint, no revision of DVC, no pin and none of the latest runs needs."""
     from tasks.upkeep.collect import collect_garbage as collected
@@ -114,23 +114,23 @@ def collect(
 
 
 def push(params: Operation, what: Several = None, *, remote: Named = None) -> None:
-    """Copy artifacts, by default those of the last run, with all behind them to the remote of the team."""
+    """Push artifacts with all their ancestors to the team's remote; by default those of the last run."""
     from tasks.upkeep.sync import push as pushed
 
-    found = pushed(params, what or (), remote)
-    print(f"{found.new_artifacts} of {found.artifacts} artifacts pushed, and {found.new_keys} of {found.keys} keys")
+    moved = pushed(params, what or (), remote)
+    print(f"{moved.new_artifacts} of {moved.artifacts} artifacts pushed, and {moved.new_keys} of {moved.keys} keys")
 
 
 def pull(params: Operation, what: Several = None, *, remote: Named = None) -> None:
-    """Copy artifacts, by default those of the last run, with all behind them from the remote of the team."""
+    """Pull artifacts with all their ancestors from the team's remote; by default those of the last run."""
     from tasks.upkeep.sync import pull as pulled
 
-    found = pulled(params, what or (), remote)
-    print(f"{found.new_artifacts} of {found.artifacts} artifacts pulled, and {found.new_keys} of {found.keys} keys")
+    moved = pulled(params, what or (), remote)
+    print(f"{moved.new_artifacts} of {moved.artifacts} artifacts pulled, and {moved.new_keys} of {moved.keys} keys")
 
 
 def megabytes(count: int) -> str:
-    """A count of bytes as people read it."""
+    """Format a number of bytes for people."""
     return f"{count / 1e6:,.1f} MB"
 
 

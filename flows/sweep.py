@@ -1,9 +1,9 @@
-"""Many compressed models from one calibration per backbone and one decomposition per factorizer, in one table with intervals.
+"""A sweep: many compressed models from one calibration per backbone and one decomposition per factorizer, in one table with intervals.
 
     python -m flows.sweep [section.key=value ...]
 
 Every combination of the lists in the section `sweep` is a point; every point is one task on the task runner and one child run in
-MLflow. Spectra are those of `flows.compress`, so the two share them; of a point nothing is written but its ratios, its ranks and the
+MLflow. Spectra are those of `flows.compress`, so the two share them; a point writes nothing but its ratios, its ranks and the
 losses of its windows. A point that fails is a row with its error, and ends the flow with an error after everything else was written.
 """
 
@@ -50,7 +50,7 @@ from tasks.tracking.run import Run, track_run
 
 @dataclass(frozen=True)
 class SweepContext:
-    """One backbone with what all its points share; `dense` is its own measurement."""
+    """One backbone with everything that its points share; `dense` is its own measurement."""
 
     source: Source
     inputs: Inputs
@@ -90,7 +90,7 @@ def sweep(parameters: Parameters) -> list[Outcome]:
 
 
 def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point]) -> list[SweepContext]:
-    """Every backbone up to its statistics; whatever is wrong with the parameters or the inputs is said before a point is measured."""
+    """Prepare every backbone up to its statistics; errors in parameters or inputs are raised before a point is measured."""
     backbones: dict[Source, Artifact] = {}
     for source in params.sweep.backbone:
         files = identify(source.source, source.revision)
@@ -118,7 +118,7 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
 
 
 def measure_dense(source: Source, inputs: Inputs) -> SweepContext:
-    """The backbone measured as it is, and its statistics."""
+    """Calibrate a backbone and measure it uncompressed."""
     params, store, backbone, device = inputs.params, inputs.store, inputs.backbone, inputs.device
     tokens, windows = inputs.tokens[params.sweep.split], windows_of(params, params.sweep.split)
     asked = QuestionSpec([each.name for each in params.data.questions], params.evaluation.answer_tokens)
@@ -129,7 +129,7 @@ def measure_dense(source: Source, inputs: Inputs) -> SweepContext:
 
 
 def run_points(params: Parameters, store: Store, context: SweepContext, wanted: Sequence[Point]) -> Iterator[Outcome]:
-    """The points of one backbone as they end; those of a factorizer whose decomposition failed end with its error."""
+    """Measure the points of one backbone, in the order in which they end; a failed decomposition fails all points of its factorizer."""
     groups = [(factors, [*group]) for factors, group in groupby(wanted, key=lambda point: point.factors)]
     with limit_threads(worker_count(params)):
         decomposing = [
@@ -176,7 +176,7 @@ def log_sweep(
 
 
 def raise_failures(outcomes: Sequence[Outcome]) -> None:
-    """Raise one error that names the points that failed, by their errors."""
+    """Raise one error that names the failed points with their errors."""
     failed = [(outcome.point.name, outcome.error) for outcome in outcomes if outcome.error is not None]
     if failed:
         messages = dict.fromkeys(str(error) for _, error in failed)

@@ -5,9 +5,9 @@
     mgaa.save(model, tokenizer, "compressed")                 # a Hugging Face folder
     model = AutoModelForCausalLM.from_pretrained("compressed")  # once mgaa is imported
 
-Importing the package teaches transformers the checkpoint format (`mgaa.checkpoints.format`), and nothing else: at once where transformers
-has its table of formats already, else as soon as any of its modules, or of another program, asks for that. So an import that only wants an
-error class or a path does not wait for torch (seconds).
+Importing the package registers the checkpoint format with transformers (`mgaa.checkpoints.format`), and does nothing else: immediately if
+transformers' table of formats is loaded already, otherwise as soon as any module, here or elsewhere, imports that table. So an import that
+only needs an error class or a path does not wait for torch (seconds).
 """
 
 import sys
@@ -63,7 +63,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What the package offers, from its module when it is first asked for."""
+    """Import a public name from its module on first access."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
@@ -74,7 +74,7 @@ def __dir__() -> list[str]:
 
 
 class _Teacher(MetaPathFinder):
-    """Waits for the module of transformers that holds the table of formats, which every way of loading asks, and brings ours after it."""
+    """Import hook that registers the checkpoint format once transformers' table of formats, which every loader consults, is loaded."""
 
     module = "transformers.quantizers.auto"
 

@@ -1,4 +1,4 @@
-"""The arguments of the one-call API as the stages take them: names and options of methods, checked before anything is computed."""
+"""Arguments of the one-call API, parsed for the stages: names and options of methods, checked before anything is computed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -32,12 +32,12 @@ LORAP: dict[str, Any] = {
 
 
 LOSS: dict[str, Any] = {"factors": "kronecker", "ratios": "uniform", "ranks": "loss", "anchor": "stream"}
-"""The method that loses least, as arguments of `compress_`: errors weighed by their effect on the loss, ranks by it over the whole model,
-and factors fitted to the dense model block after block. Ours, chosen on validation text of four backbones (docs/log.md)."""
+"""Our method with the least loss, as arguments of `compress_`: errors weighted by their effect on the loss, ranks chosen by that effect
+over the whole model, and factors fitted to the dense model block by block. Chosen on validation text of four backbones (docs/log.md)."""
 
 
 LATENCY = ("objective", "profile", "tokens", "device")
-"""Options of every rule of level 2, beside `multiple`."""
+"""Options of every rule of level 2, besides `multiple`."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Methods:
     Attributes:
         factors: the factorizer.
         ratios, ranks: the map of level 1, and the rule of level 2.
-        anchoring: how factors are fitted to the dense model; `None` where they are slices of decompositions on dense inputs.
-        refinement: how the factors of a block are then tuned together; `None` for not at all.
+        anchoring: settings of the fit to the dense model; `None` where factors are slices of decompositions on dense inputs.
+        refinement: settings of the joint tuning of a block's factors; `None` for no tuning.
     """
 
     factors: Chosen
@@ -59,7 +59,7 @@ class Methods:
 
     @property
     def levels(self) -> dict[str, Chosen]:
-        """As `mgaa.levels.preflight` takes them."""
+        """Arguments of `mgaa.levels.preflight`."""
         return {"factors": self.factors, "ratios": self.ratios, "ranks": self.ranks}
 
     @property
@@ -71,7 +71,7 @@ class Methods:
 def methods_of(
     factors: Method, ratios: Method | None, ranks: Method, anchor: Method, refinement: Method = "none"
 ) -> Methods:
-    """The methods of all stages.
+    """Parse the methods of all stages.
 
     Raises:
         UsageError: a method or an option is unknown, an option is missing or out of range, or blocks are to be tuned without an anchor.
@@ -89,7 +89,7 @@ def methods_of(
 
 
 def target_of(compression: float, ranks: Method, channels: Method, model: PreTrainedModel) -> Target:
-    """What is asked of both levels.
+    """Parse the target of both levels.
 
     Raises:
         UsageError: an option is unknown or out of range.
@@ -101,42 +101,42 @@ def target_of(compression: float, ranks: Method, channels: Method, model: PreTra
     return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency)
 
 
-def _pruning(given: Method) -> Pruning | None:
-    """How the FFNs are pruned, `None` for not at all."""
-    name, options = _name_and_options("channels", given, ("none", "weighted"))
+def _pruning(method: Method) -> Pruning | None:
+    """Parse the settings of FFN pruning, `None` for no pruning."""
+    name, options = _name_and_options("channels", method, ("none", "weighted"))
     if name == "none":
         return None
     return Pruning(**_check_options("channels", options, Pruning))
 
 
-def _anchoring(given: Method) -> Anchoring | None:
-    """How factors are fitted to the dense model, `None` for not at all."""
-    name, options = _name_and_options("anchor", given, ("none", "outputs", "stream"))
+def _anchoring(method: Method) -> Anchoring | None:
+    """Parse the settings of the fit to the dense model, `None` for no fit."""
+    name, options = _name_and_options("anchor", method, ("none", "outputs", "stream"))
     if name == "none":
         return None
     return Anchoring(stream=name == "stream", **_check_options("anchor", options, Anchoring, apart=("stream",)))
 
 
-def _refinement(given: Method, anchor: Method) -> Refinement | None:
-    """How blocks are tuned, `None` for not at all."""
-    name, options = _name_and_options("refinement", given, ("none", "adam"))
+def _refinement(method: Method, anchor: Method) -> Refinement | None:
+    """Parse the settings of block tuning, `None` for no tuning."""
+    name, options = _name_and_options("refinement", method, ("none", "adam"))
     if name == "none":
         return None
     if _anchoring(anchor) is None:
         raise UsageError(
-            f"refinement is {given!r}, which tunes blocks whose factors are fitted to the dense model, but anchor is {anchor!r}: "
+            f"refinement is {method!r}, which tunes blocks whose factors are fitted to the dense model, but anchor is {anchor!r}: "
             "set anchor.method=stream, or refinement.method=none"
         )
     return Refinement(**_check_options("refinement", options, Refinement))
 
 
-def _name_and_options(section: str, given: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """The name, one of these, and the options."""
-    options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+def _name_and_options(section: str, method: Method, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Split a method into its name, one of `names`, and its options."""
+    options: dict[str, Any] = {"method": method} if isinstance(method, str) else dict(method)
     name = options.pop("method", None)
     if name not in names:
         raise UsageError(
-            f"{section} is {given!r}, expected {', '.join(map(repr, names))}, or a mapping with the key 'method'"
+            f"{section} is {method!r}, expected {', '.join(map(repr, names))}, or a mapping with the key 'method'"
         )
     return name, options
 
@@ -144,19 +144,19 @@ def _name_and_options(section: str, given: Method, names: Sequence[str]) -> tupl
 def _check_options(
     section: str, options: dict[str, Any], settings: type[Any], apart: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The options, if all of them are fields of these settings."""
+    """Return the options if all of them are fields of the settings."""
     names = [field.name for field in fields(settings) if field.name not in apart]
     if unknown := sorted(set(options) - set(names)):
         raise UsageError(f"{section}.{unknown[0]} is not an option; it takes {', '.join(names)}")
     return options
 
 
-def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
-    """The objective among the options that all rules share, `None` for parameters."""
-    objective = given.get("objective", "parameters")
+def _latency(options: Mapping[str, Any], *, dtype: str) -> Latency | None:
+    """Load the objective from the options that all rules share, `None` for parameters."""
+    objective = options.get("objective", "parameters")
     if objective not in ("parameters", "latency"):
         raise UsageError(f"ranks.objective is {objective!r}, expected 'parameters' or 'latency'")
-    chosen = {name: value for name, value in given.items() if name != "objective"}
+    chosen = {name: value for name, value in options.items() if name != "objective"}
     if objective == "latency" and chosen.get("profile") is None:
         raise UsageError(f"ranks.profile is missing: ranks.objective=latency needs what `{COMMAND}` writes")
     if objective == "latency":
@@ -166,25 +166,25 @@ def _latency(given: Mapping[str, Any], *, dtype: str) -> Latency | None:
     return None
 
 
-def _ratios(given: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
-    """Level 1 as it is given, or its default; ranks that are read from a file leave no other ratios than those of the file."""
+def _ratios(method: Method | None, level2: str, options: Mapping[str, Any]) -> Method:
+    """Return level 1 as given, or its default; where ranks come from a file, only the ratios of that file are allowed."""
     if level2 != "file":
-        return RATIOS if given is None else given
-    if given is not None and (given if isinstance(given, str) else given.get("method")) != "file":
+        return RATIOS if method is None else method
+    if method is not None and (method if isinstance(method, str) else method.get("method")) != "file":
         raise UsageError(
-            f"ratios is {given!r}, which has no effect on ranks that are read from a file: leave it out, or take another ranks.method"
+            f"ratios is {method!r}, which has no effect on ranks that are read from a file: leave it out, or take another ranks.method"
         )
-    return {"method": "file", **options} if given is None else given
+    return {"method": "file", **options} if method is None else method
 
 
 def _parse_method(
-    section: str, given: Method, shared: Sequence[str] = ()
+    section: str, method: Method, shared: Sequence[str] = ()
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """Name, options, and apart those that all methods of the section share; checked before anything is computed."""
-    options: dict[str, Any] = {"method": given} if isinstance(given, str) else dict(given)
+    """Split a method into its name, its own options, and those that all methods of the section share, all checked."""
+    options: dict[str, Any] = {"method": method} if isinstance(method, str) else dict(method)
     if "method" not in options:
         raise UsageError(
-            f"{section} is {given!r}, expected a name or a mapping with the key 'method'; methods are "
+            f"{section} is {method!r}, expected a name or a mapping with the key 'method'; methods are "
             f"{', '.join(available_methods(section))}"
         )
     name, common = options.pop("method"), {key: options.pop(key) for key in shared if key in options}

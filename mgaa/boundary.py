@@ -1,8 +1,8 @@
-"""Where other libraries are called on what a user gave: whatever they raise becomes one error of ours, with the cause in its line.
+"""The boundary to other libraries: whatever they raise on user input becomes one error of ours, with the cause in its line.
 
-A config, a tokenizer or a template can make transformers and what it stands on fail in any way: assertions, missing packages, recursion,
-panics of Rust. No list of classes is complete, so everything is caught, but around calls of other libraries alone: a mistake of ours keeps
-its traceback.
+A config, a tokenizer or a template can make transformers and its dependencies fail in any way: assertions, missing packages, recursion,
+Rust panics. No list of classes is complete, so everything is caught, but only around calls of other libraries: a bug of ours keeps its
+traceback.
 """
 
 import re
@@ -17,7 +17,7 @@ from mgaa.errors import InputError, MgaaError, ResourceError
 from mgaa.masking import masked
 
 LONGEST = 400
-"""Characters of a cause; some messages of transformers list every model that it has."""
+"""Maximum length of a cause; some messages of transformers list every model that it has."""
 _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 
@@ -25,9 +25,9 @@ _NO_MEMORY = re.compile("out of memory|can't allocate memory|not enough memory",
 def translate_errors(
     failed: str, remedy: str, *, kind: type[MgaaError] = InputError, passing: tuple[type[Exception], ...] = ()
 ) -> Iterator[None]:
-    """Turn whatever is raised inside into `kind`: "`failed` (cause): `remedy`"; memory that ran out into a `ResourceError`.
+    """Turn whatever is raised inside into `kind`: "`failed` (cause): `remedy`"; running out of memory becomes a `ResourceError`.
 
-    Errors of ours, those in `passing` and interrupts pass as they are.
+    Errors of ours, those in `passing`, and interrupts pass unchanged.
     """
     try:
         yield
@@ -42,25 +42,25 @@ def translate_errors(
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether this is a failure: not an interrupt or an exit, but a panic of Rust, which Python knows as no `Exception`."""
+    """Return whether an error is a failure: not an interrupt or an exit, but including a Rust panic, which is no `Exception` in Python."""
     return isinstance(error, Exception) or type(error).__module__ == "pyo3_runtime"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the process or a device has run out of memory, however that is told."""
+    """Return whether the process or a device has run out of memory, however the library reports it."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error))))
 
 
 def via_proxy(url: str) -> str:
-    """The proxy that the environment sets before a URL, as the middle of a message; nothing where there is none."""
-    parts, found = urlsplit(url), getproxies()
-    proxy = found.get(parts.scheme) or found.get("all")
+    """Name the proxy that the environment sets for a URL, as the middle of a message; empty where there is none."""
+    parts, proxies = urlsplit(url), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
     if proxy is None or proxy_bypass(parts.hostname or ""):
         return ""
     return f" through the proxy {masked(proxy)} (see HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY)"
 
 
 def describe_cause(error: BaseException) -> str:
-    """The kind of an error and its message, in one line that can be written anywhere."""
-    said = shorten(" ".join(format_exception_only(error)), LONGEST, placeholder=" ...")
-    return said.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Describe the kind of an error and its message in one line that is safe to print anywhere."""
+    cause = shorten(" ".join(format_exception_only(error)), LONGEST, placeholder=" ...")
+    return cause.encode("utf-8", "backslashreplace").decode("utf-8")

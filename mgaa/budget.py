@@ -1,14 +1,14 @@
 """Every conversion between compression, parameters and rank, and all rounding.
 
-`compression` is the fraction of parameters removed from the linears of the decoder blocks; `keep = 1 - compression`. A matrix of
-`m x n` at rank `r` costs `r (m + n)` parameters, plus `m` where centring adds a bias that was not there; a pruned one costs its share of
-the channels. Low rank is legal only
-below the cost `m n` of the matrix itself, so the ranks of a matrix form a *ladder*: the multiples of a step up to break-even, and
-above them one last rung, *dense*, which is free of error. An allocation is a rung per matrix; the budget is never exceeded.
+`compression` is the fraction of parameters removed from the linears of the decoder blocks; `keep = 1 - compression`. A matrix of `m x n` at
+rank `r` costs `r (m + n)` parameters, plus `m` where centring adds a bias that did not exist; a pruned matrix costs its share of the
+channels. Low rank is allowed only below the cost `m n` of the matrix itself, so the ranks of a matrix form a *ladder*: the multiples of a
+step up to break-even, and above them one last rung, *dense*, which has no error. An allocation is a rung per matrix; the budget is never
+exceeded.
 
-Refilling always lifts the matrix with the least kept energy whose next rung still fits. From the lowest rungs this is at the same
-time the way to the largest common energy: after every lift, each matrix stands on the lowest rung that reaches the
-energy already common to all (methods: MGAA, level 2, arXiv 2507.03294; the ladder and the greedy form are our choice).
+Refilling always lifts the matrix with the least kept energy whose next rung still fits. From the lowest rungs, this also leads to the
+largest common energy: after every lift, each matrix stands on the lowest rung that reaches the energy already common to all (method: MGAA,
+level 2, arXiv 2507.03294; the ladder and the greedy form are our choice).
 """
 
 import heapq
@@ -25,15 +25,15 @@ FURTHER = (
     "smaller ranks.multiple, channels.multiple and channels.keep_least reach further, and so does ranks.objective=parameters where it "
     "is latency"
 )
-"""What to do where a compression is out of reach."""
+"""Remedy for a compression that is out of reach."""
 
 AUTO_MULTIPLE = 8
-"""Rank step that GPU kernels like; taken by `multiple="auto"` where it rounds a full-size matrix by less than about 6 %."""
+"""Rank step that suits GPU kernels; used by `multiple="auto"` where it rounds a full-size matrix by less than about 6 %."""
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A weight matrix `W` (`m x n`, out x in) and where it stands in the model; `role` as in `mgaa.models.architecture_schema.Group`."""
+    """A weight matrix `W` (`m x n`, out x in) and its place in the model; `role` as in `mgaa.models.architecture_schema.Group`."""
 
     name: str
     local: str
@@ -46,28 +46,28 @@ class Matrix:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the weight, the bias apart."""
+        """Parameters of the weight, without the bias."""
         return self.m * self.n
 
     def cost(self, rank: int | None, *, centred: bool) -> int:
-        """Parameters at `rank`, an added bias included; `None` is dense."""
+        """Return the parameters at `rank`, including an added bias; `None` is dense."""
         if rank is None:
             return self.parameters
         return rank * (self.m + self.n) + (self.m if centred and not self.bias else 0)
 
     def largest_rank(self, *, centred: bool) -> int:
-        """The largest rank that costs less than the dense matrix (0 if none does)."""
+        """Return the largest rank that costs less than the dense matrix (0 if none does)."""
         return max(0, (self.parameters - 1 - self.cost(0, centred=centred)) // (self.m + self.n))
 
 
 @dataclass(frozen=True)
 class Ladder:
-    """The outcomes of one matrix, cheapest first; the last is dense.
+    """Possible outcomes of one matrix, cheapest first; the last is dense.
 
     Attributes:
         matrix: the matrix.
-        spectrum: its energies, falling, float64; empty where nothing is known of its inputs, and dense is the only rung.
-        ranks: ranks in rising order, then `None` for dense.
+        spectrum: its energies, descending, float64; empty where its inputs were not measured, and dense is the only rung.
+        ranks: ranks in ascending order, then `None` for dense.
         costs: parameters of each rung.
         energies: kept share of the energy of each rung, in [0, 1]; 1 for dense.
     """
@@ -80,30 +80,30 @@ class Ladder:
 
     @staticmethod
     def of(matrix: Matrix, spectrum: Float[Tensor, " p"], *, multiple: int, centred: bool) -> "Ladder":
-        """The ranks `multiple, 2 multiple, ...` below break-even, and dense."""
+        """Build the ladder of the ranks `multiple, 2 multiple, ...` below break-even, and dense."""
         ranks = range(multiple, matrix.largest_rank(centred=centred) + 1, multiple)
-        each, added = matrix.m + matrix.n, matrix.cost(0, centred=centred)
-        costs = [rank * each + added for rank in ranks]
+        parameters, added = matrix.m + matrix.n, matrix.cost(0, centred=centred)
+        costs = [rank * parameters + added for rank in ranks]
         return Ladder(matrix, spectrum, (*ranks, None), (*costs, matrix.parameters), ()).weighed(1.0)
 
     @staticmethod
     def of_unreached(matrix: Matrix) -> "Ladder":
-        """That of a matrix whose inputs no token has reached: dense."""
+        """Build the ladder of a matrix whose inputs no token reached: dense only."""
         return Ladder(matrix, torch.empty(0, dtype=torch.float64), (None,), (matrix.parameters,), (1.0,))
 
     @property
     def is_measured(self) -> bool:
-        """Whether anything is known of the inputs of the matrix."""
+        """True if the inputs of the matrix were measured."""
         return len(self.spectrum) > 0
 
     def weighed(self, power: float) -> "Ladder":
-        """The same ladder with `energies` from `spectrum ** power`."""
+        """Return this ladder with `energies` from `spectrum ** power`."""
         kept = kept_energy(self.spectrum, power).tolist() if self.is_measured else []
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
 
     def restricted(self, allowed: Callable[[int], bool]) -> "Ladder":
-        """The same ladder with the ranks alone that are allowed; dense stays."""
+        """Return this ladder with only the allowed ranks; dense stays."""
         kept = [i for i, rank in enumerate(self.ranks) if rank is None or allowed(rank)]
         return replace(
             self,
@@ -119,20 +119,20 @@ class Ladder:
         return 0 if low is None else self.costs[0] - low * (self.matrix.m + self.matrix.n)
 
     def rung_within(self, cost: float) -> int:
-        """The highest rung that costs at most `cost`; the lowest if none does."""
+        """Return the highest rung that costs at most `cost`; the lowest if none does."""
         return max(sum(c <= cost for c in self.costs) - 1, 0)
 
 
 @dataclass(frozen=True)
 class Sublayers:
-    """The sublayers of a model as a map of level 1 sees them, in model order.
+    """Sublayers of a model as input of a level-1 map, in model order.
 
     Attributes:
         names: `<block>.<sublayer>`.
-        cosines: mean cosine of the residual stream before and after each.
+        cosines: mean cosine of the residual stream before and after each sublayer.
         parameters: linear parameters.
         reach: largest ratio that the ranks allow.
-        floors, caps: the bounds that ratios are held to in the end (`mgaa.ratios`): the band around the compression, within reach.
+        floors, caps: final bounds of the ratios (`mgaa.ratios`): the band around the compression, within reach.
     """
 
     names: tuple[str, ...]
@@ -144,10 +144,10 @@ class Sublayers:
 
 
 def rank_multiple(matrices: Sequence[Matrix], multiple: int | str) -> int:
-    """The step between ranks: a number as it is; `auto` is 8, or 1 where a matrix has fewer than 16 such steps.
+    """Return the step between ranks: a number unchanged; `auto` is 8, or 1 where a matrix has fewer than 16 such steps.
 
     Raises:
-        UsageError: neither a positive whole number nor `auto`.
+        UsageError: it is neither a positive whole number nor `auto`.
     """
     if isinstance(multiple, int) and not isinstance(multiple, bool) and multiple >= 1:
         return multiple
@@ -158,7 +158,7 @@ def rank_multiple(matrices: Sequence[Matrix], multiple: int | str) -> int:
 
 
 def kept_energy(energies: Float[Tensor, " p"], power: float = 1.0) -> Float[Tensor, " p+1"]:
-    """Kept share at ranks 0..p: cumulated `energies ** power` over their sum (1 everywhere if the sum is 0).
+    """Return the kept share at ranks 0..p: cumulative `energies ** power` over their sum (1 everywhere if the sum is 0).
 
     `power=1` weighs by squared error; `power=0.5` sums singular values instead of their squares.
     """
@@ -172,7 +172,7 @@ def kept_energy(energies: Float[Tensor, " p"], power: float = 1.0) -> Float[Tens
 def refill(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list[int]:
     """Lift rungs, least energy first, while the next one fits into `budget` parameters in total.
 
-    What remains is smaller than the cheapest next step of any matrix that is not dense. Equal energies go by position.
+    The remainder is smaller than the cheapest next step of any matrix that is not dense. Ties are broken by position.
     """
     rungs = list(rungs)
     left = budget - sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
@@ -182,7 +182,7 @@ def refill(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list
         _, i = heapq.heappop(queue)
         above = rungs[i] + 1
         if above == len(ladders[i].costs) or (step := ladders[i].costs[above] - ladders[i].costs[rungs[i]]) > left:
-            continue  # what is left only shrinks, so this step never fits again
+            continue  # the remainder only shrinks, so this step never fits again
         left -= step
         rungs[i] = above
         heapq.heappush(queue, (ladders[i].energies[above], i))
@@ -190,7 +190,7 @@ def refill(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list
 
 
 def lower_rungs(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) -> list[int]:
-    """Lower rungs, the largest kept share of a matrix first, until they cost at most `budget` or stand on the lowest."""
+    """Lower rungs, the largest kept share of a matrix first, until they cost at most `budget` or are all at the lowest."""
     rungs = list(rungs)
     while any(rungs) and sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True)) > budget:
         shares = [
@@ -202,7 +202,7 @@ def lower_rungs(ladders: Sequence[Ladder], rungs: Sequence[int], budget: int) ->
 
 
 def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
-    """Parameters that may remain: `floor((1 - compression) * sum of m n)`.
+    """Return the number of parameters that may remain: `floor((1 - compression) * sum of m n)`.
 
     Raises:
         UsageError: the compression is not inside (0, 1).
@@ -216,7 +216,7 @@ def parameter_budget(matrices: Sequence[Matrix], compression: float) -> int:
 
 
 def explain_unmeasured(ladders: Sequence[Ladder]) -> str:
-    """What is said of the matrices that no token has reached, where a compression is out of reach; nothing where there are none."""
+    """Explain, where a compression is out of reach, that matrices without calibration tokens stay dense; empty where there are none."""
     count = sum(not ladder.is_measured for ladder in ladders)
     return (
         f"; {count} matrices stay dense, because no calibration token reached their experts (statistics.unreached): calibrate on more text"
@@ -229,10 +229,10 @@ def check_reachable(total: int, floor: int, compression: float, because: str = "
     """Refuse a compression that leaves fewer of `total` linear parameters than the `floor` of the lowest ranks and widths.
 
     Args:
-        because: what is added to the message.
+        because: text to append to the message.
 
     Raises:
-        UsageError: naming the largest compression that can be reached.
+        UsageError: the compression is out of reach; the message names the largest that can be reached.
     """
     if floor > int((1 - compression) * total + 1e-3):
         raise UsageError(
@@ -242,15 +242,15 @@ def check_reachable(total: int, floor: int, compression: float, because: str = "
 
 
 def count_least_important(channels: int, keep_least: float) -> int:
-    """How many channels are kept for being the least important: `int(keep_least n)`, as LoRAP's code rounds (arXiv 2404.09695)."""
+    """Count the channels that are kept for being the least important: `int(keep_least n)`, as LoRAP's code rounds (arXiv 2404.09695)."""
     return int(keep_least * channels)
 
 
 def kept_width(channels: int, ratio: float, keep_least: float, multiple: int) -> int:
-    """Channels that remain of `channels` at a compression ratio.
+    """Return how many of `channels` remain at a compression ratio.
 
-    LoRAP prunes those from `int(keep_least n)` to `int((ratio + keep_least) n)` in rising order of importance; the roundings are those
-    of its code. Our addition: what remains is rounded down to a multiple, unless nothing is pruned.
+    LoRAP prunes the channels from `int(keep_least n)` to `int((ratio + keep_least) n)` in ascending order of importance; the rounding is
+    that of its code. Our addition: the remaining width is rounded down to a multiple, unless nothing is pruned.
     """
     pruned = int((ratio + keep_least) * channels) - count_least_important(channels, keep_least)
     kept = channels - pruned
@@ -260,11 +260,11 @@ def kept_width(channels: int, ratio: float, keep_least: float, multiple: int) ->
 def fit_ratios(
     scores: Float[Tensor, " s"], parameters: Float[Tensor, " s"], compression: float, caps: Float[Tensor, " s"]
 ) -> Float[Tensor, " s"]:
-    """Ratios proportional to `scores`, at most `caps`, that remove exactly `compression` of all `parameters`.
+    """Return ratios proportional to `scores`, at most `caps`, that remove exactly `compression` of all `parameters`.
 
-    Solves `sum_s P_s min(cap_s, k * score_s) = compression * sum_s P_s` for `k`, exactly: sublayers reach their caps in falling
-    order of `score / cap`, so each number of capped ones is tried in turn. Where only zero scores are left, they share what remains.
-    Caps that cannot remove as much are a mistake of the caller (`mgaa.ratios` checks them).
+    Solves `sum_s P_s min(cap_s, k * score_s) = compression * sum_s P_s` for `k`, exactly: sublayers reach their caps in descending order of
+    `score / cap`, so each possible number of capped sublayers is tried in turn. Where only zero scores remain, they share the rest. Caps
+    that cannot remove enough are a bug of the caller (`mgaa.ratios` checks them).
     """
     target = compression * parameters.sum()
     order = caps.argsort(stable=True)  # zero scores share equally, so that the smallest cap is reached first
@@ -289,11 +289,11 @@ def bound_ratios(
     floors: Float[Tensor, " s"],
     caps: Float[Tensor, " s"],
 ) -> Float[Tensor, " s"]:
-    """The ratios scaled by one factor and clamped to `[floors, caps]`, so that they still remove exactly `compression`.
+    """Scale the ratios by one factor and clamp them to `[floors, caps]`, so that they still remove exactly `compression`.
 
     Solves `sum_s P_s clamp(k * ratio_s, floor_s, cap_s) = compression * sum_s P_s` for `k`: the left side is linear between the values of
-    `k` at which a sublayer reaches a bound, so those are searched and the last piece is interpolated. Needs floors that remove at
-    most, and caps that remove at least, `compression`. Ratios within their bounds stay as they are, to the bit.
+    `k` at which a sublayer reaches a bound, so these values are searched and the last piece is interpolated. Requires floors that remove at
+    most, and caps that remove at least, `compression`. Ratios within their bounds stay unchanged, to the bit.
     """
     if bool(((ratios >= floors) & (ratios <= caps)).all()):
         return ratios

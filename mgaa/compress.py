@@ -1,8 +1,9 @@
 """The whole method in one call, in memory, for notebooks and scripts.
 
 The stages are those of the pipeline, in the same order and through the same functions: statistics -> spectra -> ratios -> ranks -> factors.
-With dense inputs the spectra of all blocks are kept until the ranks are known (`mgaa.decomposed`), with compressed ones every block is done
-before the next is measured (`mgaa.anchoring.sequential`). Several compressions of one model share everything up to the spectra (`sweep`).
+With dense inputs the spectra of all blocks are kept until the ranks are known (`mgaa.decomposed`); with compressed inputs each block is
+finished before the next is measured (`mgaa.anchoring.sequential`). Several compressions of one model share everything up to the spectra
+(`sweep`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +49,7 @@ _READERS = {
     **dict.fromkeys(("factors", "ranks", "channels", "anchor", "refinement"), method),
     **{"groups": integer, "batch_size": integer, "expert_tokens": number},
 }
-"""Of the arguments that both functions have (`mgaa.inputs.readers`)."""
+"""Readers of the arguments that both functions have (`mgaa.inputs.readers`)."""
 
 Allocated = tuple[dict[str, float], list[Rank], dict[str, float]]
 """Ratios by sublayer, the outcome for every matrix, and cosines by sublayer."""
@@ -76,39 +77,39 @@ def compress_(
     """Compress a transformers causal language model in place: by MGAA, or with `**LORAP` by LoRAP.
 
     Args:
-        model: with an entry in `mgaa.models.entries`; its linears are replaced by `LowRankLinear`, and layers that hold several
-            matrices by one linear for each (`mgaa.models.fused`). It is measured in eval mode, and keeps the mode it came in.
+        model: has an entry in `mgaa.models.entries`. Its linears are replaced by `LowRankLinear`, and layers that hold several matrices by
+            one linear each (`mgaa.models.fused`). It is measured in eval mode and left in the mode it came in.
         tokens: calibration token ids in any form of `mgaa.inputs.token_rows`: (sequences, length), lists of any lengths, a tokenizer's
-            output, whose padding is taken off; or prompts with images (`mgaa.encode`).
+            output, whose padding is removed; or prompts with images (`mgaa.encode`).
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
             `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
-            (`mgaa.allocation.latency.load_latency`). `None` is `RATIOS`, or where the ranks are those of a file, the ratios of that file.
+            (`mgaa.allocation.latency.load_latency`). `None` is `RATIOS`, or the ratios of the file where the ranks come from one.
         channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
             `mgaa.allocation.channels.Pruning`.
-        anchor: `none`; or how factors are fitted to the dense model behind compressed blocks (`mgaa.anchoring`): `outputs`, to those of
-            each matrix; `stream`, and o and down to the residual stream; with the options `dense` and `damping`.
-        refinement: `none`; or `adam`, which then tunes the matrices of each block together, with the options of
+        anchor: `none`, or how factors are fitted to the dense model after compressed blocks (`mgaa.anchoring`): `outputs` fits to the
+            outputs of each matrix, `stream` fits o and down to the residual stream as well. Options: `dense` and `damping`.
+        refinement: `none`, or `adam`, which then tunes the matrices of each block jointly, with the options of
             `mgaa.anchoring.refinement.Refinement`.
-        inputs: whose activations are measured: those of the dense model, or those behind the compressed blocks before
-            (`mgaa.anchoring.sequential`).
-        groups: groups of sequences whose means are kept (for pooled covariances, which need at least as many sequences).
+        inputs: whose activations are measured: `dense` for those of the dense model, `compressed` for those after the compressed blocks
+            that precede (`mgaa.anchoring.sequential`).
+        groups: groups of sequences whose means are kept (for pooled covariances, which need at least one sequence per group).
         batch_size: sequences per forward pass of the calibration.
         expert_tokens: calibration tokens per channel, below which the covariance of an expert is shrunk.
-        unreached: what becomes of experts that no calibration token reaches: `stop` is an error, with `dense` their matrices stay as they
-            are, and the others make up for it.
-        parts: what of the model is compressed: the decoder, and of a model that sees also `vision` and `projector`, whose parameters then
-            count as well.
+        unreached: treatment of experts that no calibration token reaches: `stop` raises an error; with `dense` their matrices stay
+            unchanged and the others make up the difference.
+        parts: parts of the model to compress: the decoder and, of a vision-language model, also `vision` and `projector`, whose parameters
+            then count as well.
 
     Returns:
-        What was done; the model then saves with `mgaa.save` and loads with `from_pretrained` once `mgaa` is imported.
+        The report; the model can then be saved with `mgaa.save` and loaded with `from_pretrained` once `mgaa` is imported.
 
     Raises:
-        UsageError: a parameter is out of reach or unknown; this is found before anything is measured.
+        UsageError: a parameter is out of reach or unknown; raised before anything is measured.
         InputError: the model, the tokens or an allocation file cannot be used.
         NumericalError: a weight, an activation or a factor is not finite.
     """
-    assert isinstance(tokens, Prompts | Tensor)  # as `sequences` reads them
+    assert isinstance(tokens, Prompts | Tensor)  # as the reader returns them
     if inputs not in ("dense", "compressed"):
         raise UsageError(f"inputs is {inputs!r}, expected 'dense' or 'compressed'")
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
@@ -117,10 +118,10 @@ def compress_(
     matrices = _checked_matrices(model, tokens, [target], measuring, methods, inputs, parts)
     with eval_mode(model):
         if inputs == "compressed":
-            given, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
+            ratios_by_sublayer, outcome, cosines = _sequentially(model, tokens, matrices, target, measuring, methods)
         else:
-            given, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
-    return build_report(outcome, given, cosines, parameter_budget(matrices, compression), target.latency)
+            ratios_by_sublayer, outcome, cosines = _at_once(model, tokens, matrices, target, measuring, methods, parts)
+    return build_report(outcome, ratios_by_sublayer, cosines, parameter_budget(matrices, compression), target.latency)
 
 
 @coerce_arguments(**_READERS, compressions=fractions)
@@ -141,20 +142,20 @@ def sweep(
     unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[PreTrainedModel, Report]]:
-    """Several compressions of one model on dense inputs, by one calibration and one decomposition; each is what `compress_` gives.
+    """Compress one model several times on dense inputs, from one calibration and one decomposition; each result is that of `compress_`.
 
     Args:
-        model: as in `compress_`; it stays dense (layers that hold several matrices are taken apart).
+        model: as in `compress_`; it stays dense (layers that hold several matrices are split).
         tokens: as in `compress_`.
         compressions: the fractions to remove.
         factors, ratios, ranks, channels, anchor, refinement, groups, batch_size, expert_tokens, unreached, parts: as in `compress_`.
 
     Returns:
-        For each compression in order: a compressed model that shares every other tensor with `model`, and what was done. Each is made
-        when it is asked for, and costs a slice and a refit of every matrix; anchored, a pass of both models.
+        For each compression in order: a compressed model that shares every other tensor with `model`, and its report. Each is made on
+        demand, at the cost of a slice and a refit of every matrix; with an anchor, of a pass through both models.
 
     Raises:
-        UsageError, InputError, NumericalError: as `compress_`; all but the range of factors is found in the call itself.
+        UsageError, InputError, NumericalError: as `compress_`; all but non-finite factors are found in the call itself.
     """
     assert isinstance(tokens, Prompts | Tensor)
     methods = methods_of(factors, ratios, ranks, anchor, refinement)
@@ -169,14 +170,14 @@ def sweep(
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
         twin = twin_of(model)
         with default_torch_state(model), eval_mode(model), eval_mode(twin):
-            given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
+            ratios_by_sublayer, outcome = measured.allocate(target, methods.ratios, methods.ranks)
             if methods.anchoring is None:
                 measured.put_(twin, outcome)
             else:
-                how = (measuring, methods.factors, methods.anchoring, methods.refinement)
-                measured.anchor_(twin, outcome, model, tokens, *how)
+                settings = (measuring, methods.factors, methods.anchoring, methods.refinement)
+                measured.anchor_(twin, outcome, model, tokens, *settings)
         budget = parameter_budget(matrices, target.compression)
-        return twin, build_report(outcome, given, measured.cosines, budget, target.latency)
+        return twin, build_report(outcome, ratios_by_sublayer, measured.cosines, budget, target.latency)
 
     return map(compressed, targets)
 
@@ -190,16 +191,16 @@ def _at_once(
     methods: Methods,
     parts: Sequence[str],
 ) -> Allocated:
-    """Dense inputs: every block is measured before the first is compressed."""
+    """Compress on dense inputs: measure every block before the first is compressed."""
     measured = decompose_model(model, tokens, matrices, target, measuring, methods.factors, parts)
-    given, outcome = measured.allocate(target, methods.ratios, methods.ranks)
+    ratios, outcome = measured.allocate(target, methods.ratios, methods.ranks)
     if methods.anchoring is None:
         measured.put_(model, outcome, last=True)
     else:
         measured.spectra.clear()
-        how = (measuring, methods.factors, methods.anchoring, methods.refinement)
-        measured.anchor_(model, outcome, model, tokens, *how)
-    return given, outcome, measured.cosines
+        settings = (measuring, methods.factors, methods.anchoring, methods.refinement)
+        measured.anchor_(model, outcome, model, tokens, *settings)
+    return ratios, outcome, measured.cosines
 
 
 def _sequentially(
@@ -210,13 +211,13 @@ def _sequentially(
     measuring: CalibrationSettings,
     methods: Methods,
 ) -> Allocated:
-    """Compressed inputs: ratios from the cosines of the dense model, then one block after the other."""
+    """Compress on compressed inputs: ratios from the cosines of the dense model, then one block after the other."""
     cosines = {
         f"{index}.{sublayer}": cosine
         for index, block in enumerate(stream_cosines(model, tokens, batch_size=measuring.batch_size))
         for sublayer, cosine in block.cosines.items()
     }
-    given = ratios_of(matrices, cosines, target, methods.ratios, centred=adds_biases(methods.factors))
+    ratios = ratios_of(matrices, cosines, target, methods.ratios, centred=adds_biases(methods.factors))
     twin = twin_of(model)  # an error in a later block leaves the model as it was
     calibration = Calibration(twin, tokens, measuring)
     blocks: list[CompressedBlock] = []
@@ -225,14 +226,14 @@ def _sequentially(
         statistics = calibration.statistics(index)
         blocks.append(
             compress_block(
-                twin, index, statistics, matrices, given, target, methods.factors, methods.ranks, spent=spent
+                twin, index, statistics, matrices, ratios, target, methods.factors, methods.ranks, spent=spent
             )
         )
         put_(twin, index, blocks[index])
         calibration.advance(index)
     for index, block in enumerate(blocks):
         put_(model, index, block)
-    return given, [rank for block in blocks for rank in block.ranks], cosines
+    return ratios, [rank for block in blocks for rank in block.ranks], cosines
 
 
 def _checked_matrices(
@@ -244,7 +245,7 @@ def _checked_matrices(
     inputs: str = "dense",
     parts: Sequence[str] = DECODER,
 ) -> list[Matrix]:
-    """The matrices of the model, after everything that can be refused before anything is measured."""
+    """Return the matrices of the model, after every check that needs no measurement."""
     pruned = any(target.pruning is not None for target in targets)
     check_parts(parts, inputs=inputs, pruned=pruned)
     check_anchored(methods.anchoring is not None, inputs=inputs, pruned=pruned, parts=parts)
@@ -255,7 +256,7 @@ def _checked_matrices(
     check_savable(model)
     matrices = matrices_of(
         unfuse_(meta_copy(model), parts), parts
-    )  # the model stays as it is until nothing more can be refused
+    )  # the model stays unchanged until every check has passed
     for target in targets:
         parameter_budget(matrices, target.compression)
         preflight(matrices, target, inputs=inputs, **methods.levels)

@@ -1,7 +1,8 @@
-"""What all allocations of a model share, by one calibration and one decomposition: any ranks are then slices, or a pass of both models.
+"""One calibration and one decomposition that all allocations of a model share: factors at any ranks are slices, or a pass of both models.
 
-Statistics live for one block at a time, and a dense weight in float64 for one matrix at a time; the spectra of all blocks are kept. With
-gradients blocks are decomposed from the last to the first, and the hidden states in front of the blocks to come are still there.
+Statistics exist for one block at a time, and a dense weight in float64 for one matrix at a time; the spectra of all blocks are kept.
+Methods that use gradients decompose blocks from the last to the first, because the hidden states at the inputs of earlier blocks are still
+available.
 """
 
 from collections.abc import Sequence
@@ -31,14 +32,14 @@ from mgaa.statistics.gradients import differentiate_model
 
 @dataclass(frozen=True, eq=False)
 class DecomposedModel:
-    """What all allocations of a model share.
+    """Spectra, scores and cosines that all allocations of a model share.
 
     Attributes:
-        spectra: of every matrix that is factorized, by name.
-        ladders: theirs, in model order.
-        scores: of the FFNs that are pruned.
-        cosines: by sublayer.
-        gradients: second moments of the output gradients, by block, by linear; empty where the factorizer needs none.
+        spectra: of every matrix to factorize, by name.
+        ladders: of the same matrices, in model order.
+        scores: channel scores of the FFNs to prune.
+        cosines: mean cosine by sublayer.
+        gradients: second moments of the output gradients, by block, then by linear; empty where the factorizer needs none.
     """
 
     spectra: dict[str, Spectrum]
@@ -48,23 +49,23 @@ class DecomposedModel:
     gradients: dict[int, dict[str, Tensor]]
 
     def allocate(self, target: Target, ratios: Chosen, ranks: Chosen) -> tuple[dict[str, float], list[Rank]]:
-        """Ratios by sublayer and the outcome for every matrix; of the target, the compression is free (`mgaa.levels.allocate`)."""
+        """Allocate ratios by sublayer and an outcome for every matrix; the target may have any compression (`mgaa.levels.allocate`)."""
         return allocate(self.ladders, self.cosines, target, ratios, ranks, self.scores)
 
     def put_(self, model: PreTrainedModel, outcome: Sequence[Rank], *, last: bool = False) -> None:
-        """Put the factors of these ranks, and the channels of these widths, into the model, or into a twin of it.
+        """Put the factors at these ranks, and the channels of these widths, into the model or into a twin of it.
 
         Args:
-            model: what was decomposed, or a twin of it.
+            model: the decomposed model, or a twin of it.
             outcome: for every matrix.
-            last: whether nothing is asked of the spectra afterwards; each is then forgotten as soon as its factors are made.
+            last: whether the spectra are needed no more; each is then freed as soon as its factors are made.
         """
         ranked = {r.matrix.name: r.rank for r in outcome if r.rank is not None}
-        found = self.spectra if last else dict(self.spectra)
-        for name in found.keys() - ranked.keys():
-            del found[name]
-        # the model changes when all factors are there, so that one out of range leaves it as it was
-        apply_factors(model, {n: factorize_linear(model, n, found.pop(n), rank) for n, rank in ranked.items()})
+        spectra = self.spectra if last else dict(self.spectra)
+        for name in spectra.keys() - ranked.keys():
+            del spectra[name]
+        # the model changes only once all factors exist, so that an error leaves it unchanged
+        apply_factors(model, {n: factorize_linear(model, n, spectra.pop(n), rank) for n, rank in ranked.items()})
         widths = {r.matrix.sublayer: r.width for r in outcome if r.width is not None}
         kept = {
             c.matrices[0].block: s.kept_channels(widths[c.sublayer], c.pruning.keep_least)
@@ -83,16 +84,16 @@ class DecomposedModel:
         anchoring: Anchoring,
         refinement: Refinement | None,
     ) -> None:
-        """The same with factors that are fitted to the dense model behind compressed blocks (`mgaa.anchoring`).
+        """Like `put_`, with factors fitted to the dense model after compressed blocks (`mgaa.anchoring`).
 
         Args:
-            model, outcome: as in `put_`; the model may be the dense one itself, and changes when all factors are there.
-            dense: what was decomposed.
+            model, outcome: as in `put_`; the model may be the dense one itself, and changes only once all factors exist.
+            dense: the decomposed model.
             tokens, measuring, factors, anchoring, refinement: as in `mgaa.anchoring.anchoring.anchor_blocks`.
         """
-        matrices, ranks = [each.matrix for each in outcome], {each.matrix.name: each.rank for each in outcome}
-        how = (factors, self.gradients, measuring, anchoring, refinement)
-        blocks = [*anchor_blocks(dense, tokens, matrices, ranks, *how)]
+        matrices, ranks = [rank.matrix for rank in outcome], {rank.matrix.name: rank.rank for rank in outcome}
+        settings = (factors, self.gradients, measuring, anchoring, refinement)
+        blocks = [*anchor_blocks(dense, tokens, matrices, ranks, *settings)]
         for block in blocks:
             block.put_(model)
 
@@ -106,11 +107,11 @@ def decompose_model(
     factors: Chosen,
     parts: Sequence[str] = DECODER,
 ) -> DecomposedModel:
-    """Measure every block on dense inputs and decompose its matrices; nothing of the model changes."""
+    """Measure every block on dense inputs and decompose its matrices; the model stays unchanged."""
     name, options = factors
     low, pruned = target.parts(matrices)
     cosines: dict[int, dict[str, float]] = {}
-    found: dict[str, Spectrum] = {}
+    spectra: dict[str, Spectrum] = {}
     scores: dict[Channels, ChannelScores] = {}
     gradients: dict[int, dict[str, Tensor]] = {}
     if method_traits("factors", name).gradients:
@@ -122,14 +123,14 @@ def decompose_model(
         inside = {m.local: m.name for m in low if m.block == index and m.local in block.shared}
         release_memory()
         here = decompose_block({local: weights[local] for local in inside}, block, name, **options)
-        found |= {inside[local]: spectrum for local, spectrum in here.items()}
-        scores |= {each: score(each, weights, block) for each in pruned if each.matrices[0].block == index}
+        spectra |= {inside[local]: spectrum for local, spectrum in here.items()}
+        scores |= {ffn: score(ffn, weights, block) for ffn in pruned if ffn.matrices[0].block == index}
         cosines[index] = block.cosines
         gradients |= {index: block.gradients} if block.gradients else {}
-        del block, here  # while the next block is measured
+        del block, here  # free both while the next block is measured
         release_memory()
-    energies = {name: spectrum.energies.cpu() for name, spectrum in found.items()}
-    centred = any(spectrum.mean is not None for spectrum in found.values())
+    energies = {name: spectrum.energies.cpu() for name, spectrum in spectra.items()}
+    centred = any(spectrum.mean is not None for spectrum in spectra.values())
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
     by_sublayer = {f"{index}.{name}": cosine for index in sorted(cosines) for name, cosine in cosines[index].items()}
-    return DecomposedModel(found, ladders, scores, by_sublayer, gradients)
+    return DecomposedModel(spectra, ladders, scores, by_sublayer, gradients)

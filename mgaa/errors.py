@@ -1,8 +1,8 @@
-"""What can go wrong, by whose turn it is to act.
+"""Errors of the project, by who has to act.
 
 Every error of the project carries one message that names the value, the expectation and the remedy. The class says who acts, and
-`exit_code` is what a command returns for it, so that a scheduler can tell a typing mistake from a full disk without reading text.
-A message goes to terminals, logs, MLflow and Prefect, so it holds no secret from the moment on in which it is made.
+`exit_code` is the exit code of a command that fails with it, so that a scheduler can tell a typo from a full disk without reading text.
+A message goes to terminals, logs, MLflow and Prefect, so secrets are masked as soon as it is created.
 """
 
 from mgaa.masking import masked
@@ -36,7 +36,7 @@ class NumericalError(MgaaError):
 
 
 class ResourceError(MgaaError):
-    """Disk, memory or permission ran out: make room and start again; finished steps are kept."""
+    """Disk, memory or permission is lacking: make room and start again; completed steps are cached."""
 
     exit_code = 5
 

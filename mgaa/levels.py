@@ -1,9 +1,9 @@
-"""The two levels one after the other: once for real, and once before anything is measured.
+"""Both levels of allocation in sequence: for real, and as a check before anything is measured.
 
-What an allocation is refused for (an option out of range, a compression out of reach, a step of the ranks that a matrix cannot take, a
-file for another model) lies in its parameters and in the shapes of the model, not in the data. So it is rehearsed on made-up data: equal
-cosines, flat spectra, channels of equal importance. This costs milliseconds where calibration costs minutes, needs nothing of a method, and
-refuses nothing that the data could have made possible.
+Whether an allocation is refused (an option out of range, a compression out of reach, a rank step that a matrix cannot take, a file for
+another model) depends on its parameters and on the shapes of the model, not on the data. So the check runs the allocation on synthetic
+data: equal cosines, flat spectra, channels of equal importance. It costs milliseconds where calibration costs minutes, needs nothing from a
+method, and refuses nothing that real data could make possible.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -23,21 +23,21 @@ from mgaa.ratios import allocate_ratios
 from mgaa.statistics.accumulate import Accumulator
 
 Chosen = tuple[str, Mapping[str, Any]]
-"""A method and its options, those that all methods of its section share among them (`band`)."""
+"""A method and its options, including those that all methods of its section share (`band`)."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked of both levels.
+    """Target of both levels.
 
     Attributes:
         compression: fraction of all linear parameters to remove.
         multiple: the step between ranks, or `auto`.
-        pruning: how the FFNs are pruned; `None` where they are factorized like everything else.
-        latency: which ranks are faster than dense; `None` where fewer parameters are all that is asked for.
+        pruning: settings of FFN pruning; `None` where FFNs are factorized like everything else.
+        latency: selects the ranks that are faster than dense; `None` where only the parameter count matters.
 
     Raises:
-        UsageError: FFNs are pruned under a latency, whose profile has no times of narrower matrices.
+        UsageError: FFNs are to be pruned under a latency objective, whose profile has no times for narrower matrices.
     """
 
     compression: float
@@ -48,12 +48,12 @@ class Target:
     def __post_init__(self) -> None:
         if self.latency is not None and self.pruning is not None:
             raise UsageError(
-                "channels.method prunes the FFNs, but under ranks.objective=latency nothing is known of the time of narrower matrices: set "
+                "channels.method prunes the FFNs, but under ranks.objective=latency the profile has no times for narrower matrices: set "
                 "channels.method=none, or ranks.objective=parameters"
             )
 
     def parts(self, matrices: Sequence[Matrix]) -> tuple[list[Matrix], list[Channels]]:
-        """The matrices that are factorized, and the FFNs that are pruned.
+        """Split the matrices into those to factorize, and the FFNs to prune.
 
         Raises:
             InputError: an FFN is of a kind that cannot be pruned.
@@ -61,7 +61,7 @@ class Target:
         if self.pruning is None:
             return list(matrices), []
         channels = prunable_ffns(matrices, self.pruning)
-        names = {each.sublayer for each in channels}
+        names = {ffn.sublayer for ffn in channels}
         return [matrix for matrix in matrices if matrix.sublayer not in names], channels
 
 
@@ -73,20 +73,20 @@ def allocate(
     ranks: Chosen,
     pruned: Pruned | None = None,
 ) -> tuple[dict[str, float], list[Rank]]:
-    """Ratios by sublayer, and the ranks and widths of all matrices under them.
+    """Allocate ratios by sublayer, then the ranks and widths of all matrices under them.
 
     Args:
-        ladders: of all matrices that are factorized, in model order, with the steps of the target.
+        ladders: of all matrices to factorize, in model order, with the rank step of the target.
         cosines: mean cosine by sublayer.
         ratios, ranks: the map of level 1 and the rule of level 2.
-        pruned: the FFNs that are not factorized.
+        pruned: the FFNs to prune.
 
     Raises:
         UsageError: an option is unknown or out of range, or the compression is out of reach.
     """
-    given = _ratios(ladders, cosines, target, ratios, pruned or {})
+    allocated = _ratios(ladders, cosines, target, ratios, pruned or {})
     name, options = ranks
-    return given, allocate_ranks(name, ladders, given, compression=target.compression, pruned=pruned, **options)
+    return allocated, allocate_ranks(name, ladders, allocated, compression=target.compression, pruned=pruned, **options)
 
 
 def ratios_of(
@@ -98,11 +98,11 @@ def ratios_of(
     centred: bool,
     unreached: Collection[str] = (),
 ) -> dict[str, float]:
-    """Level 1 alone, which depends on the cosines and on the shapes.
+    """Allocate ratios only (level 1), which depend on the cosines and on the shapes.
 
     Args:
         centred: whether the factorizer adds biases.
-        unreached: the matrices that stay dense because no calibration token has reached them.
+        unreached: matrices that stay dense because no calibration token reached them.
 
     Raises:
         UsageError: as `allocate`.
@@ -112,29 +112,29 @@ def ratios_of(
 
 
 def check_parts(parts: Sequence[str], *, inputs: str, pruned: bool) -> None:
-    """Refuse parts of a model that there are not, and beside the decoder what goes through it block by block or changes its widths.
+    """Refuse unknown parts of a model, and any part but the decoder where compression goes block by block or changes widths.
 
     Raises:
-        UsageError: as said.
+        UsageError: a part is unknown, or does not combine with `inputs` or `pruned`.
     """
     if unknown := sorted(set(parts) - set(PARTS)) or (not parts and ["nothing"]):
         raise UsageError(
-            f"the parts to compress have {unknown[0]}, expected some of {', '.join(PARTS)} (backbone.parts)"
+            f"the parts to compress include {unknown[0]}, expected some of {', '.join(PARTS)} (backbone.parts)"
         )
-    beside = [part for part in parts if part not in DECODER]
-    if beside and (inputs == "compressed" or pruned):
+    others = [part for part in parts if part not in DECODER]
+    if others and (inputs == "compressed" or pruned):
         setting = "statistics.inputs is compressed" if inputs == "compressed" else "channels.method prunes FFNs"
         raise UsageError(
-            f"the {beside[0]} is to be compressed (backbone.parts), but {setting}, which is for the decoder alone: set "
+            f"the {others[0]} is to be compressed (backbone.parts), but {setting}, which is for the decoder alone: set "
             "statistics.inputs=dense and channels.method=none, or backbone.parts=[decoder]"
         )
 
 
 def check_anchored(anchored: bool, *, inputs: str, pruned: bool, parts: Sequence[str]) -> None:
-    """Refuse what factors cannot be anchored beside (`mgaa.anchoring`).
+    """Refuse settings that anchoring cannot be combined with (`mgaa.anchoring`).
 
     Raises:
-        UsageError: as said.
+        UsageError: factors are anchored, and a setting contradicts it.
     """
     if not anchored:
         return
@@ -145,7 +145,7 @@ def check_anchored(anchored: bool, *, inputs: str, pruned: bool, parts: Sequence
     ):
         if wrong:
             raise UsageError(
-                f"{setting}, but factors are anchored (anchor.method) for the decoder at ranks that dense inputs gave: set {remedy}, or "
+                f"{setting}, but factors are anchored (anchor.method) for the decoder at ranks from dense inputs: set {remedy}, or "
                 "anchor.method=none"
             )
 
@@ -159,26 +159,27 @@ def preflight(
     ranks: Chosen,
     inputs: str = "dense",
 ) -> None:
-    """Refuse what `allocate` would refuse after the calibration.
+    """Refuse before the calibration what `allocate` would refuse after it.
 
     Args:
         factors: the factorizer and its options.
-        inputs: `compressed` where blocks are allocated one after the other.
+        inputs: `compressed` where blocks are allocated one by one.
 
     Raises:
-        UsageError: as `allocate`, for options of the factorizer, and for a rule that needs the whole model where blocks go one by one.
-        InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
+        UsageError: as `allocate`, for options of the factorizer, and for a rule that needs the whole model where blocks are allocated one
+            by one.
+        InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile belongs to another model.
     """
     if inputs == "compressed" and method_traits("factors", factors[0]).gradients:
         raise UsageError(
-            f"factors.method is {factors[0]!r}, which weighs errors by gradients of the dense model, but statistics.inputs is compressed: "
+            f"factors.method is {factors[0]!r}, which weights errors by gradients of the dense model, but statistics.inputs is compressed: "
             "set statistics.inputs=dense, or take another factors.method"
         )
     check_factorizer(factors)
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
     if inputs == "compressed" and method_traits("ranks", ranks[0]).whole_model:
         raise UsageError(
-            f"statistics.inputs is compressed, expected a rule that finds the ranks block after block: ranks.method={ranks[0]} is for "
+            f"statistics.inputs is compressed, expected a rule that finds the ranks block by block: ranks.method={ranks[0]} is for "
             "all matrices of the model at once; set statistics.inputs=dense, or take another ranks.method"
         )
     if ranks[0] == "file" and pruned:
@@ -198,12 +199,13 @@ def _ratios(
         check_reachable(sum(sizes.values()), round(floor), target.compression, because)
     known = [cosines[sublayer] for sublayer in sizes if sublayer in cosines]
     # what adds to no stream (a projector) has no cosine: it counts as an average sublayer, and is compressed about as much as the whole
-    given = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}
-    return allocate_ratios(name, given, sizes, reach, compression=target.compression, **options)
+    # model
+    filled = {sublayer: cosines.get(sublayer, sum(known) / max(1, len(known))) for sublayer in sizes}
+    return allocate_ratios(name, filled, sizes, reach, compression=target.compression, **options)
 
 
 def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -> list[Ladder]:
-    """The ladders of the shapes alone, with flat spectra, of all matrices that are factorized."""
+    """Build the ladders of all matrices to factorize from their shapes alone, with flat spectra."""
     ladders, _ = _flat(matrices, target, centred=centred)
     return ladders
 
@@ -211,20 +213,20 @@ def flat_ladders(matrices: Sequence[Matrix], target: Target, *, centred: bool) -
 def _flat(
     matrices: Sequence[Matrix], target: Target, *, centred: bool, unreached: Collection[str] = ()
 ) -> tuple[list[Ladder], dict[Channels, ChannelScores]]:
-    """Ladders and scores of the shapes alone: flat spectra, and channels of equal importance."""
+    """Build ladders and scores from the shapes alone: flat spectra, and channels of equal importance."""
     one = torch.ones(1, dtype=torch.float64)
     low, channels = target.parts(matrices)
     energies = {matrix.name: one.expand(min(matrix.m, matrix.n)) for matrix in low if matrix.name not in unreached}
     scores = {
-        each: ChannelScores(one.expand(each.count), {matrix.local: one.expand(each.count) for matrix in each.matrices})
-        for each in channels
+        ffn: ChannelScores(one.expand(ffn.count), {matrix.local: one.expand(ffn.count) for matrix in ffn.matrices})
+        for ffn in channels
     }
     ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
     return ladders, scores
 
 
 def check_groups(factors: Chosen, groups: int, sequences: int) -> None:
-    """Refuse fewer calibration sequences than groups where the factorizer depends on groups; the others calibrate on any number.
+    """Refuse fewer calibration sequences than groups where the factorizer depends on groups; other factorizers take any number.
 
     Raises:
         UsageError: there are fewer, or the factorizer is unknown.

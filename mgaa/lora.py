@@ -1,16 +1,16 @@
-"""LoRA of peft beside the linears of a compressed model, by the names that they have in a dense one.
+"""peft's LoRA for the linears of a compressed model, by the names that they have in a dense one.
 
     import mgaa.lora  # teaches peft the layers of mgaa
 
     model = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"]))
 
-peft puts its layer around an `nn.Linear` and refuses what it does not know. Once this file is imported, it takes a `LowRankLinear` and a
-layer that was taken apart (`mgaa.models.fused.FusedLinear`) as what they stand for, one linear: `y = B (A x) + b + s L_B L_A x`. So names
-as in any tutorial, the defaults of peft for a family, and adapters that were trained beside the dense model fit. Merged, the update is a
-part of the factors, `B' = [B, s L_B]` and `A' = [A; L_A]`, exactly (`mgaa.recovery.merging`); `mgaa.save` writes the new ranks. Without
-this file peft can still tune `A` and `B` each by itself, as `target_modules="all-linear"` does.
+peft wraps an `nn.Linear` and refuses layers that it does not know. Once this module is imported, it treats a `LowRankLinear` and a layer
+that was split (`mgaa.models.fused.FusedLinear`) as what they stand for, one linear: `y = B (A x) + b + s L_B L_A x`. So module names from
+any tutorial, peft's defaults for a family, and adapters that were trained on the dense model fit. Merged, the update becomes part of the
+factors, `B' = [B, s L_B]` and `A' = [A; L_A]`, exactly (`mgaa.recovery.merging`); `mgaa.save` writes the new ranks. Without this module
+peft can still tune `A` and `B` separately, as `target_modules="all-linear"` does.
 
-What needs the dense matrix (DoRA, PiSSA and the like) is refused: there is none. Importing this file imports peft.
+Variants that need the dense matrix (DoRA, PiSSA and the like) are refused: it does not exist. Importing this module imports peft.
 """
 
 from typing import Any
@@ -26,40 +26,40 @@ from mgaa.models.lowrank import LowRankLinear, non_finite
 from mgaa.recovery.merging import Update, merged
 
 _INITIAL = (True, False, "gaussian")
-"""How the update may start: those ways that look at no weight."""
+"""Supported initialisations of the update: those that do not depend on the weight."""
 
 
 class LowRankLoraLayer(lora.Linear):  # type: ignore[misc]
     """peft's LoRA layer around a layer of mgaa."""
 
-    def __init__(self, layer: nn.Module, adapter_name: str, config: LoraConfig, **given: Any) -> None:
+    def __init__(self, layer: nn.Module, adapter_name: str, config: LoraConfig, **options: Any) -> None:
         self.base_layer: nn.Module
         self._before: list[nn.Module] = []
-        super().__init__(layer, adapter_name, config=config, **given)
+        super().__init__(layer, adapter_name, config=config, **options)
 
     @property
     def lora_variants(self) -> dict[tuple[str, ...], None]:
-        """LoRA as it is; its variants read or change the dense matrix."""
+        """Return no variants: they read or change the dense matrix."""
         return {(): None}
 
-    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **given: Any) -> None:
+    def update_layer(self, adapter_name: str, r: int, lora_alpha: int, config: LoraConfig, **options: Any) -> None:
         """Add an adapter.
 
         Raises:
-            UsageError: it starts from the dense matrix, or has a bias.
+            UsageError: its initialisation needs the dense matrix, or it has a bias.
         """
         if config.init_lora_weights not in _INITIAL or config.lora_bias:
             raise UsageError(
-                f"init_lora_weights is {config.init_lora_weights!r} and lora_bias is {config.lora_bias} beside a low-rank layer, which has "
+                f"init_lora_weights is {config.init_lora_weights!r} and lora_bias is {config.lora_bias} on a low-rank layer, which has "
                 "no dense matrix to start from: leave both at peft's defaults, or fold the model first (mgaa.densify)"
             )
-        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **given)
+        super().update_layer(adapter_name, r, lora_alpha=lora_alpha, config=config, **options)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Fold adapters into the layer, whose rank rises by theirs; it becomes dense where that is smaller.
+        """Fold adapters into the layer, whose rank grows by theirs; it becomes dense where that is smaller.
 
         Raises:
-            NumericalError: `safe_merge`, and an entry is not finite.
+            NumericalError: `safe_merge` is set and an entry is not finite.
         """
         for name in check_adapters_to_merge(self, adapter_names):
             if name not in self.lora_A:
@@ -69,14 +69,14 @@ class LowRankLoraLayer(lora.Linear):  # type: ignore[misc]
             )
             if safe_merge and any(non_finite(parameter) for parameter in made.parameters()):
                 raise NumericalError(
-                    f"the adapter {name!r} makes entries that are not finite: train it again at a lower rate"
+                    f"the adapter {name!r} yields entries that are not finite: train it again at a lower rate"
                 )
             self._before.append(self.base_layer)
             self.base_layer = made
             self.merged_adapters.append(name)
 
     def unmerge(self) -> None:
-        """The layer as it was before the first adapter was merged."""
+        """Restore the layer to its state before the first adapter was merged."""
         if self._before:
             self.base_layer = self._before[0]
         self._before.clear()
@@ -90,7 +90,7 @@ class LowRankLoraLayer(lora.Linear):  # type: ignore[misc]
 
 
 def _merge_update(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> nn.Module:
-    """A layer with an update."""
+    """Return the layer with an update merged."""
     if not isinstance(layer, FusedLinear):
         return merged(layer, Update(A.detach(), B.detach(), scale), dense=layer.bias is None)
     parts = {
@@ -101,17 +101,17 @@ def _merge_update(layer: nn.Module, A: Tensor, B: Tensor, scale: float) -> nn.Mo
 
 
 def _register_with_peft() -> None:
-    """Let peft take the layers of mgaa."""
+    """Register the layers of mgaa with peft."""
     plain = LoraModel._create_new_module
     if getattr(plain, "knows_mgaa", False):
         return
 
-    def create(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **given: Any) -> nn.Module:
+    def create(lora_config: LoraConfig, adapter_name: str, target: nn.Module, **options: Any) -> nn.Module:
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        if isinstance(base, LowRankLinear | FusedLinear) and given.get("parameter_name") is None:
-            given.pop("parameter_name", None)
-            return LowRankLoraLayer(target, adapter_name, lora_config, **given)
-        made: nn.Module = plain(lora_config, adapter_name, target, **given)
+        if isinstance(base, LowRankLinear | FusedLinear) and options.get("parameter_name") is None:
+            options.pop("parameter_name", None)
+            return LowRankLoraLayer(target, adapter_name, lora_config, **options)
+        made: nn.Module = plain(lora_config, adapter_name, target, **options)
         return made
 
     create.knows_mgaa = True  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""Secrets stay out of whatever is written: messages, records, reports, logs, MLflow and Prefect.
+"""Secrets stay out of everything that is written: messages, records, reports, logs, MLflow and Prefect.
 
-A secret comes in by a URL (user and password, values of its query) or by a variable of the environment. Both are found by parsing, in any
-text: URLs are taken apart as the libraries that open them do it, and the values of variables whose names say that they are secret are
-looked for as they are. What a text says beside them stays readable.
+A secret comes from a URL (user and password, values of its query) or from an environment variable. Both are found by parsing, in any text:
+URLs are split in the way of the libraries that open them, and the values of variables whose names denote secrets are searched for verbatim.
+The rest of the text stays readable.
 """
 
 import os
@@ -33,23 +33,23 @@ OPEN = {
         "region",
     ),
 }
-"""Keys of a query whose values are no secrets."""
+"""Query keys whose values are not secret."""
 VARIABLE = re.compile(r"PASSWORD|PASSWD|SECRET|CREDENTIAL|TOKEN(?!IZERS)|API_KEY|ACCESS_KEY|AUTH_STRING|WEBHOOK")
-"""Names of variables of the environment that hold secrets."""
+"""Names of environment variables that hold secrets."""
 SHORTEST = 6
-"""Characters that a value must have to be looked for in a text: shorter ones are switches, and would be found everywhere."""
+"""Minimum length of a value to search for: shorter ones are switches, and would match everywhere."""
 
 
 def masked(text: str) -> str:
-    """A text with `***` in the place of every secret; masked texts stay as they are."""
-    text = PAIR.sub(lambda found: f"{found['key']}{MASK}", URL.sub(_url, text))
+    """Replace every secret in a text by `***`; a masked text stays unchanged."""
+    text = PAIR.sub(lambda match: f"{match['key']}{MASK}", URL.sub(_url, text))
     for secret in sorted({*_secrets_of_environment()}, key=len, reverse=True):
         text = text.replace(secret, MASK)
     return text
 
 
 def mask_values(value: Any) -> Any:
-    """Nested plain values with every text masked."""
+    """Mask every text in nested plain values."""
     if isinstance(value, str):
         return masked(value)
     if isinstance(value, Mapping):
@@ -59,20 +59,20 @@ def mask_values(value: Any) -> Any:
     return value
 
 
-def _url(found: re.Match[str]) -> str:
-    """A URL without its user, password and the values of its query.
+def _url(match: re.Match[str]) -> str:
+    """Strip a URL of its user, its password and the values of its query.
 
-    SQLAlchemy and fsspec take everything up to the last @ as user and password where there is a colon in it, slashes included.
+    SQLAlchemy and fsspec take everything up to the last @ as user and password where it has a colon, slashes included.
     """
-    rest, mark, query = _split(found["rest"])
+    rest, mark, query = _split(match["rest"])
     before, at, place = rest.rpartition("@")
     if at and (":" in before or "/" not in before):
         rest = f"{MASK}@{place}"
-    return f"{found['scheme']}://{rest}{QUERY.sub(_pair, mark + query)}"
+    return f"{match['scheme']}://{rest}{QUERY.sub(_pair, mark + query)}"
 
 
 def _split(rest: str) -> tuple[str, str, str]:
-    """What stands before the query, its mark, and the query; a password may hold the mark as well."""
+    """Split the part of a URL after its scheme at the query: before, mark, query; a password may hold the mark as well."""
     start = rest.rfind("@") if ":" in rest[: rest.rfind("@") + 1] else -1
     places = [place for mark in "?#" if (place := rest.find(mark, start + 1)) >= 0]
     if not places:
@@ -80,13 +80,13 @@ def _split(rest: str) -> tuple[str, str, str]:
     return rest[: min(places)], rest[min(places)], rest[min(places) + 1 :]
 
 
-def _pair(found: re.Match[str]) -> str:
-    key = unquote(found["key"][1:-1]).casefold()
-    return found[0] if key in OPEN or not found["value"] else f"{found['key']}{MASK}"
+def _pair(match: re.Match[str]) -> str:
+    key = unquote(match["key"][1:-1]).casefold()
+    return match[0] if key in OPEN or not match["value"] else f"{match['key']}{MASK}"
 
 
 def _secrets_of_environment() -> Iterator[str]:
-    """The values of variables that hold secrets, plain and as URLs quote them."""
+    """Yield the values of variables that hold secrets, plain and as URLs quote them."""
     for name, value in os.environ.items():
         if len(value) >= SHORTEST and VARIABLE.search(name.upper()):
             yield from (value, quote(value, safe=""), quote_plus(value))

@@ -1,4 +1,4 @@
-"""What a compression has done to a model: the ratio of every sublayer, the rank or width of every matrix, what is left of the budget."""
+"""Report of a compression: the ratio of every sublayer, the rank or width of every matrix, and the unused budget."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -12,7 +12,7 @@ from mgaa.ranks import Rank
 
 @dataclass(frozen=True)
 class SublayerReport:
-    """Level 1 of one sublayer: mean cosine (`None` of what adds to no stream), ratio asked for, ratio reached."""
+    """Level 1 of one sublayer: mean cosine (`None` where it adds to no stream), requested ratio, reached ratio."""
 
     name: str
     cosine: float | None
@@ -24,9 +24,9 @@ class SublayerReport:
 class MatrixReport:
     """Level 2 of one matrix: its rank (`None` is dense), kept share of energy, relative output error, and its width if it was pruned.
 
-    `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`; of a
-    pruned matrix in the metric of `awsvd`. `predicted_seconds` of a call are by a profile, under the objective latency. An `unreached` one
-    is dense because no calibration token has reached its expert.
+    `error` is `||(W - W') X|| / ||W X||` in the factorizer's metric over the calibration tokens, before rounding: `sqrt(1 - energy)`; for a
+    pruned matrix, in the metric of `awsvd`. `predicted_seconds` of a call come from a profile, under the latency objective. An `unreached`
+    matrix is dense because no calibration token reached its expert.
     """
 
     name: str
@@ -42,12 +42,12 @@ class MatrixReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a model.
+    """Report of the compression of a model.
 
     Attributes:
         compression: fraction of linear parameters removed.
-        budget_left: parameters of the budget that no further step could use.
-        latency: under that objective, what the profile was measured on, and the predicted seconds of all linears together.
+        budget_left: parameters of the budget that were too few for any further rank step.
+        latency: under the latency objective, the facts of the profile and the predicted seconds of all linears together.
     """
 
     compression: float
@@ -58,17 +58,17 @@ class Report:
     latency: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and dictionaries, for JSON."""
+        """Return plain lists and dictionaries, for JSON."""
         return asdict(self)
 
     def save(self, path: str | Path) -> None:
-        """Write the allocation to a file, from which the methods `file` of `ratios` and `ranks` take it again (`mgaa.allocation`).
+        """Write the allocation to a file that the method `file` of `ratios` and `ranks` can read back (`mgaa.allocation`).
 
         Raises:
-            UsageError: the path is that of a file that this package did not write, or that changed since.
+            UsageError: the path holds a file that this package did not write, or that has changed since.
             ResourceError: the file cannot be written.
         """
-        sublayers, matrices = ([asdict(each) for each in given] for given in (self.sublayers, self.matrices))
+        sublayers, matrices = ([asdict(each) for each in reports] for reports in (self.sublayers, self.matrices))
         entry = {
             "compression": self.compression,
             "budget": self.linear_parameters + self.budget_left,
@@ -82,7 +82,7 @@ class Report:
 
 
 def _entry(matrix: dict[str, Any]) -> dict[str, Any]:
-    """Without the width that only pruned matrices have, the prediction that only a profile makes, and what only experts can lack."""
+    """Drop optional fields that are empty: the width of pruned matrices, the prediction of a profile, the mark of unreached experts."""
     return {
         key: value
         for key, value in matrix.items()
@@ -97,7 +97,7 @@ def build_report(
     budget: int,
     latency: Latency | None = None,
 ) -> Report:
-    """Collect ratios, ranks and energies; `ratios` and `cosines` by sublayer."""
+    """Build a report from ranks, ratios and cosines; `ratios` and `cosines` by sublayer."""
     predicted = {} if latency is None else {r.matrix.name: latency.seconds(r.matrix, r.rank) for r in ranks}
     dense: dict[str, int] = {}
     kept: dict[str, int] = {}

@@ -1,5 +1,5 @@
-"""The cached steps of the flows, one per file, and what carries them.
+"""Cached steps of the flows, one per file, and the machinery that stores, records and reports them.
 
-A step takes and gives artifacts (`artifact`) and plain parameters; `step` and `stage` make a function one. What steps leave for each other
-is read through `records`. Nothing here is imported by `mgaa`.
+A step takes and returns artifacts (`tasks.cache.artifact`) and plain parameters; `tasks.cache.step` turns a function into one. Steps read
+each other's files through `tasks.artifacts`. `mgaa` imports nothing from here.
 """

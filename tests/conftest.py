@@ -1,7 +1,7 @@
 """What tests share: an environment that neither reads nor writes the user's, one Prefect server, and a small project to run and break.
 
 The environment is set before anything imports Prefect or torch, which read it once. Each of several test processes
-(`make test`) reads this file: nothing here is shared between them, and each has one thread, for they share the cores.
+(`make test`) reads this file: nothing but `MGAA_TESTS_SHARED` is shared between them, and each has one thread, for they share the cores.
 """
 
 import os
@@ -20,6 +20,7 @@ IDLE = (
 )
 """Services of Prefect's server that look for work which no flow of a test has; where schedules are tested, a server of their own runs."""
 HOME = tempfile.mkdtemp(prefix="mgaa-tests-")
+os.environ.setdefault("MGAA_TESTS_SHARED", HOME)  # of all test processes: those that pytest-xdist starts inherit it
 os.environ |= {"PREFECT_HOME": HOME, "HF_HUB_OFFLINE": "1", "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore"}
 os.environ |= {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
 os.environ["RAY_AUTH_MODE"] = "disabled"  # else Ray writes a token into the home folder
@@ -30,6 +31,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before the library: what the library is the first to import misses the bytecode cache below jaxtyping's import hook.
 import torch  # noqa: E402, F401
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402, F401
+
+from tests.support import shapes  # noqa: E402
+
+shapes.install()
 
 import flows  # noqa: E402, F401  (its defaults of the environment)
 from tests.support.processes import Project, copy_project  # noqa: E402

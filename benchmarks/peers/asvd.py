@@ -30,7 +30,7 @@ from mgaa.statistics.calibration import CalibrationSettings
 
 SHARES = tuple(share / 10 for share in range(1, 10))
 Sensitivities = Mapping[str, Mapping[float, float]]
-"""By matrix and share: the mean loss of the calibration sequences with this matrix alone truncated."""
+"""Mean loss of the calibration sequences with one matrix alone truncated, by matrix and share."""
 
 
 def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"], *, alpha: float = 0.5, sequences: int = 32) -> Prepared:
@@ -60,12 +60,12 @@ def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"], *, alpha: float 
 
 
 def rank_of(ladder: Ladder, share: float) -> int | None:
-    """The largest rank within a share of the parameters."""
+    """Largest rank within a share of the parameters."""
     return ladder.ranks[ladder.rung_within(share * ladder.matrix.parameters)]
 
 
 def searched(ladders: Sequence[Ladder], sensitivities: Sensitivities, compression: float) -> dict[str, int | None]:
-    """The ranks of the shortest suffix of the list whose parameters are within the budget."""
+    """Ranks of the shortest suffix of the list whose parameters are within the budget."""
     pairs = [(loss, name, share) for name, losses in sensitivities.items() for share, loss in losses.items()]
     ordered = sorted(pairs, key=lambda pair: -pair[0])
     budget = parameter_budget([ladder.matrix for ladder in ladders], compression)

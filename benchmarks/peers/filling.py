@@ -1,12 +1,12 @@
-"""What all rules of other methods share here: the budget, and the refill that MGAA's own ranks get.
+"""Common part of all rules of other methods: the budget, and the refill that MGAA's own ranks get.
 
-The files beside this one are rules of methods of 2023 to 2026, each written anew at this project's protocol for `benchmarks/proof.py`: `prepare(model,
-tokens)` measures once and returns what compresses the model at any compression. What the paper or the public code says and what is our
-reading stands in the docstring of each; none of their code is here.
+The files next to this one are rules of methods of 2023 to 2026, each reimplemented under this project's protocol for
+`benchmarks/proof.py`: `prepare(model, tokens)` measures once and returns a function that compresses the model at any compression. The
+docstring of each says what is from the paper or the public code and what is our reading; none of their code is here.
 
-Others count parameters by shares of a matrix, or stop at the step that crosses the budget. Here the costs are exact, a rule has to
+Other methods count parameters as shares of a matrix, or stop at the step that crosses the budget. Here the costs are exact, a rule has to
 stay within the budget, and the rest goes to the matrices with the least kept energy (`mgaa.budget.refill`), so that methods are
-compared at equal parameters. How much the refill had to spend is printed.
+compared at equal parameters. The amount that the refill spent is printed.
 """
 
 import sys
@@ -18,16 +18,16 @@ from mgaa.budget import Ladder, parameter_budget, refill
 from mgaa.errors import UsageError
 
 Prepared = Callable[[float], PreTrainedModel]
-"""Compresses a model that was measured before; the model itself stays dense."""
+"""A function that compresses a model measured before; the model itself stays dense."""
 
 
 def filled(
     rule: str | None, ladders: Sequence[Ladder], ranks: Mapping[str, int | None], compression: float
 ) -> dict[str, int | None]:
-    """The ranks on their ladders, refilled.
+    """Ranks on their ladders, refilled.
 
     Args:
-        rule: its name, for what is printed; without one nothing is.
+        rule: name of the rule for the printed line; None prints nothing.
         ladders: of all matrices.
         ranks: by matrix; one between two rungs goes down, `None` is dense.
         compression: fraction of the parameters to remove.
@@ -51,7 +51,7 @@ def filled(
 
 
 def _rung(ladder: Ladder, rank: int | None) -> int:
-    """The highest rung that is no more than the rank; the lowest if none is."""
+    """Highest rung that is at most the rank; the lowest if there is none."""
     if rank is None:
         return len(ladder.ranks) - 1
     return max(sum(each is not None and each <= rank for each in ladder.ranks) - 1, 0)

@@ -1,7 +1,8 @@
-"""One pass back from the calibration loss: what goes into every linear, and the gradient of what comes out.
+"""One backward pass from the calibration loss: the input of every linear layer, and the gradient of its output.
 
-The loss is the sum of the next-token losses in nats, as in training. Parameters get no gradients, so the model stays as it is; what a rule makes
-of the pairs (a gradient of a weight, a moment) it sums itself, a batch at a time.
+The loss is the sum of the next-token losses in nats, as in training. Parameters get no gradients, so the model stays as it is; what a rule
+makes
+of the pairs (a gradient of a weight, a moment) it accumulates itself, batch by batch.
 
 Legend: b sequences of a batch, t tokens, n inputs, m outputs of a linear.
 """
@@ -16,13 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 Watch = Callable[[str, Tensor, Tensor], None]
-"""Takes the name of a linear, its input (b, t, n) and the gradient of its output (b, t, m)."""
+"""A function of the name of a linear layer, its input (b, t, n) and the gradient of its output (b, t, m)."""
 
 
 def pass_back(
     model: PreTrainedModel, tokens: Int[Tensor, "s t"], names: Sequence[str], watch: Watch, *, batch_size: int = 8
 ) -> int:
-    """Call `watch` for every linear in `names` and every batch of calibration sequences; returns how many tokens were predicted."""
+    """Call `watch` for every linear layer in `names` and every batch of calibration sequences; returns the number of predicted tokens."""
 
     def hook(name: str, _: nn.Module, given: tuple[Any, ...], output: Tensor) -> None:
         x = given[0].detach()

@@ -1,6 +1,6 @@
 """KFAC-SVD (Thoma et al., ICML 2026, with LEMS): the SVD of a weight between the moments of its inputs and of its output gradients.
 
-With `C` and `R` the two moments as `benchmarks/peers/lems.py` says they are taken and shrunk, `C = S S^T` and `R = T T^T` by Cholesky,
+With `C` and `R` the two moments, computed and shrunk as described in `benchmarks/peers/lems.py`, `C = S S^T` and `R = T T^T` by Cholesky,
 `T^T W S = U diag(s) V^T`, and the factors of rank r are `B = T^-T U_r` and `A = U_r^T T^T W`: what is nearest to W in the norm
 `||T^T (W - W') S||`. Without bias, as theirs. The public code multiplies by `T` in the place of `T^T`, which is the norm of another matrix
 than R; the increase of log-perplexity is then larger (stories260K under LEMS: 0.732 for 0.704 at 0.2, 2.149 for 2.101 at 0.4).
@@ -18,9 +18,9 @@ from benchmarks.peers.gradients import pass_back
 from mgaa.models.lowrank import Factors
 
 EDGE = 0.125
-"""The share of a sequence at either end whose gradients are left out."""
+"""Fraction of a sequence at either end whose gradients are left out."""
 INPUTS, OUTPUTS = 0.1, 0.3
-"""How far the moments are shrunk."""
+"""Shrinkage of the two moments."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +33,13 @@ class Weighted:
     dtype: torch.dtype
 
     def factors(self, rank: int) -> Factors:
-        """In the dtype of the weight."""
+        """Factors in the dtype of the weight."""
         B, A = self.left[:, :rank], self.right[:rank]
         return Factors(A=A.to(self.dtype).contiguous(), B=B.to(self.dtype).contiguous())
 
 
 def weighted_spectra(model: PreTrainedModel, tokens: Int[Tensor, "s t"], names: Sequence[str]) -> dict[str, Weighted]:
-    """Of every linear in `names`, by one pass back over the calibration tokens."""
+    """Decompositions of all linear layers in `names`, by one backward pass over the calibration tokens."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     edge = int(EDGE * tokens.shape[1])
@@ -60,7 +60,7 @@ def weighted_spectra(model: PreTrainedModel, tokens: Int[Tensor, "s t"], names: 
 
 
 def weighted(weight: Float[Tensor, "m n"], C: Float[Tensor, "n n"], R: Float[Tensor, "m m"]) -> Weighted:
-    """The decomposition between two positive definite moments."""
+    """Decompose a weight between two positive definite moments."""
     S, T = torch.linalg.cholesky(C), torch.linalg.cholesky(R)
     whole = T.T @ weight.double()
     U, s, _ = torch.linalg.svd(whole @ S, full_matrices=False)
@@ -69,13 +69,13 @@ def weighted(weight: Float[Tensor, "m n"], C: Float[Tensor, "n n"], R: Float[Ten
 
 
 def shrunk(moment: Float[Tensor, "d d"], share: float) -> Float[Tensor, "d d"]:
-    """The moment, a share of it replaced by the mean of its diagonal."""
+    """Moment with a fraction of it replaced by the mean of its diagonal."""
     mean = moment.diagonal().mean().clamp(min=1e-300)
     return (1 - share) * moment + share * mean * torch.eye(len(moment), dtype=moment.dtype)
 
 
 def held(g: Float[Tensor, "b t m"]) -> Float[Tensor, "b t m"]:
-    """Gradients whose norms are held to 0.1 to 10 times the mean norm in their sequence; zeros stay."""
+    """Gradients with norms clipped to 0.1 to 10 times the mean norm in their sequence; zeros stay."""
     norms = g.norm(dim=2, keepdim=True)
     some = norms >= 1e-10
     mean = norms.where(some, 0.0).sum(1, keepdim=True) / some.sum(1, keepdim=True).clamp(min=1)

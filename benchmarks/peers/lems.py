@@ -37,14 +37,14 @@ from mgaa.models.architectures import matrices_of
 from mgaa.ranks import ladders_of
 
 REFERENCE = 0.1
-"""The share of break-even at which the divergence is measured."""
+"""Fraction of break-even at which the divergence is measured."""
 TEMPERATURE = 0.6
 TRIALS = 10
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What the integer program chooses from, one entry per matrix and rank.
+    """Choices of the integer program, one entry per matrix and rank.
 
     Attributes:
         ranks: by matrix, `None` is dense.
@@ -98,7 +98,7 @@ def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"], *, sequences: in
 def choices_of(
     ladders: Sequence[Ladder], spectra: Mapping[str, Weighted], scales: Sequence[float], *, least: float
 ) -> Choices:
-    """The error curves of all matrices; `scales` are their divergences at the reference."""
+    """Error curves of all matrices; `scales` are their divergences at the reference."""
     found = Choices([], [], [])
     for ladder, scale in zip(ladders, scales, strict=True):
         energies = spectra[ladder.matrix.name].energies
@@ -121,7 +121,7 @@ def depth_weights(blocks: Sequence[int], alpha: float, gamma: float) -> list[flo
 
 
 def least_error(choices: Choices, weights: Sequence[float], budget: int) -> list[int | None]:
-    """One rank per matrix: the least weighted sum of errors whose costs are within the budget."""
+    """One rank per matrix with the least weighted sum of errors whose costs are within the budget."""
     ranks = [rank for each in choices.ranks for rank in each]
     owners = np.repeat(np.arange(len(choices.ranks)), [len(each) for each in choices.ranks])
     errors = np.array([error for each in choices.errors for error in each]) * np.asarray(weights)[owners]

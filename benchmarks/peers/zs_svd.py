@@ -33,7 +33,7 @@ from mgaa.statistics.calibration import stream_statistics
 
 
 def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"]) -> Prepared:
-    """Decompose the model in whitened coordinates and predict what every component is worth."""
+    """Decompose the model in whitened coordinates and predict the importance of every component."""
     matrices = matrices_of(model)
     spectra: dict[str, Spectrum] = {}
     for index, block in enumerate(stream_statistics(model, tokens)):
@@ -62,7 +62,7 @@ def prepare(model: PreTrainedModel, tokens: Int[Tensor, "s t"]) -> Prepared:
 def weight_gradients(
     model: PreTrainedModel, tokens: Int[Tensor, "s t"], names: Sequence[str]
 ) -> dict[str, Float[Tensor, "m n"]]:
-    """The gradient of the mean loss of a token with respect to every weight, float64."""
+    """Gradient of the mean loss of a token with respect to every weight, float64."""
     sums: dict[str, Tensor] = {}
 
     def add(name: str, x: Tensor, g: Tensor) -> None:
@@ -75,7 +75,7 @@ def weight_gradients(
 def changes_of(
     weight: Float[Tensor, "m n"], gradient: Float[Tensor, "m n"], basis: Float[Tensor, "m p"]
 ) -> Float[Tensor, " p"]:
-    """What dropping each component changes of the loss to first order: `-u_i^T (dL/dW) W^T u_i`."""
+    """Change of the loss from dropping each component, to first order: `-u_i^T (dL/dW) W^T u_i`."""
     U = basis.double()
     return -((U.T @ gradient.double()) * (U.T @ weight.double())).sum(1)
 

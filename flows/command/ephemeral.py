@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import psutil  # type: ignore[import-untyped]
 
 from mgaa.errors import ResourceError
-from tasks.tracking.backend import is_orphaned, process_start, process_tags
 from tasks.tracking.database import PATIENCE, Schema, make_tables
+from tasks.tracking.processes import is_orphaned, process_start, process_tags
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory

@@ -1,1 +1,1 @@
-"""Runs without anyone who starts them. Imports `flows.parts` and `flows.command`."""
+"""Scheduled runs. Imports `flows.parts` and `flows.command`."""

@@ -1,10 +1,10 @@
-"""One scheduled run at a time on a device, wherever it was started from.
+"""A lock for each device, so that scheduled runs take turns on it, wherever they were started from.
 
-A lock of the operating system for each card, or for the CPU, of this machine. It is held from before the first step to the end of the run
-and vanishes with its process, however that ends. Prefect's limits do not: a run that was killed outright counts in the limit of its work
-pool until somebody ends its record, so that nothing would ever start again; a global limit is polled slowly and is passed over where it
-is missing. Runs by hand (`python -m flows.compress`) take no turn, for two small ones may well share a card; one that should is started
-as `prefect deployment run scheduled/compress`.
+It is an operating-system lock for each card, or for the CPU, of this machine, held from before the first step to the end of the run
+and released when the process ends, however it ends. Prefect's limits do not suffice: a run that was killed outright counts in the limit of
+its work pool until somebody ends its record, so that nothing would ever start again; a global limit is polled slowly and is ignored if it
+is missing. Runs started by hand (`python -m flows.compress`) take no lock, since two small ones may well share a card; one that should is
+started as `prefect deployment run scheduled/compress`.
 """
 
 import os
@@ -25,10 +25,10 @@ def hold_devices(devices: list[str], holder: str, patience: float, waiting: Call
     """Hold these devices inside the block.
 
     Args:
-        devices: their names, in an order that is the same for all.
-        holder: what others are told about who holds them.
+        devices: their names, in the same order for all runs.
+        holder: description of this run, for the messages of others.
         patience: seconds to wait for another run.
-        waiting: is told once for each device that another run holds.
+        waiting: called with a message once for each device that another run holds.
 
     Raises:
         LockedError: another run holds one of them for longer.
@@ -41,7 +41,7 @@ def hold_devices(devices: list[str], holder: str, patience: float, waiting: Call
 
 @contextmanager
 def hold_device(device: str, holder: str, patience: float, waiting: Callable[[str], object]) -> Iterator[None]:
-    """Hold one device."""
+    """Hold one device inside the block."""
     with disk_errors(Path(tempfile.gettempdir())):
         path = lock_folder() / device
     lock = FileLock(path.with_suffix(".lock"), fallback_to_soft=False)
@@ -66,16 +66,16 @@ def hold_device(device: str, holder: str, patience: float, waiting: Callable[[st
 
 
 def lock_folder() -> Path:
-    """Make the folder where the locks of this user's runs on this machine lie, closed to all others.
+    """Make the folder for the locks of this user's runs on this machine, closed to all others.
 
     Raises:
-        ResourceError: another user has made something of this name, and could have put links there that lead to this user's files.
+        ResourceError: something of this name belongs to another user, who could have put links to this user's files there.
     """
     path = Path(tempfile.gettempdir()) / f"mgaa-{os.getuid()}"
     if not path.is_symlink() and not path.exists():
         path.mkdir(mode=0o700, exist_ok=True)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o022:
         raise ResourceError(
             f"{path} is a link, belongs to another user or can be written by others, expected a folder of this user alone for the locks "
             "of devices: remove it, or set TMPDIR to another folder."
@@ -84,11 +84,11 @@ def lock_folder() -> Path:
 
 
 def device_names(name: str) -> list[str]:
-    """The devices behind `cpu`, `cuda` (every card that this process sees) or `cuda:<number>`, by names that all processes agree on."""
+    """Names of the devices of `cpu`, `cuda` (every card visible to this process) or `cuda:<number>`, the same in all processes."""
     kind, _, number = name.partition(":")
     if kind != "cuda":
         return [kind]
     import torch
 
-    seen = [int(number)] if number else range(torch.cuda.device_count())
-    return sorted(f"cuda-{torch.cuda.get_device_properties(index).uuid}" for index in seen)
+    indices = [int(number)] if number else range(torch.cuda.device_count())
+    return sorted(f"cuda-{torch.cuda.get_device_properties(index).uuid}" for index in indices)

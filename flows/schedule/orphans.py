@@ -1,9 +1,9 @@
-"""Scheduled runs whose process is gone, and that Prefect still takes for running.
+"""Scheduled runs whose process is gone while Prefect still takes them for running.
 
-A worker reports how the processes that it started have ended. When it is killed together with them nobody does, and the records would say
-Running for ever. So every scheduled run leaves with its record which process it is, and every one that starts looks for records of this
-machine whose process is gone, as MLflow's are closed (tasks/tracking/backend.py). A record that says Running and tells no process, of a run
-that was killed in the moment between both, is left alone.
+A worker reports how the processes that it started have ended. When it is killed together with them, nobody does, and their records would
+say Running for ever. So every scheduled run stores the identity of its process with its record, and every one that starts looks for
+records of this machine whose process is gone, as for MLflow's runs (tasks/tracking/processes.py). A record that says Running and names no
+process, of a run that was killed in the moment between the two, is left alone.
 """
 
 from typing import Any
@@ -14,17 +14,17 @@ from prefect.client.schemas.objects import State, StateType
 from prefect.states import Crashed
 
 from flows.schedule.webhook import notify
-from tasks.tracking.backend import is_orphaned, process_tags
+from tasks.tracking.processes import is_orphaned, process_tags
 
 
 def register(flow: Any, flow_run: Any, state: Any) -> None:
-    """A hook of Prefect: leave with the record of a flow run that it is this process."""
+    """Hook of Prefect: store the identity of this process with the record of the flow run."""
     with get_client(sync_client=True) as client:
         client.update_flow_run_labels(flow_run.id, {**process_tags()})
 
 
 def crash_orphaned_runs() -> list[str]:
-    """End the registered records whose process is gone as Crashed, and tell the webhook of them; returns the names of scheduled runs."""
+    """Set the registered runs whose process is gone to Crashed, and notify the webhook; returns the names of scheduled runs."""
     running = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
     with get_client(sync_client=True) as client:
         gone = [
@@ -35,11 +35,11 @@ def crash_orphaned_runs() -> list[str]:
         for run in gone:
             state = crashed_state(run.labels["process.id"])
             client.set_flow_run_state(run.id, state, force=True)
-            if run.deployment_id is not None:  # else it ran inside of one
+            if run.deployment_id is not None:  # otherwise it ran inside of one
                 notify(client.read_flow(run.flow_id), run, state)
     return [run.name for run in gone if run.deployment_id is not None]
 
 
 def crashed_state(number: Any) -> State[Any]:
-    """The state in which a run has ended whose process was killed."""
-    return Crashed(message=f"The process {number} was killed; the next run goes on from what it had finished.")
+    """Final state of a run whose process was killed."""
+    return Crashed(message=f"The process {number} was killed; the next run resumes from its finished steps.")

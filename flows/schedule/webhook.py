@@ -1,8 +1,8 @@
-"""News of scheduled runs by a webhook: a POST of JSON to the URL in the environment variable `MGAA_WEBHOOK`.
+"""Notification of the outcome of scheduled runs by a webhook: a POST of JSON to the URL in the environment variable `MGAA_WEBHOOK`.
 
 The URL is often a secret, so it is in no file, no parameter and no message, and Prefect does not know it: the worker passes its environment
-on. Prefect calls the hooks: of a failure in the run itself, of a crash in the worker, which outlives the run. A webhook that does not
-answer is a warning in the log and nothing else. `text` is what Slack, Mattermost and their like show; the rest is for programs.
+on. Prefect calls the hooks: for a failure in the run itself, for a crash in the worker, which outlives the run. A webhook that does not
+answer causes a warning in the log and nothing else. `text` is what Slack, Mattermost and the like display; the rest is for programs.
 """
 
 import json
@@ -17,11 +17,11 @@ from mgaa.masking import mask_values
 
 VARIABLE = "MGAA_WEBHOOK"
 PATIENCE = 10.0
-"""Seconds for an answer."""
+"""Seconds to wait for an answer."""
 
 
 def notify(flow: Any, flow_run: Any, state: Any) -> None:
-    """A hook of Prefect: the webhook is told in which state a flow run has ended, and why."""
+    """Hook of Prefect: post the final state of a flow run, and the reason, to the webhook."""
     news = {
         "text": f"{flow_run.name} of {flow.name}: {state.name}. {state.message or ''}".strip(),
         "state": state.name,
@@ -35,7 +35,7 @@ def notify(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def post_news(news: dict[str, Any], log: logging.Logger) -> None:
-    """Send it, if there is somewhere to send it to."""
+    """Post the news, if a webhook is set."""
     url = os.environ.get(VARIABLE)
     if not url:
         return
@@ -43,12 +43,12 @@ def post_news(news: dict[str, Any], log: logging.Logger) -> None:
         request = Request(url, json.dumps(news).encode(), {"Content-Type": "application/json"})
         with urlopen(request, timeout=PATIENCE):
             pass
-    except (OSError, ValueError) as error:  # a URL that is none, a host that is gone, an answer that is no success
-        log.warning("The webhook of %s (%s) was not told: %s", VARIABLE, host(url), reason(error))
+    except (OSError, ValueError) as error:  # an invalid URL, a host that is gone, an answer that is no success
+        log.warning("The webhook of %s (%s) could not be reached: %s", VARIABLE, host(url), reason(error))
 
 
 def host(url: str) -> str:
-    """What may be said of a URL: its path and its user are often the secret."""
+    """Host of a URL, the only part safe to show: its path and its user are often the secret."""
     try:
         return urlsplit(url).hostname or "no host"
     except ValueError:
@@ -56,7 +56,7 @@ def host(url: str) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without the URL."""
+    """Description of the error, without the URL."""
     if isinstance(error, HTTPError):
         return f"it answered {error.code}"
     cause = getattr(error, "reason", error)

@@ -1,2 +1,2 @@
-"""What ranks and widths are chosen by: allocations as files, channels, and the latency of a device. Imports `mgaa.decomposition` and what
-that imports."""
+"""Basis of the choice of ranks and widths: allocations as files, channel scores, and the latency of a device. Imports `mgaa.decomposition`
+and what that imports."""

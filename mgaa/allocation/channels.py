@@ -1,13 +1,13 @@
 """Structured pruning of the FFN: whole channels are removed, without gradients (LoRAP, arXiv 2404.09695).
 
-A channel of an FFN is a row of `gate` and of `up` and a column of `down`. Its importance adds, over these, the norm of its weights
-times the norms of the calibration inputs that they meet,
+A channel of an FFN is a row of `gate` and of `up` and a column of `down`. Its importance sums, over these, the norm of its weights times
+the norms of the calibration inputs that they multiply,
 
     s_c = ||(|W_gate| ||X||)[c, :]|| + ||(|W_up| ||X||)[c, :]|| + ||(|W_down| ||h||)[:, c]||
 
-with `||X_j||` the norm of input channel j over all tokens and `h` what enters `down`; an FFN without a gate has two terms. The paper
-finds that the least important one per cent shall be kept. What remains is a smaller FFN of plain linears: it needs no factors, runs at
-the speed of its size, and reloads because config.json says how wide every block is (`mgaa.checkpoints.format`).
+with `||X_j||` the norm of input channel j over all tokens and `h` the input of `down`; an FFN without a gate has two terms. The paper finds
+that the least important one per cent should be kept. The result is a smaller FFN of plain linears: it needs no factors, runs at the speed
+of its size, and loads again because config.json records the width of every block (`mgaa.checkpoints.format`).
 
 Legend: c channels of the FFN, h hidden size, k kept channels.
 """
@@ -30,11 +30,11 @@ from mgaa.statistics.statistics import BlockStatistics
 
 @dataclass(frozen=True)
 class Pruning:
-    """How an FFN is pruned.
+    """Settings of FFN pruning.
 
     Attributes:
-        keep_least: share of the channels that is kept for being the least important; the paper's finding is 0.01.
-        multiple: of which the kept width is one; 1 for any width.
+        keep_least: share of the channels to keep for being the least important; the paper finds 0.01.
+        multiple: the kept width is a multiple of this; 1 for any width.
     """
 
     keep_least: float = 0.01
@@ -58,7 +58,7 @@ class Channels:
     Attributes:
         sublayer: `<block>.ffn`.
         matrices: gate (if there is one), up and down.
-        pruning: how.
+        pruning: the settings.
     """
 
     sublayer: str
@@ -82,21 +82,21 @@ class Channels:
 
     @property
     def least(self) -> int:
-        """The smallest width: the first legal one with a channel more than the least important ones that are kept."""
+        """The smallest width: the first allowed one with a channel more than the least important ones that are kept."""
         needed = count_least_important(self.count, self.pruning.keep_least) + 1
         return min(self.count, -(-needed // self.pruning.multiple) * self.pruning.multiple)
 
     def width(self, ratio: float) -> int:
-        """Channels that remain at a compression ratio.
+        """Return the number of channels that remain at a compression ratio.
 
         Raises:
-            UsageError: none of the important ones would.
+            UsageError: no important channel would remain.
         """
         width = kept_width(self.count, ratio, self.pruning.keep_least, self.pruning.multiple)
         if width < self.least:
             raise UsageError(
                 f"the ratio {ratio:.4g} of sublayer {self.sublayer} leaves {width} of {self.count} channels, expected at least "
-                f"{self.least}, so that an important one is left beside the least important ones: lower ratios.compression, "
+                f"{self.least}, so that an important one is left besides the least important ones: lower ratios.compression, "
                 "channels.keep_least or channels.multiple"
             )
         return width
@@ -104,31 +104,31 @@ class Channels:
 
 @dataclass(frozen=True)
 class ChannelScores:
-    """What every channel of an FFN is worth, float64.
+    """Scores of every channel of an FFN, float64.
 
     Attributes:
         importance: `s_c`.
-        energies: by the linear's name in its block: squared norm of what the channel contributes, `||(|W| ||X||)||^2`, whose kept share is
-            one minus the squared error in the metric of `awsvd`, exactly.
+        energies: by the linear's name in its block: squared norm of the channel's contribution, `||(|W| ||X||)||^2`; the kept share is one
+            minus the squared error in the metric of `awsvd`, exactly.
     """
 
     importance: Float[Tensor, " c"]
     energies: dict[str, Float[Tensor, " c"]]
 
     def kept_channels(self, width: int, keep_least: float) -> Int[Tensor, " k"]:
-        """The channels that remain, in rising order of their index; equal importance goes by index."""
+        """Return the channels that remain, in ascending order of their index; ties in importance are broken by index."""
         order = self.importance.argsort(stable=True)
         first = count_least_important(len(order), keep_least)
         return torch.cat([order[:first], order[first + len(order) - width :]]).sort().values
 
     def kept_energy(self, linear: str, width: int, keep_least: float) -> float:
-        """The share of the energy of a linear that remains."""
+        """Return the share of a linear's energy that remains."""
         energies = self.energies[linear]
         total = float(energies.sum())
         return float(energies[self.kept_channels(width, keep_least)].sum()) / total if total else 1.0
 
     def curve(self, linear: str, keep_least: float) -> tuple[list[float], list[float]]:
-        """Kept share of the parameters and of the energy of a linear, at every width from the least important channels on."""
+        """Return the kept shares of parameters and of energy of a linear, at every width from the least important channels on."""
         order, energies = self.importance.argsort(stable=True), self.energies[linear]
         first = count_least_important(len(order), keep_least)
         risen = energies[torch.cat([order[:first], order[first:].flip(0)])].cumsum(0)
@@ -137,15 +137,15 @@ class ChannelScores:
 
 
 def prunable_ffns(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels]:
-    """The FFN of every block.
+    """Return the FFN of every block.
 
     Args:
         matrices: of the whole model, or of some blocks.
 
     Raises:
-        InputError: an FFN of a kind that the pruner does not know (a mixture of experts).
+        InputError: an FFN is of a kind that cannot be pruned (a mixture of experts).
     """
-    found = []
+    ffns = []
     for name, group in groupby(matrices, key=lambda matrix: matrix.sublayer):
         inside = tuple(group)
         roles = [matrix.role for matrix in inside]
@@ -156,14 +156,14 @@ def prunable_ffns(matrices: Sequence[Matrix], pruning: Pruning) -> list[Channels
                     f"the FFN {name} has {len(locals_)} linears ({', '.join(locals_[:4])}...), expected one gate or none, one up and one "
                     "down: a mixture of experts cannot be pruned; set channels.method to none"
                 )
-            found.append(Channels(name, inside, pruning))
-    return found
+            ffns.append(Channels(name, inside, pruning))
+    return ffns
 
 
 def score(
     channels: Channels, weights: Mapping[str, Float[Tensor, "m n"]], statistics: BlockStatistics
 ) -> ChannelScores:
-    """Importance and energies of the channels of one FFN, on the device of the weights.
+    """Compute importance and energies of the channels of one FFN, on the device of the weights.
 
     Args:
         weights: by the linear's name inside the block.
@@ -188,16 +188,16 @@ def score(
 
 def save_scores(scores: Mapping[str, ChannelScores], path: str | Path) -> None:
     """Write the scores of one block, by sublayer."""
-    tensors = {f"{name}/importance": each.importance for name, each in scores.items()}
-    tensors |= {f"{name}/{local}": energy for name, each in scores.items() for local, energy in each.energies.items()}
+    tensors = {f"{name}/importance": ffn.importance for name, ffn in scores.items()}
+    tensors |= {f"{name}/{local}": energy for name, ffn in scores.items() for local, energy in ffn.energies.items()}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
 def load_scores(path: str | Path) -> dict[str, ChannelScores]:
     """Read what `save_scores` wrote."""
-    found: dict[str, ChannelScores] = {}
+    scores: dict[str, ChannelScores] = {}
     tensors = load_file(path)
     for name in sorted({key.partition("/")[0] for key in tensors}):
         energies = {key.partition("/")[2]: tensor for key, tensor in tensors.items() if key.partition("/")[0] == name}
-        found[name] = ChannelScores(energies.pop("importance"), energies)
-    return found
+        scores[name] = ChannelScores(energies.pop("importance"), energies)
+    return scores

@@ -1,13 +1,13 @@
-"""Measuring a profile of a device (`mgaa.allocation.latency`): how long its linears take, dense and at a grid of ranks.
+"""Measurement of a device profile (`mgaa.allocation.latency`): the time of a model's linears, dense and at a grid of ranks.
 
 What makes the numbers fair:
 
-- A shape is timed as it is met in a model: a chain of layers with weights of their own, together as large as the linears of the model
-  (at most `BYTES`, at most `LAYERS`), so that weights come from memory where those of the model do, and from a cache where those of the
-  model fit. On a GPU the calls of a chain follow each other without waiting, as in the forward of a model: what is measured is the
-  larger one of the time to compute and the time to launch.
-- Dense and low rank take turns: every repetition times all of them, each time beginning with another one, so that a device that slows
-  down slows all of them. Medians of repetitions, and the distance of their quartiles.
+- A shape is timed as it occurs in a model: in a chain of layers with separate weights, together as large as the linears of the model (at
+  most `BYTES`, at most `LAYERS`), so that weights come from memory where those of the model do, and from a cache where those of the model
+  fit. On a GPU the calls of a chain follow each other without synchronisation, as in the forward of a model: the result is the larger of
+  the time to compute and the time to launch.
+- Dense and low rank alternate: every repetition times all of them, each time starting with another one, so that a device that slows down
+  slows all of them. Reported are medians of repetitions and interquartile ranges.
 - The layers are those of the checkpoint (`nn.Linear`, `LowRankLinear`), in inference mode, on one random input.
 
 Legend: m outputs, n inputs, r rank, t tokens.
@@ -30,13 +30,13 @@ from mgaa.errors import UsageError
 from mgaa.models.lowrank import LowRankLinear
 
 BYTES = 96 * 2**20
-"""Of the weights in a chain: more than the last cache of most devices."""
+"""Bytes of the weights in a chain: more than the last-level cache of most devices."""
 
 LAYERS = 64
-"""In a chain."""
+"""Maximum number of layers in a chain."""
 
 WARM_UP = 2
-"""Repetitions that are not counted."""
+"""Repetitions that are discarded."""
 
 Candidate = int | None
 """A rank; `None` is dense."""
@@ -61,14 +61,14 @@ def measure(
         dtype: of weights and input.
         device: `cpu`, `cuda` or `cuda:<number>`.
         tokens: per call; 1 is decoding, hundreds are a prompt.
-        repetitions: behind every median.
-        ranks: how many ranks of a shape are timed, from the lowest to where low rank has as many parameters as dense.
+        repetitions: per median.
+        ranks: number of ranks to time per shape, from the lowest to the one at which low rank has as many parameters as dense.
         multiple: the step between ranks.
         centred: whether low rank has the bias that centring adds.
-        threads: of the CPU; `None`: those of torch.
+        threads: of the CPU; `None` for torch's default.
 
     Raises:
-        UsageError: a number is out of range, or there is no such device.
+        UsageError: a number is out of range, or the device does not exist.
     """
     place = torch.device(device)
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
@@ -110,14 +110,14 @@ def measure(
 
 
 def rank_grid(m: int, n: int, step: int, count: int) -> list[int]:
-    """At most `count` multiples of `step`, evenly from the first to the one that reaches break-even, none above `min(m, n)`."""
+    """Return at most `count` multiples of `step`, evenly spaced up to the one that reaches break-even, none above `min(m, n)`."""
     last = max(1, -(-m * n // ((m + n) * step)))
     steps = sorted({1 + round(index * (last - 1) / (count - 1)) for index in range(count)})
     return sorted({min(each * step, m, n) for each in steps})
 
 
 def device_name(device: str) -> str:
-    """What a device calls itself."""
+    """Return the name that the device reports."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     facts = Path("/proc/cpuinfo")
@@ -129,7 +129,7 @@ def device_name(device: str) -> str:
 def _chains(
     shape: Shape, ranks: Iterable[int], weights: int, centred: bool, dtype: torch.dtype, device: str
 ) -> dict[Candidate, list[nn.Module]]:
-    """The layers of every candidate, with random weights."""
+    """Build the layers of every candidate, with random weights."""
     m, n, bias = shape
 
     def length(parameters: int) -> int:
@@ -147,8 +147,8 @@ def _chains(
 def _time_candidates(
     candidates: dict[Candidate, tuple[list[nn.Module], torch.Tensor]], repetitions: int
 ) -> dict[Candidate, Timing]:
-    """Seconds of one call of each candidate."""
-    found: dict[Candidate, list[float]] = {rank: [] for rank in candidates}
+    """Time one call of each candidate, in seconds."""
+    measured: dict[Candidate, list[float]] = {rank: [] for rank in candidates}
     order = list(candidates)
     for repetition in range(WARM_UP + repetitions):
         first = repetition % len(order)
@@ -156,8 +156,8 @@ def _time_candidates(
             layers, x = candidates[rank]
             seconds = _seconds(layers, x) / len(layers)
             if repetition >= WARM_UP:
-                found[rank].append(seconds)
-    return {rank: _timing(values) for rank, values in found.items()}
+                measured[rank].append(seconds)
+    return {rank: _timing(values) for rank, values in measured.items()}
 
 
 def _timing(values: Sequence[float]) -> Timing:
@@ -166,7 +166,7 @@ def _timing(values: Sequence[float]) -> Timing:
 
 
 def _seconds(layers: Sequence[nn.Module], x: torch.Tensor) -> float:
-    """Seconds of a chain, by the clock of the device."""
+    """Time a chain in seconds, by the clock of the device."""
     if x.is_cuda:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize(x.device)
@@ -184,7 +184,7 @@ def _seconds(layers: Sequence[nn.Module], x: torch.Tensor) -> float:
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """So many threads of torch, for a while."""
+    """Set the number of torch threads within this context."""
     before = torch.get_num_threads()
     torch.set_num_threads(number or before)
     try:

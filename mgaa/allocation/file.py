@@ -1,4 +1,4 @@
-"""An allocation as a file, so that one that was found on a base model is reused on its chat model.
+"""An allocation as a file, so that one computed for a base model can be reused for its chat model.
 
 JSON in the layout of one model's entry in `results/allocation.json` of a run; `Report.save` writes the same:
 
@@ -6,9 +6,9 @@ JSON in the layout of one model's entry in `results/allocation.json` of a run; `
      "sublayers": {"0.attention": {"ratio": 0.18, ...}, ...},
      "matrices": {"model.layers.0.self_attn.q_proj": {"m": 32, "n": 32, "rank": 9, ...}, ...}}
 
-A file of a run holds several models by name, the run's method last. A matrix of a pruned FFN also has its `width`. What is read is the
-budget, the ratios, the ranks (null is dense) and the widths; the rest is for people. Python writes the shortest decimal that is read
-back as the same number, so nothing is lost on the way.
+A file of a run holds several models by name, the run's method last. A matrix of a pruned FFN also has its `width`. Only the budget, the
+ratios, the ranks (null is dense) and the widths are read; the rest is for people. Python writes the shortest decimal that reads back as the
+same number, so nothing is lost.
 """
 
 import json
@@ -36,10 +36,10 @@ class SavedMatrix:
 
 @dataclass(frozen=True)
 class Allocation:
-    """What an allocation file says.
+    """Content of an allocation file.
 
     Attributes:
-        budget: linear parameters that were allowed.
+        budget: linear parameters allowed.
         ratios: by sublayer, `<block>.<sublayer>`.
         matrices: by name, in model order.
     """
@@ -50,10 +50,10 @@ class Allocation:
 
 
 def save_allocation(entry: Mapping[str, Any], path: str | Path) -> None:
-    """Write one model's entry.
+    """Write the entry of one model.
 
     Raises:
-        UsageError: the path is that of a file that this package did not write, or that changed since.
+        UsageError: the path holds a file that this package did not write, or that has changed since.
         ResourceError: the file cannot be written.
     """
     try:
@@ -70,11 +70,11 @@ def load_allocation(path: str | Path, model: str | None = None) -> Allocation:
 
     Args:
         path: what `save_allocation` wrote, or the file of a run.
-        model: which model of a run's file; by default the last, which is the run's method.
+        model: name of a model in a run's file; by default the last, which is the run's method.
 
     Raises:
         InputError: the file is missing, damaged, or holds something else.
-        UsageError: there is no such model in it.
+        UsageError: the file has no such model.
     """
     content = _content(path)
     if {"budget", "sublayers", "matrices"} & content.keys():
@@ -105,8 +105,8 @@ def _allocation(entry: Any, where: str) -> Allocation:
     sublayers, matrices = (_get(entry, key, dict, where) for key in ("sublayers", "matrices"))
     return Allocation(
         budget=_get(entry, "budget", int, where),
-        ratios={name: float(_get(each, "ratio", float, f"{name} of {where}")) for name, each in sublayers.items()},
-        matrices={name: _parse_matrix(each, f"{name} of {where}") for name, each in matrices.items()},
+        ratios={name: float(_get(item, "ratio", float, f"{name} of {where}")) for name, item in sublayers.items()},
+        matrices={name: _parse_matrix(item, f"{name} of {where}") for name, item in matrices.items()},
     )
 
 
@@ -125,7 +125,7 @@ _KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 
 
 def _get(entry: Any, key: str, kind: type, where: str) -> Any:
-    """The value of a key, if it is there and of its kind."""
+    """Return the value of a key, if it exists and has the right kind."""
     value = entry.get(key) if isinstance(entry, dict) else None
     types, expected = _KINDS[kind]
     finite = not isinstance(value, float) or math.isfinite(value)

@@ -1,15 +1,15 @@
-"""Which ranks are really faster on a device: a measured profile of its linears, and ladders without the rungs that are not.
+"""Ranks that are faster than dense on a device: a measured profile of its linears, and ladders without the slower rungs.
 
-Fewer multiplications are not always less time: two thin products cost two calls, and a kernel may use a device better on one large
-matrix. So a *profile* has, for every shape of a model, the median seconds of the dense layer and of the low-rank one at a grid of ranks
-(`mgaa.allocation.device_profile` measures it); between those ranks time is taken to be linear. Under the objective `latency` a matrix keeps
-those ranks alone that take less time than its dense form, at the number of tokens per call that is asked for, or at every one of the
-profile: decoding reads one token per call and waits for memory, a prompt of hundreds waits for arithmetic, and the answers differ. What no
-rank makes faster stays dense. The parameter budget is what it always is.
+Fewer multiplications do not always take less time: two thin products cost two calls, and a kernel may use a device better on one large
+matrix. So a *profile* holds, for every shape of a model, the median seconds of the dense layer and of the low-rank one at a grid of ranks
+(measured by `mgaa.allocation.device_profile`); between those ranks time is interpolated linearly. Under the objective `latency` a matrix
+keeps only the ranks that take less time than its dense form, at the requested number of tokens per call, or at every number in the profile:
+decoding reads one token per call and is bound by memory, a prompt of hundreds is bound by arithmetic, and the results differ. A matrix that
+no rank makes faster stays dense. The parameter budget is the same as ever.
 
-Every time that is derived from a profile is a prediction: of the linears alone, each measured by itself.
+Every time derived from a profile is a prediction: for the linears alone, each measured by itself.
 
-As JSON, times in seconds; `spread` is the distance of the quartiles:
+As JSON, times in seconds; `spread` is the interquartile range:
 
     {"device": "cpu", "name": "...", "dtype": "float32", "torch": "2.13.0", "threads": 2, "tokens": [1, 256], "repetitions": 20,
      "multiple": 8, "centred": true,
@@ -32,7 +32,7 @@ from mgaa.checkpoints.output_folder import write_output
 from mgaa.errors import InputError, ResourceError, UsageError
 
 COMMAND = "python -m flows.profile_device"
-"""What makes a profile."""
+"""Command that measures a profile."""
 
 Shape = tuple[int, int, bool]
 """Outputs, inputs, and whether the dense layer has a bias."""
@@ -42,13 +42,13 @@ Seconds = dict[str, dict[str, float]]
 
 
 def shape_of(matrix: Matrix) -> Shape:
-    """What the time of a matrix depends on."""
+    """Return the shape that determines the time of a matrix."""
     return matrix.m, matrix.n, matrix.bias
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Median seconds of a call, and the distance of the quartiles."""
+    """Median seconds of a call, and the interquartile range."""
 
     seconds: float
     spread: float
@@ -59,15 +59,15 @@ class Curve:
     """The times of one shape at one number of tokens.
 
     Attributes:
-        dense: of the dense layer.
-        low_rank: by rank, rising.
+        dense: time of the dense layer.
+        low_rank: times by rank, ascending.
     """
 
     dense: Timing
     low_rank: Mapping[int, Timing]
 
     def at(self, rank: int | None) -> float:
-        """Seconds at a rank, between measured ones on a straight line, outside of them as at the nearest; `None` is dense."""
+        """Return the seconds at a rank, interpolated linearly between measured ones, clamped outside them; `None` is dense."""
         if rank is None:
             return self.dense.seconds
         ranks = [*self.low_rank]
@@ -81,13 +81,13 @@ class Curve:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured, and on what.
+    """Measured times of a device, and the conditions of the measurement.
 
     Attributes:
-        device, name: `cpu` or `cuda`, and what the device calls itself.
-        dtype, torch, threads: of the arithmetic; threads of the CPU.
-        tokens: per call, those that were measured.
-        repetitions: behind every median.
+        device, name: `cpu` or `cuda`, and the name that the device reports.
+        dtype, torch, threads: dtype of the weights, version of torch, threads of the CPU.
+        tokens: measured numbers of tokens per call.
+        repetitions: per median.
         multiple: the step of the measured ranks.
         centred: whether low rank was measured with the biases that centring adds.
         curves: by shape and number of tokens.
@@ -108,7 +108,7 @@ class Profile:
         """Write the profile as JSON.
 
         Raises:
-            UsageError: the path is that of a file that this package did not write, or that changed since.
+            UsageError: the path holds a file that this package did not write, or that has changed since.
             ResourceError: the file cannot be written.
         """
         try:
@@ -120,7 +120,7 @@ class Profile:
             ) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain lists and dictionaries, in the layout of the file."""
+        """Return plain lists and dictionaries, in the layout of the file."""
         shapes = [
             {
                 **dict(zip(("m", "n", "bias"), shape, strict=True)),
@@ -140,11 +140,11 @@ class Profile:
 
 @dataclass(frozen=True)
 class Latency:
-    """The objective: ranks that are faster than dense, by a profile.
+    """Latency objective: ranks that are faster than dense, according to a profile.
 
     Attributes:
         profile: of the target device.
-        tokens: per call, at each of which a rank has to be faster.
+        tokens: per call; a rank has to be faster at each of them.
         path: of the profile, for messages.
     """
 
@@ -153,20 +153,20 @@ class Latency:
     path: str
 
     def drop_slow_ranks(self, ladders: Sequence[Ladder], *, step: int, centred: bool) -> list[Ladder]:
-        """The ladders without the ranks that are not faster than dense.
+        """Return the ladders without the ranks that are not faster than dense.
 
         Args:
             step: between the ranks of the ladders.
             centred: whether the factorizer adds biases.
 
         Raises:
-            InputError: the profile has no times of a shape.
-            UsageError: it was measured in other steps, or without the biases that the factorizer adds.
+            InputError: the profile lacks a shape.
+            UsageError: the profile was measured at other rank steps, or without the biases that the factorizer adds.
         """
         if step % self.profile.multiple:
             raise UsageError(
-                f"ranks are multiples of {step}, but {self.path} was measured at multiples of {self.profile.multiple}, which says nothing "
-                f"of those between: set ranks.multiple to a multiple of {self.profile.multiple}, or measure again by `{COMMAND} "
+                f"ranks are multiples of {step}, but {self.path} was measured at multiples of {self.profile.multiple}, which has no times "
+                f"for those between: set ranks.multiple to a multiple of {self.profile.multiple}, or measure again by `{COMMAND} "
                 f"ranks.multiple={step}`"
             )
         if centred and not self.profile.centred:
@@ -177,7 +177,7 @@ class Latency:
         return [ladder.restricted(self._faster(ladder.matrix)) for ladder in ladders]
 
     def seconds(self, matrix: Matrix, rank: int | None) -> Seconds:
-        """Predicted seconds of a call at each number of tokens of the profile, dense and at a rank."""
+        """Predict the seconds of a call at each number of tokens of the profile, dense and at a rank."""
         curves = self._curves(matrix)
         return {
             str(tokens): {"dense": curve.at(None), "compressed": curve.at(rank)} for tokens, curve in curves.items()
@@ -185,7 +185,7 @@ class Latency:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a prediction stands on, for a report."""
+        """Facts behind a prediction, for a report."""
         profile = self.profile
         names = ("device", "name", "dtype", "threads")
         return {**{name: getattr(profile, name) for name in names}, "faster_at_tokens": [*self.tokens]}
@@ -195,63 +195,63 @@ class Latency:
         return lambda rank: all(curve.at(rank) < curve.at(None) for curve in curves)
 
     def _curves(self, matrix: Matrix) -> Mapping[int, Curve]:
-        found = self.profile.curves.get(shape_of(matrix))
-        if found is None:
+        curves = self.profile.curves.get(shape_of(matrix))
+        if curves is None:
             bias = "with" if matrix.bias else "without"
             raise InputError(
                 f"{self.path} has no times of {matrix.m} x {matrix.n} {bias} a bias, the shape of {matrix.name}: measure this model by "
                 f"`{COMMAND} backbone.source=<its folder>`"
             )
-        return found
+        return curves
 
 
 def total_seconds(predictions: Sequence[Seconds]) -> Seconds:
-    """The sum over matrices."""
-    found: Seconds = {}
-    for each in predictions:
-        for tokens, seconds in each.items():
-            sums = found.setdefault(tokens, dict.fromkeys(seconds, 0.0))
+    """Sum predictions over matrices."""
+    totals: Seconds = {}
+    for prediction in predictions:
+        for tokens, seconds in prediction.items():
+            sums = totals.setdefault(tokens, dict.fromkeys(seconds, 0.0))
             for form, value in seconds.items():
                 sums[form] += value
-    return found
+    return totals
 
 
 def load_latency(profile: str | Path, *, dtype: str, tokens: int | None = None, device: str | None = None) -> Latency:
-    """The objective by a file.
+    """Load the latency objective from a profile.
 
     Args:
         profile: path of the file.
         dtype: of the model, such as `bfloat16`.
-        tokens: per call, at which ranks have to be faster; `None`: at each of the profile's.
-        device: kind or name that the profile's device must have; `None`: any.
+        tokens: per call, at which ranks have to be faster; `None` for each number in the profile.
+        device: kind or name required of the profile's device; `None` for any.
 
     Raises:
-        InputError: the file is missing, damaged or no profile.
-        UsageError: it is of another dtype or device, or has not been measured at so many tokens.
+        InputError: the file is missing, damaged or not a profile.
+        UsageError: it has another dtype or device, or was not measured at this number of tokens.
     """
-    found = load_profile(profile)
-    if found.dtype != dtype:
+    loaded = load_profile(profile)
+    if loaded.dtype != dtype:
         raise UsageError(
-            f"{profile} was measured in {found.dtype}, but the weights are {dtype}: measure again by `{COMMAND} backbone.dtype={dtype}`"
+            f"{profile} was measured in {loaded.dtype}, but the weights are {dtype}: measure again by `{COMMAND} backbone.dtype={dtype}`"
         )
-    if device is not None and device not in (found.device, found.name):
+    if device is not None and device not in (loaded.device, loaded.name):
         raise UsageError(
-            f"ranks.device is {device!r}, but {profile} was measured on {found.device} ({found.name}): measure again on the device that is "
-            f"meant, by `{COMMAND}`, or set ranks.device to one of these two"
+            f"ranks.device is {device!r}, but {profile} was measured on {loaded.device} ({loaded.name}): measure again on the intended "
+            f"device by `{COMMAND}`, or set ranks.device to one of these two"
         )
-    if tokens is not None and tokens not in found.tokens:
+    if tokens is not None and tokens not in loaded.tokens:
         raise UsageError(
-            f"ranks.tokens is {tokens}, but {profile} was measured at {', '.join(map(str, found.tokens))} tokens per call: take one of "
+            f"ranks.tokens is {tokens}, but {profile} was measured at {', '.join(map(str, loaded.tokens))} tokens per call: take one of "
             f"these, null for all of them, or measure again by `{COMMAND} 'profile.tokens=[{tokens}]'`"
         )
-    return Latency(found, found.tokens if tokens is None else (tokens,), str(profile))
+    return Latency(loaded, loaded.tokens if tokens is None else (tokens,), str(profile))
 
 
 def load_profile(path: str | Path) -> Profile:
     """Read a profile.
 
     Raises:
-        InputError: the file is missing or damaged, holds something else, or has a time that is no positive number.
+        InputError: the file is missing or damaged, holds something else, or has a time that is not a positive number.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -278,11 +278,13 @@ def _curve(times: Mapping[str, Any], tokens: int, where: str) -> Curve:
     where = f"{tokens} tokens of {where}"
     entry = _get(times, str(tokens), dict, where)
     low_rank = {}
-    for each in _get(entry, "low_rank", list, where):
-        rank = _get(each, "rank", int, where)
-        low_rank[rank] = _timing(each, f"rank {rank} at {where}")
+    for point in _get(entry, "low_rank", list, where):
+        rank = _get(point, "rank", int, where)
+        low_rank[rank] = _timing(point, f"rank {rank} at {where}")
     if not low_rank or any(above <= below for below, above in pairwise(low_rank)):
-        raise InputError(f"low_rank at {where} is not in rising ranks, at least one: make it again by `{COMMAND}`")
+        raise InputError(
+            f"low_rank at {where} is not in ascending order of rank, or empty: make it again by `{COMMAND}`"
+        )
     return Curve(_timing(_get(entry, "dense", dict, where), f"dense at {where}"), low_rank)
 
 
@@ -295,7 +297,7 @@ _FACTS: dict[str, type] = {
     **dict.fromkeys(("threads", "repetitions", "multiple"), int),
     "centred": bool,
 }
-"""The keys of the file that are plain values."""
+"""Keys of the file that hold plain values."""
 
 _KINDS: dict[type, str] = {
     str: "a string",
@@ -308,7 +310,7 @@ _KINDS: dict[type, str] = {
 
 
 def _get(entry: Any, key: str, kind: type, where: str) -> Any:
-    """The value of a key, if it is there and of its kind."""
+    """Return the value of a key, if it exists and has the right kind."""
     value: Any = entry.get(key) if isinstance(entry, dict) else None
     sound = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or not isinstance(value, bool))
     if sound and kind in (int, float):

@@ -1,2 +1,2 @@
-"""Factors that are fitted to the dense model, block after block, and the compression that measures behind compressed blocks. Imports
+"""Factors that are fitted to the dense model, block by block, and compression that calibrates on already compressed blocks. Imports
 `mgaa.levels` and what that imports."""

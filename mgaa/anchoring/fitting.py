@@ -1,4 +1,5 @@
-"""The matrices of one stage of a block, fitted to what the dense model gives on the inputs that arrive (`mgaa.anchoring`).
+"""Fit of one stage of a block: its matrices approximate the outputs of the dense model on the inputs of the compressed one
+(`mgaa.anchoring`).
 
 Legend: t tokens of a sequence, n inputs, m outputs.
 """
@@ -21,17 +22,18 @@ from mgaa.factors import decompose_block, factorize
 from mgaa.levels import Chosen, adds_biases
 from mgaa.models.architecture_schema import Group
 from mgaa.models.lowrank import Dense, Factors, LowRankLinear
-from mgaa.statistics.accumulate import Accumulator, Share
+from mgaa.statistics.accumulate import Accumulator
 from mgaa.statistics.calibration import CalibrationSettings
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics, InputStatistics
 
 
 @dataclass(frozen=True)
 class Anchoring:
-    """How factors are fitted to the dense model.
+    """Settings of the fit to the dense model.
 
     Attributes:
-        stream: whether o and down also make up for what the residual streams differ by.
+        stream: whether o and down also compensate the difference of the residual streams.
         dense: whether matrices that stay dense are fitted, too.
         damping: of the regression, relative to the mean square of an input channel; it pulls `W'` towards `W`. Below 1e-6 it no longer
             hides the rounding of float32 products.
@@ -51,18 +53,18 @@ class Anchoring:
 
 @dataclass(frozen=True, eq=False)
 class AnchoredBlock:
-    """What one block becomes, by the names of its matrices: factors, and weights that stay dense but are no longer those of the model."""
+    """Outcome for one block, by matrix name: factors, and weights that stay dense but differ from those of the model."""
 
     factors: dict[str, Factors] = field(default_factory=dict)
     dense: dict[str, Dense] = field(default_factory=dict)
 
     def put_(self, model: nn.Module) -> None:
-        """Into the model, or into a twin of it, in place."""
+        """Put the outcome into the model, or into a twin of it, in place."""
         apply_factors(model, self.factors)
         apply_dense(model, self.dense)
 
     def updated_from(self, model: nn.Module) -> "AnchoredBlock":
-        """The same matrices as they are in the model, which has been tuned since they were put into it."""
+        """Return the same matrices with the values that they have in the model, which was tuned since they were put into it."""
         factors, dense = dict[str, Factors](), dict[str, Dense]()
         for name in self.factors:
             layer = model.get_submodule(name)
@@ -77,7 +79,7 @@ class AnchoredBlock:
 
 @dataclass(frozen=True, eq=False)
 class FitRequest:
-    """What is asked of the matrices of a block.
+    """Request to fit the matrices of a block.
 
     Attributes:
         matrices: all of the block.
@@ -94,12 +96,12 @@ class FitRequest:
 
 @dataclass(frozen=True, eq=False)
 class ResidualMeter:
-    """What arrives at the linears of one input, and what is missing there.
+    """Measures the inputs of the linears that share one input, and the residual to the dense model.
 
     Attributes:
-        inputs: that arrive.
-        missing: `None` for an expert, whose inputs are those of the dense model.
-        writing: the weight of the only linear, and the scale of its branch, where it writes to the residual stream.
+        inputs: accumulates the inputs of the compressed model.
+        missing: accumulates the residual; `None` for an expert, whose inputs are those of the dense model.
+        writing: the weight of the only linear and the scale of its branch, where it writes to the residual stream.
         unreached: as in `mgaa.statistics.calibration.CalibrationSettings`.
     """
 
@@ -112,12 +114,12 @@ class ResidualMeter:
     def of(
         group: Group, block: nn.Module, path: str, measuring: CalibrationSettings, sequences: int, scale: float | None
     ) -> "ResidualMeter":
-        """Of one input of a dense block.
+        """Set up the meter for one shared input of a dense block.
 
         Args:
             path: of the block, for messages.
             sequences: of the calibration.
-            scale: of the branch, where the only linear writes to the residual stream; else `None`.
+            scale: of the branch, where the only linear writes to the residual stream; otherwise `None`.
         """
         minimum = 0.0 if group.expert is None else measuring.expert_tokens
         inputs = Accumulator(f"{path}.{group.linears[0]}", measuring.groups, Share(sequences), minimum=minimum)
@@ -128,7 +130,7 @@ class ResidualMeter:
         )
 
     def update(self, first: int, group: Group, dense: StageInputs, arrived: StageInputs) -> None:
-        """Add a micro-batch, whose first sequence is number `first`."""
+        """Add a micro-batch, whose first sequence has number `first`."""
         sequences = (dense if self.missing is None else arrived).by_sequence(group)
         for offset, x in enumerate(sequences):
             self.inputs.update(first + offset, x)
@@ -143,56 +145,57 @@ class ResidualMeter:
             self.missing.update(lacks, x)
 
     def finish(self) -> tuple[InputStatistics, ResidualMoments | None] | None:
-        """Statistics of the inputs, and what is missing, at the outputs where the linear writes to the residual stream.
+        """Return the statistics of the inputs and the residual moments, the latter at the outputs where the linear writes to the stream.
 
-        `None` for an expert that no token has reached and that is to stay dense.
+        `None` for an expert that no token reached and that is to stay dense.
 
         Raises:
-            InputError: an expert that no token has reached.
+            InputError: no token reached an expert that must not stay dense.
         """
         if self.missing is not None:
             return self.inputs.finish(), self.missing.finish()
-        found = self.inputs.finish_or_none() if self.unreached == "dense" else self.inputs.finish()
-        return None if found is None else (found, None)
+        statistics = self.inputs.finish_or_none() if self.unreached == "dense" else self.inputs.finish()
+        return None if statistics is None else (statistics, None)
 
 
 def fit_stage(
     twin: PreTrainedModel,
-    wanted: FitRequest,
+    request: FitRequest,
     measured: Mapping[str, tuple[InputStatistics, ResidualMoments | None]],
     anchoring: Anchoring,
 ) -> AnchoredBlock:
-    """What the matrices of one stage become; the twin, where they are dense, stays as it is.
+    """Fit and factorize the matrices of one stage; the twin, where they are dense, stays unchanged.
 
     Args:
-        measured: by linear: what arrives at it, and what its outputs lack; what no token has reached is not there and stays as it is.
+        measured: by linear: the statistics of its inputs and the residual of its outputs; a linear that no token reached is absent and
+            stays unchanged.
 
     Raises:
-        NumericalError: what is fitted is not finite.
+        NumericalError: a fitted matrix is not finite.
     """
-    (name, options), damping, found = wanted.factors, anchoring.damping, AnchoredBlock()
-    adds, given = adds_biases(wanted.factors), dict[str, tuple[Tensor, Tensor | None]]()
-    matrices = [matrix for matrix in wanted.matrices if matrix.local in measured]
+    (name, options), damping, fitted = request.factors, anchoring.damping, AnchoredBlock()
+    adds, solutions = adds_biases(request.factors), dict[str, tuple[Tensor, Tensor | None]]()
+    matrices = [matrix for matrix in request.matrices if matrix.local in measured]
     for matrix in matrices:
         linear = twin.get_submodule(matrix.name)
         assert isinstance(linear, nn.Linear)
         bias = None if linear.bias is None else linear.bias.detach().double()
-        centred = bias is not None or (adds and wanted.ranks[matrix.name] is not None)
+        centred = bias is not None or (adds and request.ranks[matrix.name] is not None)
         arrived, missing = measured[matrix.local]
         weight, lost = solve_regression(
             linear.weight.detach(), missing, arrived, damping=damping, centred=centred, name=matrix.name
         )
-        given[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
-    low = [matrix for matrix in matrices if wanted.ranks[matrix.name] is not None]
+        solutions[matrix.local] = weight, lost if bias is None or lost is None else bias + lost
+    low = [matrix for matrix in matrices if request.ranks[matrix.name] is not None]
     statistics = BlockStatistics(
-        {}, {}, {x: measured[x][0] for x in given}, {x: x for x in given}, gradients=dict(wanted.gradients)
+        {}, {}, {x: measured[x][0] for x in solutions}, {x: x for x in solutions}, gradients=dict(request.gradients)
     )
-    bases = decompose_block({matrix.local: given[matrix.local][0] for matrix in low}, statistics, name, **options)
+    bases = decompose_block({matrix.local: solutions[matrix.local][0] for matrix in low}, statistics, name, **options)
     for matrix in matrices:
-        weight, shift = given[matrix.local]
-        if (rank := wanted.ranks[matrix.name]) is not None:
+        weight, shift = solutions[matrix.local]
+        if (rank := request.ranks[matrix.name]) is not None:
             basis = bases.pop(matrix.local)
-            found.factors[matrix.name] = factorize(weight, shift, basis, rank, dtype=twin.dtype)
+            fitted.factors[matrix.name] = factorize(weight, shift, basis, rank, dtype=twin.dtype)
         elif anchoring.dense and measured[matrix.local][1] is not None:
-            found.dense[matrix.name] = Dense(weight, shift)
-    return found
+            fitted.dense[matrix.name] = Dense(weight, shift)
+    return fitted

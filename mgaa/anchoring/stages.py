@@ -1,7 +1,7 @@
-"""The stages of a decoder block: what has to be computed before a matrix sees its input.
+"""Stages of a decoder block: the order in which the inputs of its matrices are computed.
 
-A sublayer has two: the linears that read its norm (q, k, v; gate, up), and those that read what these have made (o; down). The matrices
-of one stage do not depend on each other, so each stage can be measured where all stages before it are compressed.
+A sublayer has two: the linears that read its norm (q, k, v; gate, up), and those that read the results of the first (o; down). The matrices
+of one stage do not depend on each other, so each stage can be measured with all stages before it compressed.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size, n channels of an input.
 """
@@ -21,46 +21,46 @@ from mgaa.models.architecture_schema import Architecture, Group, Sublayer
 from mgaa.models.expert_routing import RoutedRows
 
 _SECOND = ("o", "down")
-"""Roles of linears that read what the others of their sublayer have made."""
+"""Roles of linears that read what the other linears of their sublayer compute."""
 
 
 @dataclass(frozen=True)
 class BlockStage:
-    """Linears of one sublayer, by the inputs that they share; all of them read what the other stage has made, or none does."""
+    """Linears of one sublayer, grouped by shared input: either all of its first stage, or all of its second."""
 
     sublayer: Sublayer
     groups: tuple[Group, ...]
 
     @property
     def writes(self) -> bool:
-        """Whether it is the second stage of its sublayer, behind which that is done."""
+        """True for the second stage of its sublayer, which completes the sublayer."""
         return self.groups[0].roles[0] in _SECOND
 
     @property
     def linears(self) -> list[str]:
-        """Their names inside the block."""
+        """Names of the linears inside the block."""
         return [linear for group in self.groups for linear in group.linears]
 
 
 def stages_of(entry: Architecture, block: nn.Module) -> list[BlockStage]:
-    """The stages of a block, in the order of computation."""
-    found = []
+    """Split a block into its stages, in the order of computation."""
+    stages = []
     for sublayer in entry.sublayers:
         groups = sublayer.groups(block)
         for second in (False, True):
             here = tuple(group for group in groups if (group.roles[0] in _SECOND) == second)
-            found += [BlockStage(sublayer, here)] if here else []
-    return found
+            stages += [BlockStage(sublayer, here)] if here else []
+    return stages
 
 
 @dataclass
 class StageInputs:
-    """What one stage of a block was given with a micro-batch.
+    """Inputs of one stage of a block for a micro-batch.
 
     Attributes:
-        stream: the residual stream that the sublayer of the stage adds to.
-        rows: of every sequence.
-        inputs: by the first linear of each group; of an expert, the rows of all its tokens.
+        stream: the residual stream to which the stage's sublayer adds.
+        rows: the routed rows of every sequence.
+        inputs: by the first linear of each group; for an expert, the rows of all its tokens.
     """
 
     stream: Float[Tensor, "s t h"]
@@ -68,7 +68,7 @@ class StageInputs:
     inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def by_sequence(self, group: Group) -> Sequence[Float[Tensor, "t n"]]:
-        """The input of a group, sequence by sequence; none of an expert that no token of the micro-batch was sent to."""
+        """Split the input of a group by sequence; empty for an expert that received no token of the micro-batch."""
         x = self.inputs.get(group.linears[0])
         return [] if x is None else self.rows.of(x, group.expert)
 
@@ -83,9 +83,9 @@ def capture_inputs(
     *,
     whole: bool = False,
 ) -> StageInputs:
-    """What a stage is given while `run` sends the micro-batch `before` through the block.
+    """Capture the inputs of a stage while `run` sends the micro-batch `before` through the block.
 
-    The pass ends where the stage has its input; with `whole`, where the module of its sublayer has its output.
+    The pass ends once the stage has its input; with `whole`, once the module of its sublayer has its output.
     """
     seen, scale = StageInputs(before, RoutedRows(entry, block)), entry.branch_scale(config)
     seen.rows.enter(len(before))
@@ -108,9 +108,9 @@ def capture_inputs(
 
 
 def writes_to_stream(stage: BlockStage, block: nn.Module, run: Callable[[], Any]) -> bool:
-    """Whether the output of the only linear of a stage is what its sublayer adds to the stream, as one micro-batch shows.
+    """Return whether the only linear of a stage writes directly to the residual stream, by a trial on one micro-batch.
 
-    Not so where a norm, a gate or a router is between them.
+    It does not where a norm, a gate or a router follows.
     """
     (group, *others), made = stage.groups, dict[str, Tensor]()
     if others or len(group.linears) > 1 or not stage.writes:
@@ -126,7 +126,7 @@ def writes_to_stream(stage: BlockStage, block: nn.Module, run: Callable[[], Any]
 
 
 class _StopForward(Exception):  # noqa: N818 (no error)
-    """The pass has come as far as it was to go."""
+    """The pass has computed what was required."""
 
 
 def _stop(*_: Any) -> None:
@@ -134,8 +134,8 @@ def _stop(*_: Any) -> None:
 
 
 def _reads(seen: StageInputs, group: Group, *, last: bool) -> Callable[..., None]:
-    def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen.inputs[group.linears[0]] = given[0]
+    def hook(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen.inputs[group.linears[0]] = arguments[0]
         if last:
             raise _StopForward
 

@@ -1,7 +1,7 @@
-"""What the sublayers of a block add, kept for every micro-batch, so that later passes through the same block need not compute it again.
+"""Cache of sublayer outputs by micro-batch, so that later passes through the same block need not compute them again.
 
-A block is sent through several times while it is compressed (`mgaa.anchoring`), and the last time to leave it. Once the matrices of a
-sublayer are done, its output does not change any more: it is kept, and stands in for the forward of the module.
+While a block is compressed (`mgaa.anchoring`), the micro-batches pass through it several times, and a last time to leave it. Once all
+matrices of a sublayer are compressed, its output no longer changes: it is cached, and replaces the forward of the module.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,12 @@ from mgaa.models.architecture_schema import Sublayer
 
 
 class SublayerCache:
-    """Outputs of the sublayers of one block, by micro-batch; what was not kept is computed.
+    """Outputs of the sublayers of one block, by micro-batch; those that are not cached are computed.
 
     Args:
         block: a decoder block.
-        sublayers: of it, in the order of computation.
-        active: whether anything is kept; it takes the memory of the hidden states once for every sublayer.
+        sublayers: of the block, in the order of computation.
+        active: whether anything is cached; the cache takes the memory of the hidden states once per sublayer.
     """
 
     def __init__(self, block: nn.Module, sublayers: Sequence[Sublayer], *, active: bool = True) -> None:
@@ -30,25 +30,25 @@ class SublayerCache:
         self._batch = -1
 
     def enter(self, batch: int, hidden: Tensor) -> None:
-        """This micro-batch is next."""
+        """Start a pass of this micro-batch through the block."""
         self._batch = batch
 
     def leave(self, hidden: Tensor) -> None:
-        """It has left the block."""
+        """End the pass through the block."""
 
     def has(self, name: str) -> bool:
-        """Whether the outputs of this module can be kept."""
+        """Return whether the outputs of this module can be cached."""
         return name in self._modules
 
     def keep(self, name: str, batch: int, output: Tensor, like: "SublayerCache") -> None:
-        """What a module gives for a micro-batch, in the form in which `like` has kept it."""
+        """Cache the output of a module for a micro-batch, in the form in which `like` holds it."""
         form = like._kept[name][batch]
         output = output.reshape(hidden_states_of(form).shape)
         self._kept[name][batch] = (output, *form[1:]) if isinstance(form, tuple) else output
 
     @contextmanager
     def attach(self, names: Sequence[str]) -> Iterator[None]:
-        """Inside this context, what these modules compute is kept, and what was kept stands in for their forward."""
+        """Within this context, cache what these modules compute, and let cached outputs replace their forward."""
         with ExitStack() as stack:
             for name in names:
                 if self.has(name):
@@ -66,7 +66,7 @@ class SublayerCache:
                 kept[self._batch] = (
                     (hidden_states_of(output), *(None for _ in output[1:])) if isinstance(output, tuple) else output
                 )
-            return _copied(kept[self._batch])  # some blocks add to it in place
+            return _copied(kept[self._batch])  # a copy, because some blocks add to it in place
 
         module.forward = stand_in
         try:
@@ -82,13 +82,15 @@ def _copied(output: Any) -> Any:
 
 
 def cache_bytes(tokens: int, hidden: int, width: int, itemsize: int) -> int:
-    """Of all tokens while a block is anchored, where what its sublayers add is kept.
+    """Return the bytes of all hidden states while a block is anchored with a cache.
 
-    They are there in front of the block, and as what its two sublayers add, each in two models; and once as what the last linear reads.
+    They are held at the input of the block and as the outputs of its two sublayers, each in two models; and once as the input of the last
+    linear.
 
     Args:
         tokens: of the calibration.
-        hidden, width: of the model, and of the widest input of a linear that writes to the residual stream.
+        hidden: width of the model.
+        width: of the widest input of a linear that writes to the residual stream.
         itemsize: bytes of a number.
     """
     return tokens * (6 * hidden + width) * itemsize

@@ -1,1 +1,1 @@
-"""One decoder block after another: passing, offloading, resuming, and what the machine has. Imports `mgaa.models`."""
+"""Models one decoder block at a time: forward passes, offloading, resuming, and the resources of the machine. Imports `mgaa.models`."""

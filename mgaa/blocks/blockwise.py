@@ -1,12 +1,12 @@
-"""Micro-batches on their way through a model, one decoder block after the other: for each block, for each micro-batch.
+"""Micro-batches on their way through a model, block by block: for each decoder block, for each micro-batch.
 
 So a block is needed once for all tokens, which is what lets its tensors stay in their files until then (`mgaa.blocks.offload`), and only
-one block's statistics exist at a time. What a block needs beside its hidden states (masks, rotary embeddings, positions) comes from the
-model's own forward, run with the blocks' `forward` replaced by recorders; what follows the last block (norm, head) from another such
-forward, in which the last block gives the hidden states that have arrived. This works for every architecture and copies no model code;
-every operation is the one of the plain forward, on the same micro-batch, so the bits are the same. What a model adds to the stream between
-two blocks (features of images, in Qwen3-VL) is recorded as well, and added again. Gradients go the same way back: what follows
-the last block is run with autograd on, then block after block again, on the hidden states that were kept in front of it.
+one block's statistics exist at a time. The other arguments of a block (masks, rotary embeddings, positions) come from the model's own
+forward, run with the blocks' `forward` replaced by recorders; the rest after the last block (norm, head) runs in another such forward, in
+which the last block returns the final hidden states. This works for every architecture and copies no model code; every operation is that of
+the plain forward, on the same micro-batch, so the bits are equal. Additions of the model between two blocks (image features, in Qwen3-VL)
+are recorded as well, and repeated. Gradients flow backwards in the same way: the part after the last block runs with autograd, then block
+by block again, on the hidden states kept at the input of each.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 """
@@ -29,19 +29,19 @@ from mgaa.models.architectures import DECODER, Stack, stacks_of
 from mgaa.models.model_inputs import IDS, Inputs
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-"""What a block is called with beside its hidden states: positional, and by name."""
+"""Arguments of a block besides its hidden states: positional, and by name."""
 
 
 class Blockwise:
-    """Micro-batches in front of one block after the other.
+    """Micro-batches at the input of one block after the other.
 
     Args:
         model: a transformers causal language model with an entry in `mgaa.models.entries`, in eval mode.
-        batches: the inputs of each micro-batch: token ids, and what the model takes beside them (`mgaa.inputs.prompts`).
+        batches: inputs of each micro-batch: token ids, and the model's other inputs (`mgaa.inputs.prompts`).
         stack: the blocks; by default those of the decoder.
-        place, folder: where the hidden states wait (`mgaa.blocks.hidden_states`). Those of an interrupted run over the same batches are
-            taken up there.
-        every: whether they are kept in front of every block, for a way back.
+        place, folder: where the hidden states are held (`mgaa.blocks.hidden_states`). The run resumes from states that an interrupted run
+            over the same batches left there.
+        every: whether the states at the input of every block are kept, for a backward pass.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class Blockwise:
         self._arguments = self._record()
 
     def __len__(self) -> int:
-        """How many blocks there are."""
+        """Return the number of blocks."""
         return len(self._blocks)
 
     @property
     def passed(self) -> int:
-        """How many blocks the tokens have passed; more than none at the start where an interrupted run is taken up."""
+        """Number of blocks that the tokens have passed; above zero at the start of a resumed run."""
         return self._hidden.passed - 1
 
     @torch.no_grad()
@@ -76,8 +76,8 @@ class Blockwise:
         """Send all micro-batches through block `index`.
 
         Args:
-            keep: whether they stand behind it afterwards; `commit` then says that nothing of the pass is to be repeated.
-            watch: `enter(batch, hidden)` and `leave(hidden)` are called around the block.
+            keep: whether their new states replace the old; `commit` then confirms the pass, so that it is not repeated.
+            watch: its `enter(batch, hidden)` and `leave(hidden)` are called around the block.
         """
         block = self._blocks[index]
         with load_block(block, ahead=1):
@@ -93,34 +93,34 @@ class Blockwise:
                     self._hidden.put(batch, self._after_block(index, batch, hidden))
 
     def _after_block(self, index: int, batch: int, hidden: Tensor) -> Tensor:
-        """What the model hands on of the output of block `index`."""
+        """Return what the model passes on from the output of block `index`."""
         added = self._between[batch].get(index)
         return hidden if added is None else added.add_to(hidden)
 
     def hidden(self, batch: int) -> Tensor:
-        """A micro-batch before the block at hand."""
+        """Return the hidden states of a micro-batch at the input of the current block."""
         return self._hidden.get(batch)
 
     def call(self, index: int, batch: int, hidden: Tensor) -> Tensor:
-        """What block `index` makes of a micro-batch, which stays where it is, without what the model adds behind it; the block must be
-        resident (`mgaa.blocks.offload`).
+        """Run a micro-batch through block `index` without changing the kept states, and without the model's additions after the block; the
+        block must be resident (`mgaa.blocks.offload`).
 
-        Autograd is on where the caller has it on.
+        Autograd follows the setting of the caller.
         """
         positional, named = self._arguments[batch][index]
         return hidden_states_of(self._blocks[index](hidden, *positional, **named))
 
     def commit(self) -> None:
-        """What was made of the last pass is safe: an interrupted run goes on behind it."""
+        """Confirm that the results of the last pass are saved: an interrupted run resumes after it."""
         self._hidden.commit()
 
     def close(self) -> None:
-        """Forget the hidden states, in files as well."""
+        """Discard the hidden states, including those in files."""
         self._hidden.close()
 
     @torch.no_grad()
     def output(self, batch: int, **options: Any) -> Any:
-        """The output of the whole model for a micro-batch, once all blocks are passed.
+        """Return the output of the whole model for a micro-batch, after all blocks are passed.
 
         Args:
             options: further arguments of the model's forward.
@@ -129,21 +129,21 @@ class Blockwise:
 
     @torch.enable_grad()
     def loss_gradient(self, batch: int, loss: Callable[[Any], Tensor]) -> Tensor:
-        """The gradient of a loss of the model's output with respect to the hidden states behind the last block."""
+        """Return the gradient of a loss of the model's output with respect to the hidden states after the last block."""
         arrived = self._hidden.get(batch).detach().requires_grad_()
-        (found,) = torch.autograd.grad(loss(self._after_blocks(arrived, batch, {})), arrived)
-        return found
+        (gradient,) = torch.autograd.grad(loss(self._after_blocks(arrived, batch, {})), arrived)
+        return gradient
 
     @torch.enable_grad()
     def backward(self, index: int, gradients: HiddenStates, watch: Any) -> None:
-        """Send the gradients of all micro-batches back through block `index`, whose forward is computed again; `every` state was kept.
+        """Send the gradients of all micro-batches back through block `index`, whose forward is recomputed; requires `every`.
 
         Args:
-            gradients: with respect to what the block gives; behind it, of what it was given.
-            watch: `enter(batch, hidden)` and `leave(hidden)` are called around each forward, on what autograd does not follow.
+            gradients: with respect to the output of the block; replaced by those with respect to its input.
+            watch: its `enter(batch, hidden)` and `leave(hidden)` are called around each forward, with detached tensors.
         """
         block = self._blocks[index]
-        self._hidden.forget(index + 2)  # what is behind the block
+        self._hidden.forget(index + 2)  # the states after the block
         with load_block(block, ahead=-1):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch, index + 1).detach()
@@ -152,31 +152,31 @@ class Blockwise:
                 leaf = hidden.detach().requires_grad_()
                 output = hidden_states_of(block(leaf, *positional, **named))
                 watch.leave(output.detach())
-                (found,) = torch.autograd.grad(output, leaf, gradients.get(batch))
-                gradients.put(batch, found)
+                (gradient,) = torch.autograd.grad(output, leaf, gradients.get(batch))
+                gradients.put(batch, gradient)
 
     def _after_blocks(self, arrived: Tensor, batch: int, options: dict[str, Any]) -> Any:
-        """What the model makes of hidden states behind the last block."""
+        """Run the part of the model after the last block on hidden states."""
         last = len(self._blocks) - 1
 
         def forward(index: int, hidden: Tensor, *_: Any, **__: Any) -> Any:
             return self._as_block_output(arrived if index == last else hidden)
 
-        # what is made of images has gone into the hidden states long ago, unless it is added between blocks: so maybe behind the last
+        # image features are part of the hidden states already, unless the model adds some between blocks: then possibly after the last
         inputs = self._batches[batch] if self._between[batch] else {IDS: self._batches[batch][IDS]}
         with replace_forward(self._blocks, forward):
             return self._model(**self._on_device(inputs), use_cache=False, **options)
 
     @torch.no_grad()
     def _record(self) -> list[list[Arguments]]:
-        """Each block's other arguments for every micro-batch; the hidden states before the first block are put in their place."""
+        """Record each block's other arguments for every micro-batch, and keep the hidden states before the first block."""
         recorded, pool = [], list[Tensor]()
         fresh = not self._hidden.resumed
         for batch, inputs in enumerate(self._batches):
             received, arguments = self._capture_inputs(inputs, lambda hidden: hidden)
             self._between.append(self._additions(inputs, received))
             known: dict[int, Tensor] = {}
-            recorded.append([_deduplicate(each, pool, known) for each in arguments])
+            recorded.append([_deduplicate(value, pool, known) for value in arguments])
             if fresh:
                 self._hidden.put(batch, received[0])
         if fresh:
@@ -188,7 +188,7 @@ class Blockwise:
     def _capture_inputs(
         self, inputs: Inputs, forward: Callable[[Tensor], Tensor]
     ) -> tuple[list[Tensor], list[Arguments]]:
-        """The hidden states that every block is given, and its other arguments, where `forward` stands in for all blocks."""
+        """Capture the hidden states that every block receives, and its other arguments, with `forward` in place of all blocks."""
         received: list[Tensor] = []
         arguments: list[Arguments] = []
 
@@ -196,7 +196,7 @@ class Blockwise:
             received.append(hidden)
             arguments.append((positional, named))
             if index + 1 == len(self._blocks) and self._stack.part not in DECODER:
-                raise _StopRecording  # what follows would be given what no block has made
+                raise _StopRecording  # the rest would receive hidden states that no block computed
             return self._as_block_output(forward(hidden))
 
         with replace_forward(self._blocks, remember), suppress(_StopRecording):
@@ -204,10 +204,10 @@ class Blockwise:
         return received, arguments
 
     def _additions(self, inputs: Inputs, received: list[Tensor]) -> dict[int, Addition]:
-        """What the model adds behind each block, where the blocks do not receive what the ones before them gave.
+        """Return the model's additions after each block, where a block does not receive the output of the one before it.
 
         Raises:
-            InputError: what it does between blocks is something else than an addition.
+            InputError: the model does anything but add between blocks.
         """
         changed = [index for index, (one, two) in enumerate(pairwise(received)) if one is not two]
         if not changed:
@@ -217,20 +217,20 @@ class Blockwise:
         for index, added in additions.items():
             if not torch.equal(added.add_to(received[index]), received[index + 1]):
                 raise InputError(
-                    f"between {self._stack.path(index)} and the next block the model does more than to add to the hidden states, expected "
-                    "that block reads what block wrote: this model cannot go block by block; take another"
+                    f"between {self._stack.path(index)} and the next block the model does more than add to the hidden states, expected "
+                    "every block to read the output of the one before: this model cannot be processed block by block; take another"
                 )
         return {index: added for index, added in additions.items() if len(added.rows)}
 
     def _run_until_blocks(self, inputs: Inputs) -> None:
-        """Run what comes before the first block."""
-        given = self._on_device(inputs)
+        """Run the part of the model before the first block."""
+        arguments = self._on_device(inputs)
         try:
-            self._model.base_model(**given, use_cache=False)
+            self._model.base_model(**arguments, use_cache=False)
         except (ValueError, RuntimeError, IndexError) as error:
-            if len(given) == 1 or isinstance(error, torch.OutOfMemoryError):
+            if len(arguments) == 1 or isinstance(error, torch.OutOfMemoryError):
                 raise
-            shapes = {name: tuple(tensor.shape) for name, tensor in given.items()}
+            shapes = {name: tuple(tensor.shape) for name, tensor in arguments.items()}
             raise InputError(
                 f"the model does not take a prompt with {shapes} ({str(error).strip().partition(chr(10))[0]}): expected as many image "
                 "tokens as its vision tower gives features; the processor's patch size, image size or "
@@ -249,15 +249,15 @@ class _StopRecording(Exception):  # noqa: N818 (no error)
 
 
 def hidden_states_of(output: Any) -> Tensor:
-    """The hidden states among what a module returns."""
+    """Return the hidden states from the output of a module."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 @contextmanager
 def replace_forward(blocks: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
-    """Let `forward(index, hidden, ...)` stand in for the forward of every block; the modules keep their other attributes."""
-    own = [vars(block).get("forward") for block in blocks]  # an instance has one where others have wrapped it
+    """Let `forward(index, hidden, ...)` replace the forward of every block; the modules keep their other attributes."""
+    own = [vars(block).get("forward") for block in blocks]  # an instance has its own where another library wrapped it
     try:
         for index, block in enumerate(blocks):
             block.forward = _Bound(forward, index)
@@ -270,7 +270,7 @@ def replace_forward(blocks: Sequence[nn.Module], forward: Callable[..., Any]) ->
 
 
 class _Bound:
-    """A function with its first argument (`functools.partial`, whose signature transformers does not take for that of a forward)."""
+    """A function with its first argument bound (not `functools.partial`, whose signature transformers does not accept as a forward)."""
 
     def __init__(self, function: Callable[..., Any], index: int) -> None:
         self._function, self._index = function, index
@@ -280,18 +280,20 @@ class _Bound:
 
 
 def _deduplicate(value: Any, pool: list[Tensor], known: dict[int, Tensor]) -> Any:
-    """The same value with every tensor that equals one of the pool replaced by that one: masks and rotary embeddings of all micro-batches
-    are the same unless lengths differ, and would take the memory of many blocks."""
+    """Replace every tensor in a value that equals one of the pool by that one.
+
+    Masks and rotary embeddings of all micro-batches are equal unless lengths differ, and would take the memory of many blocks.
+    """
     if isinstance(value, Tensor):
         if id(value) not in known:
-            known[id(value)] = next((each for each in pool if _equal(each, value)), value)
+            known[id(value)] = next((item for item in pool if _equal(item, value)), value)
             if known[id(value)] is value:
                 pool.append(value)
         return known[id(value)]
     if isinstance(value, tuple | list):
-        return type(value)(_deduplicate(each, pool, known) for each in value)
+        return type(value)(_deduplicate(item, pool, known) for item in value)
     if isinstance(value, Mapping) and type(value) is dict:
-        return {name: _deduplicate(each, pool, known) for name, each in value.items()}
+        return {name: _deduplicate(item, pool, known) for name, item in value.items()}
     return value
 
 

@@ -1,4 +1,4 @@
-"""What this machine has: free memory of a device and of the host, room on a disk, and how fast it computes, reads and writes."""
+"""Resources of this machine: free memory of a device and of the host, disk space, and rates of computing, reading and writing."""
 
 import os
 import shutil
@@ -14,9 +14,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a process can still get on the device; on the CPU, of the host, within the limits of its container.
+    """Return the bytes that a process can still allocate on the device; on the CPU, host memory within the limits of its container.
 
-    On CUDA what torch keeps for its next tensors counts as free.
+    On CUDA, memory that torch caches for its next tensors counts as free.
     """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -25,13 +25,13 @@ def free_memory(device: torch.device) -> int:
 
 
 def free_disk(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not be there yet."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(place).free
 
 
 def _available_memory() -> int:
-    """Free and reclaimable memory (Linux), else that of the machine."""
+    """Return free and reclaimable memory (Linux), otherwise all memory of the machine."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
@@ -40,7 +40,7 @@ def _available_memory() -> int:
 
 
 def _container_memory() -> int:
-    """What the limit of a container leaves; pages of files do not count, for they can be dropped."""
+    """Return the bytes that the limit of a container leaves; pages of files do not count, because they can be dropped."""
     try:
         limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
         used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
@@ -53,7 +53,7 @@ def _container_memory() -> int:
 
 @dataclass(frozen=True)
 class Rates:
-    """What a machine does in a second.
+    """Throughput of a machine, per second.
 
     Attributes:
         forward: operations of matrix products in the dtype of the model.
@@ -70,10 +70,10 @@ class Rates:
 
 
 def measure_rates(device: torch.device, dtype: torch.dtype, folder: Path, *, size: int = 1024) -> Rates:
-    """Measured here and now, in a second or two: the best of three of each.
+    """Measure the rates here and now, in a second or two: the best of three of each.
 
     Args:
-        folder: on the disk that is written to.
+        folder: on the disk to measure.
         size: width of the matrices; small ones are slower than those of large models.
     """
     low = torch.randn(size, size, device=device).to(dtype)

@@ -1,10 +1,10 @@
-"""The hidden states of all tokens while they wait in front of a block: on the device, on the host, or in files.
+"""Hidden states of all tokens at the input of a block: on the device, on the host, or in files.
 
-They are the one thing that grows with the number of tokens, so they may lie where there is room: 256 x 2048 tokens of a model of width
-8192 are 8.6 GB in bfloat16. Where there is a folder they are also written there in the background, while the next micro-batch is computed:
-a run that was killed goes on at the block where it stopped. A *generation* is the number of blocks that the tokens have passed; its
-files are complete once its mark is there, and only then are those of the generation before it deleted. A pass that goes back through the
-blocks needs them all (`mgaa.statistics.gradients`): then every generation is kept.
+Only they grow with the number of tokens, so they may be held where there is space: 256 x 2048 tokens of a model of width 8192 are 8.6 GB in
+bfloat16. With a folder they are also written there in the background, while the next micro-batch is computed: a run that was killed resumes
+at the block where it stopped. A *generation* is the number of blocks that the tokens have passed; its files are complete once its mark
+exists, and only then are those of the previous generation deleted. A backward pass through the blocks needs them all
+(`mgaa.statistics.gradients`): then every generation is kept.
 
 Legend: rows are the sequences of a micro-batch and their tokens, or patches of images; h hidden size.
 """
@@ -27,18 +27,18 @@ from mgaa.blocks.resume import resume_folder
 Place = Literal["device", "host", "disk"]
 _MARK = re.compile(r"passed-(\d{4})")
 _PENDING = 2
-"""Micro-batches that may wait to be written; the computation waits for the disk beyond them."""
+"""Micro-batches that may wait to be written; beyond them the computation waits for the disk."""
 
 
 class HiddenStates:
-    """The hidden states of some micro-batches.
+    """Hidden states of some micro-batches.
 
     Args:
-        batches: how many micro-batches there are.
+        batches: number of micro-batches.
         device: where the blocks compute.
-        place: where the states wait; `disk` needs a folder.
-        folder: where they are written, so that an interrupted run can go on.
-        every: whether all generations are kept, or the last one alone.
+        place: where the states are held; `disk` needs a folder.
+        folder: where they are written, so that an interrupted run can resume.
+        every: whether all generations are kept, or only the last.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class HiddenStates:
         assert folder is not None or place != "disk", "hidden states on the disk need a folder"
         self._device, self._place, self._folder = device, place, folder
         self._batches, self._every = batches, every
-        self._states = dict[tuple[int, int], Tensor]()  # those in files alone are not here
+        self._states = dict[tuple[int, int], Tensor]()  # without those that are only in files
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="hidden-states")
         self._writing: deque[Future[None]] = deque()
         self.passed = 0
@@ -64,23 +64,23 @@ class HiddenStates:
 
     @property
     def resumed(self) -> bool:
-        """Whether the states of some generation were found in the folder."""
+        """True if the folder holds the states of a generation."""
         return self.passed > 0
 
     def resume(self) -> None:
-        """Take up the states that were found."""
+        """Load the generation that the folder holds."""
         if self._place != "disk":
             for batch in range(self._batches):
                 self._states[self._key(self.passed, batch)] = self._kept(self._read(self.passed, batch))
 
     def get(self, batch: int, passed: int | None = None) -> Float[Tensor, "*rows h"]:
-        """The states of a micro-batch, on the device; of the last generation, or where every one is kept, of that one."""
+        """Return the states of a micro-batch, on the device: of the last generation, or of generation `passed` where all are kept."""
         passed = self.passed if passed is None else passed
         state = self._states.get(self._key(passed, batch))
         return self._read(passed, batch) if state is None else state.to(self._device)
 
     def put(self, batch: int, hidden: Float[Tensor, "*rows h"]) -> None:
-        """What they are behind the block at hand."""
+        """Set the states of a micro-batch after the current block."""
         if self._place != "disk":
             self._states[self._key(self.passed + 1, batch)] = self._kept(hidden)
         if self._folder is not None:
@@ -89,7 +89,7 @@ class HiddenStates:
             self._writing.append(self._writer.submit(self._write, hidden, self._file(self.passed + 1, batch)))
 
     def commit(self) -> None:
-        """All micro-batches have passed the block at hand."""
+        """Complete the generation: all micro-batches have passed the current block."""
         self._flush()
         self.passed += 1
         if self._folder is not None:
@@ -98,12 +98,12 @@ class HiddenStates:
                 self._drop(self.passed - 1)
 
     def forget(self, passed: int) -> None:
-        """The states of a generation are not asked for again in this process; those in files stay, for an interrupted run."""
+        """Free the states of a generation in this process; those in files stay, for an interrupted run."""
         for batch in range(self._batches):
             self._states.pop((passed, batch), None)
 
     def close(self) -> None:
-        """Nothing is to be resumed any more."""
+        """Discard everything, including what a run could resume from."""
         self._flush()
         self._writer.shutdown()
         if self._folder is not None:
@@ -111,7 +111,7 @@ class HiddenStates:
                 self._drop(generation)
 
     def _key(self, passed: int, batch: int) -> tuple[int, int]:
-        """Where states are in memory: a generation takes the place of the one before it, unless every one is kept."""
+        """Return the key of states in memory: a generation replaces the one before it, unless every one is kept."""
         return (passed if self._every else 0), batch
 
     def _kept(self, hidden: Tensor) -> Tensor:
@@ -140,5 +140,5 @@ class HiddenStates:
 
 
 def bytes_of(batches: Sequence[range], length: int, width: int, dtype: torch.dtype) -> int:
-    """Bytes of the hidden states of all tokens."""
+    """Return the bytes of the hidden states of all tokens."""
     return sum(len(batch) for batch in batches) * length * width * dtype.itemsize

@@ -1,12 +1,12 @@
 """A model whose decoder blocks stay in their files until they are needed.
 
-The rest of it (embeddings, norms, head) is in memory; the tensors of the blocks are on the meta device, where they take none. Inside
-`with resident(block)` a block has its tensors; behind it they are gone. A block that is called without that fetches its tensors for the
-call, so everything works that works with the model in memory (generation, evaluation harnesses), and what goes block by block
-(`mgaa.blocks.blockwise`) reads each of them once. The next block is read from the disk by a thread while one computes.
+The rest of the model (embeddings, norms, head) is in memory; the tensors of the blocks are on the meta device, where they take none. Within
+`with load_block(block)` a block has its tensors; afterwards they are freed. A block that is called outside that context fetches its tensors
+for the call, so everything that works with the model in memory works here as well (generation, evaluation harnesses), and block-by-block
+code (`mgaa.blocks.blockwise`) reads each of them once. A thread reads the next block from the disk while one computes.
 
-Which tensors of the files make a block, and what is done to them on the way (renaming, stacking of experts), is left to transformers: the
-same code loads a block here that loads a whole model in `from_pretrained`.
+transformers decides which tensors of the files form a block, and how they are converted (renaming, stacking of experts): a block is loaded
+by the code that loads a whole model in `from_pretrained`.
 """
 
 import copy
@@ -31,32 +31,32 @@ from mgaa.models.architectures import architecture_of, decoder_blocks, path_of_b
 from mgaa.models.fused import unfuse_block_
 from mgaa.models.tensor_names import map_tensors
 
-_PLACE = "_place_on_shelf"
+_PLACE = "_offload_place"
 
 
 def offload_(model: PreTrainedModel, files: Sequence[Path], device: torch.device) -> PreTrainedModel:
-    """Load everything but the decoder blocks onto `device`, and let the blocks fetch their tensors when they are needed; in place.
+    """Load everything but the decoder blocks onto `device`, and let the blocks fetch their tensors when needed; in place.
 
     Args:
-        model: all of it on the meta device, as `from_pretrained(folder, device_map="meta")` gives it.
+        model: entirely on the meta device, as `from_pretrained(folder, device_map="meta")` returns it.
         files: its safetensors files.
 
     Raises:
         InputError: a file cannot be read.
     """
-    shelf = OffloadedBlocks(copy.deepcopy(model), files, device)
-    missing = shelf.fill_(model, shelf.rest)
+    offloaded = OffloadedBlocks(copy.deepcopy(model), files, device)
+    missing = offloaded.fill_(model, offloaded.rest)
     model.tie_weights(missing_keys=missing, recompute_mapping=False)
     model._move_missing_keys_from_meta_to_device(set(), {"": device}, None, None)
     _compute_buffers_(model, model)
     for index, block in enumerate(decoder_blocks(model)):
-        vars(block)[_PLACE] = _Place(shelf, index)
+        vars(block)[_PLACE] = _Place(offloaded, index)
         block.forward = _OnDemand(block)
     return model
 
 
 def _compute_buffers_(module: nn.Module, owner: PreTrainedModel) -> None:
-    """What no file holds (rotary frequencies, positions of patches), transformers computes where it initialises, each model its own."""
+    """Compute the buffers that no file holds (rotary frequencies, positions of patches), as transformers does when it initialises."""
     owner = module if isinstance(module, PreTrainedModel) else owner
     if module._non_persistent_buffers_set:
         owner._init_weights(module)
@@ -65,22 +65,22 @@ def _compute_buffers_(module: nn.Module, owner: PreTrainedModel) -> None:
 
 
 def is_offloaded(model: PreTrainedModel) -> bool:
-    """Whether the blocks of a model stay in their files."""
+    """Return whether the blocks of a model are offloaded to their files."""
     return any(_PLACE in vars(module) for module in model.modules())
 
 
 def folders_of(model: PreTrainedModel) -> set[Path]:
-    """The folders whose files the blocks of a model stay in; none where it is in memory."""
+    """Return the folders whose files hold the blocks of a model; empty where it is in memory."""
     places: list[_Place] = [vars(module)[_PLACE] for module in model.modules() if _PLACE in vars(module)]
-    return {path.parent for place in places for path in place.shelf.files}
+    return {path.parent for place in places for path in place.offloaded.files}
 
 
 @contextmanager
 def load_block(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
-    """Inside this context a block has its tensors; for a block that is in memory anyway it does nothing.
+    """Within this context a block has its tensors; no effect for a block that is in memory anyway.
 
     Args:
-        ahead: how many blocks further on that one is which is read from the disk meanwhile; 0 for none.
+        ahead: offset of the block to read from the disk in the meantime; 0 for none.
 
     Raises:
         InputError: a file of the model cannot be read any more, or holds other tensors than when it was opened.
@@ -89,12 +89,12 @@ def load_block(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
     if place is None:
         yield block
         return
-    with place.lock, torch.inference_mode(False):  # parameters that are made in it could not be used outside
+    with place.lock, torch.inference_mode(False):  # parameters created in inference mode could not be used outside
         if place.users == 0:
-            _adopt_(block, place.shelf.fetch(place.index), place)
+            _adopt_(block, place.offloaded.fetch(place.index), place)
         place.users += 1
     if ahead:
-        place.shelf.read_ahead(place.index + ahead)
+        place.offloaded.read_ahead(place.index + ahead)
     try:
         yield block
     finally:
@@ -106,7 +106,7 @@ def load_block(block: nn.Module, *, ahead: int = 0) -> Iterator[nn.Module]:
 
 @contextmanager
 def edit_block(block: nn.Module) -> Iterator[None]:
-    """Inside this context a block may change although its tensors are in their files, because nobody will ask for them again."""
+    """Within this context an offloaded block may be changed, because its tensors in the files will not be needed again."""
     place: _Place = vars(block)[_PLACE]
     place.final = True
     try:
@@ -116,7 +116,7 @@ def edit_block(block: nn.Module) -> Iterator[None]:
 
 
 def is_absent(model: nn.Module, name: str) -> bool:
-    """Whether the module of that name is in a block whose tensors are in its files, where nothing can be put into it."""
+    """Return whether the module of that name is in an offloaded block, which cannot be changed."""
     module: nn.Module | None = model
     for part in name.split("."):
         place: _Place | None = vars(module).get(_PLACE)
@@ -129,24 +129,24 @@ def is_absent(model: nn.Module, name: str) -> bool:
 
 
 class _Place:
-    """Where the tensors of a block are, and how many contexts hold them in memory."""
+    """Location of the tensors of a block, and the number of contexts that hold them in memory."""
 
-    def __init__(self, shelf: "OffloadedBlocks", index: int) -> None:
-        self.shelf, self.index, self.users, self.lock = shelf, index, 0, Lock()
+    def __init__(self, offloaded: "OffloadedBlocks", index: int) -> None:
+        self.offloaded, self.index, self.users, self.lock = offloaded, index, 0, Lock()
         self.final = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Place":
-        """A copy of the block starts without tensors of its own."""
-        return _Place(self.shelf, self.index)
+        """Let a copy of the block start without tensors of its own."""
+        return _Place(self.offloaded, self.index)
 
 
 class OffloadedBlocks:
-    """The decoder blocks of a model, in its files.
+    """Decoder blocks of a model, offloaded to its files.
 
     Args:
         skeleton: the model on the meta device; it stays there.
         files: its safetensors files.
-        device: where blocks are fetched to.
+        device: where blocks are loaded.
     """
 
     def __init__(self, skeleton: PreTrainedModel, files: Sequence[Path], device: torch.device) -> None:
@@ -165,11 +165,11 @@ class OffloadedBlocks:
                 names[name] = files_of[name]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OffloadedBlocks":
-        """Copies of a model fetch from the same files."""
+        """Let copies of a model fetch from the same files."""
         return self
 
     def fetch(self, index: int) -> nn.Module:
-        """A new block with its tensors on the device, as transformers builds it."""
+        """Build a new block with its tensors on the device, as transformers does."""
         ahead = self._ahead.pop(index, None)
         tensors = self._read(index) if ahead is None else ahead.result()
         with self._lock:
@@ -189,32 +189,32 @@ class OffloadedBlocks:
     def fill_(
         self, model: PreTrainedModel, names: dict[str, Path], tensors: dict[str, Tensor] | None = None
     ) -> set[str]:
-        """Load these tensors of the files into a model, and return the names of those that it still lacks.
+        """Load these tensors of the files into a model, and return the names of those that are still missing.
 
         Raises:
-            InputError: they are not those that the model was opened with.
+            InputError: they differ from those with which the model was opened.
         """
         dtype = model.dtype
-        given = LoadStateDictConfig(
+        options = LoadStateDictConfig(
             dtype=dtype,
             dtype_plan=model._get_dtype_plan(dtype),
             device_map={"": self._device},
             weight_mapping=self._conversions,
         )
         with _hide_progress():
-            found, _ = convert_and_load_state_dict_in_model(model, tensors or _read_tensors(names), given)
-        wrong = sorted({*found.unexpected_keys, *(name for name, *_ in found.mismatched_keys)})
-        if wrong or found.conversion_errors:
+            report, _ = convert_and_load_state_dict_in_model(model, tensors or _read_tensors(names), options)
+        wrong = sorted({*report.unexpected_keys, *(name for name, *_ in report.mismatched_keys)})
+        if wrong or report.conversion_errors:
             path = next(iter(names.values()))
             raise InputError(
-                f"{path.parent} no longer holds {wrong or sorted(found.conversion_errors)} as it did when the model was opened: "
+                f"{path.parent} no longer holds {wrong or sorted(report.conversion_errors)} as it did when the model was opened: "
                 "the files were exchanged during the run; start again"
             )
-        missing: set[str] = found.missing_keys
+        missing: set[str] = report.missing_keys
         return missing
 
     def unfused(self, block: nn.Module, index: int) -> nn.Module:
-        """The block with its fused layers taken apart."""
+        """Return the block with its fused layers split."""
         return unfuse_block_(self._entry, self._skeleton.config, index, block)
 
     def _read(self, index: int) -> dict[str, Tensor]:
@@ -223,7 +223,7 @@ class OffloadedBlocks:
 
 @contextmanager
 def _hide_progress() -> Iterator[None]:
-    """No progress bar for each block; a bar takes as long as its tensors."""
+    """Hide the progress bar for each block; a bar takes as long as its tensors."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -234,31 +234,31 @@ def _hide_progress() -> Iterator[None]:
 
 
 def index_tensors(files: Sequence[Path]) -> dict[str, Path]:
-    """The file of every tensor; only headers are read.
+    """Map every tensor to its file; only headers are read.
 
     Raises:
         InputError: a file cannot be read.
     """
-    found: dict[str, Path] = {}
+    places: dict[str, Path] = {}
     for path in files:
         with _open_file(path) as file:
-            found |= dict.fromkeys(file.keys(), path)
-    return found
+            places |= dict.fromkeys(file.keys(), path)
+    return places
 
 
 def _read_tensors(names: dict[str, Path]) -> dict[str, Tensor]:
-    """These tensors, read into memory of their own: pages of mapped files would count as the process's while they are open."""
-    found: dict[str, Tensor] = {}
+    """Read tensors into memory of their own: pages of mapped files would count towards the process's memory while they are open."""
+    tensors: dict[str, Tensor] = {}
     for path in dict.fromkeys(names.values()):
         with _open_file(path) as file:
-            found |= {name: aligned(file.get_tensor(name)) for name, place in names.items() if place == path}
-    return found
+            tensors |= {name: aligned(file.get_tensor(name)) for name, place in names.items() if place == path}
+    return tensors
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor where torch would have allocated it: at a multiple of 64 bytes.
+    """Return the tensor at the alignment of torch's allocator: a multiple of 64 bytes.
 
-    Kernels round differently elsewhere, and where a tensor lies in a file is an accident of the other tensors' sizes.
+    Kernels round differently at other alignments, and the offset of a tensor in a file is an accident of the other tensors' sizes.
     """
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
@@ -275,17 +275,17 @@ def _open_file(path: Path) -> Iterator[Any]:
 
 
 def _adopt_(block: nn.Module, fresh: nn.Module, place: _Place) -> None:
-    """Give a block the tensors of a fresh one, which is taken apart where the block is."""
+    """Give a block the tensors of a fresh one, which is split where the block is."""
     if block.state_dict().keys() != fresh.state_dict().keys():
-        fresh = place.shelf.unfused(fresh, place.index)
-    wanted = {name: parameter.requires_grad for name, parameter in block.named_parameters()}
+        fresh = place.offloaded.unfused(fresh, place.index)
+    trainable = {name: parameter.requires_grad for name, parameter in block.named_parameters()}
     block.load_state_dict(fresh.state_dict(), assign=True)
     for name, parameter in block.named_parameters():
-        parameter.requires_grad_(wanted[name])
+        parameter.requires_grad_(trainable[name])
 
 
 def _empty_(block: nn.Module) -> None:
-    """Take the tensors of a block away, whatever it has become."""
+    """Free the tensors of a block, whatever it has become."""
     for module in block.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -296,13 +296,13 @@ def _empty_(block: nn.Module) -> None:
 
 
 class _OnDemand:
-    """The forward of a shelved block outside `load_block`. It holds the block weakly, or a model would outlive its last user in a cycle."""
+    """Forward of an offloaded block outside `load_block`. It holds the block weakly: in a cycle a model would outlive its last user."""
 
     def __init__(self, block: nn.Module) -> None:
         self._block = ref(block)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_OnDemand":
-        """That of the copy of the block."""
+        """Return the forward of the copied block."""
         return _OnDemand(memo[id(self._block())])
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:

@@ -1,8 +1,8 @@
-"""A folder that outlives a killed run, so that the next one goes on where it stopped.
+"""A folder that outlives a killed run, so that the next one resumes where it stopped.
 
-Files appear in it under their names when they are whole. They are not forced to the disk one by one, which would cost more than they
-save: an operating system that goes on holds what a killed process has written. One that was started anew since may have lost a part
-of it, so what it finds here is not trusted but removed.
+Files appear in it under their names once they are complete. They are not forced to the disk one by one, which would cost more than it
+saves: as long as the operating system runs, it keeps what a killed process has written. After a reboot some of it may be lost, so the
+contents are removed rather than trusted.
 """
 
 import os
@@ -14,7 +14,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def resume_folder(folder: Path) -> Path:
-    """The folder, made if need be; what is in it was written since the machine was started."""
+    """Create the folder if necessary, and empty it if it was written before the last boot."""
     folder.mkdir(parents=True, exist_ok=True)
     now = _BOOT.read_text() if _BOOT.exists() else ""
     mark = folder / "boot"
@@ -28,7 +28,7 @@ def resume_folder(folder: Path) -> Path:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """The path of a draft to write inside this context; behind it the file is there under its name, or as it was before."""
+    """Yield a draft path to write within this context; on success it becomes `path`, otherwise `path` stays unchanged."""
     draft = path.with_name(f".{path.name}")
     yield draft
     os.replace(draft, path)

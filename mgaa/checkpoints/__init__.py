@@ -1,1 +1,1 @@
-"""Hugging Face folders: reading, writing, folding back, and outputs that appear whole. Imports `mgaa.inputs` and what that imports."""
+"""Hugging Face folders: read, write, densify, and replace outputs atomically. Imports `mgaa.inputs` and what that imports."""

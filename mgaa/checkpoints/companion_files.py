@@ -1,9 +1,9 @@
-"""What travels with a model beside its weights: the files of its vocabulary, its licence and its notices.
+"""Files that accompany a model besides its weights: its vocabulary, its licence and its notices.
 
-`save_pretrained` writes what it loads a model from. What it does not is needed by others: `tokenizer.model` by programs that read
-SentencePiece (a fast tokenizer writes `tokenizer.json` alone), and LICENSE, NOTICE or USE_POLICY.md by everybody who passes a model on. So
-small text files of the folder that a model came from are copied beside it as they are, and vocabularies from the folder of its tokenizer;
-never code, weights, settings, what a link leads out of the folder to, nor the model card, which is about the other model.
+`save_pretrained` writes the files that a model is loaded from. Other files are needed elsewhere: `tokenizer.model` by programs that read
+SentencePiece (a fast tokenizer writes only `tokenizer.json`), and LICENSE, NOTICE or USE_POLICY.md by everybody who passes a model on. So
+small text files are copied unchanged from the folder of the original model, and vocabularies from the folder of its tokenizer; but never
+code, weights, settings, files that a link takes from outside the folder, or the model card, which describes the other model.
 """
 
 import re
@@ -18,7 +18,7 @@ VOCABULARY_FILES = (
 )
 TEXTS = (".txt", ".md", ".rst", ".cff")
 LARGEST_TEXT, LARGEST_VOCABULARY = 2**20, 2**26
-"""Bytes; what is larger is no small file."""
+"""Maximum bytes of a text and of a vocabulary; larger files are not copied."""
 
 _LEGAL = re.compile(
     r"(licen[cs]es?|notices?|copying|copyright|authors|patents|attribution|disclaimer|terms|use[-_ ]policy|acceptable[-_ ]use)\b.*",
@@ -27,28 +27,28 @@ _LEGAL = re.compile(
 
 
 def texts_of(folder: Path) -> list[Path]:
-    """The licence, the notices and other small texts in the folder of a model, sorted.
+    """List the licence, the notices and other small texts in the folder of a model, sorted.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: a file cannot be read.
     """
     return sorted(path for path in _own_files(folder) if _is_text(path))
 
 
 def companion_files(model: str, tokenizer: str) -> dict[str, Path]:
-    """The files that travel with a model, by name.
+    """Find the files that accompany a model, by name.
 
     Args:
-        model, tokenizer: where each came from, as transformers remembers it (`name_or_path`); what is no folder has none.
+        model, tokenizer: the origin of each, as transformers remembers it (`name_or_path`); an origin that is not a folder has none.
     """
-    found = {path.name: path for path in texts_of(Path(model))} if _is_folder(model) else {}
+    companions = {path.name: path for path in texts_of(Path(model))} if _is_folder(model) else {}
     if _is_folder(tokenizer):
-        found |= {path.name: path for path in _own_files(Path(tokenizer)) if _is_vocabulary(path)}
-    return found
+        companions |= {path.name: path for path in _own_files(Path(tokenizer)) if _is_vocabulary(path)}
+    return companions
 
 
 def copy_companions(model: str, tokenizer: str, folder: Path) -> None:
-    """Copy what travels with a model beside it, without what was written there already."""
+    """Copy the companion files of a model into its new folder, except those that exist there."""
     for name, path in companion_files(model, tokenizer).items():
         if not (folder / name).exists():
             (folder / name).write_bytes(path.read_bytes())
@@ -59,7 +59,7 @@ def _is_folder(source: str) -> bool:
 
 
 def _own_files(folder: Path) -> Iterator[Path]:
-    """Files of the folder itself; links inside it count, and those of a Hub snapshot into its cache entry."""
+    """Yield the files of the folder itself, including links inside it and, in a Hub snapshot, links into its cache entry."""
     root = folder.resolve()
     root = root.parents[1] if root.parent.name == "snapshots" else root
     for path in folder.iterdir():
@@ -69,8 +69,8 @@ def _own_files(folder: Path) -> Iterator[Path]:
 
 def _is_text(path: Path) -> bool:
     legal = _LEGAL.fullmatch(path.stem if path.suffix.lower() in TEXTS else path.name)
-    wanted = path.suffix.lower() in TEXTS or (legal and not path.suffix)
-    if not wanted or path.name.lower().startswith(("readme", ".")) or path.name in VOCABULARY_FILES:
+    candidate = path.suffix.lower() in TEXTS or (legal and not path.suffix)
+    if not candidate or path.name.lower().startswith(("readme", ".")) or path.name in VOCABULARY_FILES:
         return False
     try:
         return path.stat().st_size <= LARGEST_TEXT and b"\0" not in path.read_bytes()

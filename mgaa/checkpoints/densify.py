@@ -1,11 +1,11 @@
-"""A compressed model folded back to plain linears: `W' = B A`, for programs that know nothing of low rank.
+"""A compressed model folded back to plain linears: `W' = B A`, for programs that do not support low rank.
 
-Layers that were taken apart (fused.py) are put together again, because a plain checkpoint is one of transformers' own classes, and pruned
-FFNs of different widths are padded by zeros (widths.py). The speed and the size of the factors are lost, the function is kept. Only
-biases are an obstacle: a centred factorizer (`afm`) gives every linear one, and most architectures have linears without. Three ways
-out, tried in this order, each exact: the class has room for the bias as it is; it has with a flag of its config (`attention_bias` or
-`mlp_bias` of Llama, `bias` of Falcon...), and linears without a bias get zeros; or the model is a Llama in all but name (Mistral and
-Qwen2 without sliding windows), and becomes one. What remains is refused.
+Layers that were split (`mgaa.models.fused`) are fused again, because a plain checkpoint has one of transformers' own classes, and pruned
+FFNs of different widths are padded with zeros (`mgaa.models.widths`). The speed and the size of the factors are lost, the function is kept.
+Only biases are an obstacle: a centred factorizer (`afm`) gives every linear one, and most architectures have linears without. Three
+solutions are tried in this order, each exact: the class has room for the bias as it is; it has with a flag of its config (`attention_bias`
+or `mlp_bias` of Llama, `bias` of Falcon...), and linears without a bias get zeros; or the model is a Llama in all but name (Mistral and
+Qwen2 without sliding windows), and becomes one. Anything else is refused.
 """
 
 import copy
@@ -40,14 +40,14 @@ BIAS_FLAGS = ("attention_bias", "mlp_bias", "bias", "use_bias")
 
 @coerce_arguments(model=to_densify)
 def densify(model: PreTrainedModel) -> PreTrainedModel:
-    """Fold every low-rank layer into an `nn.Linear` and return a model whose `save_pretrained` loads without mgaa.
+    """Fold every low-rank layer into an `nn.Linear` and return a model that `from_pretrained` can load, once saved, without mgaa.
 
-    The weights are those of `model`, which is changed in place and should not be used again: where its class has no
-    room for the added biases, the returned model is a `LlamaForCausalLM` that owns them.
+    The weights are those of `model`, which is changed in place and should not be used again: where its class has no room for the added
+    biases, the returned model is a `LlamaForCausalLM` that owns them.
 
     Raises:
-        UsageError: no class of transformers that is known here can hold the biases, or the model is streamed (`densify_folder`), or is none
-            (`mgaa.inputs.readers`); the model is left as it was.
+        UsageError: no class of transformers that is known here can hold the biases, or the argument is a streamed model (`densify_folder`)
+            or not a model (`mgaa.inputs.readers`); it stays unchanged.
     """
     state_tying(model)
     wide = widest(model)
@@ -62,7 +62,7 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
     _fill_biases(model, expected)
     model.__dict__.pop(
         "_weight_conversions", None
-    )  # those of the compressed files; transformers finds the model's own again
+    )  # those of the compressed files; transformers determines the model's own again
     if _is_alike(model, shell):
         own, other = model.config.get_text_config(), shell.config.get_text_config()
         for field in (*BIAS_FLAGS, *((architecture_of(model.config).width,) if wide else ())):
@@ -75,12 +75,12 @@ def densify(model: PreTrainedModel) -> PreTrainedModel:
 
 @coerce_arguments(source=path, target=path)
 def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: int = 5 * 10**9) -> None:
-    """The same for a checkpoint that need not fit into memory: from folder to folder, one block after the other.
+    """Densify a checkpoint that need not fit into memory: from folder to folder, one block after the other.
 
     Raises:
-        UsageError: as `densify`; or the target holds files that this package did not write, or is, holds or lies in the source.
+        UsageError: as `densify`; or the target holds files that this package did not write, or overlaps with the source.
         InputError, NumericalError: the source cannot be read (`mgaa.load`).
-        ResourceError: the target cannot be written. What is written is taken up by the next call for the same source.
+        ResourceError: the target cannot be written. The next call for the same source resumes from what was written.
     """
     check_apart(Path(target), Path(source), "the source")
     check_folder(resolve_target(target))
@@ -97,7 +97,7 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
         _fill_biases(blocks[index], expected, f"{path}.{index}.")
 
     for name, layer in low_rank_layers(model).items():
-        if not name.startswith(f"{path}."):  # of a vision tower or a projector, which is in memory
+        if not name.startswith(f"{path}."):  # part of a vision tower or a projector, which is in memory
             model.set_submodule(name, layer.dense())
     if has_entry(model.config):
         _restore_parts_(model, shell)
@@ -108,7 +108,7 @@ def densify_folder(source: str | Path, target: str | Path, *, max_shard_size: in
 
 
 def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide: int | None) -> None:
-    """Give a block the modules that transformers builds, with FFNs of one width."""
+    """Give a block the modules that transformers builds, with FFNs of equal width."""
     entry, block, empty = (
         architecture_of(model.config),
         decoder_blocks(model)[index],
@@ -121,14 +121,14 @@ def _own_form_(model: PreTrainedModel, index: int, shell: PreTrainedModel, wide:
 
 
 def _restore_parts_(model: PreTrainedModel, shell: PreTrainedModel) -> None:
-    """The same for what is compressed beside the decoder of a model that sees."""
+    """Give the compressed parts of a vision-language model outside the decoder the modules that transformers builds."""
     parts = [part for part in fused_parts(model) if part not in DECODER]
     if parts and type(shell) is type(model):
         fuse_parts_(model, shell, parts)
 
 
 def _shell(model: PreTrainedModel, wide: int | None) -> PreTrainedModel:
-    """An empty model of the first class and config that has a place for every bias."""
+    """Return an empty model of the first class and config that has room for every bias."""
     linears = {
         name.removesuffix(".B.bias").removesuffix(".bias") for name in model.state_dict() if name.endswith(".bias")
     }
@@ -177,7 +177,7 @@ def _config_with_flags(config: PreTrainedConfig, flags: tuple[str, ...]) -> PreT
 
 
 def _is_alike(model: PreTrainedModel, shell: PreTrainedModel) -> bool:
-    """Whether the shell has the class of the model, and its decoder that of the model's."""
+    """Return whether the shell has the class of the model, and its decoder the class of the model's decoder."""
     return (
         type(shell) is type(model)
         and shell.config.get_text_config().model_type == model.config.get_text_config().model_type
@@ -185,14 +185,14 @@ def _is_alike(model: PreTrainedModel, shell: PreTrainedModel) -> bool:
 
 
 def _fill_biases(module: nn.Module, expected: set[str], prefix: str = "") -> None:
-    """Zeros where the class has a bias and the linear has none; `prefix` is the name of the module in the model."""
+    """Set zeros where the class has a bias and the linear has none; `prefix` is the name of the module in the model."""
     for name, linear in module.named_modules():
         if isinstance(linear, nn.Linear) and linear.bias is None and f"{prefix}{name}.bias" in expected:
             linear.bias = nn.Parameter(linear.weight.new_zeros(linear.out_features))
 
 
 def _move_tensors(model: PreTrainedModel, shell: PreTrainedModel) -> PreTrainedModel:
-    """The shell with the tensors of the model: parameters, and the buffers that are not saved (rotary frequencies)."""
+    """Move the tensors of the model to the shell: parameters, and the buffers that are not saved (rotary frequencies)."""
     shell.load_state_dict(model.state_dict(), assign=True)
     for name, buffer in model.named_buffers():
         owner, _, key = name.rpartition(".")

@@ -1,10 +1,9 @@
-"""A checkpoint folder, examined before anything in it is opened as a model.
+"""Examination of a checkpoint folder before anything in it is opened as a model.
 
-transformers is lenient where a compression run must not be: it falls back to pickles, fills what is missing with random
-numbers, follows an index wherever it points and attaches adapters that it finds. Here a folder is accepted only if it
-holds a readable config without code of its own, a tokenizer, and complete safetensors files inside the folder; every
-refusal names the file and the remedy. Only headers are read, so this costs milliseconds at any size, and no
-import of torch.
+transformers is lenient where a compression run must not be: it falls back to pickles, fills missing tensors with random numbers, follows an
+index wherever it points and attaches adapters that it finds. Here a folder is accepted only if it holds a readable config without code of
+its own, a tokenizer, and complete safetensors files inside the folder; every refusal names the file and the remedy. Only headers are read,
+so this costs milliseconds at any size, and no import of torch.
 """
 
 import json
@@ -39,7 +38,7 @@ DEQUANTISED = (
     "; transformers makes one by AutoModelForCausalLM.from_pretrained(..., dtype='bfloat16', "
     "quantization_config=Mxfp4Config(dequantize=True)), and mgaa.save writes it"
 )
-"""How the weights of gpt_oss, which are published quantised, become such as can be compressed."""
+"""Remedy for the weights of gpt_oss, which are published quantised."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -47,11 +46,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def locate(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: `source` itself, or the Hub's files of that id at that commit (fetched or cached).
+    """Locate the folder of a checkpoint: `source` itself, or the Hub's files of that id at that commit (fetched or cached).
 
     Raises:
         UsageError: a Hub id without a commit, or a local folder with one.
-        InputError: there is no such folder, or the Hub does not give it.
+        InputError: the folder does not exist, or the Hub does not provide it.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -64,14 +63,14 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
         raise InputError(f"no model folder at {source}: expected a folder with {CONFIG}; check the path")
     if revision is None or not _COMMIT.fullmatch(revision):
         raise UsageError(
-            f"{source} is no local folder, and as a Hub model it has the revision {revision!r}: expected a commit "
+            f"{source} is not a local folder, and as a Hub model it has the revision {revision!r}: expected a commit "
             "(40 hexadecimal digits, from the model's page, 'Files', 'History'), because branches move"
         )
     return _fetch(str(source), revision)
 
 
 def backbone_files(source: str | Path, revision: str | None = None) -> list[Path]:
-    """The files that make a checkpoint what it is, sorted: config, tokenizer, weights and texts; examined, so complete."""
+    """List the files that determine a checkpoint, sorted: config, tokenizer, weights and texts; examined, so complete."""
     folder = locate(source, revision)
     examine(folder)
     small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES]
@@ -82,9 +81,9 @@ def backbone_files(source: str | Path, revision: str | None = None) -> list[Path
 
 
 def model_types(source: str | Path, revision: str | None = None) -> list[str]:
-    """Every `model_type` that the config of a model names: its own, and those of its text and vision parts; sorted.
+    """List every `model_type` in the config of a model: its own, and those of its text and vision parts; sorted.
 
-    A part that says no type is of the one that transformers assumes.
+    A part without a type has the one that transformers assumes.
     """
     folder = locate(source, revision)
     config = _json(folder, CONFIG)
@@ -101,7 +100,7 @@ def _named(part: Any) -> bool:
 
 
 def examine(folder: Path) -> None:
-    """Raise InputError, with the remedy, at the first thing that forbids to load a folder."""
+    """Raise InputError, with the remedy, at the first reason not to load a folder."""
     examine_config(folder)
     examine_tokenizer(folder)
     for path in weight_files(folder):
@@ -109,7 +108,7 @@ def examine(folder: Path) -> None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would read, checked to exist inside the folder."""
+    """List the safetensors files that transformers would read, checked to exist inside the folder."""
     return [_inside(folder, name) for name in _weight_names(folder)]
 
 
@@ -120,12 +119,12 @@ def examine_config(folder: Path) -> None:
         raise InputError(f"{folder / CONFIG} has no model_type: it is not the config of a transformers model")
     if "auto_map" in config:
         raise InputError(
-            f"{folder / CONFIG} asks for code of its own (auto_map), which is never run: "
+            f"{folder / CONFIG} requires custom code (auto_map), which is never run: "
             "use a model whose class is part of transformers"
         )
     if (kernel := next(_kernels(config), None)) is not None:
         raise InputError(
-            f"{folder / CONFIG} asks for a compiled kernel of the Hub ({kernel!r} as attn_implementation), which is never fetched nor run: "
+            f"{folder / CONFIG} requests a compiled kernel of the Hub ({kernel!r} as attn_implementation), which is never fetched nor run: "
             "set it to sdpa or eager"
         )
     quantization = config.get("quantization_config") or {"quant_method": METHOD}
@@ -147,7 +146,7 @@ def examine_config(folder: Path) -> None:
 
 
 def _kernels(config: dict[str, Any]) -> Iterator[str]:
-    """Repositories that a config, or one nested in it, names as its implementation of attention."""
+    """Yield the repositories that a config, or one nested in it, names as its implementation of attention."""
     parts = [config]
     while parts:
         for key, value in parts.pop().items():
@@ -164,13 +163,13 @@ def examine_tokenizer(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", *PROCESSOR_FILES):
         if (folder / name).exists() and "auto_map" in _json(folder, name):
             raise InputError(
-                f"{folder / name} asks for code of its own (auto_map), which is never run: "
+                f"{folder / name} requires custom code (auto_map), which is never run: "
                 "use a tokenizer and a processor whose classes are part of transformers"
             )
 
 
 def _examine_header(path: Path) -> None:
-    """Opening checks that the header is sound and that the file is as long as it says."""
+    """Open a file, which checks that its header is sound and that its size is the one in the header."""
     remedy = "fetch it again (a Git LFS pointer needs `git lfs pull`)"
     with (
         translate_errors(f"{path} is not a complete safetensors file", remedy),
@@ -204,7 +203,7 @@ def _instead(folder: Path) -> str:
 
 
 def _inside(folder: Path, name: str) -> Path:
-    """The file of that name, which no link may take out of the folder (of a Hub snapshot: out of its cache entry)."""
+    """Return the file of that name, which no link may take out of the folder (of a Hub snapshot: out of its cache entry)."""
     root = folder.resolve()
     root = root.parents[1] if root.parent.name == "snapshots" else root
     path = folder / name
@@ -236,7 +235,7 @@ def _may_be_hub_id(source: str | Path) -> bool:
 
 
 def _fetch(name: str, revision: str) -> Path:
-    """Small files first, so that a model that will be refused costs no gigabytes."""
+    """Fetch small files first, so that a model that will be refused costs no gigabytes."""
     texts = (*VOCABULARY_FILES, *(f"*{suffix}" for suffix in TEXTS), "LICEN*", "NOTICE*", "COPYING*")
     folder = _snapshot(name, revision, [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES, *texts])
     examine_config(folder)
@@ -252,5 +251,5 @@ def _files_to_fetch(folder: Path) -> Iterator[str]:
 
 def _snapshot(name: str, revision: str, files: list[str]) -> Path:
     remedy = "check both, log in if it is gated, unset HF_HUB_OFFLINE if it is not in the cache, or give a local folder"
-    with translate_errors(f"the Hub gives no {name} at {revision}{via_proxy(constants.ENDPOINT)}", remedy):
+    with translate_errors(f"the Hub does not provide {name} at {revision}{via_proxy(constants.ENDPOINT)}", remedy):
         return Path(snapshot_download(name, revision=revision, allow_patterns=files))

@@ -1,27 +1,25 @@
-"""The checkpoint format, taught to transformers: importing this module is all it takes.
+"""The checkpoint format, registered with transformers on import of this module.
 
-A compressed checkpoint is an ordinary Hugging Face folder whose config.json says which linears are low-rank:
+A compressed checkpoint is an ordinary Hugging Face folder whose config.json names the low-rank linears:
 
     "quantization_config": {"quant_method": "mgaa", "version": 1,
                             "modules": {"model.layers.0.self_attn.q_proj": {"rank": 40, "bias": true}, ...}}
 
-FFNs that were pruned add their widths, one per block, null where it is the config's: "widths": [410, 409, null, ...].
+Pruned FFNs add their widths, one per block, null where it is the config's: "widths": [410, 409, null, ...].
 
-transformers builds the dense skeleton on the meta device, asks the quantizer registered here to take fused layers apart
-(fused.py), to narrow the FFNs (widths.py) and to put `LowRankLinear` in the places of `modules`, then fills in the
-tensors: no pickle, no remote code, bit-equal weights. After that nothing is special about the model: what transformers
-forbids for integer weights (`.float()`, training) is allowed.
+transformers builds the dense skeleton on the meta device, lets the quantizer registered here split fused layers (`mgaa.models.fused`),
+narrow the FFNs (`mgaa.models.widths`) and replace the linears in `modules` by `LowRankLinear`, then loads the tensors: no pickle, no remote
+code, bit-equal weights. After that the model is like any other: operations that transformers forbids for integer weights (`.float()`,
+training) are allowed.
 
-Without this module transformers would only warn about the unknown method, and put random matrices where it finds none.
-Two things prevent it. `mgaa.save` writes `NOTICE` into config.json as `transformers_weights`, the name of the file to
-load; transformers quotes it in the ValueError that it raises before it builds anything, and the quantizer removes it.
-And every low-rank layer carries a mark under the name of the dense weight (lowrank.py; the experts of Mixtral, whose
-files name them otherwise, are the exception), so that whatever drops the
-notice (`save_pretrained`, an edited config) or never looks at it (`load_state_dict`, other loaders) meets a size
-mismatch.
+Without this module transformers would only warn about the unknown method, and fill missing matrices with random numbers. Two things prevent
+it. `mgaa.save` writes `NOTICE` into config.json as `transformers_weights`, the name of the file to load; transformers quotes it in the
+ValueError that it raises before it builds anything, and the quantizer removes it. And every low-rank layer carries a mark under the name of
+the dense weight (`mgaa.models.lowrank`; the experts of Mixtral, which have other names in the files, are the exception), so that any loader
+that drops the notice (`save_pretrained`, an edited config) or never reads it (`load_state_dict`, other loaders) fails with a size mismatch.
 
-transformers brings this module with its table of formats, once `import mgaa` has asked for it (`mgaa/__init__.py`), while its own modules
-and some of this package may be half imported: so whatever needs models is imported inside functions.
+transformers imports this module with its table of formats, once `import mgaa` has registered it (`mgaa/__init__.py`), while its own modules
+and some of this package may be half imported: so everything that needs models is imported inside functions.
 """
 
 from collections.abc import Mapping
@@ -50,7 +48,7 @@ VERSION = 1
 class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """`quantization_config` of a compressed model.
 
-    `modules` maps a linear's dotted name to its `rank` and `bias`; `widths` are those of the pruned FFNs, and no key where there are none.
+    `modules` maps a linear's dotted name to its `rank` and `bias`; `widths` are those of the pruned FFNs, absent where there are none.
     """
 
     def __init__(
@@ -79,13 +77,13 @@ class LowRankConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
 
 class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
-    """Swaps the linears for low-rank ones between the building of the model and the loading of its weights."""
+    """Replaces linears by low-rank ones after the model is built and before its weights are loaded."""
 
     requires_calibration = True
     quantization_config: LowRankConfig
 
     def update_attn_implementation(self, config: "PreTrainedConfig") -> "PreTrainedConfig":
-        """Called once the method is known and before files are looked for: here the notice has done its work."""
+        """Remove the notice: this is called once the method is known and before transformers looks for files."""
         if getattr(config, "transformers_weights", None) == NOTICE:
             del config.transformers_weights
         return config
@@ -97,8 +95,8 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
 
         if has_entry(model.config):
             unfuse_(model, parts_with(model, self.quantization_config.modules))
-        if (given := getattr(self.quantization_config, "widths", None)) is not None:
-            narrow_(model, given)
+        if (widths := getattr(self.quantization_config, "widths", None)) is not None:
+            narrow_(model, widths)
         linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
         for name, shape in self.quantization_config.modules.items():
             place = _place(name, linears, model)
@@ -115,23 +113,23 @@ class LowRankQuantizer(HfQuantizer):  # type: ignore[misc]
         return model
 
     def update_weight_conversions(self, weight_conversions: list[Any], model: "PreTrainedModel") -> list[Any]:
-        """The files hold every expert by itself, as the model now does: nothing is stacked on the way in."""
+        """Return no conversions: files and model both hold every expert separately, so nothing is stacked on loading."""
         from transformers.core_model_loading import WeightConverter
 
         return [conversion for conversion in weight_conversions if not isinstance(conversion, WeightConverter)]
 
     def is_serializable(self) -> bool:
-        """Whether `save_pretrained` may write it: yes, as it is."""
+        """True: `save_pretrained` may write it unchanged."""
         return True
 
     @property
     def is_trainable(self) -> bool:
-        """Whether adapters and factors may be trained: yes."""
+        """True: adapters and factors may be trained."""
         return True
 
     @property
     def is_compileable(self) -> bool:
-        """Whether `torch.compile` takes it: yes."""
+        """True: `torch.compile` supports it."""
         return True
 
 
@@ -151,17 +149,17 @@ def describe(model: "PreTrainedModel") -> None:
 
 
 def is_described(model: "PreTrainedModel") -> bool:
-    """Whether the config says that the model is compressed."""
+    """Return whether the config describes the model as compressed."""
     return isinstance(getattr(model.config, "quantization_config", None), LowRankConfig)
 
 
 def _place(name: str, linears: Mapping[str, nn.Linear], model: "PreTrainedModel") -> str:
-    """Where the linear is in this class: `AutoModel` lacks the prefix under which a causal model holds its decoder."""
+    """Return the linear's name in this class: `AutoModel` lacks the prefix under which a causal model holds its decoder."""
     for candidate in (name, name.removeprefix(f"{model.base_model_prefix}.")):
         if candidate in linears:
             return candidate
     raise InputError(
-        f"quantization_config names {name!r}, which is no linear of {type(model).__name__}: "
+        f"quantization_config names {name!r}, which is not a linear of {type(model).__name__}: "
         "config.json was edited or belongs to another model; restore it from the compression run"
     )
 
@@ -180,17 +178,17 @@ def _layer(name: str, shape: Mapping[str, int | bool], linear: nn.Linear) -> "Lo
 
 
 def _refuse_second(plain: Any) -> Any:
-    """transformers' union of the method of a model with that of the call, which for one of ours says what to do instead."""
+    """Wrap transformers' merge of a model's method with that of the call, so that for our models the error names the remedy."""
 
-    def merge(cls: type, own: Any, given: Any) -> Any:
+    def merge(cls: type, own: Any, called: Any) -> Any:
         method = own.get("quant_method") if isinstance(own, Mapping) else getattr(own, "quant_method", None)
-        if method == METHOD and given is not None and not isinstance(given, LowRankConfig):
+        if method == METHOD and called is not None and not isinstance(called, LowRankConfig):
             raise UsageError(
-                f"quantization_config is a {type(given).__name__}, but the model is compressed by mgaa, and transformers takes one "
+                f"quantization_config is a {type(called).__name__}, but the model is compressed by mgaa, and transformers takes one "
                 "method while it loads: load it without, and quantise it in memory (torchao's quantize_, optimum.quanto's quantize), or "
                 "fold it by mgaa.densify_folder and quantise that"
             )
-        return plain(cls, own, given)
+        return plain(cls, own, called)
 
     merge.knows_mgaa = True  # type: ignore[attr-defined]
     return classmethod(merge)

@@ -1,8 +1,8 @@
-"""Models in: a dense backbone or a compressed checkpoint, whole or not at all.
+"""Loading of models: a dense backbone or a compressed checkpoint, completely or not at all.
 
-Every tensor of the model comes from the files, every tensor of the files is used or known to be a leftover of earlier
-versions of transformers (`mgaa.models.tensor_names`), all numbers are finite, and no token id exceeds the embedding. What a folder must
-look like before this is tried is said in folder.py.
+Every tensor of the model comes from the files, every tensor of the files is used or known to be a leftover of earlier versions of
+transformers (`mgaa.models.tensor_names`), all numbers are finite, and no token id exceeds the embedding. `mgaa.checkpoints.folder` examines
+the folder first.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -43,15 +43,15 @@ from mgaa.models.processors import Processor, load_processor, tokenizer_of
 from mgaa.models.tensor_names import LEFTOVER, map_tensors
 
 MANY = 10_000
-"""Blocks, or experts of a block, that no model has; each costs time and memory even without its weights."""
+"""Number of blocks, or of experts per block, that no model reaches; each costs time and memory even without its weights."""
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
 class LoadedModel(NamedTuple):
-    """What a checkpoint gave.
+    """Result of loading a checkpoint.
 
     Attributes:
-        ignored: tensors of the files that have no place in the model (`mgaa.models.tensor_names`), by their names there.
+        ignored: tensors of the files that have no place in the model (`mgaa.models.tensor_names`), by their names in the files.
     """
 
     model: PreTrainedModel
@@ -70,19 +70,19 @@ def load(
 ) -> tuple[PreTrainedModel, Processor]:
     """Load a causal language model, dense or compressed, and its tokenizer; in evaluation mode, without gradients.
 
-    Of a model that sees (`mgaa.models.entries.MULTIMODAL`): the whole model, and its processor.
+    Of a vision-language model (`mgaa.models.entries.MULTIMODAL`): the whole model, and its processor.
 
     Args:
         source: a local folder, or the id of a Hub model.
         revision: the commit of a Hub model (40 hexadecimal digits); None for a folder.
-        dtype: `auto` is the dtype of the checkpoint; else one of `DTYPES`.
-        device: `auto` is CUDA where there is one, else the CPU; else what `torch.device` takes.
-        stream: leave the decoder blocks in their files until they are needed (`mgaa.blocks.offload`); the numbers in them are then looked
-            at when they are used. For architectures with an entry in `mgaa.models.entries`.
+        dtype: `auto` for the dtype of the checkpoint, or one of `DTYPES`.
+        device: `auto` for CUDA if available, otherwise the CPU; or any argument of `torch.device`.
+        stream: leave the decoder blocks in their files until they are needed (`mgaa.blocks.offload`); their numbers are then checked when
+            they are used. For architectures with an entry in `mgaa.models.entries`.
 
     Raises:
         UsageError: an argument is not among the values above.
-        InputError: the checkpoint is missing, damaged, incomplete or of a kind that is not loaded (folder.py).
+        InputError: the checkpoint is missing, damaged, incomplete or of an unsupported kind (`mgaa.checkpoints.folder`).
         NumericalError: a weight is not finite.
     """
     model, processor, _ = open_checkpoint(source, revision=revision, dtype=dtype, device=device, stream=stream)
@@ -92,7 +92,7 @@ def load(
 def open_checkpoint(
     source: str | Path, *, revision: str | None = None, dtype: str = "auto", device: str = "auto", stream: bool = False
 ) -> LoadedModel:
-    """`load`, with what was ignored."""
+    """Load a checkpoint as `load` does, and also return the ignored tensors."""
     target = device_of(device)
     if dtype not in DTYPES:
         raise UsageError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
@@ -119,14 +119,14 @@ def open_checkpoint(
 
 
 def simulate_load(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrainedModel, dict[str, set[str]]]:
-    """What `load` makes of a folder that has these tensors in the place of its files of weights.
+    """Simulate `load` of a folder that has these tensors instead of its weight files.
 
     Args:
-        folder: with everything but the weights.
+        folder: complete except for the weights.
         tensors: on the meta device.
 
     Returns:
-        The model, on the meta device, and the names of the tensors that are not its own, by what is wrong with them.
+        The model, on the meta device, and the names of tensors that do not fit, by the kind of deviation.
 
     Raises:
         InputError: as `load`.
@@ -154,10 +154,10 @@ def simulate_load(folder: Path, tensors: Mapping[str, Tensor]) -> tuple[PreTrain
 
 
 def config_and_processor(source: str | Path, revision: str | None = None) -> tuple[PreTrainedConfig, Processor]:
-    """The config of a model and its tokenizer or processor, without the weights.
+    """Load the config of a model and its tokenizer or processor, without the weights.
 
     Raises:
-        InputError: they are missing or damaged (folder.py).
+        InputError: they are missing or damaged (`mgaa.checkpoints.folder`).
     """
     folder = locate(source, revision)
     examine(folder)
@@ -166,15 +166,15 @@ def config_and_processor(source: str | Path, revision: str | None = None) -> tup
 
 
 def class_of(config: PreTrainedConfig) -> Any:
-    """The class of transformers that builds a model with this config."""
+    """Return the class of transformers that builds a model with this config."""
     return AutoModelForImageTextToText if is_multimodal(config) else AutoModelForCausalLM
 
 
 def device_of(name: str) -> torch.device:
-    """The device of that name, `auto` included.
+    """Return the device of that name, resolving `auto`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: it does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -190,20 +190,20 @@ def device_of(name: str) -> torch.device:
 
 
 def _processor(folder: Path, config: PreTrainedConfig) -> Processor:
-    """A model that sees, in a folder without a processor, is one that reads: its tokenizer is all that text takes."""
-    sees = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
-    what = "processor" if sees else "tokenizer"
+    """Load the processor of a multimodal model, or the tokenizer; a multimodal model without a processor takes text only."""
+    multimodal = is_multimodal(config) and any((folder / name).is_file() for name in PROCESSOR_FILES)
+    what = "processor" if multimodal else "tokenizer"
     try:
         with translate_errors(
             f"the {what} in {folder} does not load", "copy the model's own there", passing=(ImportError,)
         ):
-            if sees:
+            if multimodal:
                 return load_processor(folder, config)
-            found: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            return found
+            tokenizer: Processor = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return tokenizer
     except ImportError as error:
         there = ", ".join(name for name in PROCESSOR_FILES if (folder / name).is_file())
-        alone = f", or take {there} out of the folder: the model then reads text alone" if sees else ""
+        alone = f", or take {there} out of the folder: the model then takes text only" if multimodal else ""
         raise InputError(
             f"the {what} in {folder} needs a package that is not installed ({describe_cause(error)}): install it{alone}"
         ) from error
@@ -217,7 +217,7 @@ def _config(folder: Path) -> PreTrainedConfig:
 
 
 def check_counts(config: PreTrainedConfig, folder: Path) -> None:
-    """Refuse a config that asks for so many modules that building them would not end.
+    """Refuse a config with so many modules that building them would not end.
 
     Raises:
         InputError: `MANY` blocks or experts, or more.
@@ -229,7 +229,7 @@ def check_counts(config: PreTrainedConfig, folder: Path) -> None:
 
 
 def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str | None) -> PreTrainedModel:
-    """Differing shapes are asked back with the other deviations instead of raising: one message names them all."""
+    """Load the weights; differing shapes are collected with the other deviations instead of raising, so that one message names them all."""
     remedy = f"correct its {CONFIG} or {GENERATION}, install what is missing, or give a causal language model"
     with translate_errors(f"{folder} does not load as a causal language model", remedy), _quiet():
         model, report = class_of(config).from_pretrained(
@@ -252,23 +252,23 @@ def _model(folder: Path, config: PreTrainedConfig, dtype: str, device_map: str |
 
 
 def _deviations(report: Mapping[str, Any]) -> dict[str, set[str]]:
-    """What transformers has found wrong with the tensors of a model, by what is wrong; nothing where all are right."""
-    found = {
+    """Collect what transformers found wrong with the tensors of a model, by the kind of deviation; empty where all are right."""
+    deviations = {
         "missing": report["missing_keys"],
         "unexpected": {name for name in report["unexpected_keys"] if not LEFTOVER.search(name)},
         "of another shape": {name for name, *_ in report["mismatched_keys"]},
     }
-    return {what: names for what, names in found.items() if names}
+    return {what: names for what, names in deviations.items() if names}
 
 
 def format_deviations(deviations: Mapping[str, Collection[str]]) -> str:
-    """Names by what is wrong with them, in words."""
+    """Describe deviations in words: kind and names."""
     return "; ".join(f"{what} {format_names(names)}" for what, names in deviations.items())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of transformers: its table of missing tensors ends with advice to train, ours ends the run."""
+    """Silence warnings of transformers: its table of missing tensors ends with advice to train, ours ends the run."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -278,7 +278,7 @@ def _quiet() -> Iterator[None]:
 
 
 def format_names(names: Collection[str]) -> str:
-    """The first of some names, and how many more there are."""
+    """Return the first of some names, and the number of the others."""
     first = ", ".join(sorted(names)[:3])
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
 
@@ -294,8 +294,7 @@ def _check_fit(processor: Processor, model: PreTrainedModel, folder: Path) -> No
 
 
 def _align_(model: PreTrainedModel) -> None:
-    """Give every tensor memory of its own, so that results do not depend on how the files are laid out, nor on whether they were
-    streamed."""
+    """Give every tensor memory of its own, so that results depend neither on the layout of the files nor on streaming."""
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = aligned(tensor.data)
 

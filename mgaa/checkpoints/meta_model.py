@@ -1,7 +1,8 @@
-"""A model without its weights: the shapes of all its tensors, from its config or of a model, in milliseconds and no memory at any size.
+"""A model without its weights: the shapes of all its tensors, from its config or from a model, in milliseconds and without memory at any
+size.
 
-Of files that are there, the headers say one thing that a config does not: whether they hold a head beside the embedding that it is tied to.
-Then both are reckoned with, for loading compares them in memory.
+Where files exist, their headers hold one fact that a config does not: whether they have a head separate from the embedding that it is tied
+to. Then both are counted, because loading compares them in memory.
 """
 
 import copy
@@ -25,14 +26,14 @@ from mgaa.models.tensor_names import map_tensors
 
 
 def load_meta_model(source: str | Path, *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
-    """A dense backbone on the meta device, taken apart into linears, in the dtype in which `load` would give it.
+    """Build a dense backbone on the meta device, split into linears, in the dtype in which `load` would return it.
 
     Args:
-        source, revision, dtype: as in `mgaa.load`; of a folder nothing but the config need be there, if that says the dtype.
+        source, revision, dtype: as in `mgaa.load`; the folder only needs the config, if that contains the dtype.
 
     Raises:
-        UsageError: `dtype` is `auto`, and neither the config nor the files say in which the model is stored.
-        InputError: the config is missing, damaged, of a compressed model or of an unknown architecture.
+        UsageError: `dtype` is `auto`, and neither the config nor the files name the dtype of the weights.
+        InputError: the config is missing or damaged, or belongs to a compressed model or an unknown architecture.
     """
     folder = locate(source, revision)
     examine_config(folder)
@@ -54,7 +55,7 @@ def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     try:
         held = set(map_tensors(model, index_tensors(weight_files(folder))).values())
     except InputError:
-        return model  # there is nothing but the config
+        return model  # there is only the config
     for head, embedding in model.get_expanded_tied_weights_keys().items():
         if {head, embedding} <= held:
             owner, _, name = head.rpartition(".")
@@ -65,18 +66,18 @@ def _untied(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 
 
 def meta_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a model whose tensors are on the meta device; those that are one tensor stay one."""
-    empty: dict[int, Any] = {id(each): each.to("meta") for each in model.buffers()}
-    for each in model.parameters():
-        empty[id(each)] = nn.Parameter(each.detach().to("meta"), requires_grad=each.requires_grad)
+    """Copy a model to the meta device; tied tensors stay tied."""
+    empty: dict[int, Any] = {id(tensor): tensor.to("meta") for tensor in model.buffers()}
+    for tensor in model.parameters():
+        empty[id(tensor)] = nn.Parameter(tensor.detach().to("meta"), requires_grad=tensor.requires_grad)
     copied: PreTrainedModel = copy.deepcopy(model, empty)
     return copied
 
 
-def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype:
-    if wanted != "auto":
-        given: torch.dtype = getattr(torch, wanted)
-        return given
+def _dtype(folder: Path, config: torch.dtype | None, name: str) -> torch.dtype:
+    if name != "auto":
+        dtype: torch.dtype = getattr(torch, name)
+        return dtype
     if config is not None:
         return config
     try:
@@ -88,7 +89,7 @@ def _dtype(folder: Path, config: torch.dtype | None, wanted: str) -> torch.dtype
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the first floating tensor in the files, which transformers takes for that of all where the config is silent."""
+    """Return the dtype of the first floating-point tensor in the files, which transformers assumes for all where the config has none."""
     for path in weight_files(folder):
         with safe_open(path, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (not a mapping; pages are not read)

@@ -1,18 +1,19 @@
-"""Outputs appear whole, and replace only what this project wrote: every writer of a folder or file that a user names goes through here.
+"""Atomic outputs, which replace only what this project wrote: every writer of a folder or file that a user names uses this module.
 
-    with replacing(Path("models/compressed")) as draft:    # the folder is replaced as a whole
+    with replace_folder(Path("models/compressed")) as draft:    # replaces the folder as a whole
         ...
-    with placing(Path("results")) as draft:                # files take their places among others
+    with place_files(Path("results")) as draft:                 # replaces these files among others
         ...
 
-What is written is a draft on the same disk, `.tmp-<process>-<machine><random>`; complete and flushed, it changes places with what it
-replaces in one step (`renameat2` with RENAME_EXCHANGE, Linux), and what was there is removed last. So whoever reads sees the old or
-the new, and a failure or a kill at any moment leaves the old whole; drafts of dead processes are swept by the next writer. Whatever is
-not ours (`mgaa.checkpoints.ownership`) is refused before the work, and again in the moment of the exchange.
+Output is written to a draft on the same disk, `.tmp-<process>-<machine><random>`; complete and flushed, it is exchanged with its target in
+one step (`renameat2` with RENAME_EXCHANGE, Linux), and the old content is removed last. So readers see either the old or the new, and a
+failure or a kill at any moment leaves the old intact; drafts of dead processes are swept by the next writer. Anything that is not ours
+(`mgaa.checkpoints.ownership`) is refused before the work, and again at the moment of the exchange.
 
-Where the file system cannot exchange (NFS, some FUSE, other systems), the old is renamed to `.<name>.mgaa-old` and the new to its place:
-a kill between these two leaves no folder of that name, and the next writer renames the old back. Where no draft can lie beside a folder
-(a mount point, the working folder, a parent that is closed), it lies inside; then the folder must be empty, for it cannot be exchanged.
+Where the file system cannot exchange (NFS, some FUSE, other systems), the old is renamed to `.<name>.mgaa-old` and the new to its place: a
+kill between the two leaves no folder of that name, and the next writer renames the old back. Where no draft can be created next to a folder
+(a mount point, the working directory, a read-only parent), it is created inside; then the folder must be empty, because it cannot be
+exchanged.
 """
 
 import ctypes
@@ -48,7 +49,7 @@ from mgaa.errors import ResourceError
 
 HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
 TEMPORARY = re.compile(rf"\.tmp-(\d+)-{HOST}[0-9a-f]{{8}}$")
-"""Names of drafts: the process that writes, and this machine."""
+"""Names of drafts: the writing process, and this machine."""
 
 CANNOT_EXCHANGE = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -58,17 +59,17 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 def replace_folder(
     target: str | Path, *, reads: Iterable[Path] = (), also: Witness = no_witness, key: str | None = None
 ) -> Iterator[Path]:
-    """A draft to fill that takes the place of a folder when the block ends well; else the folder stays as it is.
+    """Yield a draft to fill that replaces a folder if the block succeeds; otherwise the folder stays unchanged.
 
     Args:
-        target: the folder; a link to a folder stays, and what it leads to is replaced.
-        reads: what the block reads, which `target` must not touch.
-        also: knows what is ours beside what marks say.
-        key: of a draft that outlives a failed or killed block, and is taken up by the next one of the same key; by default none does.
+        target: the folder; a link to a folder stays, and its target is replaced.
+        reads: folders that the block reads, with which `target` must not overlap.
+        also: knows of further files of ours besides those in marks.
+        key: of a draft that outlives a failed or killed block, so that the next block with the same key resumes it; by default none does.
 
     Raises:
-        UsageError: the folder holds what is not ours, or is, holds or lies in what is read.
-        ResourceError: it is no folder, may not be written, or cannot be exchanged.
+        UsageError: the folder holds files that are not ours, or overlaps with what is read.
+        ResourceError: it is not a folder, is not writable, or cannot be exchanged.
         OSError: a write failed.
     """
     for read in reads:
@@ -88,7 +89,7 @@ def replace_folder(
         flush(out)
         check_folder(place, also)
         swap(out, place)
-        if foreign_files(out, also):  # put there in the moment of the exchange
+        if foreign_files(out, also):  # put there at the moment of the exchange
             swap(out, place)
             check_folder(place, also)
         flush_folder(place.parent)
@@ -96,11 +97,11 @@ def replace_folder(
 
 @contextmanager
 def place_files(folder: str | Path, *, also: Witness = no_witness) -> Iterator[Path]:
-    """A draft whose files take their places in a folder when the block ends well, all or none; what lies beside them stays.
+    """Yield a draft whose files move into a folder if the block succeeds, all or none; other files in the folder stay.
 
     Raises:
-        UsageError: a file of that name is not ours.
-        ResourceError: the folder is none, or may not be written.
+        UsageError: a file of one of these names is not ours.
+        ResourceError: the folder is not a folder, or is not writable.
         OSError: a write failed.
     """
     place = Path(os.path.realpath(folder))
@@ -121,7 +122,7 @@ def place_files(folder: str | Path, *, also: Witness = no_witness) -> Iterator[P
 
 
 def write_output(path: str | Path, content: bytes, *, also: Witness = no_witness) -> None:
-    """Write or replace one file of ours, whole or not at all; raises as `place_files`."""
+    """Write or replace one file of ours atomically; raises as `place_files`."""
     path = Path(path)
     with place_files(path.parent, also=also) as out:
         (out / path.name).write_bytes(content)
@@ -129,7 +130,7 @@ def write_output(path: str | Path, content: bytes, *, also: Witness = no_witness
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A fresh folder in `parent`; what is at its path in the end is removed."""
+    """Create a fresh folder in `parent`; whatever is at its path in the end is removed."""
     parent.mkdir(parents=True, exist_ok=True)
     folder = parent / f".tmp-{os.getpid()}-{HOST}{secrets.token_hex(4)}"
     folder.mkdir()
@@ -141,7 +142,7 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def _keyed_draft(place: Path, key: str) -> Iterator[Path]:
-    """The draft of a key, which is removed only when it has become the output; those of other keys have then become useless."""
+    """Yield the draft of a key, which is removed only once it has become the output; drafts of other keys are then useless."""
     start = f".{place.name}.mgaa-"
     folder = place.parent / f"{start}{key}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def _keyed_draft(place: Path, key: str) -> Iterator[Path]:
 
 
 def resolve_target(target: str | Path) -> Path:
-    """Where an output really lies, after what an interrupted exchange or a dead process left there was put in order."""
+    """Return the real path of an output, after repairing what an interrupted exchange or a dead process left there."""
     place = Path(os.path.realpath(target))
     _put_back(place)
     remove_stale_drafts(place.parent)
@@ -169,7 +170,7 @@ def _put_back(place: Path) -> None:
 
 
 def swap(new: Path, place: Path) -> None:
-    """Let two paths change places in one step; where there is nothing at `place`, `new` is renamed."""
+    """Exchange two paths in one step; if `place` does not exist, rename `new`."""
     if not os.path.lexists(place):
         os.rename(new, place)
         return
@@ -182,7 +183,7 @@ def swap(new: Path, place: Path) -> None:
 
 
 def exchange(one: Path, other: Path) -> None:
-    """`renameat2` with RENAME_EXCHANGE; raises `OSError` where that is not known."""
+    """Call `renameat2` with RENAME_EXCHANGE; raises `OSError` where it is not supported."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -209,7 +210,7 @@ def _aside(place: Path) -> Path:
 
 
 def _swap_all(out: Path, place: Path, names: Sequence[str]) -> None:
-    """Each in one step; where one fails, those before it go back."""
+    """Exchange each in one step; where one fails, undo those before it."""
     done: list[str] = []
     try:
         for name in names:
@@ -225,7 +226,7 @@ def _swap_all(out: Path, place: Path, names: Sequence[str]) -> None:
 
 
 def _present(folder: Path, known: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Of what is known, the files that are there, with the content that they have."""
+    """Return, of the known files, those that exist with known content."""
     return {
         name: {file_digest(folder / name, (folder / name).stat())}
         for name, sums in known.items()
@@ -235,7 +236,7 @@ def _present(folder: Path, known: dict[str, set[str]]) -> dict[str, set[str]]:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Write the mark of a folder alone, where its file system has locks."""
+    """Hold an exclusive lock on a folder while its mark is written, where its file system has locks."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):
@@ -246,13 +247,13 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _held(place: Path) -> str:
-    """Why no draft can take the place of a folder, if so."""
+    """Return why no draft can replace a folder, or an empty text."""
     if place.is_mount():
         return "a disk is mounted there"
     if place.is_dir() and place.samefile(os.curdir):
         return "it is the working folder"
     if place.is_dir() and not os.access(place.parent, os.W_OK | os.X_OK):
-        return f"{place.parent} may not be written"
+        return f"{place.parent} is not writable"
     return ""
 
 
@@ -260,8 +261,8 @@ def _check_empty(place: Path, reason: str) -> None:
     remove_stale_drafts(place)
     if there := sorted({entry.name for entry in os.scandir(place)} - LITTER):
         raise ResourceError(
-            f"{place} holds {', '.join(there[:3])} of an earlier output, which cannot be exchanged as a whole, for {reason}: "
-            "give a folder inside of it, or empty it"
+            f"{place} holds {', '.join(there[:3])} of an earlier output, which cannot be exchanged as a whole, because {reason}: "
+            "give a folder inside it, or empty it"
         )
 
 
@@ -283,7 +284,7 @@ def remove_stale_drafts(folder: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this number runs on this machine."""
+    """Return whether a process of this number runs on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

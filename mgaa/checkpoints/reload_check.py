@@ -1,8 +1,8 @@
-"""What is saved, loads: found out by the code that loads, before anything is written.
+"""Check that a saved model will load, with the loading code itself, before anything is written.
 
-Everything small that a folder will hold (config, generation settings, tokenizer) is written to a temporary one, and `load` is rehearsed on
-it with the model's own tensors on the meta device, so that their names, shapes and dtypes are compared by transformers itself. It costs no
-second model, but the time to build an empty one and to load a tokenizer.
+Everything small that a folder will hold (config, generation settings, tokenizer) is written to a temporary one, and `load` is simulated on
+it with the model's own tensors on the meta device, so that transformers itself compares their names, shapes and dtypes. It needs no second
+model, only the time to build an empty one and to load a tokenizer.
 """
 
 from collections.abc import Mapping
@@ -31,52 +31,52 @@ from mgaa.models.processors import Processor
 def check_loads(
     model: PreTrainedModel, processor: Processor, folder: Path, *, weights: PreTrainedModel | None = None
 ) -> None:
-    """Refuse a model that would not load once it is saved; it stays as it is, and nothing is written to the folder.
+    """Refuse a model that would not load once it is saved; it stays unchanged, and nothing is written to the folder.
 
     Args:
-        model: whose class and config are saved.
-        processor: saved beside it.
+        model: its class and config are saved.
+        processor: is saved along with it.
         folder: for messages.
-        weights: the model whose tensors are saved, by default the same.
+        weights: the model whose tensors are saved, by default `model`.
 
     Raises:
-        UsageError: as said, naming the tensors or the file, and the remedy.
+        UsageError: it would not load; the message names the tensors or the file, and the remedy.
         ResourceError: there is no room for a temporary folder.
     """
-    found = meta_copy(model) if weights is None else meta_copy(weights)
+    outline = meta_copy(model) if weights is None else meta_copy(weights)
     with TemporaryDirectory() as draft:
         try:
-            described = _describe_outline(found if weights is None else meta_copy(model))
+            described = _describe_outline(outline if weights is None else meta_copy(model))
             loaded, wrong = simulate_load(
                 _write_without_weights(described, processor, Path(draft)),
-                _tensors(described if weights is None else found),
+                _tensors(described if weights is None else outline),
             )
-        except BaseException as error:  # of transformers, which may raise anything (mgaa/boundary.py)
+        except BaseException as error:  # transformers may raise anything (mgaa.boundary)
             if not is_failure(error):
                 raise
             if isinstance(error, OSError) and error.errno is not None:
                 raise ResourceError(f"a temporary folder cannot be written ({error}): make room") from error
-            said = (str(error) if isinstance(error, MgaaError) else describe_cause(error)).replace(draft, str(folder))
-            raise UsageError(f"nothing was written to {folder}, for it would not load: {said}") from error
+            cause = (str(error) if isinstance(error, MgaaError) else describe_cause(error)).replace(draft, str(folder))
+            raise UsageError(f"nothing was written to {folder}, because it would not load: {cause}") from error
     expected = loaded.state_dict()
-    kept = {name: tensor for name, tensor in found.state_dict().items() if name in expected}
+    kept = {name: tensor for name, tensor in outline.state_dict().items() if name in expected}
     if others := {name for name, tensor in kept.items() if _differ(tensor.dtype, expected[name].dtype)}:
-        wrong[f"in another dtype than {loaded.dtype}"] = others
+        wrong[f"in a dtype other than {loaded.dtype}"] = others
     if wrong:
         raise UsageError(
-            f"nothing was written to {folder}, for it would not load: for a {type(loaded).__name__} with the model's config, the tensors "
-            f"are {format_deviations(wrong)}. {_remedy(wrong, model, loaded)}"
+            f"nothing was written to {folder}, because it would not load: for a {type(loaded).__name__} with the model's config, the "
+            f"tensors are {format_deviations(wrong)}. {_remedy(wrong, model, loaded)}"
         )
 
 
 def check_finite_state(module: nn.Module, folder: Path, path: str = "") -> None:
-    """Refuse tensors that are not finite, which `load` refuses.
+    """Refuse non-finite tensors, as `load` does.
 
     Args:
         path: the name of the module in its model.
 
     Raises:
-        NumericalError: as said.
+        NumericalError: a tensor is not finite.
     """
     for name, tensor in module.state_dict().items():
         if not tensor.is_meta and (bad := non_finite(tensor)):
@@ -87,7 +87,7 @@ def check_finite_state(module: nn.Module, folder: Path, path: str = "") -> None:
 
 
 def _describe_outline(model: PreTrainedModel) -> PreTrainedModel:
-    """An outline as `save` leaves the model: described, or put together again."""
+    """Put an outline into the state in which `save` leaves the model: described, or fused again."""
     describe(model)
     state_tying(model)
     if not is_described(model) and has_entry(model.config):
@@ -96,17 +96,17 @@ def _describe_outline(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _write_without_weights(model: PreTrainedModel, processor: Processor, draft: Path) -> Path:
-    """A folder with everything but the weights."""
+    """Write a folder with everything but the weights."""
     save_model(model, draft, max_shard_size="5GB", state_dict={})
     processor.save_pretrained(draft)
     return draft
 
 
 def _tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of an outline under the names of files, as `save_pretrained` writes them."""
+    """Return the tensors of an outline under their names in the files, as `save_pretrained` writes them."""
     own = remove_tied_weights_from_state_dict(dict(model.state_dict()), model)
-    found: dict[str, Tensor] = revert_weight_conversion(model, own)
-    return found
+    tensors: dict[str, Tensor] = revert_weight_conversion(model, own)
+    return tensors
 
 
 def _differ(one: torch.dtype, other: torch.dtype) -> bool:
@@ -115,11 +115,13 @@ def _differ(one: torch.dtype, other: torch.dtype) -> bool:
 
 def _remedy(wrong: Mapping[str, set[str]], model: PreTrainedModel, loaded: PreTrainedModel) -> str:
     if type(model) is not type(loaded):
-        return "mgaa.load takes models with a language-modelling head alone; model.save_pretrained(folder) keeps this class"
+        return (
+            "mgaa.load only takes models with a language-modelling head; model.save_pretrained(folder) keeps this class"
+        )
     if all("dtype" in what for what in wrong):
         return f"Give it one dtype, model.to({model.dtype})"
     if wrong.keys() == {"unexpected"} and all(name.endswith(".bias") for name in wrong["unexpected"]):
         return "Leave the biases out, or fold the model by mgaa.densify, which looks for a class that has room for them"
     if wrong.keys() == {"missing"} and wrong["missing"] <= model.state_dict().keys():
-        return "Each is one with another tensor: set model.config.tie_word_embeddings, or give it a tensor of its own"
-    return "Set model.config back to what the model was made with, or take out what was put into it"
+        return "Each is tied to another tensor: set model.config.tie_word_embeddings, or give it a tensor of its own"
+    return "Restore the model.config that the model was made with, or remove what was added to it"

@@ -1,7 +1,7 @@
-"""Models out: factors into a model, the model into a folder.
+"""Saving of models: factors are put into a model, the model is written to a folder.
 
-`save` writes the same bytes for the same model, so that its digest is an identity: no times, no paths, no traces of how
-the tokenizer was last called. The format is described in format.py; `load` reads it back (load.py).
+`save` writes the same bytes for the same model, so that its digest is an identity: no times, no paths, no traces of the tokenizer's last
+call. `mgaa.checkpoints.format` describes the format; `mgaa.checkpoints.load` reads it.
 """
 
 import copy
@@ -54,10 +54,10 @@ __all__ = [
 def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
     """Replace linears by low-rank ones in place, by dotted name; factors take the dtype and the device of their linear.
 
-    The model's config then says so, and `save` writes it. May be called block by block.
+    The model's config then describes them, and `save` writes it. May be called block by block.
 
     Raises:
-        UsageError: a name is no linear of the model, or the factors have other shapes.
+        UsageError: a name does not denote a linear of the model, or the factors have other shapes.
         NumericalError: a factor is not finite in the dtype of its linear.
     """
     modules = dict(model.named_modules())
@@ -69,17 +69,17 @@ def apply_factors(model: nn.Module, factors: Mapping[str, Factors]) -> None:
 
 
 def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
-    """Give linears other weights and biases of the same shapes, by dotted name, in a layer of their own: twins keep theirs.
+    """Give linears other weights and biases of the same shapes, by dotted name, in new layers: twins keep theirs.
 
     Raises:
         NumericalError: an entry is not finite in the dtype of its linear.
     """
     check_present(model, layers)
-    for name, given in layers.items():
+    for name, dense in layers.items():
         old = model.get_submodule(name)
         assert isinstance(old, nn.Linear)
-        layer = nn.Linear(old.in_features, old.out_features, bias=given.bias is not None, device="meta")
-        for key, tensor in (("weight", given.weight), ("bias", given.bias)):
+        layer = nn.Linear(old.in_features, old.out_features, bias=dense.bias is not None, device="meta")
+        for key, tensor in (("weight", dense.weight), ("bias", dense.bias)):
             if tensor is None:
                 continue
             stored = tensor.detach().to(old.weight.device, old.weight.dtype)
@@ -92,18 +92,18 @@ def apply_dense(model: nn.Module, layers: Mapping[str, Dense]) -> None:
 
 
 def apply_channels(model: PreTrainedModel, kept: Mapping[int, Int[Tensor, " k"]]) -> None:
-    """Keep these channels of the FFNs of some blocks, by block, in place; the model's config then says so (`mgaa.models.widths.prune_`).
+    """Keep only these channels of the FFNs, by block, in place; the model's config then describes it (`mgaa.models.widths.prune_`).
 
     Raises:
-        UsageError: there is no such block or channel.
+        UsageError: the block or the channel does not exist.
     """
     describe(prune_(model, kept))
 
 
 def twin_of(model: PreTrainedModel) -> PreTrainedModel:
-    """A second model that shares every tensor with the first, to put factors and channels into; the first stays as it is.
+    """Return a second model that shares every tensor with the first, to put factors and channels into; the first stays unchanged.
 
-    Many compressed models of one backbone so take the memory of their factors alone.
+    So several compressed models of one backbone take only the memory of their factors.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin: PreTrainedModel = copy.deepcopy(model, shared)
@@ -120,17 +120,17 @@ def save(
 ) -> None:
     """Write a model, dense or compressed, and its tokenizer or processor as a Hugging Face folder, in the dtype of the model.
 
-    A folder that was saved before is replaced as a whole, in one step, when all of the new one is written
-    (`mgaa.checkpoints.output_folder`). A model that was taken apart (`mgaa.models.fused`) and is not compressed is put together again, in
-    place, so that any program reads it. A model whose blocks stay in their files is written block by block. Vocabularies, licences and
-    notices travel from the folders that model and tokenizer came from (`mgaa.checkpoints.companion_files`).
+    A folder that was saved before is replaced as a whole, in one step, once the new one is complete (`mgaa.checkpoints.output_folder`). A
+    model that was split (`mgaa.models.fused`) and is not compressed is fused again, in place, so that any program reads it. A model whose
+    blocks are offloaded is written block by block. Vocabularies, licences and notices are copied from the folders of the original model and
+    tokenizer (`mgaa.checkpoints.companion_files`).
 
     Raises:
-        UsageError: what would be written would not load (`mgaa.checkpoints.reload_check`), is no such model (`mgaa.inputs.readers`), or was
-            quantised in memory; the folder holds files that this package did not write or that changed since, or it is one that a streamed
-            model reads. Nothing is written.
+        UsageError: the saved model would not load (`mgaa.checkpoints.reload_check`), is not a model (`mgaa.inputs.readers`), or was
+            quantised in memory; the folder holds files that this package did not write or that have changed since, or a streamed model
+            reads from it. Nothing is written.
         NumericalError: a tensor is not finite; nothing is written.
-        ResourceError: the folder cannot be written; what it held is as it was.
+        ResourceError: the folder cannot be written; its content stays unchanged.
     """
     folder, max_shard_size = Path(folder), size("max_shard_size", max_shard_size)
     if is_offloaded(model):
@@ -145,7 +145,7 @@ def save(
 
 
 def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
-    """Refuse what would not load again, before anything is written.
+    """Refuse a model that would not load again, before anything is written.
 
     Raises:
         UsageError, NumericalError: as `save`.
@@ -158,7 +158,7 @@ def check_saved(model: PreTrainedModel, processor: Processor, folder: Path) -> N
 def fill_folder(
     model: PreTrainedModel, processor: Processor, folder: Path, *, max_shard_size: int | str = "5GB"
 ) -> None:
-    """`save` into an empty folder that is the caller's alone and needs no mark; raises what the disk raises."""
+    """Save into an empty folder that belongs to the caller and needs no mark; raises the errors of the disk."""
     check_saved(model, processor, folder)
     _write_model(model, processor, folder, max_shard_size)
 
@@ -173,7 +173,7 @@ def _write_model(model: PreTrainedModel, processor: Processor, folder: Path, max
 
 
 def check_savable(model: PreTrainedModel, processor: Processor | None = None) -> None:
-    """Write all but the weights into a folder that is thrown away, so that what `save` would refuse is refused before anything is computed.
+    """Write all but the weights into a temporary folder, so that what `save` would refuse is refused before anything is computed.
 
     Raises:
         InputError: transformers loads the config, the generation settings or the processor, but does not save them.
@@ -196,18 +196,18 @@ def save_blockwise(
     max_shard_size: int = 5 * 10**9,
     key: str | None = None,
 ) -> None:
-    """`save` for a model whose blocks stay in their files (`mgaa.blocks.offload`): one block after the other.
+    """Save a model whose blocks are offloaded (`mgaa.blocks.offload`), one block after the other.
 
     Args:
         change: puts a block into its final form, in place (`mgaa.checkpoints.shards`): factors and channels (`apply_factors`,
             `apply_channels`).
-        shell: the model whose class and config the folder is to have; by default the model itself.
-        max_shard_size: bytes of weights up to which they are one file.
-        key: names what is written; the blocks of a call that failed or was killed are taken up by the next one with the same key.
+        shell: the model whose class and config the folder gets; by default the model itself.
+        max_shard_size: bytes of weights up to which they go into one file.
+        key: identifies the output; the next call with the same key resumes from the blocks of one that failed or was killed.
 
     Raises:
-        UsageError: what would be written would not load (`mgaa.checkpoints.reload_check`): found before the first block, or behind the
-            last; or as `save`.
+        UsageError: the saved model would not load (`mgaa.checkpoints.reload_check`): raised before the first block or after the last; or as
+            `save`.
         NumericalError: a tensor is not finite.
         ResourceError: as `save`.
     """
@@ -226,7 +226,7 @@ def fill_blockwise(
     shell: PreTrainedModel | None = None,
     max_shard_size: int = 5 * 10**9,
 ) -> None:
-    """`save_blockwise` into a folder that is the caller's alone and needs no mark; what a killed call left there is taken up."""
+    """Run `save_blockwise` into a folder that belongs to the caller and needs no mark; resumes from the blocks of a killed call."""
     written = model if shell is None else shell
 
     def changed(index: int) -> None:
@@ -244,15 +244,15 @@ def fill_blockwise(
 
 
 def check_present(model: nn.Module, names: Iterable[str]) -> None:
-    """Refuse to put anything into blocks that stay in their files.
+    """Refuse to put anything into offloaded blocks.
 
     Raises:
-        UsageError: as said.
+        UsageError: a module is in such a block.
     """
     for name in names:
         if is_absent(model, name):
             raise UsageError(
-                f"{name} is in a block that stays in its file, where nothing can be put into it: load the model without stream"
+                f"{name} is in a block that is offloaded to its file and cannot be changed: load the model without stream"
             )
 
 
@@ -267,7 +267,7 @@ def _translate_write_errors(folder: str | Path) -> Iterator[None]:
 
 
 def _keep(index: int) -> None:
-    """Leave a block as it is."""
+    """Leave a block unchanged."""
 
 
 def _refuse_quantised(model: PreTrainedModel) -> None:
@@ -276,13 +276,13 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
         if not plain or (tensor.dtype.itemsize == 1 and tensor.dtype != torch.bool):
             kind = tensor.dtype if plain else type(tensor).__name__
             raise UsageError(
-                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our files "
-                "have no form for; save it before, and quantise it each time it is loaded"
+                f"{name} is {kind}, expected a tensor of numbers of 16 bits or more: the model was quantised in memory, which our format "
+                "cannot store; save it before, and quantise it each time it is loaded"
             )
 
 
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
-    """What belongs into a folder beside weights and config."""
+    """Write the remaining files besides weights and config."""
     _save_processor(processor, folder)
     copy_companions(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
     if is_described(model):
@@ -291,8 +291,8 @@ def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> Non
 
 def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRankLinear:
     if not isinstance(linear, nn.Linear):
-        found = "nothing" if linear is None else type(linear).__name__
-        raise UsageError(f"factors for {name!r}, where the model has {found}: expected an nn.Linear")
+        kind = "nothing" if linear is None else type(linear).__name__
+        raise UsageError(f"factors for {name!r}, where the model has {kind}: expected an nn.Linear")
     weight = linear.weight
     parts = {"A": factors.A, "B": factors.B} | ({} if factors.bias is None else {"bias": factors.bias})
     stored = {key: part.detach().to(weight.device, weight.dtype) for key, part in parts.items()}
@@ -312,7 +312,7 @@ def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRa
 
 
 def _save_processor(processor: Processor, folder: Path) -> None:
-    """Without the truncation and padding of its tokenizer's last call, which a fast one keeps, and without its origin."""
+    """Save a processor without the truncation and padding of its tokenizer's last call, which a fast one keeps, and without its origin."""
     backend = getattr(tokenizer_of(processor), "backend_tokenizer", None)
     if backend is not None:
         backend.no_truncation()
@@ -323,7 +323,7 @@ def _save_processor(processor: Processor, folder: Path) -> None:
 
 
 def _edit(path: Path, **entries: Any) -> None:
-    """Set entries of a JSON file in the layout of transformers; None removes."""
+    """Set entries of a JSON file in the layout of transformers; None removes an entry."""
     content = json.loads(path.read_text(encoding="utf-8")) | entries
     kept = {key: value for key, value in content.items() if key not in entries or value is not None}
     path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""A model whose blocks stay in their files, written block by block: never more than two blocks are in memory.
+"""Blockwise writing of a model whose blocks are offloaded: never more than two blocks are in memory.
 
-Each block is put into its final form while its tensors are there, and written by a thread while the next one is at work. A block whose file
-is there already, from a run that was killed, is not read again. In the end the files become what `save_pretrained` leaves: one
+Each block is put into its final form while its tensors are loaded, and written by a thread while the next one is processed. A block whose
+file exists already, from a run that was killed, is not read again. In the end the files become those of `save_pretrained`: one
 `model.safetensors` where everything fits into one shard, else one shard per block with an index.
 """
 
@@ -25,7 +25,7 @@ from mgaa.checkpoints.folder import INDEX, WEIGHTS
 from mgaa.models.architectures import decoder_blocks, path_of_blocks
 
 METADATA = {"format": "pt"}
-"""What transformers writes into the header of its files."""
+"""Metadata that transformers writes into the header of its files."""
 
 
 def write_blockwise(
@@ -36,14 +36,15 @@ def write_blockwise(
     shell: Callable[[], PreTrainedModel],
     max_shard_size: int,
 ) -> None:
-    """Write weights, config and generation settings; what a killed call left in the folder is taken up.
+    """Write weights, config and generation settings; resumes from the blocks of a killed call.
 
     Args:
-        model: shelved (`mgaa.blocks.offload`).
-        change: puts a block into its final form, in place; called while its tensors are there, or, for blocks that are written already,
+        model: offloaded (`mgaa.blocks.offload`).
+        change: puts a block into its final form, in place; called while its tensors are loaded, or, for blocks that are written already,
             while they are on the meta device.
-        shell: asked once all blocks have their form: the model whose class and config the folder is to have; its tensors are not looked at.
-        max_shard_size: bytes of weights up to which they are one file.
+        shell: called once all blocks have their final form: returns the model whose class and config the folder gets; its tensors are not
+            used.
+        max_shard_size: bytes of weights up to which they go into one file.
     """
     resume_folder(folder)
     for path in folder.iterdir():
@@ -61,7 +62,7 @@ def write_blockwise(
 def save_model(
     model: PreTrainedModel, folder: Path, *, max_shard_size: int | str, state_dict: dict[str, Tensor] | None = None
 ) -> None:
-    """`save_pretrained` with the generation settings as they came; it would refuse those of some published models."""
+    """Call `save_pretrained` but keep generation settings that it would refuse; some published models have such settings."""
     if vars(model).get("is_quantized") is False:
         # dequantised: transformers would write the weights under the names of quantised ones
         vars(model).pop("_weight_conversions", None)
@@ -76,7 +77,7 @@ def save_model(
 
 
 def save_settings(model: PreTrainedModel, folder: Path) -> None:
-    """Write what `save_model` writes beside the weights; the model stays as it is."""
+    """Write the files of `save_model` other than the weights; the model stays unchanged."""
     with translate_save_errors(f"the config of this {type(model).__name__}"):
         copy.deepcopy(model.config).save_pretrained(folder)
     _save_generation(model, folder)
@@ -89,7 +90,7 @@ def _save_generation(model: PreTrainedModel, folder: Path) -> None:
 
 
 def translate_save_errors(what: str) -> AbstractContextManager[None]:
-    """Turn whatever transformers raises while it writes into one `InputError`; that there is no room is the caller's to say."""
+    """Turn whatever transformers raises while it writes into one `InputError`; errors of the disk are left to the caller."""
     return translate_errors(
         f"transformers cannot save {what}", "correct that there, and save again", passing=(OSError, SafetensorError)
     )
@@ -120,7 +121,7 @@ def _write(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a block, under the names of files."""
+    """Return the tensors of a block under their names in the files."""
     own = {f"{path_of_blocks(model)}.{index}.{name}": tensor for name, tensor in block.state_dict().items()}
     renamed: dict[str, Tensor] = revert_weight_conversion(model, own)
     return {name: tensor.detach().cpu().contiguous() for name, tensor in renamed.items()}
@@ -131,7 +132,7 @@ def _part(index: int) -> str:
 
 
 def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
-    """Make one file of the parts, or shards with an index."""
+    """Join the parts into one file, or into shards with an index."""
     parts = [folder / WEIGHTS, *(folder / _part(index) for index in range(blocks))]
     headers = {path: _shapes(path) for path in parts}
     total = sum(size for header in headers.values() for _, size in header.values())
@@ -152,7 +153,7 @@ def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
 
 
 def _shapes(path: Path) -> dict[str, tuple[int, int]]:
-    """Entries and bytes of every tensor of a file."""
+    """Return the number of entries and bytes of every tensor of a file."""
     with safe_open(path, framework="pt") as file:
-        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping; pages are not read)
-        return {name: (tensor.numel(), tensor.nbytes) for name, tensor in found.items()}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping; pages are not read)
+        return {name: (tensor.numel(), tensor.nbytes) for name, tensor in tensors.items()}

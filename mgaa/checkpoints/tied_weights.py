@@ -1,15 +1,15 @@
-"""A head that is the embedding, or is not: by what the files hold, whatever the config says.
+"""Tying of head and embedding, as the files hold them, whatever the config says.
 
-`tie_word_embeddings` is a wish. transformers ties an embedding and a head of which one is missing in the files, or which are equal; it
-keeps both where they differ (`PreTrainedModel.tie_weights`). Others who read a config take it at its word and drop the head, and so does
-transformers once a model is built anew. Hence a config says what the model is before anything is made by it.
+`tie_word_embeddings` is only a request. transformers ties an embedding and a head if one of them is missing in the files, or if they are
+equal; it keeps both where they differ (`PreTrainedModel.tie_weights`). Other readers of a config take it literally and drop the head, and
+so does transformers when a model is built anew. Hence the config is corrected before anything is derived from it.
 """
 
 from transformers import PreTrainedModel
 
 
 def state_tying(model: PreTrainedModel) -> None:
-    """Say in the config that the head is not the embedding, where it is a tensor of its own."""
+    """Set the config to untied where the head is a tensor of its own."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
     pairs = model.get_expanded_tied_weights_keys()
     if pairs and all(

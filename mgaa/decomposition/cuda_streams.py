@@ -1,8 +1,8 @@
 """Several decompositions in flight on one CUDA device.
 
-An eigenproblem of a few thousand rows fills a fraction of a GPU, and the thread that asks for it waits for its end (its error code comes
-back to the host). So each decomposition gets a thread and a stream of its own. On the CPU they go one after the other: there, each
-uses all cores, and only one holds its matrices in float64. How many are in flight changes no bit, so the memory that is free may decide.
+An eigenproblem of a few thousand rows fills a fraction of a GPU, and the thread that launches it waits for its end (its error code is read
+by the host). So each decomposition gets a thread and a stream of its own. On the CPU they run one after the other: there, each uses all
+cores, and only one holds its matrices in float64. The number in flight changes no bit, so it may depend on the free memory.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -15,15 +15,15 @@ from mgaa.blocks.hardware import free_memory
 from mgaa.decomposition.linalg import Spectrum
 
 STREAMS = 4
-"""Decompositions in flight on a device, where it has the memory. A choice, not measured."""
+"""Maximum number of decompositions in flight on a device, memory permitting. Chosen, not measured."""
 
 
 def max_concurrent(sizes: Collection[int], room: int) -> int:
-    """How many decompositions are in flight: as many of the largest as `room` holds at once, up to `STREAMS`, and one in any case.
+    """Return the number of decompositions in flight: as many of the largest as fit into `room`, from one to `STREAMS`.
 
     Args:
-        sizes: bytes that each takes (`mgaa.decomposition.linalg.working_bytes`).
-        room: bytes that are free beside the results of all.
+        sizes: bytes of working memory of each (`mgaa.decomposition.linalg.working_bytes`).
+        room: bytes that are free besides all results.
     """
     largest = sorted(sizes, reverse=True)[:STREAMS]
     return max(1, sum(total <= room for total in accumulate(largest)))
@@ -32,11 +32,11 @@ def max_concurrent(sizes: Collection[int], room: int) -> int:
 def map_concurrently(
     compute: Callable[[str], Spectrum], sizes: Mapping[str, int], devices: Collection[torch.device], *, results: int = 0
 ) -> dict[str, Spectrum]:
-    """`compute` of every name, in order; where `devices` is one CUDA device, several of them at a time (`max_concurrent`).
+    """Run `compute` for every name and return the results in order; on a single CUDA device, several at a time (`max_concurrent`).
 
     Args:
-        compute: reads what the current stream of the caller has made, and returns results on one of `devices`.
-        sizes: what to compute, with the bytes that it takes.
+        compute: reads what the caller's current stream has computed, and returns results on one of `devices`.
+        sizes: names to compute, with their bytes of working memory.
         devices: where.
         results: bytes of all results.
     """
@@ -45,19 +45,17 @@ def map_concurrently(
     (device,) = devices
     count = max_concurrent(sizes.values(), free_memory(device) - results)
     caller = torch.cuda.current_stream(device)
-    torch.linalg.inv(
-        torch.ones(1, 1, device=device)
-    )  # torch loads its solvers at the first use, which threads may not do
+    torch.linalg.inv(torch.ones(1, 1, device=device))  # torch loads its solvers at first use, which is not thread-safe
 
-    def beside(name: str) -> Spectrum:
+    def compute_on_stream(name: str) -> Spectrum:
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(caller)
         with torch.cuda.stream(stream):
-            found = compute(name)
+            spectrum = compute(name)
         stream.synchronize()
-        for tensor in (found.energies, found.basis, *([] if found.dual is None else [found.dual])):
-            tensor.record_stream(caller)  # its memory serves no other stream while that of the caller still reads it
-        return found
+        for tensor in (spectrum.energies, spectrum.basis, *([] if spectrum.dual is None else [spectrum.dual])):
+            tensor.record_stream(caller)  # keeps its memory from other streams while the caller's still reads it
+        return spectrum
 
     with ThreadPoolExecutor(count) as threads:
-        return dict(zip(sizes, threads.map(beside, sizes), strict=True))
+        return dict(zip(sizes, threads.map(compute_on_stream, sizes), strict=True))

@@ -1,18 +1,18 @@
-"""The one decomposition behind every factorizer.
+"""The decomposition that all factorizers share.
 
 For the error `||(W - W') S||_F` with any metric `M = S S^T` of the inputs, the best rank-r approximation is `W' = U_r U_r^T W`,
 where `U_r` holds the top eigenvectors of `W M W^T`, and the squared error is the sum of the dropped eigenvalues (the *energies*).
-There is no Cholesky factor and no inverse, so singular metrics are nothing special; a factorizer is the choice of `M`. One
-decomposition serves every rank, because a rank is a prefix of the basis.
+There is no Cholesky factor and no inverse, so singular metrics need no special case; a factorizer is the choice of `M`. One decomposition
+serves every rank, because a rank is a prefix of the basis.
 
 The smaller side is decomposed: `W M W^T` (m x m) where m <= n; a tall weight is `W = Q R` first, and the eigenvectors `V` of `R M R^T`
 (n x n) give `U = Q V`. `Q` is never formed: its reflectors are applied to `V`, once, so that every later factorization is a slice.
-Everything is float64: a float32 eigendecomposition of a Gram matrix loses percents of the optimum once the first eigenvalue is
-1e6 times the last kept one, and trained transformers have such layers. Of the basis, float32 is kept unless the weight itself is
-finer: `B` is stored in the dtype of the weight, and `A` is fitted to what is stored.
+Everything is float64: a float32 eigendecomposition of a Gram matrix loses per cents of the optimum once the first eigenvalue is 1e6 times
+the last kept one, and trained transformers have such layers. The basis is kept in float32 unless the weight itself is finer: `B` is stored
+in the dtype of the weight, and `A` is fitted to what is stored.
 
-Where errors are weighed at the outputs as well, `||L^T (W - W') S||_F` with `L L^T = Gamma`, it is `L^T W` that is decomposed: with its
-left vectors `U_r` the optimum is `B = L^-T U_r`, `A = U_r^T L^T W`. Any root `L` gives the same; the triangular one costs the least.
+Where errors are also weighted at the outputs, `||L^T (W - W') S||_F` with `L L^T = Gamma`, `L^T W` is decomposed instead: with its left
+vectors `U_r` the optimum is `B = L^-T U_r`, `A = U_r^T L^T W`. Any root `L` gives the same; the triangular one is the cheapest.
 
 Legend: m outputs, n inputs, p = min(m, n), r rank, d = n or m, the side on which the metric is known.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from mgaa.errors import NumericalError
 
 DAMPING = 1e-12
-"""Relative weight of `tr(M)/n I` added to the metric: it decides the directions that no data reaches, and only those.
+"""Relative weight of `tr(M)/n I` added to the metric: it decides only the directions that no data reaches.
 
 Measured on log-spaced spectra of condition 1e10, ranks up to break-even: 1e-8 costs up to 9 % of the optimum squared error of a
 1024 x 64 matrix and 2e-4 of a 96 x 24 one, 1e-12 at most 1e-10. Smaller values drown in the rounding of float64."""
@@ -36,14 +36,14 @@ Measured on log-spaced spectra of condition 1e10, ranks up to break-even: 1e-8 c
 
 @dataclass(frozen=True)
 class Metric:
-    """The quadratic form in which a factorizer measures the error of a layer.
+    """Quadratic form in which a factorizer measures the error of a layer.
 
     Attributes:
         moment: `M` itself, as a matrix or as its diagonal (`side="input"`, d = n), or `W M W^T` (`side="output"`, d = m).
         side: which of the two `moment` is.
         scale: `tr(M) / n`, the mean square of an input channel, for the relative damping.
-        mean: what centring has taken out of the input, to return as a bias; `None` where `M` is not centred.
-        output: `Gamma`, by which errors at the outputs are weighed, positive definite; `None` where all weigh the same.
+        mean: what centring removes from the input, to be returned as a bias; `None` where `M` is not centred.
+        output: `Gamma`, the positive definite weight of errors at the outputs; `None` where all weigh the same.
     """
 
     moment: Float[Tensor, "d d"] | Float[Tensor, " d"]
@@ -58,10 +58,10 @@ class Spectrum:
     """Energies of all ranks and an ordered basis.
 
     Attributes:
-        energies: eigenvalues of `W M W^T`, falling, not negative; the squared error of rank r is the sum of `energies[r:]`. float64.
-        basis: leading eigenvectors `U_k`, orthonormal; float32, or float64 for a weight in float64. Weighed at the outputs: `L^-T U_k`.
+        energies: eigenvalues of `W M W^T`, descending, not negative; the squared error of rank r is the sum of `energies[r:]`. float64.
+        basis: leading eigenvectors `U_k`, orthonormal; float32, or float64 for a weight in float64. With weighted outputs: `L^-T U_k`.
         mean: as in the metric.
-        dual: `L U_k = Gamma basis`, with `dual^T basis = I`: what projects onto the basis. `None` where that is the basis itself.
+        dual: `L U_k = Gamma basis`, with `dual^T basis = I`: projects onto the basis. `None` where that is the basis itself.
     """
 
     energies: Float[Tensor, " p"]
@@ -73,17 +73,17 @@ class Spectrum:
 def decompose(
     weight: Float[Tensor, "m n"], metric: Metric, *, rank: int | None = None, name: str = "a matrix"
 ) -> Spectrum:
-    """Energies and the first `rank` basis vectors (all of them if `None`) of `W M W^T`, computed in float64 on the weight's device.
+    """Compute energies and the first `rank` basis vectors (all if `None`) of `W M W^T`, in float64 on the weight's device.
 
-    Equivalent to the squared singular values and left vectors of `W S` with `S S^T = M`, without forming `S`. A metric of
-    zeros (an input that is always zero) gives the basis of the plain SVD, zero energies and a warning. `name` is for messages.
+    Equivalent to the squared singular values and left vectors of `W S` with `S S^T = M`, without forming `S`. A zero metric (an input that
+    is always zero) yields the basis of the plain SVD, zero energies and a warning. `name` is for messages.
 
     Raises:
         NumericalError: the weight or the metric is not finite.
     """
     (m, n), kept = weight.shape, torch.promote_types(weight.dtype, torch.float32)
     factor, reflectors, root = weight.double(), None, None
-    silent = metric.scale <= 0  # not so where it is NaN, which shall reach the check below
+    silent = metric.scale <= 0  # False for NaN, which must reach the check below
     if metric.output is not None and not silent:
         root = _root(metric.output, name)
         factor = root.T @ factor
@@ -120,7 +120,7 @@ def decompose(
 
 
 def _root(moment: Float[Tensor, "m m"], name: str) -> Float[Tensor, "m m"]:
-    """The lower triangular `L` with `L L^T` the moment, float64."""
+    """Return the lower triangular `L` with `L L^T` the moment, float64."""
     root: Tensor
     root, failed = torch.linalg.cholesky_ex(moment.double())
     if failed or not bool(torch.isfinite(root).all()):
@@ -134,15 +134,15 @@ def _root(moment: Float[Tensor, "m m"], name: str) -> Float[Tensor, "m m"]:
 def working_bytes(
     m: int, n: int, rank: int, *, side: Literal["input", "output"] = "input", weighed: bool = False
 ) -> int:
-    """Bytes that `decompose` takes at its worst moment, the result included; weight and metric are there already.
+    """Return the peak bytes of `decompose`, including the result but not weight and metric, which exist already.
 
-    The moments: the reflectors are found; the Gram matrix is formed; the eigenproblem is solved, in a workspace of two matrices (`syevd`
-    of LAPACK and cuSOLVER); the reflectors are applied to the eigenvectors.
+    The candidates for the peak: the reflectors are computed; the Gram matrix is formed; the eigenproblem is solved, in a workspace of two
+    matrices (`syevd` of LAPACK and cuSOLVER); the reflectors are applied to the eigenvectors.
 
     Args:
         rank: of the basis.
         side: of the metric.
-        weighed: whether errors are weighed at the outputs, whose root is then there all the time.
+        weighed: whether errors are weighted at the outputs, whose root is then held throughout.
     """
     p, root = min(m, n), m * m if weighed else 0
     reflectors, triangle = (m * n, n * n) if m > n else (0, m * n)
@@ -157,7 +157,7 @@ def working_bytes(
 
 
 def _damped_gram(factor: Float[Tensor, "p n"], metric: Metric, damping: float) -> Float[Tensor, "p p"]:
-    """`W (M + damping I) W^T` in float64; only its upper triangle is meant."""
+    """Return `W (M + damping I) W^T` in float64; only its upper triangle is defined."""
     moment = metric.moment.double()
     if metric.side == "output":
         return symmetric_product(factor, factor).mul_(damping).add_(moment)
@@ -167,13 +167,13 @@ def _damped_gram(factor: Float[Tensor, "p n"], metric: Metric, damping: float) -
 
 
 PANELS = 4
-"""Panels of rows of a symmetric product: 4 leave 62 % of the work, more leave little less and make narrow products."""
+"""Row panels of a symmetric product: 4 leave 62 % of the work; more save little and make the products narrow."""
 
 
 def symmetric_product(left: Float[Tensor, "p n"], right: Float[Tensor, "p n"]) -> Float[Tensor, "p p"]:
-    """The upper triangle of `left right^T`, for a product that is known to be symmetric; what is below the diagonal is not meant.
+    """Return the upper triangle of `left right^T`, for a product that is known to be symmetric; below the diagonal it is undefined.
 
-    Panel by panel of rows, from the diagonal on: torch has no product that computes one triangle only.
+    Computed by panels of rows, starting at the diagonal: torch has no product that computes one triangle only.
     """
     size = len(left)
     product = left.new_zeros(size, size)
@@ -184,6 +184,6 @@ def symmetric_product(left: Float[Tensor, "p n"], right: Float[Tensor, "p n"]) -
 
 
 def fix_signs(vectors: Float[Tensor, "p k"]) -> Float[Tensor, "p k"]:
-    """Turn each column so that its entry of largest magnitude is positive (the first of equals)."""
+    """Flip each column so that its entry of largest magnitude is positive (the first among equals)."""
     largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
     return vectors * torch.where(largest < 0, -1.0, 1.0).to(vectors)

@@ -1,9 +1,9 @@
-"""What a weight would have to be, so that on the inputs that really arrive it comes closest to what another weight gives on others.
+"""Regression of a weight: the weight that on the inputs of the compressed model comes closest to the outputs of the dense one.
 
-`x'` are the inputs that arrive, `d` what the outputs then lack (`W d`, where `d` is measured at the inputs). The least-squares answer,
-damped towards the weight itself, is `W' = W + Cov(d, x') (Cov(x') + damping tr(Cov(x')) / n I)^-1`, with a bias for the means; without a
-bias it is the same with the moments around zero. Products are float32 (those of a float64 model float64), and are summed in float64,
-sequence by sequence; inputs are measured from the mean of the first sequence, so that a large mean does not cancel.
+`x'` are the inputs of the compressed model, `d` the residual of its outputs (`W d`, where `d` is measured at the inputs). The least-squares
+solution, damped towards the weight itself, is `W' = W + Cov(d, x') (Cov(x') + damping tr(Cov(x')) / n I)^-1`, with a bias for the means;
+without a bias the moments are taken around zero. Products are float32 (float64 for a float64 model), and are summed in float64, sequence by
+sequence; inputs are measured from the mean of the first sequence, so that a large mean does not cancel.
 
 Legend: t tokens of a sequence, n inputs, m outputs, k = n, or m where `d` is measured at the outputs.
 """
@@ -21,7 +21,7 @@ from mgaa.statistics.statistics import InputStatistics
 
 @dataclass(frozen=True)
 class ResidualMoments:
-    """Moments of what is missing, with the inputs that arrive, over all tokens, float64.
+    """Moments of the residual with the inputs of the compressed model, over all tokens, float64.
 
     Attributes:
         mean: `E[d]`.
@@ -32,7 +32,7 @@ class ResidualMoments:
     covariance: Float[Tensor, "k n"]
 
     def at_outputs(self, weight: Float[Tensor, "m n"]) -> "ResidualMoments":
-        """The same of `W d`."""
+        """Return the moments of `W d`."""
         return ResidualMoments(weight @ self.mean, weight @ self.covariance)
 
 
@@ -58,7 +58,7 @@ class ResidualAccumulator:
         self._count += len(arrived)
 
     def finish(self) -> ResidualMoments:
-        """The moments of everything added so far."""
+        """Return the moments of everything added so far."""
         mean = self._missing / self._count
         return ResidualMoments(mean, self._products / self._count - mean.outer(self._arrived / self._count))
 
@@ -72,33 +72,33 @@ def solve_regression(
     centred: bool,
     name: str,
 ) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"] | None]:
-    """`W'`, and what is to be added to the bias where there may be one; float64.
+    """Return `W'`, and the addition to the bias where one is allowed; float64.
 
     Args:
-        missing: at the outputs; `None`: nothing, and `W'` is the weight.
-        arrived: of the inputs, on the input side.
+        missing: residual at the outputs; `None` for none, so that `W'` is the weight.
+        arrived: statistics of the inputs, on the input side.
         damping: relative to the mean square of an input channel, around the mean where centred.
-        centred: whether a bias takes care of the means.
+        centred: whether a bias absorbs the means.
         name: of the linear, for messages.
 
     Raises:
-        NumericalError: what is found is not finite.
+        NumericalError: the solution is not finite.
     """
     weight = weight.double()
     if missing is None:
         return weight, weight.new_zeros(len(weight)) if centred else None
-    mean, wanted, moment = arrived.mean, missing.covariance, arrived.covariance
+    mean, cross, moment = arrived.mean, missing.covariance, arrived.covariance
     if not centred:
-        wanted, moment = wanted + missing.mean.outer(mean), moment + mean.outer(mean)
+        cross, moment = cross + missing.mean.outer(mean), moment + mean.outer(mean)
     scale = float(moment.trace()) / len(moment)
-    if scale == 0:  # constant inputs: no map of them answers anything
+    if scale == 0:  # constant inputs: no map of them explains anything
         return weight, missing.mean if centred else None
     ridge = damping * scale * torch.eye(len(moment), dtype=moment.dtype, device=moment.device)
     cholesky, failed = torch.linalg.cholesky_ex(moment + ridge)
-    change = torch.cholesky_solve(wanted.T, cholesky).T
+    change = torch.cholesky_solve(cross.T, cholesky).T
     if failed or not bool(torch.isfinite(change).all()):
         raise NumericalError(
-            f"the regression of {name} on what arrives at it is not finite: an activation overflows behind the compressed blocks; set "
+            f"the regression of {name} on its inputs is not finite: an activation overflows after the compressed blocks; set "
             "backbone.dtype to bfloat16 or float32, raise anchor.damping, or compress less"
         )
     return weight + change, missing.mean - change @ mean if centred else None

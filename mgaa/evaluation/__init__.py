@@ -1,2 +1,2 @@
-"""What a model is worth: perplexity, answers, continuations, and whether its logits are causal. Imports `mgaa.checkpoints` and what that
-imports."""
+"""Measures of a model: perplexity, answers and their scores, continuations, and a check that its logits are causal. Imports
+`mgaa.checkpoints` and what that imports."""

@@ -1,15 +1,15 @@
-"""Models of any architecture, asked whether they can be scored: do they take token ids alone, and does no logit know a later token?
+"""Check that a model of any architecture can be scored: it takes token ids alone, and no logit depends on a later token.
 
-A perplexity is a product of probabilities of tokens given those before them. An encoder (BERT, or a decoder whose config says
-`is_causal: false`) gives logits of the same shape, but they have seen the token that they are scored on. No config says this in one way
-for all families, so the model is asked: of two sequences that differ in their second half alone, a causal model says the same about the
+A perplexity is a product of probabilities of tokens given those before them. An encoder (BERT, or a decoder whose config has `is_causal:
+false`) returns logits of the same shape, but they depend on the token that they are scored on. No config expresses this in one way for all
+families, so the model is tested: for two sequences that differ only in their second half, a causal model returns the same outputs in the
 first half.
 
-Rounding: what differs up to half the digits of the dtype (`sqrt(eps)` of the largest number) counts as the same. Mixtures of experts put
-tokens of both halves into one matrix product, and so differ by a few units of the last digit (tiny random models of every family in
-transformers 5.23: at most 6e-7 of the largest logit in float32, where 3.5e-4 is allowed); encoders differ in the first digits.
+Rounding: differences up to half the digits of the dtype (`sqrt(eps)` of the largest number) count as equal. Mixtures of experts put tokens
+    of both halves into one matrix product, and so differ by a few units of the last digit (tiny random models of every family in
+    transformers 5.23: at most 6e-7 of the largest logit in float32, where 3.5e-4 is allowed); encoders differ in the first digits.
 
-Legend: n tokens of the probe, c channels of what is compared: the vocabulary, or the width of the model.
+Legend: n tokens of the probe, c channels compared: the vocabulary, or the width of the model.
 """
 
 from collections.abc import Iterator
@@ -26,15 +26,15 @@ from mgaa.inputs.tokens import positions_of
 from mgaa.models.model_inputs import IDS
 
 LENGTH = 32
-"""Tokens of a probe at most: enough that every kind of attention would look ahead."""
+"""Maximum number of tokens of a probe: enough that every kind of attention would look ahead."""
 
 
 def probe_ids(ids: Int[Tensor, " t"], vocabulary: int) -> Int[Tensor, "2 n"]:
-    """The beginning of a text, and the same with other tokens in its second half.
+    """Return the beginning of a text, and the same with other tokens in its second half.
 
     Args:
         ids: at least two tokens.
-        vocabulary: how many ids there are.
+        vocabulary: number of ids.
     """
     kept = ids[:LENGTH]
     changed = kept.clone()
@@ -46,7 +46,7 @@ def check_causal(model: PreTrainedModel, outputs: Float[Tensor, "2 n c"]) -> Non
     """Refuse a model that looks ahead.
 
     Args:
-        outputs: what it makes of a `probe_ids`: logits, or hidden states. Those that are not finite are left to who uses them.
+        outputs: of the model for a `probe_ids`: logits, or hidden states. Non-finite values are left to the caller.
 
     Raises:
         InputError: the outputs for the first half differ.
@@ -55,8 +55,8 @@ def check_causal(model: PreTrainedModel, outputs: Float[Tensor, "2 n c"]) -> Non
     if not results_differ(first, other):
         return
     raise InputError(
-        f"{type(model).__name__} (model_type {model.config.model_type}) looks ahead: what it says about a token changes by "
-        f"{_apart(first, other):.2g} with the tokens behind it, expected 0 up to rounding, so it has no perplexity and there is nothing to "
+        f"{type(model).__name__} (model_type {model.config.model_type}) looks ahead: its outputs for a token change by "
+        f"{_apart(first, other):.2g} with later tokens, expected 0 up to rounding, so it has no perplexity and there is nothing to "
         "compress it by: give a causal language model (a decoder). If it was trained as one, its config.json must say so: "
         "`is_decoder: true` in the families of BERT, `is_causal: true` or no `use_bidirectional_attention` in others"
     )
@@ -64,23 +64,23 @@ def check_causal(model: PreTrainedModel, outputs: Float[Tensor, "2 n c"]) -> Non
 
 @torch.inference_mode()
 def check_decoder(model: PreTrainedModel) -> None:
-    """Refuse to compress a model that looks ahead, by its first block, which is read alone where blocks stay in their files.
+    """Refuse to compress a model that looks ahead, by its first block, which is loaded alone where blocks are offloaded.
 
     Args:
         model: with an entry in `mgaa.models.entries`, in eval mode.
 
     Raises:
-        InputError: its first block looks ahead. Entries are of decoders, but a config may turn their masks off.
+        InputError: its first block looks ahead. Entries describe decoders, but a config may disable their masks.
     """
     vocabulary: int = model.get_input_embeddings().num_embeddings
     length = min(LENGTH, positions_of(model.config) or LENGTH)
-    line = Blockwise(model, [{IDS: probe_ids(torch.arange(length) % vocabulary, vocabulary)}])
-    line.advance(0)
-    check_causal(model, line.hidden(0))
+    blockwise = Blockwise(model, [{IDS: probe_ids(torch.arange(length) % vocabulary, vocabulary)}])
+    blockwise.advance(0)
+    check_causal(model, blockwise.hidden(0))
 
 
 def results_differ(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> bool:
-    """Whether two results of the same computation differ by more than rounding; what is not finite does not count."""
+    """Return whether two results of the same computation differ by more than rounding; non-finite values are ignored."""
     allowed = torch.finfo(one.dtype).eps ** 0.5 * float(one.abs().max())
     return bool(_apart(one, other) > allowed)
 
@@ -91,10 +91,10 @@ def _apart(one: Float[Tensor, "*shape"], other: Float[Tensor, "*shape"]) -> floa
 
 @contextmanager
 def translate_forward_errors(model: PreTrainedModel, tokens: int) -> Iterator[None]:
-    """Whatever a model of unknown architecture raises over token ids alone becomes an `InputError` with its cause.
+    """Turn whatever a model of unknown architecture raises on token ids alone into an `InputError` with its cause.
 
     Args:
-        tokens: how long the sequences are.
+        tokens: length of the sequences.
 
     Raises:
         InputError: the model raises anything but our own errors and those of memory.
@@ -104,9 +104,9 @@ def translate_forward_errors(model: PreTrainedModel, tokens: int) -> Iterator[No
     except (MgaaError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        said = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        cause = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise InputError(
-            f"{type(model).__name__} (model_type {model.config.model_type}) does not read {tokens} token ids alone ({said}): if it has "
-            "fewer positions, take shorter windows (`length`); if it needs other inputs beside them, or settings that its config.json does "
+            f"{type(model).__name__} (model_type {model.config.model_type}) does not accept {tokens} token ids alone ({cause}): if it has "
+            "fewer positions, take shorter windows (`length`); if it needs further inputs, or settings that its config.json does "
             "not have, it cannot be evaluated"
         ) from error

@@ -1,4 +1,4 @@
-"""How a model goes on with texts: token by token the most likely one, so that two models are compared and not two draws.
+"""Greedy continuations of texts: always the most likely token, so that two models are compared and not two random draws.
 
 As in `mgaa.evaluation.answering`, prompts of one length go through the model together, so nothing is padded.
 """
@@ -25,19 +25,19 @@ def generate_continuations(
     *,
     max_new_tokens: int,
 ) -> list[list[int]]:
-    """The ids that the model puts after each prompt, without the mark that ends them.
+    """Generate the ids that follow each prompt, without the end mark.
 
     Args:
         model: used in eval mode and left in the mode it came in.
-        prompts: ids, with the mark that begins a text where the model knows one.
-        max_new_tokens: ids at most; fewer where the model has no position for more.
+        prompts: ids, with a begin mark where the model has one.
+        max_new_tokens: maximum number of ids; fewer where the model has no position for more.
 
     Raises:
         InputError: an empty prompt, or one that leaves no position.
         NumericalError: a logit is not finite.
     """
     ends = end_token_ids(model, tokenizer)
-    found: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     with eval_mode(model):
         for length in sorted({len(prompt) for prompt in prompts}):
             alike = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
@@ -46,23 +46,23 @@ def generate_continuations(
             with greedy_decoding(model, ends, _room(model, length, max_new_tokens)):
                 whole = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), logits_processor=finite)
             for index, row in zip(alike, whole[:, length:].tolist(), strict=True):
-                found[index] = truncate_at_end(row, ends)
-    return found
+                continuations[index] = truncate_at_end(row, ends)
+    return continuations
 
 
 def _device(model: PreTrainedModel) -> torch.device:
-    """Where ids are looked up; the blocks of a model that is streamed are elsewhere (`mgaa.blocks.offload`)."""
+    """Return the device of the embedding; the blocks of a streamed model are elsewhere (`mgaa.blocks.offload`)."""
     device: torch.device = model.get_input_embeddings().weight.device
     return device
 
 
-def _room(model: PreTrainedModel, length: int, wanted: int) -> int:
-    """How many ids may follow a prompt of this length."""
+def _room(model: PreTrainedModel, length: int, maximum: int) -> int:
+    """Return the number of ids that may follow a prompt of this length."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    room = wanted if positions is None else min(wanted, positions - length)
+    room = maximum if positions is None else min(maximum, positions - length)
     if length < 1 or room < 1:
         raise InputError(
             f"a prompt of {length} tokens was given to a model with {positions} positions, expected at least one token, and at least one "
-            "position behind it: give a longer or a shorter text"
+            "position after it: give a longer or a shorter text"
         )
     return room

@@ -5,21 +5,20 @@ windows of 2048. So the length is an argument without a default, and the result 
 
 Non-overlapping (`stride` None): the stream is cut into windows of `length` tokens, the last one may be shorter. The first token of a
 window has no context and is not scored. Strided: windows start every `stride` tokens and each scores only its last `stride` tokens
-(the first window: all but its first token; the last window: what is left), so that every scored token but those of the first window
+(the first window: all but its first token; the last window: the remainder), so that every scored token but those of the first window
 has at least `length - stride` tokens of context. A stride equal to the length is the non-overlapping case. This is the procedure that
 the documentation of transformers describes (https://huggingface.co/docs/transformers/perplexity).
 
-Numerics: the logits are those the model gives in its dtype, only at scored positions. Log-softmax is taken in float32 (float64 for a
-float64 model), a chunk of positions at a time, and losses are added in float64. Batches hold windows of equal length, so nothing is
-padded. A model whose blocks stay in their files (`mgaa.blocks.offload`) is passed block by block by all windows; the bits are the same.
+Numerics: the logits are those of the model in its dtype, only at scored positions. Log-softmax is taken in float32 (float64 for a float64
+    model), a chunk of positions at a time, and losses are summed in float64. Batches hold windows of equal length, so nothing is padded.
+    All windows pass through a model whose blocks are offloaded (`mgaa.blocks.offload`) block by block; the bits are the same.
 
 Standard error: with window losses `s_i` over `n_i` scored tokens, N windows, `m = sum s / sum n`, it is that of a ratio of sums,
 `sqrt(N / (N - 1) * sum (s_i - m n_i)^2) / sum n` (Cochran 1977, 2.11), which for equal `n_i` is the standard deviation of the window
 means over `sqrt(N)`. Windows are treated as independent; in one text neighbours are not quite, so it is a lower estimate.
 
-A loss which is not finite ends the evaluation with an error. Leaving such windows out would turn a broken model into a good number. So
-does a model that looks ahead (`mgaa.evaluation.causality`), of whatever architecture: a probe goes through it before the windows, or beside
-them.
+A non-finite loss ends the evaluation with an error. Leaving such windows out would turn a broken model into a good number. So does a model
+of any architecture that looks ahead (`mgaa.evaluation.causality`): a probe passes through it before the windows, or along with them.
 
 Legend: t tokens of a stream, b windows of a batch, l tokens of a window, s scored tokens of a window, v vocabulary.
 """
@@ -51,36 +50,36 @@ from mgaa.inputs.values import integer, integer_or_none
 from mgaa.models.model_inputs import IDS
 
 _CHUNK = 2**22
-"""Logits that are held in float32 at once: 16 MB, which caches hold (evaluation is 5 % faster than with 64 MB)."""
+"""Number of logits held in float32 at once: 16 MB, which caches hold (evaluation is 5 % faster than with 64 MB)."""
 
 _BATCH = 2**27
-"""Logits that a batch may have (512 MB in float32); larger vocabularies get smaller batches."""
+"""Maximum number of logits of a batch (512 MB in float32); larger vocabularies get smaller batches."""
 
 
 @dataclass(frozen=True)
 class Perplexity:
-    """How well a model predicts a stream, with the protocol."""
+    """Perplexity of a model on a stream, with the protocol."""
 
     nll: float
     """Mean negative log-likelihood of a scored token, in nats."""
     perplexity: float
     """exp(nll)."""
     standard_error: float | None
-    """Of `nll`, in nats; None where there is a single window. That of the perplexity is `perplexity` times this."""
+    """Standard error of `nll`, in nats; None where there is a single window. That of the perplexity is `perplexity` times this."""
     tokens: int
     """Scored tokens."""
     windows: int
     length: int
     stride: int
     losses: tuple[float, ...]
-    """Of each window in stream order: the sum over its scored tokens, in nats; with `counts`, what models are compared by in pairs."""
+    """Sum of the losses of each window in stream order, in nats; with `counts`, the basis of paired comparisons of models."""
     counts: tuple[int, ...]
     """Scored tokens of each window."""
     non_finite: int = 0
-    """Losses that were not finite: always 0, because one of them is an error."""
+    """Number of non-finite losses: always 0, because one of them is an error."""
 
     def bits_per_byte(self, tokens: int, bytes: int) -> float:
-        """Bits to code one byte of text: `nll / ln 2 * tokens / bytes`, comparable between tokenizers.
+        """Return the bits to code one byte of text: `nll / ln 2 * tokens / bytes`, comparable between tokenizers.
 
         `tokens` and `bytes` are those of the whole stream (`mgaa.inputs.tokens.Stream`): unscored tokens count with the mean, marks count
         as tokens because a decoder needs them.
@@ -108,7 +107,7 @@ def perplexity(
     place: Place = "device",
     folder: Path | None = None,
 ) -> Perplexity:
-    """Perplexity of `model` on `stream`; see the top of this file for the protocol.
+    """Measure the perplexity of `model` on `stream`; the module docstring has the protocol.
 
     Args:
         model: a causal language model of transformers, of any architecture; used in eval mode and left in the mode it came in.
@@ -116,13 +115,14 @@ def perplexity(
         length: tokens of a window.
         stride: tokens between the starts of windows; None means `length`.
         batch_size: windows per forward pass. The result depends on it by rounding only (a relative 1e-6 in float32).
-        device: where the model is; None asks the model.
-        place, folder: where hidden states wait while a model goes block by block (`mgaa.blocks.hidden_states`); an interrupted call goes on
-            there.
+        device: device of the model; None to determine it.
+        place, folder: where hidden states are held while a model goes block by block (`mgaa.blocks.hidden_states`); an interrupted call
+            resumes there.
 
     Raises:
         UsageError: a length beyond the model's positions, or a stride beyond the length.
-        InputError: fewer than two tokens, ids outside the vocabulary, a model that looks ahead, or one that does not read token ids alone.
+        InputError: fewer than two tokens, ids outside the vocabulary, a model that looks ahead, or one that does not accept token ids
+            alone.
         NumericalError: a loss is not finite (the message names the window).
     """
     assert isinstance(stream, Tensor)
@@ -149,7 +149,7 @@ def perplexity(
 
 
 Forward = Callable[..., Any]
-"""The output of the model for a batch, by its number, with further arguments by name."""
+"""Computes the output of the model for a batch, by its number, with further arguments by name."""
 
 
 def _forward_whole(model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], device: torch.device | str) -> Forward:
@@ -164,15 +164,15 @@ def _forward_blockwise(
     model: PreTrainedModel, ids: Sequence[Int[Tensor, "_ _"]], place: Place, folder: Path | None
 ) -> Forward:
     with eval_mode(model):
-        line = Blockwise(model, [{IDS: each} for each in ids], place=place, folder=folder)
-        for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
-            line.advance(index)
-            line.commit()
-    return line.output
+        blockwise = Blockwise(model, [{IDS: batch} for batch in ids], place=place, folder=folder)
+        for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
+            blockwise.advance(index)
+            blockwise.commit()
+    return blockwise.output
 
 
 def check_windows(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int, stride: int | None) -> None:
-    """Refuse windows that the model cannot read.
+    """Refuse windows that do not fit the model.
 
     Raises:
         UsageError, InputError: as `perplexity`.
@@ -190,21 +190,21 @@ def check_windows(model: PreTrainedModel, stream: Int[Tensor, " t"], length: int
 
 
 def _cut_windows(total: int, length: int, stride: int) -> list[_Window]:
-    """Windows in stream order; one without a scored token is left out."""
-    found, done = [], 0
+    """Cut windows in stream order, leaving out any without a scored token."""
+    windows, done = [], 0
     for start in range(0, total, stride):
         end = min(start + length, total)
         scored = end - max(done, start + 1)
         done = end
         if scored > 0:
-            found.append(_Window(start, end, scored))
+            windows.append(_Window(start, end, scored))
         if end == total:
             break
-    return found
+    return windows
 
 
 def _batches(cuts: list[_Window], size: int) -> Iterator[list[_Window]]:
-    """Consecutive windows that have the same length and score the same number of tokens."""
+    """Yield batches of consecutive windows of equal length and equal number of scored tokens."""
     batch: list[_Window] = []
     for cut in cuts:
         if batch and (len(batch) == size or _shape(cut) != _shape(batch[0])):
@@ -219,13 +219,13 @@ def _shape(cut: _Window) -> tuple[int, int]:
 
 
 def max_batch_size(model: PreTrainedModel, length: int) -> int:
-    """Windows whose logits fit into memory at once."""
+    """Return the number of windows whose logits fit into memory at once."""
     vocabulary: int = model.get_input_embeddings().num_embeddings
     return max(1, _BATCH // (length * vocabulary))
 
 
 def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list[_Window]) -> list[float]:
-    """The summed loss of each window, from the logits at scored positions (the one before each scored token) and the one behind them."""
+    """Return the summed loss of each window, from the logits one position before each scored token, and one extra at the end."""
     scored = batch[0].scored
     losses = cross_entropy(logits[:, -scored - 1 : -1], ids[:, -scored:].to(logits.device))
     for cut, finite in zip(batch, losses.isfinite(), strict=True):
@@ -238,7 +238,7 @@ def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list
 
 
 def cross_entropy(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> Float[Tensor, "b s"]:
-    """Negative log-likelihoods in float32, or float64 where the logits are, a chunk of positions at a time."""
+    """Compute negative log-likelihoods in float32, or float64 where the logits are, a chunk of positions at a time."""
     precise = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, _CHUNK // (logits.shape[0] * logits.shape[2]))
     parts = zip(torch.split(logits, step, dim=1), torch.split(targets, step, dim=1), strict=True)
@@ -255,17 +255,17 @@ def _summary(losses: list[float], counts: list[int], length: int, stride: int) -
 
 
 def mean_loss(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, float | None]:
-    """The mean loss of a token and its standard error, both in nats, from the summed losses of groups; see the top of this file.
+    """Return the mean loss of a token and its standard error, both in nats, from the summed losses of groups (module docstring).
 
     Args:
         losses: of each group (a window, an answer), the sum over its scored tokens.
         counts: scored tokens of each.
 
     Returns:
-        The error is None where there is a single group.
+        The mean and the error, which is None where there is a single group.
 
     Raises:
-        NumericalError: a mean whose exponential is not finite.
+        NumericalError: the exponential of the mean is not finite.
     """
     tokens, number = sum(counts), len(losses)
     nll = math.fsum(losses) / tokens
@@ -277,7 +277,7 @@ def mean_loss(losses: Sequence[float], counts: Sequence[int]) -> tuple[float, fl
 
 @contextmanager
 def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """The model in eval mode inside this block, and each of its modules in the mode it came in behind it, new ones in that of the model."""
+    """Within this context the model is in eval mode; afterwards each module is in its former mode, and new modules in that of the model."""
     training, modes = model.training, {module: module.training for module in model.modules()}
     model.eval()
     try:

@@ -1,2 +1,2 @@
-"""What users hand in, as the library computes with it: models, numbers, token rows, prompts. Imports `mgaa.blocks` and what that
+"""Readers that turn user input into the library's types: models, numbers, token rows, prompts. Imports `mgaa.blocks` and what that
 imports."""

@@ -1,8 +1,8 @@
-"""Prompts: sequences of tokens, some of which stand for images, with what the model takes beside the tokens.
+"""Prompts: sequences of tokens, some of which stand for images, with the model's other inputs.
 
-A question about an image and its answer become one sequence by the processor's own chat template, as the model saw it in training, so that
-statistics see image tokens as inference does. Sequences have the lengths that they have: no padding ever enters a statistic. Those that are
-of the same length, with images of the same shape, go through the model together.
+A question about an image and its answer become one sequence by the processor's own chat template, as in training, so that statistics
+contain image tokens as inference does. Sequences keep their own lengths: padding never enters a statistic. Sequences of equal length, with
+images of equal shape, go through the model together.
 
 Plain token sequences are prompts without images, so everything that calibrates takes both.
 
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 
 
 _UNUSED = ("attention_mask",)
-"""What a processor gives for padding, which there is none of."""
+"""Outputs of a processor that only concern padding, which does not occur."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """A turn of a user, about an image or about none, and the answer to it."""
+    """A user turn, with or without an image, and its answer."""
 
     text: str
     answer: str
@@ -47,12 +47,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Some sequences.
+    """Sequences of tokens and images.
 
     Attributes:
-        sequences: the inputs of each; the first dimension of every tensor is 1, or counts images, or parts of them.
-        answers: how many of the last tokens of each are the answer; 0 where that is not told apart.
-        image_token: the id that stands for a part of an image; `None` in plain text.
+        sequences: inputs of each; the first dimension of every tensor is 1, or counts images or parts of them.
+        answers: number of final tokens of each that form the answer; 0 where unknown.
+        image_token: id that stands for a part of an image; `None` in plain text.
     """
 
     sequences: tuple[Inputs, ...]
@@ -61,10 +61,10 @@ class Prompts:
 
     @staticmethod
     def of(tokens: "Prompts | Int[Tensor, 's t']") -> "Prompts":
-        """Plain token sequences as prompts; prompts as they are.
+        """Turn plain token sequences into prompts; prompts stay unchanged.
 
         Raises:
-            InputError: tokens that are not two-dimensional, or none.
+            InputError: tokens are not two-dimensional, or empty.
         """
         if isinstance(tokens, Prompts):
             if not tokens.sequences:
@@ -82,34 +82,34 @@ class Prompts:
 
     @property
     def lengths(self) -> list[int]:
-        """Tokens of each sequence."""
-        return [each[IDS].shape[1] for each in self.sequences]
+        """Number of tokens of each sequence."""
+        return [inputs[IDS].shape[1] for inputs in self.sequences]
 
     @property
     def tokens(self) -> int:
-        """Of all sequences."""
+        """Number of tokens of all sequences."""
         return sum(self.lengths)
 
     @property
     def image_tokens(self) -> int:
-        """How many of them stand for images."""
+        """Number of tokens that stand for images."""
         return 0 if self.image_token is None else int(torch.eq(self.ids(), self.image_token).sum())
 
     @property
     def has_images(self) -> bool:
-        """Whether any sequence has an image."""
+        """True if any sequence has an image."""
         return self.image_tokens > 0
 
     def has_image(self, index: int) -> bool:
-        """Whether a sequence has one."""
+        """Return whether a sequence has an image."""
         return self.image_token is not None and bool((self.sequences[index][IDS] == self.image_token).any())
 
     def ids(self) -> Int[Tensor, " t"]:
-        """The tokens of all sequences in one row."""
-        return torch.cat([each[IDS][0] for each in self.sequences])
+        """Return the tokens of all sequences in one row."""
+        return torch.cat([inputs[IDS][0] for inputs in self.sequences])
 
     def by_length(self) -> tuple["Prompts", list[int]]:
-        """The sequences in the order of rising length, so that many go through the model together; and where each was."""
+        """Sort the sequences by length, so that many go through the model together; also returns their original positions."""
         order = sorted(range(len(self)), key=self.lengths.__getitem__)
         chosen = Prompts(
             tuple(self.sequences[index] for index in order),
@@ -119,22 +119,22 @@ class Prompts:
         return chosen, order
 
     def split_by_shape(self, ranges: Sequence[range]) -> list[range]:
-        """These ranges, cut where the shape of the inputs changes."""
-        return [part for each in ranges for part in self._cut(each)]
+        """Cut these ranges where the shape of the inputs changes."""
+        return [part for sequences in ranges for part in self._cut(sequences)]
 
     def batch(self, sequences: range) -> Inputs:
-        """The inputs of consecutive sequences of one shape."""
+        """Return the inputs of consecutive sequences of one shape."""
         chosen = [self.sequences[index] for index in sequences]
-        return {name: torch.cat([each[name] for each in chosen]) for name in chosen[0]}
+        return {name: torch.cat([inputs[name] for inputs in chosen]) for name in chosen[0]}
 
     def image_mask(self, sequences: range) -> Bool[Tensor, "s t"] | None:
-        """Which tokens stand for images; `None` in plain text."""
+        """Return the mask of tokens that stand for images; `None` in plain text."""
         return None if self.image_token is None else self.batch(sequences)[IDS] == self.image_token
 
     def save(self, path: Path) -> None:
         """Write one safetensors file, the same bytes for the same prompts."""
         tensors = {
-            f"{index}/{name}": tensor for index, each in enumerate(self.sequences) for name, tensor in each.items()
+            f"{index}/{name}": tensor for index, inputs in enumerate(self.sequences) for name, tensor in inputs.items()
         }
         token = -1 if self.image_token is None else self.image_token
         notes = {"answers": torch.tensor(self.answers), "image_token": torch.tensor(token)}
@@ -161,70 +161,72 @@ class Prompts:
         yield range(first, sequences.stop)
 
     def _shape(self, index: int) -> tuple[Any, ...]:
-        """What sequences that go through the model together must have in common."""
-        given = self.sequences[index]
-        return given[IDS].shape[1], {name: tensor.shape[1:] for name, tensor in given.items()}
+        """Return the shapes that sequences must share to go through the model together."""
+        inputs = self.sequences[index]
+        return inputs[IDS].shape[1], {name: tensor.shape[1:] for name, tensor in inputs.items()}
 
 
-def _questions(name: str, given: Any) -> list[Question]:
-    found = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [given]
-    if wrong := [each for each in found if not isinstance(each, Question)]:
+def _questions(name: str, value: Any) -> list[Question]:
+    questions = [*value] if isinstance(value, Iterable) and not isinstance(value, str) else [value]
+    if wrong := [question for question in questions if not isinstance(question, Question)]:
         raise UsageError(f"{name} hold {wrong[0]!r:.60}, expected mgaa.Question(text, answer, image)")
-    return found
+    return questions
 
 
-def _config(name: str, given: Any) -> PreTrainedConfig:
-    config = given.config if isinstance(given, PreTrainedModel) else given
+def _config(name: str, value: Any) -> PreTrainedConfig:
+    config = value.config if isinstance(value, PreTrainedModel) else value
     if isinstance(config, PreTrainedConfig) and getattr(config, "image_token_id", None) is not None:
         return config
-    raise UsageError(f"{name} is a {type(given).__name__}, expected the config of a model that sees: model.config")
+    raise UsageError(
+        f"{name} is a {type(value).__name__}, expected the config of a vision-language model: model.config"
+    )
 
 
 @coerce_arguments(questions=_questions, processor=processor_of, config=_config)
 def encode(
     questions: Sequence[Question], processor: Processor, config: PreTrainedConfig, *, answered: bool = True
 ) -> Prompts:
-    """Questions as a model with this processor and config reads them, in their order.
+    """Encode questions for a model with this processor and config, in their order.
 
     Args:
-        answered: with the answer behind the question, as in training; without it the sequences end where the model is to answer.
+        answered: append the answer to each question, as in training; otherwise the sequences end where the model is to answer.
 
     Raises:
         UsageError: the processor has no chat template.
-        InputError: a prompt without its image token, or longer than the model's positions.
+        InputError: a prompt lacks its image token, or is longer than the model's positions.
     """
     if not isinstance(processor, ProcessorMixin) or processor.chat_template is None:
         raise UsageError(
             "the model's folder has no processor with a chat template, which makes prompts of questions and images: copy the model's own "
-            "processor_config.json (or preprocessor_config.json) and chat_template.jinja there, and give a model that sees"
+            "processor_config.json (or preprocessor_config.json) and chat_template.jinja there, and give a vision-language model"
         )
     token: int = config.image_token_id
-    pairs = [_encode_question(each, processor, token, answered=answered) for each in questions]
+    pairs = [_encode_question(question, processor, token, answered=answered) for question in questions]
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    longest = max((each[IDS].shape[1] for each, _ in pairs), default=0)
+    longest = max((inputs[IDS].shape[1] for inputs, _ in pairs), default=0)
     if positions is not None and longest > positions:
         raise InputError(
             f"the longest prompt has {longest} tokens, expected at most {positions} (the model's positions): leave it out, or give "
             "smaller images"
         )
-    return Prompts(tuple(each for each, _ in pairs), tuple(answer for _, answer in pairs), token)
+    return Prompts(tuple(inputs for inputs, _ in pairs), tuple(answer for _, answer in pairs), token)
 
 
 def _encode_question(
     question: Question, processor: Any, token: int, *, answered: bool
 ) -> tuple[dict[str, Tensor], int]:
-    """The inputs of one sequence, and how many of its last tokens are the answer."""
+    """Return the inputs of one sequence, and the number of its final tokens that form the answer."""
     asked = conversation(question, answered=False)
     turns = conversation(question, answered=True) if answered else asked
-    makes_none = f"the processor makes no prompt of the question {question.text!r}"
+    makes_none = f"the processor cannot make a prompt of the question {question.text!r}"
     remedy = (
         "the question itself must not hold the image token, and the chat template must show it where there is an image"
     )
     with translate_errors(makes_none, remedy):
-        given = processor.apply_chat_template(
+        encoded = processor.apply_chat_template(
             turns, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not answered
         )
-    inputs = {name: tensor for name, tensor in given.items() if name not in _UNUSED}
+    inputs = {name: tensor for name, tensor in encoded.items() if name not in _UNUSED}
     shown = int((inputs[IDS] == token).sum())
     if (question.image is not None) != (shown > 0):
         raise InputError(
@@ -236,10 +238,10 @@ def _encode_question(
     with translate_errors(makes_none, remedy):
         before, whole = (
             processor.tokenizer(
-                processor.apply_chat_template(each, tokenize=False, add_generation_prompt=each is asked),
+                processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=chat is asked),
                 add_special_tokens=False,
             )[IDS]
-            for each in (asked, turns)
+            for chat in (asked, turns)
         )
     same = next(
         (index for index, pair in enumerate(zip(before, whole, strict=False)) if pair[0] != pair[1]), len(before)
@@ -248,7 +250,7 @@ def _encode_question(
 
 
 def conversation(question: Question, *, answered: bool) -> list[dict[str, Any]]:
-    """The turns of a question as chat templates take them."""
+    """Return the turns of a question in the form of chat templates."""
     image = [] if question.image is None else [{"type": "image", "image": question.image}]
     turns = [{"role": "user", "content": [*image, {"type": "text", "text": question.text}]}]
     if answered:

@@ -1,12 +1,12 @@
-"""What users hand in, as the library computes with it: models out of their wrappers, and everything else refused before any work.
+"""Readers of arguments: models are taken out of their wrappers, and everything that cannot be used is refused before any work.
 
-`coerce_arguments` reads the arguments of a public function, each by its reader, before the function sees them, and sets torch back to its
-defaults meanwhile (`mgaa.inputs.torch_defaults`). A reader takes the name of an argument and what was given, and returns what the function
-is typed for; what it cannot read it refuses, saying what to give. Those of models are here, those of tokens in `mgaa.inputs.token_rows`,
-those of numbers in `mgaa.inputs.values`.
+`coerce_arguments` reads the arguments of a public function, each by its reader, before the function is called, and resets torch to its
+defaults for the call (`mgaa.inputs.torch_defaults`). A reader takes the name of an argument and its value, and returns the type that the
+function expects; values that it cannot read are refused with the remedy. Readers of models are here, those of tokens in
+`mgaa.inputs.token_rows`, those of numbers in `mgaa.inputs.values`.
 
-A model may come compiled (`torch.compile`), or in a `PeftModel` where it is only run. It may not be on its way to somewhere else: spread
-by accelerate, DataParallel or FSDP, quantised, or with adapters beside its weights where these are what is compressed.
+A model may be compiled (`torch.compile`), or wrapped in a `PeftModel` where it is only run. It may not be distributed by accelerate,
+DataParallel or FSDP, quantised, or carry adapters where its own weights are compressed.
 """
 
 import inspect
@@ -28,7 +28,7 @@ from mgaa.models.mark import METHOD
 from mgaa.models.processors import Processor
 
 Reader = Callable[[str, Any], Any]
-"""What an argument is, from its name and what was given."""
+"""Reads an argument, from its name and value."""
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -37,7 +37,7 @@ _R = TypeVar("_R")
 
 
 def coerce_arguments(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Let a function be given whatever these readers take for its arguments of these names; a default is not read."""
+    """Decorate a function so that these readers convert the arguments of their names; defaults are not read."""
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         signature = inspect.signature(function)
@@ -45,116 +45,118 @@ def coerce_arguments(**readers: Reader) -> Callable[[Callable[_P, _R]], Callable
 
         @wraps(function)
         def read(*positional: _P.args, **named: _P.kwargs) -> _R:
-            given = signature.bind(*positional, **named)
+            bound = signature.bind(*positional, **named)
             with default_torch_state():
-                for name in readers.keys() & given.arguments.keys():
-                    given.arguments[name] = readers[name](name, given.arguments[name])
-            with default_torch_state(*(each for each in given.arguments.values() if isinstance(each, PreTrainedModel))):
-                return function(*given.args, **given.kwargs)
+                for name in readers.keys() & bound.arguments.keys():
+                    bound.arguments[name] = readers[name](name, bound.arguments[name])
+            with default_torch_state(
+                *(argument for argument in bound.arguments.values() if isinstance(argument, PreTrainedModel))
+            ):
+                return function(*bound.args, **bound.kwargs)
 
         return read
 
     return decorate
 
 
-def to_run(name: str, given: Any) -> PreTrainedModel:
-    """A model that is only run: in memory, or with its blocks in their files (`mgaa.blocks.offload`).
+def to_run(name: str, value: Any) -> PreTrainedModel:
+    """Read a model that is only run: in memory, or with its blocks offloaded (`mgaa.blocks.offload`).
 
     Raises:
-        UsageError: it is none, has no head, or is in a wrapper that has to be taken off first.
+        UsageError: it is not a model, has no head, or is in a wrapper that has to be removed first.
         InputError: its weights are elsewhere, or of several dtypes.
     """
-    model = _check_weights(name, unwrap_model(name, given))
+    model = _check_weights(name, unwrap_model(name, value))
     _check_runs(name, model)
     return model
 
 
-def to_write(name: str, given: Any) -> PreTrainedModel:
-    """A model whose own weights are looked at: without adapters, and not quantised; its blocks may be in their files.
+def to_write(name: str, value: Any) -> PreTrainedModel:
+    """Read a model whose own weights are read or written: without adapters, and not quantised; its blocks may be offloaded.
 
     Raises:
-        UsageError, InputError: as `to_run`, or as said.
+        UsageError, InputError: as `to_run`, or it has adapters or is quantised.
     """
-    model = _check_weights(name, unwrap_model(name, given))
+    model = _check_weights(name, unwrap_model(name, value))
     if adapters := [place for place, module in model.named_modules() if _is_of_peft(module)]:
         raise UsageError(
-            f"{name} has adapters of peft in {len(adapters)} places ({adapters[0]} is the first), beside its weights: merge them into it, "
+            f"{name} has adapters of peft in {len(adapters)} places ({adapters[0]} is the first), besides its weights: merge them into it, "
             "`model = peft_model.merge_and_unload()`, and give what that returns"
         )
     if method := _quantisation(model):
         raise InputError(
-            f"{name} is quantised ({method}): start from the unquantised model, and quantise what comes out of it afterwards"
+            f"{name} is quantised ({method}): start from the unquantised model, and quantise the result afterwards"
         )
     return model
 
 
-def to_change(name: str, given: Any) -> PreTrainedModel:
-    """A model that is measured, copied and changed: one to write, in memory, with its head and the forward of its class.
+def to_change(name: str, value: Any) -> PreTrainedModel:
+    """Read a model that is measured, copied and changed: as `to_write`, in memory, with its head and the forward of its class.
 
     Raises:
-        UsageError, InputError: as `to_write`, or as said.
+        UsageError, InputError: as `to_write`, or its blocks are offloaded, or it has another forward.
     """
-    model = to_write(name, given)
+    model = to_write(name, value)
     _check_runs(name, model)
     if is_offloaded(model):
         raise UsageError(
-            f"the blocks of the {name} stay in their files, where nothing can be put into them: load it without stream, or compress it by "
+            f"the blocks of the {name} are offloaded to their files and cannot be changed: load it without stream, or compress it by "
             "python -m flows.compress, which goes block by block"
         )
     for place, module in model.named_modules():
         if _is_replaced(module):
             raise UsageError(
-                f"{name} has another forward than its class in {place or 'itself'}, which a copy of the model would not follow: take it "
-                "off (`del module.forward`), or change the class"
+                f"{name} has a forward other than that of its class in {place or 'itself'}, which a copy of the model would not follow: "
+                "take it off (`del module.forward`), or change the class"
             )
     return model
 
 
-def to_densify(name: str, given: Any) -> PreTrainedModel:
-    """A model whose low-rank layers are folded in memory.
+def to_densify(name: str, value: Any) -> PreTrainedModel:
+    """Read a model whose low-rank layers are to be folded in memory.
 
     Raises:
-        UsageError, InputError: as `to_write`, or its blocks are in their files.
+        UsageError, InputError: as `to_write`, or its blocks are offloaded.
     """
-    model = to_write(name, given)
+    model = to_write(name, value)
     if is_offloaded(model):
         raise UsageError(
-            f"the blocks of the {name} stay in their files: fold it from folder to folder, `mgaa.densify_folder(source, target)`, or load "
-            "it without stream"
+            f"the blocks of the {name} are offloaded to their files: fold it from folder to folder, `mgaa.densify_folder(source, target)`, "
+            "or load it without stream"
         )
     return model
 
 
-def processor(name: str, given: Any) -> Processor:
-    """A tokenizer, or the processor of a model that sees.
+def processor(name: str, value: Any) -> Processor:
+    """Read a tokenizer, or the processor of a vision-language model.
 
     Raises:
         UsageError: it is neither.
     """
-    if isinstance(given, PreTrainedTokenizerBase | ProcessorMixin):
-        return given
+    if isinstance(value, PreTrainedTokenizerBase | ProcessorMixin):
+        return value
     raise UsageError(
-        f"{name} is {_describe(given)}, expected the tokenizer of the model, or the processor of one that sees, as mgaa.load gives it "
-        "beside the model"
+        f"{name} is {_describe(value)}, expected the tokenizer of the model, or the processor of a vision-language model, as "
+        "mgaa.load returns it with the model"
     )
 
 
-def path(name: str, given: Any) -> str | Path:
-    """A path.
+def path(name: str, value: Any) -> str | Path:
+    """Read a path.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not a path.
     """
-    if isinstance(given, str | PathLike) and not isinstance(given, bytes) and str(given).strip():
-        return given if isinstance(given, str) else Path(given)
-    raise UsageError(f"{name} is {_describe(given)}, expected a path, as text or as a Path")
+    if isinstance(value, str | PathLike) and not isinstance(value, bytes) and str(value).strip():
+        return value if isinstance(value, str) else Path(value)
+    raise UsageError(f"{name} is {_describe(value)}, expected a path, as text or as a Path")
 
 
 def check_differentiable(model: PreTrainedModel) -> None:
-    """Refuse weights through which there is no gradient.
+    """Refuse weights that have no gradient.
 
     Raises:
-        UsageError: as said.
+        UsageError: they were created in inference mode.
     """
     if any(parameter.is_inference() for parameter in model.parameters()):
         raise UsageError(
@@ -163,13 +165,13 @@ def check_differentiable(model: PreTrainedModel) -> None:
         )
 
 
-def unwrap_model(name: str, given: Any) -> PreTrainedModel:
-    """The model of transformers in what was given, whatever its weights are.
+def unwrap_model(name: str, value: Any) -> PreTrainedModel:
+    """Return the transformers model in a value, whatever its weights are.
 
     Raises:
-        UsageError: there is none, or it is in a wrapper that has to be taken off first.
+        UsageError: it holds none, or it is in a wrapper that has to be removed first.
     """
-    model = given
+    model = value
     while isinstance(getattr(model, "_orig_mod", None), nn.Module):  # of torch.compile
         model = model._orig_mod
     if isinstance(model, nn.Module) and _is_of_peft(model):
@@ -177,12 +179,12 @@ def unwrap_model(name: str, given: Any) -> PreTrainedModel:
     if isinstance(model, PreTrainedModel):
         return model
     raise UsageError(
-        f"{name} is {_describe(given)}, expected a model of transformers, as mgaa.load gives it: {_suggest_model(given)}"
+        f"{name} is {_describe(value)}, expected a model of transformers, as mgaa.load gives it: {_suggest_model(value)}"
     )
 
 
 def _below_adapters(name: str, wrapper: Any) -> Any:
-    """What a `PeftModel` wraps, with the adapters in it; those that are none of its layers would be lost."""
+    """Return the model in a `PeftModel`, with the adapters in it; adapters outside its layers would be lost."""
     inside = wrapper.get_base_model() if hasattr(wrapper, "get_base_model") else wrapper
     if any(_is_of_peft(module) for module in inside.modules()):
         return inside
@@ -191,27 +193,27 @@ def _below_adapters(name: str, wrapper: Any) -> Any:
     )
 
 
-def _suggest_model(given: Any) -> str:
-    """What to give in the place of something that holds a model, or leads to one."""
-    if isinstance(given, str | PathLike):
-        return f"`model, tokenizer = mgaa.load({str(given)!r})` loads it"
-    if isinstance(given, tuple | list):
-        return "`model, tokenizer = mgaa.load(...)` takes the two apart"
+def _suggest_model(value: Any) -> str:
+    """Suggest what to give instead of a value that holds a model, or leads to one."""
+    if isinstance(value, str | PathLike):
+        return f"`model, tokenizer = mgaa.load({str(value)!r})` loads it"
+    if isinstance(value, tuple | list):
+        return "`model, tokenizer = mgaa.load(...)` returns both"
     for attribute in ("module", "model", "pretrained_model"):
-        if isinstance(getattr(given, attribute, None), PreTrainedModel):
+        if isinstance(getattr(value, attribute, None), PreTrainedModel):
             return f"give the model inside, its `.{attribute}`, whole on one device"
     return "mgaa.load loads one, and so does AutoModelForCausalLM"
 
 
-def _describe(given: Any) -> str:
-    """What was given, shortly."""
-    shown = repr(given) if given is None or isinstance(given, str | int | float | PathLike) else ""
-    kind = type(given).__name__
+def _describe(value: Any) -> str:
+    """Describe a value briefly."""
+    shown = repr(value) if value is None or isinstance(value, str | int | float | PathLike) else ""
+    kind = type(value).__name__
     return shown[:80] if shown else f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
 def _check_weights(name: str, model: PreTrainedModel) -> PreTrainedModel:
-    """The model, if its weights are plain tensors with numbers; those of a streamed one are in its files."""
+    """Return the model if its weights are plain tensors with numbers; those of a streamed one are in its files."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
     if strange := [
         (place, tensor) for place, tensor in tensors if type(tensor) not in (nn.Parameter, Tensor, nn.Buffer)
@@ -235,8 +237,10 @@ def _check_weights(name: str, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _check_runs(name: str, model: PreTrainedModel) -> None:
-    """Refuse what gives no logits: a model without a head, or with weights of several dtypes, between which no product is defined; what
-    transformers itself keeps in float32 may be."""
+    """Refuse a model without logits: one without a head, or with weights of several dtypes, between which no product is defined.
+
+    Weights that transformers itself keeps in float32 are allowed.
+    """
     if model.base_model is model and model.get_output_embeddings() is None:
         raise UsageError(
             f"{name} is a {type(model).__name__}, which has no language-modelling head: give the whole model, as mgaa.load or "
@@ -258,18 +262,18 @@ def _check_runs(name: str, model: PreTrainedModel) -> None:
 
 
 def _quantisation(model: PreTrainedModel) -> str:
-    """How a model is quantised, or nothing."""
+    """Describe how a model is quantised; empty if it is not."""
     config = getattr(model.config, "quantization_config", None)
     method = config.get("quant_method") if isinstance(config, dict) else getattr(config, "quant_method", None)
     if config is not None and method != METHOD:
         return str(getattr(method, "value", method))
     named = ((place, parameter.dtype) for place, parameter in model.named_parameters())
-    found: Iterator[str] = (f"{place} is in {dtype}" for place, dtype in named if dtype not in FLOATING)
-    return next(found, "") or next(filter(None, (_packed(*each) for each in model.named_modules())), "")
+    places: Iterator[str] = (f"{place} is in {dtype}" for place, dtype in named if dtype not in FLOATING)
+    return next(places, "") or next(filter(None, (_packed(*entry) for entry in model.named_modules())), "")
 
 
 def _packed(place: str, module: nn.Module) -> str:
-    """Of a layer that keeps its weight packed, where and what it is; else nothing."""
+    """Describe a layer that keeps its weight packed; empty for others."""
     kind = f"{type(module).__module__}.{type(module).__qualname__}"
     return f"{place} is a {kind}" if kind.startswith(("torch.ao.", "torchao.", "bitsandbytes.")) else ""
 
@@ -279,7 +283,7 @@ def _is_of_peft(module: nn.Module) -> bool:
 
 
 def _is_replaced(module: nn.Module) -> bool:
-    """Whether an instance has a forward that a copy of it would share; one that accelerate or a method has bound, it would not."""
+    """Return whether an instance has a forward that a copy of it would share; one bound by accelerate or as a method is not shared."""
     own = vars(module).get("forward")
     if own is None or "_hf_hook" in vars(module):
         return False

@@ -1,10 +1,10 @@
-"""Token ids as users hold them, as the library takes them: whole numbers in rows of their own length, without padding.
+"""Token ids in the forms in which users have them, as whole numbers in rows of their own length, without padding.
 
-A tensor or an array, lists of ids, what a tokenizer returns, the rows of a data set, batches of a loader: all of them are rows. Padding is
-taken off by the attention mask that comes with it, so a padded batch counts as its sequences would one by one; a mask with holes, which no
+A tensor or an array, lists of ids, a tokenizer's output, the rows of a data set, batches of a loader: all of them are rows. Padding is
+removed by the attention mask that comes with it, so a padded batch counts as its sequences would one by one; a mask with holes, which no
 sequence has, is refused. Ids that are not whole numbers, and texts, are refused. (Readers of `mgaa.inputs.readers`.)
 
-Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window; k tokens that are no padding.
+Legend: s sequences, t tokens of a sequence; n windows, l tokens of a window; k tokens without padding.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,10 +22,10 @@ from mgaa.inputs.tokens import Stream, check_vocabulary
 from mgaa.models.model_inputs import IDS
 
 Tokens: TypeAlias = Prompts | Int[Tensor, "s t"] | Mapping[str, Any] | Sequence[Any]
-"""Sequences: a tensor or an array (sequences, length); lists of ids, of any lengths; a tokenizer's output, or a list of such; prompts."""
+"""Sequences: a tensor or an array (sequences, length); lists of ids, of any lengths; a tokenizer's output, or a list of these; prompts."""
 
 Windows: TypeAlias = Int[Tensor, "n l"] | Mapping[str, Any] | Sequence[Any]
-"""Sequences of one length, in the same forms."""
+"""Sequences of equal length, in the same forms."""
 
 Ids: TypeAlias = Stream | Int[Tensor, " t"] | Mapping[str, Any] | Sequence[Any]
 """One sequence, in the same forms, or a stream (`mgaa.inputs.tokens.pack`)."""
@@ -34,82 +34,82 @@ MASK = "attention_mask"
 _BESIDE = frozenset(
     ("token_type_ids", "special_tokens_mask", "offset_mapping", "overflow_to_sample_mapping", "overflowing_tokens")
 ) | {"num_truncated_tokens", "length", "text", "labels"}
-"""What comes with ids and says nothing about them that is asked here."""
+"""Keys that accompany ids and are not needed here."""
 
 
-def sequences(name: str, given: Any) -> Prompts | Int[Tensor, "s t"]:
-    """Sequences as one tensor where all have one length, else as prompts.
+def sequences(name: str, value: Any) -> Prompts | Int[Tensor, "s t"]:
+    """Read sequences: as one tensor where all have equal length, otherwise as prompts.
 
     Raises:
-        UsageError: no tokens, but a text or something else.
-        InputError: they are not whole numbers, not in rows, none at all, or masked with holes.
+        UsageError: it is a text or anything else but tokens.
+        InputError: they are not whole numbers, not in rows, empty, or masked with holes.
     """
-    if isinstance(given, Prompts):
-        return given
-    ndim = _ndim(given)
+    if isinstance(value, Prompts):
+        return value
+    ndim = _ndim(value)
     if ndim == 1:
         raise InputError(
             f"{name} are one row, expected rows: (sequences, length); mgaa.inputs.tokens.windows(ids, length) "
             "cuts a long row, and ids[None] is "
             "one sequence"
         )
-    found = list(_rows(name, given))
-    lengths = [len(row) for row in found]
+    rows = list(_rows(name, value))
+    lengths = [len(row) for row in rows]
     if not all(lengths) or not lengths:
         empty = f"no token in row {lengths.index(0)}" if any(lengths) else "no tokens"
         raise InputError(f"{name} have {empty}, expected sequences with at least one: give more text")
     if len(set(lengths)) > 1:
-        return Prompts(tuple({IDS: row[None].cpu()} for row in found), (0,) * len(found))
-    return given.long() if isinstance(given, Tensor) else torch.stack([row.cpu() for row in found])
+        return Prompts(tuple({IDS: row[None].cpu()} for row in rows), (0,) * len(rows))
+    return value.long() if isinstance(value, Tensor) else torch.stack([row.cpu() for row in rows])
 
 
-def windows(name: str, given: Any) -> Int[Tensor, "n l"]:
-    """Sequences of one length.
+def windows(name: str, value: Any) -> Int[Tensor, "n l"]:
+    """Read sequences of equal length.
 
     Raises:
         UsageError, InputError: as `sequences`, or their lengths differ.
     """
-    found = sequences(name, given)
-    if isinstance(found, Tensor):
-        return found
+    rows = sequences(name, value)
+    if isinstance(rows, Tensor):
+        return rows
     raise InputError(
-        f"{name} have {found.lengths[:3]}... tokens, expected rows of one length (mgaa.inputs.tokens.windows)"
+        f"{name} have {rows.lengths[:3]}... tokens, expected rows of one length (mgaa.inputs.tokens.windows)"
     )
 
 
-def stream(name: str, given: Any) -> Int[Tensor, " t"]:
-    """One sequence.
+def stream(name: str, value: Any) -> Int[Tensor, " t"]:
+    """Read one sequence.
 
     Raises:
         UsageError, InputError: as `sequences`, or there are several.
     """
-    if isinstance(given, Stream):
-        return given.ids
-    found = list(_rows(name, given))
-    if len(found) > 1:
+    if isinstance(value, Stream):
+        return value.ids
+    rows = list(_rows(name, value))
+    if len(rows) > 1:
         raise InputError(
-            f"{name} has {len(found)} rows, expected one: lay windows of one text end to end, ids.flatten(), and texts by "
+            f"{name} has {len(rows)} rows, expected one: lay windows of one text end to end, ids.flatten(), and texts by "
             "mgaa.inputs.tokens.pack"
         )
-    return found[0] if found else torch.empty(0, dtype=torch.int64)
+    return rows[0] if rows else torch.empty(0, dtype=torch.int64)
 
 
-def lists(name: str, given: Any) -> list[list[int]]:
-    """Sequences of any lengths, as lists.
+def lists(name: str, value: Any) -> list[list[int]]:
+    """Read sequences of any lengths, as lists.
 
     Raises:
         UsageError, InputError: as `sequences`; an empty row is left to the function.
     """
-    if isinstance(given, Sequence) and not isinstance(given, str) and not given:
+    if isinstance(value, Sequence) and not isinstance(value, str) and not value:
         return []
-    return [row.tolist() for row in _rows(name, given)]
+    return [row.tolist() for row in _rows(name, value)]
 
 
 def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> None:
-    """Refuse sequences that a model cannot read.
+    """Refuse sequences that do not fit a model.
 
     Raises:
-        InputError: an id is outside the vocabulary, a sequence longer than the model's positions, or there is none.
+        InputError: an id is outside the vocabulary, a sequence is longer than the model's positions, or there is none.
     """
     prompts = Prompts.of(tokens)
     check_vocabulary(prompts.ids(), model.get_input_embeddings().num_embeddings)
@@ -121,52 +121,52 @@ def check_fit(tokens: Prompts | Int[Tensor, "s t"], model: PreTrainedModel) -> N
         )
 
 
-def _ndim(given: Any) -> int | None:
-    """1 for a bare row, the dimensions of a tensor or array, `None` for what holds rows."""
-    if isinstance(given, Stream):
+def _ndim(value: Any) -> int | None:
+    """Return 1 for a bare row, the dimensions of a tensor or array, `None` for a container of rows."""
+    if isinstance(value, Stream):
         return 1
-    found = getattr(given, "ndim", None)
-    if isinstance(found, int):
-        return found
-    flat = isinstance(given, Sequence) and not isinstance(given, str) and len(given) > 0 and all(map(_is_id, given))
+    dimensions = getattr(value, "ndim", None)
+    if isinstance(dimensions, int):
+        return dimensions
+    flat = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0 and all(map(_is_id, value))
     return 1 if flat else None
 
 
-def _rows(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
-    """The rows in anything that holds token ids."""
-    if isinstance(given, str | bytes):
+def _rows(name: str, value: Any) -> Iterator[Int[Tensor, " t"]]:
+    """Yield the rows in anything that holds token ids."""
+    if isinstance(value, str | bytes):
         raise UsageError(
-            f"{name} are text ({given[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
+            f"{name} are text ({value[:40]!r}), expected token ids: tokenise it first, tokenizer(texts)['input_ids']"
         )
-    if isinstance(given, Mapping):
-        yield from _drop_padding(name, given)
-    elif isinstance(given, Tensor) or hasattr(given, "__array__"):
-        yield from _of_tensor(name, given)
-    elif isinstance(given, Iterable):
-        yield from _of_items(name, list(given))
+    if isinstance(value, Mapping):
+        yield from _drop_padding(name, value)
+    elif isinstance(value, Tensor) or hasattr(value, "__array__"):
+        yield from _of_tensor(name, value)
+    elif isinstance(value, Iterable):
+        yield from _of_items(name, list(value))
     else:
-        raise UsageError(f"{name} hold {given!r:.60}, expected token ids: whole numbers in rows, (sequences, length)")
+        raise UsageError(f"{name} hold {value!r:.60}, expected token ids: whole numbers in rows, (sequences, length)")
 
 
 def _of_items(name: str, items: list[Any]) -> Iterator[Int[Tensor, " t"]]:
-    """A row of ids, or the rows in each item."""
+    """Yield a row of ids, or the rows in each item."""
     if all(map(_is_id, items)):
-        yield torch.tensor([int(each) for each in items], dtype=torch.int64)
+        yield torch.tensor([int(item) for item in items], dtype=torch.int64)
     else:
-        for each in items:
-            yield from _rows(name, each)
+        for item in items:
+            yield from _rows(name, item)
 
 
-def _is_id(given: Any) -> bool:
-    whole = isinstance(given, Tensor) and given.ndim == 0 and not given.is_floating_point()
-    return whole or (isinstance(given, Integral) and not isinstance(given, bool))
+def _is_id(value: Any) -> bool:
+    whole = isinstance(value, Tensor) and value.ndim == 0 and not value.is_floating_point()
+    return whole or (isinstance(value, Integral) and not isinstance(value, bool))
 
 
-def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
+def _of_tensor(name: str, value: Any) -> Iterator[Int[Tensor, " t"]]:
     try:
-        ids = given if isinstance(given, Tensor) else torch.as_tensor(given.__array__())
+        ids = value if isinstance(value, Tensor) else torch.as_tensor(value.__array__())
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{name} are no array of whole numbers ({error}): give token ids") from error
+        raise UsageError(f"{name} are not an array of whole numbers ({error}): give token ids") from error
     if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
         raise InputError(f"{name} are in {ids.dtype}, expected token ids: whole numbers, as a tokenizer gives them")
     if ids.is_meta or ids.ndim not in (1, 2):
@@ -175,31 +175,31 @@ def _of_tensor(name: str, given: Any) -> Iterator[Int[Tensor, " t"]]:
     yield from ids.long().unbind() if ids.ndim == 2 else (ids.long(),)
 
 
-def _drop_padding(name: str, given: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
-    """The rows of a tokenizer's output, without its padding."""
-    if IDS not in given:
+def _drop_padding(name: str, output: Mapping[str, Any]) -> Iterator[Int[Tensor, " t"]]:
+    """Yield the rows of a tokenizer's output, without its padding."""
+    if IDS not in output:
         raise UsageError(
-            f"{name} have the keys {', '.join(map(str, given))}, expected {IDS}: give a tokenizer's output"
+            f"{name} have the keys {', '.join(map(str, output))}, expected {IDS}: give a tokenizer's output"
         )
-    if further := sorted(set(map(str, given)) - _BESIDE - {IDS, MASK}):
+    if further := sorted(set(map(str, output)) - _BESIDE - {IDS, MASK}):
         raise UsageError(
             f"{name} come with {', '.join(further)}, which would be left out: give {IDS} and {MASK} alone; questions about images become "
             "prompts by mgaa.encode"
         )
-    rows, mask = list(_rows(name, given[IDS])), given.get(MASK)
+    rows, mask = list(_rows(name, output[IDS])), output.get(MASK)
     if mask is None:
         yield from rows
         return
     whole = mask.long() if isinstance(mask, Tensor) else mask
     masks = list(_rows(f"{MASK} of {name}", whole))
     if [*map(len, rows)] != [*map(len, masks)]:
-        raise InputError(f"{MASK} of {name} has another shape than {IDS}: give both as one call of the tokenizer does")
+        raise InputError(f"{MASK} of {name} differs in shape from {IDS}: give both as one call of the tokenizer does")
     for index, (row, kept) in enumerate(zip(rows, masks, strict=True)):
         yield _unpadded(name, index, row, kept)
 
 
 def _unpadded(name: str, index: int, row: Int[Tensor, " t"], mask: Int[Tensor, " t"]) -> Int[Tensor, " k"]:
-    """The tokens of a row that are no padding: one run of them, at either end of which padding may be."""
+    """Return the tokens of a row without padding, which is allowed at both ends only."""
     there = (mask != 0).nonzero().flatten()
     if len(there) and int(there[-1]) - int(there[0]) + 1 != len(there):
         raise InputError(

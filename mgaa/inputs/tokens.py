@@ -1,10 +1,10 @@
-"""From documents to a stream of token ids, and from a stream to windows of equal length.
+"""Documents as a stream of token ids, and a stream as windows of equal length.
 
-Documents are tokenized apart and laid end to end ("packing"), so that no padding ever enters a statistic or a loss. Each document is
-preceded by the beginning-of-sequence token if the tokenizer has one, else followed by its end-of-sequence token; nothing else is
-added. This is how language models see documents in training. The published WikiText perplexities put one mark before the whole test
-set instead: read the file as a single document (`separator: none`) to repeat those. The rule in words travels with the numbers,
-because it moves them.
+Documents are tokenized separately and concatenated ("packing"), so that padding never enters a statistic or a loss. Each document is
+preceded by the beginning-of-sequence token if the tokenizer has one, otherwise followed by its end-of-sequence token; nothing else is
+added. This is how language models are given documents in training. The published WikiText perplexities put one mark before the whole test
+set instead: read the file as a single document (`separator: none`) to reproduce those. The rule is recorded in words with the numbers,
+because it changes them.
 
 Legend: t tokens of a stream, n windows, l tokens of a window.
 """
@@ -23,35 +23,35 @@ from mgaa.boundary import translate_errors
 from mgaa.errors import InputError, UsageError
 
 _BATCH = 512
-"""Documents handed to the tokenizer at once: enough to use its threads, few enough to show progress."""
+"""Documents per call of the tokenizer: enough to use its threads, few enough to show progress."""
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Packed documents, with what a record of them must say."""
+    """Packed documents, with the facts for their record."""
 
     ids: Int[Tensor, " t"]
     documents: int
     bytes: int
     """UTF-8 bytes of the documents, without marks."""
     unknown: int
-    """How many ids are the tokenizer's unknown token: text which the model cannot tell apart."""
+    """Number of ids that are the tokenizer's unknown token: text that the model cannot distinguish."""
     rule: str
-    """Where the marks are, in words."""
+    """Placement of the marks, in words."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, rule: str | None = None) -> Stream:
-    """Tokenize `documents` and lay them end to end.
+    """Tokenize `documents` and concatenate them.
 
     Args:
-        rule: where the marks are, in words, if they are in the documents already, as a chat template writes them; null: each document gets
-            those of the tokenizer.
+        rule: placement of the marks, in words, if they are in the documents already, as a chat template writes them; None for the marks of
+            the tokenizer.
 
     Raises:
-        InputError: no documents.
+        InputError: there are no documents.
     """
     if not documents:
         raise InputError(
@@ -71,14 +71,14 @@ def pack(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, rule: 
     return Stream(
         ids=ids,
         documents=len(documents),
-        bytes=sum(len(each.encode()) for each in documents),
+        bytes=sum(len(document.encode()) for document in documents),
         unknown=0 if unknown is None or unknown in before + after else int((ids == unknown).sum()),
         rule=rule,
     )
 
 
 def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = None, seed: int = 0) -> Int[Tensor, "n l"]:
-    """Non-overlapping windows of `length` tokens; the tail that fills none is left out.
+    """Cut non-overlapping windows of `length` tokens; the incomplete last one is left out.
 
     `samples` of them are drawn without replacement by `seed` and kept in file order; None takes all.
 
@@ -87,7 +87,7 @@ def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = Non
         InputError: fewer whole windows than samples, or none.
     """
     if length < 1 or (samples is not None and samples < 1):
-        raise UsageError(f"{samples} samples of {length} tokens were asked for, expected at least one of at least one.")
+        raise UsageError(f"{samples} samples of {length} tokens were requested, expected at least one of at least one.")
     whole = stream[: len(stream) // length * length].reshape(-1, length)
     needed = 1 if samples is None else samples
     if len(whole) < needed:
@@ -99,20 +99,20 @@ def windows(stream: Int[Tensor, " t"], length: int, *, samples: int | None = Non
 
 
 def draw_indices(count: int, samples: int | None, seed: int) -> Int[Tensor, " n"]:
-    """Indices of `samples` of `count` things, drawn without replacement by `seed` and in order; None takes all.
+    """Draw indices of `samples` of `count` items without replacement by `seed`, in order; None takes all.
 
     Raises:
-        InputError: there are fewer.
+        InputError: there are fewer items.
     """
     if samples is None:
         return torch.arange(count)
     if samples > count:
-        raise InputError(f"{samples} of {count} were asked for: give more, or lower `samples`.")
+        raise InputError(f"{samples} of {count} were requested: give more, or lower `samples`.")
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:samples].sort().values
 
 
 def check_vocabulary(ids: Int[Tensor, "*shape"], vocabulary: int) -> None:
-    """Refuse ids which a model with `vocabulary` embeddings does not have.
+    """Refuse ids that a model with `vocabulary` embeddings does not have.
 
     Raises:
         InputError: an id is outside `[0, vocabulary)`.
@@ -125,19 +125,19 @@ def check_vocabulary(ids: Int[Tensor, "*shape"], vocabulary: int) -> None:
 
 
 def positions_of(config: PreTrainedConfig) -> int | None:
-    """How many tokens a sequence may have by the config of a model; None where it sets no bound (XLNet says -1)."""
+    """Return the maximum length of a sequence by the config of a model; None where it sets no bound (XLNet has -1)."""
     positions: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return positions if positions is not None and positions > 0 else None
 
 
 def digest(ids: Int[Tensor, "*shape"]) -> str:
-    """The identity of tokens: sha256 over shape and values, the same for every integer type and machine."""
+    """Return the identity of tokens: sha256 over shape and values, the same for every integer type and machine."""
     values = ids.cpu().contiguous().to(torch.int64).numpy().astype("<i8")
     return hashlib.sha256(f"{tuple(ids.shape)}".encode() + values.tobytes()).hexdigest()
 
 
 def document_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int], str]:
-    """The ids before and after each document, and the rule in words."""
+    """Return the ids before and after each document, and the rule in words."""
     if tokenizer.bos_token_id is not None:
         return [tokenizer.bos_token_id], [], f"{tokenizer.bos_token} before each document"
     if tokenizer.eos_token_id is not None:
@@ -150,7 +150,7 @@ def document_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[
 
 
 def _encode(documents: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Ids without any special token; truncation and padding that the tokenizer's file may ask for are off."""
+    """Encode without any special token; truncation and padding that the tokenizer's file may request are off."""
     encoded = tokenizer(
         list(documents),
         add_special_tokens=False,

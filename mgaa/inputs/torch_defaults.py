@@ -1,8 +1,8 @@
-"""torch as it starts, for the length of a call, whatever the caller has set around it.
+"""torch's default state for the duration of a call, whatever the caller has set.
 
 Inside `torch.autocast` statistics would be rounded to half precision, inside `inference_mode` factors could never be trained, another
-default dtype or device would change every tensor that is made on the way, and a compiled module would be compiled again for each of the
-forwards that stand in for its own. A result must not depend on where in a program the library is called, so all of that is put aside.
+default dtype or device would change every intermediate tensor, and a compiled module would be recompiled for each forward that replaces its
+own. A result must not depend on where in a program the library is called, so all of these are suspended.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,15 @@ import torch
 from torch import nn
 
 _DTYPE, _DEVICE = torch.float32, torch.device("cpu")
-"""Of tensors that are made without saying which, in a fresh interpreter."""
+"""Default dtype and device of new tensors in a fresh interpreter."""
 
 
 @contextmanager
 def default_torch_state(*models: nn.Module) -> Iterator[None]:
-    """Inside this context gradients are on, inference mode and autocast are off, defaults are those of torch, and what `model.compile`
-    has compiled of these models runs eagerly; behind it everything is as it was."""
+    """Within this context torch has its default state; afterwards the former state is restored.
+
+    Gradients are on, inference mode and autocast are off, and `model.compile` has no effect on these models.
+    """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         for kind in ("cpu", "cuda"):

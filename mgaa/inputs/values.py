@@ -1,5 +1,4 @@
-"""Numbers, names and methods as users give them to the library: from numpy, from a tensor, never from a text (readers of
-`mgaa.inputs.readers`)."""
+"""Readers of numbers, names and methods: from Python, numpy or a tensor, never from text (for `mgaa.inputs.readers`)."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -12,105 +11,105 @@ from torch import Tensor
 from mgaa.errors import UsageError
 
 
-def integer(name: str, given: Any) -> int:
-    """A whole number.
+def integer(name: str, raw: Any) -> int:
+    """Read a whole number.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
-    value = _plain(given)
+    value = _plain(raw)
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
-    raise UsageError(f"{name} is {given!r}, expected a whole number")
+    raise UsageError(f"{name} is {raw!r}, expected a whole number")
 
 
-def integer_or_none(name: str, given: Any) -> int | None:
-    """A whole number, or `None`."""
-    return None if given is None else integer(name, given)
+def integer_or_none(name: str, raw: Any) -> int | None:
+    """Read a whole number, or `None`."""
+    return None if raw is None else integer(name, raw)
 
 
-def number(name: str, given: Any) -> float:
-    """A number.
+def number(name: str, raw: Any) -> float:
+    """Read a number.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
-    value = _plain(given)
+    value = _plain(raw)
     if isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    raise UsageError(f"{name} is {given!r}, expected a number")
+    raise UsageError(f"{name} is {raw!r}, expected a number")
 
 
-def size(name: str, given: Any) -> int:
-    """Bytes, as a whole number or as text such as "5GB".
+def size(name: str, raw: Any) -> int:
+    """Read a number of bytes: a whole number or text such as "5GB".
 
     Raises:
-        UsageError: it is neither, or none.
+        UsageError: it is neither, or below one.
     """
     try:
-        found = parse_size_to_int(given) if isinstance(given, str) else integer(name, given)
+        count = parse_size_to_int(raw) if isinstance(raw, str) else integer(name, raw)
     except ValueError as error:
-        raise UsageError(f"{name} is {given!r}, expected bytes, as a whole number or as text such as '5GB'") from error
-    if found < 1:
-        raise UsageError(f"{name} is {given!r}, expected at least one byte, such as '5GB'")
-    return found
+        raise UsageError(f"{name} is {raw!r}, expected bytes, as a whole number or as text such as '5GB'") from error
+    if count < 1:
+        raise UsageError(f"{name} is {raw!r}, expected at least one byte, such as '5GB'")
+    return count
 
 
-def fraction(name: str, given: Any) -> float:
-    """A number between 0 and 1, both excluded: the fraction of linear parameters to remove.
+def fraction(name: str, raw: Any) -> float:
+    """Read a number between 0 and 1, both excluded: the fraction of linear parameters to remove.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
-    value = _plain(given)
-    found = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
-    if 0 < found < 1:
-        return found
+    value = _plain(raw)
+    share = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if 0 < share < 1:
+        return share
     raise UsageError(
-        f"{name} is {given!r}, expected a number between 0 and 1 (both excluded): the fraction of linear parameters to remove, e.g. "
-        f"{found / 100 if 1 < found < 100 else 0.2:g}"
+        f"{name} is {raw!r}, expected a number between 0 and 1 (both excluded): the fraction of linear parameters to remove, e.g. "
+        f"{share / 100 if 1 < share < 100 else 0.2:g}"
     )
 
 
-def fractions(name: str, given: Any) -> list[float]:
-    """Several of them.
+def fractions(name: str, raw: Any) -> list[float]:
+    """Read several fractions.
 
     Raises:
-        UsageError: as `fraction`, or it is not several.
+        UsageError: as `fraction`, or it is not iterable.
     """
-    if isinstance(given, Tensor) or (isinstance(given, Iterable) and not isinstance(given, str | Mapping)):
-        return [fraction("compression", each) for each in given]
-    raise UsageError(f"{name} is {given!r}, expected several fractions to remove, such as (0.1, 0.2)")
+    if isinstance(raw, Tensor) or (isinstance(raw, Iterable) and not isinstance(raw, str | Mapping)):
+        return [fraction("compression", item) for item in raw]
+    raise UsageError(f"{name} is {raw!r}, expected several fractions to remove, such as (0.1, 0.2)")
 
 
-def names(name: str, given: Any) -> tuple[str, ...]:
-    """Some names; one alone may come without brackets.
+def names(name: str, raw: Any) -> tuple[str, ...]:
+    """Read names; a single one needs no brackets.
 
     Raises:
-        UsageError: they are no texts.
+        UsageError: they are not text.
     """
-    found = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else (given,)
-    if all(isinstance(each, str) for each in found):
-        return found
-    raise UsageError(f"{name} is {given!r}, expected names")
+    texts = (raw,) if isinstance(raw, str) else tuple(raw) if isinstance(raw, Iterable) else (raw,)
+    if all(isinstance(text, str) for text in texts):
+        return texts
+    raise UsageError(f"{name} is {raw!r}, expected names")
 
 
-def method_or_none(name: str, given: Any) -> Any:
-    """A method, or `None` for the default."""
-    return None if given is None else method(name, given)
+def method_or_none(name: str, raw: Any) -> Any:
+    """Read a method, or `None` for the default."""
+    return None if raw is None else method(name, raw)
 
 
-def method(name: str, given: Any) -> Any:
-    """A method by name, or a mapping of `method` and its options.
+def method(name: str, raw: Any) -> Any:
+    """Read a method by name, or as a mapping of `method` and its options.
 
     Raises:
         UsageError: it is neither.
     """
-    if isinstance(given, str | Mapping):
-        return given
-    raise UsageError(f"{name} is {given!r}, expected a name, or a mapping with the key 'method' and options")
+    if isinstance(raw, str | Mapping):
+        return raw
+    raise UsageError(f"{name} is {raw!r}, expected a name, or a mapping with the key 'method' and options")
 
 
-def _plain(given: Any) -> Any:
-    """The number in a tensor of one entry."""
-    return given.item() if isinstance(given, Tensor) and given.numel() == 1 and not given.is_meta else given
+def _plain(raw: Any) -> Any:
+    """Return the number in a tensor of one entry; other values unchanged."""
+    return raw.item() if isinstance(raw, Tensor) and raw.numel() == 1 and not raw.is_meta else raw

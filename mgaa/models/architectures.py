@@ -1,7 +1,7 @@
-"""Where the compressible linears of a model are, by its entry (`mgaa.models.entries`).
+"""Locations of the compressible linears of a model, by its entry (`mgaa.models.entries`).
 
-A model that sees (`MULTIMODAL`) names the place of its decoder, which has the entry of its own family, of its vision tower (`VISION`)
-and of the projector between them. The decoder is what is compressed, and the others where asked for: each is a `Stack` of blocks.
+The entry of a vision-language model (`MULTIMODAL`) gives the places of its decoder, which has the entry of its own family, of its vision
+tower (`VISION`) and of the projector between them. The decoder is compressed, the others on request: each is a `Stack` of blocks.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from mgaa.models.architecture_schema import Architecture, has_module
 from mgaa.models.entries import ARCHITECTURES, MULTIMODAL, VISION
 
 PARTS = ("decoder", "vision", "projector")
-"""What of a model can be compressed."""
+"""Parts of a model that can be compressed."""
 DECODER = PARTS[:1]
 
 
@@ -27,9 +27,9 @@ class Stack:
     Attributes:
         part: one of `PARTS`.
         entry: with paths from the model.
-        config: that of the part.
-        first: the number of its first block among the blocks of all parts that are compressed.
-        blocks: those that have an effect.
+        config: of the part.
+        first: number of its first block among the blocks of all compressed parts.
+        blocks: only those that have an effect.
     """
 
     part: str
@@ -39,56 +39,56 @@ class Stack:
     blocks: tuple[nn.Module, ...]
 
     def path(self, index: int) -> str:
-        """Where a block is in the model, by its place in the stack."""
+        """Return the path of a block in the model, by its index in the stack."""
         return f"{self.entry.blocks}.{index}" if self.entry.residual else self.entry.blocks
 
 
 def architecture_of(config: PreTrainedConfig) -> Architecture:
-    """The entry of a model with this config; of one that sees, that of its decoder.
+    """Return the entry of a model with this config; for a vision-language model, that of its decoder.
 
     Raises:
-        InputError: there is none.
+        InputError: it has no entry.
     """
-    seeing = MULTIMODAL.get(config.model_type)
-    family: str = config.model_type if seeing is None else config.get_text_config().model_type
+    multimodal = MULTIMODAL.get(config.model_type)
+    family: str = config.model_type if multimodal is None else config.get_text_config().model_type
     if family not in ARCHITECTURES:
         known = ", ".join(sorted({*ARCHITECTURES, *MULTIMODAL}))
         raise InputError(
             f"the architecture {family!r} has no entry; known are {known}. "
             "To add it, write its block list and sublayers into mgaa/models/entries.py"
         )
-    return ARCHITECTURES[family] if seeing is None else seeing.with_decoder(ARCHITECTURES[family])
+    return ARCHITECTURES[family] if multimodal is None else multimodal.with_decoder(ARCHITECTURES[family])
 
 
 def has_entry(config: PreTrainedConfig) -> bool:
-    """Whether a model with this config has an entry."""
+    """Return whether a model with this config has an entry."""
     family = config.get_text_config().model_type if is_multimodal(config) else config.model_type
     return family in ARCHITECTURES
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:
-    """Whether a model with this config sees, by an entry in `MULTIMODAL`."""
+    """Return whether a model with this config is multimodal, by an entry in `MULTIMODAL`."""
     return config.model_type in MULTIMODAL
 
 
 def decoder_blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder blocks of a transformers model, with or without a head, in order."""
+    """Return the decoder blocks of a transformers model, with or without a head, in order."""
     blocks = model.get_submodule(path_of_blocks(model))
     assert isinstance(blocks, nn.ModuleList)
     return blocks
 
 
 def path_of_blocks(model: PreTrainedModel) -> str:
-    """Where the decoder blocks are in a transformers model; without a head the path is shorter than that of the entry."""
+    """Return the path of the decoder blocks in a transformers model; without a head it is shorter than that of the entry."""
     path = architecture_of(model.config).blocks
     return path if has_module(model, path) else path.removeprefix(f"{model.base_model_prefix}.")
 
 
 def stacks_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Stack]:
-    """The blocks of these parts of a model, the decoder's first.
+    """Return the blocks of these parts of a model, the decoder's first.
 
     Raises:
-        UsageError: a model that does not see has no such part.
+        UsageError: the model has no such part.
         InputError: the decoder or the vision tower has no entry.
     """
     stacks: list[Stack] = []
@@ -100,7 +100,7 @@ def stacks_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[St
 
 
 def stack_at(model: PreTrainedModel, block: int, parts: Sequence[str] = DECODER) -> Stack:
-    """The stack with the block of that number among those of all parts."""
+    """Return the stack that contains the block of that number among those of all parts."""
     return next(stack for stack in reversed(stacks_of(model, parts)) if stack.first <= block)
 
 
@@ -110,45 +110,44 @@ def _part(model: PreTrainedModel, part: str) -> tuple[Architecture, PreTrainedCo
         return architecture_of(config), config, list(decoder_blocks(model))
     if not is_multimodal(config):
         raise UsageError(
-            f"a {config.model_type} has no {part}: it does not see; compress its decoder alone (backbone.parts)"
+            f"a {config.model_type} has no {part}: it is not multimodal; compress its decoder alone (backbone.parts)"
         )
-    seeing = MULTIMODAL[config.model_type]
+    multimodal = MULTIMODAL[config.model_type]
     if part == "projector":
-        if seeing.projector is None:
+        if multimodal.projector is None:
             raise UsageError(
                 f"the projector of a {config.model_type} has no linears to compress: leave `projector` out of backbone.parts"
             )
-        return seeing.projector, config, [model.get_submodule(seeing.projector.blocks)]
+        return multimodal.projector, config, [model.get_submodule(multimodal.projector.blocks)]
     tower: str = config.vision_config.model_type
     if tower not in VISION:
         raise InputError(
             f"the vision tower {tower!r} has no entry; known are {', '.join(VISION)}. Leave `vision` out of backbone.parts, or write its "
             "blocks into mgaa/models/entries.py"
         )
-    entry = replace(VISION[tower], blocks=f"{seeing.vision}.{VISION[tower].blocks}")
+    entry = replace(VISION[tower], blocks=f"{multimodal.vision}.{VISION[tower].blocks}")
     blocks = list(model.get_submodule(entry.blocks).children())
-    return entry, config.vision_config, blocks[: seeing.used_blocks(config, len(blocks))]
+    return entry, config.vision_config, blocks[: multimodal.used_blocks(config, len(blocks))]
 
 
 def parts_with(model: PreTrainedModel, names: Iterable[str]) -> list[str]:
-    """The parts of a model in which modules of these names are."""
-    seeing = MULTIMODAL.get(model.config.model_type)
-    if seeing is None:
+    """Return the parts of a model that contain modules of these names."""
+    multimodal = MULTIMODAL.get(model.config.model_type)
+    if multimodal is None:
         return [*DECODER]
-    places = {"decoder": seeing.decoder, "vision": seeing.vision}
-    places |= {} if seeing.projector is None else {"projector": seeing.projector.blocks}
-    given = [*names]
+    places = {"decoder": multimodal.decoder, "vision": multimodal.vision}
+    places |= {} if multimodal.projector is None else {"projector": multimodal.projector.blocks}
+    paths = [*names]
     return [
-        part for part, place in places.items() if part in DECODER or any(name.startswith(f"{place}.") for name in given)
+        part for part, place in places.items() if part in DECODER or any(name.startswith(f"{place}.") for name in paths)
     ]
 
 
 def matrices_of(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> list[Matrix]:
-    """Every compressible weight matrix of a model that was taken apart (`mgaa.models.fused.unfuse_`): block by block, in the order of the
-    entry.
+    """List every compressible weight matrix of a split model (`mgaa.models.fused.unfuse_`): block by block, in the order of the entry.
 
     Args:
-        parts: what of the model is compressed, some of `PARTS`.
+        parts: parts to compress, some of `PARTS`.
 
     Raises:
         UsageError: the model has no such part.
@@ -169,7 +168,7 @@ def _matrices(stack: Stack, index: int, block: nn.Module, model_type: str) -> It
         and has_module(block, entry.experts)
         and not isinstance(block.get_submodule(entry.experts), nn.ModuleList)
     ):
-        raise InputError(f"{path}.{entry.experts} is stacked: take the model apart first (mgaa.models.fused.unfuse_)")
+        raise InputError(f"{path}.{entry.experts} is stacked: split the model first (mgaa.models.fused.unfuse_)")
     named = set(entry.untouched)
     for sublayer in entry.sublayers:
         groups = sublayer.groups(block)
@@ -194,6 +193,6 @@ def _matrices(stack: Stack, index: int, block: nn.Module, model_type: str) -> It
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear) and name not in named:
             raise InputError(
-                f"{path}.{name} is a linear that the entry of {model_type!r} does not name: take the model apart first "
+                f"{path}.{name} is a linear that the entry of {model_type!r} does not name: split the model first "
                 "(mgaa.models.fused.unfuse_), or add the linear to the entry in mgaa/models/entries.py"
             )

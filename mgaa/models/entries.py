@@ -1,9 +1,9 @@
-"""Entries of architectures, as data: where the compressible linears of every known decoder, vision tower and multimodal model are.
+"""Entries of architectures, as data: locations of the compressible linears of every known decoder, vision tower and multimodal model.
 
 One frozen entry per `model_type` of transformers. An entry names the list of decoder blocks, the residual branches (*sublayers*) of one
-block, and inside a sublayer the linears, grouped by the input that they share: `q,k,v` read one tensor, so one second moment serves
-all three. It also says what is unusual: layers that hold several matrices in one tensor (`mgaa.models.fused` takes them apart), stacked
-experts, branches that are scaled or computed in parallel. Nothing else of the library knows a model by name.
+block, and inside a sublayer the linears, grouped by shared input: `q,k,v` read one tensor, so one second moment serves all three. It also
+records what is unusual: layers that hold several matrices in one tensor (split by `mgaa.models.fused`), stacked experts, branches that are
+scaled or computed in parallel. No other module of the library names a model.
 
 To support another architecture, add an entry here (about ten lines, with the path of its modelling file below
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers); the contract tests find it by themselves. Data only: an entry
@@ -33,7 +33,7 @@ _GATED_POST_NORM = Architecture(
     ),
 )
 
-# Experts, shared experts and, in some blocks, a dense FFN; the router and the gate of the shared expert (one row) are left alone.
+# Experts, shared experts and, in some blocks, a dense FFN; the router and the gate of the shared expert (one row) stay unchanged.
 _MIXTURE = Architecture(
     blocks="model.layers",
     sublayers=(
@@ -57,13 +57,13 @@ ARCHITECTURES: dict[str, Architecture] = {
     "qwen2": _GATED_PRE_NORM,
     # models/qwen3/modeling_qwen3.py (norms on the heads of q and k, inside the sublayer)
     "qwen3": _GATED_PRE_NORM,
-    # models/gemma2/modeling_gemma2.py (soft-capped logits, inside the attention and behind the head)
+    # models/gemma2/modeling_gemma2.py (soft-capped logits, inside the attention and after the head)
     "gemma2": _GATED_POST_NORM,
     # models/gemma3/modeling_gemma3.py (the text model)
     "gemma3_text": _GATED_POST_NORM,
     # models/smollm3/modeling_smollm3.py (every fourth block without rotary positions)
     "smollm3": _GATED_PRE_NORM,
-    # models/olmo2/modeling_olmo2.py (norms behind the branches only)
+    # models/olmo2/modeling_olmo2.py (norms only after the branches)
     "olmo2": _GATED_POST_NORM,
     # models/granite/modeling_granite.py
     "granite": Architecture(_GATED_PRE_NORM.blocks, _GATED_PRE_NORM.sublayers, scale="residual_multiplier"),
@@ -153,7 +153,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ministral3": _GATED_PRE_NORM,
     # models/qwen2_5_vl/modeling_qwen2_5_vl.py (the decoder of qwen2_5_vl, which is never alone)
     "qwen2_5_vl_text": _GATED_PRE_NORM,
-    # models/qwen3_vl/modeling_qwen3_vl.py (that of qwen3_vl)
+    # models/qwen3_vl/modeling_qwen3_vl.py (the decoder of qwen3_vl)
     "qwen3_vl_text": _GATED_PRE_NORM,
 }
 
@@ -215,8 +215,8 @@ MULTIMODAL: dict[str, Multimodal] = {
         vision="model.visual",
         projector=Architecture("model.visual.merger", (Sublayer("ffn", "", ("mlp.0", "mlp.2")),), residual=False),
     ),
-    # models/qwen3_vl/modeling_qwen3_vl.py (features of inner blocks of the tower are added to the stream behind the first blocks of the
-    # decoder; the mergers that make them are left alone)
+    # models/qwen3_vl/modeling_qwen3_vl.py (features of inner blocks of the tower are added to the stream after the first blocks of the
+    # decoder; the mergers that make them stay unchanged)
     "qwen3_vl": Multimodal(
         "model.language_model",
         vision="model.visual",
@@ -224,9 +224,9 @@ MULTIMODAL: dict[str, Multimodal] = {
             "model.visual.merger", (Sublayer("ffn", "", ("linear_fc1", "linear_fc2")),), residual=False
         ),
     ),
-    # models/gemma3/modeling_gemma3.py (the projector is one matrix, no linear; images are read in both directions)
+    # models/gemma3/modeling_gemma3.py (the projector is one matrix, not a linear; attention within images is bidirectional)
     "gemma3": Multimodal("model.language_model", vision="model.vision_tower"),
-    # models/mistral3/modeling_mistral3.py (patches are merged in front of the projector)
+    # models/mistral3/modeling_mistral3.py (patches are merged before the projector)
     "mistral3": Multimodal(
         "model.language_model",
         vision="model.vision_tower",

@@ -1,7 +1,7 @@
-"""Which rows of an activation belong to which sequence, also inside the experts of a mixture.
+"""Assignment of the rows of an activation to sequences, also inside the experts of a mixture.
 
-The linears of a block read all tokens of a micro-batch, an expert only those that the router sends it, in the order of the tokens. What is
-summed sequence by sequence does not depend on the micro-batch, so the rows are told apart by what the router has chosen.
+The linears of a block read all tokens of a micro-batch, an expert only those that the router sends it, in the order of the tokens. Sums by
+sequence do not depend on the micro-batch, so the rows are assigned by the choices of the router.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, n channels, k experts of a token.
 """
@@ -17,20 +17,21 @@ from mgaa.models.architecture_schema import Architecture, has_module
 
 
 class RoutedRows:
-    """The rows of every sequence of the micro-batch at hand, in what the linears of a block read and give.
+    """Rows of every sequence of the current micro-batch, in the inputs and outputs of a block's linears.
 
     Args:
-        entry, block: the block, and what is said of it.
+        entry: of the architecture.
+        block: the block.
     """
 
     def __init__(self, entry: Architecture, block: nn.Module) -> None:
-        found = entry.experts and has_module(block, entry.experts)
-        self._experts = block.get_submodule(entry.experts) if found else None
+        present = entry.experts and has_module(block, entry.experts)
+        self._experts = block.get_submodule(entry.experts) if present else None
         self._sequences, self._routed = 0, torch.empty(0)
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Inside this context the choices of the router are seen."""
+        """Within this context, record the choices of the router."""
         if self._experts is None:
             yield
             return
@@ -41,17 +42,17 @@ class RoutedRows:
             handle.remove()
 
     def enter(self, sequences: int) -> None:
-        """A micro-batch of so many sequences enters the block."""
+        """Start a micro-batch of `sequences` sequences."""
         self._sequences = sequences
 
     def of(self, x: Float[Tensor, "*batch n"], expert: int | None) -> Sequence[Float[Tensor, "t n"]]:
-        """Those of every sequence; an expert has fewer, and may have none."""
+        """Split the rows of an activation by sequence; an expert has fewer, and may have none."""
         if expert is None:
             return list(x.reshape(self._sequences, -1, x.shape[-1]))
         return torch.split(x, self._routed[expert].tolist())
 
     def _watch_router(self, experts: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        """How many tokens of each sequence every expert is sent."""
+        """Count the tokens of each sequence that every expert receives."""
         chosen: Int[Tensor, "s tk"] = arguments[1].reshape(self._sequences, -1)
         number = len(list(experts.children()))
         self._routed = torch.stack([(chosen == expert).sum(1) for expert in range(number)]).cpu()

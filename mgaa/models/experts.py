@@ -1,7 +1,8 @@
-"""Experts, told apart: transformers keeps all of a block in three-dimensional weights, where a low rank is a property of one matrix.
+"""Stacked experts split into modules: transformers keeps all of a block in three-dimensional weights, but a low rank is a property of one
+matrix.
 
-How the weights of a stack lie (gate and up one after the other or interleaved, transposed or not, with biases or without) and what an
-expert makes of gate and up, the stacked class says itself, to transformers' own kernels: `use_experts_implementation` in
+The stacked class itself tells transformers' kernels how its weights are laid out (gate and up concatenated or interleaved, transposed or
+not, with biases or without) and how an expert combines gate and up: `use_experts_implementation` in
 https://github.com/huggingface/transformers/blob/v5.23.0/src/transformers/integrations/moe.py. Both directions are exact.
 
 Legend: m outputs, n inputs, E experts of width I, h hidden size, t tokens, k experts of a token.
@@ -19,7 +20,7 @@ from transformers.integrations.moe import _default_apply_gate
 from mgaa.errors import InputError
 
 Gated = Callable[[Tensor, Tensor], Tensor]
-"""What an expert makes of the outputs of its gate and its up."""
+"""Combines the outputs of the gate and the up projection of an expert."""
 
 
 class Expert(nn.Module):
@@ -30,18 +31,18 @@ class Expert(nn.Module):
         self.gate_proj, self.up_proj, self.down_proj, self.gated = gate_proj, up_proj, down_proj, gated
 
     def forward(self, x: Float[Tensor, "t h"]) -> Float[Tensor, "t h"]:
-        """The output of the expert."""
+        """Return the output of the expert."""
         y: Tensor = self.down_proj(self.gated(self.gate_proj(x), self.up_proj(x)))
         return y
 
 
 class Experts(nn.ModuleList):
-    """The experts of a mixture, with the call of the stacked module of transformers that they replace."""
+    """The experts of a mixture, callable like the stacked module of transformers that they replace."""
 
     def forward(
         self, hidden_states: Float[Tensor, "t h"], top_k_index: Int[Tensor, "t k"], top_k_weights: Float[Tensor, "t k"]
     ) -> Float[Tensor, "t h"]:
-        """The weighted sum of what each token's experts make of it; an expert sees its tokens in their order."""
+        """Return the weighted sum of the outputs of each token's experts; an expert receives its tokens in their order."""
         mixed = torch.zeros_like(hidden_states)
         for index in torch.unique(top_k_index).tolist():
             token, rank = torch.where(top_k_index == index)
@@ -51,10 +52,10 @@ class Experts(nn.ModuleList):
 
 
 def unstack_experts(stack: nn.Module, path: str) -> Experts:
-    """The experts of a stacked module, each with linears of its own; `path` is the name of the stack, for messages.
+    """Split a stacked module into experts with linears of their own; `path` is the name of the stack, for messages.
 
     Raises:
-        InputError: the weights have other shapes than those of gated FFNs.
+        InputError: the weights have shapes other than those of gated FFNs.
     """
     gate_up, down = (_rows(stack, getattr(stack, name, torch.empty(0))) for name in ("gate_up_proj", "down_proj"))
     shapes = [tuple(gate_up.shape), tuple(down.shape)]
@@ -75,7 +76,7 @@ def unstack_experts(stack: nn.Module, path: str) -> Experts:
 
 
 def stack_experts(experts: nn.Module, stack: nn.Module) -> nn.Module:
-    """The empty stacked module with the weights of the experts."""
+    """Fill the empty stacked module with the weights of the experts."""
     parts: list[list[nn.Linear]] = [[e.gate_proj, e.up_proj, e.down_proj] for e in experts.children()]  # type: ignore[list-item]
     learns = any(parameter.requires_grad for parameter in experts.parameters())
     stacked = {
@@ -86,7 +87,7 @@ def stack_experts(experts: nn.Module, stack: nn.Module) -> nn.Module:
         tensor = _rows(stack, torch.stack([weight.detach() for weight in weights])).contiguous()
         setattr(stack, name, nn.Parameter(tensor, requires_grad=learns))
     if _has(stack, "has_bias"):
-        biases = [[_bias(linear) for linear in each] for each in parts]
+        biases = [[_bias(linear) for linear in linears] for linears in parts]
         both = torch.stack([_whole(stack, gate, up) for gate, up, _ in biases])
         stack.gate_up_proj_bias = nn.Parameter(both, requires_grad=learns)
         stack.down_proj_bias = nn.Parameter(torch.stack([down for _, _, down in biases]), requires_grad=learns)
@@ -94,42 +95,42 @@ def stack_experts(experts: nn.Module, stack: nn.Module) -> nn.Module:
 
 
 def _has(stack: nn.Module, flag: str) -> bool:
-    """What transformers says of the layout of stacked experts (`transformers.integrations.moe.use_experts_implementation`)."""
+    """Return a layout flag of stacked experts (`transformers.integrations.moe.use_experts_implementation`)."""
     return bool(getattr(stack, flag, flag == "is_concatenated"))
 
 
 def _rows(stack: nn.Module, weights: Tensor) -> Tensor:
-    """Weights of all experts with one row for each output, or back: where they are transposed, they are turned."""
+    """Transpose weights of all experts, where the stack stores them transposed, to one row per output, or back."""
     return weights.mT if _has(stack, "is_transposed") and weights.ndim > 1 else weights
 
 
 def _halves(stack: nn.Module, both: Tensor | None) -> Sequence[Tensor | None]:
-    """The rows of gate and of up of one expert: one half after the other, or every second."""
+    """Split one expert's rows into those of gate and of up: halves, or alternating rows."""
     if both is None:
         return None, None
     return both.chunk(2) if _has(stack, "is_concatenated") else (both[::2], both[1::2])
 
 
 def _whole(stack: nn.Module, gate: Tensor, up: Tensor) -> Tensor:
-    """The rows of gate and up as the stack has them."""
+    """Join the rows of gate and up in the layout of the stack."""
     gate, up = gate.detach(), up.detach()
     return torch.cat([gate, up]) if _has(stack, "is_concatenated") else torch.stack([gate, up], dim=1).flatten(0, 1)
 
 
 def _biases(stack: nn.Module, experts: int) -> tuple[Sequence[Tensor | None], Sequence[Tensor | None]]:
-    """Those of gate and up, and of down, of every expert."""
+    """Return the biases of gate and up, and of down, of every expert."""
     if not _has(stack, "has_bias"):
         return [None] * experts, [None] * experts
     return list(stack.gate_up_proj_bias), list(stack.down_proj_bias)  # type: ignore[arg-type]
 
 
 def _bias(linear: nn.Linear) -> Float[Tensor, " m"]:
-    """The bias of a linear, zeros where it has none."""
+    """Return the bias of a linear, zeros where it has none."""
     return linear.weight.detach().new_zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
 
 
 def _gated(stack: nn.Module) -> Gated:
-    """How the experts of a stack join gate and up: by its activation, or as its class says (a clamped gate, say)."""
+    """Return the combination of gate and up: by the activation, or by the method of the class (a clamped gate, for example)."""
     own = getattr(type(stack), "_apply_gate", _default_apply_gate)
     if own is _default_apply_gate:
         return partial(_product, stack.act_fn)  # type: ignore[arg-type]
@@ -145,13 +146,13 @@ def _product(act_fn: nn.Module, gate: Float[Tensor, "t i"], up: Float[Tensor, "t
 def _as_stacked(
     own: Callable[..., Tensor], settings: SimpleNamespace, concatenated: bool, gate: Tensor, up: Tensor
 ) -> Tensor:
-    """What the class of a stack makes of gate and up, which it reads from one tensor."""
+    """Apply the method of a stacked class, which reads gate and up from one tensor."""
     both = torch.cat([gate, up], dim=-1) if concatenated else torch.stack([gate, up], dim=-1).flatten(-2)
     return own(settings, both)
 
 
 def make_linear(weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Linear:
-    """A linear with copies of these tensors, so that the fused one can be freed."""
+    """Make a linear with copies of these tensors, so that the fused one can be freed."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     linear.weight = nn.Parameter(_copy(weight), requires_grad=weight.requires_grad)
     if bias is not None:

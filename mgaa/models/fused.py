@@ -1,9 +1,9 @@
-"""Layers that hold several matrices in one tensor, taken apart into linears and put together again.
+"""Layers that hold several matrices in one tensor, split into linears and fused again.
 
-A low rank is a property of one matrix, so q, k and v in one weight, gate and up in one weight, and experts in one three-dimensional
-weight must be told apart before anything is measured. `unfuse_` puts modules of plain `nn.Linear` in their places that compute the
-same; from then on a matrix is a linear, for statistics, factors and files alike. `fuse_` gives the model its own modules back. Where
-the rows lie is said in `mgaa.models.entries`; transposed weights (Conv1D) become linears, too. One layer is copied at a time.
+A low rank is a property of one matrix, so q, k and v in one weight, gate and up in one weight, and experts in one three-dimensional weight
+must be separated before anything is measured. `unfuse_` replaces them by modules of plain `nn.Linear` that compute the same; from then on a
+matrix is a linear, for statistics, factors and files alike. `fuse_` restores the model's own modules. The layout of the rows is in
+`mgaa.models.entries`; transposed weights (Conv1D) become linears, too. One layer is copied at a time.
 
 Legend: m outputs (m_g of a group of heads), n inputs, g groups.
 """
@@ -25,12 +25,12 @@ from mgaa.models.lowrank import MARK_SHAPE, low_rank_layers
 
 
 class FusedLinear(nn.Module):
-    """Several linears of one input, whose outputs lie where the model expects them.
+    """Several linears with one input, whose outputs are interleaved as the model expects.
 
     Attributes:
         names: of the parts, which are children of the module.
-        groups: of heads: the output holds for each group the rows of every part; 1 where the parts follow each other whole.
-        weight: the mark of a layer that was taken apart, not a weight (see `mgaa.models.lowrank`).
+        groups: of heads: the output holds for each group the rows of every part; 1 where the parts are concatenated.
+        weight: the mark of a split layer, not a weight (see `mgaa.models.lowrank`).
     """
 
     weight: Tensor
@@ -44,19 +44,19 @@ class FusedLinear(nn.Module):
         self.register_buffer("weight", first.new_zeros(MARK_SHAPE))
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """The outputs of the parts, interleaved group by group."""
+        """Return the outputs of the parts, interleaved group by group."""
         outputs = [self.get_submodule(name)(x).unflatten(-1, (self.groups, -1)) for name in self.names]
         return torch.cat(outputs, dim=-1).flatten(-2)
 
 
 def unfuse_(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> PreTrainedModel:
-    """Replace every fused, stacked or transposed layer of the blocks by linears, in place; changes nothing the second time.
+    """Replace every fused, stacked or transposed layer of the blocks by linears, in place; has no effect on a model that is split already.
 
     Args:
-        parts: those of the model whose blocks are meant (`mgaa.models.architectures.PARTS`).
+        parts: parts of the model to split (`mgaa.models.architectures.PARTS`).
 
     Raises:
-        InputError: the architecture has no entry, or a fused layer has another shape than its config says.
+        InputError: the architecture has no entry, or the shape of a fused layer contradicts the config.
     """
     for stack in stacks_of(model, parts):
         for index, block in enumerate(stack.blocks):
@@ -65,7 +65,7 @@ def unfuse_(model: PreTrainedModel, parts: Sequence[str] = DECODER) -> PreTraine
 
 
 def unfuse_block_(entry: Architecture, config: PreTrainedConfig, index: int, block: nn.Module) -> nn.Module:
-    """`unfuse_` for one block of a model of this entry and config."""
+    """Split the layers of one block of a model of this entry and config."""
     for name, layer in _fused(entry, block):
         if not isinstance(layer, FusedLinear):
             path = f"{entry.blocks}.{index}.{name.layer}"
@@ -82,10 +82,10 @@ def unfuse_block_(entry: Architecture, config: PreTrainedConfig, index: int, blo
 
 
 def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTrainedModel:
-    """Undo `unfuse_`, in place; `shell` is an empty model of the same class, if there is one already.
+    """Undo `unfuse_`, in place; `shell` is an empty model of the same class, if one exists already.
 
     Raises:
-        UsageError: the model has low-rank layers, which have no place in a fused one.
+        UsageError: the model has low-rank layers, which cannot be fused.
     """
     if low := low_rank_layers(model):
         raise UsageError(f"the model has {len(low)} low-rank layers, expected dense ones: fold them by mgaa.densify")
@@ -96,7 +96,7 @@ def fuse_(model: PreTrainedModel, shell: PreTrainedModel | None = None) -> PreTr
 
 
 def block_fuser(model: PreTrainedModel) -> Callable[[int], None]:
-    """`fuse_` for a model whose blocks stay in their files: what is in memory at once, and what does it to a block, by number."""
+    """Return a function that fuses an offloaded block, by number; the part of the model in memory is fused at once."""
     with torch.device("meta"):
         shell = type(model)(copy.deepcopy(model.config))
     fuse_parts_(model, shell, [part for part in fused_parts(model) if part not in DECODER])
@@ -109,12 +109,12 @@ def block_fuser(model: PreTrainedModel) -> Callable[[int], None]:
 
 
 def fused_parts(model: PreTrainedModel) -> list[str]:
-    """The decoder, and the parts of a model that sees which were taken apart."""
+    """Return the decoder, and the split parts of a vision-language model."""
     return parts_with(model, (name for name, module in model.named_modules() if isinstance(module, FusedLinear)))
 
 
 def fuse_parts_(model: PreTrainedModel, shell: PreTrainedModel, parts: Sequence[str]) -> PreTrainedModel:
-    """`fuse_` for some parts of a model."""
+    """Fuse some parts of a model."""
     for stack, other in zip(stacks_of(model, parts), stacks_of(shell, parts), strict=True):
         if len(stack.blocks) != len(other.blocks):
             raise UsageError(
@@ -126,7 +126,7 @@ def fuse_parts_(model: PreTrainedModel, shell: PreTrainedModel, parts: Sequence[
 
 
 def fuse_block_(entry: Architecture, block: nn.Module, empty: nn.Module) -> nn.Module:
-    """`fuse_` for one block; `empty` is that of the shell."""
+    """Fuse the layers of one block; `empty` is that of the shell."""
     for name, layer in _fused(entry, block):
         if isinstance(layer, FusedLinear):
             block.set_submodule(name.layer, _fill_layer(empty.get_submodule(name.layer), *_concatenate(layer)))
@@ -139,7 +139,7 @@ def fuse_block_(entry: Architecture, block: nn.Module, empty: nn.Module) -> nn.M
 
 
 def fused_bias(model: PreTrainedModel, name: str) -> str:
-    """The bias of a linear of a model that was taken apart, where the model as transformers builds it has that (if it has any)."""
+    """Return the name that the bias of a split model's linear has in the model as transformers builds it (if it has any)."""
     owner, _, part = name.rpartition(".")
     module = model.get_submodule(owner)
     if isinstance(module, Expert):
@@ -156,7 +156,7 @@ def _experts(entry: Architecture, block: nn.Module) -> nn.Module | None:
 
 
 def _layout(fused: Fused, rows: int, config: PreTrainedConfig, path: str) -> tuple[int, tuple[int, ...]]:
-    """The number of groups, and the rows of each part inside a group."""
+    """Return the number of groups, and the rows of each part inside a group."""
     if fused.heads == "none":
         if rows % len(fused.parts):
             raise InputError(f"{path} has {rows} rows, expected {len(fused.parts)} equal parts: {_foreign()}")
@@ -179,7 +179,7 @@ def _foreign() -> str:
 
 
 def _linear(layer: nn.Module) -> nn.Linear:
-    """The layer as an `nn.Linear`: itself, or a Conv1D with its weight transposed."""
+    """Return the layer as an `nn.Linear`: itself, or a Conv1D with its weight transposed."""
     if isinstance(layer, nn.Linear):
         return layer
     if isinstance(layer, Conv1D):
@@ -200,7 +200,7 @@ def _split_linear(linear: nn.Linear, names: Sequence[str], groups: int, rows: Se
 
 
 def _concatenate(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor, " m"] | None]:
-    """The fused weight and bias; a part without a bias has zeros where another has one."""
+    """Return the fused weight and bias; a part without a bias gets zeros where another has one."""
     parts: list[nn.Linear] = [layer.get_submodule(name) for name in layer.names]  # type: ignore[misc]
 
     def join(tensors: list[Tensor]) -> Tensor:
@@ -213,7 +213,7 @@ def _concatenate(layer: FusedLinear) -> tuple[Float[Tensor, "m n"], Float[Tensor
 
 
 def rows_of(layer: FusedLinear, tensor: Float[Tensor, "m *n"]) -> dict[str, Float[Tensor, "p *n"]]:
-    """What belongs to each part of a layer in a tensor with a row for each of its outputs."""
+    """Split a tensor with a row for each output of a layer by the parts of the layer."""
     linears: list[nn.Linear] = [layer.get_submodule(name) for name in layer.names]  # type: ignore[misc]
     sizes = [linear.out_features // layer.groups for linear in linears]
     parts = torch.split(_grouped(tensor, layer.groups), sizes, dim=1)
@@ -225,7 +225,7 @@ def _grouped(tensor: Float[Tensor, "m *n"], groups: int) -> Float[Tensor, "g m_g
 
 
 def _fill_layer(empty: nn.Module, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Module:
-    """An empty layer of transformers with these tensors."""
+    """Fill an empty layer of transformers with these tensors."""
     learns, own = weight.requires_grad, weight.detach()
     own = own.T.contiguous() if isinstance(empty, Conv1D) else own
     empty.register_parameter("weight", nn.Parameter(own, requires_grad=learns))

@@ -1,13 +1,12 @@
 """A linear layer as two thin ones: `y = B (A x) + b` in place of `y = W x + b`.
 
-`A` and `B` are ordinary `nn.Linear` modules, so whatever works on linears (casting, moving, compiling, LoRA adapters)
-works on them; at rank r the layer costs `r (m + n)` parameters and as many multiplications per token, instead of `m n`.
+`A` and `B` are ordinary `nn.Linear` modules, so operations on linears (casting, moving, compiling, LoRA adapters) work on them; at rank r
+the layer costs `r (m + n)` parameters and as many multiplications per token, instead of `m n`.
 
-The layer also owns a mark: one zero under the name `weight`, where a dense layer keeps its matrix. It takes no part in
-the computation. Its shape, (1, 1, 1), fits no matrix and broadcasts to none, so a program that reads the tensors of a
-compressed model without knowing of the factors meets a size mismatch at once and cannot fill the layer with random
-numbers. It is no parameter, it moves and casts with the layer, and `layer.weight.dtype` and `.device` answer as
-callers expect.
+The layer also owns a mark: one zero under the name `weight`, where a dense layer keeps its matrix. It takes no part in the computation. Its
+shape, (1, 1, 1), matches no matrix and broadcasts to none, so a program that reads the tensors of a compressed model without supporting the
+factors fails with a size mismatch at once and cannot fill the layer with random numbers. It is not a parameter, it moves and casts with the
+layer, and `layer.weight.dtype` and `.device` return what callers expect.
 
 Legend: n inputs, m outputs, r rank.
 """
@@ -25,7 +24,7 @@ MARK_SHAPE = (1, 1, 1)
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What replaces a weight matrix: `W` is about `B @ A`; `bias` is the whole bias, the dense layer's included."""
+    """Replacement of a weight matrix: `W` is about `B @ A`; `bias` is the whole bias, including that of the dense layer."""
 
     A: Float[Tensor, "r n"]
     B: Float[Tensor, "m r"]
@@ -34,7 +33,7 @@ class Factors:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """What replaces a weight matrix that stays dense; `bias` is the whole bias, for a layer that has one."""
+    """Replacement of a weight matrix that stays dense; `bias` is the whole bias, for a layer that has one."""
 
     weight: Float[Tensor, "m n"]
     bias: Float[Tensor, " m"] | None = None
@@ -46,7 +45,7 @@ class LowRankLinear(nn.Module):
     Attributes:
         A: `nn.Linear(in_features, rank)` without bias.
         B: `nn.Linear(rank, out_features)`, with the bias of the layer if it has one.
-        weight: the mark of a low-rank layer (see the file's docstring), not a weight.
+        weight: the mark of a low-rank layer (module docstring), not a weight.
     """
 
     weight: Tensor
@@ -75,12 +74,12 @@ class LowRankLinear(nn.Module):
 
     @property
     def bias(self) -> nn.Parameter | None:
-        """That of the layer, which `B` adds; callers that know linears alone ask the layer for it."""
+        """Bias of the layer, which `B` adds; callers that only know linears read it here."""
         return self.B.bias
 
     @classmethod
     def from_factors(cls, factors: Factors) -> "LowRankLinear":
-        """The layer that computes with these very tensors, not copies of them."""
+        """Make the layer that computes with these tensors themselves, not copies."""
         (rank, n), (m, inner) = factors.A.shape, factors.B.shape
         if inner != rank or (factors.bias is not None and factors.bias.shape != (m,)):
             bias = "none" if factors.bias is None else tuple(factors.bias.shape)
@@ -97,18 +96,18 @@ class LowRankLinear(nn.Module):
         return layer
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch m"]:
-        """`B (A x) + b` over the last dimension."""
+        """Return `B (A x) + b` over the last dimension."""
         y: Tensor = self.B(self.A(x))
         return y
 
     def factors(self) -> Factors:
-        """The very tensors that the layer computes with."""
+        """Return the tensors themselves that the layer computes with."""
         bias = self.B.bias
         return Factors(self.A.weight.detach(), self.B.weight.detach(), None if bias is None else bias.detach())
 
     @torch.no_grad()
     def dense(self) -> nn.Linear:
-        """The equivalent `nn.Linear`; the product is computed in float64 and rounded once."""
+        """Return the equivalent `nn.Linear`; the product is computed in float64 and rounded once."""
         weight, bias = self.B.weight, self.B.bias
         dense = nn.Linear(self.in_features, self.out_features, bias=bias is not None, device="meta")
         learns, product = weight.requires_grad, weight.double() @ self.A.weight.double()
@@ -118,26 +117,26 @@ class LowRankLinear(nn.Module):
         return dense.train(self.training)
 
     def extra_repr(self) -> str:
-        """What `print(model)` shows of the layer itself."""
+        """Return the summary of the layer that `print(model)` shows."""
         return f"in_features={self.in_features}, out_features={self.out_features}, rank={self.rank}"
 
 
 def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """Every `LowRankLinear` of a model, by dotted name, in the order of its modules."""
+    """Return every `LowRankLinear` of a model, by dotted name, in the order of its modules."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRankLinear)}
 
 
 def non_finite(tensor: Tensor) -> int:
-    """How many entries are NaN or infinite."""
+    """Count the entries that are NaN or infinite."""
     finite = torch.isfinite(tensor.detach())
     return 0 if bool(finite.all()) else int((~finite).sum())
 
 
 def check_finite(block: nn.Module, path: str) -> None:
-    """Refuse a module with weights that are not finite; `path` is its name.
+    """Refuse a module with non-finite weights; `path` is its name.
 
     Raises:
-        NumericalError: as said.
+        NumericalError: an entry is not finite.
     """
     for name, weight in block.named_parameters():
         if bad := non_finite(weight):

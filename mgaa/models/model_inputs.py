@@ -1,10 +1,10 @@
-"""What the models of transformers are called with."""
+"""Inputs of the models of transformers."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
 Inputs = Mapping[str, Tensor]
-"""What a model is called with, by name: `input_ids`, and what the processor makes of images."""
+"""Inputs of a model by name: `input_ids`, and the image inputs of the processor."""
 
 IDS = "input_ids"

@@ -1,8 +1,8 @@
-"""FFNs that are narrower than their config says: made, recognised, described, and widened again.
+"""FFNs that are narrower than their config says: pruned, recognised, described, and widened again.
 
-The number of channels inside an FFN belongs to no other layer, so it may differ from block to block, which no config of transformers can
-say. The compressed checkpoint says it (`mgaa.checkpoints.format`), one number per block. A plain checkpoint cannot, so there every FFN is
-padded to the widest one by channels of zeros, which change nothing: what enters `down` through them is multiplied by zero.
+The number of channels inside an FFN concerns no other layer, so it may differ from block to block, which no config of transformers can
+express. The compressed checkpoint does (`mgaa.checkpoints.format`), one number per block. A plain checkpoint cannot, so there every FFN is
+padded to the widest one by channels of zeros, which change nothing: their inputs to `down` are multiplied by zero.
 
 Legend: m outputs, n inputs, k kept channels.
 """
@@ -24,12 +24,12 @@ KNOWN = ({"gate", "up", "down"}, {"up", "down"})
 
 
 def is_known(roles: Sequence[str]) -> bool:
-    """Whether linears of these roles are an FFN of one of the kinds `KNOWN`; a mixture of experts has each role several times."""
+    """Return whether linears of these roles form an FFN of a kind in `KNOWN`; a mixture of experts has each role several times."""
     return set(roles) in KNOWN and len(roles) == len(set(roles))
 
 
 def ffn_linears(entry: Architecture, block: nn.Module) -> dict[str, str]:
-    """The linears of the FFN of a block by name, with their roles; none where it is of another kind than `KNOWN`."""
+    """Return the linears of the FFN of a block by name, with their roles; empty where its kind is not in `KNOWN`."""
     groups = [group for sublayer in entry.sublayers if sublayer.name == "ffn" for group in sublayer.groups(block)]
     roles = [role for group in groups for role in group.roles]
     names = [name for group in groups for name in group.linears]
@@ -37,21 +37,21 @@ def ffn_linears(entry: Architecture, block: nn.Module) -> dict[str, str]:
 
 
 def ffn_widths(model: PreTrainedModel) -> list[int | None]:
-    """The width of every block's FFN where it is not the config's, else `None`; empty where all are, or none can be pruned."""
+    """Return the width of every block's FFN where it is not the config's, else `None`; empty where all are, or none can be pruned."""
     if not has_entry(model.config) or (entry := architecture_of(model.config)).experts:
         return []
     dense = entry.ffn_width(model.config)
-    found = [_width(entry, block) for block in decoder_blocks(model)]
-    narrow = [None if width == dense else width for width in found]
+    widths = [_width(entry, block) for block in decoder_blocks(model)]
+    narrow = [None if width == dense else width for width in widths]
     return narrow if any(width is not None for width in narrow) else []
 
 
 @torch.no_grad()
 def prune_(model: PreTrainedModel, kept: Mapping[int, Int[Tensor, " k"]]) -> PreTrainedModel:
-    """Keep these channels of the FFNs of some blocks, by block, in place; the model was taken apart (`mgaa.models.fused`).
+    """Keep only these channels of the FFNs of some blocks, by block, in place; the model must be split (`mgaa.models.fused`).
 
     Raises:
-        UsageError: there is no such block, it has no FFN of a known kind, or there is no such channel.
+        UsageError: the block does not exist, has no FFN of a known kind, or lacks such a channel.
     """
     for index, channels in kept.items():
         for place, linear, role in _linears(model, index):
@@ -70,18 +70,18 @@ def prune_(model: PreTrainedModel, kept: Mapping[int, Int[Tensor, " k"]]) -> Pre
     return model
 
 
-def narrow_(model: PreTrainedModel, given: object) -> PreTrainedModel:
-    """Give the FFNs of a model without weights the widths that a config has, in place, ready to be filled.
+def narrow_(model: PreTrainedModel, widths: object) -> PreTrainedModel:
+    """Give the FFNs of a model without weights the widths in a config, in place, before its weights are loaded.
 
     Raises:
-        InputError: they are not the widths of such a model.
+        InputError: the widths do not fit the model.
     """
     blocks = len(decoder_blocks(model))
-    if not isinstance(given, list) or len(given) != blocks:
+    if not isinstance(widths, list) or len(widths) != blocks:
         raise InputError(
-            f"quantization_config has the widths {given!r}, expected one for each of {blocks} blocks: {_EDITED}"
+            f"quantization_config has the widths {widths!r}, expected one for each of {blocks} blocks: {_EDITED}"
         )
-    for index, width in enumerate(given):
+    for index, width in enumerate(widths):
         if width is not None:
             for place, linear, role in _linears(model, index):
                 m, n = linear.weight.shape
@@ -103,7 +103,7 @@ def narrow_(model: PreTrainedModel, given: object) -> PreTrainedModel:
 
 
 def widest(model: PreTrainedModel) -> int | None:
-    """The width that every FFN is to be padded to; `None` where all have the width of the config."""
+    """Return the width to which every FFN is to be padded; `None` where all have the width of the config."""
     if not ffn_widths(model):
         return None
     entry = architecture_of(model.config)
@@ -112,7 +112,7 @@ def widest(model: PreTrainedModel) -> int | None:
 
 @torch.no_grad()
 def widen_block_(model: PreTrainedModel, index: int, wide: int) -> None:
-    """Pad the FFN of a block to a width by channels of zeros, in place."""
+    """Pad the FFN of a block to a width with channels of zeros, in place."""
     for place, linear, role in _linears(model, index):
         m, n = linear.weight.shape
         missing = (0, wide - n) if role == "down" else (0, 0, 0, wide - m)
@@ -124,25 +124,25 @@ _EDITED = "config.json was edited or is damaged; restore it from the compression
 
 
 def _width(entry: Architecture, block: nn.Module) -> int | None:
-    """Channels of the FFN of a block; of a layer that was not taken apart (a Conv1D) there is nothing to say."""
+    """Return the channels of the FFN of a block; `None` for a layer that was not split (a Conv1D)."""
     down = next((name for name, role in ffn_linears(entry, block).items() if role == "down"), None)
     width = None if down is None else getattr(block.get_submodule(down), "in_features", None)
     return None if width is None else int(width)
 
 
 def _linears(model: PreTrainedModel, index: int) -> Iterator[tuple[str, nn.Linear, str]]:
-    """The linears of the FFN of a block: place inside the block, module, role."""
+    """Return the linears of the FFN of a block: place inside the block, module, role."""
     blocks = decoder_blocks(model)
     if not 0 <= index < len(blocks):
         raise UsageError(
             f"there is no block {index} in a model with {len(blocks)} blocks: expected 0 to {len(blocks) - 1}"
         )
-    found = ffn_linears(architecture_of(model.config), blocks[index])
-    if not found:
+    linears = ffn_linears(architecture_of(model.config), blocks[index])
+    if not linears:
         raise UsageError(
             f"block {index} has no FFN with one gate or none, one up and one down: it has no width that can change"
         )
-    for place, role in found.items():
+    for place, role in linears.items():
         linear = blocks[index].get_submodule(place)
         if not isinstance(linear, nn.Linear):
             raise UsageError(
@@ -152,7 +152,7 @@ def _linears(model: PreTrainedModel, index: int) -> Iterator[tuple[str, nn.Linea
 
 
 def _like(linear: nn.Linear, weight: Float[Tensor, "m n"], bias: Float[Tensor, " m"] | None) -> nn.Linear:
-    """A linear with these tensors that is otherwise like another."""
+    """Make a linear with these tensors that is otherwise like another."""
     made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     made.weight = nn.Parameter(weight, requires_grad=linear.weight.requires_grad)
     if bias is not None:

@@ -1,9 +1,9 @@
-"""What a compression takes, from the config and the settings alone: memory of the device and of the host, disk, arithmetic, time.
+"""Resources that a compression needs, from the config and the settings alone: memory of the device and of the host, disk, arithmetic, time.
 
 The model is built on the meta device, where tensors have shapes and no content, so a plan of 70 billion parameters takes seconds and no
-weights. Each stage is the sum of the tensors that its code holds at the worst moment; what is named here is found again in the file that
-is named beside it. Pages of files that the system keeps and can drop (the page cache) do not count. Time is arithmetic over the rates
-of this machine (`mgaa.blocks.hardware`), plus bytes over the rate of its disk: an estimate, good for telling minutes from hours.
+weights. The cost of a stage is the sum of the tensors that its code holds at the peak; each plan names the module that it describes. Pages
+of files that the system may drop (the page cache) do not count. Time is arithmetic over the rates of this machine (`mgaa.blocks.hardware`),
+plus bytes over the rate of its disk: an estimate that tells minutes from hours.
 """
 
 from mgaa.plan.anchored import anchor
@@ -15,7 +15,7 @@ from mgaa.plan.settings import Settings, StageCost
 
 
 def plan(layout: Layout, settings: Settings) -> list[StageCost]:
-    """The stages of a run in order."""
+    """Plan the stages of a run in order."""
     return [
         load(layout),
         calibrate(layout, settings),

@@ -1,4 +1,4 @@
-"""Plans of decompositions, and of the factors that are slices of them.
+"""Plans of decompositions, and of the factors sliced from them.
 
 Legend: m outputs, n inputs, p = min(m, n).
 """
@@ -12,8 +12,10 @@ from mgaa.plan.sizes import DOUBLE, basis_bytes, basis_vectors, gradient_bytes, 
 
 
 def decompose(layout: Layout, settings: Settings) -> StageCost:
-    """`mgaa.decomposition.linalg`, `mgaa.decomposition.cuda_streams`: in each worker the statistics and the weights of a block, the bases
-    found, and what is in flight."""
+    """Plan `mgaa.decomposition.linalg` and `mgaa.decomposition.cuda_streams`.
+
+    Each worker holds the statistics and the weights of a block, the finished bases, and the decompositions in flight.
+    """
     model = layout.weights if not settings.stream else layout.rest + settings.workers * layout.largest
     worst = max(_block_decomposition(block, settings, settings.room - model) for block in layout.blocks)
     work = {"double": 0.0, "eigen": 0.0}
@@ -32,7 +34,7 @@ def decompose(layout: Layout, settings: Settings) -> StageCost:
 
 
 def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
-    """Bytes beside the model: statistics, bases, and the largest decompositions, as many as go at a time."""
+    """Return the bytes besides the model: statistics, bases, and the largest decompositions, as many as run at a time."""
     statistics = sum(DOUBLE * moment.d * moment.d for moment in block.moments)
     statistics += settings.gradients * sum(DOUBLE * matrix.m**2 for matrix in block.matrices)
     bases = sum(basis_bytes(matrix, settings) for matrix in block.matrices)
@@ -52,7 +54,7 @@ def _block_decomposition(block: Block, settings: Settings, room: int) -> int:
 
 
 def factorize(layout: Layout, settings: Settings) -> StageCost:
-    """`mgaa.factors`: in each worker the bases and weights of a block, its factors, and one matrix in float64."""
+    """Plan `mgaa.factors`: each worker holds the bases and weights of a block, its factors, and one matrix in float64."""
 
     def rank(matrix: Matrix) -> float:
         return (1 - settings.compression) * matrix.parameters / (matrix.m + matrix.n)

@@ -1,6 +1,6 @@
-"""The shapes of a model, which is built on the meta device, where tensors have shapes and no content.
+"""Shapes of a model, which is built on the meta device, where tensors have shapes and no content.
 
-Legend: m outputs, n inputs, d width of the side measured.
+Legend: m outputs, n inputs, d width of the measured side.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from mgaa.statistics.hooks import is_narrow
 
 @dataclass(frozen=True)
 class Moment:
-    """One covariance that calibration accumulates: of width `d`, of an input of `n` channels; `rows` of the weight on the output side."""
+    """A covariance of calibration: of width `d`, of an input of `n` channels; `rows` of the weight on the output side."""
 
     d: int
     n: int
@@ -26,13 +26,13 @@ class Moment:
 
 @dataclass(frozen=True)
 class Input:
-    """One input of a block, and the linears that read it, as they are anchored (`mgaa.anchoring.stages`).
+    """One input of a block, and the linears that read it, in the stages of anchoring (`mgaa.anchoring.stages`).
 
     Attributes:
-        n: its channels.
+        n: channels of the input.
         outputs: of each linear.
-        writes: whether the only linear writes to the residual stream itself.
-        expert: whether the linears are those of an expert, of which nothing is known to be missing.
+        writes: whether the only linear writes directly to the residual stream.
+        expert: whether the linears belong to an expert, which has no residual.
         share: of the tokens, on average.
     """
 
@@ -51,7 +51,7 @@ class Block:
         weights: bytes of its tensors.
         parameters: of its linears.
         matrices: its weight matrices.
-        moments: what calibration accumulates.
+        moments: covariances of calibration.
         stages: the inputs that are measured together where the block is anchored.
         widest: channels of the widest activation inside it.
     """
@@ -90,10 +90,12 @@ class Layout:
 
     @property
     def widest_written(self) -> int:
-        """Channels of the widest input of what writes to the residual stream, which waits until that is fitted
-        (`mgaa.anchoring.sublayer_cache`)."""
+        """Channels of the widest input of a linear that writes to the residual stream.
+
+        It is held until that linear is fitted (`mgaa.anchoring.sublayer_cache`).
+        """
         return max(
-            (each.n for block in self.blocks for stage in block.stages for each in stage if each.writes), default=0
+            (group.n for block in self.blocks for stage in block.stages for group in stage if group.writes), default=0
         )
 
     @property
@@ -103,7 +105,7 @@ class Layout:
 
 
 def layout_of(model: PreTrainedModel) -> Layout:
-    """The shapes of a model that was taken apart, or of its skeleton (`mgaa.checkpoints.meta_model`).
+    """Compute the shapes of a split model, or of its meta copy (`mgaa.checkpoints.meta_model`).
 
     Raises:
         InputError: the architecture has no entry, or a block has a linear that the entry does not name.

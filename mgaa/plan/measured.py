@@ -1,4 +1,4 @@
-"""Plans of what is measured of the dense model: that it is sound, statistics, and gradients."""
+"""Plans of the measurements on the dense model: the check of its weights, statistics, and gradients."""
 
 from math import log2
 
@@ -13,17 +13,18 @@ from mgaa.plan.sizes import (
     model_bytes,
     statistics_bytes,
 )
-from mgaa.statistics.accumulate import PANELS, Share
+from mgaa.statistics.accumulate import PANELS
+from mgaa.statistics.shares import Share
 
 
 def load(layout: Layout) -> StageCost:
-    """One block after the other is looked at, the next one is read meanwhile (`mgaa.blocks.offload`)."""
+    """Plan the check of the weights block by block, with the next block read ahead (`mgaa.blocks.offload`)."""
     device = layout.rest + layout.largest
     return StageCost("load backbone", device, layout.largest, 0, 0, {}, 2 * layout.weights)
 
 
 def calibrate(layout: Layout, settings: Settings) -> StageCost:
-    """`mgaa.statistics.calibration`, `mgaa.statistics.hooks`, `mgaa.statistics.accumulate`."""
+    """Plan `mgaa.statistics.calibration`, `mgaa.statistics.hooks` and `mgaa.statistics.accumulate`."""
     share = Share(settings.samples, 0, settings.shards)
     batch = max(map(len, share.batches(settings.batch_size))) * settings.length
     hidden = settings.samples * settings.length * layout.hidden * layout.itemsize
@@ -51,9 +52,9 @@ def calibrate(layout: Layout, settings: Settings) -> StageCost:
 
 
 def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: int) -> int:
-    """Bytes beside the weights and the waiting hidden states."""
+    """Return the bytes besides the weights and the waiting hidden states."""
     share = Share(settings.samples, 0, settings.shards)
-    branches = 1 + int(log2(len(share.parts)))  # of the tree, and the part at hand
+    branches = 1 + int(log2(len(share.parts)))  # of the tree, and the current part
     groups = min(settings.groups, settings.samples)
     sums = sum(DOUBLE * (moment.d * (moment.d + groups + 1) + 3 * moment.n) for moment in block.moments)
     watched = 4 * batch * layout.hidden * layout.itemsize  # the stream around the sublayers
@@ -62,7 +63,7 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
         batch * (3 * layout.hidden + block.widest) * layout.itemsize
     )  # of those, what the input of a linear leaves
     sequence = DOUBLE * settings.length * max(3 * moment.n + 2 * moment.d for moment in block.moments)
-    if layout.itemsize < SINGLE:  # weight and input of an output side that the forward has rounded
+    if layout.itemsize < SINGLE:  # weight and input of an output side that the forward pass has rounded
         narrow = [moment.n * (moment.rows + settings.length) for moment in block.moments if moment.rows]
         sequence += SINGLE * max(narrow, default=0)
     largest = max(moment.d for moment in block.moments)
@@ -72,8 +73,10 @@ def _block_calibration(layout: Layout, settings: Settings, block: Block, batch: 
 
 
 def differentiate(layout: Layout, settings: Settings) -> StageCost:
-    """`mgaa.statistics.gradients`, `mgaa.statistics.gradient_hooks`: the tokens there, with the states in front of every block kept, and
-    back."""
+    """Plan `mgaa.statistics.gradients` and `mgaa.statistics.gradient_hooks`.
+
+    A forward pass keeps the states at the input of every block, and a backward pass follows.
+    """
     length, tokens = settings.length, settings.samples * settings.length
     size = min(settings.batch_size, max(1, 2**27 // (length * layout.vocabulary)))
     batch = max(map(len, Share(settings.samples).batches(size))) * length
@@ -98,7 +101,7 @@ def differentiate(layout: Layout, settings: Settings) -> StageCost:
 
 
 def _block_differentiation(layout: Layout, block: Block, batch: int, length: int) -> int:
-    """Bytes beside the weights and the waiting hidden states: what autograd keeps of a block, and the sums."""
+    """Return the bytes besides the weights and the waiting hidden states: autograd's activations of a block, and the sums."""
     sums = DOUBLE * sum(matrix.m**2 for matrix in block.matrices)
     widest = max(matrix.m for matrix in block.matrices)
     norms = 2 * batch * layout.hidden * SINGLE
@@ -108,5 +111,5 @@ def _block_differentiation(layout: Layout, block: Block, batch: int, length: int
 
 
 def _moment_work(moment: Moment) -> float:
-    """Per token: the upper panels of a product, and on the output side the product with the weight."""
+    """Return the work per token: the upper panels of a product, and on the output side the product with the weight."""
     return (1 + 1 / PANELS) * moment.d**2 + 2 * moment.rows * moment.n

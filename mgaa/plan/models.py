@@ -1,4 +1,4 @@
-"""Plans of what is made with compressed models: checkpoints, and their evaluation."""
+"""Plans of the stages that use compressed models: checkpoints, and their evaluation."""
 
 from mgaa.plan.layout import Layout
 from mgaa.plan.settings import Settings, StageCost
@@ -9,10 +9,12 @@ WHOLE = 5 * 10**9
 
 
 def assemble(layout: Layout, settings: Settings) -> StageCost:
-    """`mgaa.checkpoints.shards`: a block, the next one read ahead, and the one before it being written; parts are joined where one file
-    holds all."""
+    """Plan `mgaa.checkpoints.shards`: a block, the next one read ahead, and the one before it being written.
+
+    Parts are joined where one file holds all.
+    """
     size = compressed_bytes(layout, settings)
-    model = layout.weights if not settings.stream else layout.rest  # what the process has loaded for the stages before
+    model = layout.weights if not settings.stream else layout.rest  # loaded by the process for earlier stages
     return StageCost(
         "assemble",
         0,
@@ -25,7 +27,7 @@ def assemble(layout: Layout, settings: Settings) -> StageCost:
 
 
 def evaluate(layout: Layout, settings: Settings) -> StageCost:
-    """`mgaa.evaluation.perplexity`, of the dense model and of each compressed one; one of them is loaded beside the backbone."""
+    """Plan `mgaa.evaluation.perplexity` of the dense model and of each compressed one, which is loaded in addition to the backbone."""
     worst, hidden, work = 0, 0, 0.0
     for tokens, length, batch_size in settings.evaluation:
         batch = min(batch_size, max(1, 2**27 // (length * layout.vocabulary)), max(1, tokens // length)) * length
@@ -50,6 +52,6 @@ def evaluate(layout: Layout, settings: Settings) -> StageCost:
 
 
 def export(layout: Layout, settings: Settings) -> StageCost:
-    """The checkpoint of the method, copied."""
+    """Plan the copy of the method's checkpoint."""
     size = compressed_bytes(layout, settings)
     return StageCost("export", 0, 0, size, 0, {}, size)

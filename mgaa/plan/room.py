@@ -1,4 +1,4 @@
-"""Whether a run fits: the most that its stages take, beside what is there, and the settings that take less."""
+"""Check whether a run fits: the peak of its stages against the free resources, and the settings that need less."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from mgaa.plan.settings import Settings, StageCost
 
 @dataclass(frozen=True)
 class Room:
-    """Bytes that are there: free memory of the device and of the host, and free disk."""
+    """Free bytes: memory of the device and of the host, and disk."""
 
     device: int
     host: int
@@ -18,12 +18,12 @@ class Room:
 
 @dataclass(frozen=True)
 class Peaks:
-    """The most that a run takes of each.
+    """Peak usage of a run.
 
     Attributes:
         device, host: bytes of memory; on a CPU all of it is `host`.
         disk: bytes.
-        stages: which stage takes the most of the device, of the host.
+        stages: the stage with the peak on the device, and on the host.
     """
 
     device: int
@@ -33,7 +33,7 @@ class Peaks:
 
 
 def peak_usage(stages: Sequence[StageCost], settings: Settings, base: int) -> Peaks:
-    """What the stages of a run take together; `base` is what a process takes before it has loaded anything."""
+    """Compute the peak usage over the stages of a run; `base` is the memory of a process before it has loaded anything."""
 
     def on_device(stage: StageCost) -> int:
         return stage.device if settings.accelerator else 0
@@ -50,25 +50,28 @@ def peak_usage(stages: Sequence[StageCost], settings: Settings, base: int) -> Pe
 
 
 ERROR = 0.15
-"""What a prediction may be too high by (docs/performance.md): so much more than there is does not refuse a run."""
+"""Relative error by which a prediction may be too high (docs/performance.md): an excess within it does not refuse a run."""
 
 
-def describe_shortage(found: Peaks, room: Room, settings: Settings) -> list[str]:
-    """What does not fit, in words; empty where everything does."""
-    wanted = [
-        (found.device if settings.accelerator else 0, room.device, f"on the device in '{found.stages[0]}'"),
-        (found.host, room.host, f"of memory in '{found.stages[1]}'"),
-        (found.disk, room.disk, "of disk"),
+def describe_shortage(peaks: Peaks, room: Room, settings: Settings) -> list[str]:
+    """Describe the shortages in words; empty where everything fits."""
+    needs = [
+        (peaks.device if settings.accelerator else 0, room.device, f"on the device in '{peaks.stages[0]}'"),
+        (peaks.host, room.host, f"of memory in '{peaks.stages[1]}'"),
+        (peaks.disk, room.disk, "of disk"),
     ]
     return [
         f"{gigabytes(needed)} {what}, {gigabytes(free)} are free"
-        for needed, free, what in wanted
+        for needed, free, what in needs
         if (1 - ERROR) * needed > free
     ]
 
 
 def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]:
-    """Settings that take less, the gentlest first, each with those before it: what to set, and the settings it makes."""
+    """Yield settings that need less, the gentlest first, each on top of those before it.
+
+    Each item is the parameters to set, and the resulting settings.
+    """
     changed: dict[str, object] = {}
     steps: list[tuple[str, str, Any]] = [
         ("stream", "backbone.stream", True),
@@ -93,5 +96,5 @@ def remedies(settings: Settings) -> Iterator[tuple[dict[str, object], Settings]]
 
 
 def gigabytes(count: int) -> str:
-    """A count of bytes as people read it."""
+    """Format a number of bytes for people."""
     return f"{count / 1e9:.2f} GB"

@@ -1,4 +1,4 @@
-"""What a run is asked to do, and what a stage of it takes."""
+"""Settings of a run that determine its cost, and the cost of a stage."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from mgaa.blocks.hidden_states import Place
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run is asked to do, as far as it costs something.
+    """Settings of a run, as far as they determine its cost.
 
     Attributes:
         samples, length: calibration sequences and their tokens.
@@ -16,18 +16,18 @@ class Settings:
         groups: of sequences whose means are kept.
         shards: workers that share the calibration, all on this machine.
         compression: fraction of the linear parameters to remove.
-        models: compressed models that are made of the one decomposition.
+        models: compressed models from the one decomposition.
         workers: blocks that are decomposed at a time.
-        evaluation: tokens, length and batch size of each text that perplexity is measured on.
+        evaluation: tokens, length and batch size of each text for perplexity.
         stream: whether blocks stay in their files until they are needed.
-        hidden: where hidden states wait.
-        gradients: whether those of the outputs are measured as well.
-        states: where the hidden states in front of every block wait meanwhile.
-        anchored: where the tokens wait in front of the models whose factors are fitted to the dense one; `None` where they are slices.
+        hidden: where hidden states are held.
+        gradients: whether output gradients are measured as well.
+        states: where the hidden states at the input of every block are held for the backward pass.
+        anchored: where the tokens are held at the input of the models whose factors are fitted to the dense one; `None` for slices.
         to_stream: whether o and down are fitted to the residual stream.
-        refinement: steps by which each block is tuned then.
+        refinement: number of steps by which each block is then tuned.
         accelerator: whether the device has memory of its own.
-        room: bytes that are free on the device; where they are few, fewer decompositions are in flight (`mgaa.decomposition.cuda_streams`).
+        room: free bytes on the device; with few, fewer decompositions are in flight (`mgaa.decomposition.cuda_streams`).
     """
 
     samples: int
@@ -52,11 +52,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class StageCost:
-    """What one stage takes at its worst moment.
+    """Peak cost of one stage.
 
     Attributes:
         name: of the stage.
-        device, host: bytes of tensors. On a CPU they are of one memory.
+        device, host: bytes of tensors. On a CPU both are the same memory.
         disk: bytes that the stage leaves.
         scratch: bytes on the disk that it removes again.
         operations: multiplications and additions, by kind: `forward` in the dtype of the model, `double` in float64, `eigen` in
@@ -73,6 +73,6 @@ class StageCost:
     read: int
 
     def seconds(self, rates: Rates) -> float:
-        """On a machine of these rates."""
+        """Estimate the time on a machine with these rates."""
         arithmetic: float = sum(count / getattr(rates, kind) for kind, count in self.operations.items())
         return arithmetic + self.read / rates.read + (self.disk + self.scratch) / rates.write

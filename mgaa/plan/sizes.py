@@ -1,4 +1,4 @@
-"""Bytes and arithmetic that several stages have in common."""
+"""Bytes and arithmetic shared by several stages."""
 
 from mgaa.budget import Matrix
 from mgaa.plan.layout import Block, Layout
@@ -9,46 +9,46 @@ DOUBLE, SINGLE = 8, 4
 
 
 def model_bytes(layout: Layout, settings: Settings) -> tuple[int, int]:
-    """Bytes of the model on the device and on the host while a stage goes block by block, the next block read ahead."""
+    """Return the bytes of the model on the device and on the host while a stage goes block by block, the next block read ahead."""
     if not settings.stream:
         return layout.weights, 0
     return layout.rest + layout.largest, layout.largest if len(layout.blocks) > 1 else 0
 
 
 def activation_bytes(layout: Layout, block: Block, tokens: int) -> int:
-    """Of a block while so many tokens pass: the stream, its norm, and in the FFN gate, its activation, up and their product."""
+    """Return the bytes of a block's activations: the stream, its norm, and in the FFN gate, its activation, up and their product."""
     return tokens * (3 * layout.hidden + 3 * block.widest) * layout.itemsize
 
 
 def statistics_bytes(block: Block, settings: Settings) -> int:
-    """Of the statistics of a block in a file: packed triangles, diagonals, means of groups."""
+    """Return the bytes of the statistics of a block in a file: packed triangles, diagonals, means of groups."""
     groups = min(settings.groups, settings.samples)
     return sum(DOUBLE * (m.d * (m.d + 1) // 2 + 3 * m.n + groups * m.d) for m in block.moments)
 
 
 def gradient_bytes(block: Block) -> int:
-    """Of the moments of its gradients in a file: packed triangles."""
+    """Return the bytes of the gradient moments of a block in a file: packed triangles."""
     return sum(DOUBLE * matrix.m * (matrix.m + 1) // 2 for matrix in block.matrices)
 
 
 def basis_bytes(matrix: Matrix, settings: Settings) -> int:
-    """Of its decomposition in a file: energies and basis; with the dual basis and the mean of the input where errors are weighed."""
+    """Return the bytes of a decomposition in a file: energies, basis and, with weighted errors, dual basis and input mean."""
     basis = SINGLE * matrix.m * basis_vectors(matrix.m, matrix.n)
     weighed = basis + DOUBLE * matrix.n if settings.gradients else 0
     return basis + weighed + DOUBLE * min(matrix.m, matrix.n)
 
 
 def forward_work(layout: Layout, block: Block, tokens: int, length: int) -> float:
-    """Operations of a block on so many tokens, in sequences of that length."""
+    """Return the operations of a block on these tokens, in sequences of that length."""
     return 2.0 * block.parameters * tokens + 4.0 * tokens * length * layout.hidden
 
 
 def basis_vectors(m: int, n: int) -> int:
-    """Basis vectors of a matrix of this shape, up to break-even."""
+    """Return the number of basis vectors of a matrix of this shape, up to break-even."""
     return max(1, (m * n - 1) // (m + n))
 
 
 def compressed_bytes(layout: Layout, settings: Settings) -> int:
-    """Bytes of a compressed checkpoint."""
+    """Return the bytes of a compressed checkpoint."""
     removed = settings.compression * sum(block.parameters for block in layout.blocks) * layout.itemsize
     return layout.weights - int(removed)

@@ -1,16 +1,16 @@
-"""Recovery: a compressed model is tuned on text for a short while, so that what is left of it makes up for what is gone.
+"""Recovery: brief training of a compressed model on text, so that the remaining parameters compensate those that were removed.
 
     plan = Plan(tune="factors", steps=300, batch=16)
     examples = from_instructions(read_instructions("alpaca.json"), tokenizer)
     curve = recover_(model, examples, validation, plan, folder="recovery")
 
-LoRAP (arXiv 2404.09695, 3.4) does it by LoRA; so does this package, for any mixture of low-rank, pruned and dense linears (lora.py). Bolaco
-(arXiv 2405.10616) scales the leading directions of the low-rank ones by two diagonals, which keeps every rank (diagonals.py). The weights
-of the model stay frozen while small updates beside them learn (adapters.py, training.py); at the end the best state by validation
-loss is folded into the weights (merging.py), and nothing of the updates is left. All state lies in a folder, from which an
-interrupted recovery goes on as if nothing had happened (job.py).
+LoRAP (arXiv 2404.09695, 3.4) trains by LoRA; so does this package, for any mixture of low-rank, pruned and dense linears
+(`mgaa.recovery.lora`). Bolaco (arXiv 2405.10616) scales the leading directions of the low-rank linears by two diagonals, which keeps every
+rank (`mgaa.recovery.diagonals`). The weights of the model stay frozen while small updates next to them learn (`mgaa.recovery.adapters`,
+`mgaa.recovery.training`); at the end the best state by validation loss is merged into the weights (`mgaa.recovery.merging`), and no trace
+of the updates remains. All state is in a folder, from which an interrupted recovery resumes with the same result (`mgaa.recovery.job`).
 
-Needs accelerate, and for LoRA peft (`pip install 'mgaa[recovery]'`), which are imported when training starts and not before.
+Needs accelerate, and for LoRA peft (`pip install 'mgaa[recovery]'`), which are imported only when training starts.
 """
 
 import importlib.util
@@ -39,21 +39,21 @@ __all__ = ["Curve", "Examples", "Plan", "Point", "from_instructions", "from_wind
 def recover_(
     model: PreTrainedModel, examples: Examples, validation: Examples, plan: Plan, *, folder: str | Path
 ) -> Curve:
-    """Tune a compressed model in place.
+    """Train a compressed model in place.
 
     Args:
-        model: with an entry in `mgaa.models.entries`; stays on its device and in its dtype, and is in evaluation mode without gradients
-            afterwards. Nothing of it changes before training has ended well.
-        examples, validation: with the tokenizer of the model; training stops and the best state is chosen by the second.
-        plan: how; see there.
-        folder: of this recovery alone; called again with the same inputs, it goes on where it was interrupted.
+        model: has an entry in `mgaa.models.entries`; stays on its device and in its dtype, and is in evaluation mode without gradients
+            afterwards. It does not change before training has succeeded.
+        examples, validation: encoded with the tokenizer of the model; the second determine when training stops and which state is best.
+        plan: settings of the training.
+        folder: of this recovery alone; called again with the same inputs, it resumes where it was interrupted.
 
     Returns:
-        The losses. If no validation was better than the one before training, the model is unchanged and a warning says so.
+        The losses. If no validation was better than the one before training, the model stays unchanged and a warning reports it.
 
     Raises:
         UsageError: a package is missing, or the plan does not fit the device or the model.
-        InputError: no examples, ids outside the vocabulary, or a folder of another recovery.
+        InputError: there are no examples, ids are outside the vocabulary, or the folder belongs to another recovery.
         LockedError: another process trains in the folder.
         NumericalError: a loss or a merged weight is not finite.
         ResourceError: the folder cannot be written, or a process died.
@@ -64,9 +64,9 @@ def recover_(
             f"the model is on {model.device}, expected cuda:0, where the Trainer of transformers trains: choose the GPU by the variable "
             "CUDA_VISIBLE_DEVICES"
         )
-    for what, given in (("examples", examples), ("validation", validation)):
-        _check(model, what, given)
-    target_names(model, plan)  # refuses a model that it does not fit
+    for what, inputs in (("examples", examples), ("validation", validation)):
+        _check(model, what, inputs)
+    target_names(model, plan)  # refuses a model that does not fit the plan
     job = job_of(
         model,
         examples,
@@ -85,7 +85,7 @@ def recover_(
     else:
         warnings.warn(
             f"no validation was better than the one before training ({curve.before:.4f}), so the model is unchanged: "
-            "lower recovery.rate, or validate on the kind of text that it is tuned on",
+            "lower recovery.rate, or validate on the kind of text that it is trained on",
             UserWarning,
             stacklevel=2,
         )
@@ -103,7 +103,7 @@ def _train(model: PreTrainedModel, examples: Examples, validation: Examples, job
 
 
 def require_packages(plan: Plan) -> None:
-    """Refuse to go on without the packages that training by this plan needs.
+    """Refuse to continue without the packages that training by this plan needs.
 
     Raises:
         UsageError: one is not installed.
@@ -113,16 +113,16 @@ def require_packages(plan: Plan) -> None:
             raise UsageError(f"recovery needs {package}, which is not installed: pip install 'mgaa[recovery]'")
 
 
-def _check(model: PreTrainedModel, what: str, given: Examples) -> None:
-    if len(given) < 1 or not given.scored:
+def _check(model: PreTrainedModel, what: str, examples: Examples) -> None:
+    if len(examples) < 1 or not examples.scored:
         raise InputError(
-            f"The {what} of the recovery are {len(given)} with {given.scored} scored tokens, expected at least one of each: "
+            f"The {what} of the recovery are {len(examples)} with {examples.scored} scored tokens, expected at least one of each: "
             "give more text."
         )
-    check_vocabulary(given.ids, model.get_input_embeddings().num_embeddings)
+    check_vocabulary(examples.ids, model.get_input_embeddings().num_embeddings)
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and given.longest > positions:
+    if positions is not None and examples.longest > positions:
         raise UsageError(
-            f"The {what} of the recovery have up to {given.longest} tokens, the model has {positions} positions: "
+            f"The {what} of the recovery have up to {examples.longest} tokens, the model has {positions} positions: "
             "lower their length."
         )

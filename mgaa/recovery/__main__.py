@@ -1,4 +1,4 @@
-"""One of several training processes; `mgaa.recovery.processes` starts them."""
+"""Entry point of one of several training processes, started by `mgaa.recovery.processes`."""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Adapters put beside the linears of a model, and taken away again.
+"""Attachment of adapters to the linears of a model, and their removal.
 
-Every place is known, so the swap is ours, as everywhere in mgaa, and undoing it leaves no trace.
+Every place is known, so we replace modules ourselves, as everywhere in mgaa, and undoing it leaves no trace.
 """
 
 from collections.abc import Iterator
@@ -18,24 +18,24 @@ from mgaa.recovery.plan import Plan
 
 
 def target_names(model: PreTrainedModel, plan: Plan) -> list[str]:
-    """The names of the linears that get an adapter, in the order of the modules.
+    """List the linears that get an adapter, in the order of the modules.
 
     Raises:
         InputError: the architecture has no entry, or its blocks hold no linear.
-        UsageError: diagonals, and no linear is low-rank.
+        UsageError: the method is diagonals, and no linear is low-rank.
     """
     blocks, entry = decoder_blocks(model), architecture_of(model.config)
     untouched = {
         id(block.get_submodule(name)) for block in blocks for name in entry.untouched if has_module(block, name)
     }
     inside = {id(module) for module in blocks.modules()} - untouched
-    found = {name: module for name, module in model.named_modules() if id(module) in inside}
-    low_rank = [name for name, module in found.items() if isinstance(module, LowRankLinear)]
+    modules = {name: module for name, module in model.named_modules() if id(module) in inside}
+    low_rank = [name for name, module in modules.items() if isinstance(module, LowRankLinear)]
     factors = {f"{name}.{factor}" for name in low_rank for factor in "AB"}
-    plain = {name for name, module in found.items() if isinstance(module, nn.Linear)} - factors
+    plain = {name for name, module in modules.items() if isinstance(module, nn.Linear)} - factors
     if not low_rank and not plain:
         raise InputError(
-            f"the decoder blocks of this {type(model).__name__} hold no linear layer: take the model apart first "
+            f"the decoder blocks of this {type(model).__name__} hold no linear layer: split the model first "
             "(mgaa.models.fused.unfuse_)"
         )
     if plan.method == "diagonals":
@@ -47,14 +47,14 @@ def target_names(model: PreTrainedModel, plan: Plan) -> list[str]:
             )
         return low_rank
     whole = set(low_rank) if plan.tune == "product" else factors
-    return [name for name in found if name in whole | plain]
+    return [name for name in modules if name in whole | plain]
 
 
 @contextmanager
 def attach_adapters(model: PreTrainedModel, plan: Plan) -> Iterator[dict[str, Adapter]]:
-    """Adapters beside the targets, the only part that learns, inside this context; after it the model is as it was.
+    """Within this context, the targets have adapters, and only these learn; afterwards the model is in its former state.
 
-    They start as no update at all.
+    Initially the adapters change nothing.
     """
     learns = {parameter: parameter.requires_grad for parameter in model.parameters()}
     layers = {name: model.get_submodule(name) for name in target_names(model, plan)}
@@ -72,7 +72,7 @@ def attach_adapters(model: PreTrainedModel, plan: Plan) -> Iterator[dict[str, Ad
 
 
 def _make_adapter(layer: nn.Module, plan: Plan) -> Adapter:
-    """The adapter of the plan; of the two kinds only that one is imported."""
+    """Make the adapter of the plan; only the required kind is imported."""
     if plan.method == "diagonals":
         from mgaa.recovery.diagonals import Diagonals
 

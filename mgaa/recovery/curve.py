@@ -1,4 +1,4 @@
-"""What training did, step by step: the same numbers for the same job, without times."""
+"""Learning curve of a training, step by step: the same numbers for the same job, without times."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,31 +29,31 @@ class Curve:
 
     @property
     def best(self) -> int:
-        """The step with the lowest validation loss, the earliest of equals; 0 means that nothing was better than no update."""
+        """The step with the lowest validation loss, the earliest if equal; 0 means that no update was better."""
         return min((point for point in self.points if point.validation is not None), key=_validation).step
 
     @property
     def before(self) -> float:
-        """Validation loss without an update."""
+        """Validation loss before training."""
         return _validation(self.points[0])
 
     @property
     def after(self) -> float:
-        """The lowest validation loss, that of the model as it is merged, up to rounding."""
+        """The lowest validation loss, which is that of the merged model, up to rounding."""
         return _validation(next(point for point in self.points if point.step == self.best))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {"best": self.best, "points": [asdict(point) for point in self.points]}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Curve":
-        """Read what `to_dict` gave."""
+        """Read the result of `to_dict`."""
         return cls(tuple(Point(**point) for point in content["points"]))
 
     @classmethod
     def of_history(cls, history: Iterable[Mapping[str, Any]]) -> "Curve":
-        """From the log of transformers' Trainer: an entry for each step, and one more where it validated."""
+        """Read the log of transformers' Trainer: an entry for each step, and one more where it validated."""
         training: dict[int, tuple[float | None, float]] = {}
         validation: dict[int, float] = {}
         for entry in history:
@@ -63,12 +63,12 @@ class Curve:
             elif "loss" in entry:
                 training[step] = (entry["loss"], entry["learning_rate"])
         steps = sorted(training | validation)
-        given = ((step, *training.get(step, (None, 0.0))) for step in steps)
-        return cls(tuple(Point(step, loss, validation.get(step), rate) for step, loss, rate in given))
+        points = ((step, *training.get(step, (None, 0.0))) for step in steps)
+        return cls(tuple(Point(step, loss, validation.get(step), rate) for step, loss, rate in points))
 
 
 def is_exhausted(validations: Sequence[float], patience: int | None) -> bool:
-    """Whether the last `patience` validations all failed to be better than the best before them."""
+    """Return whether none of the last `patience` validations was better than the best before them."""
     if patience is None or not validations:
         return False
     best = min(range(len(validations)), key=validations.__getitem__)

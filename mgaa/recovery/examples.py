@@ -1,15 +1,15 @@
-"""What a compressed model is tuned on: token ids of different lengths, and which of them are scored.
+"""Examples on which a compressed model is trained: token ids of different lengths, and the tokens that are scored.
 
-Two sources. Instructions in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and
-the answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs`
-is off). And plain text, cut into windows (`mgaa.inputs.tokens.windows`), all of which is scored. A model that sees is tuned on questions
+Instructions come in the format of Alpaca (Taori et al. 2023), as LoRAP uses them: a prompt made of `instruction` and `input`, and the
+answer `output`, by default the only part that is scored (so in LLM-Pruner's code, from which LoRAP's recovery comes: `train_on_inputs` is
+off). Plain text is cut into windows (`mgaa.inputs.tokens.windows`), all of which is scored. A vision-language model is trained on questions
 about images (`mgaa.inputs.prompts`), of which the answers are scored.
 
-The boundary: prompt and prompt with answer are tokenized apart; the tokens that both begin with are the prompt, so a token that spans
-the boundary counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits [C].
+The boundary: prompt and prompt with answer are tokenized separately; their common prefix is the prompt, so a token that spans the boundary
+counts as answer. The beginning mark comes first if the tokenizer has one; the end mark comes last, where it fits (our choice).
 
-The first token of an example has no context and is never scored. Padding goes behind the end of shorter examples, where a causal model
-cannot see it from any scored position.
+The first token of an example has no context and is never scored. Padding follows the end of shorter examples, where it is invisible to
+every scored position of a causal model.
 
 Legend: t tokens of all examples, e1 examples plus one, n windows, l tokens of a window, b examples of a batch.
 """
@@ -36,26 +36,26 @@ from mgaa.inputs.tokens import digest
 from mgaa.models.model_inputs import IDS, Inputs
 
 UNSCORED = -100
-"""The label of a token that is not scored, torch's `ignore_index`."""
+"""Label of a token that is not scored, torch's `ignore_index`."""
 
 FIELDS = ("instruction", "input", "output")
 
 _OPENING = "Below is an instruction that describes a task"
 _TASK = "Write a response that appropriately completes the request.\n\n### Instruction:\n"
 _BATCH = 512
-"""Rows handed to the tokenizer at once: enough to use its threads, few enough to show progress."""
+"""Rows per call of the tokenizer: enough to use its threads, few enough to show progress."""
 
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """Examples end to end: example i is `[starts[i], starts[i + 1])`.
+    """Concatenated examples: example i is `[starts[i], starts[i + 1])`.
 
     Attributes:
         ids: token ids.
-        labels: the same where a token is scored, else `UNSCORED`.
+        labels: the id of each scored token, `UNSCORED` for the others.
         starts: where the examples begin, and the end of the last.
-        dropped: rows of the source of which nothing was left to score.
-        images: what the model takes beside the tokens of each example, where there is anything.
+        dropped: number of rows of the source that had no token to score.
+        images: the model's other inputs for each example, if there are any.
     """
 
     ids: Int[Tensor, " t"]
@@ -68,24 +68,24 @@ class Examples:
         return len(self.starts) - 1
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One example, as the models of transformers name its parts."""
+        """Return one example, with its parts named as transformers' models expect."""
         begin, end = self.starts[index : index + 2].tolist()
-        beside = self.images[index] if self.images else {}
-        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end], **beside}
+        images = self.images[index] if self.images else {}
+        return {"input_ids": self.ids[begin:end], "labels": self.labels[begin:end], **images}
 
     @property
     def scored(self) -> int:
-        """How many tokens are scored."""
+        """Number of scored tokens."""
         return int((self.labels != UNSCORED).sum())
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest example."""
+        """Number of tokens of the longest example."""
         return int(self.starts.diff().max())
 
     @property
     def digest(self) -> str:
-        """The identity of the examples, whatever file they came from."""
+        """Identity of the examples, independent of their file."""
         parts = [digest(part) for part in (self.ids, self.labels, self.starts)]
         parts += [
             f"{name}{tuple(tensor.shape)}{hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()}"
@@ -102,10 +102,12 @@ class Examples:
         """
         tensors = {"ids": self.ids, "labels": self.labels, "starts": self.starts}
         tensors |= {
-            f"{index}/{name}": each for index, beside in enumerate(self.images) for name, each in beside.items()
+            f"{index}/{name}": tensor for index, images in enumerate(self.images) for name, tensor in images.items()
         }
         try:
-            save_file({name: each.contiguous() for name, each in tensors.items()}, path, {"dropped": str(self.dropped)})
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"dropped": str(self.dropped)}
+            )
         except (OSError, SafetensorError) as error:
             raise ResourceError(
                 f"the examples cannot be written to {path} ({error}): make room or give another path"
@@ -121,22 +123,22 @@ class Examples:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in ("ids", "labels", "starts")}
-                beside = {name: file.get_tensor(name) for name in file.keys() if "/" in name}  # noqa: SIM118 (not a mapping)
+                stored = {name: file.get_tensor(name) for name in file.keys() if "/" in name}  # noqa: SIM118 (not a mapping)
                 dropped = int((file.metadata() or {})["dropped"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InputError(f"{path} holds no examples of mgaa ({error}): prepare them again") from error
-        images: list[dict[str, Tensor]] = [{} for _ in range(len(tensors["starts"]) - 1)] if beside else []
-        for name, tensor in beside.items():
+        images: list[dict[str, Tensor]] = [{} for _ in range(len(tensors["starts"]) - 1)] if stored else []
+        for name, tensor in stored.items():
             index, _, key = name.partition("/")
             images[int(index)][key] = tensor
         return cls(**tensors, dropped=dropped, images=tuple(images))
 
 
 def from_windows(windows: Int[Tensor, "n l"]) -> Examples:
-    """Every window is an example that is scored from its second token on.
+    """Turn every window into an example that is scored from its second token on.
 
     Raises:
-        InputError: no windows, or windows of a single token.
+        InputError: there are no windows, or windows of a single token.
     """
     number, length = windows.shape
     if number < 1 or length < 2:
@@ -155,56 +157,58 @@ def from_instructions(
     length: int = 256,
     scored: str = "answer",
 ) -> Examples:
-    """Instructions as examples of at most `length` tokens; see the top of this file.
+    """Turn instructions into examples of at most `length` tokens (module docstring).
 
     Args:
         rows: with the fields `instruction`, `input` (may be empty) and `output`.
-        tokenizer: that of the model.
+        tokenizer: of the model.
         length: tokens kept of a row (256 in LoRAP's code).
-        scored: `answer`, the answers alone, or `all`, the prompts too.
+        scored: `answer` for only the answers, or `all` for the prompts as well.
 
     Raises:
-        UsageError: a length below two, or an unknown `scored`.
+        UsageError: the length is below two, or `scored` is unknown.
         InputError: a row lacks a field, or no row has an answer within `length` tokens.
     """
     if length < 2 or scored not in ("answer", "all"):
         raise UsageError(f"length is {length} and scored {scored!r}: expected at least 2, and 'answer' or 'all'.")
     for number, row in enumerate(rows, start=1):
         check_row(row, f"row {number}")
-    found = [example for example in _encode_rows(rows, tokenizer, length) if example[1] < len(example[0])]
-    if not found:
+    encoded = [example for example in _encode_rows(rows, tokenizer, length) if example[1] < len(example[0])]
+    if not encoded:
         raise InputError(
             f"None of the {len(rows)} rows has an answer within its first {length} tokens: "
             "raise the length, or give rows with an `output`."
         )
-    ids = [torch.tensor(tokens) for tokens, _ in found]
+    ids = [torch.tensor(tokens) for tokens, _ in encoded]
     labels = [each.clone() for each in ids]
-    for label, (_, prompt) in zip(labels, found, strict=True):
+    for label, (_, prompt) in zip(labels, encoded, strict=True):
         label[: max(1, prompt if scored == "answer" else 1)] = UNSCORED
     starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
-    return Examples(torch.cat(ids), torch.cat(labels), starts, dropped=len(rows) - len(found))
+    return Examples(torch.cat(ids), torch.cat(labels), starts, dropped=len(rows) - len(encoded))
 
 
 def from_prompts(prompts: Prompts) -> Examples:
-    """Questions about images with their answers, which are scored.
+    """Turn questions about images into examples whose answers are scored.
 
     Raises:
         InputError: no prompt has an answer.
     """
-    given = Prompts.of(prompts)
-    if not any(given.answers):
-        raise InputError(f"None of the {len(given)} prompts has an answer, expected some: give questions with answers.")
-    ids = [each[IDS][0] for each in given.sequences]
-    labels = [each.clone() for each in ids]
-    for label, answer in zip(labels, given.answers, strict=True):
+    questions = Prompts.of(prompts)
+    if not any(questions.answers):
+        raise InputError(
+            f"None of the {len(questions)} prompts has an answer, expected some: give questions with answers."
+        )
+    ids = [tokens[IDS][0] for tokens in questions.sequences]
+    labels = [tokens.clone() for tokens in ids]
+    for label, answer in zip(labels, questions.answers, strict=True):
         label[: max(1, len(label) - answer)] = UNSCORED
-    beside = tuple({name: each for name, each in inputs.items() if name != IDS} for inputs in given.sequences)
-    starts = torch.tensor([0, *(len(each) for each in ids)]).cumsum(0)
-    return Examples(torch.cat(ids), torch.cat(labels), starts, images=beside if any(beside) else ())
+    images = tuple({name: tensor for name, tensor in inputs.items() if name != IDS} for inputs in questions.sequences)
+    starts = torch.tensor([0, *(len(tokens) for tokens in ids)]).cumsum(0)
+    return Examples(torch.cat(ids), torch.cat(labels), starts, images=images if any(images) else ())
 
 
 def prompt_of(row: Mapping[str, str]) -> str:
-    """The prompt of Alpaca, with and without an input (https://github.com/tatsu-lab/stanford_alpaca)."""
+    """Return the prompt of Alpaca, with and without an input (https://github.com/tatsu-lab/stanford_alpaca)."""
     if row["input"]:
         context = ", paired with an input that provides further context. "
         return f"{_OPENING}{context}{_TASK}{row['instruction']}\n\n### Input:\n{row['input']}\n\n### Response:\n"
@@ -212,10 +216,10 @@ def prompt_of(row: Mapping[str, str]) -> str:
 
 
 def read_instructions(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a file in the format of Alpaca: `.json` (one list), or `.jsonl` or `.ndjson` (one object per line).
+    """Read the rows of a file in the format of Alpaca: `.json` (one list), or `.jsonl` or `.ndjson` (one object per line).
 
     Raises:
-        InputError: the file is missing or not JSON, or a row is no object with the three texts.
+        InputError: the file is missing or not JSON, or a row is not an object with the three texts.
     """
     path = Path(path).expanduser()
     try:
@@ -234,7 +238,7 @@ def read_instructions(path: str | Path) -> list[dict[str, str]]:
 
 
 def _lines(text: str) -> list[Any]:
-    """The JSON of every line; only a newline ends one, other separators may stand inside a string."""
+    """Parse every line as JSON; only a newline ends a line, other separators may occur inside a string."""
     rows = []
     for number, line in enumerate(text.split("\n"), start=1):
         try:
@@ -245,7 +249,7 @@ def _lines(text: str) -> list[Any]:
 
 
 def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch: shorter examples get zeros behind their end, which are neither attended to nor scored; images come one after the other."""
+    """Collate one batch: shorter examples are padded with zeros, which are neither attended to nor scored; images are concatenated."""
     longest = max(len(example["input_ids"]) for example in examples)
     shape = (len(examples), longest)
     batch = {
@@ -263,22 +267,22 @@ def collate(examples: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _pad(example: Mapping[str, Tensor], name: str, longest: int) -> Tensor:
-    """What a model takes beside the tokens; what it takes of each token gets zeros behind the end."""
-    given, length = example[name], len(example["input_ids"])
-    of_tokens = given.shape == (1, length)
-    return functional.pad(given, (0, longest - length)) if of_tokens else given
+    """Return an input besides the tokens; one with a value per token is padded with zeros."""
+    tensor, length = example[name], len(example["input_ids"])
+    of_tokens = tensor.shape == (1, length)
+    return functional.pad(tensor, (0, longest - length)) if of_tokens else tensor
 
 
 def check_row(row: object, where: str) -> None:
-    """Refuse a row that is none in the format of Alpaca.
+    """Refuse a row that is not in the format of Alpaca.
 
     Raises:
-        InputError: it lacks one of the three texts; `where` it stands, for the message.
+        InputError: it lacks one of the three texts; `where` describes its place, for the message.
     """
     if not isinstance(row, Mapping) or not all(isinstance(row.get(field), str) for field in FIELDS):
-        found = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
+        content = {key: type(value).__name__ for key, value in row.items()} if isinstance(row, Mapping) else row
         raise InputError(
-            f"{where} holds {found!r}, expected the texts {', '.join(FIELDS)} (`input` may be empty): "
+            f"{where} holds {content!r}, expected the texts {', '.join(FIELDS)} (`input` may be empty): "
             "correct the row or leave it out"
         )
 
@@ -286,7 +290,7 @@ def check_row(row: object, where: str) -> None:
 def _encode_rows(
     rows: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase, length: int
 ) -> Iterable[tuple[list[int], int]]:
-    """The tokens of each row and how many of them are prompt; all of them where the answer is empty."""
+    """Yield the tokens of each row and the number of them that form the prompt; all of them where the answer is empty."""
     before = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     after = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for start in tqdm(range(0, len(rows), _BATCH), desc="tokenizing instructions", disable=None):
@@ -299,12 +303,12 @@ def _encode_rows(
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
-    """Ids without special tokens; truncation and padding that the tokenizer's file may ask for are off."""
+    """Encode without special tokens; truncation and padding that the tokenizer's file may request are off."""
     options: dict[str, Any] = {"add_special_tokens": False, "truncation": False, "padding": False, "verbose": False}
     return [list(ids) for ids in tokenizer(texts, **options)["input_ids"]]
 
 
 def _common_prefix(one: Sequence[int], two: Sequence[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
+    """Return the length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, two, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(two)))

@@ -1,17 +1,17 @@
-"""One recovery on disk: a folder from which it goes on after any interruption, and which no other recovery may use.
+"""Folder of one recovery, from which it resumes after any interruption, and which no other recovery may use.
 
-    job.json               what is trained: digests of the model, the examples and the validation examples, and the plan
+    job.json               the job: digests of the model, the examples and the validation examples, and the plan
     checkpoint-<step>/     after each validation; the two newest and the best are kept
-        adapters.safetensors       what was learnt
+        adapters.safetensors       the tensors learnt so far
         optimizer.pt, scheduler.pt, scaler.pt, rng_state.pth       written and read by transformers' Trainer
         trainer_state.json         steps, losses and the best validation so far
         complete.json              sha256 of all of these, written last
     job.lock               held while a process trains here
     adapters.safetensors, curve.json     the result, written when training has ended; the checkpoints are removed then
 
-A checkpoint without a valid `complete.json` was being written when the process died. It is dropped with a warning, and the one before it
-is taken. Files with a `.pt` ending are archives of torch: the Trainer reads them by `torch.load(weights_only=True)`, which builds
-tensors and plain values and runs no code. `training_args.bin`, a pickle that the Trainer would write (and never read), is not written.
+A checkpoint without a valid `complete.json` was being written when the process died. It is dropped with a warning, and the previous one is
+used. Files with a `.pt` ending are archives of torch: the Trainer reads them by `torch.load(weights_only=True)`, which builds tensors and
+plain values and runs no code. `training_args.bin`, a pickle that the Trainer would write (and never read), is not written.
 """
 
 import hashlib
@@ -44,7 +44,7 @@ STATE, COMPLETE = "trainer_state.json", "complete.json"
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, by content, in a folder; `mgaa.recovery.recover_` makes one."""
+    """A recovery, identified by content, in a folder; made by `mgaa.recovery.recover_`."""
 
     folder: Path
     model: str
@@ -53,7 +53,7 @@ class Job:
     plan: Plan
 
     def claim(self) -> None:
-        """Claim the folder: write job.json, or check that the one there says the same.
+        """Claim the folder: write job.json, or check that the existing one agrees.
 
         Raises:
             InputError: the folder belongs to another recovery, or holds something else.
@@ -66,15 +66,15 @@ class Job:
         elif differing := self._differences(read_json(self.folder / JOB)):
             raise InputError(
                 f"{self.folder} belongs to another recovery, which differs in {'; '.join(differing)}: "
-                "give a new folder, or the same model, examples and plan to go on"
+                "give a new folder, or the same model, examples and plan to resume"
             )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Train in the folder alone.
+        """Hold the exclusive right to train in the folder.
 
         Raises:
-            LockedError: another process does.
+            LockedError: another process trains there.
         """
         lock = FileLock(self.folder / LOCK)
         try:
@@ -89,7 +89,7 @@ class Job:
             lock.release()
 
     def checkpoint(self) -> Path | None:
-        """The newest complete checkpoint; incomplete ones are removed with a warning."""
+        """Return the newest complete checkpoint; incomplete ones are removed with a warning."""
         for path in sorted(self._checkpoints(), key=_step, reverse=True):
             if is_complete(path):
                 return path
@@ -98,14 +98,14 @@ class Job:
         return None
 
     def at(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Return the path of the checkpoint of a step."""
         return self.folder / f"checkpoint-{step}"
 
     def finish(self, curve: Curve) -> None:
         """Write the result, `curve.json` last, then remove the checkpoints.
 
         Raises:
-            InputError: the best checkpoint was damaged meanwhile.
+            InputError: the best checkpoint was damaged in the meantime.
         """
         if curve.best and not is_complete(self.at(curve.best)):
             raise InputError(
@@ -118,7 +118,7 @@ class Job:
             shutil.rmtree(path)
 
     def result(self) -> tuple[Curve, dict[str, Tensor]] | None:
-        """The curve and the best adapters (none if nothing was better than no update), or None before the end.
+        """Return the curve and the best adapters (empty if no update was better), or None before the end.
 
         Raises:
             InputError: the files do not belong together.
@@ -129,16 +129,16 @@ class Job:
         path = self.folder / ADAPTERS
         if not path.exists() or content.pop("adapters", None) != file_digest(path):
             raise InputError(
-                f"{path} is not the file that {CURVE} beside it names: remove {self.folder} and start again, which trains from the start"
+                f"{path} is not the file that {CURVE} next to it names: remove {self.folder} and start again, which trains from the start"
             )
         return Curve.from_dict(content), read_tensors(path)
 
     def _checkpoints(self) -> list[Path]:
-        """Those of steps; a folder of another name is somebody else's."""
+        """List the checkpoints of steps; a folder of another name belongs to somebody else."""
         return [path for path in self.folder.glob("checkpoint-*") if _step(path) >= 0 and not path.is_symlink()]
 
     def _strangers(self) -> set[str]:
-        """What lies in a folder that was not claimed, apart from a claim that was interrupted."""
+        """Return the files in an unclaimed folder, apart from an interrupted claim."""
         there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         return {name for name in there - LITTER - {LOCK} if not re.fullmatch(rf"{JOB}\.\d+\.part", name)}
 
@@ -157,22 +157,22 @@ class Job:
 
 
 def read_job(folder: Path) -> Job:
-    """The job that `Job.claim` wrote.
+    """Read the job that `Job.claim` wrote.
 
     Raises:
-        InputError: there is none.
+        InputError: the file is missing or damaged.
     """
     content = read_json(folder / JOB)
     return Job(folder, content["model"], content["examples"], content["validation"], Plan(**content["plan"]))
 
 
 def job_of(model: nn.Module, examples: Examples, validation: Examples, plan: Plan, folder: Path) -> Job:
-    """The job of these inputs."""
+    """Make the job of these inputs."""
     return Job(folder.resolve(), model_digest(model), examples.digest, validation.digest, plan)
 
 
 def model_digest(model: nn.Module) -> str:
-    """The identity of a model: sha256 over the names, types, shapes and bytes of its tensors."""
+    """Return the identity of a model: sha256 over the names, types, shapes and bytes of its tensors."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -187,7 +187,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether every file is there as it was written."""
+    """Return whether every file exists as it was written."""
     try:
         files = json.loads((checkpoint / COMPLETE).read_text(encoding="utf-8"))
         return all(file_digest(checkpoint / name) == digest for name, digest in files.items())
@@ -196,13 +196,13 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file."""
+    """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file whole or not at all.
+    """Write a JSON file atomically.
 
     Raises:
         ResourceError: it cannot be written.
@@ -219,10 +219,10 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object from a file.
+    """Read an object from a JSON file.
 
     Raises:
-        InputError: there is none.
+        InputError: the file is missing, or holds something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -236,7 +236,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file whole or not at all.
+    """Write a safetensors file atomically.
 
     Raises:
         ResourceError: it cannot be written.
@@ -253,7 +253,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file."""
+    """Read the tensors of a safetensors file."""
     return load_file(path)
 
 

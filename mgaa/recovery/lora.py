@@ -1,9 +1,9 @@
-"""LoRA beside a linear (Hu et al. 2021, arXiv 2106.09685), with the layer of peft: `y = W x + b + s L_B L_A x`.
+"""LoRA on a linear (Hu et al. 2021, arXiv 2106.09685), with peft's layer: `y = W x + b + s L_B L_A x`.
 
 Only peft's layer is used and not its injection: that finds modules by name, and translates names for the stacked experts of transformers,
-while here every place is known (adapters.py).
+while here every place is known (`mgaa.recovery.attach`).
 
-Importing this file imports peft.
+Importing this module imports peft.
 """
 
 from typing import cast
@@ -20,9 +20,9 @@ _ADAPTER = "recovery"
 
 
 class LoraAdapter(lora.Linear, Adapter):  # type: ignore[misc]
-    """peft's LoRA layer around an `nn.Linear` or a `LowRankLinear`, whose sizes peft would warn of not knowing; adapters in float32.
+    """peft's LoRA layer around an `nn.Linear` or a `LowRankLinear`, whose sizes peft does not know; adapters in float32.
 
-    It starts as no update at all (`L_B` is zero), with `L_A` drawn from torch's generator.
+    Initially it changes nothing (`L_B` is zero), with `L_A` drawn from torch's generator.
     """
 
     def __init__(self, layer: nn.Module, plan: Plan) -> None:
@@ -43,7 +43,7 @@ class LoraAdapter(lora.Linear, Adapter):  # type: ignore[misc]
 
     @property
     def learnt(self) -> dict[str, nn.Parameter]:
-        """`L_A` and `L_B`."""
+        """Return `L_A` and `L_B`."""
         return {"lora_A": cast(nn.Parameter, self.inner.weight), "lora_B": cast(nn.Parameter, self.outer.weight)}
 
     def _get_in_out_features(self, module: nn.Module) -> tuple[int, int]:

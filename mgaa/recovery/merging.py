@@ -1,4 +1,4 @@
-"""A trained update folded into its linear, so that nothing of the adapter is left in the model.
+"""Merging of a trained update into its linear, so that no adapter remains in the model.
 
 With the update of LoRA, `s L_B L_A` of rank r (Hu et al. 2021, arXiv 2106.09685):
 
@@ -8,17 +8,17 @@ With the update of LoRA, `s L_B L_A` of rank r (Hu et al. 2021, arXiv 2106.09685
 
     ... and not storable:  B' = W', A' = 1 (or the reverse) where k + r exceeds m or n, else as above
 
-The last line: a bias that the architecture has no place for (a centred factorizer adds it, mgaa.factors.afm) can be held by a checkpoint
-in a low-rank layer only, so such a layer stays one, even beyond the break-even.
+The last line: a checkpoint can store a bias that the architecture lacks (added by a centred factorizer, `mgaa.factors.afm`) only in a
+low-rank layer, so such a layer stays low-rank, even beyond break-even.
 
-LoRAP (arXiv 2404.09695) merges the product and factorizes it again at rank k + r, which gives the same matrix: its rank is at most
-k + r. Writing the factors side by side costs nothing, and leaves the entries of A and B as they were.
+LoRAP (arXiv 2404.09695) merges the product and factorizes it again at rank k + r, which gives the same matrix: its rank is at most k + r.
+Concatenating the factors costs nothing, and leaves the entries of A and B unchanged.
 
-Diagonals fold into `B` as it is, `B' = B + [Λ_b B_r Λ_d, 0]` (diagonals.py), and change no shape.
+Diagonals merge into `B`, `B' = B + [Λ_b B_r Λ_d, 0]` (`mgaa.recovery.diagonals`), and change no shape.
 
-Sums and products are taken in float64 and rounded once, to the dtype of the layer. Between `s L_B` and `L_A` each direction is balanced by
-a power of two, so that both have about the same norm: `L_B` starts from zero and may be so small that float16 would flush it, and
-a power of two changes no digit.
+Sums and products are computed in float64 and rounded once, to the dtype of the layer. Between `s L_B` and `L_A` each direction is balanced
+by a power of two, so that both have about the same norm: `L_B` starts from zero and may be so small that float16 would flush it, and a
+power of two changes no digit.
 
 Legend: m outputs, n inputs, k rank of the layer, r rank of the update.
 """
@@ -41,18 +41,18 @@ from mgaa.recovery.plan import Plan
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """What LoRA adds to a matrix: `scale * B @ A`."""
+    """LoRA's update of a matrix: `scale * B @ A`."""
 
     A: Float[Tensor, "r n"]
     B: Float[Tensor, "m r"]
     scale: float
 
     def product(self) -> Float[Tensor, "m n"]:
-        """The whole matrix in float64."""
+        """Return the whole matrix in float64."""
         return self.scale * (self.B.double() @ self.A.double())
 
     def balanced(self) -> tuple[Float[Tensor, "r n"], Float[Tensor, "m r"]]:
-        """`A` and `scale * B` in float64, the rows of one and the columns of the other of about equal norm."""
+        """Return `A` and `scale * B` in float64, the rows of one and the columns of the other of about equal norm."""
         A, B = self.A.double(), self.scale * self.B.double()
         quotient = B.norm(dim=0) / A.norm(dim=1)
         usable = quotient.isfinite() & (quotient > 0)
@@ -61,9 +61,9 @@ class Update:
 
 
 def merge_(model: PreTrainedModel, updates: Mapping[str, Update | Scaling]) -> None:
-    """Fold updates into the linears of those names, in place; the config then says so.
+    """Merge updates into the linears of those names, in place; the config then describes it.
 
-    All are computed once before the first is put in place, so that an error leaves the model as it was; memory for one of them is enough.
+    All are computed once before the first is put in place, so that an error leaves the model unchanged; memory for one of them is enough.
 
     Raises:
         NumericalError: an entry is not finite in the dtype of its layer.
@@ -77,7 +77,7 @@ def merge_(model: PreTrainedModel, updates: Mapping[str, Update | Scaling]) -> N
 
 
 def updates_of(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Update | Scaling]:
-    """The updates to merge, by the name of their linear, from what was learnt by a plan."""
+    """Return the updates to merge, by the name of their linear, from the tensors learnt by a plan."""
     names = dict.fromkeys(name.rpartition(".")[0] for name in tensors)
     if plan.method == "diagonals":
         return {name: Scaling(tensors[f"{name}.lambda_b"], tensors[f"{name}.lambda_d"]) for name in names}
@@ -86,7 +86,7 @@ def updates_of(tensors: Mapping[str, Tensor], plan: Plan) -> dict[str, Update | 
 
 @torch.no_grad()
 def merged(layer: nn.Module, update: Update | Scaling, *, dense: bool = True) -> nn.Linear | LowRankLinear:
-    """The layer with its update; biases are those of the layer.
+    """Return the layer with its update merged; biases are those of the layer.
 
     `dense` allows a low-rank layer to become a dense one where that is smaller.
     """
@@ -109,7 +109,7 @@ def merged(layer: nn.Module, update: Update | Scaling, *, dense: bool = True) ->
 
 
 def _low_rank(layer: LowRankLinear, A: Sequence[Tensor], B: Sequence[Tensor]) -> LowRankLinear:
-    """A layer of these factors, side by side, that is otherwise like another."""
+    """Make a layer of these concatenated factors that is otherwise like another."""
     dtype, bias = layer.A.weight.dtype, None if layer.B.bias is None else layer.B.bias.detach()
     factors = Factors(torch.cat([part.to(dtype) for part in A]), torch.cat([part.to(dtype) for part in B], dim=1), bias)
     return LowRankLinear.from_factors(factors).train(layer.training).requires_grad_(False)
@@ -120,14 +120,14 @@ def _may_be_dense(layer: nn.Module, biased: bool) -> bool:
 
 
 def _biased(model: PreTrainedModel) -> set[str]:
-    """The linears to which the class of the model gives a bias."""
+    """List the linears to which the class of the model gives a bias."""
     with torch.device("meta"):
         shell = unfuse_(type(model)(model.config))
     return {name.removesuffix(".bias") for name in shell.state_dict() if name.endswith(".bias")}
 
 
 def _linear(weight: Float[Tensor, "m n"], like: nn.Linear) -> nn.Linear:
-    """A linear of that weight, with the dtype and the bias of another."""
+    """Make a linear of that weight, with the dtype and the bias of another."""
     m, n = weight.shape
     linear = nn.Linear(n, m, bias=like.bias is not None, device="meta")
     linear.weight = nn.Parameter(weight.to(like.weight.dtype), requires_grad=False)

@@ -1,11 +1,11 @@
-"""How a compressed model is tuned: one frozen record, which is all that a result depends on beside the model and the texts.
+"""Plan of a recovery: one frozen record, the only input of a result besides the model and the texts.
 
 The defaults are those of LoRAP (arXiv 2404.09695, 4.1 and its code, a descendant of LLM-Pruner's `post_training.py`): LoRA of rank 8 on
-every linear, two epochs, rate 1e-4, 64 sequences per step. What the paper leaves open is decided here and marked [D]. Bolaco's code
-(arXiv 2405.10616) is `Plan(method="diagonals", rank=64, rate=1e-2, micro_batch=8)`.
+every linear, two epochs, rate 1e-4, 64 sequences per step. Choices that the paper leaves open are ours and marked [D]. Bolaco's code (arXiv
+2405.10616) is `Plan(method="diagonals", rank=64, rate=1e-2, micro_batch=8)`.
 
-Batches: every epoch is a new order of all examples, the epochs are laid end to end, and the line is cut into batches. So each step
-has exactly `batch` sequences, however many processes share it and however many of them one forward pass takes.
+Batches: every epoch is a new order of all examples, the epochs are concatenated, and the sequence is cut into batches. So each step has
+    exactly `batch` sequences, regardless of the number of processes and of sequences per forward pass.
 """
 
 from dataclasses import dataclass, fields
@@ -23,26 +23,26 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to train, for how long and in which arithmetic.
+    """Settings of training: the adapters, its length and its arithmetic.
 
     Attributes:
-        method: `lora` puts an update of low rank beside every linear (mgaa.recovery.lora); `diagonals` scales the leading directions of
-            the low-rank ones, and leaves all others alone (mgaa.recovery.diagonals).
-        tune: of LoRA alone; `product` tunes `B A` as a whole, and the rank of the update comes on top; `factors` tunes `A` and `B`, and
-            every rank stays.
-        epochs: passes over the examples; `steps` replaces it.
+        method: `lora` adds a low-rank update to every linear (`mgaa.recovery.lora`); `diagonals` scales the leading directions of the
+            low-rank ones, and leaves all others unchanged (`mgaa.recovery.diagonals`).
+        tune: for LoRA only; `product` trains `B A` as a whole, and the rank of the update is added; `factors` trains `A` and `B`, and every
+            rank stays.
+        epochs: passes over the examples; overridden by `steps`.
         rate: the highest learning rate: linear warm-up, then linear decay to zero.
         batch: sequences per optimizer step, over all processes.
-        micro_batch: sequences per forward pass; the rest of the batch is accumulated.
-        rank: of the update of LoRA; with diagonals the number of leading directions, or all of a layer that has fewer.
-        alpha: of LoRA alone, whose update is `alpha / rank * B A`.
-        dropout: of what enters the update.
+        micro_batch: sequences per forward pass; the gradients of a batch are accumulated.
+        rank: of the update of LoRA; with diagonals the number of leading directions, at most the rank of the layer.
+        alpha: for LoRA only, whose update is `alpha / rank * B A`.
+        dropout: on the input of the update.
         warmup: share of the steps [D]: LoRAP's code has 100 steps, which are this share of its run.
         decay: of the weights (AdamW); 0 as in LoRAP's code.
         precision: see `mgaa.recovery.precision`.
-        evaluate_every: steps between validations, after each of which a checkpoint is written.
-        patience: validations in a row without a new best before training stops [D]; None: never.
-        processes: how many share a batch; more than one are started by `mgaa.recovery.processes`.
+        evaluate_every: steps between validations, each of which is followed by a checkpoint.
+        patience: validations in a row without a new best before training stops [D]; None for never.
+        processes: number of processes that share a batch; more than one are started by `mgaa.recovery.processes`.
     """
 
     method: str = "lora"
@@ -64,7 +64,7 @@ class Plan:
     processes: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse what cannot run.
+        """Refuse settings that cannot run.
 
         Raises:
             UsageError: a value is out of range, or the batch does not divide into micro-batches of all processes.
@@ -100,7 +100,7 @@ class Plan:
 
     @property
     def scale(self) -> float:
-        """The factor of LoRA's update, `alpha / rank`."""
+        """Factor of LoRA's update, `alpha / rank`."""
         return self.alpha / self.rank
 
     @property
@@ -109,18 +109,18 @@ class Plan:
         return self.batch // (self.micro_batch * self.processes)
 
     def total(self, examples: int) -> int:
-        """Optimizer steps on that many examples, at least one."""
+        """Return the number of optimizer steps on that many examples, at least one."""
         return self.steps if self.steps is not None else max(1, round(self.epochs * examples / self.batch))
 
     def order(self, examples: int) -> Int[Tensor, " s"]:
-        """Which example comes when: `total * batch` indices, from epochs of all examples in random order."""
+        """Return the order of the examples: `total * batch` indices, from epochs of all examples in random order."""
         generator = torch.Generator().manual_seed(self.seed)
         needed = self.total(examples) * self.batch
         epochs = [torch.randperm(examples, generator=generator) for _ in range(-(-needed // examples))]
         return torch.cat(epochs)[:needed]
 
     def differences(self, other: "Plan") -> list[str]:
-        """What distinguishes this plan, here, from one that lies there, in words."""
+        """Describe the differences between this plan, here, and an existing one, there, in words."""
         pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
         return [f"{name} {there!r} there, {here!r} here" for name, here, there in pairs if here != there]
 

@@ -1,11 +1,11 @@
-"""The arithmetic of training: which numbers the matrices are multiplied in. What is learnt is float32 in any case.
+"""Arithmetic of training: the dtype in which matrices are multiplied. The trained tensors are always float32.
 
-`float32`: frozen weights that are stored in half precision are held in float32 meanwhile (exactly, at the cost of a second copy).
-`bfloat16`, `float16`: autocast; weights stay as they are stored. float16 has few exponent bits, so its gradients are scaled (the scaler
-of torch's AMP), which needs a GPU.
-`auto`: bfloat16 on a GPU that computes in it, float16 on an older one. On a CPU bfloat16 where it has instructions for it (AVX512-BF16,
-which processors with AMX have too), else float32: with such instructions a step through the demo backbone is about a quarter faster in
-bfloat16 (the command of docs/performance.md, with `recovery.precision=float32`), without them bfloat16 is emulated, and slower.
+- `float32`: frozen weights that are stored in half precision are held in float32 in the meantime (exactly, at the cost of a second copy).
+- `bfloat16`, `float16`: autocast; weights keep their dtype. float16 has few exponent bits, so its gradients are scaled (the scaler of
+  torch's AMP), which needs a GPU.
+- `auto`: bfloat16 on a GPU that supports it, float16 on an older one. On a CPU bfloat16 where it has instructions for it (AVX512-BF16,
+  which processors with AMX have too), otherwise float32: with such instructions a step through the demo backbone is about a quarter faster
+  in bfloat16 (the command of docs/performance.md, with `recovery.precision=float32`), without them bfloat16 is emulated, and slower.
 """
 
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ _HALVES = (torch.bfloat16, torch.float16)
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """What `auto` means on a device; anything else is checked and returned.
+    """Resolve `auto` for a device; anything else is checked and returned.
 
     Raises:
-        UsageError: the device does not compute in it.
+        UsageError: the device does not support it.
     """
     on_gpu = device.type == "cuda"
     native = torch.cuda.is_bf16_supported(False) if on_gpu else torch.cpu._is_avx512_bf16_supported()
@@ -34,13 +34,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
             f"recovery.precision is float16 on {device}, which needs a GPU: take auto, bfloat16 or float32"
         )
     if precision == "bfloat16" and on_gpu and not native:
-        raise UsageError(f"recovery.precision is bfloat16, which {device} does not compute in: take float16 or float32")
+        raise UsageError(f"recovery.precision is bfloat16, which {device} does not support: take float16 or float32")
     return precision
 
 
 @contextmanager
 def hold_precision(model: nn.Module, precision: str) -> Iterator[None]:
-    """Parameters in half precision are float32 inside this context if that is the precision; afterwards they are the stored ones."""
+    """Within this context, parameters in half precision are float32 if that is the precision; afterwards they are the stored ones."""
     stored = {
         parameter: parameter.data
         for parameter in model.parameters()

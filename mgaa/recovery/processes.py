@@ -1,12 +1,12 @@
 """Several processes that train one model, each on its share of every batch; gradients are averaged (torch's DistributedDataParallel).
 
-The job lies in the folder as files: the model as a checkpoint, the examples as safetensors, the plan in job.json. `torchrun` starts
-`python -m mgaa.recovery <folder>` as often as there are processes; accelerate, inside the Trainer, finds the others by the environment that
-torchrun sets. (`accelerate launch` does the same, but reads the user's defaults.) The first process writes the result, which the caller
-reads back. What a process raises lies in `error.json` and is raised again by the caller.
+The job is in the folder as files: the model as a checkpoint, the examples as safetensors, the plan in job.json. `torchrun` starts `python
+-m mgaa.recovery <folder>` once per process; accelerate, inside the Trainer, finds the others by the environment that torchrun sets.
+(`accelerate launch` does the same, but reads the user's defaults.) The first process writes the result, which the caller reads back. An
+error of a process is written to `error.json` and raised again by the caller.
 
-On GPUs each process takes one; on the CPU they share the cores. The result equals that of a single process up to the order of sums,
-and up to dropout, which every process draws for itself.
+On GPUs each process takes one; on the CPU they share the cores. The result equals that of a single process up to the order of sums, and up
+to dropout, which every process draws separately.
 """
 
 import os
@@ -28,7 +28,7 @@ from mgaa.recovery.examples import Examples
 from mgaa.recovery.job import JOB, Job, model_digest, read_job, read_json, write_json
 
 HANDOVER, ERROR = ".handover", "error.json"
-"""A folder of the job that is there while the processes are, and what one of them raised."""
+"""Folder of the job that exists while the processes run, and the file with the error of one of them."""
 MODEL, EXAMPLES, VALIDATION = (
     f"{HANDOVER}/model",
     f"{HANDOVER}/examples.safetensors",
@@ -41,8 +41,8 @@ def launch_processes(model: PreTrainedModel, examples: Examples, validation: Exa
 
     Raises:
         UsageError: there are fewer GPUs than processes.
-        ResourceError: the model cannot be written, or a process died without a word.
-        MgaaError: what a process raised.
+        ResourceError: the model cannot be written, or a process died without reporting an error.
+        MgaaError: a process raised it.
     """
     if model.device.type == "cuda" and torch.cuda.device_count() < job.plan.processes:
         raise UsageError(
@@ -63,10 +63,10 @@ def launch_processes(model: PreTrainedModel, examples: Examples, validation: Exa
 
 
 def run_process(folder: Path, device: str) -> None:
-    """What each process does.
+    """Run one process of a training.
 
     Raises:
-        MgaaError: it is also written to `error.json`, for the caller.
+        MgaaError: as in training; it is also written to `error.json`, for the caller.
     """
     from mgaa.recovery.training import train
 
@@ -97,7 +97,7 @@ def _store(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _run(job: Job, device: torch.device) -> int:
-    """The exit code; an interruption ends the processes too."""
+    """Return the exit code; an interruption also ends the processes."""
     processes = job.plan.processes
     module = ["-m", "mgaa.recovery", str(job.folder), device.type]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *module]
@@ -115,7 +115,7 @@ def _raise(folder: Path, code: int) -> None:
     if not (folder / ERROR).exists():
         raise ResourceError(
             f"the training processes ended with code {code}, see their messages above; make room (memory, GPUs, disk) "
-            f"and start again with the folder {folder}: finished steps are kept"
+            f"and start again with the folder {folder}: completed steps are kept"
         )
     content = read_json(folder / ERROR)
     raise getattr(errors, content["kind"])(content["message"])

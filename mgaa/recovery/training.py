@@ -1,17 +1,17 @@
-"""The training itself: transformers' Trainer with our loss, our order of examples and our checkpoints.
+"""Training by transformers' Trainer, with our loss, our order of examples and our checkpoints.
 
-The Trainer brings the loop, accumulation, autocast and scaler, gradient clipping at norm 1, AdamW, the schedule, several processes, and
-the state that makes a resumed run equal to the bit to one that was never interrupted. Replaced are:
+The Trainer provides the loop, accumulation, autocast and scaler, gradient clipping at norm 1, AdamW, the schedule, several processes, and
+the state that makes a resumed run equal to the bit to an uninterrupted one. Replaced are:
 
     the order      fixed by the plan (`Plan.order`), so that a batch is the same however it is divided
     the loss       sum over the scored tokens of the whole batch, divided by their number: padding and micro-batches do not matter
     validation     sum over all scored tokens divided by their number (the Trainer averages the means of batches)
-    checkpoints    the adapters alone, with a seal (see job.py)
+        checkpoints    the adapters alone, with a seal (`mgaa.recovery.job`)
     output         one progress bar, when standard error is a terminal
 
-What the Trainer changes outside of itself (generators, verbosity, flags of the model) is put back.
+The Trainer's side effects (generators, verbosity, flags of the model) are undone.
 
-Importing this file imports the Trainer.
+Importing this module imports the Trainer.
 """
 
 import random
@@ -50,7 +50,7 @@ from mgaa.recovery.precision import hold_precision
 
 
 def train(model: PreTrainedModel, examples: Examples, validation: Examples, job: Job) -> None:
-    """Train adapters on a model, from the newest checkpoint of the job to its end, and write the result; the model stays as it is.
+    """Train adapters on a model, from the newest checkpoint of the job to its end, and write the result; the model stays unchanged.
 
     Raises:
         LockedError: another process trains in the folder.
@@ -79,7 +79,7 @@ def train(model: PreTrainedModel, examples: Examples, validation: Examples, job:
 
 
 class _Ordered(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """The examples in the order of the plan."""
+    """Examples in the order of the plan."""
 
     def __init__(self, examples: Examples, order: Int[Tensor, " s"]) -> None:
         self.examples = examples
@@ -93,7 +93,7 @@ class _Ordered(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 
 class _Trainer(Trainer):  # type: ignore[misc]
-    """See the top of this file for what is replaced."""
+    """Trainer with the replacements listed in the module docstring."""
 
     def __init__(
         self,
@@ -118,15 +118,15 @@ class _Trainer(Trainer):  # type: ignore[misc]
         self.remove_callback(PrinterCallback)
 
     def newest(self) -> Path | None:
-        """The checkpoint to go on from: the first process looks, all take the same."""
-        found = self.job.checkpoint() if self.is_world_process_zero() else None
-        step = 0 if found is None else int(found.name.rpartition("-")[2])
+        """Return the checkpoint to resume from: the first process looks for it, all use the same."""
+        checkpoint = self.job.checkpoint() if self.is_world_process_zero() else None
+        step = 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
         step = int(self.accelerator.reduce(torch.tensor(step, device=self.args.device)))
         return self.job.at(step) if step else None
 
     @torch.no_grad()
     def evaluate(self, *_: object, **__: object) -> dict[str, float]:
-        """Mean loss over the scored validation tokens; every process takes its share of the batches."""
+        """Return the mean loss over the scored validation tokens; every process takes its share of the batches."""
         self.model.eval()
         size, rank, world = self.args.eval_batch_size, self.args.process_index, self.args.world_size
         starts = range(rank * size, len(self.eval_dataset), size * world)
@@ -169,7 +169,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
 
 
 class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Stops when a loss is not finite or validation no longer improves, remembers the start as the best so far, and shows progress."""
+    """Stops when a loss is not finite or validation no longer improves, records the start as the first best, and shows progress."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -178,14 +178,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object
     ) -> None:
-        """The best checkpoint is found again even if the folder was moved."""
+        """Find the best checkpoint again even if the folder was moved."""
         if state.best_global_step:
             state.best_model_checkpoint = str(self.job.at(state.best_global_step))
         shown = True if args.process_index else None
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="recovering", disable=shown)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """Once per step, before it can reach a checkpoint."""
+        """Check the loss once per step, before it can reach a checkpoint."""
         loss = given["logs"].get("loss")
         if loss is not None:
             _check(loss, "training", state.global_step)
@@ -193,14 +193,14 @@ class _Watch(TrainerCallback):  # type: ignore[misc]
             self.bar.set_postfix(loss=f"{loss:.3f}")
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **given: Any) -> None:
-        """A validation loss counts from the start on."""
+        """Update the best validation loss, from the start on."""
         if state.global_step == 0:
             state.best_metric = given["metrics"]["eval_loss"]
         if is_exhausted(_validations(state.log_history), self.job.plan.patience):
             control.should_training_stop = True
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self.bar is not None:
             self.bar.close()
 
@@ -250,17 +250,17 @@ def _loss(outputs: Any, labels: Int[Tensor, "b l"], num_items_in_batch: Tensor |
 
 
 def _sum(logits: Float[Tensor, "b l v"], labels: Int[Tensor, "b l"]) -> Float[Tensor, ""]:
-    """The loss of all scored tokens, each predicted from those before it; in float32 or wider."""
+    """Return the loss of all scored tokens, each predicted from those before it; in float32 or wider."""
     precise = torch.promote_types(logits.dtype, torch.float32)
-    given, wanted = logits[:, :-1].flatten(0, 1).to(precise), labels[:, 1:].flatten()
-    return functional.cross_entropy(given, wanted, ignore_index=UNSCORED, reduction="sum")
+    predictions, targets = logits[:, :-1].flatten(0, 1).to(precise), labels[:, 1:].flatten()
+    return functional.cross_entropy(predictions, targets, ignore_index=UNSCORED, reduction="sum")
 
 
 def _check(loss: float, what: str, step: int) -> None:
     if not np.isfinite(loss):
         raise NumericalError(
             f"The {what} loss is {loss} at step {step}, expected a finite number: lower recovery.rate, or set "
-            "recovery.precision to float32 or bfloat16. The model is as it was before, and the last checkpoint is kept."
+            "recovery.precision to float32 or bfloat16. The model is unchanged, and the last checkpoint is kept."
         )
 
 
@@ -269,14 +269,14 @@ def _validations(history: list[dict[str, Any]]) -> list[float]:
 
 
 def _is_finished(history: list[dict[str, Any]], plan: Plan, examples: int) -> bool:
-    """Whether a run with this log has nothing left to do: a process may die between its last checkpoint and the result."""
+    """Return whether a run with this log is complete: a process may die between its last checkpoint and the result."""
     last = max((int(entry["step"]) for entry in history), default=0)
     return last >= plan.total(examples) or is_exhausted(_validations(history), plan.patience)
 
 
 @contextmanager
 def _restore_model(model: PreTrainedModel) -> Iterator[None]:
-    """What the Trainer changes beside the adapters is as before afterwards."""
+    """Undo the Trainer's side effects on the model after this context."""
     config = model.config.get_text_config()
     verbosity, cached = logging.get_verbosity(), config.use_cache
     restore = _generators()
@@ -293,7 +293,7 @@ def _restore_model(model: PreTrainedModel) -> Iterator[None]:
 
 
 def _generators() -> Callable[[], None]:
-    """The state of all random generators; calling the result puts it back."""
+    """Save the state of all random generators; calling the result restores it."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 

@@ -40,7 +40,7 @@ from mgaa.statistics.calibration import CalibrationSettings
 
 @dataclass(frozen=True)
 class Trial:
-    """One allocation that was tried; `objective` is `None` where a loss was not finite, which `error` then says."""
+    """One trial of an allocation; `objective` is `None` where a loss was not finite, and `error` then has the message."""
 
     point: list[float]
     objective: float | None
@@ -80,19 +80,19 @@ def compress_by_search_(
         validation: token ids in any form of `mgaa.inputs.token_rows`, of one length: windows that are neither calibration nor test text.
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
         factors: the factorizer.
-        method, evaluations, initial, seed: of the search (`mgaa.search.optimizer`).
-        groups, dense, least: of the space (`mgaa.search.space`).
-        windows, selection: how many of the validation windows are used, and how many random allocations choose them; with a `selection` of
-            0 the first ones are taken. All of them are used where there are no more than `windows`.
+        method, evaluations, initial, seed: settings of the search (`mgaa.search.optimizer`).
+        groups, dense, least: settings of the space (`mgaa.search.space`).
+        windows, selection: number of validation windows to use, and number of random allocations that choose them; with a `selection` of 0
+            the first windows are used. All of them are used if there are no more than `windows`.
         divergence: weight of the divergence in the objective (`mgaa.search.objective`).
         multiple: the step between ranks.
-        measuring: of the calibration; by default as in `mgaa.compress_`.
+        measuring: settings of the calibration; by default as in `mgaa.compress_`.
 
     Returns:
-        What was done, and every trial in order.
+        The report, and every trial in order.
 
     Raises:
-        UsageError: a parameter is out of reach or unknown; this is found before anything is measured.
+        UsageError: a parameter is out of reach or unknown; raised before anything is measured.
         InputError: the model or the tokens cannot be used.
         NumericalError: a weight or an activation is not finite, or no trial could be measured.
     """
@@ -110,14 +110,18 @@ def compress_by_search_(
     check_windows(model, validation.flatten(), validation.shape[1], None)
     matrices = matrices_of(unfuse_(meta_copy(model)))
     space = space_of(matrices, compression=compression, groups=groups, dense=dense, least=least)
-    target, chosen, how = Target(compression, multiple), (factors, dict[str, Any]()), measuring or CalibrationSettings()
+    target, chosen, calibration = (
+        Target(compression, multiple),
+        (factors, dict[str, Any]()),
+        measuring or CalibrationSettings(),
+    )
     space.check(flat_ladders(matrices, target, centred=adds_biases(chosen)))
-    check_groups(chosen, how.groups, len(tokens))
+    check_groups(chosen, calibration.groups, len(tokens))
     check_fit(tokens, model)
     unfuse_(model)
     with eval_mode(model):
         check_decoder(model)
-        shared = decompose_model(model, tokens, matrices, target, how, chosen)
+        shared = decompose_model(model, tokens, matrices, target, calibration, chosen)
         if selection and len(validation) > windows:
             coarse = space_of(matrices, compression=compression, dense=dense, least=least)
             validation = validation[_choose_windows(model, shared, coarse, validation, windows, selection)]
@@ -143,7 +147,7 @@ def compress_by_search_(
 
 
 def _compress_at(model: PreTrainedModel, shared: DecomposedModel, space: Space, point: list[float]) -> PreTrainedModel:
-    """The model at a point; `model` stays as it is."""
+    """Return the model compressed at a point; `model` stays unchanged."""
     twin = twin_of(model)
     shared.put_(twin, space.allocate(shared.ladders, point)[1])
     return twin
@@ -157,21 +161,21 @@ def _choose_windows(
     number: int,
     allocations: int,
 ) -> Int[Tensor, " k"]:
-    """The windows that tell random allocations apart."""
+    """Choose the windows that best distinguish random allocations."""
     points = [draw_point(0, index, len(space)) for index in range(allocations)]
     stream, length = windows.flatten(), windows.shape[1]
     measured = []
     for point in points:
         try:
             measured.append(perplexity(_compress_at(model, shared, space, point), stream, length=length))
-        except NumericalError as error:  # says nothing of the windows; the search meets such a point as well
+        except NumericalError as error:  # no fault of the windows; the search may meet such a point as well
             failure = error
     if len(measured) < 2:
         raise NumericalError(
             f"{len(measured)} of {allocations} random allocations could be measured, expected at least 2 to choose windows by; the last "
             f"one: {failure}"
         )
-    losses = torch.tensor([each.losses for each in measured], dtype=torch.float64)
+    losses = torch.tensor([score.losses for score in measured], dtype=torch.float64)
     return most_telling(losses, measured[0].counts, number)[0]
 
 

@@ -1,16 +1,16 @@
-"""What a search minimises: how far a compressed model is from the text and from the dense model.
+"""Objective of a search: the distance of a compressed model from the text and from the dense model.
 
     objective = perplexity + weight * mean over sequences of sum over tokens KL(p_compressed || p_dense)
 
-as in the code of Bolaco (arXiv 2405.10616; weight 1e-3). The sum over tokens grows with the length of the sequences, so the weight
-means less on short ones.
+as in the code of Bolaco (arXiv 2405.10616; weight 1e-3). The sum over tokens grows with the length of the sequences, so the weight matters
+less on short ones.
 
-The reverse divergence needs the dense logits of every token. Stored whole they are the vocabulary wide. Their largest k entries with the
-mass of the rest are compact, and give a lower bound (docs/performance.md has what it misses). Here the *input of the head* is stored
-instead, as many numbers as the model is wide, and the logits are computed from it again by the head itself, which compression leaves
-alone: they are exact, at the cost of one more product with the head per token (2 % of a forward pass of a 7B model).
+The reverse divergence needs the dense logits of every token. Stored whole they are as wide as the vocabulary. Their largest k entries with
+the mass of the rest are compact, but only give a lower bound (docs/performance.md measures the gap). Here the *input of the head* is stored
+instead, as wide as the model, and the logits are recomputed from it by the head itself, which compression leaves unchanged: they are exact,
+at the cost of one more product with the head per token (2 % of a forward pass of a 7B model).
 
-A loss or a divergence that is not finite is an error.
+A non-finite loss or divergence is an error.
 
 Legend: n windows, l tokens of a window, b windows of a batch, v vocabulary, h width of the model.
 """
@@ -29,18 +29,18 @@ from mgaa.evaluation.perplexity import check_windows, eval_mode, max_batch_size
 
 WEIGHT = 1e-3
 _CHUNK = 2**20
-"""Logits of a chunk that are held in float32 at once, twice."""
+"""Logits of a chunk held in float32 at once, twice."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What was measured of one model.
+    """Measurement of one model.
 
     Attributes:
-        objective: what the search minimises.
+        objective: the value that the search minimises.
         perplexity: of the windows.
-        divergence: mean over windows of the sum over tokens of KL(p_compressed || p_dense), in nats; 0 where its weight is.
-        losses: of each window: the sum over its scored tokens, in nats.
+        divergence: mean over windows of the sum over tokens of KL(p_compressed || p_dense), in nats; 0 where its weight is 0.
+        losses: sum over the scored tokens of each window, in nats.
     """
 
     objective: float
@@ -51,14 +51,14 @@ class Score:
 
 @torch.inference_mode()
 def reference(model: PreTrainedModel, windows: Int[Tensor, "n l"], *, batch_size: int = 8) -> Float[Tensor, "n l h"]:
-    """What enters the head of the dense model, in its dtype, on the CPU.
+    """Compute the inputs of the dense model's head, in its dtype, on the CPU.
 
     Raises:
-        InputError: the model has no head to compute logits with.
+        InputError: the model has no head.
     """
     check_windows(model, windows.flatten(), windows.shape[1], None)
     head, seen, size = _head(model), list[Tensor](), min(batch_size, max_batch_size(model, windows.shape[1]))
-    handle = head.register_forward_pre_hook(lambda _, given: seen.append(given[0].cpu()))
+    handle = head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].cpu()))
     try:
         with eval_mode(model):
             for ids in tqdm(torch.split(windows, size), desc="measuring the dense model", disable=None):
@@ -85,9 +85,9 @@ def objective(
     """
     check_windows(model, windows.flatten(), windows.shape[1], None)
     if weight and (dense is None or dense.shape[:2] != windows.shape):
-        given = "none" if dense is None else f"one of {dense.shape[0]} windows of {dense.shape[1]} tokens"
+        reference_shape = "none" if dense is None else f"one of {dense.shape[0]} windows of {dense.shape[1]} tokens"
         raise UsageError(
-            f"the divergence has the weight {weight} and the dense reference is {given}: expected one of "
+            f"the divergence has the weight {weight} and the dense reference is {reference_shape}: expected one of "
             f"{windows.shape[0]} windows of {windows.shape[1]} tokens"
         )
     losses: list[float] = []
@@ -97,14 +97,14 @@ def objective(
         for start in tqdm(range(0, len(windows), size), desc="measuring a trial", disable=None, leave=False):
             ids = windows[start : start + size].to(model.device)
             hidden = dense[start : start + size].to(model.device) if weight and dense is not None else None
-            found: Tensor = _batch(model, ids, hidden)
-            if not bool(found.isfinite().all()):
+            sums: Tensor = _batch(model, ids, hidden)
+            if not bool(sums.isfinite().all()):
                 raise NumericalError(
                     f"a loss of the windows {start} to {start + len(ids) - 1} is not finite, expected finite numbers: the factors "
                     "leave the range of the dtype, load the model in bfloat16 or float32 (backbone.dtype)"
                 )
-            losses += found[0].tolist()
-            divergences += found[1].tolist()
+            losses += sums[0].tolist()
+            divergences += sums[1].tolist()
     nll = math.fsum(losses) / (windows.numel() - len(windows))
     if nll > 700:
         raise NumericalError(f"The mean loss is {nll:.3g} nats, so the perplexity is not finite: the model is broken.")
@@ -115,7 +115,7 @@ def objective(
 def _batch(
     model: PreTrainedModel, ids: Int[Tensor, "b l"], hidden: Float[Tensor, "b l h"] | None
 ) -> Float[Tensor, "2 b"]:
-    """Loss and divergence of each window, sums over its tokens, in float64."""
+    """Return loss and divergence of each window, summed over its tokens, in float64."""
     logits = model(input_ids=ids, use_cache=False).logits
     precise = torch.promote_types(logits.dtype, torch.float32)
     losses = torch.zeros(len(ids), dtype=torch.float64, device=ids.device)
@@ -126,9 +126,9 @@ def _batch(
     for start in range(0, ids.shape[1], step):
         here = slice(start, start + step)
         ours = logits[:, here].to(precise).log_softmax(-1)
-        wanted = targets[:, here]
-        picked = ours.gather(2, wanted.clamp(min=0).unsqueeze(2)).squeeze(2)
-        losses -= torch.where(wanted >= 0, picked, 0.0).double().sum(1)
+        labels = targets[:, here]
+        picked = ours.gather(2, labels.clamp(min=0).unsqueeze(2)).squeeze(2)
+        losses -= torch.where(labels >= 0, picked, 0.0).double().sum(1)
         if dense is not None:
             theirs = dense[:, here].to(precise).log_softmax(-1)
             divergences += (ours.exp() * (ours - theirs)).sum(-1).double().sum(1)
@@ -136,11 +136,11 @@ def _batch(
 
 
 def logits_of(model: PreTrainedModel, hidden: Float[Tensor, "b l h"]) -> Float[Tensor, "b l v"]:
-    """The logits of what enters the head, by the model's own forward, so that whatever it does behind the head is done here too.
+    """Compute the logits from inputs of the head, by the model's own forward, which includes any operation after the head.
 
-    The forward runs on one token, and the input of its head is exchanged.
+    The forward runs on one token, and the input of its head is replaced.
     """
-    handle = _head(model).register_forward_pre_hook(lambda _, given: (hidden, *given[1:]))
+    handle = _head(model).register_forward_pre_hook(lambda _, arguments: (hidden, *arguments[1:]))
     try:
         ids = torch.zeros((len(hidden), 1), dtype=torch.int64, device=hidden.device)
         logits: Tensor = model(input_ids=ids, use_cache=False).logits

@@ -1,13 +1,11 @@
-"""Which point of the unit cube to try next, given what was found so far.
+"""Choice of the next points of the unit cube, given the trials so far.
 
 `gp` is the optimiser of Bolaco (arXiv 2405.10616, 3.3): a Gaussian process with a Matern-5/2 kernel and a length scale for each variable,
-fitted by maximum a posteriori, and the point of largest expected improvement; several points at a time by its batch form (the
-`GPSampler` of optuna, with `logEI` and `qLogEI`). `random` draws points, and is what every search has to beat at the same number of
-evaluations.
+fitted by maximum a posteriori, and the point of largest expected improvement; for several points at a time its batch form (the `GPSampler`
+of optuna, with `logEI` and `qLogEI`). `random` draws points: the baseline that every search has to beat at the same number of evaluations.
 
-A proposal is a function of the seed, of the number of the trial and of the trials before it, and of nothing else: there is no state to
-save, and a search that was interrupted proposes the same points again. Point k of `random` and the first points of `gp` are the same for
-equal seeds.
+A proposal is a function of only the seed, the number of the trial and the trials before it: there is no state to save, and a search that
+was interrupted proposes the same points again. Point k of `random` and the first points of `gp` are the same for equal seeds.
 """
 
 import importlib.util
@@ -26,12 +24,12 @@ Point = list[float]
 
 @dataclass(frozen=True)
 class Found:
-    """What a search knows.
+    """Results of the trials so far.
 
     Attributes:
-        points, values: of the trials that were measured, in order.
-        failed: points of those that were not. To the Gaussian process they are as bad as the worst that was measured, so that it looks
-            elsewhere; a failed trial is never the best.
+        points, values: of the measured trials, in order.
+        failed: points of the failed trials. The Gaussian process treats them as the worst measured value, to search elsewhere; a failed
+            trial is never the best.
     """
 
     points: Sequence[Point] = field(default_factory=list)
@@ -50,16 +48,16 @@ def propose(
     initial: int = 3,
     start: Point | None = None,
 ) -> list[Point]:
-    """The points of the trials `first, ..., first + count - 1`, to be measured at once.
+    """Propose the points of the trials `first, ..., first + count - 1`, to be measured at once.
 
     Args:
         method: `gp` or `random`.
-        found: the trials before.
-        initial: how many points are drawn before `gp` looks at what was found.
-        start: what to try first, in the place of a point that is drawn.
+        found: the trials so far.
+        initial: number of random points before `gp` uses the trials.
+        start: first point to try, in place of a random one.
 
     Raises:
-        UsageError: an unknown method, or optuna is missing.
+        UsageError: the method is unknown, or optuna is missing.
     """
     require_method(method)
     points: list[Point] = []
@@ -74,7 +72,7 @@ def propose(
 
 
 def draw_point(seed: int, number: int, dimensions: int) -> Point:
-    """Point `number` of the random search with this seed, uniform in the unit cube."""
+    """Draw point `number` of the random search with this seed, uniform in the unit cube."""
     point: Point = np.random.default_rng([seed, number]).random(dimensions).tolist()
     return point
 
@@ -83,17 +81,17 @@ def require_method(method: str) -> None:
     """Refuse a method that does not exist, or whose package is missing.
 
     Raises:
-        UsageError: as said.
+        UsageError: it does not exist, or a package is missing.
     """
     if method not in METHODS:
         raise UsageError(f"search.method is {method!r}, expected one of {', '.join(METHODS)}")
-    for package in ("optuna", "scipy"):  # optuna's sampler needs the second, and does not say so
+    for package in ("optuna", "scipy"):  # optuna's sampler needs scipy, but does not declare it
         if method == "gp" and importlib.util.find_spec(package) is None:
             raise UsageError(f"search.method=gp needs {package}, which is not installed: pip install 'mgaa[search]'")
 
 
 def _propose_improvement(found: Found, running: Sequence[Point], dimensions: int, seed: int, number: int) -> Point:
-    """The point of largest expected improvement over the best value, beside those that are being measured."""
+    """Return the point of largest expected improvement over the best value, given the points that are being measured."""
     import optuna
 
     cube: dict[str, Any] = {str(index): optuna.distributions.FloatDistribution(0.0, 1.0) for index in range(dimensions)}
@@ -119,10 +117,10 @@ def _propose_improvement(found: Found, running: Sequence[Point], dimensions: int
 
 
 def _clip_outliers(values: Sequence[float]) -> list[float]:
-    """The values with those far above the rest brought down to 10 times the distance between the least and the median above the median.
+    """Clip values far above the rest to 10 times the distance between the least and the median above the median.
 
-    Our decision: the Gaussian process sees values over their standard deviation, so one allocation that breaks the model, with a
-    perplexity of thousands, would make all others look the same.
+    Our choice: the Gaussian process standardises the values, so one allocation that breaks the model, with a perplexity of thousands, would
+    make all others look the same.
     """
     least, median = min(values), float(np.median(values))
     return [min(value, median + 10 * (median - least)) if median > least else value for value in values]

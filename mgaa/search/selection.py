@@ -1,7 +1,8 @@
-"""The validation windows that tell allocations apart.
+"""Validation windows that best distinguish allocations.
 
-A search looks at its windows once per trial, so they should be few and say much. Bolaco (arXiv 2405.10616) measures random allocations on
-many windows and keeps those whose perplexity varies most between them. Windows on which every allocation does equally well say nothing.
+A search evaluates its windows once per trial, so they should be few and informative. Bolaco (arXiv 2405.10616) measures random allocations
+on many windows and keeps those whose perplexity varies most between them. Windows on which every allocation does equally well are not
+informative.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,12 @@ from mgaa.errors import UsageError
 def most_telling(
     losses: Float[Tensor, "a n"], counts: Sequence[int], number: int
 ) -> tuple[Int[Tensor, " k"], Float[Tensor, " n"]]:
-    """The windows with the largest variance of the perplexity over allocations, in file order, and the variances of all.
+    """Return the windows with the largest variance of the perplexity over allocations, in file order, and the variances of all.
 
     Args:
         losses: sums over the scored tokens of each window, in nats, a row for each allocation.
         counts: scored tokens of each window.
-        number: how many windows to keep.
+        number: number of windows to keep.
 
     Raises:
         UsageError: fewer windows or allocations than needed.

@@ -1,14 +1,14 @@
-"""The allocations that a search looks through: one kept share per type of matrix, or per type and group of consecutive blocks.
+"""Space of a search: one kept share per type of matrix, or per type and group of consecutive blocks.
 
-Bolaco (arXiv 2405.10616, 3.3) ties ranks together by type, `{qk, o, gate, up, down}`, because a search over all matrices would need
+Bolaco (arXiv 2405.10616, 3.3) ties ranks by type, `{qk, o, gate, up, down}`, because a search over all matrices would need
 thousands of evaluations. A variable is the kept share of parameters of its matrices, from `least` to 1, and 1 is dense; value matrices
-are dense always. One group gives 5 variables ("5x1"), four give 20 ("5x4").
+are always dense. One group gives 5 variables ("5x1"), four give 20 ("5x4").
 
-Our decision: every point of the unit cube is an allocation that spends the budget. With raw shares `s_i = least + (1 - least) u_i` and
-`P_i` the parameters behind a variable, the shares are `clamp(s_i + t, least, 1)`, where the one shift t makes `sum_i P_i share_i` equal to
-the budget (the code of the paper draws until a point falls within a tenth below it). Many points so have shares of exactly 1: the shift
-is what lets a search find that a type should stay dense, which costs as much as the largest low rank and has no error. Then ranks are
-rounded down and what is left is refilled (`mgaa.budget`), so that the budget is met like that of any other method.
+Our choice: every point of the unit cube is an allocation that spends the budget. With raw shares `s_i = least + (1 - least) u_i` and `P_i`
+the parameters of a variable, the shares are `clamp(s_i + t, least, 1)`, where the single shift t makes `sum_i P_i share_i` equal to the
+budget (the code of the paper draws until a point falls within a tenth below it). So many points have shares of exactly 1: the shift lets a
+search find that a type should stay dense, which costs as much as the largest low rank and has no error. Then ranks are rounded down and the
+remainder is refilled (`mgaa.budget`), so that the budget is met like that of any other method.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,16 +25,16 @@ from mgaa.errors import UsageError
 from mgaa.ranks import Rank
 
 TIED = {"q": "qk", "k": "qk"}
-"""Roles that share a type in Bolaco; every other role is a type by itself."""
+"""Roles that share a type in Bolaco; every other role is its own type."""
 
 
 @dataclass(frozen=True)
 class Variable:
-    """The matrices that keep the same share.
+    """Matrices that keep the same share.
 
     Attributes:
         type: of the matrices.
-        blocks: the first block of the group, and the one behind its last.
+        blocks: the first block of the group, and one past its last.
         matrices: their names.
         parameters: of all of them.
     """
@@ -53,13 +53,13 @@ class Variable:
 
 @dataclass(frozen=True)
 class Space:
-    """All allocations of one model at one compression; `space_of` makes one.
+    """All allocations of one model at one compression; made by `space_of`.
 
     Attributes:
-        variables: by type, the groups of a type from the first block on.
+        variables: by type, the groups of a type in the order of blocks.
         dense: names of the matrices that stay dense.
         least: smallest kept share.
-        budget: linear parameters that may remain, those of the dense matrices included.
+        budget: linear parameters that may remain, including those of the dense matrices.
         fixed: parameters of the dense matrices.
         compression: fraction of all linear parameters to remove.
     """
@@ -75,10 +75,10 @@ class Space:
         return len(self.variables)
 
     def shares(self, point: Sequence[float]) -> dict[Variable, float]:
-        """The kept share of every variable at a point of the unit cube; before ranks are rounded they remove exactly `compression`.
+        """Return the kept share of every variable at a point of the unit cube; before ranks are rounded they remove exactly `compression`.
 
         Raises:
-            UsageError: the point is not in the cube, or of another dimension.
+            UsageError: the point is outside the cube, or has another dimension.
         """
         if len(point) != len(self) or not all(0 <= value <= 1 for value in point):
             raise UsageError(
@@ -92,7 +92,7 @@ class Space:
         return dict(zip(self.variables, shifted.tolist(), strict=True))
 
     def nearest(self, kept: Mapping[str, float]) -> list[float]:
-        """The point whose shares are those of an allocation, averaged over each variable and shifted to the budget.
+        """Return the point whose shares are those of an allocation, averaged over each variable and shifted to the budget.
 
         Args:
             kept: the share of its parameters that each matrix keeps, by name.
@@ -104,13 +104,13 @@ class Space:
         return point
 
     def allocate(self, ladders: Sequence[Ladder], point: Sequence[float]) -> tuple[dict[str, float], list[Rank]]:
-        """Ratios by sublayer, before ranks are rounded, and the rank of every matrix.
+        """Allocate ratios by sublayer, before ranks are rounded, and the rank of every matrix.
 
         Args:
             ladders: of all matrices of the model, in model order.
 
         Raises:
-            UsageError: the point is not in this space.
+            UsageError: the point is outside this space.
         """
         share = {name: value for variable, value in self.shares(point).items() for name in variable.matrices}
         kept = {ladder.matrix.name: share.get(ladder.matrix.name, 1.0) for ladder in ladders}
@@ -126,7 +126,7 @@ class Space:
         """Refuse a budget that no allocation of this space can meet.
 
         Raises:
-            UsageError: naming the largest compression that can be reached.
+            UsageError: the budget is too small; the message names the largest compression that can be reached.
         """
         weights = sum(variable.parameters for variable in self.variables)
         lowest = sum(ladder.costs[0] for ladder in ladders if ladder.matrix.name not in self.dense)
@@ -150,18 +150,18 @@ def space_of(
     least: float = 0.2,
     tied: Mapping[str, str] = TIED,
 ) -> Space:
-    """The space of a model.
+    """Build the search space of a model.
 
     Args:
         matrices: all of them, in model order.
         compression: fraction of all linear parameters to remove.
-        groups: of consecutive blocks, as even as can be, the first ones larger: 5 blocks in 4 groups are 2, 1, 1, 1.
+        groups: number of groups of consecutive blocks, as even as possible, the first ones larger: 5 blocks in 4 groups are 2, 1, 1, 1.
         dense: types that stay dense.
         least: smallest kept share of a matrix.
-        tied: the type of a role, where it is not the role itself.
+        tied: types of roles that are not their own type.
 
     Raises:
-        UsageError: there are more groups than blocks, `least` is no share, or a type is not in the model or all of them are dense.
+        UsageError: there are more groups than blocks, `least` is not a share, a type is not in the model, or all of them are dense.
     """
     blocks = 1 + max(matrix.block for matrix in matrices)
     if not 1 <= groups <= blocks:
@@ -206,9 +206,9 @@ def _groups(blocks: int, groups: int) -> list[tuple[int, int]]:
 def _shifted(
     raw: Float[Tensor, " d"], weights: Float[Tensor, " d"], least: float, budget: float
 ) -> Float[Tensor, " d"]:
-    """`clamp(raw + t, least, 1)` with the t at which `sum weights * shares` is the budget.
+    """Return `clamp(raw + t, least, 1)` with the t at which `sum weights * shares` is the budget.
 
-    The sum is linear between the values of t at which a share reaches a bound: those are searched, and the last piece is interpolated.
+    The sum is linear between the values of t at which a share reaches a bound: these are searched, and the last piece is interpolated.
     """
 
     def spent(shift: Tensor) -> Tensor:
@@ -224,10 +224,10 @@ def _shifted(
 
 
 def _ratios(matrices: Sequence[Matrix], kept: Mapping[str, float]) -> dict[str, float]:
-    """The fraction of its parameters that every sublayer loses."""
-    found = {}
+    """Return the fraction of its parameters that every sublayer loses."""
+    ratios = {}
     for name, group in groupby(matrices, key=lambda matrix: matrix.sublayer):
         inside: list[Any] = [*group]
         total = sum(matrix.parameters for matrix in inside)
-        found[name] = 1 - sum(kept[matrix.name] * matrix.parameters for matrix in inside) / total
-    return found
+        ratios[name] = 1 - sum(kept[matrix.name] * matrix.parameters for matrix in inside) / total
+    return ratios

@@ -1,1 +1,1 @@
-"""What is measured on calibration data: moments of inputs and of output gradients. Imports `mgaa.evaluation` and what that imports."""
+"""Statistics of calibration data: moments of inputs and of output gradients. Imports `mgaa.evaluation` and what that imports."""

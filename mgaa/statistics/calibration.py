@@ -1,8 +1,8 @@
 """Calibration in block-outer order: for each decoder block, for each micro-batch (`mgaa.blocks.blockwise`).
 
 The hidden states of all calibration tokens are carried from block to block, so only one block's statistics exist at a time, and the
-consumer of the stream may store or decompose them before the next block starts. Several workers may share the sequences: each sums what
-its own do (`Calibration.measure_sums`), and `merge` gives the bits that one worker would have found (`mgaa.statistics.accumulate`).
+consumer of the stream may store or decompose them before the next block starts. Several workers may share the sequences: each sums over its
+own (`Calibration.measure_sums`), and `merge` returns the same bits as a single worker (`mgaa.statistics.shares`).
 
 Legend: s sequences, t tokens of a sequence.
 """
@@ -25,26 +25,27 @@ from mgaa.inputs.prompts import Prompts
 from mgaa.inputs.tokens import check_vocabulary
 from mgaa.models.architectures import DECODER, Stack, matrices_of, stacks_of
 from mgaa.models.lowrank import check_finite
-from mgaa.statistics.accumulate import BlockSums, Share
+from mgaa.statistics.block_sums import BlockSums
 from mgaa.statistics.hooks import Observer
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 
 EXPERT_TOKENS = 4.0
 """Tokens per channel, below which the covariance of an expert is shrunk (`mgaa.statistics`)."""
 
 UNREACHED = ("stop", "dense")
-"""What can become of experts that no calibration token reaches."""
+"""Treatments of experts that no calibration token reaches."""
 
 
 @dataclass(frozen=True)
 class CalibrationSettings:
-    """How calibration measures.
+    """Settings of calibration.
 
     Attributes:
         groups: groups of consecutive sequences whose means are kept.
         batch_size: sequences per forward pass.
         expert_tokens: tokens per channel, below which the covariance of an expert is shrunk.
-        unreached: what becomes of experts that no token reaches: `stop` (an error), or `dense` (their matrices stay as they are).
+        unreached: treatment of experts that no token reaches: `stop` (an error), or `dense` (their matrices stay unchanged).
     """
 
     groups: int = 32
@@ -62,24 +63,24 @@ class CalibrationSettings:
 
 
 class Calibration:
-    """Calibration tokens on their way through the blocks of a model; they stand before one block after the other.
+    """Calibration tokens on their way through the blocks of a model, at the input of one block after the other.
 
     With dense inputs a block is measured and passed at once (`stream_statistics`). With compressed inputs the dense block is measured, then
-    compressed in place, then the tokens are sent through what has become of it (`mgaa.anchoring.sequential`). A calibration that is built
-    again and advanced through the same blocks holds the same bits.
+    compressed in place, then the tokens pass through the compressed block (`mgaa.anchoring.sequential`). A calibration that is rebuilt and
+    advanced through the same blocks has the same bits.
 
     Args:
-        model: a transformers causal language model with an entry in `mgaa.models.entries`, taken apart (`mgaa.models.fused.unfuse_`),
-            dense, in eval mode. Blocks may be compressed later, in place.
+        model: a transformers causal language model with an entry in `mgaa.models.entries`, split (`mgaa.models.fused.unfuse_`), dense, in
+            eval mode. Blocks may be compressed later, in place.
         tokens: calibration sequences without padding; or prompts, some with images.
-        measuring: how.
-        stack: the blocks; by default those of the decoder. What is before a block of a vision tower are the patches of images: a
-            prompt without one has none.
-        share: the sequences that are measured here, where several workers share them.
-        place, folder: where the hidden states wait (`mgaa.blocks.hidden_states`).
+        measuring: the settings.
+        stack: the blocks; by default those of the decoder. The inputs of a block of a vision tower are image patches: a prompt without an
+            image has none.
+        share: the sequences to measure here, where several workers share them.
+        place, folder: where the hidden states are held (`mgaa.blocks.hidden_states`).
 
     Raises:
-        InputError: no tokens, ids outside the vocabulary, or an architecture without an entry.
+        InputError: there are no tokens, ids are outside the vocabulary, or the architecture has no entry.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Calibration:
     ) -> None:
         prompts = check_tokens(tokens, model.get_input_embeddings().num_embeddings)
         self._stack, self._measuring = stacks_of(model)[0] if stack is None else stack, measuring
-        # refuses a model that was not taken apart, of which linears would be passed over
+        # refuses a model that was not split, some of whose linears would be missed
         matrices_of(model, [self._stack.part])
         self._share = Share(len(prompts)) if share is None else share
         self._ranges = prompts.split_by_shape(self._share.batches(measuring.batch_size))
@@ -112,61 +113,64 @@ class Calibration:
         self._line = Blockwise(model, batches, stack=self._stack, place=place, folder=folder)
 
     def __len__(self) -> int:
-        """How many blocks there are."""
+        """Return the number of blocks."""
         return len(self._line)
 
     @property
     def passed(self) -> int:
-        """How many blocks the tokens have passed; more than none at the start where an interrupted run is taken up in the folder."""
+        """Number of blocks that the tokens have passed; above zero at the start of a run that resumes from the folder."""
         return self._line.passed
 
     def statistics(self, index: int) -> BlockStatistics:
-        """What block `index` does with the tokens before it; they stay where they are.
+        """Measure block `index` on the tokens at its input, which do not advance.
 
         Raises:
-            InputError: a block that is not what its entry says, or an expert that no token reaches.
+            InputError: a block contradicts its entry, or no token reaches an expert.
             NumericalError: a weight or an activation is not finite (the message names layer and sequence).
         """
         return self._watch_block(index, keep=False).finish()
 
     def advance(self, index: int, *, watch: Any = None) -> None:
-        """Send the tokens through block `index` as it now is; `watch` as in `mgaa.blocks.blockwise.Blockwise.advance`."""
+        """Send the tokens through block `index` in its current state; `watch` as in `mgaa.blocks.blockwise.Blockwise.advance`."""
         self._line.advance(index, watch=watch)
         self._line.commit()
 
     @property
     def sequences(self) -> list[range]:
-        """Those of every micro-batch."""
+        """Sequences of every micro-batch."""
         return list(self._ranges)
 
     def block_input(self, index: int, batch: int) -> tuple[Float[Tensor, "s t h"], Callable[[], Tensor]]:
-        """A micro-batch before block `index`, where it stays, and what sends it through; the block must be resident
-        (`mgaa.blocks.offload`)."""
+        """Return a micro-batch at the input of block `index`, which does not advance, and a function that runs the block on it.
+
+        The block must be resident (`mgaa.blocks.offload`).
+        """
         before = self._line.hidden(batch)
         return before.reshape(len(self._ranges[batch]), -1, before.shape[-1]), lambda: self._line.call(
             index, batch, before
         )
 
     def measure(self, index: int) -> BlockStatistics:
-        """`statistics`, in the pass that sends the tokens through the block; `commit` ends it."""
+        """Measure block `index` in the same pass that advances the tokens; `commit` ends it."""
         return self._watch_block(index).finish()
 
     def measure_sums(self, index: int) -> BlockSums:
-        """The same for one of several shares: what is to be merged with the sums of the others (`merge`)."""
+        """Measure a block as `measure` does for one of several shares, as sums to be merged with those of the others (`merge`)."""
         return self._watch_block(index).total()
 
     def measure_cosines(self, index: int) -> BlockStatistics:
-        """`measure` without the moments: the cosines of the sublayers alone, for a fraction of the cost."""
+        """Measure only the cosines of the sublayers, without moments, for a fraction of the cost."""
         return self._watch_block(index, inputs=False).finish()
 
     def commit(self) -> None:
-        """The tokens stand behind the block that was measured; where hidden states are kept in a folder, an interrupted run goes on
-        there, so
-        what was measured must be safe."""
+        """Complete the pass through the measured block.
+
+        With hidden states in a folder, an interrupted run resumes here, so the results must be saved before.
+        """
         self._line.commit()
 
     def close(self) -> None:
-        """Forget the hidden states, in files as well."""
+        """Discard the hidden states, including those in files."""
         self._line.close()
 
     def _watch_block(self, index: int, *, keep: bool = True, inputs: bool = True) -> Observer:
@@ -180,41 +184,41 @@ class Calibration:
 
 @dataclass(frozen=True)
 class SequenceObserver:
-    """An observer that is told the sequence at which a micro-batch begins."""
+    """An observer that is given the first sequence of each micro-batch."""
 
     observer: Observer
     ranges: list[range]
     images: list[Tensor | None]
 
     def enter(self, batch: int, hidden: Tensor) -> None:
-        """A micro-batch enters the block."""
+        """Start a micro-batch."""
         sequences = self.ranges[batch]
         self.observer.enter(sequences.start, hidden.reshape(len(sequences), -1, hidden.shape[-1]), self.images[batch])
 
     def leave(self, hidden: Tensor) -> None:
-        """It leaves the block."""
+        """End a micro-batch."""
         self.observer.leave(hidden)
 
 
 def observer_of(stack: Stack, index: int, measuring: CalibrationSettings, share: Share) -> Observer:
-    """The observer of a block of a stack, after its weights were looked at.
+    """Return the observer of a block of a stack, after a check of its weights.
 
     Raises:
         NumericalError: a weight is not finite.
     """
     path, block = stack.path(index), stack.blocks[index]
     check_finite(block, path)
-    how = (measuring.groups, share, measuring.expert_tokens, measuring.unreached)
-    return Observer(stack.entry, stack.config, block, path, *how)
+    settings = (measuring.groups, share, measuring.expert_tokens, measuring.unreached)
+    return Observer(stack.entry, stack.config, block, path, *settings)
 
 
 def merge(
     stack: Stack, index: int, shares: Sequence[BlockSums], measuring: CalibrationSettings, sequences: int
 ) -> BlockStatistics:
-    """The statistics of block `index` of a stack from the sums of all shares in order: the bits of a calibration that is not shared.
+    """Merge the sums of all shares of block `index` of a stack, in order: the bits are those of an unshared calibration.
 
     Raises:
-        InputError: an expert that no token reaches.
+        InputError: no token reaches an expert.
     """
     with load_block(stack.blocks[index]):
         observer = observer_of(stack, index, measuring, Share(sequences))
@@ -232,16 +236,16 @@ def stream_statistics(
     unreached: str = "stop",
     parts: Sequence[str] = DECODER,
 ) -> Iterator[BlockStatistics]:
-    """Statistics of every block in order, with dense inputs, in one pass over the tokens per part.
+    """Yield the statistics of every block in order, with dense inputs, in one pass over the tokens per part.
 
     Args:
         model, tokens: as in `Calibration`, with its errors.
         groups, batch_size, expert_tokens, unreached: as in `CalibrationSettings`.
         parts: of the model (`mgaa.models.architectures.PARTS`).
     """
-    how = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
+    settings = CalibrationSettings(groups, batch_size, expert_tokens, unreached)
     for stack in stacks_of(model, parts):
-        calibration = Calibration(model, tokens, how, stack=stack)
+        calibration = Calibration(model, tokens, settings, stack=stack)
         for index in remaining_blocks(calibration):
             yield calibration.measure(index)
             calibration.commit()
@@ -250,7 +254,7 @@ def stream_statistics(
 def stream_cosines(
     model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], *, batch_size: int = 8
 ) -> Iterator[BlockStatistics]:
-    """The cosines of every decoder block in order, with dense inputs and without any moment; see `Calibration`."""
+    """Yield the cosines of every decoder block in order, with dense inputs and without any moment; see `Calibration`."""
     calibration = Calibration(model, tokens, CalibrationSettings(batch_size=batch_size))
     for index in remaining_blocks(calibration):
         yield calibration.measure_cosines(index)
@@ -258,17 +262,17 @@ def stream_cosines(
 
 
 def remaining_blocks(calibration: Calibration) -> Iterable[int]:
-    """The blocks that the tokens have still to pass, with a progress bar."""
+    """Return the blocks that the tokens have still to pass, with a progress bar."""
     left = range(calibration.passed, len(calibration))
     bar: Iterable[int] = tqdm(left, desc="calibrating blocks", disable=None)
     return bar
 
 
 def check_tokens(tokens: Prompts | Int[Tensor, "*shape"], vocabulary: int) -> Prompts:
-    """Tokens as prompts, after those were refused that cannot calibrate a model with `vocabulary` embeddings.
+    """Return tokens as prompts, or refuse those that cannot calibrate a model with `vocabulary` embeddings.
 
     Raises:
-        InputError: not two-dimensional, empty, or ids outside `[0, vocabulary)`.
+        InputError: they are not two-dimensional, empty, or have ids outside `[0, vocabulary)`.
     """
     prompts = Prompts.of(tokens)
     check_vocabulary(prompts.ids(), vocabulary)

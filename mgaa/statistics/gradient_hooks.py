@@ -1,7 +1,7 @@
-"""Watching one decoder block on the way back: what the loss asks of the outputs of its linears (`mgaa.statistics.gradients`).
+"""Gradient observer of one decoder block: gradients of the loss at the outputs of its linears (`mgaa.statistics.gradients`).
 
-A hook on the output of every linear sees the gradient, of bias-free and of whole output alike. Sums are in float64, one sequence after the
-other.
+A hook on the output of every linear receives the gradient, which is the same with and without the bias. Sums are in float64, one sequence
+after the other.
 
 Legend: t tokens of a sequence, m outputs of a linear.
 """
@@ -27,7 +27,7 @@ Gradients = dict[str, Float[Tensor, "m m"]]
 
 
 class GradientObserver:
-    """Sums the gradients that come back to the outputs of the linears of a block.
+    """Sums the gradients at the outputs of the linears of a block.
 
     Args:
         stack, index: the block.
@@ -42,7 +42,7 @@ class GradientObserver:
 
     @contextmanager
     def attach(self) -> Iterator[None]:
-        """Hooks live inside this context only."""
+        """Within this context, hooks are attached to the linears."""
         with ExitStack() as stack:
             stack.enter_context(self._rows.watch())
             for group in self._groups:
@@ -52,21 +52,21 @@ class GradientObserver:
             yield
 
     def enter(self, batch: int, _: Tensor) -> None:
-        """A micro-batch enters the block, and will come back."""
+        """Start the forward pass of a micro-batch."""
         self._first = self._ranges[batch].start
         self._rows.enter(len(self._ranges[batch]))
 
     def leave(self, _: Tensor) -> None:
-        """It has left the block; its gradients come back now."""
+        """End the forward pass; the gradients follow."""
 
     def finish(self, tokens: int, unreached: str = "stop") -> Gradients:
-        """The moments over so many tokens.
+        """Return the moments over this number of tokens.
 
         Args:
             unreached: as in `mgaa.statistics.calibration.CalibrationSettings`; linears of experts that stay dense have no moment.
 
         Raises:
-            InputError: no token has reached an expert.
+            InputError: no token reached an expert.
         """
         return {
             linear: self._moment(linear, tokens)
@@ -106,14 +106,14 @@ def check_finite(gradient: Float[Tensor, "t _"], of: str, sequence: int) -> None
 
     Args:
         gradient: of the tokens of one sequence.
-        of: with respect to what, for the message.
+        of: description of the differentiated tensor, for the message.
         sequence: its index.
 
     Raises:
-        NumericalError: as said.
+        NumericalError: an entry is not finite.
     """
     if not math.isfinite(float(gradient.sum())) and not bool(torch.isfinite(gradient).all()):
         raise NumericalError(
             f"the gradient of {of} has {int((~torch.isfinite(gradient)).sum())} non-finite entries in calibration sequence {sequence}, "
-            "expected none: the loss or the way back from it overflows; check the weights or set backbone.dtype to bfloat16 or float32"
+            "expected none: the loss or its backward pass overflows; check the weights or set backbone.dtype to bfloat16 or float32"
         )

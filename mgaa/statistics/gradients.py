@@ -1,19 +1,19 @@
-"""How much the loss minds an error in the output of a linear: second moments of the gradients, by one pass there and back.
+"""Sensitivity of the loss to errors in the outputs of linears: second moments of the gradients, by one forward and one backward pass.
 
-Of every linear `y = W x + b` of the decoder: `G = 1/T sum_t g_t g_t^T`, with `g_t` the gradient of the loss with respect to the output for
-token t, and T the number of all calibration tokens. The loss is the sum of the cross-entropies of all next tokens, in nats. It is the
+For every linear `y = W x + b` of the decoder: `G = 1/T sum_t g_t g_t^T`, with `g_t` the gradient of the loss with respect to the output for
+token t, and T the number of all calibration tokens. The loss is the sum of the cross-entropies of all next tokens, in nats. `G` is the
 output factor of Kronecker-factored curvature (Martens and Grosse, 2015), with the tokens of the text as targets: the empirical Fisher
 matrix. An expert of a mixture sums over its own tokens and divides by T as well, so that an error `E` of any matrix weighs
 `tr(G E Cov(x) E^T)`, in one unit.
 
-The tokens are sent through the blocks, and their hidden states are kept in front of every one. The gradient behind the last block comes
-from norm, head and loss; then block after block backwards computes its forward again, with autograd on for the activations alone. So this
-costs about three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs
-(`mgaa.statistics.calibration`) can be taken in the second of them (`differentiate_model`). Products of gradients are float32 (those of
-a float64 model float64) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
+The tokens pass through the blocks, and the hidden states at the input of each are kept. The gradient after the last block comes from norm,
+head and loss; then each block, from the last to the first, recomputes its forward with autograd for the activations only. This costs about
+three forward passes and the sums, and one block's weights are needed at a time. The statistics of the inputs
+(`mgaa.statistics.calibration`) can be measured in the second of these passes (`differentiate_model`). Products of gradients are float32
+(float64 for a float64 model) and are summed in float64, sequence by sequence in order, so that a smaller micro-batch changes nothing beyond
 what the forward pass itself changes.
 
-float16 is refused: with five bits of exponent, gradients below 6e-8 are zero, and nothing would tell; bfloat16 reaches 1e-38.
+float16 is refused: with five bits of exponent, gradients below 6e-8 underflow to zero unnoticed; bfloat16 reaches 1e-38.
 
 Legend: s sequences, t tokens of a sequence.
 """
@@ -39,14 +39,14 @@ from mgaa.evaluation.perplexity import cross_entropy, max_batch_size
 from mgaa.inputs.prompts import Prompts
 from mgaa.models.architectures import DECODER, matrices_of, stacks_of
 from mgaa.models.model_inputs import IDS
-from mgaa.statistics.accumulate import Share
 from mgaa.statistics.calibration import CalibrationSettings, SequenceObserver, check_tokens, observer_of
 from mgaa.statistics.gradient_hooks import GradientObserver, Gradients, check_finite
 from mgaa.statistics.hooks import Observer
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 
 DTYPES = (torch.bfloat16, torch.float32, torch.float64)
-"""Of weights that carry gradients."""
+"""Dtypes of weights with usable gradients."""
 
 
 def stream_gradients(
@@ -58,20 +58,20 @@ def stream_gradients(
     place: Place = "device",
     folder: Path | None = None,
 ) -> Iterator[tuple[int, Gradients]]:
-    """The second moments of every decoder block with its index, from the last block to the first.
+    """Yield the second moments of every decoder block with its index, from the last block to the first.
 
     Args:
-        model: a transformers causal language model with an entry in `mgaa.models.entries`, taken apart (`mgaa.models.fused.unfuse_`), in
-            eval mode.
+        model: a transformers causal language model with an entry in `mgaa.models.entries`, split (`mgaa.models.fused.unfuse_`), in eval
+            mode.
         tokens: calibration sequences without padding; or prompts, of which the loss counts the tokens of text.
         batch_size: sequences of a micro-batch; fewer where their logits take too much memory.
         unreached: as in `mgaa.statistics.calibration.CalibrationSettings`; experts that stay dense have no moments.
-        place, folder: where the hidden states wait (`mgaa.blocks.hidden_states`). A call that was interrupted goes on there, behind the
-            last block after which another one was asked for.
+        place, folder: where the hidden states are held (`mgaa.blocks.hidden_states`). An interrupted call resumes after the last block for
+            which the caller has requested the next.
 
     Raises:
-        UsageError: a dtype that carries no gradients, or fewer tokens than outputs; like all that is wrong with the model or the tokens,
-            this is found in the call itself.
+        UsageError: the dtype has no usable gradients, or there are fewer tokens than outputs; raised in the call itself, like all errors in
+            the model or the tokens.
         InputError: the tokens or the model cannot be used, or no token reaches an expert.
         NumericalError: a gradient is not finite (the message names layer and sequence), or all of them vanish.
     """
@@ -81,7 +81,7 @@ def stream_gradients(
         waiting: dict[str, Any] = {"place": place, "folder": folder}
         for index, gradients, _ in _forward_and_backward(model, prompts, ranges, unreached=unreached, **waiting):
             yield index, gradients
-            del gradients  # while the next block is measured
+            del gradients  # free it while the next block is measured
 
     return alone()
 
@@ -93,18 +93,18 @@ def differentiate_model(
     *,
     parts: Sequence[str] = DECODER,
 ) -> Iterator[tuple[int, BlockStatistics]]:
-    """The statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
+    """Yield the statistics of every decoder block with the gradients of its linears, in memory, from the last block to the first.
 
-    Those of the inputs are what `mgaa.statistics.calibration.stream_statistics` gives, on as many sequences at a time, and cost no further
-    pass.
+    Those of the inputs equal those of `mgaa.statistics.calibration.stream_statistics`, on as many sequences at a time, and cost no
+    additional pass.
 
     Args:
         model, tokens: as in `stream_gradients`, with its errors.
-        measuring: how.
-        parts: of the model that are to be measured.
+        measuring: the settings.
+        parts: parts of the model to measure.
 
     Raises:
-        UsageError: other parts than the decoder.
+        UsageError: parts other than the decoder.
     """
     check_parts(parts)
     prompts, ranges = _prepare_tokens(model, tokens, measuring.batch_size)
@@ -114,13 +114,13 @@ def differentiate_model(
         for index, gradients, observer in blocks:
             assert observer is not None
             yield index, replace(observer.finish(), gradients=gradients)
-            del gradients, observer  # while the next block is measured
+            del gradients, observer  # free both while the next block is measured
 
     return together()
 
 
 def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int) -> None:
-    """Refuse what no gradients can be measured of, before anything is.
+    """Refuse, before any measurement, models whose gradients cannot be measured.
 
     Args:
         matrices: of the decoder.
@@ -128,11 +128,11 @@ def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int
         tokens: of the calibration.
 
     Raises:
-        UsageError: a dtype that carries no gradients, or fewer tokens than outputs of a matrix.
+        UsageError: a dtype has no usable gradients, or there are fewer tokens than outputs of a matrix.
     """
     if wrong := sorted({str(dtype).removeprefix("torch.") for dtype in {*dtypes} - {*DTYPES}}):
         raise UsageError(
-            f"the backbone has weights in {', '.join(wrong)}, which carry no gradients (in float16 small ones vanish), expected "
+            f"the backbone has weights in {', '.join(wrong)}, which have no usable gradients (in float16 small ones underflow), expected "
             "bfloat16, float32 or float64: set backbone.dtype=bfloat16, take the original of a quantised checkpoint, or set "
             "statistics.gradients=false"
         )
@@ -145,14 +145,14 @@ def check(matrices: Sequence[Matrix], dtypes: Iterable[torch.dtype], tokens: int
 
 
 def check_parts(parts: Sequence[str]) -> None:
-    """Refuse other parts of a model than the decoder.
+    """Refuse parts of a model other than the decoder.
 
     Raises:
-        UsageError: as said.
+        UsageError: there are such parts.
     """
     if others := [part for part in parts if part not in DECODER]:
         raise UsageError(
-            f"gradients are measured of the decoder alone, but {', '.join(others)} is to be compressed as well: set "
+            f"gradients are measured for the decoder only, but {', '.join(others)} is to be compressed as well: set "
             "backbone.parts=[decoder], or statistics.gradients=false"
         )
 
@@ -160,7 +160,7 @@ def check_parts(parts: Sequence[str]) -> None:
 def _prepare_tokens(
     model: PreTrainedModel, tokens: Prompts | Int[Tensor, "s t"], batch_size: int
 ) -> tuple[Prompts, list[range]]:
-    """The tokens, and the sequences of each micro-batch, after everything was refused that can be before the first pass."""
+    """Return the tokens, and the sequences of each micro-batch, after every check that needs no pass."""
     prompts = check_tokens(tokens, model.get_input_embeddings().num_embeddings)
     check(matrices_of(model), (parameter.dtype for parameter in model.parameters()), prompts.tokens)
     size = CalibrationSettings(batch_size=min(batch_size, max_batch_size(model, max(prompts.lengths)))).batch_size
@@ -177,22 +177,22 @@ def _forward_and_backward(
     place: Place = "device",
     folder: Path | None = None,
 ) -> Iterator[tuple[int, Gradients, Observer | None]]:
-    """The gradients of every block, and who has observed its inputs; the block is settled when the next one is asked for."""
+    """Yield the gradients of every block, and the observer of its inputs; a block is complete when the next is requested."""
     (stack,) = stacks_of(model)
-    images = [prompts.image_mask(each) for each in ranges]
+    images = [prompts.image_mask(batch) for batch in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
-    line = Blockwise(model, [prompts.batch(each) for each in ranges], every=True, **waiting)
-    for index in tqdm(range(line.passed, len(line)), desc="passing blocks", disable=None):
-        line.advance(index)
-        line.commit()
+    blockwise = Blockwise(model, [prompts.batch(batch) for batch in ranges], every=True, **waiting)
+    for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
+        blockwise.advance(index)
+        blockwise.commit()
     waiting["folder"] = folder and folder / "gradients"
     gradients = HiddenStates(len(ranges), model.get_input_embeddings().weight.device, **waiting)
     moved = gradients.resumed
     if gradients.resumed:
         gradients.resume()
     else:
-        _start(line, prompts, ranges, gradients)
-    for index in tqdm(range(len(line) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
+        _start(blockwise, prompts, ranges, gradients)
+    for index in tqdm(range(len(blockwise) - gradients.passed, -1, -1), desc="differentiating blocks", disable=None):
         feedback, observer = GradientObserver(stack, index, ranges), None
         with load_block(stack.blocks[index], ahead=-1), feedback.attach(), ExitStack() as observing:
             watches: list[Any] = [feedback]
@@ -200,53 +200,53 @@ def _forward_and_backward(
                 observer = observer_of(stack, index, measuring, Share(len(prompts)))
                 observing.enter_context(observer.attach())
                 watches.append(SequenceObserver(observer, ranges, images))
-            line.backward(index, gradients, _Observers(watches))
-        found = feedback.finish(prompts.tokens, unreached)
-        moved = moved or any(bool(moment.any()) for moment in found.values())
+            blockwise.backward(index, gradients, _Observers(watches))
+        moments = feedback.finish(prompts.tokens, unreached)
+        moved = moved or any(bool(moment.any()) for moment in moments.values())
         if not moved and index == 0:
-            line.close()
+            blockwise.close()
             gradients.close()
             raise _explain_missing("the outputs of all linears")
-        yield index, found, observer
-        del found, feedback, observer, watches  # while the next block is measured
+        yield index, moments, observer
+        del moments, feedback, observer, watches  # free all while the next block is measured
         gradients.commit()
-    line.close()
+    blockwise.close()
     gradients.close()
 
 
 @dataclass(frozen=True)
 class _Observers:
-    """Several who watch one block."""
+    """Several observers of one block."""
 
     watches: Sequence[Any]
 
     def enter(self, batch: int, hidden: Tensor) -> None:
-        """A micro-batch enters the block."""
-        for each in self.watches:
-            each.enter(batch, hidden)
+        """Start a micro-batch."""
+        for observer in self.watches:
+            observer.enter(batch, hidden)
 
     def leave(self, hidden: Tensor) -> None:
-        """It leaves the block."""
-        for each in self.watches:
-            each.leave(hidden)
+        """End a micro-batch."""
+        for observer in self.watches:
+            observer.leave(hidden)
 
 
-def _start(line: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
-    """The gradients behind the last block."""
+def _start(blockwise: Blockwise, prompts: Prompts, ranges: Sequence[range], gradients: HiddenStates) -> None:
+    """Compute the gradients after the last block."""
     moved = False
     for batch, sequences in enumerate(ranges):
-        found = line.loss_gradient(batch, _loss(prompts, sequences))
-        for offset, each in enumerate(found.reshape(len(sequences), -1, found.shape[-1])):
-            check_finite(each, "the hidden states behind the last block", sequences.start + offset)
-        moved = moved or bool(found.any())
-        gradients.put(batch, found)
+        gradient = blockwise.loss_gradient(batch, _loss(prompts, sequences))
+        for offset, rows in enumerate(gradient.reshape(len(sequences), -1, gradient.shape[-1])):
+            check_finite(rows, "the hidden states after the last block", sequences.start + offset)
+        moved = moved or bool(gradient.any())
+        gradients.put(batch, gradient)
     if not moved:
-        raise _explain_missing("the hidden states behind the last block")
+        raise _explain_missing("the hidden states after the last block")
     gradients.commit()
 
 
 def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
-    """The sum of the cross-entropies of all next tokens of text of these sequences."""
+    """Return the sum of the cross-entropies of all next text tokens of these sequences, as a function of the output."""
     targets = prompts.batch(sequences)[IDS][:, 1:]
     images = prompts.image_mask(sequences)
 
@@ -259,6 +259,6 @@ def _loss(prompts: Prompts, sequences: range) -> Callable[[Any], Tensor]:
 
 def _explain_missing(of: str) -> NumericalError:
     return NumericalError(
-        f"the gradient of {of} is zero for every calibration token, so the loss does not depend on them: the norm behind the blocks or the "
+        f"the gradient of {of} is zero for every calibration token, so the loss does not depend on them: the norm after the blocks or the "
         "head is zero, or every sequence is a single token; check the weights and data.calibration.length"
     )

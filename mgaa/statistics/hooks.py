@@ -1,8 +1,8 @@
-"""Watching one decoder block at work: the inputs of its linears, and the residual stream around its sublayers.
+"""Observer of one decoder block: the inputs of its linears, and the residual stream around its sublayers.
 
-The stream is rebuilt from the input of the block and from what each sublayer adds to it, so that it is the true one also where norms follow
-the branches, where branches are scaled, and where attention and FFN are computed side by side. That the branches add up to the output
-of the block is checked at every step: a model whose blocks do more than its entry says is refused instead of measured wrongly.
+The stream is rebuilt from the input of the block and the addition of each sublayer, so that it is correct also where norms follow the
+branches, where branches are scaled, and where attention and FFN are computed in parallel. At every step the sum of the branches is checked
+against the output of the block: a model whose blocks differ from its entry is refused instead of measured wrongly.
 
 Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size, n channels of an input.
 """
@@ -21,7 +21,9 @@ from mgaa.blocks.blockwise import hidden_states_of
 from mgaa.errors import InputError
 from mgaa.models.architecture_schema import Architecture, Group, Sublayer
 from mgaa.models.expert_routing import RoutedRows
-from mgaa.statistics.accumulate import Accumulator, BlockSums, CosineAccumulator, Moments, Share
+from mgaa.statistics.accumulate import Accumulator, CosineAccumulator, Moments
+from mgaa.statistics.block_sums import BlockSums
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import KINDS, BlockStatistics, InputStatistics
 
 RESIDUE = 0.02
@@ -36,7 +38,7 @@ class Observer:
         entry, config: of the model.
         block, path: the block, and its name for messages.
         groups, expert_tokens, unreached: as in `mgaa.statistics.calibration.CalibrationSettings`.
-        share: the sequences that are measured.
+        share: the sequences to measure.
     """
 
     entry: Architecture
@@ -63,7 +65,7 @@ class Observer:
 
     @contextmanager
     def attach(self, *, inputs: bool = True) -> Iterator[None]:
-        """Hooks live inside this context only; without `inputs` the residual stream alone is watched."""
+        """Within this context, hooks are attached; without `inputs` only the residual stream is observed."""
         with ExitStack() as stack:
             stack.enter_context(self._rows.watch())
             for sublayer in self.entry.sublayers:
@@ -74,17 +76,17 @@ class Observer:
             yield
 
     def enter(self, first: int, hidden: Float[Tensor, "s t h"], images: Bool[Tensor, "s t"] | None = None) -> None:
-        """A micro-batch enters the block; `first` is the index of its first sequence, `images` says which tokens stand for images."""
+        """Start a micro-batch; `first` is the index of its first sequence, `images` marks the tokens that stand for images."""
         self._first, self._entered, self._stream = first, hidden, hidden
         self._rows.enter(len(hidden))
         self._images = None if images is None else images.to(hidden.device)
         self._read = []
 
     def leave(self, hidden: Float[Tensor, "*rows h"]) -> None:
-        """The micro-batch has left the block.
+        """End a micro-batch.
 
         Raises:
-            InputError: the block adds something else to the stream than the branches of the entry.
+            InputError: the block adds anything but the branches of the entry to the stream.
         """
         if not self.entry.residual:
             self._read = []
@@ -96,12 +98,12 @@ class Observer:
         if not difference <= RESIDUE:
             raise InputError(
                 f"the output of {self.path} differs by {difference:.2g} of its norm from the sum of its sublayers, expected at most "
-                f"{RESIDUE}: this {self.config.model_type} computes its blocks in another way than its entry in "
-                "mgaa/models/entries.py says (a norm behind the sum, say); take another variant, or add an entry"
+                f"{RESIDUE}: this {self.config.model_type} computes its blocks differently from its entry in "
+                "mgaa/models/entries.py (for example a norm after the sum); take another variant, or add an entry"
             )
 
     def total(self) -> BlockSums:
-        """The sums over the share, for a `finish` that has those of all shares."""
+        """Return the sums over the share, for a `finish` with those of all shares."""
         return BlockSums(
             {key: accumulator.total() for key, accumulator in self._accumulators.items()},
             {name: (stream.total(), branch.total()) for name, (stream, branch) in self._cosines.items()},
@@ -110,10 +112,10 @@ class Observer:
         )
 
     def finish(self, shares: Sequence[BlockSums] | None = None) -> BlockStatistics:
-        """Everything collected, or what the observers of all shares collected, in order.
+        """Return the statistics of this observer, or of the observers of all shares, in order.
 
         Raises:
-            InputError: an expert that no token reached, unless its linears are to stay dense.
+            InputError: no token reached an expert, unless its linears are to stay dense.
         """
         shares = (self.total(),) if shares is None else shares
         inputs = {key: self._input(key, [share.inputs[key] for share in shares]) for key in shares[0].inputs}
@@ -123,7 +125,7 @@ class Observer:
             branch_cosines={
                 n: each.finish([s.cosines[n][1] for s in shares]) for n, (_, each) in self._cosines.items()
             },
-            inputs={key: found for key, found in inputs.items() if found is not None},
+            inputs={key: statistics for key, statistics in inputs.items() if statistics is not None},
             shared=shared,
             unreached=tuple(linear for linear in shares[0].shared if linear not in shared),
             apart={
@@ -134,7 +136,7 @@ class Observer:
         )
 
     def _input(self, key: str, shares: Sequence[Moments | None]) -> InputStatistics | None:
-        """The statistics of an input; `None` where no token has reached it and it is to stay dense."""
+        """Return the statistics of an input; `None` where no token reached it and its linears are to stay dense."""
         accumulator = self._accumulators[key]
         if self.unreached == "dense" and key in self._of_experts:
             return accumulator.finish_or_none(shares)
@@ -179,14 +181,14 @@ class Observer:
             stack.enter_context(_hook(modules[key].register_forward_hook(leaving(key))))
 
     def _bias_free(self, linear: nn.Module, output: Tensor, expert: int | None) -> Sequence[Tensor] | None:
-        """`W x` of every sequence from what the forward has computed; `None` where it was rounded to 16 bits, which would cost too much."""
+        """Return `W x` of every sequence from the forward's output; `None` where it was rounded to 16 bits, which would lose too much."""
         if output.dtype not in (torch.float32, torch.float64):
             return None
         bias: Tensor | None = linear.bias  # type: ignore[assignment]
         return self._rows.of(output if bias is None else output - bias, expert)
 
     def _same_tensor(self, x: Tensor) -> str | None:
-        """The input that is this very tensor, where branches side by side read one norm."""
+        """Return the known input that is this very tensor, where parallel branches read one norm."""
         return next((key for tensor, key in self._read if tensor is x), None)
 
     def _watch_branch(self, stack: ExitStack, sublayer: Sublayer) -> None:
@@ -216,7 +218,7 @@ class Observer:
 
 
 def is_narrow(shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the outputs of the linears of an input, of these shapes (m, n), are together smaller than the input."""
+    """Return whether the outputs of the linears of an input, of these shapes (m, n), are together smaller than the input."""
     return sum(m * m for m, _ in shapes) < shapes[0][1] ** 2
 
 

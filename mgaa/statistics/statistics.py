@@ -1,13 +1,13 @@
-"""What calibration remembers: streaming sufficient statistics of every distinct input.
+"""Results of calibration: streaming sufficient statistics of every distinct input.
 
-Each factorizer's metric derives from the token count, the mean, the centred covariance and the mean square and mean absolute
-value per channel of a linear's input (methods: MGAA and its plug-ins). Linears that read the same tensor share one entry. A moment
-is taken on the *narrower side*: where the outputs of an input's linears are together smaller than the input (`down_proj`), the
-covariance of the bias-free output `z = W x` stands in for that of the wide input, because `W Cov(x) W^T = Cov(z)`.
+Each factorizer's metric derives from the token count, the mean, the centred covariance and the mean square and mean absolute value per
+channel of a linear's input (methods: MGAA and its plug-ins). Linears that read the same tensor share one entry. A moment is measured on the
+*narrower side*: where the outputs of an input's linears are together smaller than the input (`down_proj`), the covariance of the bias-free
+output `z = W x` replaces that of the wide input, because `W Cov(x) W^T = Cov(z)`.
 
-How they are summed is in `mgaa.statistics.accumulate`.
+`mgaa.statistics.accumulate` sums them.
 
-Legend: n channels of the input, d = n or m (channels of the side measured), g groups of sequences.
+Legend: n channels of the input, d = n or m (channels of the measured side), g groups of sequences.
 """
 
 import json
@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 KINDS = ("image", "text")
-"""Of tokens, whose cosines are also kept apart."""
+"""Kinds of tokens, whose cosines are also kept separately."""
 
 ROUNDING = 1e-12
-"""Share of the mean square below which the difference to the squared mean is rounding and no variance."""
+"""Share of the mean square below which its difference to the squared mean is rounding, not variance."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,12 @@ class InputStatistics:
 
     Attributes:
         side: `input`, or `output` where `covariance` is that of `z = W x`.
-        count: tokens seen.
+        count: number of tokens.
         mean, mean_square, mean_abs: per channel of the input.
-        covariance: centred, divided by `count`, of the side measured.
-        group_means: mean of the side measured over each group of consecutive sequences.
+        covariance: centred, divided by `count`, of the measured side.
+        group_means: mean of the measured side over each group of consecutive sequences.
         group_counts: tokens of each group.
-        gradient: of one linear that reads the input, the second moment of the gradients of its output (`mgaa.statistics.gradients`); `None`
+        gradient: second moment of the gradients of the output of one linear that reads the input (`mgaa.statistics.gradients`); `None`
             where none was measured.
     """
 
@@ -56,7 +56,7 @@ class InputStatistics:
 
     @property
     def side_mean(self) -> Float[Tensor, " d"]:
-        """Mean of the side measured: of the input, or of `W x`."""
+        """Mean of the measured side: of the input, or of `W x`."""
         return self.group_counts.to(self.group_means) @ self.group_means / self.count
 
     @property
@@ -66,24 +66,23 @@ class InputStatistics:
 
     @property
     def centred_scale(self) -> float:
-        """Mean variance of a channel of the input, `tr(Cov) / n`; what rounding leaves of a constant channel is 0."""
+        """Mean variance of a channel of the input, `tr(Cov) / n`; the rounding error of a constant channel counts as 0."""
         variance = self.mean_square - self.mean.square()
         return float(variance.where(~(variance / self.mean_square <= ROUNDING), 0.0).mean())
 
 
 @dataclass(frozen=True)
 class BlockStatistics:
-    """Everything calibration keeps of one decoder block.
+    """Statistics of one decoder block.
 
     Attributes:
-        cosines: by sublayer: mean cosine of the residual stream before and after it.
-        branch_cosines: by sublayer: mean cosine of the stream before it and of what the sublayer adds.
+        cosines: mean cosine of the residual stream before and after each sublayer.
+        branch_cosines: mean cosine of the stream before each sublayer and the addition of that sublayer.
         inputs: the distinct statistics, by the first linear that reads them.
         shared: for every linear of the block (its name inside the block) the key in `inputs`.
-        apart: of prompts with images, the cosines over those tokens alone which stand for images, and over the others, by
-            `<sublayer>/<kind>` (`KINDS`).
+        apart: for prompts with images, the cosines over image tokens only, and over the others, by `<sublayer>/<kind>` (`KINDS`).
         gradients: by linear: the second moment of the gradients of its output; empty where none were measured.
-        unreached: linears of experts that no token has reached, and of which nothing is known.
+        unreached: linears of experts that no token reached, without statistics.
     """
 
     cosines: dict[str, float]
@@ -95,12 +94,12 @@ class BlockStatistics:
     unreached: tuple[str, ...] = ()
 
     def of(self, linear: str) -> InputStatistics:
-        """The statistics of the input of `linear`, and of the gradients of its output."""
-        found = self.inputs[self.shared[linear]]
-        return replace(found, gradient=self.gradients[linear]) if linear in self.gradients else found
+        """Return the statistics of the input of `linear`, and of the gradients of its output."""
+        statistics = self.inputs[self.shared[linear]]
+        return replace(statistics, gradient=self.gradients[linear]) if linear in self.gradients else statistics
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, the same bytes for the same statistics; of symmetric matrices the packed upper triangle."""
+        """Write one safetensors file, the same bytes for the same statistics; symmetric matrices as packed upper triangles."""
         tensors: dict[str, Tensor] = {}
         for key, stats in self.inputs.items():
             tensors[f"{key}/covariance"] = _pack(stats.covariance)
@@ -144,27 +143,27 @@ class BlockStatistics:
 
 
 def load_cosines_by_kind(path: Path) -> dict[str, float]:
-    """The cosines over the tokens of one kind in a file of `BlockStatistics.save`, by `<sublayer>/<kind>`; none in plain text."""
+    """Read the cosines by kind of token from a file of `BlockStatistics.save`, by `<sublayer>/<kind>`; empty for plain text."""
     with safe_open(path, framework="pt") as file:
         return _cosines_by_kind({name: file.get_tensor(name) for name in file.keys() if name.startswith(_APART)})  # noqa: SIM118
 
 
 def load_unreached(path: Path) -> tuple[str, ...]:
-    """The linears that no token has reached in a file of `BlockStatistics.save`."""
+    """Read the linears that no token reached from a file of `BlockStatistics.save`."""
     with safe_open(path, framework="pt") as file:
         notes: dict[str, str | None] = json.loads(file.metadata()["shared"])
     return tuple(linear for linear, key in notes.items() if key is None)
 
 
 def load_gradients(path: Path, device: str = "cpu") -> dict[str, Float[Tensor, "m m"]]:
-    """The second moments of the output gradients in a file of `BlockStatistics.save`, by linear; none where none were measured."""
+    """Read the second moments of the output gradients from a file of `BlockStatistics.save`, by linear; empty where none were measured."""
     with safe_open(path, framework="pt", device=device) as file:
         names = [name for name in file.keys() if name.startswith(_GRADIENT)]  # noqa: SIM118 (not a mapping)
         return {name.removeprefix(_GRADIENT): _symmetric(file.get_tensor(name)) for name in names}
 
 
 def load_cosines(path: Path) -> dict[str, tuple[float, float]]:
-    """The two cosines of every sublayer in a file of `BlockStatistics.save`: of the stream, and of the branch."""
+    """Read the two cosines of every sublayer from a file of `BlockStatistics.save`: of the stream, and of the branch."""
     with safe_open(path, framework="pt") as file:
         return _cosines({name: file.get_tensor(name) for name in file.keys() if name.startswith(_COSINE)})  # noqa: SIM118
 
@@ -175,7 +174,7 @@ def _cosines(tensors: dict[str, Tensor]) -> dict[str, tuple[float, float]]:
 
 
 def _cosines_by_kind(tensors: dict[str, Tensor]) -> dict[str, float]:
-    return {name.removeprefix(_APART): float(each) for name, each in tensors.items() if name.startswith(_APART)}
+    return {name.removeprefix(_APART): float(cosine) for name, cosine in tensors.items() if name.startswith(_APART)}
 
 
 _COSINE, _APART, _GRADIENT = "cosine/", "apart/", "gradient/"

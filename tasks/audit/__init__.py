@@ -1,1 +1,1 @@
-"""Every result traced, verified, compared and made again. Imports `tasks.tracking` and what that imports."""
+"""Audits: results are traced, verified, compared and reproduced. Imports `tasks.tracking` and what that imports."""

@@ -1,11 +1,11 @@
-"""What made two results differ: causes, effects, and what differs without effect.
+"""Differences between two results: causes, effects, and differences without effect.
 
-Two runs are compared by what each of them used, as their records tell it: parameters, files of the backbone and of the data, code and
-packages by step, flags, device. What differs is a cause where it reaches a step that made something else, and without effect where every
-step that it reaches made the same. The artifacts that differ, in the order in which they were made, and the numbers are the effects.
+Two runs are compared by what each of them used according to its record: parameters, files of the backbone and of the data, code and
+packages by step, flags, device. A difference is a cause if it reaches a step that made something else, and has no effect if every
+step that it reaches made the same. The effects are the artifacts that differ, in the order in which they were made, and the numbers.
 
-Other artifacts, and runs whose record does not tell this, are compared by their ancestries, the manifests of whoever made each of them
-first.
+Other artifacts, and runs whose records do not say this, are compared by their ancestries: the manifests written when each artifact was
+first made.
 """
 
 import json
@@ -22,11 +22,11 @@ from tasks.record.run_record import ELSEWHERE, KIND, read_record
 
 @dataclass(frozen=True)
 class Difference:
-    """Something in which two results differ.
+    """One thing in which two results differ.
 
     Attributes:
         aspect: parameter, data, backbone, code, package, flag, device, artifact or metric.
-        one, other: the two values; None where there is none.
+        one, other: the two values; None if there is none.
         role: cause, effect, or none.
     """
 
@@ -41,20 +41,20 @@ EFFECTS = ("artifact", "metric")
 
 
 def compare_results(store: Store, one: Artifact, other: Artifact) -> list[Difference]:
-    """Everything in which two results differ: causes, then effects, then what differs without effect."""
+    """List everything in which two results differ: causes, then effects, then differences without effect."""
     first, second = collect_facts(store, one), collect_facts(store, other)
     runs = [read_record(store, each) for each in (one, other) if each.kind == KIND]
     reach = Reach(store, *runs) if len(runs) == 2 and all(record.get("steps") for record in runs) else None
     shared = [aspect for aspect in first if aspect in second]
-    found = [each for aspect in shared for each in differences(aspect, first[aspect], second[aspect], reach)]
+    differing = [each for aspect in shared for each in differences(aspect, first[aspect], second[aspect], reach)]
     order = ("cause", "effect", "none")
-    return sorted(found, key=lambda each: order.index(each.role))
+    return sorted(differing, key=lambda each: order.index(each.role))
 
 
 def differences(
     aspect: str, one: Mapping[str, Any], other: Mapping[str, Any], reach: "Reach | None"
 ) -> Iterator[Difference]:
-    """The keys in which two tables differ, in their order."""
+    """List the keys in which two tables differ, in their order."""
     for key in dict.fromkeys([*one, *other]):
         if one.get(key) != other.get(key):
             role: Literal["cause", "effect", "none"] = "effect" if aspect in EFFECTS else "cause"
@@ -64,7 +64,7 @@ def differences(
 
 
 class Reach:
-    """Where a difference between two runs arrives: at steps that made the same, or at one that did not."""
+    """The steps that a difference between two runs reaches: some made the same in both runs, others did not."""
 
     def __init__(self, store: Store, one: Mapping[str, Any], other: Mapping[str, Any]) -> None:
         self.store, self.steps = store, (one["steps"], other["steps"])
@@ -73,7 +73,7 @@ class Reach:
         self.parameters = {task: [self.call_parameters(task, side) for side in (0, 1)] for task in self.changed}
 
     def of(self, task: str, part: str, side: int) -> Any:
-        """A part of what a step used in one of the runs; None where it had no such step."""
+        """Part of what a step used in one of the runs; None if that run had no such step."""
         return self.steps[side].get(task, {}).get(part)
 
     def changes(self, aspect: str, key: str) -> bool:
@@ -89,7 +89,7 @@ class Reach:
         return any(one != other for one, other in sides)
 
     def chooses(self, key: str) -> bool:
-        """Tell whether a parameter of the run reaches a changed step: by its own name, or by which steps there are."""
+        """Tell whether a parameter of the run reaches a changed step: by its own name, or by deciding which steps there are."""
         section, _, leaf = key.rpartition(".")
         if section.partition(".")[0] in ELSEWHERE:
             return False
@@ -97,26 +97,26 @@ class Reach:
         return named or any(self.lacks_step(task) for task in self.changed)
 
     def lacks_step(self, task: str) -> bool:
-        """Tell whether one of the runs had no such step."""
+        """Tell whether one of the runs lacked this step."""
         return any(task not in side for side in self.steps)
 
     def leaves(self, task: str, leaf: str) -> bool:
-        """Tell whether a value of this name differs between the parameters of a step in the two runs."""
+        """Tell whether the parameters of a step differ between the two runs in a value of this name."""
         one, other = (sorted(map(str, values_named(given, leaf))) for given in self.parameters[task])
         return one != other
 
     def call_parameters(self, task: str, side: int) -> list[dict[str, Any]]:
-        """The parameters of the calls of a step, by the records of its keys, as far as the store still has them."""
+        """Parameters of all calls of a step, from the records of its keys as far as the store still has them."""
         paths = [self.store.key_path(key) for key in self.of(task, "keys", side) or []]
         return [json.loads(path.read_bytes())["stage"]["parameters"] for path in paths if path.is_file()]
 
     def has_same_keys(self, task: str) -> bool:
-        """Tell whether both runs had a step by the same keys: what it made then depends on more than they hold."""
+        """Tell whether both runs had a step by the same keys: its result then depends on more than the keys hold."""
         return bool(self.of(task, "keys", 0) == self.of(task, "keys", 1))
 
 
 def values_named(value: Any, leaf: str) -> Iterator[Any]:
-    """Every value of this name in nested ones."""
+    """Find every value of this name in nested tables."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if key == leaf:
@@ -129,7 +129,7 @@ def values_named(value: Any, leaf: str) -> Iterator[Any]:
 
 
 def collect_facts(store: Store, root: Artifact) -> dict[str, dict[str, Any]]:
-    """Tables by aspect, causes first; keys are alike for alike results."""
+    """Tables by aspect, causes first; equal results have equal keys."""
     nodes = ancestry(store, [root], derivation(store, root))
     steps = [node for node in nodes.values() if node.artifact.kind != KIND]
     record = read_record(store, root) if root.kind == KIND else None
@@ -158,38 +158,38 @@ def collect_facts(store: Store, root: Artifact) -> dict[str, dict[str, Any]]:
 
 def step_parameters(steps: list[Node]) -> dict[str, Any]:
     """Parameters of the steps, by task; those that differ between the calls of one task are lists."""
-    found: dict[str, list[Any]] = {}
+    parameters: dict[str, list[Any]] = {}
     for node in steps:
         for key, value in node.manifest.get("parameters", {}).items():
             if key not in ("files", "content") and value not in (
-                values := found.setdefault(f"{node.manifest['task']}.{key}", [])
+                values := parameters.setdefault(f"{node.manifest['task']}.{key}", [])
             ):
                 values.append(value)
-    return {key: values[0] if len(values) == 1 else values for key, values in found.items()}
+    return {key: values[0] if len(values) == 1 else values for key, values in parameters.items()}
 
 
 def merge_manifests(steps: list[Node], *path: str, task: str | None = None) -> dict[str, Any]:
-    """One table of all manifests, put together."""
-    found: dict[str, Any] = {}
+    """Merge one table of all manifests."""
+    merged: dict[str, Any] = {}
     for node in steps:
         if task in (None, node.manifest.get("task")):
             table: Any = node.manifest
             for key in path:
                 table = (table or {}).get(key)
-            found |= table or {}
-    return dict(sorted(found.items()))
+            merged |= table or {}
+    return dict(sorted(merged.items()))
 
 
 def artifacts_by_task(steps: list[Node]) -> dict[str, str]:
     """Artifacts by task, in the order in which they were made."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for node in steps:
-        found.setdefault(str(node.manifest.get("task", "?")), []).append(full_name(node.artifact))
-    return {task: " ".join(those) for task, those in found.items()}
+        names.setdefault(str(node.manifest.get("task", "?")), []).append(full_name(node.artifact))
+    return {task: " ".join(those) for task, those in names.items()}
 
 
 def collect_usage(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What all steps of a run used, by aspect."""
+    """Everything that the steps of a run used, by aspect."""
 
     def table(part: str) -> dict[str, Any]:
         return {key: value for step in record["steps"].values() for key, value in step[part].items()}
@@ -198,16 +198,18 @@ def collect_usage(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def read_metrics(store: Store, nodes: Mapping[Artifact, Node], record: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Perplexities and parameters, by model."""
+    """Perplexities and parameter counts, by model."""
     stages = (
         record["artifacts"]
         if record
         else {"metrics": [full_name(each) for each in nodes if each.kind == "metrics"][-1:]}
     )
-    found: dict[str, Any] = {}
+    numbers: dict[str, Any] = {}
     for stage in (each for each in stages if each.startswith("metrics")):
         for artifact in (Artifact(*each.split("/")) for each in stages[stage]):
             metrics = read_table(store, artifact, METRICS)
             model = stage.partition(".")[2] or "model"
-            found |= {f"{key}/{model}": metrics[key] for key in ("perplexity", "parameters", "bytes") if key in metrics}
-    return found
+            numbers |= {
+                f"{key}/{model}": metrics[key] for key in ("perplexity", "parameters", "bytes") if key in metrics
+            }
+    return numbers

@@ -1,4 +1,4 @@
-"""`dvc.lock` as DVC defines it: whoever reads it gets the stages of a sound one, or one message."""
+"""Reader of `dvc.lock`: the stages of a sound file, or one error message."""
 
 from typing import Any
 
@@ -10,13 +10,13 @@ LOCK = "dvc.lock"
 
 
 def read_stages(content: bytes, where: str) -> dict[str, Any]:
-    """The stages of a lock file, checked against DVC's own schema.
+    """Read the stages of a lock file, checked against DVC's own schema.
 
     Args:
-        where: what the message calls the file.
+        where: name of the file in the message.
 
     Raises:
-        DamagedError: it is not what DVC writes, such as one with marks of a conflict.
+        DamagedError: it is not what DVC writes, for example a file with conflict markers.
     """
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid

@@ -1,7 +1,7 @@
-"""The ancestry of a result as a figure: a box per task and kind, from what came in (left) to the result (right).
+"""The ancestry of a result as a figure: a box per task and kind, from the sources (left) to the result (right).
 
-The boxes of one task stand for all artifacts that it gave (a block each, a model each); an arrow says that something was made from
-something. Columns are the longest way from the left, so every arrow points to the right.
+The box of a task stands for all artifacts that it made (one for each block or model); an arrow means "was made from". A box lies in the
+column of its longest path from the left, so that every arrow points to the right.
 """
 
 from collections import Counter
@@ -23,10 +23,10 @@ Box = tuple[str, str]
 
 
 def draw(store: Store, root: Artifact, path: Path) -> None:
-    """Write the figure as `path.svg` and `path.png`.
+    """Draw the figure and write it as `path.svg` and `path.png`.
 
     Raises:
-        UsageError: a path that ends otherwise.
+        UsageError: the path ends otherwise.
     """
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"The figure is {str(path)!r}: expected a path that ends in .svg or .png; both are written.")
@@ -37,7 +37,7 @@ def draw(store: Store, root: Artifact, path: Path) -> None:
     with figure_style():
         width, height = max(4.0, 1.45 * len(columns)), max(2.2, 0.75 * tallest + 0.9)
         figure = make_figure(
-            width, height, f"Ancestry of {root}", "an arrow: made from; x: how many artifacts of a task"
+            width, height, f"Ancestry of {root}", "arrow: was made from; x: number of artifacts of a task"
         )
         axes = figure.subplots()
         axes.set_axis_off()
@@ -61,18 +61,18 @@ def draw(store: Store, root: Artifact, path: Path) -> None:
 
 
 def boxes(nodes: Mapping[Artifact, Node]) -> tuple["nx.DiGraph[Box]", Counter[Box]]:
-    """Tasks and kinds with what they are made from, and how many artifacts each stands for."""
+    """Graph of tasks and kinds, and the number of artifacts that each box stands for."""
     named = {artifact: (str(node.manifest.get("task", "?")), artifact.kind) for artifact, node in nodes.items()}
     graph: nx.DiGraph[Box] = nx.DiGraph()
     graph.add_nodes_from(sorted({*named.values()}))
     for artifact, node in nodes.items():
-        behind = {named[each] for those in node.inputs.values() for each in those}
-        graph.add_edges_from((box, named[artifact]) for box in sorted(behind) if box != named[artifact])
+        parents = {named[each] for those in node.inputs.values() for each in those}
+        graph.add_edges_from((box, named[artifact]) for box in sorted(parents) if box != named[artifact])
     return graph, Counter(named.values())
 
 
 def newest(nodes: Mapping[Artifact, Node], box: Box) -> str:
-    """The digest of a box, or of one of its artifacts."""
+    """Short digest of a box, or of the first of its artifacts."""
     return next(
         artifact.digest[:SHORT]
         for artifact, node in nodes.items()

@@ -1,7 +1,7 @@
-"""The ancestry of a result as people and programs read it: a tree in the terminal, or JSON.
+"""The ancestry of a result for people and programs: a tree in the terminal, or JSON.
 
-What is made from many artifacts of a kind (a block each) shows them as one line; what was shown above is not unfolded again. Leaves are
-the files that came from outside, by sha256.
+Many inputs of one kind (one for each block) are one line; a branch that was shown above is not repeated. The leaves are
+the files that came from outside, with their sha256.
 """
 
 import json
@@ -16,23 +16,23 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.record.lineage import Node, ancestry, describe_node, full_name
 
 SHORT = 12
-"""Characters of a digest."""
+"""Characters of a shortened digest."""
 OUTSIDE = ("backbone", "model", "texts", "questions")
-"""Kinds that are made from files of others."""
+"""Kinds that are made from files outside the project."""
 
 
 def as_json(store: Store, root: Artifact) -> str:
-    """Every artifact behind `root` by `kind/digest`, inputs first, with the files that came from outside."""
+    """Describe all ancestors of `root` as JSON, by `kind/digest`, inputs first, with the files that came from outside."""
     nodes = ancestry(store, [root], derivation(store, root))
-    found = {
+    ancestors = {
         full_name(artifact): {**describe_node(node), "files": dict(files_of(store, node))}
         for artifact, node in nodes.items()
     }
-    return json.dumps({"root": full_name(root), "artifacts": found}, indent=1, ensure_ascii=False)
+    return json.dumps({"root": full_name(root), "artifacts": ancestors}, indent=1, ensure_ascii=False)
 
 
 def print_tree(store: Store, root: Artifact, *, full: bool) -> None:
-    """Print the tree of `root`; `full` unfolds what is one line otherwise, and shows whole digests."""
+    """Print the ancestry of `root` as a tree; `full` shows every artifact on a line of its own, with complete digests."""
     from rich.console import Console
     from rich.tree import Tree
 
@@ -48,7 +48,7 @@ def print_tree(store: Store, root: Artifact, *, full: bool) -> None:
 def add_inputs(
     tree: Any, store: Store, nodes: Mapping[Artifact, Node], node: Node, *, shown: set[Artifact], full: bool
 ) -> None:
-    """Hang the inputs of a node below it."""
+    """Add the inputs of a node below it."""
     for file, digest in files_of(store, node):
         tree.add(f"[dim]{file}  {digest if full else digest[:SHORT]}[/dim]")
     for role, inputs in node.inputs.items():
@@ -67,7 +67,7 @@ def add_inputs(
 
 
 def format_node(node: Node, role: str, *, full: bool) -> str:
-    """An artifact in one line: what it is to its parent, its name, when and by which task it was made."""
+    """Format an artifact as one line: its role for its parent, its name, when it was made and by which task."""
     artifact, manifest = node.artifact, node.manifest
     digest = artifact.digest if full else artifact.digest[:SHORT]
     called = f"[bold]{role or artifact.kind}[/bold]  [cyan]{artifact.kind}/{digest}[/cyan]"
@@ -79,7 +79,7 @@ def format_node(node: Node, role: str, *, full: bool) -> str:
 
 
 def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
-    """Files from outside that an artifact was made from, with their sha256; of a text that is no file, what identifies it."""
+    """List the outside files that an artifact was made from, with their sha256; sources that are not files appear under their kind."""
     place, kind = store.path_of(node.artifact), node.artifact.kind
     if node.problem is not None:
         return

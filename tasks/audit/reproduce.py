@@ -1,9 +1,9 @@
-"""A run once more, from its record alone: its commit, its versions, its parameters; and whether the digests are the same.
+"""Reproduce a run from its record alone (commit, versions, parameters), and compare the digests.
 
     git clone at the recorded commit -> an environment with the recorded versions -> the recorded flow into an empty store -> compare
 
-Everything happens below a temporary folder. Files of the backbone and of the data that git does not have are taken from where the record
-says, after their sha256 was compared. A run beside uncommitted changes cannot be made again from git, and is refused.
+Everything happens below a temporary folder. Files of the backbone and the data that git does not have are taken from the recorded
+location, after their sha256 was compared. A run with uncommitted changes cannot be reproduced from git, and is refused.
 """
 
 import json
@@ -27,16 +27,16 @@ OWN = {
     **{"store.path": "store", "store.remote": None, "store.signing_key": None},
     **{"tracking.uri": "sqlite:///mlflow.db", "output.results": "results"},
 }
-"""Where the repetition keeps what it makes, below its own folder."""
+"""Parameters that keep everything the repetition writes below its own folder."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came out of a repetition.
+    """Outcome of a repetition.
 
     Attributes:
-        versions: packages whose version is another one than recorded: recorded and found.
-        stages: of the artifacts, whether they are the same.
+        versions: packages whose version differs: the recorded one and the present one.
+        stages: whether the artifacts of a stage are identical.
     """
 
     versions: dict[str, tuple[Any, Any]]
@@ -44,7 +44,7 @@ class Reproduction:
 
     @property
     def is_same(self) -> bool:
-        """Whether all are."""
+        """Tell whether all artifacts are identical."""
         return all(self.stages.values())
 
 
@@ -54,15 +54,15 @@ def reproduce(
     """Run a record again in `folder`, which is empty.
 
     Args:
-        python: an interpreter with the packages; null: an environment is made, with the versions that the commit pins.
+        python: an interpreter with the packages; if None, an environment is created with the versions that the commit pins.
 
     Raises:
-        InputError: the run cannot be made again from git, or a file that it read is another one now.
-        ResourceError: the environment cannot be made, or the run fails.
+        InputError: the run cannot be reproduced from git, or a file that it read has changed.
+        ResourceError: the environment cannot be created, or the run fails.
     """
     if record["git"]["commit"] is None or record["git"]["dirty"]:
         raise InputError(
-            f"The run was made beside uncommitted changes (commit {record['git']['commit']}), expected a clean checkout: its code is "
+            f"The run was made with uncommitted changes (commit {record['git']['commit']}), expected a clean checkout: its code is "
             "known by sha256 alone. Commit, run again, and reproduce that."
         )
     if wrong := [each for each in verify_inputs(params, record) if each.kind == "disagrees"]:
@@ -79,13 +79,13 @@ def reproduce(
 
 
 def clone_commit(source: Path, commit: str, target: Path) -> None:
-    """The recorded commit, from this repository."""
+    """Check out the recorded commit, cloned from this repository."""
     run_command(["git", "clone", "--quiet", "--no-checkout", "--shared", str(source.absolute()), str(target)], source)
     run_command(["git", "-c", "advice.detachedHead=false", "checkout", "--quiet", commit], target)
 
 
 def link_inputs(source: Path, checkout: Path, record: Mapping[str, Any]) -> None:
-    """Relative paths of the record that git does not have, as links to where they are."""
+    """Link the inputs that the record names by relative paths and that git does not have."""
     given = record["parameters"]
     names = [given["backbone.source"], *(given.get(f"data.{part}.source") for part in record["sources"]["data"])]
     names += [each["source"] for each in given["data.questions"]]
@@ -97,7 +97,7 @@ def link_inputs(source: Path, checkout: Path, record: Mapping[str, Any]) -> None
 
 
 def create_environment(folder: Path, checkout: Path) -> Path:
-    """A virtual environment with what the commit pins; the interpreter in it."""
+    """Create a virtual environment with what the commit pins; returns its interpreter."""
     python = folder / "bin" / "python"
     run_command([sys.executable, "-m", "venv", str(folder)], checkout)
     install = ["--disable-pip-version-check", "--quiet", "--constraint", "constraints.txt"]
@@ -106,7 +106,7 @@ def create_environment(folder: Path, checkout: Path) -> Path:
 
 
 def run_flow(python: Path, checkout: Path, record: Mapping[str, Any]) -> None:
-    """The recorded flow with the recorded parameters, in the checkout."""
+    """Run the recorded flow with the recorded parameters, in the checkout."""
     given = {**record["parameters"], **OWN}
     parameters = yaml.safe_load((checkout / "params.yaml").read_text(encoding="utf-8"))
     overrides = [
@@ -116,31 +116,31 @@ def run_flow(python: Path, checkout: Path, record: Mapping[str, Any]) -> None:
 
 
 def is_known(parameters: Mapping[str, Any], key: str, flow: str) -> bool:
-    """Whether the section of a key is one that can be overridden, and that the flow reads."""
+    """Tell whether the section of a key can be overridden and is read by the flow."""
     section = key.partition(".")[0]
     others = {"sweep", "study", "sensitivity", "profile", "runner"} - {SECTION.get(flow)}
     return section in parameters and section not in others
 
 
 def format_value(value: Any) -> str:
-    """A value as the command line takes it; a text in quotes, which it is under every commit."""
+    """Format a value for the command line; text is quoted, which every commit reads as text."""
     return json.dumps(value, ensure_ascii=False)
 
 
 def run_command(words: Sequence[str], folder: Path) -> None:
-    """Run a program in a folder; what it says on failure is the message."""
+    """Run a program in a folder; on failure, the error quotes its last line."""
     own = {"PYTHONPATH": str(folder), "PREFECT_HOME": str(folder / ".prefect")}
     done = subprocess.run(words, cwd=folder, env={**os.environ, **own}, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = [*done.stderr.strip().splitlines(), *done.stdout.strip().splitlines()] or ["no more is said"]
+        output = [*done.stderr.strip().splitlines(), *done.stdout.strip().splitlines()] or ["no output"]
         called = " ".join([Path(words[0]).name, *words[1:6]])
         raise ResourceError(
-            f"`{called} ...` ended with {done.returncode} ({said[-1]}), expected it to succeed: remove the reason, and start again."
+            f"`{called} ...` ended with {done.returncode} ({output[-1]}), expected it to succeed: remove the cause, and start again."
         )
 
 
 def compare_records(record: Mapping[str, Any], again: Mapping[str, Any]) -> Reproduction:
-    """Digests and versions of two records."""
+    """Compare the digests and versions of two records."""
     names = dict.fromkeys([*record["versions"], *again["versions"]])
     versions = {name: (record["versions"].get(name), again["versions"].get(name)) for name in names}
     stages = {stage: made == again["artifacts"].get(stage) for stage, made in record["artifacts"].items()}

@@ -1,4 +1,4 @@
-"""An audit: every byte of the store, and runs against all that they name outside it."""
+"""The complete audit: every byte of the store, and a run against everything outside the store that its record names."""
 
 import time
 from collections.abc import Iterator
@@ -20,10 +20,10 @@ from tasks.record.signing import verify_signature
 
 @dataclass(frozen=True)
 class Audit:
-    """What was looked at, and what was found.
+    """Result of an audit: what was checked, and the findings.
 
     Attributes:
-        seconds: of the store alone.
+        seconds: time taken by the check of the store alone.
     """
 
     store: StoreCheck
@@ -32,17 +32,17 @@ class Audit:
 
     @property
     def disagreements(self) -> list[Finding]:
-        """What is wrong."""
+        """Findings of something wrong."""
         return [each for each in self.findings if each.kind == "disagrees"]
 
     @property
     def unchecked(self) -> list[Finding]:
-        """What could not be looked at."""
+        """Findings of something that could not be checked."""
         return [each for each in self.findings if each.kind == "unchecked"]
 
 
 def audit(params: PathSections, store: Store, root: Artifact | None, signers: Path | None = None) -> Audit:
-    """Verify the store and, where `root` is given, the run of that name or everything else behind that artifact."""
+    """Verify the store and, if `root` is given, that run or all ancestors of that artifact."""
     began = time.perf_counter()
     checked = verify_store(store)
     seconds = time.perf_counter() - began
@@ -58,11 +58,11 @@ def audit(params: PathSections, store: Store, root: Artifact | None, signers: Pa
 
 
 def audit_ancestors(params: PathSections, store: Store, root: Artifact, signers: Path | None) -> Iterator[Finding]:
-    """What is wrong outside the store with what `root` was made from."""
+    """Check everything outside the store that `root` was made from."""
     try:
         nodes: dict[Artifact, Node] = ancestry(store, [root], derivation(store, root))
         record = read_record(store, root) if root.kind == KIND else None
-    except DamagedError:  # told already
+    except DamagedError:  # already among the findings of the store
         return
     from tasks.audit.verify_tracking import verify_tracking  # which imports MLflow (seconds)
 

@@ -1,8 +1,8 @@
-"""A run's record against `dvc.lock`: the stage that published it, and the stages before that one.
+"""A run's record against `dvc.lock`: the stage that published it, and the stages upstream of that one.
 
-A stage is this run's if it names the record by MD5; a path says nothing, for a run by hand publishes to the same places. Of such a
-stage everything is compared: its command with `dvc.yaml`, its parameters with the record, its outs with the files, and its dependencies
-with the commit of the run. Hashes and sizes are DVC's own, of the working tree and of the commit alike.
+A stage belongs to the run if it names the record by MD5; its path proves nothing, since a run started by hand publishes to the same places.
+Of such a stage everything is compared: its command with `dvc.yaml`, its parameters with the record, its outs with the files, and its
+dependencies with the commit of the run. Hashes and sizes are computed by DVC itself, for the working tree and for the commit alike.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 PIPELINE = "dvc.yaml"
 CHANGING = ("output", "runner", "store", "tracking")
-"""Sections that `dvc.lock` may hold and that change no result."""
+"""Sections that `dvc.lock` may contain and that change no result."""
 HASHED = ("md5", "size", "nfiles")
-"""What `dvc.lock` tells of a file or folder."""
+"""Fields of a file or folder in `dvc.lock`."""
 
 
 def verify_lock(params: PathSections, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """`dvc.lock` against everything that the run used and published, where it names this very record."""
+    """Check `dvc.lock` against everything that the run used and published, if it names this very record."""
     path = params.folder / LOCK
     if not path.is_file():
         yield unchecked(path, "is not there: the results are not versioned by DVC")
@@ -44,7 +44,7 @@ def verify_lock(params: PathSections, run: Artifact, record: Mapping[str, Any]) 
         yield disagreement(path, str(damage))
         return
     own = md5(format_json(record))
-    name = next((stage for stage, told in stages.items() if own in records_of(told)), None)
+    name = next((stage for stage, entry in stages.items() if own in records_of(entry)), None)
     if name is None:
         yield explain_missing(params, run, record, path, stages)
         return
@@ -61,12 +61,12 @@ def verify_lock(params: PathSections, run: Artifact, record: Mapping[str, Any]) 
 
 
 def records_of(stage: Mapping[str, Any]) -> list[str]:
-    """The MD5 of every record that is an out of a stage."""
+    """MD5 of every record that is an out of a stage."""
     return [out.get("md5", "") for out in stage.get("outs", []) if Path(out["path"]).name == RECORD]
 
 
 def is_published_last(params: PathSections, run: Artifact) -> bool:
-    """Tell whether the results on the disk are those of this run."""
+    """Tell whether this run has published the results on disk."""
     path = params.results / RECORD
     return path.is_file() and digest_of(path.read_bytes()) == run
 
@@ -74,7 +74,7 @@ def is_published_last(params: PathSections, run: Artifact) -> bool:
 def explain_missing(
     params: PathSections, run: Artifact, record: Mapping[str, Any], path: Path, stages: Mapping[str, Any]
 ) -> Finding:
-    """The finding for a lock that names another record or none: wrong only where DVC ran what is published now."""
+    """Build the finding for a lock that names another record or none: wrong only if DVC ran what is published now."""
     stage = record["tags"].get("dvc.stage")
     if stage in stages and records_of(stages[stage]) and is_published_last(params, run):
         return disagreement(
@@ -88,38 +88,38 @@ def explain_missing(
 
 @dataclass(frozen=True)
 class Lock:
-    """The stages of `dvc.lock`, with the record that one of them published."""
+    """Stages of `dvc.lock`, with the record that one of them published."""
 
     folder: Path
     stages: Mapping[str, Any]
     record: Mapping[str, Any]
 
     def before(self, name: str) -> list[str]:
-        """The stages whose outs a stage depends on, near ones first."""
-        found, waiting = list[str](), [name]
+        """Stages whose outs a stage depends on, directly or not, the nearest first."""
+        upstream, waiting = list[str](), [name]
         while waiting:
             needed = {dep["path"] for dep in self.stages[waiting.pop()].get("deps", [])}
             for other, told in self.stages.items():
-                if other not in (name, *found) and needed & {out["path"] for out in told.get("outs", [])}:
-                    found.append(other)
+                if other not in (name, *upstream) and needed & {out["path"] for out in told.get("outs", [])}:
+                    upstream.append(other)
                     waiting.append(other)
-        return found
+        return upstream
 
     def definition(self, name: str) -> Iterator[Finding]:
-        """The command of a stage and what it names, against `dvc.yaml` of the commit or of the working tree."""
+        """Check the command of a stage and the names in its definition against `dvc.yaml` of the commit or of the working tree."""
         known = [
             stages[name] for stages in (self.pipeline(at_commit=True), self.pipeline(at_commit=False)) if name in stages
         ]
         if not known:
             yield unchecked(f"{LOCK}, {name}", f"{PIPELINE} has no such stage")
             return
-        told = stage_definition(self.stages[name])
-        for part in told:
-            if told[part] not in (expected := [stage_definition(stage)[part] for stage in known]):
-                yield from compare_values(f"{LOCK}, {name}.{part}", told[part], expected[0], PIPELINE)
+        locked = stage_definition(self.stages[name])
+        for part in locked:
+            if locked[part] not in (expected := [stage_definition(stage)[part] for stage in known]):
+                yield from compare_values(f"{LOCK}, {name}.{part}", locked[part], expected[0], PIPELINE)
 
     def pipeline(self, *, at_commit: bool) -> dict[str, Any]:
-        """The stages of `dvc.yaml`; none where it is not there."""
+        """Read the stages of `dvc.yaml`; none if the file is missing."""
         repo = self.past if at_commit else self.here
         place = None if repo is None else repo.fs.join(repo.root_dir, PIPELINE)
         if repo is None or not repo.fs.exists(place):
@@ -128,7 +128,7 @@ class Lock:
         return stages
 
     def parameters(self, name: str) -> Iterator[Finding]:
-        """The parameters of a stage, read as its command reads them, against those of the record."""
+        """Check the parameters of a stage, read as its command reads them, against those of the record."""
         given = self.stages[name].get("params", {}).get("params.yaml", {})
         sections = {key.partition(".")[0] for key in given} - {"case", "cases", "methods", *CHANGING}
         try:
@@ -148,7 +148,7 @@ class Lock:
                 yield from compare_values(f"{LOCK}, {key}", value, known[key], "the record of the run")
 
     def outs(self, name: str) -> Iterator[Finding]:
-        """The outs of a stage against the files of the working tree."""
+        """Check the outs of a stage against the files of the working tree."""
         for out in self.stages[name].get("outs", []):
             found = None if self.here is None else hash_path(self.here, out["path"])
             if found is None:
@@ -157,12 +157,12 @@ class Lock:
                 yield from compare_path(out, found, f"{LOCK}, {name}.outs")
 
     def dependencies(self, name: str) -> Iterator[Finding]:
-        """The dependencies of a stage: outs of others as these are told, everything else as it is at the commit of the run."""
-        told = {out["path"]: out for stage in self.stages.values() for out in stage.get("outs", [])}
+        """Check the dependencies of a stage: outs of other stages against the lock, everything else against the commit of the run."""
+        outs = {out["path"]: out for stage in self.stages.values() for out in stage.get("outs", [])}
         for dep in self.stages[name].get("deps", []):
             where = f"{LOCK}, {name}.deps"
-            if dep["path"] in told:
-                yield from compare_path(dep, told[dep["path"]], where, "the stage that makes it")
+            if dep["path"] in outs:
+                yield from compare_path(dep, outs[dep["path"]], where, "the stage that makes it")
             elif self.past is None or (found := hash_path(self.past, dep["path"])) is None:
                 yield unchecked(f"{where}, {dep['path']}", "the commit of the run does not have it")
             elif not self.record["git"]["dirty"]:
@@ -175,13 +175,13 @@ class Lock:
 
     @cached_property
     def past(self) -> "Repo | None":
-        """DVC's view of the commit of the run; None where git does not have it."""
+        """DVC's view of the commit of the run; None if git does not have it."""
         commit = self.record["git"]["commit"]
         return None if commit is None else repository(self.folder, commit)
 
 
 def stage_definition(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """The command of a stage and the names of all that it depends on and makes, from `dvc.yaml` and `dvc.lock` alike."""
+    """Command of a stage and the names of all that it depends on and makes, from `dvc.yaml` and `dvc.lock` alike."""
     params = stage.get("params", [])
     files = [*stage.get("outs", []), *stage.get("metrics", [])]
     return {
@@ -193,15 +193,15 @@ def stage_definition(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def path_of(entry: Any) -> str:
-    """The path of a dependency or out: plain, with options below it, or with its hash beside it."""
+    """Path of a dependency or out, which is a plain path, or has options below it or a hash next to it."""
     return str(entry if isinstance(entry, str) else entry.get("path", next(iter(entry))))
 
 
 def rebuild_parameters(path: Path, given: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """The parameters of a stage by dotted key: those of `dvc.lock` in the place of those of `params.yaml`, and its command's overrides.
+    """Parameters of a stage by dotted key: `params.yaml` updated by `dvc.lock`, then by the overrides of the stage's command.
 
     Raises:
-        UsageError: they are no parameters of a run.
+        UsageError: they are not the parameters of a run.
     """
     from tasks.config.overrides import read_parameters
     from tasks.config.parameters import load_parameters
@@ -224,13 +224,13 @@ def rebuild_parameters(path: Path, given: Mapping[str, Any], command: str) -> di
 def compare_path(
     told: Mapping[str, Any], found: Mapping[str, Any], where: str, whose: str = "the file"
 ) -> Iterator[Finding]:
-    """The hash and the sizes of one path in `dvc.lock` against what was found."""
+    """Compare the hash and the sizes of one path in `dvc.lock` with those that were found."""
     for key in HASHED:
         yield from compare_values(f"{where}, {told['path']}, {key}", told.get(key), found.get(key), whose)
 
 
 def repository(folder: Path, commit: str | None = None) -> "Repo | None":
-    """The project as DVC sees it, in the working tree or at a commit; None where there is none."""
+    """Open the project as DVC sees it, in the working tree or at a commit; None if there is none."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
     from scmrepo.exceptions import SCMError
@@ -242,7 +242,7 @@ def repository(folder: Path, commit: str | None = None) -> "Repo | None":
 
 
 def hash_path(repo: "Repo", path: str) -> dict[str, Any] | None:
-    """MD5, size and number of files of a path, as `dvc.lock` tells them; None where there is nothing."""
+    """MD5, size and number of files of a path, in the form of `dvc.lock`; None if nothing is there."""
     from dvc_data.hashfile.build import build
 
     place = repo.fs.join(repo.root_dir, *path.split("/"))

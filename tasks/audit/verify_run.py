@@ -1,7 +1,7 @@
-"""A run's record against everything it names that lies outside the store.
+"""A run's record against everything outside the store that it names.
 
-What it published, the files of the backbone and of the data that it read, and the code at its git commit. Each is a list of findings;
-what is not on this machine is told as not looked at. `dvc.lock` has a file of its own (tasks/audit/verify_dvc.py), and so has MLflow
+That is what it published, the files of the backbone and the data that it read, and the code at its git commit. Each check yields findings;
+what is not on this machine is reported as unchecked. `dvc.lock` has a file of its own (tasks/audit/verify_dvc.py), and so has MLflow
 (tasks/audit/verify_tracking.py).
 """
 
@@ -23,11 +23,11 @@ from tasks.record.lineage import Node
 from tasks.record.run_record import PREPARED, artifacts_of, digest_of, place_of
 
 MADE = ("demo", "scenes")
-"""Sources that the project makes itself: their record has versions in the place of files."""
+"""Sources that the project generates itself: records name versions in place of files."""
 
 
 def verify_published(params: PathSections, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """The results and the checkpoint of the run that is published last; an older run has none."""
+    """Check the published results and checkpoint; only the latest run has any."""
     path = place_of(params.results, record["flow"])
     if not path.is_file() or (digest_of(path.read_bytes()) != run and read_json(path).get("end", "") > record["end"]):
         yield unchecked(path, f"is not of {run}: its results are no longer published")
@@ -39,7 +39,7 @@ def verify_published(params: PathSections, run: Artifact, record: Mapping[str, A
 
 
 def added_files(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """Files in the folders that the run published which it did not write: an adapter in a checkpoint changes what is loaded from it."""
+    """Report files that the run did not write in the folders that it published: an adapter in a checkpoint changes what is loaded."""
     known = record["published"]
     for root in record.get("folders", []):
         for path in sorted((folder / root).rglob("*")):
@@ -48,7 +48,7 @@ def added_files(folder: Path, record: Mapping[str, Any]) -> Iterator[Finding]:
 
 
 def verify_prepared(params: PathSections, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """The texts that DVC versions (`data/prepared`), where they are those of the run."""
+    """Check the texts that DVC versions (`data/prepared`), if they are those of the run."""
     made = {stage: artifact for stage, (artifact, *_) in artifacts_of(record).items()}
     for stage, place in (("texts", params.folder / PREPARED), ("questions", params.folder / PREPARED / "questions")):
         if not (place / MANIFEST).is_file():
@@ -69,7 +69,7 @@ def verify_prepared(params: PathSections, record: Mapping[str, Any]) -> Iterator
 
 
 def verify_inputs(params: PathSections, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """The files of the backbone, of the data, and those that parameters name."""
+    """Check the files of the backbone, of the data, and those that parameters name."""
     given, sources = record["parameters"], record["sources"]
     backbone = Path(given["backbone.source"]).expanduser()
     yield from files_below(params.folder, backbone, sources["backbone"])
@@ -82,12 +82,12 @@ def verify_inputs(params: PathSections, record: Mapping[str, Any]) -> Iterator[F
 
 
 def source_of(questions: list[Mapping[str, Any]], section: str) -> str:
-    """The source of a set of questions."""
+    """Source of a set of questions."""
     return next(str(each["source"]) for each in questions if section == f"questions.{each['name']}")
 
 
 def files_below(folder: Path, source: Path, content: Mapping[str, str], name: str = "") -> Iterator[Finding]:
-    """Files of a source, which is found from the folder of `params.yaml` or not on this machine."""
+    """Check the files of a source, looked up from the folder of `params.yaml`; report it as unchecked if it is not on this machine."""
     place = folder / source
     if content and not place.is_dir():
         yield unchecked(name or source, "is not on this machine (an id of the Hub has its commit in the record)")
@@ -96,7 +96,7 @@ def files_below(folder: Path, source: Path, content: Mapping[str, str], name: st
 
 
 def verify_files(folder: Path, content: Mapping[str, str], whose: str) -> Iterator[Finding]:
-    """Files of a folder by their sha256."""
+    """Check the files of a folder by their sha256."""
     for name, expected in content.items():
         path = folder / name
         if not path.is_file():
@@ -106,7 +106,7 @@ def verify_files(folder: Path, content: Mapping[str, str], whose: str) -> Iterat
 
 
 def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
-    """The files of every step against the commit that its manifest names, in the repository of this project."""
+    """Check the source files of every step against the commit that its manifest names, in the repository of this project."""
     changed, absent = set[str](), set[str]()
     for artifact, node in nodes.items():
         git = node.manifest.get("git", {})
@@ -119,12 +119,12 @@ def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
             for file, expected in node.manifest.get("sources", {}).items():
                 if digest_at_commit(commit, file) != expected:
                     yield disagreement(
-                        f"git, {file}", f"is another one at commit {commit[:8]} than the one that made {artifact}"
+                        f"git, {file}", f"differs at commit {commit[:8]} from the file that made {artifact}"
                     )
     if changed:
         yield unchecked(
             "git",
-            f"steps ran beside uncommitted changes to {', '.join(sorted(changed))}: their code is known by sha256",
+            f"steps ran with uncommitted changes to {', '.join(sorted(changed))}: their code is known by sha256",
         )
     if absent:
         yield unchecked("git", f"commits are not in this repository: {', '.join(sorted(absent))}")
@@ -132,7 +132,7 @@ def verify_code(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
 
 @cache
 def digest_at_commit(commit: str, file: str) -> str | None:
-    """sha256 of a file of the project at a commit."""
+    """sha256 of a file of the project at a commit; None if the commit has no such file."""
     done = subprocess.run(
         ["git", "-C", str(environment.ROOT), "show", f"{commit}:{file}"], capture_output=True, check=False
     )
@@ -140,7 +140,7 @@ def digest_at_commit(commit: str, file: str) -> str | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A file of results; an unreadable one is empty, for its sha256 was told already."""
+    """Read a file of results; an unreadable one counts as empty, since its sha256 has been reported already."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):

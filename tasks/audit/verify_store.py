@@ -1,10 +1,10 @@
 """Every byte of a store against its manifests and keys.
 
-An artifact is checked as on every use (tasks/cache/manifest.py), and beyond it: its manifest is byte for byte what `seal` writes, its
-inputs are there, and what its stage key and its manifest both say is the same. The record of a key is byte for byte what `remember` writes.
-So one changed byte is found wherever it is. Nothing but the folder is looked at: a store that was moved verifies as before.
+An artifact is checked as on every use (tasks/cache/manifest.py), and further: its manifest is byte for byte what `seal` writes, its
+inputs are there, and its cache key and its manifest agree where both record the same. A key record is byte for byte what `remember` writes.
+So a single changed byte is found wherever it is. Nothing but the folder is read: a store that was moved verifies as before.
 
-Reading and hashing release the interpreter, so there is a thread per core (sha256: 1.8 GB/s per core where the processor has it).
+Reading and hashing release the interpreter lock, so there is a thread per core (sha256: 1.8 GB/s per core where the processor supports it).
 """
 
 import json
@@ -24,7 +24,7 @@ from tasks.record.lineage import STAGE, Node, node_with, sort_nodes
 
 @dataclass
 class StoreCheck:
-    """What a store was found to be."""
+    """Result of checking a store."""
 
     artifacts: int = 0
     keys: int = 0
@@ -52,7 +52,7 @@ def verify_store(store: Store) -> StoreCheck:
 
 
 def verify_artifact(store: Store, artifact: Artifact) -> tuple[Node, int, list[Finding]]:
-    """An artifact, its size in bytes, and what is wrong with it."""
+    """Check an artifact; returns its node, its size in bytes and the findings."""
     place = store.path_of(artifact)
     try:
         manifest = check_folder(place, artifact.kind, artifact.digest)
@@ -61,25 +61,27 @@ def verify_artifact(store: Store, artifact: Artifact) -> tuple[Node, int, list[F
         return Node(artifact, {}, {}, str(damage)), 0, [disagreement(artifact, str(damage))]
     findings = []
     if (place / MANIFEST).read_bytes() != manifest_bytes(manifest):
-        findings.append(disagreement(place / MANIFEST, "is not as it was sealed: its spaces or its order were altered"))
+        findings.append(
+            disagreement(place / MANIFEST, "is not as it was sealed: its whitespace or its order was altered")
+        )
     return node, sum(entry["size"] for entry in manifest["files"].values()), findings
 
 
 def missing_inputs(nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
-    """Inputs that are not in the store: thrown away, or never fetched."""
+    """Report inputs that are not in the store: collected as garbage, or never fetched."""
     for artifact, node in nodes.items():
-        for behind in node.all_inputs:
-            if behind not in nodes:
-                yield unchecked(behind, f"is not in this store; {artifact} was made from it")
+        for source in node.all_inputs:
+            if source not in nodes:
+                yield unchecked(source, f"is not in this store; {artifact} was made from it")
 
 
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """The file of a manifest as `Store.seal` writes it."""
+    """Serialize a manifest as `Store.seal` writes it."""
     return format_json({**manifest, "seal": digest(manifest)})
 
 
 def verify_key(store: Store, path: Path, nodes: Mapping[Artifact, Node]) -> Iterator[Finding]:
-    """What is wrong with the record of a stage key."""
+    """Check the record of a cache key."""
     content = path.read_bytes()
     try:
         artifact = artifact_of_key(content, path.stem, str(path))
@@ -93,7 +95,7 @@ def verify_key(store: Store, path: Path, nodes: Mapping[Artifact, Node]) -> Iter
         yield unchecked(artifact, f"is not in this store, the key {path.stem[:12]} ({stage['task']}) names it")
         return
     manifest = nodes[artifact].manifest
-    if manifest.get("key") == path.stem:  # else another derivation of equal content wrote the manifest
+    if manifest.get("key") == path.stem:  # otherwise another derivation of equal content wrote the manifest
         for name in sorted({*STAGE, "flags"} & stage.keys() & manifest.keys()):
             yield from compare_values(
                 f"{artifact} ({name})", manifest[name], stage[name], f"the record of its key {path}"
@@ -101,6 +103,6 @@ def verify_key(store: Store, path: Path, nodes: Mapping[Artifact, Node]) -> Iter
 
 
 def quarantined_artifacts(store: Store) -> Iterator[Finding]:
-    """What was found damaged earlier."""
+    """Report artifacts that were found damaged earlier."""
     for path in sorted((store.path / "quarantine").glob("*")):
-        yield unchecked(path, "was found damaged, and was put here to be looked at")
+        yield unchecked(path, "was found damaged, and was put here for inspection")

@@ -1,7 +1,7 @@
-"""A run's record against its run in MLflow: tags, parameters, every point of every metric, files, state, and what was registered.
+"""A run's record against its run in MLflow: tags, parameters, every point of every metric, files, status, and registered versions.
 
-Numbers are compared with the results that MLflow keeps itself, whose sha256 the record has; so a run of long ago is compared as well as
-the last. What others may add by hand (tags, notes, aliases) is left alone; metrics, parameters and files of a checkpoint are not theirs.
+Numbers are compared with the results that MLflow keeps itself, whose sha256 is in the record; so an old run is compared as thoroughly as
+the last. What others may add by hand (tags, notes, aliases) is left alone; they may not add metrics, parameters, or files to a checkpoint.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from tasks.results.report import PAGE
 from tasks.tracking.backend import SQLITE, check_reachable, translate_store_errors
 from tasks.tracking.registration import DIGEST, FOLDER, MODEL
 from tasks.tracking.registration import RECORD as TAG
-from tasks.tracking.run import format_value, legal_name, measurements, params_of, points_of, truncate
+from tasks.tracking.values import format_value, legal_name, measurements, params_of, points_of, truncate
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,7 +36,7 @@ WHOSE = "the record of the run"
 
 
 def verify_tracking(params: PathSections, store: Store, run: Artifact, record: Mapping[str, Any]) -> Iterator[Finding]:
-    """Everything that MLflow has of the run."""
+    """Check everything that MLflow has of the run."""
     from mlflow import MlflowClient
 
     if not record.get("in_mlflow", True):
@@ -49,30 +49,30 @@ def verify_tracking(params: PathSections, store: Store, run: Artifact, record: M
         with translate_store_errors(uri):
             check_reachable(uri)
             client = MlflowClient(uri)
-            found = run_of(client, params.tracking.experiment, run)
-            if found is None:
+            tracked = run_of(client, params.tracking.experiment, run)
+            if tracked is None:
                 yield disagreement("MLflow", f"has no run with the tag run.record of {run} in {masked(uri)}")
                 return
             with TemporaryDirectory() as folder:
-                yield from TrackedRun(client, found, store, record, Path(folder)).findings()
+                yield from TrackedRun(client, tracked, store, record, Path(folder)).findings()
     except MgaaError as error:
         yield unchecked("MLflow", str(error))
 
 
 def run_of(client: "MlflowClient", experiment: str, run: Artifact) -> "Run | None":
-    """The run of MLflow with the tag of a record, in the experiment of the parameters."""
-    found = client.get_experiment_by_name(experiment)
-    ids = [found.experiment_id] if found else []
+    """Find the run of MLflow that is tagged with a record, in the experiment of the parameters."""
+    known = client.get_experiment_by_name(experiment)
+    ids = [known.experiment_id] if known else []
     runs = client.search_runs(ids, f"tags.`run.record` = '{run.digest}'") if ids else []
     return runs[0] if runs else None
 
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run of MLflow, with the record that it is compared with.
+    """A run of MLflow, and the record that it is compared with.
 
     Attributes:
-        folder: an empty folder for files that a server keeps.
+        folder: an empty folder for files downloaded from a server.
     """
 
     client: "MlflowClient"
@@ -82,7 +82,7 @@ class TrackedRun:
     folder: Path
 
     def findings(self) -> Iterator[Finding]:
-        """Everything in which the two differ."""
+        """Report everything in which the two differ."""
         yield from self.state()
         yield from self.tags()
         yield from self.parameters()
@@ -92,7 +92,7 @@ class TrackedRun:
         yield from self.registered()
 
     def state(self) -> Iterator[Finding]:
-        """Status and user."""
+        """Check status and user."""
         info = self.run.info
         yield from compare_values("MLflow, status", info.status, "FINISHED", WHOSE)
         if "user" in self.record:
@@ -102,7 +102,7 @@ class TrackedRun:
             )
 
     def tags(self) -> Iterator[Finding]:
-        """Digests by stage, and what the process knew of its run."""
+        """Check the digests by stage, and the facts that the process recorded of its run."""
         short = {
             f"artifact.{stage}": " ".join(each.partition("/")[2][:12] for each in made)
             for stage, made in self.record["artifacts"].items()
@@ -113,7 +113,7 @@ class TrackedRun:
             )
 
     def parameters(self) -> Iterator[Finding]:
-        """Every parameter, and no other."""
+        """Check that the run has every parameter, and no other."""
         expected = {each.key: each.value for each in params_of(self.record["parameters"])}
         for key in dict.fromkeys([*expected, *self.run.data.params]):
             yield from compare_values(
@@ -121,7 +121,7 @@ class TrackedRun:
             )
 
     def files(self) -> Path:
-        """The folder of the files of the run; those of a server are fetched."""
+        """Folder of the files of the run; those on a server are downloaded."""
         uri = urlparse(self.run.info.artifact_uri)
         if uri.scheme in ("", "file"):
             return Path(unquote(uri.path))
@@ -130,7 +130,7 @@ class TrackedRun:
         return self.folder
 
     def kept_files(self, files: Path) -> Iterator[Finding]:
-        """Every file, and no other in the folders that are ours."""
+        """Check that the run has every file, and no other in the folders that are ours."""
         expected, texts = self.published(), self.texts(files)
         for path, digest in expected.items():
             place = files / path
@@ -140,9 +140,9 @@ class TrackedRun:
                 yield disagreement(f"MLflow, {path}", f"was altered: its sha256 is not the {digest[:12]}... of {WHOSE}")
         for path, content in texts.items():
             if read_json(files / path) != content:
-                yield disagreement(f"MLflow, {path}", f"was altered: it does not say what {WHOSE} says")
-        told = read_json(files / "lineage.json")
-        if "lineage" in self.record and (told is None or digest_of(told) != self.record["lineage"]):
+                yield disagreement(f"MLflow, {path}", f"was altered: its content is not that of {WHOSE}")
+        lineage = read_json(files / "lineage.json")
+        if "lineage" in self.record and (lineage is None or digest_of(lineage) != self.record["lineage"]):
             yield disagreement("MLflow, lineage.json", f"was altered: it is not the lineage of {WHOSE}")
         ours = {PurePosixPath(path).parts[0] for path in expected} | {FOLDER}
         for place in sorted(each for each in files.rglob("*") if each.is_file()):
@@ -153,7 +153,7 @@ class TrackedRun:
     def published(self) -> dict[str, str]:
         """sha256 of the files that the run keeps in MLflow, by their path there."""
         given, results = self.record["parameters"], PurePosixPath(self.record["parameters"]["output.results"])
-        found = {
+        digests = {
             f"results/{place_of(Path(), self.record['flow'])}": hashlib.sha256(format_json(self.record)).hexdigest()
         }
         for name, digest in self.record["published"].items():
@@ -161,21 +161,21 @@ class TrackedRun:
             if path.is_relative_to(results):
                 inner = path.relative_to(results)
                 if kept := place_in_mlflow(inner):
-                    found[kept] = digest
+                    digests[kept] = digest
             elif MODEL in self.run.data.tags and path.is_relative_to(given["output.checkpoint"]):
-                found[f"{FOLDER}/{path.relative_to(given['output.checkpoint'])}"] = digest
-        return found
+                digests[f"{FOLDER}/{path.relative_to(given['output.checkpoint'])}"] = digest
+        return digests
 
     def texts(self, files: Path) -> dict[str, Any]:
-        """What the texts that MLflow keeps of the run say, by their path there."""
+        """Expected content of the JSON files that MLflow keeps of the run, by their path there."""
         flat = {key: format_value(value) for key, value in self.record["parameters"].items()}
-        found: dict[str, Any] = {"parameters.json": flat}
+        expected: dict[str, Any] = {"parameters.json": flat}
         if (metrics := self.read_intact(files, "results/metrics.json")) is not None:
-            found["evaluation_card.json"] = metrics.get("card")
-        return found
+            expected["evaluation_card.json"] = metrics.get("card")
+        return expected
 
     def metrics(self, files: Path) -> Iterator[Finding]:
-        """Every point of every metric, and no other; the results that they come from were compared as files."""
+        """Check that the run has every point of every metric, and no other; the results that they come from were compared as files."""
         metrics, allocation = (self.read_intact(files, f"results/{name}.json") for name in ("metrics", "allocation"))
         numbers = self.record.get("numbers")
         if numbers is None and (metrics is None or allocation is None):
@@ -198,22 +198,22 @@ class TrackedRun:
                 yield from compare_values(f"MLflow, metric {key}", latest.get(key), found[-1][1], "its own history")
 
     def read_intact(self, files: Path, path: str) -> Any:
-        """The content of a JSON file that is as the run has published it; None for any other, which was told already."""
+        """Read a JSON file that is as the run published it; None for any other, which has been reported already."""
         place, expected = files / path, self.published().get(path)
         sound = place.is_file() and file_digest(place, place.stat()) == expected
         return read_json(place) if sound else None
 
     def curve(self) -> dict[str, list[tuple[int, float]]]:
-        """The points of a recovery, which lie with its checkpoint."""
+        """Points of a recovery, which are stored with its checkpoint."""
         paths = [self.store.path_of(each) / CURVE for each in self.checkpoints()]
-        found: dict[str, list[tuple[int, float]]] = {}
+        points: dict[str, list[tuple[int, float]]] = {}
         for path in (each for each in paths if each.is_file()):
             for name, step, value in points_of(read_json(path) or {}):
-                found.setdefault(name, []).append((step, value))
-        return found
+                points.setdefault(name, []).append((step, value))
+        return points
 
     def checkpoints(self) -> list[Artifact]:
-        """The checkpoints of the run."""
+        """Checkpoints of the run."""
         return [
             each
             for stage, made in artifacts_of(self.record).items()
@@ -222,7 +222,7 @@ class TrackedRun:
         ]
 
     def registered(self) -> Iterator[Finding]:
-        """The versions of a registered model that were made from the run."""
+        """Check the versions of a registered model that were made from the run."""
         tags, info = self.run.data.tags, self.run.info
         if MODEL not in tags:
             return
@@ -239,7 +239,7 @@ class TrackedRun:
 
 
 def place_in_mlflow(inner: PurePosixPath) -> str | None:
-    """Where a run keeps a file of its results in MLflow; None for one that it does not keep."""
+    """Path in MLflow of a file of the results; None for a file that is not kept there."""
     if inner.parts[0] in ("figures", "search"):
         return str(inner) if inner.suffix in (".png", ".svg") or inner.parts[0] == "search" else None
     if len(inner.parts) > 1:
@@ -248,12 +248,12 @@ def place_in_mlflow(inner: PurePosixPath) -> str | None:
 
 
 def format_points(points: list[tuple[int, float]]) -> object:
-    """Points of a metric as a finding tells them: the value alone where there is one, as usual."""
+    """Format the points of a metric for a finding: the value alone if there is one point, as usual."""
     return points[0][1] if len(points) == 1 and points[0][0] == 0 else points or None
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, None where it is missing or unreadable."""
+    """Read a JSON file; None if it is missing or unreadable."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

@@ -1,1 +1,1 @@
-"""Steps that are computed once: artifacts, manifests, keys, and what ran where. Imports no other folder of `tasks`."""
+"""Cache of the steps: artifacts, manifests, cache keys, and the record of executions. Imports no other folder of `tasks`."""

@@ -1,13 +1,13 @@
-"""The artifact store: results by content, sealed, checked whenever they are used.
+"""The artifact store: results addressed by content, sealed, checked whenever they are used.
 
-An artifact is a folder of files named by what is in it: `store/<kind>/<digest>/` (content alone: no times, no device). So equal results
-are one folder, wherever they were computed, and a result that did not change ends the recomputation of everything behind it.
-`manifest.json` beside the files says where they come from (tasks/cache/manifest.py).
+An artifact is a folder of files named by its content: `store/<kind>/<digest>/` (content alone: no times, no device). So equal results
+are one folder, wherever they were computed, and a result that did not change stops the recomputation of everything that depends on it.
+`manifest.json` next to the files records where they come from (tasks/cache/manifest.py).
 
-`store/keys/<stage key>.json` maps what a step depends on (tasks/cache/stage.py) to the artifact it gave. The record holds the plain
-`{kind, digest}`, the whole stage that the key is the sha256 of, and the two fields Prefect needs to read it as a task's result.
+`store/keys/<cache key>.json` maps everything that a step depends on (tasks/cache/stage.py) to the resulting artifact. The record holds the
+plain `{kind, digest}`, the whole stage whose sha256 is the key, and the two fields that Prefect needs to read it as a task's result.
 
-With a `remote` (tasks/cache/remote.py) the folder is this machine's cache: what is not here is fetched, what was made here is pushed.
+With a `remote` (tasks/cache/remote.py) the folder is this machine's cache: what is missing here is fetched, what was made here is pushed.
 """
 
 import errno
@@ -52,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Artifact:
-    """What flows between tasks: a kind (the noun of its stage) and a sha256."""
+    """Value that tasks exchange: a kind (the noun of its stage) and a sha256."""
 
     kind: str
     digest: str
@@ -68,14 +68,14 @@ class Artifact:
 
 
 published: "set[tuple[Remote, str]]" = set()
-"""Keys that this process has seen in a remote, or put there."""
+"""Keys that this process has found in a remote or put there."""
 
 CLASSES = (f"{Artifact.__module__}.Artifact", "tasks.artifact.Artifact")
-"""Names of the class in the records of keys: the one that is written, and the one that the version before wrote."""
+"""Names of the class in the records of keys: the one that is written, and the one that the previous version wrote."""
 
 
 def artifact_of_key(content: bytes, key: str, place: str) -> Artifact:
-    """The artifact that the record of a key at `place` names; raises `DamagedError`."""
+    """Artifact that the record of a key at `place` names; raises `DamagedError`."""
     try:
         record = json.loads(content)
         artifact = Artifact(record["kind"], record["digest"])
@@ -92,9 +92,9 @@ class Store:
     """A folder of artifacts and keys.
 
     Attributes:
-        lock_timeout: how many seconds a step waits for another run that computes the same.
-        remote: the store of all machines, of which this one is a cache.
-        home: what a run tells its worker processes.
+        lock_timeout: seconds that a step waits for another run that computes the same.
+        remote: store shared by all machines, of which this one is a cache.
+        home: identity of the run, which its worker processes check.
     """
 
     path: Path
@@ -106,16 +106,16 @@ class Store:
         object.__setattr__(self, "path", self.path.absolute())
 
     def path_of(self, artifact: Artifact) -> Path:
-        """Where the artifact lies, or would lie (nothing is checked)."""
+        """Path of the artifact, whether or not it exists (nothing is checked)."""
         return self.path / artifact.kind / artifact.digest
 
     def folder(self, artifact: Artifact) -> Path:
-        """The artifact's folder, checked; raises `DamagedError`."""
+        """Folder of the artifact, checked; raises `DamagedError`."""
         self.manifest(artifact)
         return self.path_of(artifact)
 
     def manifest(self, artifact: Artifact) -> dict[str, Any]:
-        """The artifact's manifest, after the files were checked against it; raises `DamagedError`."""
+        """Manifest of the artifact, after the files were checked against it; raises `DamagedError`."""
         try:
             return self.verify(artifact)
         except DamagedError as damage:
@@ -124,7 +124,9 @@ class Store:
             ) from damage
 
     def verify(self, artifact: Artifact) -> dict[str, Any]:
-        """`manifest`, with what is wrong and no advice: for those who repair it. What lies in the remote alone is fetched."""
+        """Like `manifest`, but the error has no remedy, for callers that repair the damage. An artifact that only the remote has is
+        fetched.
+        """
         if self.remote is not None and not self.path_of(artifact).exists():
             with self.draft_folder(artifact.kind) as folder:
                 self.remote.fetch(folder, artifact.kind, artifact.digest)
@@ -134,12 +136,12 @@ class Store:
 
     @contextmanager
     def draft_folder(self, kind: str) -> Iterator[Path]:
-        """A temporary folder to fill and `seal`; it vanishes if the block fails, and a full disk becomes a `ResourceError`."""
+        """Create a temporary folder to fill and `seal`; it is removed if the block fails, and a full disk becomes a `ResourceError`."""
         with temporary_folder(self.path / kind) as folder:
             yield folder
 
     def seal(self, folder: Path, kind: str, record: Mapping[str, Any]) -> Artifact:
-        """Turn a filled folder of `draft_folder` into an artifact; `record` joins its manifest. Equal content is stored once."""
+        """Turn a filled folder of `draft_folder` into an artifact; `record` becomes part of its manifest. Equal content is stored once."""
         files = {name: describe_file(folder / name) for name in sorted(regular_files(folder))}
         if not files:
             raise RuntimeError(
@@ -148,14 +150,14 @@ class Store:
         artifact = Artifact(kind, content_digest(kind, {name: file["sha256"] for name, file in files.items()}))
         manifest = {"kind": kind, "digest": artifact.digest, **record, "files": files}
         (folder / MANIFEST).write_bytes(format_json({**manifest, "seal": digest(manifest)}))
-        for name in files:  # safetensors writes files that nobody else may read, and a store may be shared
+        for name in files:  # safetensors writes files that only their owner may read, and a store may be shared
             (folder / name).chmod((folder / MANIFEST).stat().st_mode)
         flush(folder)
         self.install(folder, artifact)
         return artifact
 
     def install(self, folder: Path, artifact: Artifact) -> None:
-        """Rename a complete folder into its place; a sound one that is there already wins, a damaged one is quarantined."""
+        """Rename a complete folder into its place; a sound one that exists already is kept, a damaged one is quarantined."""
         target = self.path_of(artifact)
         while True:
             try:
@@ -175,7 +177,7 @@ class Store:
                 return
 
     def quarantine(self, artifact: Artifact, damage: DamagedError) -> None:
-        """Move a damaged artifact out of the way, and say what was wrong with it."""
+        """Move a damaged artifact away, and log what was wrong with it."""
         shelf = self.path / "quarantine"
         with disk_errors(self.path):
             shelf.mkdir(parents=True, exist_ok=True)
@@ -190,11 +192,11 @@ class Store:
         logger.warning("%s Moved to %s; it is rebuilt now.", damage, target)
 
     def key_path(self, key: str) -> Path:
-        """The record of a stage key."""
+        """Path of the record of a cache key."""
         return self.path / "keys" / f"{key}.json"
 
     def recall(self, key: str) -> Artifact | None:
-        """The checked artifact that a stage key gave, here or on another machine, or None; raises `DamagedError`."""
+        """Checked artifact of a cache key, from this machine or the remote, or None; raises `DamagedError`."""
         path, name = self.key_path(key), f"keys/{key}.json"
         content, place = self._record(path), str(path)
         here = content is not None
@@ -217,7 +219,7 @@ class Store:
             return None
 
     def publish(self, key: str, artifact: Artifact, *, fresh: bool = False) -> None:
-        """Push an artifact and then the record of its key, unless they are in the remote; a `fresh` record replaces what is there."""
+        """Push an artifact and then the record of its key, unless the remote has them; a `fresh` record replaces the one there."""
         if self.remote is None or ((self.remote, key) in published and not fresh):
             return
         self.remote.push(self.path_of(artifact), artifact.kind, artifact.digest)
@@ -232,7 +234,7 @@ class Store:
 
     @staticmethod
     def record(artifact: Artifact, stage: Mapping[str, Any], name: str = CLASSES[0]) -> bytes:
-        """The record of a cache key, in a form that Prefect reads as a task's result; `name` is one of `CLASSES`."""
+        """Serialize the record of a cache key, in a form that Prefect reads as a task's result; `name` is one of `CLASSES`."""
         named = {"kind": artifact.kind, "digest": artifact.digest}
         prefect = {
             "metadata": {"serializer": {"type": "json"}},
@@ -241,7 +243,7 @@ class Store:
         return format_json({**named, "stage": stage, **prefect})
 
     def forget(self, key: str, damage: DamagedError) -> None:
-        """Drop a key whose artifact cannot be used: quarantine what is left of it, so that the step runs again."""
+        """Drop a key whose artifact cannot be used, and quarantine what is left of it, so that the step runs again."""
         path = self.key_path(key)
         try:
             record = json.loads(path.read_bytes())
@@ -257,7 +259,7 @@ class Store:
             path.unlink(missing_ok=True)
 
     def is_sound(self, artifact: Artifact) -> bool:
-        """Whether the artifact is there and passes every check."""
+        """Tell whether the artifact exists and passes every check."""
         try:
             self.verify(artifact)
         except DamagedError:
@@ -265,12 +267,12 @@ class Store:
         return True
 
     def remove_leftovers(self) -> None:
-        """Remove what killed runs of this machine left behind."""
+        """Remove the drafts of killed runs of this machine."""
         for folder in self.path.iterdir() if self.path.is_dir() else ():
             remove_stale_drafts(folder)
 
     def export(self, artifact: Artifact, target: Path, extra: Mapping[str, bytes] | None = None) -> None:
-        """Copy an artifact with its manifest, and `extra` files by name, to `target`, which is replaced as a whole."""
+        """Copy an artifact with its manifest, and `extra` files by name, to `target`, which is replaced atomically."""
         with replace_folder(target) as folder:
             self.copy(artifact, folder)
             for name, content in (extra or {}).items():
@@ -280,6 +282,6 @@ class Store:
     def copy(self, artifact: Artifact, folder: Path) -> None:
         """Copy the files of an artifact with its manifest into a draft."""
         source, files = self.path_of(artifact), self.manifest(artifact)["files"]
-        for name in (*files, MANIFEST):  # contents alone: the modes of a read-only store are not those of a copy
+        for name in (*files, MANIFEST):  # contents alone: a copy must not inherit the modes of a read-only store
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)

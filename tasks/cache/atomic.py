@@ -1,9 +1,9 @@
-"""Whole or not at all: every folder and file of a run appears complete, or does not appear.
+"""Atomic output: every folder and file of a run appears complete, or not at all.
 
-A folder is written as a draft beside its target, flushed to disk, and renamed or exchanged (`mgaa.checkpoints.output_folder`). In the
-store, which is ours alone, that is all (`temporary_folder`, `write_file`); where people look (`replace_folder`, `place_files`,
-`publish_file`), nothing gives way that is not ours (`mgaa.checkpoints.ownership`). A full, read-only or limited disk becomes one
-`ResourceError` that says what was missing, whoever raised it (Python, or a Rust library whose error carries only the text "os error 28").
+A folder is written as a draft next to its target, flushed to disk, and renamed or exchanged (`mgaa.checkpoints.output_folder`). In the
+store, which is ours alone, that suffices (`temporary_folder`, `write_file`); in folders of users (`replace_folder`, `place_files`,
+`publish_file`), nothing is replaced that is not ours (`mgaa.checkpoints.ownership`). A full, read-only or limited disk becomes one
+`ResourceError` that names what is missing, whatever raised it (Python, or a Rust library whose error carries only the text "os error 28").
 """
 
 import errno
@@ -40,14 +40,14 @@ CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A fresh folder in `parent`; it is removed at the end unless it was renamed into its place."""
+    """Create a fresh folder in `parent`; it is removed at the end unless it was renamed into its place."""
     with disk_errors(parent), output_folder.temporary_folder(parent) as folder, disk_errors(folder):
         yield folder
 
 
 @contextmanager
 def replace_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill that takes the place of `target` when the block ends well, and leaves `target` alone when it does not."""
+    """Create a folder to fill, which replaces `target` when the block succeeds, and leaves `target` alone when it fails."""
     with (
         disk_errors(target.parent),
         output_folder.replace_folder(target, also=earlier_outputs) as folder,
@@ -58,7 +58,7 @@ def replace_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def place_files(folder: Path) -> Iterator[Path]:
-    """A folder to fill whose files take their places in `folder` when the block ends well, all or none."""
+    """Create a folder to fill, whose files take their places in `folder` when the block succeeds, all or none."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with disk_errors(folder), output_folder.place_files(folder, also=earlier_outputs) as draft, disk_errors(draft):
@@ -66,13 +66,13 @@ def place_files(folder: Path) -> Iterator[Path]:
 
 
 def publish_file(path: Path, content: bytes) -> None:
-    """Write or replace one file that a user reads, whole or not at all."""
+    """Write or replace one file for users, atomically."""
     with place_files(path.parent) as draft:
         (draft / path.name).write_bytes(content)
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write or replace one small file in a folder that is ours alone (the store, a draft), whole or not at all."""
+    """Write or replace one small file in a folder that is ours alone (the store, a draft), atomically."""
     with temporary_folder(path.parent) as folder:
         draft = folder / path.name
         draft.write_bytes(content)
@@ -83,12 +83,14 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full, limited or closed disk below `folder` into one `ResourceError`; every other error passes unchanged."""
+    """Turn a full, limited or read-only disk below `folder` into one `ResourceError`; every other error passes unchanged."""
     try:
         yield
     except MgaaError:
         raise
-    except Exception as error:  # Rust libraries raise their own types; whatever is not about the disk is raised again
+    except (
+        Exception
+    ) as error:  # Rust libraries raise their own types; errors that do not concern the disk are raised again
         code = disk_error(error, folder)
         if code is None:
             raise
@@ -96,7 +98,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def disk_error(error: Exception, folder: Path) -> int | None:
-    """The errno of an error that is about writing below `folder`, else None."""
+    """Errno of an error in writing below `folder`; None for any other error."""
     code = error.errno if isinstance(error, OSError) else None
     if code is None and (match := re.search(r"os error (\d+)", str(error))):
         code = int(match[1])
@@ -108,7 +110,7 @@ def disk_error(error: Exception, folder: Path) -> int | None:
 
 
 def explain_disk_error(code: int, folder: Path, error: Exception) -> str:
-    """What was being written, how much of it, how much room is left, and what to do."""
+    """Message for a disk error: what was being written, how much of it, how much room is left, and the remedy."""
     path = getattr(error, "filename", None) or folder
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
     place = fullest(error, folder)
@@ -127,17 +129,17 @@ def explain_disk_error(code: int, folder: Path, error: Exception) -> str:
 
 
 def fullest(error: Exception, folder: Path) -> Path:
-    """Where the disk is that is full: of the file that the error names; else, of what is written to, where the least room is left."""
+    """Path on the full disk: the file that the error names, otherwise the candidate with the least free space."""
     if isinstance(named := getattr(error, "filename", None), str | bytes):
         return nearest_existing(Path(os.fsdecode(named)))
     return min((nearest_existing(folder), Path(tempfile.gettempdir())), key=lambda place: shutil.disk_usage(place).free)
 
 
 def nearest_existing(path: Path) -> Path:
-    """`path`, or its nearest parent that exists."""
+    """Return `path`, or its nearest parent that exists."""
     return next(place for place in (path, *path.absolute().parents) if place.exists())
 
 
 def megabytes(count: int) -> str:
-    """A count of bytes as people read it."""
+    """Format a number of bytes for people."""
     return f"{count / 1e6:.1f} MB"

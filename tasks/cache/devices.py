@@ -1,7 +1,8 @@
-"""Which card a step computes on: the parameter says `cuda`, and each of the steps that run at once in a process gets a card of its own.
+"""Assignment of GPUs to steps: for the parameter `cuda`, each of the steps that run at once in a process gets a card of its own.
 
-The stage key holds the parameter, so a result is the same whichever card made it. With more steps than cards the card with the fewest steps
-is shared; nobody waits, so nothing can wait for itself. A worker process that sees one card (`CUDA_VISIBLE_DEVICES`) has no choice.
+The cache key holds the parameter, so a result does not depend on the card that made it. With more steps than cards, the card with the
+fewest steps is shared; no step waits, so there can be no deadlock. A worker process that sees one card (`CUDA_VISIBLE_DEVICES`) has no
+choice.
 """
 
 import sys
@@ -23,7 +24,7 @@ class Pool:
 
     @contextmanager
     def use_device(self) -> Iterator[str]:
-        """The first of the least used devices, in use for the block."""
+        """Use the first of the least used devices inside the block."""
         with self.lock:
             name = min(self.users, key=self.users.__getitem__)
             self.users[name] += 1
@@ -36,7 +37,7 @@ class Pool:
 
 @cache
 def list_cards() -> Pool | None:
-    """The cards of this process; none where there is one or none, and `cuda` says enough."""
+    """Cards of this process; None if there is at most one, for which `cuda` is enough."""
     import torch
 
     count = torch.cuda.device_count()
@@ -45,22 +46,22 @@ def list_cards() -> Pool | None:
 
 @contextmanager
 def place_arguments(arguments: Mapping[str, Any], pool: Pool | None = None) -> Iterator[dict[str, Any]]:
-    """The arguments of a step with a card of its own in the place of `device="cuda"`; everything else as it is.
+    """Replace `device="cuda"` in the arguments of a step by a card of its own; everything else stays as it is.
 
     Args:
-        pool: the devices to choose from; by default the cards of this process.
+        pool: devices to choose from; by default the cards of this process.
     """
-    if arguments.get("device") != "cuda" or (found := pool or list_cards()) is None:
+    if arguments.get("device") != "cuda" or (devices := pool or list_cards()) is None:
         yield dict(arguments)
         return
-    with found.use_device() as name, use_card(name):
-        where = arguments["device"]
-        yield {**arguments, "device": where.on(name) if isinstance(where, Placement) else name}
+    with devices.use_device() as name, use_card(name):
+        device = arguments["device"]
+        yield {**arguments, "device": device.on(name) if isinstance(device, Placement) else name}
 
 
 @contextmanager
 def use_card(name: str) -> Iterator[None]:
-    """Make a card the one that torch means by `cuda` in this thread."""
+    """Make a card the one that `cuda` means for torch in this thread."""
     if "torch" not in sys.modules or not sys.modules["torch"].cuda.is_available():
         yield
         return

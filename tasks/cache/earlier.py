@@ -1,7 +1,8 @@
-"""What runs before this version left without a mark (`mgaa.checkpoints.ownership`), and what DVC checks out without one.
+"""Recognition of outputs without an ownership mark (`mgaa.checkpoints.ownership`): those of earlier versions, and those that DVC checks
+out.
 
-An exported artifact is known by its manifest, results by the record of their run beside them; both name files with their sha256. The few
-others (tables of sweeps, a profile) are taken over by what they say, the first time that a mark is written beside them.
+An exported artifact is recognized by its manifest, results by the record of their run next to them; both name files with their sha256. The
+few others (tables of sweeps, a profile) are recognized by their content, the first time that a mark is written next to them.
 """
 
 import json
@@ -13,7 +14,7 @@ from mgaa.checkpoints.ownership import ANY, MARK, merge_sums
 from tasks.cache.manifest import MANIFEST, RECORD, DamagedError, read_manifest
 
 CARDS = ("README.md", "evaluation.json")
-"""What was exported beside an artifact and stands in no manifest."""
+"""Files that were exported with an artifact and are in no manifest."""
 SIGNS = {
     "evaluation.json": '"card"',
     "latency.json": '"shapes"',
@@ -22,7 +23,7 @@ SIGNS = {
     "sweep.csv": ",perplexity",
     "search.json": '"searches"',
 }
-"""What stands in files that no record names."""
+"""Signature in the content of files that no record names."""
 BESIDE = {
     "sensitivity.csv": ("sensitivity.png", "sensitivity.svg"),
     "sweep.csv": ("sweep.parquet", "sweep.png", "sweep.svg"),
@@ -31,11 +32,11 @@ BESIDE = {
         *("best.png", "best.svg", "ranks.png", "ranks.svg"),
     ),
 }
-"""Files that were written together with them."""
+"""Files that were written together with those of `SIGNS`."""
 
 
 def earlier_outputs(folder: Path) -> dict[str, Collection[str]]:
-    """Files of a folder that are known to be ours, with the sha256 that each may have."""
+    """Files of a folder that are known to be ours, with the possible sha256 of each."""
     marked = (folder / MARK).exists()
     return {
         **merge_sums(
@@ -54,7 +55,7 @@ def _exported_files(folder: Path, marked: bool) -> dict[str, set[str]]:
 
 
 def _published_files(folder: Path) -> dict[str, set[str]]:
-    """By the record in the folder, or in the one above."""
+    """Files named by the record in the folder, or by that in the folder above."""
     found = {RECORD: {ANY}} if _record(folder) else {}
     for place in (folder, folder.parent):
         for name, sha256 in _record(place).items():
@@ -64,7 +65,7 @@ def _published_files(folder: Path) -> dict[str, set[str]]:
 
 
 def _files_below(place: Path, name: str) -> Path | None:
-    """The file of a record in `place`, whose names begin with the last parts of that."""
+    """Path of a file of a record in `place`, to which the names of the record may be relative in part."""
     parts = Path(name).parts
     shared = [count for count in range(1, len(parts)) if place.parts[-count:] == parts[:count]]
     return place.joinpath(*parts[max(shared) :]) if shared else None

@@ -1,8 +1,8 @@
-"""What a result was made with: versions, flags, device, and the state of the repository.
+"""Environment in which a result was made: versions, flags, device, and the state of the repository.
 
-Split in two, on purpose. `environment` is what can change bits and therefore enters the stage key: Python, the numerical packages that
-the step's code imports, CUDA, and torch's determinism and precision flags. `origin` is what a reader of the record wants to know and
-what must not void the cache: the git commit, every package of the stack, the device. Versions come from package metadata and torch's
+It is split in two on purpose. `environment` is what can change bits and therefore enters the cache key: Python, the numerical packages that
+the step's code imports, CUDA, and torch's determinism and precision flags. `origin` is what readers of the record want to know and
+must not void the cache: the git commit, every package of the stack, the device. Versions come from package metadata and torch's
 build constants from `torch/version.py`, unexecuted: a run that reuses everything need not import torch (2 s).
 """
 
@@ -32,13 +32,13 @@ NUMERICAL = (
     "accelerate",
 )
 BROUGHT = {"peft": "accelerate"}
-"""What computes for a package without being imported by us: the engine of transformers' Trainer."""
+"""Packages that compute on behalf of another one without being imported by us: the engine of transformers' Trainer."""
 RECORDED = (*NUMERICAL, "prefect", "mlflow", "dvc", "mgaa")
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def environment(imported: Iterable[str]) -> dict[str, Any]:
-    """What results may depend on besides inputs, parameters and code; `imported` names the packages that the code uses."""
+    """Everything that results may depend on besides inputs, parameters and code; `imported` names the packages that the code uses."""
     used = {"torch", *imported, *(BROUGHT[name] for name in imported if name in BROUGHT)} & set(NUMERICAL)
     return {
         "python": f"{sys.version_info.major}.{sys.version_info.minor}",
@@ -49,7 +49,7 @@ def environment(imported: Iterable[str]) -> dict[str, Any]:
 
 
 def origin() -> dict[str, Any]:
-    """What a manifest tells about the installation and the repository."""
+    """Facts about the installation and the repository, for manifests."""
     return {
         "git": dict(git_state()),
         "versions": {"python": platform.python_version(), **{name: installed_version(name) for name in RECORDED}},
@@ -59,7 +59,7 @@ def origin() -> dict[str, Any]:
 
 @cache
 def installed_version(package: str) -> str | None:
-    """The installed version of a package, or None."""
+    """Installed version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -68,18 +68,18 @@ def installed_version(package: str) -> str | None:
 
 @cache
 def cuda_version() -> str | None:
-    """The CUDA version torch was built for, read from its source so that torch need not be imported."""
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    """CUDA version that torch was built for, read from its source so that torch need not be imported."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
         return None
-    for node in ast.parse((Path(found.origin).parent / "version.py").read_text()).body:
+    for node in ast.parse((Path(spec.origin).parent / "version.py").read_text()).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "cuda":
             return str(node.value.value) if isinstance(node.value, ast.Constant) and node.value.value else None
     return None
 
 
 def torch_flags() -> dict[str, Any]:
-    """torch's global determinism and precision flags; before torch is imported they are what it starts with."""
+    """Global determinism and precision flags of torch; before torch is imported, those that it starts with."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {"deterministic": False, "cuda_matmul": "ieee", "cuda_convolution": "tf32", "cpu_matmul": "ieee"}
@@ -94,7 +94,7 @@ def torch_flags() -> dict[str, Any]:
 
 
 def device_name() -> str:
-    """The name of the GPU this process uses, else of the CPU."""
+    """Name of the GPU that this process uses, else of the CPU."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         return str(torch.cuda.get_device_name())
@@ -103,7 +103,7 @@ def device_name() -> str:
 
 @cache
 def cpu_name() -> str:
-    """The CPU's model name."""
+    """Model name of the CPU."""
     listing = Path("/proc/cpuinfo")
     lines = listing.read_text().splitlines() if listing.exists() else []
     return next(
@@ -113,7 +113,7 @@ def cpu_name() -> str:
 
 @cache
 def git_state() -> tuple[tuple[str, Any], ...]:
-    """The commit of the checkout and whether its code differs from that commit; both null outside git.
+    """Commit of the checkout and whether its code differs from that commit; both None outside git.
 
     Code is what `code_digest` covers, files that git ignores or does not know included. Parameters, `dvc.lock` and documents do not
     count: a record holds the parameters in full, and `dvc repro` and `dvc exp run` write both before a run begins.
@@ -130,7 +130,7 @@ def changed_code() -> list[str]:
 
 
 def run_git(*words: str) -> str | None:
-    """The output of one git command in the project, or None where it fails."""
+    """Output of one git command in the project; None if it fails."""
     try:
         answer = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=False)
     except FileNotFoundError:

@@ -1,10 +1,10 @@
-"""What makes a folder an artifact: its names, sizes and hashes, and a manifest that cannot be altered unnoticed.
+"""Manifests: names, sizes and hashes of the files of an artifact, which make it impossible to alter one unnoticed.
 
 The digest of an artifact is the sha256 of the canonical JSON of its kind and the sha256 of each file. A manifest carries `seal`, the
 sha256 of the rest of it, so that one flipped byte is noticed there as well as in a file. Names may not lead out of the folder, and
 links are refused: an artifact is plain files and nothing else.
 
-Presence, kind of file and size are checked on every use; the sha256 is computed once per process and file (1.8 GB/s), and again when
+Presence, kind of file and size are checked on every use; the sha256 is computed once per process and file (1.8 GB/s), and again if
 inode, size or time of change differ.
 """
 
@@ -22,7 +22,7 @@ from mgaa.errors import InputError
 
 MANIFEST = "manifest.json"
 RUN, RECORD = "run", "record.json"
-"""The kind of the record of a run, and its file."""
+"""Kind and file name of the record of a run."""
 
 
 class DamagedError(InputError):
@@ -30,7 +30,7 @@ class DamagedError(InputError):
 
 
 def check_folder(folder: Path, kind: str, name: str) -> dict[str, Any]:
-    """The manifest of the artifact `kind`/`name` in `folder`, after everything in the folder was checked against it."""
+    """Check everything in `folder` against its manifest, and return the manifest of the artifact `kind`/`name`."""
     manifest = read_manifest(folder)
     files: dict[str, Any] = manifest["files"]
     if (manifest["kind"], manifest["digest"]) != (kind, name):
@@ -48,7 +48,7 @@ def check_folder(folder: Path, kind: str, name: str) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a folder, checked against its own seal; raises `DamagedError`."""
+    """Read the manifest of a folder, checked against its own seal; raises `DamagedError`."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -73,7 +73,7 @@ def refuse_escape(folder: Path, name: str) -> None:
 
 
 def regular_files(folder: Path) -> dict[str, os.stat_result]:
-    """Every file below `folder` by relative name; a symbolic link or special file is refused."""
+    """Files below `folder` by relative name; a symbolic link or special file is refused."""
     found = {}
     if folder.is_symlink():
         raise DamagedError(f"{folder} is a link: expected a folder.")
@@ -97,12 +97,12 @@ def check_file(path: Path, status: os.stat_result, expected: Mapping[str, Any]) 
 
 
 def describe_file(path: Path) -> dict[str, Any]:
-    """Size and sha256 of a new file, as manifests hold them."""
+    """Size and sha256 of a new file, for its manifest."""
     return {"size": path.stat().st_size, "sha256": fresh_digest(path)}
 
 
 def content_digest(kind: str, files: Mapping[str, str]) -> str:
-    """The name of an artifact: sha256 of its kind and the sha256 of each file."""
+    """Digest of an artifact: sha256 of its kind and the sha256 of each file."""
     return digest({"kind": kind, "files": dict(files)})
 
 
@@ -113,5 +113,5 @@ def digest(value: Any) -> str:
 
 
 def format_json(value: Any) -> bytes:
-    """JSON as people read it."""
+    """Format JSON for people."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

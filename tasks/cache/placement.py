@@ -1,7 +1,7 @@
-"""Where a step computes, and how much of the model it holds there.
+"""Placement of a step: its device, and how much of the model it holds there.
 
-The device is part of a stage key. What else is said here changes no bit of any result (`mgaa.blocks.offload`, `mgaa.blocks.hidden_states`),
-so it is not.
+The device is part of a cache key. The other fields change no bit of any result (`mgaa.blocks.offload`, `mgaa.blocks.hidden_states`),
+so they are not.
 """
 
 from typing import Literal
@@ -10,33 +10,33 @@ Stream = Literal["auto", "always", "never"]
 Hidden = Literal["auto", "device", "host", "disk"]
 
 ROOM = 0.5
-"""Share of the free memory that the weights of a model may take before its blocks stay in their files."""
+"""Share of the free memory that the weights of a model may occupy; larger models keep their blocks in their files."""
 
 
 class Placement(str):
-    """A device, as steps take it: `cpu`, `cuda`, `cuda:1`.
+    """A device in the form that steps take: `cpu`, `cuda`, `cuda:1`.
 
     Attributes:
         stream: whether the blocks of a model stay in their files until they are needed.
-        hidden: where the hidden states of calibration and evaluation wait.
+        hidden: where the hidden states of calibration and evaluation are kept.
     """
 
     stream: Stream
     hidden: Hidden
 
     def __new__(cls, device: str, stream: Stream = "auto", hidden: Hidden = "auto") -> "Placement":
-        """A device with what is not said as `auto`."""
+        """Create a device; fields that are not given are `auto`."""
         where = super().__new__(cls, device)
         where.stream, where.hidden = stream, hidden
         return where
 
     def on(self, device: str) -> "Placement":
-        """The same on another device."""
+        """The same placement on another device."""
         return Placement(device, self.stream, self.hidden)
 
 
 def should_stream(device: str, weights: int) -> bool:
-    """Whether the blocks of a model with so many bytes of weights stay in their files."""
+    """Tell whether a model's blocks stay in their files, given the bytes of its weights."""
     import torch
 
     from mgaa.blocks.hardware import free_memory
@@ -46,8 +46,9 @@ def should_stream(device: str, weights: int) -> bool:
 
 
 def place_of_hidden(device: str, size: int) -> Literal["device", "host", "disk"]:
-    """Where hidden states of so many bytes wait: on the device if they take a quarter of what is free there, else on the host, else on
-    the disk."""
+    """Choose where hidden states of `size` bytes are kept: on the device, else on the host, if they need at most a quarter of what is free
+    there, else on disk.
+    """
     import torch
 
     from mgaa.blocks.hardware import free_memory

@@ -1,13 +1,13 @@
-"""The store behind the store: any file system that fsspec knows (`s3://bucket/folder`, `file:///mnt/share`, `sftp://...`).
+"""The remote store: any file system that fsspec supports (`s3://bucket/folder`, `file:///mnt/share`, `sftp://...`).
 
 It is shared by all machines; the folder of a machine (tasks/cache/artifact.py) is its cache, with the same layout and names. An artifact
-travels as its files, then its manifest, then the record of its key: whoever sees a record sees a finished result, and a push that was
-killed leaves objects that nothing names. What is fetched is checked against its manifest before it gets its place. Steps wait for each
+is copied as its files, then its manifest, then the record of its key: a visible record implies a complete result, and a push that was
+killed leaves objects that nothing names. What is fetched is checked against its manifest before it is put in place. Steps wait for each
 other on one machine only: two machines that compute the same step at once write the same content, and the last writer wins, harmlessly.
 
-Where a protocol puts an object whole, it is put; elsewhere under another name, and renamed. Nothing is listed but the notes of workers.
-Endpoints and credentials are fsspec's and the client's business (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`...), not ours; or DVC's,
-which then hands over an open file system (tasks/upkeep/sync.py).
+Objects are written directly if the protocol does so atomically, and otherwise under another name and renamed. Only the notes of workers are
+ever listed. Endpoints and credentials are the business of fsspec and its client (`FSSPEC_S3_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`...), not
+ours; or DVC's, which then hands over an open file system (tasks/upkeep/sync.py).
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,9 +21,9 @@ from mgaa.errors import MgaaError, ResourceError, UsageError
 from tasks.cache.manifest import MANIFEST, DamagedError, check_folder, describe_file, read_manifest, refuse_escape
 
 MARKER = "mgaa-store"
-"""The object that is looked for, and left, before a run starts."""
+"""Object that is read, and if missing written, before a run starts."""
 WHOLE = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "memory"}
-"""Protocols under which an object appears whole."""
+"""Protocols that write an object atomically."""
 PACKAGES = {"s3": "mgaa[s3]", "s3a": "mgaa[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 PACKAGES |= {"sftp": "paramiko", "ssh": "paramiko"}
 
@@ -33,8 +33,8 @@ class Remote:
     """A store by its URL.
 
     Attributes:
-        setting: what names it in the configuration.
-        opened: its file system and the path on it, where they do not follow from the URL and the environment.
+        setting: name of the setting that configures it.
+        opened: its file system and the path on it, if they do not follow from the URL and the environment.
     """
 
     url: str
@@ -42,21 +42,21 @@ class Remote:
     opened: tuple[Any, str] | None = field(default=None, compare=False)
 
     def url_of(self, name: str) -> str:
-        """The URL of an object."""
+        """URL of an object."""
         return f"{self.url.rstrip('/')}/{name}"
 
     def check(self) -> None:
-        """Read and, the first time, write one object.
+        """Read one object and, the first time, write it.
 
         Raises:
-            UsageError: nothing here speaks the protocol.
+            UsageError: no installed package supports the protocol.
             ResourceError: the store cannot be reached, read or written.
         """
         if self.read(MARKER) is None:
             self.write(MARKER, b"An artifact store of mgaa.\n")
 
     def read(self, name: str) -> bytes | None:
-        """The content of an object, or None where there is none."""
+        """Read an object; None if it does not exist."""
         with self.connect(name) as (system, path):
             try:
                 content: bytes = system.cat_file(path)
@@ -65,12 +65,12 @@ class Remote:
             return content
 
     def write(self, name: str, content: bytes) -> None:
-        """Write or replace a small object, whole."""
+        """Write or replace a small object, atomically."""
         with self.connect(name) as (system, path), self.atomic_write(system, path) as draft:
             system.pipe_file(draft, content)
 
     def push(self, folder: Path, kind: str, digest: str) -> bool:
-        """Copy a sealed artifact, unless its manifest says that all of it is there already; whether it was copied."""
+        """Copy a sealed artifact, unless its manifest is there already, and with it all files; returns whether it was copied."""
         name = f"{kind}/{digest}"
         if self.read(f"{name}/{MANIFEST}") is not None:
             return False
@@ -83,7 +83,7 @@ class Remote:
         """Copy an artifact into an empty folder, and check it there.
 
         Raises:
-            DamagedError: it is not there, or not what its manifest says; then its manifest is removed, so that the next push replaces it.
+            DamagedError: it is missing, or not what its manifest says; then its manifest is removed, so that the next push replaces it.
         """
         name = f"{kind}/{digest}"
         manifest = self.read(f"{name}/{MANIFEST}")
@@ -106,7 +106,7 @@ class Remote:
                 system.get_file(path, str(target))
             except FileNotFoundError as error:
                 raise DamagedError(f"{self.url_of(name)} is missing: its manifest names it.") from error
-        describe_file(target)  # reads it, for a new file may have the inode of one that this process has read
+        describe_file(target)  # hashes it anew, since a new file may have the inode of one that this process has read
 
     def _withdraw(self, name: str) -> None:
         with self.connect(name) as (system, path):
@@ -116,15 +116,15 @@ class Remote:
                 return
 
     def read_all(self, folder: str, known: Iterable[str] = ()) -> dict[str, bytes]:
-        """The objects of a folder by name, less those that are `known`."""
+        """Objects of a folder by name, without those that are `known`."""
         with self.connect(folder) as (system, path):
             system.invalidate_cache()
             try:
                 names = [entry.rsplit("/", 1)[-1] for entry in system.ls(path, detail=False)]
             except FileNotFoundError:
                 return {}
-        found = {name: self.read(f"{folder}/{name}") for name in sorted({*names} - {*known, ""})}
-        return {name: content for name, content in found.items() if content is not None}
+        objects = {name: self.read(f"{folder}/{name}") for name in sorted({*names} - {*known, ""})}
+        return {name: content for name, content in objects.items() if content is not None}
 
     def remove_folder(self, folder: str) -> None:
         """Remove a folder of small objects."""
@@ -136,7 +136,7 @@ class Remote:
 
     @contextmanager
     def atomic_write(self, system: Any, path: str) -> Iterator[str]:
-        """Where to write an object so that it appears at `path` at once."""
+        """Path to write to, so that an object appears at `path` all at once."""
         protocols = {system.protocol} if isinstance(system.protocol, str) else {*system.protocol}
         if protocols & WHOLE:
             yield path
@@ -153,14 +153,14 @@ class Remote:
 
     @contextmanager
     def connect(self, name: str) -> Iterator[tuple[Any, str]]:
-        """The file system, and the path of an object on it; what goes wrong with it becomes one `ResourceError`."""
+        """Open the file system and the path of an object on it; any error of it becomes one `ResourceError`."""
         try:
             system, root = self.opened or open_filesystem(self.url)
             yield system, f"{root.rstrip('/')}/{name}"
         except MgaaError:
             raise
         except Exception as error:  # each client has errors of its own
-            reason = " ".join(str(error).split()) or "no more is said"
+            reason = " ".join(str(error).split()) or "no details"
             raise ResourceError(
                 f"{self.setting} cannot be used: {self.url_of(name)} ({type(error).__name__}: {reason}). Expected a store that can be "
                 "read and written: check the URL, the network, the room, and the endpoint and credentials (docs/workers.md), and "
@@ -169,12 +169,12 @@ class Remote:
 
 
 def remote_of(url: str | None) -> Remote | None:
-    """The remote store of a URL, if there is one."""
+    """Remote store of a URL, if there is one."""
     return None if url is None else Remote(url)
 
 
 def open_filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, which fsspec keeps one of per process and set of options, and the path on it."""
+    """Open fsspec's file system for a URL (one instance per process and set of options) and return it with the path on it."""
     from fsspec.core import url_to_fs
 
     protocol = url.partition("://")[0]

@@ -1,15 +1,15 @@
-"""One decorator makes a function a cached step: `f(out, store, inputs..., *, parameters)` becomes `task(store, inputs...) -> Artifact`.
+"""The decorator of cached steps: `f(out, store, inputs..., *, parameters)` becomes `task(store, inputs...) -> Artifact`.
 
     @step(kind="ratios", methods={"ratios": "mgaa.ratios"})
     def allocate_ratios(out: Path, store: Store, statistics: Artifact, *, ratios: MethodSpec, target: TargetSpec) -> None:
         ...writes files into `out`, a temporary folder; a returned dict joins the manifest as `facts`...
 
-Prefect asks its cache policy for the key and reads the result in `store/keys/<stage key>.json`, so a hit shows as Cached, whatever
-Prefect's database knows. The record is written by the stage (tasks/cache/stage.py), not by Prefect: it must appear whole, under the lock of
-its key, and only after the artifact is on disk; Prefect's own write is neither atomic nor locked, and a full disk there is a line in a log.
-For the same reason a step works without the engine (`task.fn(store, ...)`), with the same cache.
+Prefect gets the key from its cache policy and reads the result in `store/keys/<cache key>.json`, so a hit is shown as Cached, whatever
+Prefect's database contains. The record is written by the stage (tasks/cache/stage.py), not by Prefect: it must appear atomically, under the
+lock of its key, and only after the artifact is on disk; Prefect's own write is neither atomic nor locked, and a full disk there is a line
+in a log. For the same reason a step works without the engine (`task.fn(store, ...)`), with the same cache.
 
-A task travels to a worker process as the name of its module and its own, and is found there in the worker's checkout.
+A task is sent to a worker process as the names of its module and function, and is looked up there in the worker's checkout.
 """
 
 import inspect
@@ -53,7 +53,7 @@ def step(
 def resuming_step(
     *, kind: str, **options: Any
 ) -> Callable[[Callable[Concatenate[Path, Path, P], Facts]], Task[P, Artifact]]:
-    """The same for a body that takes hours in one piece: it has a second folder, which keeps what is in it when the step is interrupted."""
+    """Make a cached step of a body that takes hours in one piece; its second folder keeps its content when the step is interrupted."""
 
     def decorate(body: Callable[Concatenate[Path, Path, P], Facts]) -> Task[P, Artifact]:
         return cast(Task[P, Artifact], task_of(Step(body, kind, {}, resumes=True), options))
@@ -62,12 +62,12 @@ def resuming_step(
 
 
 def plain_task(**options: Any) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """Make a function that runs steps without the engine a task, whose own result is not kept; `options` go to `prefect.Task`."""
+    """Make a task of a function that runs steps without the engine; its own result is not kept. `options` go to `prefect.Task`."""
     return lambda body: NamedTask(body, cache_policy=NO_CACHE, **options)
 
 
 class NamedTask(Task[P, R]):
-    """A task that is pickled as where it is defined, if that is in a module."""
+    """A task that is pickled by reference, if it is defined in a module."""
 
     def __reduce__(self) -> Any:
         module, name = self.fn.__module__, self.fn.__name__
@@ -77,7 +77,7 @@ class NamedTask(Task[P, R]):
 
 
 def find_definition(module: str, name: str) -> Any:
-    """What a module calls `name`."""
+    """Look up a name in a module."""
     return getattr(import_module(module), name)
 
 
@@ -86,9 +86,9 @@ def task_of(stage: Step, options: Mapping[str, Any]) -> Task[..., Artifact]:
     task = NamedTask(
         without_out(stage),
         cache_policy=StageKey(stage),
-        result_storage=Path("/"),  # keys are absolute paths: only a call knows where its store lies
+        result_storage=Path("/"),  # keys are absolute paths: the store is known only per call
         result_serializer="json",
-        cache_result_in_memory=False,  # a record may be dropped and written again within a process
+        cache_result_in_memory=False,  # a record may be dropped and rewritten within a process
         **options,
     )
     task.persist_result = False  # Prefect reads the records, the stage writes them
@@ -96,7 +96,7 @@ def task_of(stage: Step, options: Mapping[str, Any]) -> Task[..., Artifact]:
 
 
 def without_out(stage: Step) -> Callable[..., Artifact]:
-    """The function that Prefect sees: the body's name, documentation and signature, less the folders to write to."""
+    """Function for Prefect: the body's name, documentation and signature, without the folders to write to."""
     signature = inspect.signature(stage.body)
     visible = signature.replace(
         parameters=list(signature.parameters.values())[1 + stage.resumes :], return_annotation=Artifact
@@ -114,7 +114,7 @@ def without_out(stage: Step) -> Callable[..., Artifact]:
 
 
 class StageKey(CachePolicy):
-    """Prefect's cache policy: where the record of the stage key lies, or would lie."""
+    """Prefect's cache policy: the path of the record of the cache key, whether or not it exists."""
 
     def __init__(self, stage: Step) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class StageKey(CachePolicy):
     def compute_key(
         self, task_ctx: TaskRunContext, inputs: dict[str, Any], flow_parameters: dict[str, Any], **kwargs: Any
     ) -> str | None:
-        """The path of the record; None leaves the rest (repair, or an error) to the step itself, under its lock."""
+        """Path of the record; None leaves the rest (repair, or an error) to the step itself, under its lock."""
         try:
             key, _ = self.stage.recall(inputs)
         except MgaaError:
@@ -132,7 +132,9 @@ class StageKey(CachePolicy):
 
 
 class OneLine(logging.Filter):
-    """Prefect reports a failing run three times, with tracebacks; an `MgaaError` explains itself, once, in one line."""
+    """Filter for Prefect's logs: Prefect reports a failing run three times, with tracebacks; an `MgaaError` explains itself, once, in one
+    line.
+    """
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Shorten the first record of an `MgaaError`, drop its repetitions, leave every other record alone."""
@@ -147,13 +149,13 @@ class OneLine(logging.Filter):
         repeated = text.startswith("Finished in state Failed") and any(
             f" {name}: " in text for name in error_names(MgaaError)
         )
-        waiting = text.startswith("Finished in state NotReady")  # for a task that failed, which is reported
-        record.explained = "Execution was aborted by" in text  # an interrupt: the command says so itself
+        waiting = text.startswith("Finished in state NotReady")  # because of a failed task, which is reported
+        record.explained = "Execution was aborted by" in text  # an interrupt: the command itself reports it
         return not repeated and not waiting
 
 
 def error_names(parent: type[MgaaError]) -> list[str]:
-    """The names of an error and of its subclasses."""
+    """Names of an error and of its subclasses."""
     return [parent.__name__, *(name for child in parent.__subclasses__() for name in error_names(child))]
 
 

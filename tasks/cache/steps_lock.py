@@ -2,7 +2,8 @@
 
     python -m tasks.cache.steps_lock          writes it (`make lock`)
 
-A line changes where results can. DVC depends on this one file, its diff shows a review what an edit voids, and a test holds it to the code.
+A line changes if results can change. DVC depends on this one file, its diff shows in a review what an edit voids, and a test compares it
+with the code.
 """
 
 import ast
@@ -16,11 +17,11 @@ from tasks.cache.syntax import parse
 LOCK = source.ROOT / "steps.lock"
 HEAD = "# Written by `make lock`: digests of the code of every step, method and architecture. What has a changed line is computed anew.\n"
 METHODS = ("factors", "ranks", "ratios")
-"""The folders of `mgaa` in which a file is a method."""
+"""Folders of `mgaa` in which a file is a method."""
 
 
 def steps() -> dict[str, str]:
-    """Where the body of every cached step is, by the name of its task."""
+    """Location of the body of every cached step, by the name of its task."""
     found = {}
     for path in sorted((source.ROOT / "tasks").rglob("*.py")):
         for statement in parse(path).body:
@@ -30,7 +31,7 @@ def steps() -> dict[str, str]:
 
 
 def locked_code() -> dict[str, Any]:
-    """What `steps.lock` must hold."""
+    """Expected content of `steps.lock`."""
     folders = {
         folder: {name: f"mgaa.{folder}.{name}" for name in source.methods(f"mgaa.{folder}")} for folder in METHODS
     }
@@ -45,7 +46,7 @@ def locked_code() -> dict[str, Any]:
 
 
 def short(digest: str) -> str:
-    """As much of a digest as tells it from any other of the file."""
+    """Shorten a digest; the prefix is unique within the file."""
     return digest.removeprefix("sha256:")[:16]
 
 

@@ -1,8 +1,8 @@
-"""A module taken apart into what its definitions mean, read from its syntax tree and never executed.
+"""Meaning of the definitions of a module, read from its syntax tree and never executed.
 
 A definition (function, class, constant) becomes a text without docstrings, comments, formatting, the annotations of functions and the words
-of errors and warnings. What it refers to leaves its text and becomes a list of absolute names, so that a definition may be renamed or moved
-to another file, and an import written in another way, and the text is the same. Names of classes stay in it: they can get into results.
+of errors and warnings. What it refers to is moved from the text into a list of absolute names, so that the text stays the same if a
+definition is renamed or moved to another file, or an import is written differently. Names of classes stay in it: they can get into results.
 """
 
 import ast
@@ -13,19 +13,19 @@ from pathlib import Path
 from threading import Lock
 
 _one_parser = Lock()
-"""CPython 3.11 counts the depth of the syntax tree per interpreter, not per thread, and two that parse at once end in a SystemError."""
+"""CPython 3.11 counts the depth of the syntax tree per interpreter, not per thread: parsing in two threads ends in a SystemError."""
 
 STEPS = "tasks.cache.step"
-"""The module whose decorators make a function a cached task."""
+"""Module whose decorators make a function a cached task."""
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _KINDS = ("ClassVar", "InitVar", "KW_ONLY")
-"""What of an annotation makes a field of a dataclass another thing."""
+"""Parts of an annotation that change the meaning of a dataclass field."""
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What some statements mean: their text, in which `§` stands for each of `references`, absolute names in order."""
+    """Meaning of some statements: their text, in which `§` stands for each of `references`, absolute names in order."""
 
     text: str
     references: tuple[str, ...]
@@ -33,14 +33,14 @@ class Meaning:
 
 @dataclass
 class Module:
-    """The top level of a module.
+    """Top level of a module.
 
     Attributes:
-        definitions: the statements that bind each name, but for imports.
-        imports: the absolute name that stands behind each imported one.
-        effects: what is executed on import besides, such as a registration.
-        modules: the absolute names of what is imported when the module is executed.
-        everything: those of what is imported anywhere in it.
+        definitions: statements that bind each name, except imports.
+        imports: absolute name of each imported name.
+        effects: other statements that are executed on import, such as a registration.
+        modules: absolute names that are imported when the module is executed.
+        everything: absolute names that are imported anywhere in it.
     """
 
     name: str
@@ -52,30 +52,30 @@ class Module:
     everything: list[str] = field(default_factory=list)
 
     def meaning(self, name: str) -> Meaning:
-        """That of a definition."""
+        """Meaning of a definition."""
         return _Writer(self).write(self.definitions[name])
 
     def tables(self) -> dict[str, list[str]]:
-        """The keys of every dictionary that is written out, by its name."""
+        """Keys of every dictionary literal, by its name."""
         return {name: [*_items(statements)] for name, statements in self.definitions.items() if _items(statements)}
 
     def entry(self, table: str, key: str) -> Meaning:
-        """That of one value of such a dictionary."""
+        """Meaning of one value of a dictionary literal."""
         return _Writer(self).write([ast.Expr(_items(self.definitions[table])[key])])
 
     def effect(self) -> Meaning:
-        """That of what is executed on import."""
+        """Meaning of what is executed on import."""
         return _Writer(self).write(self.effects)
 
 
 def parse(path: Path) -> ast.Module:
-    """The syntax tree of a file."""
+    """Parse a file into its syntax tree."""
     with _one_parser:
         return ast.parse(path.read_bytes())
 
 
 def read_module(name: str, path: Path) -> Module:
-    """Take the file of a module apart."""
+    """Read the file of a module and sort its statements."""
     package = package_of(name, path)
     module = Module(name, package)
     tree = parse(path)
@@ -98,12 +98,12 @@ def read_module(name: str, path: Path) -> Module:
 
 
 def package_of(module: str, path: Path) -> str:
-    """The package that relative imports of a module begin at."""
+    """Package to which relative imports of a module refer."""
     return module if path.name == "__init__.py" else module.rpartition(".")[0]
 
 
 def imported(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str, str]:
-    """The absolute name behind each name that an import binds."""
+    """Absolute name of each name that an import binds."""
     if isinstance(statement, ast.Import):
         return {alias.asname or alias.name.partition(".")[0]: _whole_or_top(alias) for alias in statement.names}
     above = package.split(".")[: len(package.split(".")) - statement.level + 1] if statement.level else []
@@ -120,7 +120,7 @@ def _imports_in(statement: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
 
 
 def _bound_by(statement: ast.stmt) -> list[str]:
-    """The names that a definition binds; none for what also does something else, such as an assignment to an attribute."""
+    """Names that a definition binds; none for a statement that also does something else, such as an assignment to an attribute."""
     if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         return [statement.name]
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
@@ -131,7 +131,7 @@ def _bound_by(statement: ast.stmt) -> list[str]:
 
 
 def _items(statements: Sequence[ast.stmt]) -> dict[str, ast.expr]:
-    """The values of a dictionary that is written out, by their keys."""
+    """Values of a dictionary literal, by their keys."""
     value = getattr(statements[0], "value", None)
     pairs = zip(value.keys, value.values, strict=True) if isinstance(value, ast.Dict) else ()
     return {key.value: item for key, item in pairs if isinstance(key, ast.Constant) and isinstance(key.value, str)}
@@ -146,20 +146,20 @@ def _is_main(statement: ast.stmt) -> bool:
 
 
 class _Writer:
-    """Writes statements of a module as text, with the names that are local to a function left as they are."""
+    """Writer of statements of a module as text, in which names local to a function stay as they are."""
 
     def __init__(self, module: Module) -> None:
         self.module = module
         self.references: list[str] = []
         self.scopes: list[Mapping[str, str | None]] = []
-        """The names that functions around bind, innermost last: the absolute name behind an imported one, None for the others."""
+        """Names that enclosing functions bind, innermost last: the absolute name of an imported one, None for the others."""
 
     def write(self, statements: Sequence[ast.stmt]) -> Meaning:
         text = ";".join(self.top(statement) for statement in statements)
         return Meaning(text, tuple(self.references))
 
     def top(self, statement: ast.stmt) -> str:
-        """A statement of the module, without the name that it gives to a function or a constant."""
+        """Write a statement of the module, without the name that it gives to a function or a constant."""
         if isinstance(statement, _FUNCTIONS):
             return self.function(statement, "")
         if isinstance(statement, ast.Assign | ast.AnnAssign):
@@ -168,7 +168,7 @@ class _Writer:
         return self.node(statement)
 
     def node(self, node: object) -> str:
-        """A node, or what stands in its place."""
+        """Write a node, or what replaces it."""
         if isinstance(node, list):
             return f"[{','.join(self.node(each) for each in node if not self.is_prose(each))}]"
         if not isinstance(node, ast.AST):
@@ -197,20 +197,20 @@ class _Writer:
         return self.plain(node)
 
     def plain(self, node: ast.AST, *without: str) -> str:
-        """A node by its fields; empty ones are left out, for versions of Python differ in them."""
+        """Write a node by its fields, without empty ones, in which versions of Python differ."""
         left_out = {"ctx", "kind", "type_comment", "type_params", *without}
         fields = [(name, value) for name, value in ast.iter_fields(node) if name not in left_out]
         told = (f"{name}={self.node(value)}" for name, value in fields if value is not None and value != [])
         return f"{type(node).__name__}({','.join(told)})"
 
     def is_prose(self, node: object) -> bool:
-        """Tell whether a statement or a decorator says nothing about results."""
+        """Tell whether a statement or a decorator has no effect on results."""
         return isinstance(node, ast.Pass | ast.Import | ast.ImportFrom) or (
             isinstance(node, ast.stmt) and _is_text(node)
         )
 
     def absolute(self, node: ast.AST) -> str | None:
-        """The absolute name that a name or a chain of attributes stands for, None where it is local or a builtin."""
+        """Absolute name that a name or a chain of attributes stands for; None if it is local or a builtin."""
         if isinstance(node, ast.Attribute):
             base = self.absolute(node.value)
             return None if base is None else f"{base}.{node.attr}"
@@ -239,7 +239,7 @@ class _Writer:
             return f"{type(node).__name__}({name},{','.join(outside)},{self.node(node.body)})"
 
     def makes_step(self, decorator: ast.expr) -> bool:
-        """Tell whether a decorator makes a function a task: what of it can change a result enters a key as itself."""
+        """Tell whether a decorator makes a function a task; those of its arguments that can change a result enter a key on their own."""
         called = decorator.func if isinstance(decorator, ast.Call) else decorator
         return (self.absolute(called) or "").rpartition(".")[0] == STEPS
 
@@ -256,13 +256,13 @@ class _Writer:
             return f"{first}:{self.plain(node)}"
 
     def says_words(self, node: ast.Call) -> bool:
-        """Tell whether a call only makes an error or a warning, whose arguments are words."""
+        """Tell whether a call only makes an error or a warning, whose arguments are prose."""
         function = self.absolute(node.func) or ""
         return function == "warnings.warn" or function.startswith("mgaa.errors.")
 
 
 def _locals(body: Sequence[ast.stmt], package: str) -> dict[str, str | None]:
-    """The names that a function binds, but for those of functions, classes and comprehensions inside."""
+    """Names that a function binds, except those of functions, classes and comprehensions inside."""
     names: dict[str, str | None] = {}
     outer: set[str] = set()
     waiting: list[ast.AST] = [*body]

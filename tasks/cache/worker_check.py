@@ -1,8 +1,8 @@
-"""What a run tells the worker processes that compute for it, so that a worker which cannot serve it says so instead of computing elsewhere.
+"""Check of a worker process against the run that it computes for: one that cannot serve the run says so instead of computing elsewhere.
 
-A worker on another machine may see another folder under the name of the store, or hold another version of the project. Both would give
-results that the run never finds: the first lie in a store that nobody reads, the second under other keys. So the store that travels to a
-worker carries the identity that lies in it and the digest of the code, and the worker compares before its first step.
+A worker on another machine may see another folder under the name of the store, or hold another version of the project. Either would give
+results that the run never finds: the first are in a store that nobody reads, the second under other keys. So the store that is sent to a
+worker carries the identity that is stored in it and the digest of the code, and the worker compares both before its first step.
 """
 
 import os
@@ -19,18 +19,18 @@ from tasks.cache.atomic import disk_errors, write_file
 from tasks.cache.source import code_digest
 
 IDENTITY = "identity"
-"""The file in a store by which it is known."""
+"""File with the identity of a store."""
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """Where a run comes from.
+    """Identity of a run, for its workers.
 
     Attributes:
-        run: its name, under which workers leave what they executed (tasks/cache/executions.py).
-        host: the machine of the flow.
+        run: name of the run, under which workers record their executions (tasks/cache/executions.py).
+        host: machine of the flow.
         code: digest of all code.
-        identity: of the store's folder; empty where each machine has a folder of its own in front of `store.remote`.
+        identity: of the store's folder; empty if each machine has a folder of its own as a cache of `store.remote`.
     """
 
     run: str
@@ -39,27 +39,27 @@ class RunIdentity:
     identity: str
 
     def check(self, path: Path) -> None:
-        """Compare with what this process sees as the store at `path`; looked at once per process.
+        """Compare with what this process sees as the store at `path`; checked once per process.
 
         Raises:
-            ResourceError: another folder, or other code.
+            ResourceError: the folder or the code differs.
         """
         _check(self, path)
 
 
 def identify_run(path: Path, *, shared: bool) -> RunIdentity:
-    """What the run of this process tells its workers about the store at `path`, which is `shared` or a cache of each machine."""
+    """Identity of the run of this process for its workers; the store at `path` is `shared`, or else a cache of each machine."""
     return RunIdentity(uuid4().hex, socket.gethostname(), code_digest(), store_identity(path) if shared else "")
 
 
 def store_identity(path: Path) -> str:
-    """What tells this folder from every other one, made when it is first asked for."""
+    """Unique identity of this folder, created on first use."""
     file = path / IDENTITY
     if not file.exists():
         with disk_errors(path):
             (path / "locks").mkdir(parents=True, exist_ok=True)
             with FileLock(path / "locks" / f"{IDENTITY}.lock"):
-                if not file.exists():  # else another run was faster, and has told its workers
+                if not file.exists():  # otherwise another run was faster, and its workers use that identity
                     write_file(file, uuid4().hex.encode())
     return file.read_text(encoding="utf-8")
 

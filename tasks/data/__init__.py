@@ -1,1 +1,1 @@
-"""Texts, conversations and questions, read from any source. Imports `tasks.cache`."""
+"""Readers of texts, conversations and questions, from any source. Imports `tasks.cache`."""

@@ -1,4 +1,4 @@
-"""Where one document ends and the next begins.
+"""Rules for where one document ends and the next begins.
 
 Windows, ranges (`from`, `to`) and the check for overlap all count in whole documents, so a text file needs a rule that finds them.
 `auto` takes the first rule whose sign occurs in the text: lines that hold only an end-of-text marker (TinyStories and most training
@@ -6,8 +6,8 @@ dumps), article headings of WikiText (` = Title = ` between blank lines; gives t
 blank lines, else every line (Penn Treebank). The rule used is reported with the result. A rule may be forced by name, any other string
 is a literal separator, and `none` keeps each file whole, as the published perplexities on WikiText do.
 
-Rows (jsonl, `datasets`) are documents already, with one exception: the Hub's WikiText has one row per line, so rows with article
-headings among them are joined to text again and cut at the headings.
+Rows (jsonl, `datasets`) are documents already, with one exception: the Hub's WikiText has one row per line, so if there are article
+headings among the rows, they are joined to a text again and cut at the headings.
 """
 
 import re
@@ -19,7 +19,7 @@ from mgaa.errors import InputError
 
 @dataclass(frozen=True)
 class Rule:
-    """A separator that `auto` looks for."""
+    """A separator that `auto` looks for, and its description."""
 
     sign: re.Pattern[str]
     words: str
@@ -39,14 +39,14 @@ _HEADING_ROW = re.compile(r" = [^=\s][^\n]* = \n?")
 
 
 def cut_text(text: str, separator: str = "auto") -> tuple[list[str], str]:
-    """The documents of one text, without blank ones, and the rule in words.
+    """Cut one text into documents, without blank ones; returns them with the rule in words.
 
     Raises:
         InputError: a literal separator that does not occur.
     """
     if separator == "none":
         return _kept([text]), "none: each file is one document"
-    framed = f"\n{text}\n"  # so that a heading on the first line has a line before it
+    framed = f"\n{text}\n"  # so that there is a line before a heading on the first line
     if separator == "auto":
         separator = next((name for name, rule in RULES.items() if rule.sign.search(framed)), "lines")
     if separator in RULES:
@@ -61,7 +61,7 @@ def cut_text(text: str, separator: str = "auto") -> tuple[list[str], str]:
 
 
 def cut_rows(rows: Sequence[str], separator: str = "auto") -> tuple[list[str], str]:
-    """The documents of rows, without blank ones, and the rule in words; `none` joins all rows by blank lines.
+    """Make documents of rows, without blank ones; returns them with the rule in words. `none` joins all rows by blank lines.
 
     Raises:
         InputError: a literal separator that does not occur.
@@ -74,7 +74,7 @@ def cut_rows(rows: Sequence[str], separator: str = "auto") -> tuple[list[str], s
 
 
 def _line(row: str) -> str:
-    """A row of the Hub's WikiText as the line of the file it was made from, where blank lines hold one space."""
+    """Line of the original file for a row of the Hub's WikiText, in which blank lines hold one space."""
     return (row or " ") if row.endswith("\n") else (row or " ") + "\n"
 
 

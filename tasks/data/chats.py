@@ -1,11 +1,11 @@
-"""Conversations: read from rows, and rendered by the chat template of the model that is to see them.
+"""Conversations: read from rows, and rendered by the chat template of the model that reads them.
 
     {"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello!"}]}
     {"conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hello!"}]}      ShareGPT
 
-A document of a section in the form `chat` is a list of messages, in the form `text` a text. What does not depend on a model (the check for
-overlap, the zero-shot items, the texts to go on with) sees what is said; tokens are those of the template, with the marks that it writes
-and no others.
+A document of a section in the form `chat` is a list of messages; in the form `text`, it is a text. What does not depend on a model (the
+check for overlap, zero-shot items, texts to be continued) uses the contents of the messages alone; tokens are those of the rendered
+template, with the markers that it writes and no others.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ Message = dict[str, Any]
 Document = str | list[Message]
 
 FIELDS = ("messages", "conversations")
-"""Where a row has its conversation, unless the section names another field."""
+"""Fields of a row that may hold its conversation, unless the section names another one."""
 ROLES = {
     "human": "user",
     "user": "user",
@@ -30,20 +30,20 @@ ROLES = {
     "system": "system",
     "tool": "tool",
 }
-"""ShareGPT's speakers, as chat templates call them."""
+"""Roles of chat templates by ShareGPT's speakers."""
 
 
 def fields_of(field: str) -> Sequence[str]:
-    """The fields that may hold a conversation, by the setting `field`, which is `text` where nobody set it."""
+    """Fields that may hold a conversation, by the setting `field`, which is `text` by default."""
     return FIELDS if field == "text" else (field,)
 
 
 def conversation_of(row: Any, field: str, place: str) -> list[Message]:
-    """The messages of a row: a field of it, or the row itself if it is a list.
+    """Messages of a row, which are in one of its fields or, if it is a list, the row itself.
 
     Raises:
-        NullError: there is no such field, or nothing in it.
-        InputError: a message is not one.
+        NullError: the field is missing or empty.
+        InputError: a message is malformed.
     """
     names = fields_of(field)
     if isinstance(row, dict):
@@ -73,14 +73,14 @@ def _message(given: Any, place: str) -> Message:
 
 
 def plain_text(document: Document) -> str:
-    """What is said in a document, without who said it."""
+    """Text of a document, for a conversation the contents of its messages."""
     if isinstance(document, str):
         return document
     return "\n\n".join(message["content"] for message in document)
 
 
 def render_chats(documents: Sequence[Document], tokenizer: Any, section: str) -> tuple[list[str], str | None]:
-    """The documents of a section as texts, and how conversations were made such, in words; null where they are texts already.
+    """Render the documents of a section as texts; returns them with a description of the rendering, None if they are texts already.
 
     Raises:
         UsageError: the tokenizer has no chat template.

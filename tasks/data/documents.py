@@ -1,11 +1,11 @@
-"""Any source as a list of documents in file order, and what identifies it.
+"""Reader of any source as a list of documents in file order, with what identifies it.
 
 A source is a file of text or of rows (tasks/data/rows.py), a folder of such files at any depth, a folder of `datasets` (saved, or data
 files such as parquet), or a data set on the Hugging Face Hub at a pinned commit: a branch may change between two runs, a commit cannot. A
-file is read whole whatever `split` says, because it has no splits; `from` and `to` divide it. In a folder a split is the files of its name,
-or those in folders of its name.
+file is read whole regardless of `split`, because it has no splits; `from` and `to` divide it. In a folder, a split consists of the files of
+its name and those in folders of its name.
 
-Everything that decides the documents is in `identity`: files by sha256, revision, split, field and the rule that cut the text.
+`identity` contains everything that decides the documents: files by sha256, revision, split, field and the rule that cut the text.
 """
 
 import hashlib
@@ -21,10 +21,11 @@ from tasks.data import hub_datasets
 from tasks.data.boundaries import cut_rows, cut_text
 from tasks.data.chats import Document, conversation_of, fields_of
 from tasks.data.files import UNREADABLE, files_below, inner_name, locate_source, read_content
-from tasks.data.rows import KINDS, LIST, Rows, file_kind, rows_in, stem, text_in, text_of
+from tasks.data.row_formats import rows_in, text_in
+from tasks.data.rows import KINDS, LIST, Rows, file_kind, stem, text_of
 
 _TEXT = ".txt"
-"""What plain text is called in a folder; a file named by itself may have any ending."""
+"""Ending of plain text in a folder; a file that is named directly may have any ending."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -35,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Documents:
-    """Texts or conversations in file order; `identity` can be written as JSON and names no folder, so it is the same on every machine."""
+    """Texts or conversations in file order; `identity` is JSON and names no folder, so it is the same on every machine."""
 
     texts: list[Document]
     identity: dict[str, Any]
@@ -43,7 +44,7 @@ class Documents:
 
 @dataclass(frozen=True)
 class Reading:
-    """How documents are taken from rows and text: see `read_documents`."""
+    """Settings for taking documents from rows and text: see `read_documents`."""
 
     field: str
     separator: str
@@ -51,7 +52,7 @@ class Reading:
     nulls: str
 
     def of_rows(self, rows: Rows) -> tuple[list[Document], str, int]:
-        """The documents of rows, the rule in words, and how many rows without one were left out."""
+        """Documents of rows, the rule in words, and the number of rows that were left out for lack of a document."""
         skip = self.nulls == "skip"
         if self.form == "chat":
             chats, left = rows.take(lambda row, place: conversation_of(row, self.field, place), skip=skip)
@@ -62,15 +63,15 @@ class Reading:
 
     @property
     def columns(self) -> Sequence[str]:
-        """What is read of rows that keep their columns apart."""
+        """Columns that are read, of rows that are stored by columns."""
         return fields_of(self.field) if self.form == "chat" else (self.field,)
 
     def identity(self, facts: dict[str, Any], rules: Sequence[str], left: int) -> dict[str, Any]:
-        """The identity of documents that were read so; `facts` are those of the source."""
+        """Identity of documents read with these settings; `facts` identify the source."""
         named = {"field": self.field, "separator": ", ".join(dict.fromkeys(rules))}
         apart = {"form": self.form} if self.form != "text" else {}
         counted = {"left_out": left} if left else {}
-        files = {name: facts.pop(name) for name in ("files",) if name in facts}  # they come last, as long as they are
+        files = {name: facts.pop(name) for name in ("files",) if name in facts}  # last, since the list may be long
         return {**facts, **named, **apart, **counted, **files}
 
 
@@ -85,21 +86,21 @@ def read_documents(
     form: str = "text",
     nulls: str = "stop",
 ) -> Documents:
-    """Read `source`.
+    """Read the documents of a source.
 
     Args:
         source: a path, or a Hub id.
-        split: of a folder or a data set; None takes all files of a folder.
+        split: split of a folder or a data set; None takes all files of a folder.
         revision: commit of a Hub id, 40 hexadecimal digits.
         subset: configuration of a Hub id, such as `wikitext-2-raw-v1`.
-        field: which field of a row is the text.
-        separator: where documents end, see `tasks.data.boundaries`.
-        form: `text`; or `chat`, conversations (`tasks.data.chats`), which rows alone can have.
-        nulls: `stop` at a row without text, or `skip` it; what was left out is counted in the identity.
+        field: field of a row that holds the text.
+        separator: rule for where documents end, see `tasks.data.boundaries`.
+        form: `text`; or `chat`, conversations (`tasks.data.chats`), which only rows can hold.
+        nulls: `stop` at a row without text, or `skip` it; skipped rows are counted in the identity.
 
     Raises:
-        UsageError: a revision that is missing, not a commit, or given for a file.
-        InputError: anything missing, empty, unreadable, or not UTF-8.
+        UsageError: the revision is missing, not a commit, or given for a file.
+        InputError: something is missing, empty, unreadable, or not UTF-8.
     """
     path, reading = locate_source(source), Reading(field, separator, form, nulls)
     if path is None:
@@ -120,10 +121,10 @@ def read_documents(
 
 
 def portion(texts: Sequence[T], start: float, end: float) -> list[T]:
-    """The documents from fraction `start` to fraction `end` of the list; consecutive ranges neither share nor lose a document.
+    """Documents from fraction `start` to fraction `end` of the list; consecutive ranges neither share nor lose a document.
 
     Raises:
-        UsageError: not 0 <= start < end <= 1.
+        UsageError: unless 0 <= start < end <= 1.
         InputError: no document lies in the range.
     """
     if not 0 <= start < end <= 1:
@@ -137,7 +138,7 @@ def portion(texts: Sequence[T], start: float, end: float) -> list[T]:
 
 
 def digest(documents: Iterable[Document]) -> str:
-    """The identity of documents: sha256 over their lengths and contents, in order."""
+    """Digest of documents: sha256 over their lengths and contents, in order."""
     total = hashlib.sha256()
     for document in documents:
         text = document if isinstance(document, str) else json.dumps(document, sort_keys=True, ensure_ascii=False)
@@ -147,7 +148,7 @@ def digest(documents: Iterable[Document]) -> str:
 
 
 def _files(paths: Sequence[Path], base: Path, reading: Reading, split: str | None = None) -> Documents:
-    """The documents of files, named by where they are below `base`."""
+    """Documents of files, which are named by their paths below `base`."""
     texts: list[Document] = []
     rules, records, left = [], [], 0
     for path in paths:
@@ -192,13 +193,13 @@ def _folder(folder: Path, split: str | None, reading: Reading) -> Documents:
 
 
 def _data(paths: Sequence[Path]) -> list[Path]:
-    """The files with documents; where there are others, a .json file describes them."""
+    """Files that hold documents; a .json file next to other kinds only describes them, and is left out."""
     known = [path for path in paths if file_kind(path) is not None or inner_name(path).endswith(_TEXT)]
     return [path for path in known if file_kind(path) != LIST] or known
 
 
 def _splits(path: Path, folder: Path) -> list[str]:
-    """What a split may be called for a file to belong to it: as the file, or as a folder that it is in."""
+    """Splits that a file belongs to: those named like the file, or like a folder that contains it."""
     return [*path.relative_to(folder).parts[:-1], stem(path)]
 
 

@@ -1,6 +1,7 @@
-"""The files of a source on this machine, and the text in them: links that lead out, packed files that do not end, other encodings.
+"""Files of a source on this machine, and the text in them: refuses links that lead outside, decompression bombs and other encodings.
 
-Nothing is guessed: what a file is said to be by its name is held against its first bytes, and what is not UTF-8 is named with the place.
+Nothing is guessed: the format that a file name promises is checked against the first bytes, and the error names the position of whatever is
+not UTF-8.
 """
 
 import bz2
@@ -18,7 +19,7 @@ from mgaa.errors import InputError
 PACKED: dict[str, Callable[[io.BytesIO], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 UNREADABLE = (".zip", ".zst", ".tar", ".tgz", ".7z", ".pdf", ".docx", ".html")
 FLOOR, EXPANSION = 256 * 2**20, 100
-"""Bytes that a packed file may unpack to, and how many times its own size it may beyond that; text packs 3 to 20 times."""
+"""Bytes up to which any packed file may expand, and the factor of its own size beyond that; text is packed 3 to 20 times."""
 
 _MAGIC = {
     b"\x1f\x8b": "gzip",
@@ -31,14 +32,14 @@ _MAGIC = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
-"""First bytes of what is no UTF-8 text."""
+"""First bytes of formats that are not UTF-8 text."""
 
 
 def locate_source(source: str | Path) -> Path | None:
-    """The path of a source, if there is anything.
+    """Path of a source; None if nothing exists there.
 
     Raises:
-        InputError: it cannot be looked at, or is neither a file nor a folder.
+        InputError: it cannot be accessed, or is neither a file nor a folder.
     """
     try:
         path = Path(source).expanduser()
@@ -58,7 +59,7 @@ def locate_source(source: str | Path) -> Path | None:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The files in a folder at any depth, in the order of their names; hidden ones are left out.
+    """Files in a folder at any depth, in the order of their names; hidden ones are left out.
 
     Raises:
         InputError: a folder cannot be read, a name is not UTF-8, or a link leads out of the folder or nowhere.
@@ -86,7 +87,7 @@ def _check_entry(path: Path, folder: Path) -> None:
 
 
 def _bound(folder: Path) -> Path:
-    """What links may not lead out of: the folder or, in the cache of the Hub, where files are links into `blobs`, its repository."""
+    """Folder that links may not leave: the folder itself or, in the Hub's cache, where files are links into `blobs`, its repository."""
     whole = folder.resolve()
     return next((each.parents[1] for each in (whole, *whole.parents) if each.parent.name == "snapshots"), whole)
 
@@ -98,10 +99,10 @@ def _unreadable(error: OSError) -> None:
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a file, packed as it is.
+    """Read the bytes of a file, still packed.
 
     Raises:
-        InputError: it cannot be read, or its ending is one of those that are no text.
+        InputError: the file cannot be read, or its ending is that of a format without text.
     """
     ending = Path(inner_name(path)).suffix
     if ending in UNREADABLE:
@@ -115,16 +116,16 @@ def read_content(path: Path) -> bytes:
 
 
 def inner_name(path: Path) -> str:
-    """The name of a file in lower case, without the ending that says how it is packed."""
+    """Name of a file in lower case, without the ending of its compression."""
     name = path.name.lower()
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name)
 
 
 def unpack(path: Path, raw: bytes) -> bytes:
-    """The content of a file that may be packed, by its ending.
+    """Unpack the content of a file if its ending says that it is compressed.
 
     Raises:
-        InputError: it is damaged, or unpacks to more than `FLOOR` bytes and `EXPANSION` times its size.
+        InputError: the file is damaged, or expands to more than both `FLOOR` bytes and `EXPANSION` times its size.
     """
     ending = path.suffix.lower()
     if ending not in PACKED:
@@ -146,10 +147,10 @@ def unpack(path: Path, raw: bytes) -> bytes:
 
 
 def decode_text(path: Path, inner: bytes) -> str:
-    """Bytes as text.
+    """Decode bytes as text.
 
     Raises:
-        InputError: they are not UTF-8, or something else by their first bytes.
+        InputError: they are not UTF-8, or their first bytes are those of another format.
     """
     try:
         text = inner.decode("utf-8").removeprefix("\ufeff")
@@ -162,7 +163,7 @@ def decode_text(path: Path, inner: bytes) -> str:
 
 
 def _encoding_remedy(inner: bytes) -> str:
-    """What to do with bytes that are no UTF-8, by the first of them."""
+    """Remedy for bytes that are not UTF-8, by the first of them."""
     what = next((name for magic, name in _MAGIC.items() if inner.startswith(magic)), None)
     if what is None:
         return "convert it, for example with `iconv -f latin1 -t utf-8`, or `-f utf-16`, by how it was written"

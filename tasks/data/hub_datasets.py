@@ -1,4 +1,4 @@
-"""Rows out of Hugging Face `datasets`: a saved data set, a folder of its data files, or the Hub at a commit.
+"""Rows from Hugging Face `datasets`: a saved data set, a folder of its data files, or the Hub at a commit.
 
 A folder of data files is built in a temporary cache, so that reading it leaves nothing behind; what comes from the
 Hub stays in the user's own cache, where it is found again without a network.
@@ -16,35 +16,35 @@ from mgaa.errors import InputError
 from tasks.data.rows import Rows
 
 DATA = (".parquet", ".arrow", ".csv")
-"""What makes a folder one of `datasets`."""
+"""Endings of the files that `datasets` reads from a folder."""
 
 Read = tuple[Rows, dict[str, Any]]
-"""Rows, and what identifies their source."""
+"""Rows, and the identity of their source."""
 
 
 def is_data_set(folder: Path, files: Sequence[Path]) -> bool:
-    """Whether `folder`, with these files in it, is a saved data set or holds data files alone."""
+    """Tell whether `folder`, with these files in it, is a saved data set or holds data files only."""
     return is_saved_data_set(folder) or (bool(files) and all(path.suffix in DATA for path in files))
 
 
 def is_saved_data_set(folder: Path) -> bool:
-    """Whether `datasets` saved a folder."""
+    """Tell whether `datasets` saved this folder."""
     return (folder / "state.json").exists() or (folder / "dataset_dict.json").exists()
 
 
 def describe_file(name: str, content: bytes) -> dict[str, Any]:
-    """What identifies a file."""
+    """Identity of a file."""
     return {"name": name, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def read_folder(folder: Path, split: str | None, columns: Sequence[str]) -> Read:
-    """One split of a saved data set or of data files.
+    """Read one split of a saved data set or of data files.
 
     Args:
-        columns: those that are read, as far as they are there.
+        columns: columns to read; missing ones are left out.
 
     Raises:
-        InputError: damaged files, or a split or column that is not there.
+        InputError: files are damaged, or the split or column is missing.
     """
     datasets = _library()
     with tempfile.TemporaryDirectory() as cache:
@@ -61,10 +61,10 @@ def read_folder(folder: Path, split: str | None, columns: Sequence[str]) -> Read
 
 
 def read_hub(source: str, split: str | None, revision: str, subset: str | None, columns: Sequence[str]) -> Read:
-    """One split of a data set of the Hub.
+    """Read one split of a data set of the Hub.
 
     Raises:
-        InputError: no network and no copy, or a subset, split or column that is not there.
+        InputError: there is neither a network nor a copy, or the subset, split or column is missing.
     """
     from huggingface_hub import constants
 
@@ -80,7 +80,7 @@ def read_hub(source: str, split: str | None, revision: str, subset: str | None, 
 
 
 def _library() -> Any:
-    """`datasets`, which takes a second to import, without progress bars where nobody sees them."""
+    """Import `datasets`, which takes a second, and switch its progress bars off if there is no terminal."""
     import datasets
 
     if not sys.stderr.isatty():
@@ -89,7 +89,7 @@ def _library() -> Any:
 
 
 def _choose(data: Any, split: str | None, source: str) -> Any:
-    """One split; a data set saved without splits is taken whole, like a file."""
+    """Choose one split; a data set saved without splits is taken whole, like a file."""
     if not isinstance(data, dict):
         return data
     if split not in data:
@@ -107,7 +107,7 @@ def _rows(data: Any, columns: Sequence[str], source: str) -> Rows:
         )
     chosen = data.select_columns(there)
     try:
-        chosen.data.validate(full=True)  # Arrow ends the process over offsets and lengths that lie
+        chosen.data.validate(full=True)  # Arrow would crash the process over false offsets and lengths
     except ValueError as error:
         raise InputError(f"{source} is damaged ({error}): fetch it again.") from error
     values = zip(*(list(chosen[name]) for name in there), strict=True)

@@ -1,18 +1,19 @@
-"""Calibration, validation and evaluation must not share text, however each was cut.
+"""Check that calibration, validation and evaluation share no text, however each was cut.
 
-Two signs are looked for in every pair of portions:
+Every pair of portions is searched for two signs:
 
 1. a whole document of at least 200 characters in both (equal up to blanks at its ends). One is enough to refuse the run.
 2. sequences of 13 words in both (letters and digits only, lower case; a shorter document counts as one sequence), the unit by which
-   the contamination of GPT-3's benchmarks was measured (Brown et al. 2020, arXiv 2005.14165, appendix C). More than 5 % of the smaller
-   side's distinct sequences refuse the run. This finds the same text read through another separator, field, file type or tokenisation.
+   the contamination of GPT-3's benchmarks was measured (Brown et al. 2020, arXiv 2005.14165, appendix C). If they are more than 5 % of the
+   smaller side's distinct sequences, the run is refused. This finds the same text read with another separator, field, file type or
+   tokenisation.
 
-What remains is common language: headings, stock phrases, repeated one-line sentences. It is not dropped, because that would change the
+The rest is common language: headings, stock phrases, repeated one-line sentences. It is not dropped, because that would change the
 published sets, but counted for the card of the texts. The two cases are far apart: unrelated portions of WikiText-2, PTB, C4,
 TinyStories and the demo's docstrings share 0.00 to 0.9 % and no long document (PTB repeats up to 23 short lines); the two published
 forms of the WikiText-2 test set share 44 %.
 
-Ranges of one source are compared as ranges first: two that meet are a mistake in the configuration, whatever the documents are.
+Ranges of one source are first compared as ranges: if two intersect, the configuration is wrong, whatever the documents are.
 """
 
 import hashlib
@@ -31,20 +32,20 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two lists of documents share."""
+    """Text that two lists of documents share."""
 
     documents: int
     """Distinct documents in both, of any length."""
     long: int
     """Those of at least `LONG` characters."""
     sequences: float
-    """Share of the smaller side's distinct word sequences that the other side has too."""
+    """Share of the smaller side's distinct word sequences that also occur on the other side."""
     example: str
     """The longest shared document, or empty."""
 
     @property
     def is_too_large(self) -> bool:
-        """Whether this is more than common language."""
+        """Tell whether this is more than common language."""
         return self.long > 0 or self.sequences > LIMIT
 
 
@@ -63,7 +64,7 @@ def find_overlap(first: Sequence[str], second: Sequence[str]) -> Overlap:
 
 
 def require_disjoint(portions: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Compare every pair of named portions; what they share, for the card of the texts, by `first-second`.
+    """Compare every pair of named portions; returns what they share, for the card of the texts, by `first-second`.
 
     Raises:
         InputError: two portions share more than common language.
@@ -78,10 +79,10 @@ def require_disjoint(portions: Mapping[str, Sequence[str]]) -> dict[str, dict[st
 
 
 def require_ranges_apart(sections: Mapping[str, tuple[str, float, float]]) -> None:
-    """Compare every pair of sections, each given as what it reads (source, split, revision) and its range `from`, `to`.
+    """Compare every pair of sections, each given as its source (source, split, revision) and its range `from`, `to`.
 
     Raises:
-        UsageError: two sections read the same source in ranges that meet.
+        UsageError: two sections read the same source in ranges that overlap.
     """
     for (first, one), (second, other) in combinations(sections.items(), 2):
         if one[0] == other[0] and one[1] < other[2] and other[1] < one[2]:

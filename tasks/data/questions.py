@@ -1,14 +1,14 @@
-"""Questions about images: read from a user's files, and out of the artifact `prompts`.
+"""Questions about images: read from a user's files, and from the artifact `prompts`.
 
 A user's file has a question per row (tasks/data/rows.py), in one of two forms:
 
     {"image": "images/1.png", "question": "What colour is it?", "answer": "red", "type": "colour"}
     {"image": "images/1.png", "question": "What is it?", "choices": ["a cup", "a hat"], "answer": 1}
 
-`image` is a path below the folder of the file, `null` or left out for a question about none. `type` may be left out: it is then `yes/no`
+`image` is a path below the folder of the file, or `null` or missing for a question without one. If `type` is missing, it is `yes/no`
 for these answers, `number` for digits, `choice` for the second form and `other` for the rest; `caption` marks answers that are scored by
 their loss. The second form is that of ScienceQA (Lu et al. 2022, arXiv 2209.09513): the choices are shown with letters, and the letter is
-the answer. Other fields are left alone.
+the answer. Other fields are ignored.
 
 The artifact holds, per section, `<section>/questions.jsonl` in the first form with all four fields, and `<section>/images/*.png`.
 """
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.errors import InputError
 from tasks.cache.artifact import Artifact, Store
-from tasks.data import rows
+from tasks.data import row_formats, rows
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 
 QUESTIONS = "questions.jsonl"
 CAPTION = "caption"
-"""The type of questions whose answers are scored by their loss."""
+"""Type of the questions whose answers are scored by their loss."""
 CHOICE = "choice"
 MARK = "<image>"
-"""What stands for an image in templates, and so may not be in a text."""
+"""Placeholder of an image in templates, which therefore may not occur in a text."""
 
 PIXELS = 50_000_000
-"""Pixels that an image may have: 150 MB once it is decoded. A file of a few kilobytes can ask for far more."""
+"""Maximum pixels of an image: 150 MB once it is decoded. A file of a few kilobytes can expand to far more."""
 SIDE = 2
-"""Pixels of the shorter side at least."""
+"""Minimum pixels of the shorter side."""
 
 _SHOWN = ("1", "L", "P", "RGB", "RGBA", "LA", "CMYK")
-"""Pillow's modes whose meaning RGB keeps."""
+"""Pillow's modes that convert to RGB without loss of meaning."""
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, struct.error, zlib.error)
-"""What Pillow raises over damaged files, format by format."""
+"""Errors that Pillow raises for damaged files, depending on the format."""
 _NUMBER = re.compile(r"[+-]?\d+([.,]\d+)*%?")
 
 
 def questions_of(store: Store, prompts: Artifact, section: str) -> "list[Question]":
-    """The questions of a section with their images, each of which is opened once.
+    """Questions of a section with their images, each of which is opened once.
 
     Raises:
-        InputError: as `records_of`, or a damaged image.
+        InputError: as `records_of`, or an image is damaged.
     """
     from mgaa.inputs.prompts import Question
 
@@ -65,7 +65,7 @@ def questions_of(store: Store, prompts: Artifact, section: str) -> "list[Questio
 
 
 def records_of(store: Store, prompts: Artifact, section: str) -> list[dict[str, Any]]:
-    """The lines of a section: `image` (below the folder of the section, or None), `question`, `answer`, `type`.
+    """Lines of a section: `image` (below the folder of the section, or None), `question`, `answer`, `type`.
 
     Raises:
         InputError: there is no such section, or no question in it.
@@ -78,13 +78,13 @@ def records_of(store: Store, prompts: Artifact, section: str) -> list[dict[str, 
 
 
 def read_question_file(source: Path) -> list[dict[str, Any]]:
-    """The questions of a file of rows in their order, each with `image`, `question`, `answer` and `type`; images are not opened.
+    """Read the questions of a file of rows, in order, each with `image`, `question`, `answer` and `type`; images are not opened.
 
     Raises:
-        InputError: the file is missing, empty or no text, or some lines do not have one of the forms above (the message counts them and
+        InputError: the file is missing, empty or not text, or some lines have neither of the forms above (the message counts them and
             names the first).
     """
-    given, found, wrong = rows.read_rows(source), list[dict[str, Any]](), list[InputError]()
+    given, found, wrong = row_formats.read_rows(source), list[dict[str, Any]](), list[InputError]()
     for number, row in given.numbered:
         try:
             found.append(_record(row, f"{given.unit} {number} of {source}", source.parent))
@@ -131,7 +131,7 @@ def _text(row: dict[str, Any], field: str, place: str) -> str:
 
 
 def _with_choices(question: str, row: dict[str, Any], place: str) -> tuple[str, str]:
-    """The question with its choices, and the letter of the right one."""
+    """Question with its choices, and the letter of the correct one."""
     choices, index = row["choices"], row.get("answer")
     if not isinstance(choices, list) or not all(isinstance(each, str) and each.strip() for each in choices):
         raise InputError(f"{place} has the choices {rows.shorten(choices)}, expected a list of texts.")
@@ -146,7 +146,7 @@ def _with_choices(question: str, row: dict[str, Any], place: str) -> tuple[str, 
 
 
 def _kind(answer: str) -> str:
-    """The type of a question whose line names none."""
+    """Type of a question whose line names none."""
     plain = answer.strip().rstrip(".").lower()
     if plain in ("yes", "no"):
         return "yes/no"
@@ -154,7 +154,7 @@ def _kind(answer: str) -> str:
 
 
 def _image(row: dict[str, Any], place: str, folder: Path) -> str | None:
-    """The path of an image below `folder`, where it is a file."""
+    """Path of an image below `folder`, which must be a file."""
     given = row.get("image")
     if isinstance(given, list) or row.get("images") is not None:
         raise InputError(
@@ -179,10 +179,11 @@ def _image(row: dict[str, Any], place: str, folder: Path) -> str | None:
 
 
 def open_image(path: Path) -> "Image":
-    """An image in RGB, wholly decoded, turned as its camera noted; transparent parts are white, of an animation it is the first frame.
+    """Open an image in RGB, fully decoded and rotated by its EXIF orientation; transparent parts become white, an animation its first
+    frame.
 
     Raises:
-        InputError: the file is missing, damaged or truncated, its mode does not become RGB without loss, or it has more than `PIXELS`
+        InputError: the file is missing, damaged or truncated, its mode does not convert to RGB without loss, or it has more than `PIXELS`
             pixels or a side below `SIDE`.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
@@ -210,7 +211,7 @@ def open_image(path: Path) -> "Image":
 
 
 def _check(path: Path, image: "Image") -> None:
-    """Refuse an image by what its header says, before anything is decoded."""
+    """Reject an image by its header, before anything is decoded."""
     width, height = image.size
     if width * height > PIXELS:
         raise InputError(f"{path} has {width} x {height} pixels, expected at most {PIXELS}: scale it down.")
@@ -226,7 +227,7 @@ def _check(path: Path, image: "Image") -> None:
 
 
 def _rgb(image: "Image") -> "Image":
-    """The image in RGB, on white."""
+    """Convert the image to RGB, on white."""
     from PIL import Image
 
     if image.mode not in ("RGBA", "LA") and "transparency" not in image.info:

@@ -1,27 +1,23 @@
-"""Rows of a file of any kind, by its ending in upper or lower case: texts, conversations, instructions and questions.
+"""Rows of a file of any kind, chosen by its ending in upper or lower case: texts, conversations, instructions and questions.
 
     .jsonl .ndjson .jsonlines      JSON, a row per line
     .json                          a list of rows, or a row per line
     .csv .tsv                      rows below a line of names
     .parquet .arrow .feather       rows of columns
-    .gz .bz2 .xz behind it         any of these, packed
+    followed by .gz .bz2 .xz       any of these, packed
 
-A row is an object or, in JSON, a text by itself. A file with another ending is plain text, and has no rows. What a name promises is held
-against the content: JSON lines that are called text would be read braces and all, so they are refused.
+A row is an object or, in JSON, also a text by itself. A file with another ending is plain text, and has no rows. The files are parsed by
+tasks/data/row_formats.py.
 """
 
-import csv
-import io
-import json
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mgaa.errors import InputError
-from tasks.data.files import PACKED, decode_text, inner_name, locate_source, read_content, unpack
+from tasks.data.files import inner_name
 
 LINES, LIST, CELLS, COLUMNS = "JSON lines", "JSON", "a table of cells", "a table of columns"
 KINDS = {
@@ -30,13 +26,13 @@ KINDS = {
     **dict.fromkeys((".csv", ".tsv"), CELLS),
     **dict.fromkeys((".parquet", ".arrow", ".feather"), COLUMNS),
 }
-"""What a file holds, by its ending."""
+"""Format of a file by its ending."""
 
 T = TypeVar("T")
 
 
 class NullError(Exception):
-    """A row has nothing where it is to have something."""
+    """A row lacks the value that is needed."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +44,14 @@ class Rows:
     unit: str = "Row"
 
     def take(self, take: Callable[[Any, str], T], *, skip: bool = False) -> tuple[list[T], int]:
-        """What `take` makes of each row and its place, and how many rows were left out.
+        """Apply `take` to each row and its place; returns the results, and the number of rows that were left out.
 
         Args:
-            take: raises `NullError` over a row with nothing to take.
+            take: raises `NullError` for a row with nothing to take.
             skip: leave such rows out.
 
         Raises:
-            InputError: `take` refuses a row, or a row has nothing to take and is not to be left out.
+            InputError: `take` rejects a row, or a row has nothing to take and `skip` is not set.
         """
         found, nulls, first = [], 0, ""
         for number, row in self.numbered:
@@ -72,7 +68,7 @@ class Rows:
 
 
 def text_of(row: Any, field: str, place: str) -> str:
-    """The text of a row: the field, or the row itself if it is a text.
+    """Text of a row, which is in one of its fields or the row itself.
 
     Raises:
         NullError: the field is null or missing.
@@ -98,10 +94,10 @@ def text_of(row: Any, field: str, place: str) -> str:
 
 
 def whole_text(text: str, place: str) -> str:
-    """The text, unless it holds half of a character: JSON can spell that (`"\\ud800"`), and no tokenizer and no file takes it.
+    """Return the text, unless it has half of a character: JSON can encode that (`"\\\\ud800"`), but no tokenizer and no file accepts it.
 
     Raises:
-        InputError: it does.
+        InputError: the text contains half of a character.
     """
     try:
         text.encode()
@@ -114,200 +110,17 @@ def whole_text(text: str, place: str) -> str:
 
 
 def shorten(value: Any) -> str:
-    """The beginning of a value, for a message."""
+    """Beginning of a value, for a message."""
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def file_kind(path: Path) -> str | None:
-    """What a file holds, by its ending; null for plain text."""
+    """Format of a file by its ending; None for plain text."""
     return KINDS.get(Path(inner_name(path)).suffix)
 
 
 def stem(path: Path) -> str:
-    """The name of a file without its endings, and without the number that `datasets` gives to a part."""
+    """Name of a file without its endings and without the part number that `datasets` appends."""
     endings = len(inner_name(path)) - len(Path(inner_name(path)).suffix)
     return re.sub(r"-\d{5}-of-\d{5}$", "", path.name[:endings])
-
-
-def read_rows(source: str | Path) -> Rows:
-    """The rows of one file.
-
-    Raises:
-        InputError: there is none, it has no rows by its ending, or it is not what its ending says.
-    """
-    path = locate_source(source)
-    if path is None or not path.is_file():
-        raise InputError(f"{source} cannot be read (No such file), expected a file of rows: check the path.")
-    return rows_in(path, read_content(path))
-
-
-def expected_forms() -> str:
-    """What a file may be, in words."""
-    return f"expected a text file, or one of {', '.join(KINDS)}, packed or not ({', '.join(PACKED)})"
-
-
-def rows_in(path: Path, raw: bytes, names: Sequence[str] | None = None) -> Rows:
-    """The rows of a file whose content was read.
-
-    Args:
-        names: columns that are asked for, of a file that keeps its columns apart; null: all.
-
-    Raises:
-        InputError: the file has no rows, or is damaged.
-    """
-    what, inner = file_kind(path), unpack(path, raw)
-    if what is None:
-        raise InputError(
-            f"{path} is text by its ending and so has no rows; expected one of {', '.join(KINDS)}: rename or convert it."
-        )
-    if what == COLUMNS:
-        return Rows(str(path), list(enumerate(_columns(path, inner, names), 1)))
-    text = decode_text(path, inner)
-    if what == CELLS:
-        return Rows(str(path), list(_cells(path, text)))
-    if what == LIST and (whole := _whole(path, text)) is not None:
-        return Rows(str(path), list(enumerate(whole, 1)))
-    return Rows(str(path), list(_lines(path, text)), "Line")
-
-
-def text_in(path: Path, raw: bytes) -> str:
-    """The text of a file of plain text whose content was read.
-
-    Raises:
-        InputError: the file is damaged, not UTF-8, or looks like rows.
-    """
-    text = decode_text(path, unpack(path, raw))
-    if what := looks_like(text):
-        raise InputError(
-            f"{path} looks like {what}, but is text by its ending and would be read braces and all: rename it, so that it ends in "
-            f"{next(ending for ending, each in KINDS.items() if each == what)}."
-        )
-    return text
-
-
-def looks_like(text: str) -> str | None:
-    """Whether a text is JSON lines, by its first two, or a JSON list of objects."""
-    beginning = text.lstrip()[:1]
-    if beginning == "{":
-        lines = [line for line in text.lstrip().split("\n", 2)[:2] if line.strip()]
-        return (
-            LINES if all(isinstance(_parsed(line), dict) for line in lines) or isinstance(_parsed(text), dict) else None
-        )
-    whole = _parsed(text) if beginning == "[" else None
-    return LIST if isinstance(whole, list) and whole and all(isinstance(each, dict) for each in whole) else None
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    """Only a newline ends a row; other separators may stand inside a string."""
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = row_of(line, f"Line {number} of {path}")
-            except InputError as error:
-                if isinstance(_parsed(text), list):
-                    raise InputError(
-                        f"{path} is one JSON list, not JSON lines: rename it, so that it ends in .json."
-                    ) from error
-                raise
-            yield number, row
-
-
-def row_of(line: str, place: str) -> Any:
-    """The row of one JSON line.
-
-    Args:
-        place: the line and its file, as the message begins.
-
-    Raises:
-        InputError: it is not JSON.
-    """
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place} is not JSON ({error}), expected one object per line.") from error
-
-
-def _whole(path: Path, text: str) -> list[Any] | None:
-    """The rows of a JSON file; null where it has a row per line."""
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        if text.lstrip().startswith("{") and isinstance(_parsed(text.lstrip().partition("\n")[0]), dict):
-            return None
-        if not text.strip():
-            return []
-        raise InputError(f"{path} is not JSON ({error}), expected a list of objects or of texts.") from error
-    if isinstance(whole, dict):
-        return [whole]
-    if not isinstance(whole, list):
-        raise InputError(f"{path} holds {shorten(whole)}, expected a list of objects or of texts.")
-    return whole
-
-
-def _cells(path: Path, text: str) -> Iterator[tuple[int, dict[str, str]]]:
-    csv.field_size_limit(sys.maxsize)  # a document is longer than what the module takes for a cell
-    delimiter = "\t" if inner_name(path).endswith(".tsv") else ","
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        names = next(rows, [])
-        if again := [name for index, name in enumerate(names) if name in names[:index]]:
-            raise InputError(f"{path} has the column {again[0]!r} twice, expected names that differ.")
-        for number, cells in enumerate((row for row in rows if row), 1):
-            if len(cells) != len(names):
-                raise InputError(
-                    f"Row {number} of {path} has {len(cells)} cells, expected {len(names)}, as many as names in the first line: "
-                    "put quotes around cells with a separator in them."
-                )
-            yield number, dict(zip(names, cells, strict=True))
-    except csv.Error as error:
-        raise InputError(
-            f"{path} cannot be read near line {rows.line_num} ({error}): correct it, or convert it to .jsonl."
-        ) from error
-
-
-def _columns(path: Path, inner: bytes, names: Sequence[str] | None) -> list[dict[str, Any]]:
-    import pyarrow
-
-    try:
-        table = _parquet(inner, names) if inner_name(path).endswith(".parquet") else _arrow(inner)
-        table.validate(full=True)  # Arrow ends the process over offsets and lengths that lie
-        wanted = [name for name in table.column_names if names is None or name in names] or table.column_names
-        rows: list[dict[str, Any]] = table.select(wanted).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"{path} is damaged, or is not what its ending says ({reason}): fetch it again, or rename it."
-        ) from error
-    return rows
-
-
-def _parquet(inner: bytes, names: Sequence[str] | None) -> Any:
-    import pyarrow
-    from pyarrow import parquet
-
-    file = parquet.ParquetFile(pyarrow.BufferReader(inner))
-    return file.read(columns=[name for name in file.schema_arrow.names if names is None or name in names] or None)
-
-
-def _arrow(inner: bytes) -> Any:
-    """`datasets` writes streams, others write files."""
-    import pyarrow
-    from pyarrow import ipc
-
-    if inner.startswith(b"ARROW1"):
-        file = ipc.open_file(inner)
-        schema, batches = file.schema, [file.get_batch(index) for index in range(file.num_record_batches)]
-    else:
-        stream = ipc.open_stream(inner)
-        schema, batches = stream.schema, list(stream)
-    for batch in batches:
-        batch.validate(full=True)
-    return pyarrow.Table.from_batches(batches, schema)

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from tasks.data import rows
+from tasks.data import row_formats, rows
 from tasks.data.questions import read_question_file
 from tasks.evaluation.scorable import lines_of, load_task
 
@@ -213,12 +213,12 @@ def check_texts(path: Path) -> None:
     for number, line in lines_of(path):
         if _SURROGATE.search(line):
             place = f"Line {number} of {path}"
-            rows.whole_text(json.dumps(rows.row_of(line, place), ensure_ascii=False), place)
+            rows.whole_text(json.dumps(row_formats.row_of(line, place), ensure_ascii=False), place)
 
 
 def _check_images(name: str, path: Path) -> None:
     """Refuse items with images by line, before the harness, which does not know lines, reads them."""
-    records, given = read_question_file(path), rows.read_rows(path).numbered
+    records, given = read_question_file(path), row_formats.read_rows(path).numbered
     without = [number for number, row in given if "choices" not in row]
     if without:
         raise InputError(

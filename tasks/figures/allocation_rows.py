@@ -1,4 +1,4 @@
-"""What a figure shows of an allocation: its matrices by kind and block, the experts of a block as one, the method beside a baseline.
+"""An allocation as figures show it: its matrices by kind and block, the experts of a block as one, the method next to a baseline.
 
 An allocation is that of tasks/artifacts/allocation_table.py.
 """
@@ -12,19 +12,19 @@ Allocation = Mapping[str, Any]
 
 
 def choose_pair(allocations: Mapping[str, Allocation]) -> dict[str, Allocation]:
-    """What the method is shown beside: uniform if it was run, else the first baseline, else nothing; the method first."""
+    """The method and what it is compared with: uniform if it was run, else the first baseline, else nothing; the method first."""
     *baselines, method = allocations
     beside = ["uniform"] if "uniform" in baselines else baselines[:1]
     return {name: merge_experts(allocations[name]) for name in (method, *beside)}
 
 
 def kind_of(matrix: str) -> str:
-    """The name of a matrix inside its block, the same for every expert."""
+    """Name of a matrix inside its block, the same for every expert."""
     return re.sub(r"\.experts\.\d+\.", ".experts.*.", matrix)
 
 
 def merge_experts(allocation: Allocation) -> Allocation:
-    """The allocation with the experts of a block as one matrix: parameters summed, ranks, energies and squared errors averaged."""
+    """Merge the experts of a block into one matrix: parameters summed, ranks, energies and squared errors averaged."""
     groups: dict[tuple[int, str], list[Mapping[str, Any]]] = {}
     for matrix in allocation["matrices"].values():
         groups.setdefault((matrix["block"], kind_of(matrix["matrix"])), []).append(matrix)
@@ -33,7 +33,7 @@ def merge_experts(allocation: Allocation) -> Allocation:
 
 
 def average_rows(kind: str, matrices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row for matrices of equal shape; its rank is that of the ones that are not dense."""
+    """One row for matrices of equal shape; its rank is the mean over those that are not dense."""
     count, ranks_ = len(matrices), [m["rank"] for m in matrices if m["rank"] is not None]
     return {
         **matrices[0],
@@ -47,6 +47,6 @@ def average_rows(kind: str, matrices: Sequence[Mapping[str, Any]]) -> dict[str, 
 
 
 def rows(allocation: Allocation) -> tuple[list[str], int]:
-    """The kinds of matrices in model order, and the number of blocks."""
+    """Kinds of matrices in model order, and the number of blocks."""
     matrices = allocation["matrices"].values()
     return list(dict.fromkeys(kind_of(matrix["matrix"]) for matrix in matrices)), 1 + max(m["block"] for m in matrices)

@@ -1,4 +1,4 @@
-"""Some of the questions that a model that sees was asked, with their images and its answers before and after compression."""
+"""A few questions to a vision-language model, with their images and its answers before and after compression."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,12 @@ from tasks.figures.style import COLOURS, INK, label_of, make_figure
 SHOWN = 8
 COLUMNS, WIDTH = 4, 30
 SIDE, CELL = 1.8, 2.9
-"""Inches of an image, and of an image with what is said below it."""
+"""Height in inches of an image, and of an image with the text below it."""
 RIGHT, WRONG = COLOURS["level1"], COLOURS["uniform"]
 
 
 def choose_answers(answers: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Which answers to draw: of every type in turn the next one with an image, so that nothing is picked by how it was answered."""
+    """Choose the answers to draw: of every type in turn the next one with an image, so that the choice does not depend on the answers."""
     by_type: dict[str, list[int]] = {}
     for index, answer in enumerate(answers):
         if answer["image"] is not None:
@@ -30,17 +30,17 @@ def choose_answers(answers: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def printable(text: str) -> str:
-    """A text as it can be drawn: whatever a model says, without control characters, which no SVG may hold."""
+    """Make a text drawable: replace control characters, which a model may generate and no SVG may contain."""
     return "".join(each if each.isprintable() else " " for each in text)
 
 
 def draw_answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[str, Any]]]) -> Any:
-    """Images with their question, the answer that was expected, and that of every model, in green where it is right.
+    """Draw images with their question, the expected answer, and the answer of every model, green if it is correct.
 
     Args:
-        name: of the set of questions.
-        folder: of its images.
-        given: the answers of every model to the same questions in the same order, the dense one first.
+        name: name of the set of questions.
+        folder: folder of its images.
+        given: answers of every model to the same questions in the same order, the dense one first.
     """
     from PIL import Image
 
@@ -54,7 +54,7 @@ def draw_answers(name: str, folder: Path, given: Mapping[str, Sequence[Mapping[s
         f"Questions of {name}",
         "Answers before and after compression, green where right; the first of every type.",
     )
-    figure.set_layout_engine("none")  # axes stand where they are put
+    figure.set_layout_engine("none")  # the axes are positioned by hand
     for place, index in enumerate(chosen):
         row, column = divmod(place, COLUMNS)
         corner = 0.3 + 2.2 * column, height - 0.6 - CELL * row - SIDE  # in inches

@@ -1,8 +1,8 @@
-"""The figures of a run, from plain tables to `matplotlib` figures; one function each.
+"""Figures of a run, from plain tables to `matplotlib` figures; one function each.
 
 They answer, in order: where did the parameters go (`ranks`), why there (`sublayers`), what did a parameter buy (`energies`), what did it
 cost each layer (`errors`), and what did it cost the model (`sizes`). `allocations` are those of tasks/artifacts/allocation_table.py by
-model, the run's method last; everything is drawn for 2 to 80 blocks. The experts of a mixture share a row.
+model, the run's method last; every figure works for 2 to 80 blocks. The experts of a mixture share a row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 """Kept share of parameters and kept energy at every rank, by matrix."""
 
 SEEN = {"image": (0, (4, 2)), "text": (0, (1, 1.5))}
-"""Kinds of tokens whose cosines are also drawn apart, with their dashes."""
+"""Kinds of tokens whose cosines are also drawn separately, with their dashes."""
 
 WIDE = 24
-"""Blocks from which the numbers in a heat map stand upright."""
+"""Number of blocks above which the numbers in a heat map are rotated."""
 
 
 def ranks(allocations: Mapping[str, Allocation]) -> Any:
-    """Rank per matrix and block as a heat map of the share of parameters that is kept."""
+    """Plot the rank per matrix and block as a heat map of the share of parameters that is kept."""
     shown = choose_pair(allocations)
     names, blocks = rows(next(iter(shown.values())))
     beside = len(shown) if blocks <= 12 else 1
@@ -61,7 +61,7 @@ def ranks(allocations: Mapping[str, Allocation]) -> Any:
 
 
 def heat_map(axis: Any, allocation: Allocation, names: Sequence[str], blocks: int) -> Any:
-    """One panel of `ranks`."""
+    """Draw one panel of `ranks`."""
     from matplotlib.colors import LinearSegmentedColormap
 
     blues = ["#f7fbff", "#c6dbef", "#6baed6", "#2171b5", "#08306b"]
@@ -95,7 +95,7 @@ def heat_map(axis: Any, allocation: Allocation, names: Sequence[str], blocks: in
 
 
 def sublayers(allocations: Mapping[str, Allocation]) -> Any:
-    """Cosine of every sublayer, and the ratio that level 1 made of it."""
+    """Plot the cosine of every sublayer, and the compression ratio that level 1 derived from it."""
     allocation = allocations[list(allocations)[-1]]
     _, blocks = rows(allocation)
     figure = make_figure(
@@ -145,7 +145,7 @@ def sublayers(allocations: Mapping[str, Allocation]) -> Any:
 
 
 def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
-    """Kept energy against kept share of parameters, a panel per matrix type and a line per block."""
+    """Plot the kept energy against the kept share of parameters, a panel per matrix type and a line per block."""
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
@@ -188,12 +188,12 @@ def energies(allocations: Mapping[str, Allocation], curves: Curves) -> Any:
 
 
 def not_dense(matrix: Mapping[str, Any]) -> bool:
-    """Whether a matrix was compressed."""
+    """Tell whether a matrix was compressed."""
     return bool(matrix["parameters"] < matrix["m"] * matrix["n"])
 
 
 def errors(allocations: Mapping[str, Allocation]) -> Any:
-    """Relative output error of every layer, the method against uniform."""
+    """Plot the relative output error of every layer, the method against uniform."""
     shown = choose_pair(allocations)
     names, blocks = rows(next(iter(shown.values())))
     figure = make_figure(
@@ -226,7 +226,7 @@ def errors(allocations: Mapping[str, Allocation]) -> Any:
 
 
 def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
-    """Perplexity against size, every model with its standard error."""
+    """Plot the perplexity against the size, every model with its standard error."""
     figure = make_figure(
         6.5,
         4.2,
@@ -256,7 +256,7 @@ def sizes(models: Mapping[str, Mapping[str, float]]) -> Any:
 
 
 def recovery(curve: Mapping[str, Any]) -> Any:
-    """Losses of the recovery: of the batches it was trained on, and of the validation text, whose best state is taken."""
+    """Plot the losses of the recovery: of the training batches, and of the validation text, whose best state is kept."""
     points = curve["points"]
     figure = make_figure(
         7.0,

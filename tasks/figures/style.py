@@ -1,6 +1,6 @@
-"""One look for all figures: what every drawing shares, and how it is saved.
+"""The common look of all figures, and how they are saved.
 
-Colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color), which stay apart for colour-blind readers; depth runs through
+Colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color), which colour-blind readers can tell apart; depth runs through
 one sequential map whose lightness rises monotonically. The font is the one that matplotlib ships, so that a figure is the same on every
 machine, and files carry neither date nor version: equal data gives equal bytes. Figures are objects: nothing touches pyplot, whose
 current figure is shared by all threads.
@@ -17,9 +17,9 @@ GREY = "#8a8a8a"
 PALE = "#d9d9d9"
 MANY = (-0.9, -0.5, 0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
 FEW = (0, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
-"""Marks of a logarithmic distance to 1, over less and over more than three decades."""
+"""Ticks of a logarithmic distance to 1, for less and for more than three decades."""
 BLANK = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-"""Behind a label that may lie on a line."""
+"""Background of a label that may lie on a line."""
 COLOURS = {
     "dense": INK,
     "mgaa": "#0072b2",
@@ -66,7 +66,7 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def figure_style() -> Iterator[None]:
-    """Draw and save inside this block."""
+    """Use the common style for drawing and saving inside this block."""
     import matplotlib
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "agg"}):
@@ -74,7 +74,7 @@ def figure_style() -> Iterator[None]:
 
 
 def make_figure(width: float, height: float, title: str, subtitle: str) -> Any:
-    """An empty figure of so many inches with a title and one line that says how to read it."""
+    """Create an empty figure of this size in inches, with a title and one line that says how to read it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -85,7 +85,7 @@ def make_figure(width: float, height: float, title: str, subtitle: str) -> Any:
 
 
 def panels(figure: Any, count: int, columns: int) -> list[Any]:
-    """`count` axes in rows of `columns` that share both scales."""
+    """Create `count` axes in rows of `columns` that share both scales."""
     rows = -(-count // columns)
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     axes = list(grid.flat)
@@ -97,9 +97,9 @@ def panels(figure: Any, count: int, columns: int) -> list[Any]:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write `path.png` and `path.svg`, equal bytes for equal drawings.
+    """Write `path.png` and `path.svg`; equal drawings give equal bytes.
 
-    The layout is solved once for both: matplotlib would solve it for each, and draw everything once more to do so (half of the time).
+    The layout is solved once for both: matplotlib would solve it for each and draw everything once more to do so, half of the total time.
     """
     figure.draw_without_rendering()
     figure.set_layout_engine(None)
@@ -108,13 +108,13 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def colour_of(model: str, others: Sequence[str]) -> str:
-    """The colour of a model: always the same for the known ones."""
+    """Colour of a model; a known model always has the same."""
     unknown = [name for name in others if name not in COLOURS]
     return COLOURS[model] if model in COLOURS else SPARE[unknown.index(model) % len(SPARE)]
 
 
 def label_of(model: str) -> str:
-    """How a model is written in figures and tables."""
+    """Label of a model in figures and tables."""
     known = {
         "mgaa": "MGAA",
         "lorap": "LoRAP",
@@ -129,13 +129,13 @@ def label_of(model: str) -> str:
 
 
 def short_names(names: Sequence[str]) -> dict[str, str]:
-    """`self_attn.q_proj` as `q`, where that is unambiguous."""
+    """Shorten `self_attn.q_proj` to `q` if all short names differ."""
     short = {name: name.rpartition(".")[2].removesuffix("_proj") for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in names}
 
 
 def distance_scale(axis: Any, values: Sequence[float]) -> None:
-    """A scale on which 0.98 and 0.99 are as far apart as 0 and 0.5: the logarithm of the distance to 1, over `values` below 1."""
+    """Set a scale on which 0.98 and 0.99 are as far apart as 0 and 0.5: the logarithm of the distance to 1, over `values` below 1."""
     import numpy
 
     axis.set_yscale(
@@ -154,7 +154,7 @@ def distance_scale(axis: Any, values: Sequence[float]) -> None:
 
 
 def spread_labels(positions: Sequence[float], gap: float) -> list[float]:
-    """Positions moved apart to at least `gap`, as little as neighbours allow; for labels beside points."""
+    """Move positions apart to at least `gap`, as little as neighbours allow; for labels next to points."""
     order = sorted(range(len(positions)), key=lambda index: positions[index])
     groups: list[tuple[list[int], float]] = []
     for index in order:

@@ -1,1 +1,1 @@
-"""What a run was made of: its record, its lineage, its signature. Imports `tasks.steps` and what that imports."""
+"""Provenance of a run: its record, its lineage, its signature. Imports `tasks.steps` and what that imports."""

@@ -1,7 +1,7 @@
-"""What an audit finds: one disagreement between two records each, or one thing that could not be looked at.
+"""Findings of an audit: a disagreement between two records, or something that could not be checked.
 
-A disagreement makes the audit fail. What is not here (a backbone that was on another machine, a server that does not answer) is told, and
-fails nothing unless it was asked for.
+A disagreement makes the audit fail. What is not here (a backbone on another machine, a server that does not answer) is reported as
+unchecked, and makes the audit fail only on request.
 """
 
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ Kind = Literal["disagrees", "unchecked"]
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that an audit tells.
+    """One statement of an audit.
 
     Attributes:
-        where: the file, artifact, tag or parameter.
-        what: what was found there, and what was expected.
+        where: file, artifact, tag or parameter.
+        what: the finding, and what was expected.
     """
 
     kind: Kind
@@ -29,22 +29,22 @@ class Finding:
 
 
 def disagreement(where: object, what: str) -> Finding:
-    """Two records differ."""
+    """Finding of two records that differ."""
     return Finding("disagrees", str(where), what)
 
 
 def unchecked(where: object, what: str) -> Finding:
-    """Something is not here to be compared."""
+    """Finding of something that is not here to be compared."""
     return Finding("unchecked", str(where), what)
 
 
 def compare_values(where: str, found: object, expected: object, whose: str) -> Iterable[Finding]:
-    """A disagreement, if two values differ."""
+    """Report a disagreement if two values differ."""
     if found != expected:
         yield disagreement(where, f"is {shorten(found)}, {whose} has {shorten(expected)}")
 
 
 def shorten(value: object) -> str:
-    """A value as it fits into a line."""
+    """Shorten a value to fit into a line."""
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""Where a result comes from: walked offline from the manifests, and the facts of the run that are in none of them.
+"""Lineage of a result: walked offline through the manifests, plus the facts of the run that are in none of them.
 
-A manifest names its inputs by digest, so from a checkpoint one reaches ranks, ratios, spectra, statistics, tokens, texts and backbone,
-with the code, the parameters and the commit of each. Nothing is looked up anywhere else: a copy of the store tells the same.
+A manifest names its inputs by digest, so a checkpoint leads to ranks, ratios, spectra, statistics, tokens, texts and backbone,
+with the code, the parameters and the commit of each. Nothing else is consulted: a copy of the store has the same lineage.
 """
 
 import json
@@ -17,20 +17,20 @@ from tasks.cache.artifact import Artifact, Store, artifact_of_key
 from tasks.cache.manifest import DamagedError, read_manifest
 from tasks.cache.source import code_digest
 
-TOLD = ("task", "inputs", "parameters", "code", "git", "versions", "device", "start", "end", "seconds")
+DESCRIBED = ("task", "inputs", "parameters", "code", "git", "versions", "device", "start", "end", "seconds")
 STAGE = ("task", "inputs", "parameters", "code")
-"""What a stage key and a manifest both tell."""
+"""Fields that a cache key and a manifest share."""
 DVC = {"dvc.stage": "DVC_STAGE", "dvc.experiment": "DVC_EXP_NAME", "dvc.baseline": "DVC_EXP_BASELINE_REV"}
 
 
 @dataclass(frozen=True)
 class Node:
-    """An artifact with what its manifest tells.
+    """An artifact with the content of its manifest.
 
     Attributes:
-        manifest: sealed, as it was read; empty where it is missing or damaged.
+        manifest: sealed, as it was read; empty if it is missing or damaged.
         inputs: what it was made from, by role.
-        problem: what is wrong with the manifest, if anything is.
+        problem: error of the manifest, if there is one.
     """
 
     artifact: Artifact
@@ -40,14 +40,15 @@ class Node:
 
     @property
     def all_inputs(self) -> list[Artifact]:
-        """All inputs."""
+        """Inputs of all roles."""
         return [each for those in self.inputs.values() for each in those]
 
 
 def node_of(store: Store, artifact: Artifact, key: str | None = None) -> Node:
-    """The node of an artifact by its manifest, which is checked against its seal, and by the record of a stage `key` that gave it.
+    """Node of an artifact, from its manifest, which is checked against its seal, and from the record of the cache `key` that led to it.
 
-    Equal content is stored once, under the manifest of whoever made it first; the key says from what another run had it.
+    Equal content is stored once, under the manifest of the step that made it first; the key names the inputs from which another run
+    obtained it.
     """
     try:
         manifest = read_manifest(store.path_of(artifact))
@@ -65,7 +66,7 @@ def node_of(store: Store, artifact: Artifact, key: str | None = None) -> Node:
 
 
 def node_with(artifact: Artifact, manifest: dict[str, Any]) -> Node:
-    """The node of an artifact by what its manifest says."""
+    """Node of an artifact with a given manifest."""
     try:
         return Node(artifact, manifest, {role: [*_named(value)] for role, value in manifest["inputs"].items()})
     except (KeyError, TypeError, AttributeError) as error:
@@ -75,13 +76,13 @@ def node_with(artifact: Artifact, manifest: dict[str, Any]) -> Node:
 def ancestry(
     store: Store, roots: Iterable[Artifact], keys: Mapping[Artifact, str] | None = None
 ) -> dict[Artifact, Node]:
-    """The roots and everything behind them, inputs before what is made from them; what is missing is a node with a `problem`.
+    """The roots and all their ancestors, inputs before what is made from them; a missing artifact is a node with a `problem`.
 
     Args:
-        keys: the stage keys under which a run had them; by default each is what its manifest says.
+        keys: cache keys by which a run obtained them; by default the key in each manifest.
 
     Raises:
-        DamagedError: an artifact that would be its own ancestor. A digest is made of content, so only a forged manifest says so.
+        DamagedError: an artifact is its own ancestor. A digest is computed from the content, so only a forged manifest can say so.
     """
     nodes: dict[Artifact, Node] = {}
     waiting = [*roots]
@@ -94,32 +95,32 @@ def ancestry(
 
 
 def sort_nodes(nodes: Mapping[Artifact, Node]) -> list[Artifact]:
-    """Artifacts after all that they were made from; raises `DamagedError` where there is no such order."""
+    """Sort artifacts after their inputs; raises `DamagedError` if there is no such order."""
     try:
         return [*TopologicalSorter({artifact: node.all_inputs for artifact, node in nodes.items()}).static_order()]
     except CycleError as error:
         raise DamagedError(
-            f"The manifests go round in a circle, expected none: {' -> '.join(map(str, error.args[1]))}. One of them was forged: "
-            "`python -m flows.lineage verify` tells what else is wrong; restore the store from its remote."
+            f"The manifests form a cycle, expected none: {' -> '.join(map(str, error.args[1]))}. One of them was forged: "
+            "`python -m flows.lineage verify` reports everything that is wrong; restore the store from its remote."
         ) from error
 
 
 def describe_lineage(
     store: Store, artifacts: Iterable[Artifact], keys: Mapping[Artifact, str] | None = None
 ) -> dict[str, dict[str, Any]]:
-    """What is known of `artifacts` and of everything behind them, by `kind/digest`, inputs before what is made from them.
+    """Describe `artifacts` and all their ancestors, by `kind/digest`, inputs before what is made from them.
 
     Every artifact is checked; raises `DamagedError`.
     """
-    found = ancestry(store, artifacts, keys)
-    for artifact in found:
+    nodes = ancestry(store, artifacts, keys)
+    for artifact in nodes:
         store.manifest(artifact)
-    return {full_name(artifact): describe_node(node) for artifact, node in found.items()}
+    return {full_name(artifact): describe_node(node) for artifact, node in nodes.items()}
 
 
 def describe_node(node: Node) -> dict[str, Any]:
-    """A node as people and MLflow read it."""
-    facts = {key: node.manifest[key] for key in TOLD if key in node.manifest}
+    """Describe a node for people and MLflow."""
+    facts = {key: node.manifest[key] for key in DESCRIBED if key in node.manifest}
     inputs = {role: [full_name(each) for each in given] for role, given in node.inputs.items()}
     return {**facts, "inputs": inputs} if node.problem is None else {"problem": node.problem}
 
@@ -130,12 +131,14 @@ def _named(value: Any) -> Iterator[Artifact]:
 
 
 def full_name(artifact: Artifact) -> str:
-    """An artifact in full."""
+    """Complete name of an artifact, `kind/digest`."""
     return f"{artifact.kind}/{artifact.digest}"
 
 
 def run_facts() -> dict[str, str]:
-    """What this process knows of its run: commit, whether tracked files differ from it, code, Prefect's run, DVC's stage and experiment."""
+    """Facts that this process knows of its run: commit, whether tracked files differ from it, code, Prefect's run, DVC's stage and
+    experiment.
+    """
     git = dict(environment.git_state())
     facts = {
         "git.commit": git["commit"],
@@ -148,7 +151,7 @@ def run_facts() -> dict[str, str]:
 
 
 def flow_run() -> str | None:
-    """The id of the Prefect flow run that this is called in, if there is one."""
+    """Id of the current Prefect flow run, if there is one."""
     if "prefect" not in sys.modules:
         return None
     from prefect.runtime import flow_run

@@ -1,11 +1,11 @@
-"""The record of a run: one sealed artifact that names everything the run made, and everything it depended on.
+"""The record of a run: one sealed artifact that names everything the run made and everything it depended on.
 
 A checkpoint's manifest leads to its ranks, statistics and texts; the record leads to all of them at once, with the parameters, the files of
-the backbone and of the data by sha256, and the files that were published. The same bytes lie in the store (`run/<digest>/record.json`) and
-beside the results (`results/record.json`, an out of DVC), so either is found from the other, and a revision of DVC from both.
+the backbone and of the data by sha256, and the published files. The same bytes lie in the store (`run/<digest>/record.json`) and
+next to the results (`results/record.json`, an out of DVC), so either is found from the other, and both from a revision of DVC.
 
-It is remembered under the identity of the run, as the result of a step is under its key: whoever wants to know whether the same run was
-made before asks for it (`last_run`), without a model or a text in memory.
+The record is stored under the identity of the run, as the result of a step is under its cache key: whether the same run was made before is
+looked up (`last_run`) without a model or a text in memory.
 """
 
 import getpass
@@ -50,34 +50,35 @@ ELSEWHERE = {
     *("output", "sweep", "study", "sensitivity", "profile"),
     *("runner", "store", "tracking", "registry", "schedule"),
 }
-"""Sections that change no result of a run: where it computes and what it is kept in, and flows of their own."""
+"""Sections that change no result of a run: where it computes, where it is stored, and those of other flows."""
 NUMBERS = ("metrics.json", "allocation.json")
 PUBLISHED = (*NUMBERS, "report.html", "figures", "plots")
-"""What a run leaves among its results, beside its record."""
+"""Results of a run, besides its record."""
 PREPARED = "data/prepared"
-"""Where the texts and questions are exported for DVC to version."""
+"""Folder to which texts and questions are exported for DVC to version."""
 SECTION = {"sweep": "sweep", "search": "study", "sensitivity": "sensitivity"}
-"""The section of its own that the results of a flow depend on."""
+"""Own section of a flow, on which its results depend."""
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "search.history", "evaluation.tasks_folder")
-"""Parameters that name files which are read."""
+"""Parameters that name input files."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """When a run started, and how many seconds it took by a clock that does not jump."""
+    """Start of a run, and its duration in seconds by a monotonic clock."""
 
     start: datetime
     seconds: float
 
 
 def run_identity(params: Parameters, flow: str) -> dict[str, Any]:
-    """Everything that the results of a run depend on; like a step's (tasks/cache/stage.py), but for all code and all numerical packages.
+    """Everything that the results of a run depend on; like a step's key (tasks/cache/stage.py), but with all code and all numerical
+    packages.
 
-    The device is not looked at: `backbone.device` is a parameter, and where it is `auto` a GPU that came or went changes the keys of the
+    The device is not part of it: `backbone.device` is a parameter, and if that is `auto`, a GPU that came or went changes the keys of the
     steps only.
 
     Raises:
-        InputError: the backbone or a file of the data is not there.
+        InputError: the backbone or a data file is missing.
     """
     sections = params.model_dump(by_alias=True, exclude=ELSEWHERE - {SECTION.get(flow)})
     return {
@@ -92,16 +93,16 @@ def run_identity(params: Parameters, flow: str) -> dict[str, Any]:
 
 
 def source_digests(params: Parameters) -> dict[str, Any]:
-    """sha256 of every file that a run reads: of the backbone, of each section of the data, and of those that parameters name."""
+    """sha256 of every file that a run reads: those of the backbone, of each data section, and those that parameters name."""
     from tasks.steps.load_backbone import identify
     from tasks.steps.read_questions import questions_content
     from tasks.steps.read_texts import SECTIONS, source_content
 
     data = {}
     for section in (*SECTIONS, *["recovery"] * (params.recovery.method != "none")):
-        given = getattr(params.data, section)
-        asked = getattr(given, "form", "text") == "questions"
-        data[section] = (questions_content if asked else source_content)(given.source)
+        settings = getattr(params.data, section)
+        of_questions = getattr(settings, "form", "text") == "questions"
+        data[section] = (questions_content if of_questions else source_content)(settings.source)
     data |= {f"questions.{each.name}": questions_content(each.source) for each in params.data.questions}
     flat = params.flat()
     named = {key: source_content(flat[key]) for key in FILES if flat.get(key) is not None}
@@ -109,10 +110,10 @@ def source_digests(params: Parameters) -> dict[str, Any]:
 
 
 def last_run(store: Store, params: Parameters, flow: str) -> Artifact | None:
-    """The record of the latest run of the same identity, here or in the remote of the store.
+    """Record of the latest run with the same identity, in the store or its remote.
 
     Raises:
-        DamagedError: it is there, and damaged.
+        DamagedError: the record is there, but damaged.
     """
     return store.recall(digest(run_identity(params, flow)))
 
@@ -129,16 +130,16 @@ def keep_record(
     numbers: Mapping[str, float] | None = None,
     in_mlflow: bool = True,
 ) -> Artifact:
-    """Seal the record of a run that has published its results, remember it, sign it if there is a key, and publish it beside them.
+    """Seal the record of a run that has published its results, store it, sign it if there is a key, and publish it next to the results.
 
-    A store that cannot be written gives what it holds to a run that executes nothing; then the record is published only.
+    With a read-only store, a run that executes nothing still gets its results; then the record is published only.
 
     Args:
         artifacts: everything that the run made or used, by stage.
-        executions: its steps, whose keys say from what it had each of them.
-        places: files and folders that it has published, by default those of `flows.compress`.
-        numbers: what MLflow is told, where it does not follow from the files that are published.
-        in_mlflow: whether the run is recorded there.
+        executions: its steps, whose cache keys lead to the inputs of each.
+        places: the published files and folders; by default those of `flows.compress`.
+        numbers: metrics in MLflow, unless they follow from the published files.
+        in_mlflow: whether the run is recorded in MLflow.
 
     Raises:
         InputError: `store.signing_key` cannot sign.
@@ -146,7 +147,7 @@ def keep_record(
     identity = run_identity(params, flow)
     key, keys = digest(identity), keys_by(executions)
     stages = {stage: [given] if isinstance(given, Artifact) else given for stage, given in artifacts.items()}
-    told = {
+    record = {
         "flow": flow,
         "key": key,
         "start": spent.start.isoformat(),
@@ -156,7 +157,7 @@ def keep_record(
         "presets": mask_values({"cases": params.cases, "methods": params.methods}),
         "sources": identity["sources"],
         "artifacts": {stage: [full_name(each) for each in those] for stage, those in stages.items()},
-        "keys": {full_name(artifact): key for artifact, key in keys.items()},
+        "keys": {full_name(artifact): step_key for artifact, step_key in keys.items()},
         "published": published_files(params, places_of(params) if places is None else places),
         "folders": sorted(
             each.relative_to(params.folder).as_posix() for each in places or places_of(params) if each.is_dir()
@@ -170,9 +171,9 @@ def keep_record(
         "tags": run_facts(),
         "user": user_name(),
     }
-    content = format_json(told)
+    content = format_json(record)
     if os.access(store.path, os.W_OK, effective_ids=True):
-        shared = {field: told[field] for field in ("code", "git", "versions", "device", "start", "end", "seconds")}
+        shared = {field: record[field] for field in ("code", "git", "versions", "device", "start", "end", "seconds")}
         inputs = {stage: manifest_input(those) for stage, those in stages.items()}
         manifest = {
             "task": flow,
@@ -187,7 +188,7 @@ def keep_record(
             store.remember(key, store.seal(out, KIND, manifest), identity)
     else:
         logger.warning(
-            "The store %s cannot be written: the record of the run lies beside its results alone.", store.path
+            "The store %s cannot be written: the record of the run is stored next to its results only.", store.path
         )
     publish_file(place_of(params.results, flow), content)
     run = digest_of(content)
@@ -197,12 +198,12 @@ def keep_record(
 
 
 def place_of(results: Path, flow: str) -> Path:
-    """Where the record of the last run of a flow is published: `record.json` of `flows.compress`, `<flow>.record.json` of others."""
+    """Path where the record of the last run of a flow is published: `record.json` for `flows.compress`, `<flow>.record.json` for others."""
     return results / (RECORD if flow == "compress" else f"{flow}.{RECORD}")
 
 
 def places_of(params: Parameters) -> list[Path]:
-    """The files and folders that `flows.compress` publishes."""
+    """Files and folders that `flows.compress` publishes."""
     searched = [params.results / "search"] * (params.search.method != "none")
     return [params.folder / params.output.checkpoint, *(params.results / given for given in PUBLISHED), *searched]
 
@@ -213,7 +214,7 @@ def lineage_digest(store: Store, stages: Mapping[str, list[Artifact]], keys: Map
 
 
 def user_name() -> str:
-    """The name of the user, as the machine knows it; empty where it does not."""
+    """Name of the user according to the machine; empty if it has none."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -221,7 +222,7 @@ def user_name() -> str:
 
 
 def published_files(params: Parameters, places: Iterable[Path]) -> dict[str, str]:
-    """sha256 of every file that the run has published, by its path below the folder of `params.yaml`."""
+    """sha256 of every published file of the run, by its path below the folder of `params.yaml`."""
     paths = sorted(path for place in places for path in (place, *place.rglob("*")) if path.is_file())
     manifests = {path.parent for path in paths if path.name == MANIFEST}
     sealed = {
@@ -233,15 +234,15 @@ def published_files(params: Parameters, places: Iterable[Path]) -> dict[str, str
 
 
 def read_record(store: Store, run: Artifact) -> dict[str, Any]:
-    """The content of a record; raises `DamagedError`."""
+    """Read the record of a run; raises `DamagedError`."""
     return parse_record((store.folder(run) / RECORD).read_bytes(), run)
 
 
 def parse_record(content: bytes, where: object) -> dict[str, Any]:
-    """The content of a record by its bytes, whoever wrote them.
+    """Parse the bytes of a record and check its form.
 
     Raises:
-        DamagedError: it is not what `keep_record` writes, or names a path outside the project.
+        DamagedError: the content is not what `keep_record` writes, or names a path outside the project.
     """
     try:
         record: dict[str, Any] = json.loads(content)
@@ -256,7 +257,7 @@ def parse_record(content: bytes, where: object) -> dict[str, Any]:
 
 
 class RecordShape(BaseModel):
-    """What a record has at least, of whichever version."""
+    """Minimal form of a record, of whichever version."""
 
     model_config = ConfigDict(strict=True)
 
@@ -286,15 +287,15 @@ def artifacts_of(record: Mapping[str, Any]) -> dict[str, list[Artifact]]:
 
 
 def keys_of(record: Mapping[str, Any]) -> dict[Artifact, str]:
-    """The stage key under which a run had each of its artifacts."""
+    """Cache key by which a run obtained each of its artifacts."""
     return {Artifact(*each.split("/")): key for each, key in record["keys"].items()}
 
 
 def digest_of(content: bytes) -> Artifact:
-    """The run that a record belongs to, by its bytes."""
+    """Run that a record belongs to, by the bytes of the record."""
     return Artifact(KIND, content_digest(KIND, {RECORD: hashlib.sha256(content).hexdigest()}))
 
 
 def md5(content: bytes) -> str:
-    """By what DVC knows a file."""
+    """MD5 of a file's content, by which DVC identifies it."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()

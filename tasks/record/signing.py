@@ -1,8 +1,8 @@
-"""Who says so: signatures of runs, in the format of OpenSSH.
+"""Signatures of runs, in the format of OpenSSH.
 
-A record names everything behind a run by digest, so one signature over its bytes covers all of it. `ssh-keygen -Y sign` makes it, with any
-key that OpenSSH knows (files, agents, hardware keys), and `ssh-keygen -Y verify` checks it against a file of allowed signers, the one that
-git uses: a line `name@example.org ssh-ed25519 AAAA...` each. Nothing of it is ours but where the signature lies:
+A record names all ancestors of a run's results by digest, so one signature over its bytes covers all of them. `ssh-keygen -Y sign` makes
+it, with any key that OpenSSH supports (files, agents, hardware keys), and `ssh-keygen -Y verify` checks it against a file of allowed
+signers in the format that git uses: lines of `name@example.org ssh-ed25519 AAAA...`. Only the path of the signature is ours:
 `store/signatures/<digest of the run>.sig`.
 """
 
@@ -17,22 +17,22 @@ from tasks.cache.manifest import RECORD, RUN
 from tasks.record.findings import Finding, disagreement, unchecked
 
 NAMESPACE = "mgaa"
-"""What the signature is for: one that was made for something else does not verify."""
+"""Purpose of the signature: one that was made for another purpose does not verify."""
 
 
 def signature(store: Store, run: Artifact) -> Path:
-    """Where the signature of a run lies."""
+    """Path of the signature of a run."""
     return store.path / "signatures" / f"{run.digest}.sig"
 
 
 def sign(store: Store, run: Artifact, key: Path) -> Path:
-    """Sign the record of a run; a signature that is there is replaced.
+    """Sign the record of a run; an existing signature is replaced.
 
     Args:
-        key: a private key, or the public one of a key that an agent holds.
+        key: a private key, or the public half of a key that an agent holds.
 
     Raises:
-        InputError: what is to be signed is no run, or the key cannot sign.
+        InputError: the artifact is not a run, or the key cannot sign.
     """
     if run.kind != RUN:
         raise InputError(f"{run} is no run, expected one: sign the run that made it, such as `last` or mlflow:<run>.")
@@ -41,29 +41,31 @@ def sign(store: Store, run: Artifact, key: Path) -> Path:
 
 
 def check_key(key: str | None) -> None:
-    """Try the key of `store.signing_key`, before hours of computation end without a signature.
+    """Test the key of `store.signing_key`, before hours of computation end without a signature.
 
     Raises:
-        InputError: it cannot sign.
-        ResourceError: there is no OpenSSH.
+        InputError: the key cannot sign.
+        ResourceError: OpenSSH is not installed.
     """
     if key is not None:
         make_signature(Path(key), b"a run of mgaa")
 
 
 def make_signature(key: Path, content: bytes) -> bytes:
-    """The signature of these bytes."""
+    """Sign these bytes."""
     done = run_ssh_keygen("sign", "-n", NAMESPACE, "-f", str(key.expanduser()), given=content)
     if done.returncode:
         raise InputError(
-            f"{key} cannot sign ({' '.join(done.stderr.decode().split()) or 'no more is said'}): expected a private key of OpenSSH, or "
+            f"{key} cannot sign ({' '.join(done.stderr.decode().split()) or 'no output'}): expected a private key of OpenSSH, or "
             "the public one of a key in the agent, such as --key ~/.ssh/id_ed25519."
         )
     return done.stdout
 
 
 def verify_signature(store: Store, run: Artifact, signers: Path | None) -> Iterator[Finding]:
-    """Whether one of the allowed signers has signed the run; without `signers`, that a signature is there and of whom is not known."""
+    """Check that one of the allowed signers has signed the run; without `signers`, only that there is a valid signature of an unknown
+    signer.
+    """
     path = signature(store, run)
     if not path.is_file():
         yield (unchecked if signers is None else disagreement)(run, f"is not signed: there is no {path}")
@@ -74,7 +76,7 @@ def verify_signature(store: Store, run: Artifact, signers: Path | None) -> Itera
         if done.returncode:
             yield disagreement(path, "is no signature of this record")
         else:
-            yield unchecked(run, f"is signed ({done.stdout.decode().strip()}); by whom, --signers tells")
+            yield unchecked(run, f"is signed ({done.stdout.decode().strip()}); --signers shows by whom")
         return
     if not signers.expanduser().is_file():
         raise InputError(
@@ -90,7 +92,7 @@ def verify_signature(store: Store, run: Artifact, signers: Path | None) -> Itera
 
 
 def find_signer(store: Store, run: Artifact, signers: Path) -> str | None:
-    """The name of who signed a run, by the allowed signers; null where it is not known."""
+    """Name of the signer of a run, by the allowed signers; None if it is unknown."""
     done = run_ssh_keygen("find-principals", "-s", str(signature(store, run)), "-f", str(signers.expanduser()))
     return done.stdout.decode().split("\n")[0] if done.returncode == 0 else None
 
@@ -99,7 +101,7 @@ def run_ssh_keygen(verb: str, *options: str, given: bytes = b"") -> subprocess.C
     """Run `ssh-keygen -Y`.
 
     Raises:
-        ResourceError: it is not installed.
+        ResourceError: OpenSSH is not installed.
     """
     try:
         return subprocess.run(["ssh-keygen", "-Y", verb, *options], input=given, capture_output=True, check=False)

@@ -1,7 +1,7 @@
-"""What the steps of one run used: keys, artifacts, code and packages, by step.
+"""Usage of the steps of one run: keys, artifacts, code and packages, by step.
 
-Equal content is stored once, under the manifest of whoever made it first. So a manifest tells with what code an artifact was made for the
-first time, and only the run itself can tell with what code it would have made it: a record keeps this table for every step, reused or
+Equal content is stored once, under the manifest of the step that made it first. So a manifest names the code that first made an artifact,
+and only the run itself knows the code with which it would have made it: a record keeps this table for every step, reused or
 executed (tasks/record/run_record.py), and two runs are compared by it (tasks/audit/difference.py).
 """
 
@@ -15,7 +15,7 @@ from tasks.record.lineage import full_name
 
 
 def usage_of(executions: Iterable[Execution]) -> dict[str, dict[str, Any]]:
-    """By step: its `keys` and `artifacts`, the `sources` of its code by path, its `packages` and `flags`; all sorted."""
+    """Table by step: its `keys` and `artifacts`, the `sources` of its code by path, its `packages` and `flags`; all sorted."""
     steps: dict[str, list[Execution]] = {}
     for each in executions:
         steps.setdefault(each.task, []).append(each)
@@ -23,7 +23,7 @@ def usage_of(executions: Iterable[Execution]) -> dict[str, dict[str, Any]]:
 
 
 def summarize_step(executions: list[Execution]) -> dict[str, Any]:
-    """The row of one step, whose calls may have chosen different methods."""
+    """Row of one step, whose calls may have used different methods."""
     roots = sorted({root for each in executions for root in each.roots})
     environment = provenance.environment(source.packages(*roots))
     return {

@@ -1,1 +1,1 @@
-"""What a run publishes: metrics, allocation, model card and report. Imports `tasks.record`, `tasks.planning` and what these import."""
+"""Published results: metrics, allocation, model card and report. Imports `tasks.record`, `tasks.planning` and what these import."""

@@ -1,7 +1,7 @@
-"""The model card of a checkpoint in the form of Hugging Face: what the model is, how it loads, how it was measured, where it came from.
+"""Model card of a checkpoint in the form of Hugging Face: what the model is, how to load it, how it was measured, where it came from.
 
-https://huggingface.co/docs/hub/model-cards says which fields the front matter has. A place on this machine is no name that others know, so
-of a backbone in a folder the card has the folder's name alone.
+https://huggingface.co/docs/hub/model-cards defines the fields of the front matter. A local path means nothing to others, so a backbone in
+a folder appears with the folder's name alone.
 """
 
 import json
@@ -24,13 +24,13 @@ def model_card(
     checkpoint: str,
     commit: str | None,
 ) -> str:
-    """The content of `README.md` in the folder of a checkpoint.
+    """Render `README.md` for the folder of a checkpoint.
 
     Args:
-        metrics: the content of `results/metrics.json`, the run's method last.
-        parameters: those of the run by dotted key.
+        metrics: content of `results/metrics.json`, the run's method last.
+        parameters: parameters of the run by dotted key.
         backbone: its record.
-        checkpoint: the digest of the artifact.
+        checkpoint: digest of the artifact.
         commit: of the code that made it.
     """
     from huggingface_hub import ModelCard, ModelCardData
@@ -66,23 +66,23 @@ def model_card(
 
 
 def escape_markdown(text: str) -> str:
-    """A name as Markdown shows it as it is, on one line."""
+    """Escape a name so that Markdown shows it verbatim, on one line."""
     return re.sub(r"([\\`*\[\]<>|&]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
 
 
 def escape_code(text: str) -> str:
-    """A name for between back ticks, where Markdown has no escape for them, and for a cell of a table."""
+    """Make a name safe between backticks, which Markdown cannot escape there, and in a table cell."""
     return " ".join(text.split()).replace("`", "'").replace("|", "/")
 
 
 def backbone_name(backbone: Mapping[str, Any]) -> str:
-    """The name of a backbone: its id on the Hub, or the name of its folder."""
+    """Name of a backbone: its id on the Hub, or the name of its folder."""
     source = Path(backbone["source"]).expanduser()
     return source.name if source.is_dir() or source.is_absolute() else str(backbone["source"])
 
 
 def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator[Any]:
-    """The measurements of a model as the Hub reads them."""
+    """Measurements of a model in the form of the Hub."""
     from huggingface_hub import EvalResult
 
     texts: dict[str, Any] = {
@@ -102,5 +102,5 @@ def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator
 
 
 def text_name(parameters: Mapping[str, Any]) -> str:
-    """What the evaluation texts are called."""
+    """Name of the evaluation texts."""
     return Path(parameters["data.evaluation.source"]).name

@@ -1,4 +1,4 @@
-"""What a run leaves for people: `results/` and `models/compressed/`, written at its end, each file or folder as a whole.
+"""Publication of a run: `results/` and `models/compressed/`, written at its end, each file or folder atomically.
 
 Artifacts are sealed and know nothing of each other's times; here they are joined.
 """
@@ -27,21 +27,21 @@ DENSE = "dense"
 EVALUATING = ("answer", "evaluate", "generate", "measure", "measure_perplexity", "score_tasks", "try_ranks")
 """Steps that measure."""
 MEASUREMENTS = ("perplexity", "task_scores")
-"""Kinds of artifacts that `metrics` join; those of earlier versions have no such inputs."""
+"""Kinds of artifacts that `metrics` joins; metrics of earlier versions have no such inputs."""
 BY_QUESTION = ("card", "answers", "caption_losses", "caption_counts")
-"""What `answers` tell beside their summary."""
+"""Fields of `answers` besides their summary."""
 UNRECOVERED = "unrecovered"
 """The method's model before its recovery."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """The artifacts of one compressed model.
+    """Artifacts of one compressed model.
 
     Attributes:
         scores: of the channels, where FFNs are pruned.
-        untuned: the checkpoint before its recovery, and what it was tuned on, where there was one.
-        searched: what was made to find its ranks, where there was a search.
+        untuned: the checkpoint before its recovery and the data that it was tuned on, if there was a recovery.
+        searched: artifacts of the search for its ranks, if there was a search.
         answers: to every set of questions about images, by its name.
     """
 
@@ -57,14 +57,14 @@ class Compressed:
 
     @property
     def compression_artifacts(self) -> list[Artifact]:
-        """Everything whose making counts as compression."""
-        ranks = dict.fromkeys([self.ratios, self.ranks])  # a search leaves both in one
+        """Artifacts whose making counts as compression."""
+        ranks = dict.fromkeys([self.ratios, self.ranks])  # a search puts both into one artifact
         return [*self.searched, *ranks, *self.scores, *self.factors, *self.untuned, self.checkpoint]
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The artifacts of a model that was measured as it is."""
+    """Artifacts of a model that was evaluated without compression."""
 
     metrics: Artifact
     answers: dict[str, Artifact]
@@ -72,10 +72,11 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Results:
-    """The artifacts of a run; `models` by name, the run's method last. Behind compressed blocks there are no shared `spectra`.
+    """Artifacts of a run; `models` by name, the run's method last. If blocks are calibrated on compressed ones, there are no shared
+    `spectra`.
 
-    `questions` are those about images, where there are any; `warning` is what must be said of the calibration; `samples` are
-    the continuations of evaluation texts by model, where there are any.
+    `questions` are those about images, if there are any; `warning` is the warning about the calibration; `samples` are
+    the continuations of evaluation texts by model, if there are any.
     """
 
     backbone: Artifact
@@ -90,7 +91,7 @@ class Results:
     samples: dict[str, Artifact] = field(default_factory=dict)
 
     def artifacts(self) -> dict[str, Artifact | list[Artifact]]:
-        """Every artifact by the stage that it belongs to, for lineage."""
+        """Map every stage to its artifacts, for the lineage."""
         shared: dict[str, Artifact | list[Artifact]] = {
             "backbone": self.backbone,
             "texts": self.texts,
@@ -111,7 +112,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Effort:
-    """What a run cost: steps, seconds of the flow, seconds in which a step was at work, those in which one evaluated, memory."""
+    """Cost of a run: steps, seconds of the flow, seconds in which a step was at work, seconds in which one evaluated, memory."""
 
     executed: int
     reused: int
@@ -122,7 +123,7 @@ class Effort:
 
     @staticmethod
     def since(began: float, executions: Sequence[Execution]) -> "Effort":
-        """From `time.perf_counter()` at the start of the flow, which is after Prefect's server has started."""
+        """Effort since `began`, the `time.perf_counter()` at the start of the flow, after Prefect's server has started."""
         reused = sum(execution.reused for execution in executions)
         wall = time.perf_counter() - began
         evaluating = [execution for execution in executions if execution.task in EVALUATING]
@@ -137,7 +138,7 @@ class Effort:
 
 
 def outputs(params: Parameters) -> list[Output]:
-    """What a run publishes."""
+    """Files and folders that a run publishes."""
     return [
         Output("output.results", params.results, ("allocation.json", "metrics.json", report.PAGE, RECORD)),
         Output("output.checkpoint", params.folder / params.output.checkpoint),
@@ -146,11 +147,11 @@ def outputs(params: Parameters) -> list[Output]:
 
 
 def collect_metrics(store: Store, results: Results, *, place: Path, effort: Effort | None = None) -> dict[str, Any]:
-    """The content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
+    """Content of `results/metrics.json`: every model with the same keys, the evaluation card that they share, the run's effort.
 
     Args:
-        place: where the checkpoint of the run's method (the last model) goes; those of the baselines stay in the store.
-        effort: of the run, where it is known.
+        place: folder for the checkpoint of the run's method (the last model); those of the baselines stay in the store.
+        effort: of the run, if it is known.
     """
     backbone = backbone_record(store, results.backbone)
     common = [results.backbone, results.texts, results.tokens["calibration"], results.statistics, *results.spectra]
@@ -171,7 +172,7 @@ def collect_metrics(store: Store, results: Results, *, place: Path, effort: Effo
 
 
 def _image_card(store: Store, results: Results) -> dict[str, Any]:
-    """What the evaluation card says of images, where the model sees."""
+    """Part of the evaluation card about images, if the model is multimodal."""
     if not backbone_record(store, results.backbone)["sees"]:
         return {}
     calibration = read_table(store, results.tokens["calibration"], CARD)
@@ -181,7 +182,7 @@ def _image_card(store: Store, results: Results) -> dict[str, Any]:
 
 
 def compare_answers(store: Store, results: Results) -> dict[str, Any]:
-    """For every set of questions, how far each model's accuracy is above the uniform one's, with the paired bootstrap's interval."""
+    """Accuracy of each model above the uniform one, for every set of questions, with the interval of the paired bootstrap."""
     if UNIFORM not in results.models:
         return {}
     return {
@@ -195,12 +196,12 @@ def compare_answers(store: Store, results: Results) -> dict[str, Any]:
             if model != UNIFORM
         }
         for name, reference in results.models[UNIFORM].answers.items()
-        if read_table(store, reference, ANSWERS)["n"] > 1  # an interval takes two
+        if read_table(store, reference, ANSWERS)["n"] > 1  # an interval needs two questions
     }
 
 
 def accuracy_difference(answers: Mapping[str, Any], reference: Mapping[str, Any]) -> Interval:
-    """How far one accuracy is above another over the same questions."""
+    """Difference of two accuracies over the same questions, with its interval."""
     correct, other = ([float(each["correct"]) for each in given["answers"]] for given in (answers, reference))
     return Bootstrap([1] * len(correct)).difference(correct, other)
 
@@ -242,35 +243,35 @@ def evaluation_seconds(store: Store, evaluated: Artifact) -> float:
 def publish_results(
     params: Parameters, store: Store, results: Results, figures: Artifact, effort: Effort, keys: Mapping[Artifact, str]
 ) -> dict[str, Any]:
-    """Write the results and the report where `output` says, and export the checkpoint of the run's method with its cards.
+    """Write the results and the report to the `output` folders, and export the checkpoint of the run's method with its cards.
 
     Args:
-        keys: the stage keys by which the run had its artifacts (`tasks.cache.executions.keys_by`).
+        keys: cache keys by which the run obtained its artifacts (`tasks.cache.executions.keys_by`).
 
     Returns:
         The content of `metrics.json` and `allocation.json` by name.
     """
     method = [*results.models][-1]
-    found = collect_metrics(store, results, place=Path(params.output.checkpoint), effort=effort)
+    metrics = collect_metrics(store, results, place=Path(params.output.checkpoint), effort=effort)
     allocations = {
         name: allocation_table(store, results.backbone, results.statistics, model.ratios, model.ranks)
         for name, model in results.models.items()
     }
     origin = {**environment.origin(), "code": code_digest()}
-    told = {**results.artifacts(), "figures": figures}
-    subject = report.Subject(store, params.flat(), told, keys, found, allocations, origin)
+    artifacts = {**results.artifacts(), "figures": figures}
+    subject = report.Subject(store, params.flat(), artifacts, keys, metrics, allocations, origin)
     cards = {
-        "evaluation.json": format_json({"model": found["models"][method], "card": found["card"]}),
+        "evaluation.json": format_json({"model": metrics["models"][method], "card": metrics["card"]}),
         "README.md": report.card_of(subject).encode(),
     }
     store.export(results.models[method].checkpoint, params.folder / params.output.checkpoint, cards)
     store.export(figures, params.results / "figures")
     with replace_folder(params.results / "plots") as out:
-        for name, text in plot_tables(allocations, found["models"]).items():
+        for name, text in plot_tables(allocations, metrics["models"]).items():
             (out / name).write_text(text, encoding="utf-8")
     page = report.render_page(subject).encode()
     with place_files(params.results) as out:
         (out / "allocation.json").write_bytes(format_json(allocations))
-        (out / "metrics.json").write_bytes(format_json(found))
+        (out / "metrics.json").write_bytes(format_json(metrics))
         (out / report.PAGE).write_bytes(page)
-    return {"metrics": found, "allocation": allocations}
+    return {"metrics": metrics, "allocation": allocations}

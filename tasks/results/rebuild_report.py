@@ -1,4 +1,4 @@
-"""What a report is about, from the record of a run and the store: the same as when the run published it."""
+"""Subject of a report, rebuilt from the record of a run and the store: identical to the one when the run was published."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,18 @@ from tasks.results.publish import DENSE, Compressed, Evaluated, Results, collect
 from tasks.results.report import Subject
 
 MANY = ("factors", "scores", "untuned", "searched")
-"""What a model may have several of."""
+"""Stages of which a model may have several artifacts."""
 
 
 def restore_subject(store: Store, run: Artifact, *, blind: str) -> Subject:
-    """The subject of a report.
+    """Rebuild the subject of a report.
 
     Args:
         run: the record of a run of `flows.compress`.
-        blind: what is said of a model that sees and was calibrated on text.
+        blind: warning for a vision-language model that was calibrated on text.
 
     Raises:
-        InputError: the record is of another flow.
+        InputError: the record belongs to another flow.
         DamagedError: an artifact is missing or damaged.
     """
     record = read_record(store, run)
@@ -37,15 +37,15 @@ def restore_subject(store: Store, run: Artifact, *, blind: str) -> Subject:
         name: allocation_table(store, results.backbone, results.statistics, model.ratios, model.ranks)
         for name, model in results.models.items()
     }
-    found = collect_metrics(store, results, place=Path(record["parameters"]["output.checkpoint"]))
-    if "calibration" in found["card"] and record["parameters"]["data.calibration.form"] != "questions":
-        found["card"]["calibration"]["warning"] = blind
+    metrics = collect_metrics(store, results, place=Path(record["parameters"]["output.checkpoint"]))
+    if "calibration" in metrics["card"] and record["parameters"]["data.calibration.form"] != "questions":
+        metrics["card"]["calibration"]["warning"] = blind
     origin = {key: record[key] for key in ("git", "versions", "device", "code")}
-    return Subject(store, record["parameters"], artifacts, keys_of(record), found, allocations, origin)
+    return Subject(store, record["parameters"], artifacts, keys_of(record), metrics, allocations, origin)
 
 
 def results_of(artifacts: Mapping[str, list[Artifact]], parameters: Mapping[str, Any]) -> Results:
-    """The results whose artifacts a record names by stage."""
+    """Results whose artifacts a record names by stage."""
     sets = [each["name"] for each in parameters["data.questions"]]
 
     def one(stage: str) -> Artifact:

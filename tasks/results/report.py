@@ -1,8 +1,8 @@
-"""The audit report: everything that is to be said of a run, as one HTML page that needs nothing beside itself.
+"""The audit report: everything there is to know about a run, as one self-contained HTML page.
 
-The page is a function of the store and of what the record of the run holds: it has no clock, so that made again it has the same bytes, and
-what it says of time and memory is that of the steps, whenever they ran. Figures are those of the artifact `figures`; no script runs, and
-the page allows no request (its Content-Security-Policy). tasks/results/templates/report.html has the words, report.css the looks.
+The page is a function of the store and of the run's record: it has no clock, so rendering it again gives the same bytes, and
+times and memory are those of the steps, whenever they ran. Figures are those of the artifact `figures`; no script runs, and
+the page allows no request (its Content-Security-Policy). The words are in tasks/results/templates/report.html, the styles in report.css.
 """
 
 import base64
@@ -23,9 +23,9 @@ from tasks.results.parameter_changes import changed_parameters, format_command, 
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-DENSE, EVEN, UNRECOVERED = "dense", "uniform", "unrecovered"
+DENSE, UNIFORM, UNRECOVERED = "dense", "uniform", "unrecovered"
 DISAGREEMENTS = 24
-"""Questions that are shown with their answers."""
+"""Maximum number of questions that are shown with their answers."""
 ALTERNATIVES = {
     "ranks": "Heat map of the rank of every matrix in every block, of the method and of the baseline",
     "sublayers": "Cosine of the residual stream before and after every sublayer, and the compression ratio of every sublayer, by block",
@@ -34,17 +34,17 @@ ALTERNATIVES = {
     "sizes": "Perplexity against megabytes on disk, every model with its standard error",
     "recovery": "Training and validation loss of the recovery by optimizer step",
 }
-"""What each figure shows, for those who do not see it."""
+"""Alternative text of each figure."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What a report is about.
+    """Everything that a report is rendered from.
 
     Attributes:
         parameters: all of the run, by dotted key.
         artifacts: by stage, as in `tasks.results.publish.Results.artifacts`, with `figures`.
-        keys: of the stages by which the run had them.
+        keys: cache keys by which the run obtained them.
         metrics, allocations: the content of `results/metrics.json` and `results/allocation.json`.
         origin: `git`, `versions` and `device` of the run, and the digest of its `code`.
     """
@@ -59,22 +59,22 @@ class Subject:
 
     @property
     def method(self) -> str:
-        """The name of the run's method."""
+        """Name of the run's method."""
         return str([*self.metrics["models"]][-1])
 
     def of(self, stage: str) -> list[Artifact]:
-        """The artifacts of a stage."""
+        """Artifacts of a stage."""
         given = self.artifacts.get(stage, [])
         return [given] if isinstance(given, Artifact) else given
 
     @property
     def backbone(self) -> dict[str, Any]:
-        """The record of the backbone."""
+        """Record of the backbone."""
         return backbone_record(self.store, self.of("backbone")[0])
 
 
 def render_page(subject: Subject) -> str:
-    """The report as HTML."""
+    """Render the report as HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -90,7 +90,7 @@ def render_page(subject: Subject) -> str:
 
 
 def card_of(subject: Subject) -> str:
-    """The model card of the run's checkpoint."""
+    """Model card of the run's checkpoint."""
     (checkpoint,) = subject.of(f"checkpoint.{subject.method}")
     commit = subject.store.manifest(checkpoint)["git"]["commit"]
     given = subject.metrics, subject.parameters, subject.backbone
@@ -98,7 +98,7 @@ def card_of(subject: Subject) -> str:
 
 
 def shown_card(text: str) -> dict[str, Any]:
-    """A model card in its two parts: the front matter as it is, and the body as HTML whose headings are below those of the page."""
+    """Split a model card into the front matter, verbatim, and the body as HTML, with its headings two levels down to fit the page."""
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
@@ -114,11 +114,11 @@ def shown_card(text: str) -> dict[str, Any]:
 
 
 def page_content(subject: Subject) -> dict[str, Any]:
-    """What the template shows, by name."""
+    """Variables of the template."""
     metrics, store = subject.metrics, subject.store
     changes = changed_parameters(subject.parameters, subject.origin["git"]["commit"])
     stages = {stage: subject.of(stage) for stage in subject.artifacts}
-    behind = describe_lineage(store, [each for those in stages.values() for each in those], subject.keys)
+    lineage = describe_lineage(store, [each for those in stages.values() for each in those], subject.keys)
     shown = choose_pair(subject.allocations)
     return {
         "title": f"{Path(subject.backbone['source']).name} compressed by {label_of(subject.method)}",
@@ -138,13 +138,13 @@ def page_content(subject: Subject) -> dict[str, Any]:
         "samples": samples(subject),
         "answers": differing_answers(subject),
         "stage_of": {full_name(each): stage for stage, those in stages.items() for each in those},
-        "behind": behind,
+        "behind": lineage,
         "tree": lineage_tree.build_tree(
-            behind, [full_name(each) for each in subject.of(f"checkpoint.{subject.method}")]
+            lineage, [full_name(each) for each in subject.of(f"checkpoint.{subject.method}")]
         ),
-        "efforts": lineage_tree.efforts(store, behind),
-        "sources": lineage_tree.sources(behind),
-        "origins": lineage_tree.origins(behind),
+        "efforts": lineage_tree.efforts(store, lineage),
+        "sources": lineage_tree.sources(lineage),
+        "origins": lineage_tree.origins(lineage),
         "origin": subject.origin,
         "model_card": shown_card(card_of(subject)),
         "checkpoint": metrics["models"][subject.method]["checkpoint"],
@@ -152,13 +152,13 @@ def page_content(subject: Subject) -> dict[str, Any]:
 
 
 def losses(models: Mapping[str, Any]) -> dict[str, float]:
-    """How far the log-perplexity of every compressed model is above that of the dense one, in nats."""
+    """Increase of every compressed model's log-perplexity over the dense model's, in nats."""
     dense = models[DENSE]["perplexity"]
     return {each: math.log(found["perplexity"] / dense) for each, found in models.items() if each != DENSE}
 
 
 def embed_figures(subject: Subject) -> dict[str, dict[str, str]]:
-    """Every figure of the run by name: the vector file as a `uri` that holds all of it, and in words what it shows."""
+    """Figures of the run by name: the vector file as a `uri` that contains all of it, and its alternative text."""
     folder = subject.store.folder(subject.of("figures")[0])
     return {
         path.stem: {
@@ -170,26 +170,26 @@ def embed_figures(subject: Subject) -> dict[str, dict[str, str]]:
 
 
 def samples(subject: Subject) -> dict[str, Any]:
-    """The continuations of all models by text: `{card, texts: [{prompt, reference, said: {model: {text, same, tokens, equal}}}]}`.
+    """Continuations of all models by text: `{card, texts: [{prompt, reference, said: {model: {text, same, tokens, equal}}}]}`.
 
-    `same` is how many characters are those of the dense model's, `equal` how many tokens.
+    `same` is the number of characters shared with the dense model's, `equal` the number of tokens.
     """
-    found = {
+    tables = {
         stage.removeprefix("samples."): read_table(subject.store, subject.of(stage)[0], SAMPLES)
         for stage in subject.artifacts
         if stage.startswith("samples.")
     }
-    if not found:
+    if not tables:
         return {}
     texts = []
-    for index, first in enumerate(found[DENSE]["samples"]):
-        said = {model: each["samples"][index] for model, each in found.items()}
+    for index, first in enumerate(tables[DENSE]["samples"]):
+        said = {model: each["samples"][index] for model, each in tables.items()}
         texts.append({**first, "said": {model: compare_sample(each, first) for model, each in said.items()}})
-    return {"card": found[DENSE]["card"], "texts": texts}
+    return {"card": tables[DENSE]["card"], "texts": texts}
 
 
 def compare_sample(sample: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[str, Any]:
-    """A continuation beside that of the dense model."""
+    """Compare a continuation with the dense model's."""
     return {
         "text": sample["text"],
         "same": common_prefix(sample["text"], dense["text"]),
@@ -199,15 +199,15 @@ def compare_sample(sample: Mapping[str, Any], dense: Mapping[str, Any]) -> dict[
 
 
 def common_prefix(one: Any, other: Any) -> int:
-    """The length of the beginning that two sequences share."""
+    """Length of the common prefix of two sequences."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
 
 
 def differing_answers(subject: Subject) -> dict[str, dict[str, Any]]:
-    """By set of questions those that the dense and the compressed model answer differently, the first ones: `{asked, different, shown}`."""
+    """Questions that the dense and the compressed model answer differently, the first ones, by set: `{asked, different, shown}`."""
     pairs = zip(subject.of("answers.dense"), subject.of(f"answers.{subject.method}"), strict=True)
-    found = {}
+    sections = {}
     for dense, compressed in pairs:
         asked, again = (read_table(subject.store, each, ANSWERS) for each in (dense, compressed))
         rows = [
@@ -216,12 +216,12 @@ def differing_answers(subject: Subject) -> dict[str, dict[str, Any]]:
         ]
         different = [row for row in rows if row["before"] != row["after"]]
         section = asked["card"]["section"].removeprefix("questions.")
-        found[section] = {"asked": len(rows), "different": len(different), "shown": different[:DISAGREEMENTS]}
-    return found
+        sections[section] = {"asked": len(rows), "different": len(different), "shown": different[:DISAGREEMENTS]}
+    return sections
 
 
 def flatten_leaves(given: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a nested table by their path."""
+    """Values of a nested table, with their paths."""
     if isinstance(given, Mapping):
         for key, value in given.items():
             yield from flatten_leaves(value, f"{above}.{key}" if above else key)

@@ -1,1 +1,1 @@
-"""The trials of a search, their table and figure. Imports `tasks.record` and what that imports."""
+"""Trials of a search, their table and figure. Imports `tasks.record` and what that imports."""

@@ -1,4 +1,4 @@
-"""The figure of searches: the best value so far against the number of evaluations, one curve per kind of search, over all its seeds."""
+"""Figure of searches: best value so far against the number of evaluations, one curve per kind of search, over all its seeds."""
 
 import math
 from typing import Any
@@ -10,15 +10,16 @@ LOOKS: dict[tuple[str, str], dict[str, Any]] = {
     ("gp", "random"): {"color": "#0072b2"},
     ("gp", "mgaa"): {"color": "#d55e00"},
 }
-"""Colour and line by method and first trial."""
+"""Colour and line style by method and first trial."""
 
 
 def best_so_far(trials: Any, mgaa: float | None) -> Any:
-    """Mean over seeds of the least objective up to each evaluation, with its 95 % confidence interval; a panel per number of groups.
+    """Plot the mean over seeds of the least objective up to each evaluation, with its 95 % confidence interval; one panel per number of
+    groups.
 
     Args:
         trials: the table of trials (`tasks.search.publish.COLUMNS`).
-        mgaa: the objective of MGAA, if it could be measured.
+        mgaa: objective of MGAA, if it could be measured.
     """
     groups = sorted({*trials.groups})
     figure = make_figure(
@@ -56,14 +57,14 @@ def best_so_far(trials: Any, mgaa: float | None) -> Any:
 
 
 def label_search(method: str, start: str) -> str:
-    """How a kind of search is written."""
+    """Label of a kind of search."""
     if method == "random":
         return "random search"
     return "Gaussian process" if start == "random" else "Gaussian process, MGAA first"
 
 
 def draw_curve(axis: Any, curves: Any, label: str, look: dict[str, Any]) -> None:
-    """One curve with its band."""
+    """Draw one curve with its band."""
     from scipy.stats import t
 
     table = curves.pivot_table(index="trial", columns="seed", values="best")
@@ -79,7 +80,7 @@ def draw_curve(axis: Any, curves: Any, label: str, look: dict[str, Any]) -> None
 
 
 def visible_range(trials: Any, mgaa: float | None) -> tuple[float, float]:
-    """The part of the scale where searches differ: the first trials may be far above."""
+    """Range of the scale in which searches differ; the first trials may lie far above."""
     finite = trials[trials.best < float("inf")]
     third = finite[finite.trial >= min(3, finite.trial.max())].best
     marks = [] if mgaa is None else [mgaa]

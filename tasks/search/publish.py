@@ -1,10 +1,10 @@
-"""What searches leave for people: `results/search/`, written as a whole.
+"""Published files of searches: `results/search/`, written atomically.
 
-search.json        every trial of every search with its identity; what `search.history` reads
-trials.csv         the same as a table
-allocation.json    the best allocation of every search, the best of all last; what `ranks.method=file` reads
+search.json        every trial of every search with its identity; read by `search.history`
+trials.csv         the trials as a table
+allocation.json    the best allocation of every search, the best of all last; read by `ranks.method=file`
 best.png, .svg     the best value so far against the number of evaluations
-ranks.png, .svg    the best allocation as a heat map, beside MGAA's
+ranks.png, .svg    the best allocation as a heat map, next to MGAA's
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ COLUMNS = {
     **{"objective": "float64", "best": "float64", "perplexity": "float64", "divergence": "float64"},
     **{"seconds": "float64", "evaluation_seconds": "float64", "proposal_seconds": "float64", "error": "string"},
 }
-"""Of trials.csv; `best` is the least objective up to this trial."""
+"""Columns of trials.csv; `best` is the least objective up to this trial."""
 
 
 @dataclass(frozen=True)
 class MgaaBaseline:
-    """MGAA, which needs no trial, measured like one; `error` says why it could not be."""
+    """MGAA, which needs no trials, measured like a trial; `error` says why it could not be."""
 
     ratios: Artifact
     ranks: Artifact
@@ -45,32 +45,32 @@ def publish_search(
     folder: Path, store: Store, statistics: Artifact, searches: Sequence[Search], mgaa: MgaaBaseline
 ) -> dict[str, Any]:
     """Write the files below `folder`; returns the content of search.json."""
-    told: dict[str, Any] = (
+    baseline: dict[str, Any] = (
         {"error": mgaa.error} if mgaa.trial is None else without_losses(read_table(store, mgaa.trial, TRIAL))
     )
-    found = {"searches": search_state(store, searches), "mgaa": told}
+    state = {"searches": search_state(store, searches), "mgaa": baseline}
     backbone = searches[0].context.backbone
     ordered = sorted(searches, key=lambda each: best_objective(store, each), reverse=True)
     allocations = {"mgaa": allocation_table(store, backbone, statistics, mgaa.ratios, mgaa.ranks)}
     allocations |= {each.name: allocation_table(store, backbone, statistics, each.best, each.best) for each in ordered}
-    rows = frame(found["searches"])
+    rows = frame(state["searches"])
     with replace_folder(folder / FOLDER) as out, figure_style():
-        write_file(out / "search.json", format_json(found))
+        write_file(out / "search.json", format_json(state))
         write_file(out / "allocation.json", format_json(allocations))
         rows.to_csv(out / "trials.csv", index=False)
-        save_figure(best_so_far(rows, told.get("objective")), out / "best")
+        save_figure(best_so_far(rows, baseline.get("objective")), out / "best")
         shown = {name: allocations[name] for name in ("mgaa", ordered[-1].name)}
         save_figure(heat_map(shown), out / "ranks")
-    return found
+    return state
 
 
 def without_losses(trial: dict[str, Any]) -> dict[str, Any]:
-    """A measurement without the losses of its windows."""
+    """Drop the losses of the windows from a measurement."""
     return {name: value for name, value in trial.items() if name != "losses"}
 
 
 def frame(searches: dict[str, Any]) -> Any:
-    """The trials as a `pandas.DataFrame`."""
+    """Trials as a `pandas.DataFrame`."""
     from pandas import DataFrame
 
     rows: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
 """A trial of a search as one task: the ranks of a point and their objective, from the spectra that all trials share.
 
-Both are cached steps that run without the engine, so a trial costs the engine once, and a search that is started again repeats none but the
-trials that failed. Only the values of a search decide what is tried next, never the time at which a trial ends. A value that is not finite
-lies in the point; any other error ends the search, which goes on from there when it is started again.
+Both are cached steps that run without the engine, so the overhead of the engine is paid once per trial, and a search that is started again
+repeats only the trials that failed. Only the values of a search decide what is tried next, never the time at which a trial ends. A
+non-finite value is a property of the point; any other error ends the search, which resumes from there when it is started again.
 """
 
 import time
@@ -23,8 +23,8 @@ class SearchContext:
     """Inputs and settings that all trials of a search share.
 
     Attributes:
-        windows: tokens of validation.
-        reference: what the dense model says there; null without a divergence.
+        windows: validation tokens.
+        reference: predictions of the dense model on them; None without a divergence.
         space: arguments of `mgaa.search.space_of`.
         divergence: its weight in the objective.
     """
@@ -42,7 +42,7 @@ class SearchContext:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """Result of a trial, and the seconds that it took; an `error` says why there is none."""
+    """Result of a trial and its duration in seconds; `error` says why there is none."""
 
     ranks: Artifact | None
     trial: Artifact | None
@@ -52,7 +52,7 @@ class TrialResult:
 
 @plain_task(name="run_trial", task_run_name="{name}")
 def run_trial(store: Store, name: str, point: list[float], context: SearchContext, threads: int) -> TrialResult:
-    """Measure one point on `threads` cores; a loss or a factor that is not finite is a result as well."""
+    """Measure one point on `threads` cores; a loss or factor that is not finite is a result too."""
     import torch
 
     began = time.perf_counter()

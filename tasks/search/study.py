@@ -1,6 +1,6 @@
-"""The table of a study: what the best allocation of every search is worth on the evaluation text, beside the dense model and MGAA.
+"""Table of a study: the best allocation of every search on the evaluation text, compared with the dense model and MGAA.
 
-Zero-shot tasks cost more than a perplexity, so of every kind of search they are run for one seed, that of the least objective.
+Zero-shot tasks cost more than a perplexity, so they are run for one seed of every kind of search, the one with the least objective.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,22 @@ from tasks.search.trials import Search, best_objective
 COLUMNS = {
     **{"search": "string", "method": "string", "groups": "Int64", "start": "string", "seed": "Int64"},
     **{"evaluations": "Int64", "failed": "Int64", "objective": "float64", "linear_parameters": "Int64"},
-    # perplexity of the evaluation text; log-perplexity less that of the dense model, and less that of MGAA on the same windows
+    # perplexity of the evaluation text; difference in log-perplexity from the dense model, and from MGAA on the same windows
     **{"perplexity": "float64", "above_dense": "float64"},
     **{"above_mgaa": "float64", "above_mgaa_low": "float64", "above_mgaa_high": "float64", "verdict": "string"},
-    # of all trials: evaluating, proposing, and everything
+    # seconds of all trials: evaluating, proposing, in total
     **{"evaluation_seconds": "float64", "proposal_seconds": "float64", "seconds": "float64"},
 }
 NAME = "study.csv"
 TASK = "task/"
-"""Before the names of the columns of zero-shot tasks, which depend on the run."""
+"""Prefix of the columns of zero-shot tasks, which depend on the run."""
 
 
 @dataclass(frozen=True)
 class Final:
-    """A model on the evaluation text: the dense one (no ranks), MGAA (no search), or the best of a search; `metrics` if tasks were run."""
+    """A model on the evaluation text: the dense one (no ranks), MGAA (no search), or the best of a search; with `metrics` if tasks were
+    run.
+    """
 
     name: str
     search: Search | None
@@ -40,7 +42,7 @@ class Final:
 
 
 def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
-    """A row for every model, with the keys of `COLUMNS`; the dense model comes first, then MGAA if it could be measured."""
+    """Rows of the table, with the keys of `COLUMNS`: the dense model first, then MGAA if it could be measured, then the searches."""
     read = [read_table(store, final.measurement, MEASUREMENT) for final in finals]
     dense, mgaa = read[0], next((each for final, each in zip(finals, read, strict=True) if final.name == "mgaa"), None)
     bootstrap = Bootstrap(dense["counts"])
@@ -68,24 +70,24 @@ def table_of(store: Store, finals: Sequence[Final]) -> list[dict[str, Any]]:
 
 
 def task_columns(store: Store, metrics: Artifact | None) -> dict[str, float]:
-    """The accuracy of every task that was run."""
+    """Accuracy of every task that was run."""
     if metrics is None:
         return {}
     return {f"{TASK}{name}": score["acc"] for name, score in read_table(store, metrics, METRICS)["tasks"].items()}
 
 
 def best_searches(store: Store, searches: Sequence[Search]) -> list[Search]:
-    """Of every kind of search the one with the least objective."""
-    found: dict[tuple[str, int, str], Search] = {}
+    """The search with the least objective of every kind."""
+    best: dict[tuple[str, int, str], Search] = {}
     for each in searches:
         kind = (each.method, each.groups, each.start)
-        if kind not in found or best_objective(store, each) < best_objective(store, found[kind]):
-            found[kind] = each
-    return [*found.values()]
+        if kind not in best or best_objective(store, each) < best_objective(store, best[kind]):
+            best[kind] = each
+    return [*best.values()]
 
 
 def search_columns(store: Store, search: Search | None) -> dict[str, Any]:
-    """What a search is and what it cost."""
+    """Settings and cost of a search."""
     if search is None:
         return {}
     seconds = [store.manifest(each)["facts"]["evaluation_seconds"] for each in search.measured_trials]

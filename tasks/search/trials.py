@@ -1,7 +1,7 @@
-"""What a search leaves behind: its trials, in the order in which they were proposed, and the best of them.
+"""Outcome of a search: its trials, in the order in which they were proposed, and the best of them.
 
-As JSON (`results/search/search.json`) it is also what a later search may know from the start (`search.history`), if that is of the same
-model, space, factors, windows and objective: a trial of anything else says nothing, so it is refused.
+As JSON (`results/search/search.json`) the trials can also start a later search (`search.history`), if that has the same
+model, space, factors, windows and objective: a trial of anything else carries no information, so it is refused.
 """
 
 import json
@@ -18,12 +18,12 @@ from tasks.record.lineage import describe_lineage
 from tasks.search.run_trial import SearchContext, TrialResult
 
 MAKING = {"allocate_point", "choose_windows", "keep_reference", "measure", "propose", "take_best", "try_ranks"}
-"""The tasks of a search, beside the tokens of its candidates."""
+"""Tasks of a search, besides the tokens of its candidates."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One trial, what proposed its point, and the seconds that this took."""
+    """One trial, what proposed its point, and the duration of that in seconds."""
 
     point: list[float]
     tried: TrialResult
@@ -33,15 +33,15 @@ class Trial:
 
 @dataclass(frozen=True)
 class Search:
-    """A search that has ended.
+    """A completed search.
 
     Attributes:
-        name: its own among those of the run.
-        method, groups, start, seed: what distinguishes it.
-        context: what its trials share.
+        name: unique among the searches of the run.
+        method, groups, start, seed: its settings.
+        context: inputs that its trials share.
         trials: in the order of their proposals, the failed ones included.
-        best: the ranks and ratios of the best one.
-        earlier: trials of an earlier search that it knew from the start, each with `point` and `objective`.
+        best: ranks and ratios of the best one.
+        earlier: trials of an earlier search that it started with, each with `point` and `objective`.
     """
 
     name: str
@@ -55,29 +55,29 @@ class Search:
     earlier: list[dict[str, Any]]
 
     def made_artifacts(self, store: Store) -> list[Artifact]:
-        """Everything that was made to find its best ranks: the windows and their choice, the reference, proposals, ranks and trials."""
-        behind = describe_lineage(store, [self.best])
-        own = [name for name, told in behind.items() if told["task"] in MAKING]
+        """Artifacts that were made to find its best ranks: the windows and their choice, the reference, proposals, ranks and trials."""
+        lineage = describe_lineage(store, [self.best])
+        own = [name for name, node in lineage.items() if node["task"] in MAKING]
         return [Artifact(*name.split("/", 1)) for name in own if name != f"{self.best.kind}/{self.best.digest}"]
 
     def number(self, measured: int) -> int:
-        """The number among all trials of one that is counted among those that were measured."""
+        """Number among all trials of one that is counted among the measured ones."""
         return [number for number, trial in enumerate(self.trials) if trial.tried.trial is not None][measured]
 
     @property
     def measured_trials(self) -> list[Artifact]:
-        """The trials that were measured."""
+        """Trials that were measured."""
         return [trial.tried.trial for trial in self.trials if trial.tried.trial is not None]
 
 
 def best_objective(store: Store, search: Search) -> float:
-    """The objective of the best trial."""
+    """Objective of the best trial."""
     found: float = min(read_table(store, search.best, SEARCH)["objectives"])
     return found
 
 
 def search_identity(store: Store, context: SearchContext) -> dict[str, Any]:
-    """What makes the trials of two searches comparable, in the words in which a difference is told."""
+    """Conditions under which the trials of two searches are comparable, worded for the error message."""
     return {
         **place_of(store, context.backbone, context.space, context.multiple),
         "factors and calibration": digest([each.digest for each in context.spectra])[:16],
@@ -87,7 +87,7 @@ def search_identity(store: Store, context: SearchContext) -> dict[str, Any]:
 
 
 def place_of(store: Store, backbone: Artifact, space: Mapping[str, Any], multiple: int | str) -> dict[str, Any]:
-    """The part of the identity that is known before anything is measured: the model, and the variables of the space."""
+    """Part of the identity that is known before anything is measured: the model, and the variables of the space."""
     from mgaa.search.space import space_of
 
     found = space_of(backbone_matrices(store, backbone), **space)
@@ -99,7 +99,7 @@ def place_of(store: Store, backbone: Artifact, space: Mapping[str, Any], multipl
 
 
 def search_state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
-    """The content of `search.json`."""
+    """Content of `search.json`."""
     return {
         search.name: {
             **{name: getattr(search, name) for name in ("method", "groups", "start", "seed")},
@@ -113,7 +113,7 @@ def search_state(store: Store, searches: Sequence[Search]) -> dict[str, Any]:
 
 
 def trial_entry(store: Store, context: SearchContext, trial: Trial) -> dict[str, Any]:
-    """One trial for people and for a later search."""
+    """Entry of one trial, for readers and for a later search."""
     from mgaa.search.space import space_of
 
     space = space_of(backbone_matrices(store, context.backbone), **context.space)
@@ -132,10 +132,10 @@ def trial_entry(store: Store, context: SearchContext, trial: Trial) -> dict[str,
 
 
 def read_history(path: str) -> dict[str, Any]:
-    """What a file of an earlier search says.
+    """Read the file of an earlier search.
 
     Raises:
-        InputError: the file is missing, damaged, or holds something else.
+        InputError: the file is missing, damaged, or not one of a search.
     """
     remedy = "give results/search/search.json of a run, or leave search.history out"
     try:
@@ -151,7 +151,7 @@ def read_history(path: str) -> dict[str, Any]:
 
 
 def is_sound(search: Any) -> bool:
-    """Whether this is a search as `state` writes it."""
+    """Tell whether this is a search as `search_state` writes it."""
     if not isinstance(search, dict) or not isinstance(search.get("identity"), dict):
         return False
     lists = search.get("earlier"), search.get("trials")
@@ -168,11 +168,11 @@ def is_sound(search: Any) -> bool:
 
 
 def known_trials(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The measured trials of a file that may stand beside those of a search; `wanted` is its identity, or the part known so far.
+    """Measured trials of a file that are comparable with those of a search; `wanted` is its identity, or the part known so far.
 
     Raises:
         InputError: as `read_history`.
-        UsageError: none of the searches in the file is comparable; the difference of the first is told.
+        UsageError: no search in the file is comparable; the message has the differences of the first.
     """
     searches = read_history(path)
     fitting = [each for each in searches.values() if not differences(each["identity"], wanted)]
@@ -191,7 +191,7 @@ def known_trials(path: str, wanted: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What distinguishes two identities, in words."""
+    """Differences between two identities, in words."""
     found = []
     for name, value in here.items():
         other = there.get(name)

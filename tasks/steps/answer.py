@@ -22,7 +22,7 @@ from tasks.cache.step import step
 from tasks.data.questions import CAPTION, questions_of, records_of
 
 if TYPE_CHECKING:
-    from mgaa.evaluation.answering import CaptionLosses
+    from mgaa.evaluation.scoring import CaptionLosses
 
 Record = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def answer(
         InputError: no such section, or a prompt that does not fit the model.
         NumericalError: a logit or a loss is not finite.
     """
-    from mgaa.evaluation import answering
+    from mgaa.evaluation import answering, scoring
 
     loaded, processor = load_artifact(store, model, device)
     template = _template(processor)
@@ -61,14 +61,14 @@ def answer(
     told = [question for question, record in zip(questions, records, strict=True) if record["type"] == CAPTION]
     given = [questions[index] for index in asked]
     answers = answering.answer(loaded, processor, given, batch_size=batch_size, max_new_tokens=max_new_tokens)
-    captions = answering.caption_losses(loaded, processor, told, batch_size=batch_size) if told else None
+    captions = scoring.caption_losses(loaded, processor, told, batch_size=batch_size) if told else None
     shown = answering.image_tokens(loaded, processor, questions)
     card = {
         "prompt_rule": answering.PROMPT,
         "chat_template_sha256": hashlib.sha256(template.encode()).hexdigest(),
         "max_new_tokens": max_new_tokens,
         "decoding": "greedy",
-        "normalisation": answering.NORMALISATION,
+        "normalisation": scoring.NORMALISATION,
         "dtype": str(loaded.dtype).removeprefix("torch."),
         "section": section,
         "data_digest": _data_digest(store, prompts, section),
@@ -82,7 +82,7 @@ def answer(
 
 def score_answers(records: Sequence[Record], answers: Sequence[str]) -> dict[str, Any]:
     """Accuracies in all and by type, each with its majority baseline, and every answer; numbers are None where there is no question."""
-    from mgaa.evaluation.answering import Accuracy, is_match, majority_accuracy
+    from mgaa.evaluation.scoring import Accuracy, is_match, majority_accuracy
 
     hits = [is_match(said, record["answer"]) for said, record in zip(answers, records, strict=True)]
 

@@ -1,5 +1,5 @@
 """Step 4 on several workers, first half: each sums what it measures on its share of the calibration sequences
-(`mgaa.statistics.accumulate`)."""
+(`mgaa.statistics.shares`)."""
 
 from pathlib import Path
 

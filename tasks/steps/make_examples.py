@@ -12,7 +12,7 @@ from tasks.artifacts.backbone import backbone_tokenizer
 from tasks.artifacts.files import CARD, EXAMPLES, texts_of, write_table
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
-from tasks.data import chats, documents, rows
+from tasks.data import chats, documents, row_formats, rows
 from tasks.data.chats import Document, plain_text
 from tasks.data.overlap import require_disjoint
 from tasks.steps.read_texts import read_section
@@ -88,7 +88,7 @@ def examples_of_instructions(
     from mgaa.inputs import tokens
     from mgaa.recovery.examples import from_instructions, prompt_of
 
-    read, left = rows.read_rows(section["source"]).take(instruction_of, skip=section["nulls"] == "skip")
+    read, left = row_formats.read_rows(section["source"]).take(instruction_of, skip=section["nulls"] == "skip")
     part = documents.portion(read, section["from"], section["to"])
     chosen = [part[index] for index in tokens.draw_indices(len(part), samples, seed).tolist()]
     contents: list[Document] = [f"{prompt_of(row)}{row['output']}" for row in chosen]

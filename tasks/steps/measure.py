@@ -67,7 +67,8 @@ def ask_questions(
     model: Any, processor: Any, store: Store, questions: Artifact, sets: Sequence[str], **given: int
 ) -> dict[str, Any]:
     """The share of the questions of all sets that a model answers correctly, and which."""
-    from mgaa.evaluation.answering import answer, is_match
+    from mgaa.evaluation.answering import answer
+    from mgaa.evaluation.scoring import is_match
 
     pairs = [
         (record, question)

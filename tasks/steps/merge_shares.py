@@ -26,7 +26,7 @@ def merge_shares(
 ) -> None:
     """The statistics from the sums of all shares, in their order."""
     from mgaa.models.architectures import stacks_of
-    from mgaa.statistics.accumulate import BlockSums
+    from mgaa.statistics.block_sums import BlockSums
     from mgaa.statistics.calibration import CalibrationSettings, merge
 
     model, _ = backbone_model(store, backbone, device)

@@ -27,8 +27,8 @@ def start_calibrations(
     from mgaa.checkpoints.save import twin_of
     from mgaa.inputs.prompts import Prompts
     from mgaa.models.architectures import stacks_of
-    from mgaa.statistics.accumulate import Share
     from mgaa.statistics.calibration import Calibration
+    from mgaa.statistics.shares import Share
 
     model = twin_of(backbone_model(store, backbone, device)[0])  # watched, which other steps must not see
     prompts = Prompts.of(sequences_of(store, tokens))

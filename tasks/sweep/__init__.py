@@ -1,1 +1,1 @@
-"""The points of a sweep, their table and figure. Imports `tasks.planning`, `tasks.steps` and what these import."""
+"""Points of a sweep, their table and figure. Imports `tasks.planning`, `tasks.steps` and what these import."""

@@ -1,4 +1,4 @@
-"""The figure of a sweep: loss against compression, a panel per factorizer, a curve per allocation, the best of all of them behind."""
+"""Figure of a sweep: loss against compression, a panel per factorizer, a curve per allocation, the Pareto front in the background."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -8,13 +8,13 @@ from tasks.figures.style import PALE, colour_of, label_of, make_figure, panels
 
 MARKERS = {"uniform": "o", "level1": "^", "level2": "s", "both": "D"}
 BESIDE = 3
-"""Panels in a row."""
+"""Maximum number of panels in a row."""
 DODGE = 0.06
-"""Neighbouring curves stand so far apart, as a share of the distance between compressions, that their bars can be told apart."""
+"""Offset between neighbouring curves, as a fraction of the distance between compressions, so that their bars do not overlap."""
 
 
 def losses(table: Any) -> Any:
-    """Log-perplexity above dense against compression, with intervals on the same windows, and the Pareto front of all points.
+    """Plot the log-perplexity above dense against compression, with intervals on the same windows, and the Pareto front of all points.
 
     Args:
         table: of a sweep (`tasks.sweep.table.COLUMNS`).
@@ -48,13 +48,13 @@ def losses(table: Any) -> Any:
 
 
 def sort_allocations(allocations: Iterable[str]) -> list[str]:
-    """Allocations from none to both levels, each once."""
+    """Allocations in the order from none to both levels, each once."""
     known = [*MARKERS]
     return sorted({*allocations}, key=lambda name: (known.index(name.partition(" ")[0]), name))
 
 
 def draw_front(axis: Any, points: Any) -> None:
-    """The points that no other of the backbone beats in both, loss and parameters removed."""
+    """Draw the points that no other point of the backbone beats in both loss and parameters removed."""
     best = points.loc[points.groupby("compression").above_dense.idxmin()].sort_values("compression", ascending=False)
     kept = best[best.above_dense <= best.above_dense.cummin()].sort_values("compression")
     look = {"color": PALE, "linewidth": 6, "marker": "o", "markersize": 6, "solid_capstyle": "round"}
@@ -62,13 +62,13 @@ def draw_front(axis: Any, points: Any) -> None:
 
 
 def draw_curves(axis: Any, points: Any, allocations: Sequence[str]) -> None:
-    """One curve per allocation, each a little beside the others."""
+    """Draw one curve per allocation, each slightly offset from the others."""
     targets = sorted({*points.compression})
     apart = DODGE * min((b - a for a, b in pairwise(targets)), default=0.1)
     for index, name in enumerate(allocations):
         shown = points[points.allocation == name].sort_values("compression")
         ends = shown.above_dense - shown.above_dense_low, shown.above_dense_high - shown.above_dense
-        bars = [each.clip(lower=0.0) for each in ends]  # rounding can put an end of a narrow interval on the other side
+        bars = [each.clip(lower=0.0) for each in ends]  # rounding can put an end of a narrow interval on the wrong side
         axis.errorbar(
             shown.compression + apart * (index - (len(allocations) - 1) / 2),
             shown.above_dense,
@@ -81,7 +81,7 @@ def draw_curves(axis: Any, points: Any, allocations: Sequence[str]) -> None:
 
 
 def set_scale(axis: Any, points: Any) -> None:
-    """Decades where every interval lies above 0; around 0 a linear part."""
+    """Use a logarithmic scale if every interval lies above 0, otherwise one that is linear around 0."""
     lowest = points.above_dense_low.fillna(points.above_dense).min()
     if lowest > 0:
         axis.set_yscale("log")

@@ -1,4 +1,4 @@
-"""The points of a sweep: every combination of its lists, each with a name and the arguments of its steps; and how a point can end."""
+"""Points of a sweep: every combination of its lists, with a name and the arguments of its steps; and the outcome of a point."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,8 +23,8 @@ class Point:
     """One compressed model of a sweep.
 
     Attributes:
-        name: its own among all points.
-        allocation: what its two levels are: `uniform`, `level1` or `level2` alone, or `both`; with their names where a list has several.
+        name: unique among all points.
+        allocation: which levels are not uniform: `uniform`, `level1`, `level2` or `both`; with their names if a list has several.
     """
 
     name: str
@@ -37,26 +37,26 @@ class Point:
 
     @property
     def recipe(self) -> Recipe:
-        """The plain arguments of its steps."""
+        """Plain arguments of its steps."""
         return recipe_of(self.compression, self.ratios, self.ranks)
 
     @property
     def factorizer(self) -> MethodSpec:
-        """The factorizer with its options."""
+        """Factorizer with its options."""
         return MethodSpec(self.factors.method, self.factors.options)
 
     @property
     def is_uniform(self) -> bool:
-        """Whether both levels are uniform."""
+        """Tell whether both levels are uniform."""
         return self.ratios.method == self.ranks.method == UNIFORM
 
     @property
     def setting(self) -> tuple[str, str, float]:
-        """What a point has in common with the one that it is compared with: the factorizer and the compression."""
+        """Settings that a point shares with its reference: the factorizer and the compression."""
         return self.factors.method, options_text(self.factors), self.compression
 
     def coordinates(self) -> dict[str, Any]:
-        """Where the point stands, as the columns of a table: methods by name, their options as text."""
+        """Coordinates of the point as the columns of a table: methods by name, their options as text."""
         return {
             "backbone": backbone_place(self.backbone),
             **{
@@ -71,7 +71,7 @@ class Point:
 
 @dataclass(frozen=True)
 class PointMeasurement:
-    """What a point gave, and the seconds that it took."""
+    """Artifacts of a measured point, and its duration in seconds."""
 
     ratios: Artifact
     ranks: Artifact
@@ -81,7 +81,7 @@ class PointMeasurement:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A point that has ended: either measured, or failed with an error."""
+    """A completed point, either measured or failed with an error."""
 
     point: Point
     measured: PointMeasurement | None
@@ -89,10 +89,10 @@ class Outcome:
 
 
 def sweep_points(sweep: Sweep) -> list[Point]:
-    """All points, those of a backbone and of a factorizer next to each other.
+    """List all points, grouped by backbone and factorizer.
 
     Raises:
-        UsageError: ranks that are read from a file beside ratios that would have no effect on them.
+        UsageError: ranks are read from a file, together with ratios that have no effect on them.
     """
     for ratios, ranks in product(sweep.ratios, sweep.ranks):
         if ranks.method == "file" and ratios.method != "file":
@@ -117,7 +117,7 @@ def sweep_points(sweep: Sweep) -> list[Point]:
 
 
 def allocation_name(sweep: Sweep, level1: tuple[str, Map], level2: tuple[str, Ranks]) -> str:
-    """What two levels are together; with the name of a level where its list has another one of the kind."""
+    """Name of a pair of levels; includes the name of a level if its list has another one of the same kind."""
     (_, ratios), (_, ranks) = level1, level2
     kinds = {(False, False): "uniform", (True, False): "level1", (False, True): "level2", (True, True): "both"}
     words = [kinds[ratios.method != UNIFORM, ranks.method != UNIFORM]]
@@ -128,26 +128,26 @@ def allocation_name(sweep: Sweep, level1: tuple[str, Map], level2: tuple[str, Ra
 
 
 def name_entries(entries: Sequence[Entry]) -> list[tuple[str, Entry]]:
-    """Entries with short names that differ: of a method its name, with its options where another entry has the same."""
+    """Entries with short unique names: the name of a method, with its options if another entry has the same."""
     short = [Path(each.source).name if isinstance(each, Source) else each.method for each in entries]
     names = [name if short.count(name) == 1 else full_name(each) for name, each in zip(short, entries, strict=True)]
     return list(zip(names, entries, strict=True))
 
 
 def full_name(entry: Source | Method) -> str:
-    """The name of an entry with all that distinguishes it."""
+    """Name of an entry with everything that distinguishes it."""
     if isinstance(entry, Source):
         return backbone_place(entry)
     return f"{entry.method}({options_text(entry)})" if options_text(entry) else entry.method
 
 
 def backbone_place(backbone: Source) -> str:
-    """A folder, or an id of the Hub with its commit."""
+    """Folder of a backbone, or its id on the Hub with the commit."""
     return backbone.source if backbone.revision is None else f"{backbone.source}@{backbone.revision}"
 
 
 def options_text(method: Method) -> str:
-    """The options of a method as text, those of all methods of its section among them where they are set."""
+    """Options of a method as text, together with the section's common options that are set."""
     shared = {name: getattr(method, name, None) for name in ("band", *sorted(SECTIONS["ranks"] - {"method"}))}
     defaults = (None, "auto", "parameters")
     given = {**method.options, **{name: value for name, value in shared.items() if value not in defaults}}

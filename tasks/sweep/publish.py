@@ -1,4 +1,4 @@
-"""What a sweep leaves for people: `results/sweep.csv` and `.parquet`, the table, and `results/sweep.png` and `.svg`, the figure."""
+"""Published files of a sweep: the table, `results/sweep.csv` and `.parquet`, and the figure, `results/sweep.png` and `.svg`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ SUFFIXES = (".csv", ".parquet", ".png", ".svg")
 
 
 def publish(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table and the figure below `folder`, each file as a whole."""
+    """Write the table and the figure below `folder`, each file atomically."""
     table, target = frame(rows), folder / NAME
     with place_files(target.parent) as out:
         table.to_csv(out / "sweep.csv", index=False)

@@ -1,6 +1,7 @@
 """A point of a sweep as one task: ratios, ranks and a measurement, from the spectra that all points of a factorizer share.
 
-The three are cached steps that run without the engine, so a point costs the engine once, and a second sweep executes nothing.
+The three are cached steps that run without the engine, so the overhead of the engine is paid once per point, and a second sweep executes
+nothing.
 """
 
 import time
@@ -18,11 +19,11 @@ from tasks.sweep.points import Point, PointMeasurement
 
 @dataclass(frozen=True)
 class PointContext:
-    """Everything but the spectra that the points of a backbone share.
+    """Inputs that the points of a backbone share, except the spectra.
 
     Attributes:
-        tokens: that perplexity is measured on.
-        questions, asked: about images; null where none are asked.
+        tokens: evaluation tokens for the perplexity.
+        questions, asked: questions about images, and which of them are asked; None without such questions.
     """
 
     backbone: Artifact
@@ -38,7 +39,7 @@ class PointContext:
 def run_point(
     store: Store, point: Point, context: PointContext, spectra: Sequence[Artifact], centred: bool
 ) -> PointMeasurement:
-    """Compress by the point's two levels, in memory, and measure.
+    """Compress in memory by the two levels of the point, and measure the result.
 
     Args:
         centred: whether the factorizer adds biases.

@@ -1,4 +1,4 @@
-"""What compressing one type of matrix alone costs: `results/sensitivity.csv`, a row per type and fraction, and its figure."""
+"""Cost of compressing one type of matrix alone: `results/sensitivity.csv`, a row per type and fraction, and its figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from tasks.figures.style import figure_style, make_figure, save_figure
 
 NAME = "results/sensitivity"
 COLUMNS = {
-    # removed of the type, and of all linears
+    # fraction removed of the type, and of all linear parameters
     **{"type": "string", "compression": "float64", "removed": "float64"},
-    # log-perplexity less that of the dense model on the same windows, with its interval (tasks/evaluation/bootstrap.py)
+    # log-perplexity minus that of the dense model on the same windows, with its interval (tasks/evaluation/bootstrap.py)
     **{"perplexity": "float64", "above_dense": "float64", "above_dense_low": "float64", "above_dense_high": "float64"},
 }
 COLOURS = ("#56b4e9", "#0072b2", "#cc79a7", "#009e73", "#e69f00", "#d55e00", "#222222", "#8a8a8a")
@@ -25,7 +25,7 @@ MARKERS = "osD^v<>P"
 
 @dataclass(frozen=True)
 class TypeResult:
-    """One type compressed alone."""
+    """Result of one type compressed alone."""
 
     type: str
     compression: float
@@ -33,11 +33,13 @@ class TypeResult:
     measurement: Artifact
 
 
-def rows(store: Store, dense: Artifact, found: Sequence[TypeResult], types: Mapping[str, int]) -> list[dict[str, Any]]:
-    """The rows of the table; `types` are the parameters of each type."""
+def rows(
+    store: Store, dense: Artifact, results: Sequence[TypeResult], types: Mapping[str, int]
+) -> list[dict[str, Any]]:
+    """Rows of the table; `types` are the parameter counts of each type."""
     reference, total = read_table(store, dense, MEASUREMENT), sum(types.values())
     bootstrap, result = Bootstrap(reference["counts"]), []
-    for each in found:
+    for each in results:
         measured = read_table(store, each.measurement, MEASUREMENT)
         difference = bootstrap.difference(measured["losses"], reference["losses"])
         result.append(
@@ -54,11 +56,11 @@ def rows(store: Store, dense: Artifact, found: Sequence[TypeResult], types: Mapp
     return result
 
 
-def publish(folder: Path, found: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table and the figure below `folder`, each file as a whole."""
+def publish(folder: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write the table and the figure below `folder`, each file atomically."""
     from pandas import DataFrame
 
-    table, target = DataFrame(found, columns=[*COLUMNS]).astype(COLUMNS), folder / NAME
+    table, target = DataFrame(records, columns=[*COLUMNS]).astype(COLUMNS), folder / NAME
     with place_files(target.parent) as out:
         table.to_csv(out / "sensitivity.csv", index=False)
         with figure_style():
@@ -66,10 +68,10 @@ def publish(folder: Path, found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def frame(folder: Path) -> Any:
-    """The table as it was written.
+    """Read the table that was written.
 
     Raises:
-        InputError: it is missing or cannot be read.
+        InputError: the table is missing or cannot be read.
     """
     from pandas import read_csv
 
@@ -80,8 +82,8 @@ def frame(folder: Path) -> Any:
         raise InputError(f"{path} cannot be read ({error}): make it with `python -m flows.sensitivity`.") from error
 
 
-def curves(found: Any) -> Any:
-    """Loss against what the type loses of itself, and against what the model loses by it."""
+def curves(table: Any) -> Any:
+    """Plot the loss against the fraction removed of the type, and against the fraction removed of the model."""
     figure = make_figure(
         8.6,
         4.2,
@@ -89,7 +91,7 @@ def curves(found: Any) -> Any:
         "Log-perplexity above dense on the validation text; everything else stays dense. Bars: 95 % intervals on the same windows.",
     )
     left, right = figure.subplots(1, 2, sharey=True)
-    for (name, own), colour, marker in zip(found.groupby("type", sort=False), COLOURS, MARKERS, strict=False):
+    for (name, own), colour, marker in zip(table.groupby("type", sort=False), COLOURS, MARKERS, strict=False):
         ends = [own.above_dense - own.above_dense_low, own.above_dense_high - own.above_dense]
         bars = None if own.above_dense_low.isna().any() else [each.clip(lower=0.0) for each in ends]
         look: dict[str, Any] = {"color": colour, "marker": marker, "label": name, "markersize": 3.5, "capsize": 2}

@@ -1,1 +1,1 @@
-"""Runs in MLflow, the registry, and the buffer for outages. Imports `tasks.results` and what that imports."""
+"""Tracking of runs in MLflow, the model registry, and the buffer for outages. Imports `tasks.results` and what that imports."""

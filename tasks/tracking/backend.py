@@ -1,17 +1,13 @@
-"""The store that MLflow writes to: SQLite by default, a server or another database by one setting.
+"""The store of MLflow: SQLite by default, a server or another database by one setting.
 
-Whatever is wrong with it must be said before hours of computation, so a connection is tried at once, and not with MLflow's own
-patience (minutes of repeated requests). The tables of a new SQLite file appear together (tasks/tracking/database.py), whoever is killed
-meanwhile and however many processes start at once. Files of a run lie in `mlruns` beside the database.
-
-A process that was killed outright cannot close its run. The next one on the same machine finds the record still running, sees by number and
-time of birth that the process is gone, and closes it. A run that came from a buffer (tasks/tracking/buffer.py) is closed there.
+A store that cannot be used must be reported before hours of computation, so a connection is tried at once, and without MLflow's own
+patience (minutes of repeated requests). The tables of a new SQLite file appear all at once (tasks/tracking/database.py), even if a process
+is killed or several start at the same time. The files of a run lie in `mlruns` next to the database.
 """
 
 import os
-import socket
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, nullcontext
 from contextvars import copy_context
@@ -20,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from mgaa.boundary import via_proxy
 from mgaa.errors import ResourceError, UsageError
-from tasks.cache.atomic import is_alive
 from tasks.config.parameters import PathSections, checkout_of
 from tasks.tracking.database import PATIENCE, Schema, make_tables
 
@@ -33,28 +28,28 @@ for _name, _value in {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute, in which a server starts again; MLflow's own patience is of minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute, enough for a server to restart; MLflow's default is minutes
 }.items():
-    os.environ.setdefault(_name, _value)  # MLflow reads them once, when it is imported
+    os.environ.setdefault(_name, _value)  # MLflow reads them once, on import
 
 SQLITE = "sqlite:///"
 FORMS = (SQLITE, "http://", "https://", "postgresql", "mysql", "mssql")
 DRIVERS = {"psycopg2": "mgaa[postgres]", "MySQLdb": "mysqlclient"}
-"""Packages of databases' drivers, where the module has another name."""
+"""Packages of database drivers whose module has another name."""
 METRICS, PAIRS = 1000, 100
-"""Metrics, and parameters or tags, that MLflow takes at once."""
+"""Metrics, and parameters or tags, that MLflow accepts in one call."""
 BUFFERED = "buffer.run"
-"""The tag of a run that was uploaded from a buffer: its id there."""
+"""Tag of a run that was uploaded from a buffer: its id there."""
 
 
 def connect(parameters: PathSections, uri: str | None = None) -> tuple["MlflowClient", str]:
-    """A client and the id of the experiment, which is created where it is missing.
+    """Open a client; returns it with the id of the experiment, which is created if it is missing.
 
     Args:
-        uri: of the store, by default that of the parameters.
+        uri: of the store; by default that of the parameters.
 
     Raises:
-        UsageError: `tracking.uri` is of no known form, or the experiment was deleted.
+        UsageError: `tracking.uri` has no known form, or the experiment was deleted.
     """
     uri = uri or parameters.tracking_uri
     if not uri.startswith(FORMS):
@@ -69,39 +64,39 @@ def connect(parameters: PathSections, uri: str | None = None) -> tuple["MlflowCl
     files = (database.parent if database else checkout_of(parameters.folder)) / "mlruns"
     with prepare_database(database, files) if database else nullcontext():
         client = MlflowClient(f"{uri}?timeout={PATIENCE:g}" if database else uri)
-        found = experiment_of(
+        entry = experiment_of(
             client, parameters.tracking.experiment, None if uri.startswith("http") else files.as_uri()
         )
-    if found.lifecycle_stage != "active":
+    if entry.lifecycle_stage != "active":
         raise UsageError(
-            f"tracking.experiment is {found.name!r}, which was deleted: expected another name, or "
-            f"`mlflow experiments restore --experiment-id {found.experiment_id}`."
+            f"tracking.experiment is {entry.name!r}, which was deleted: expected another name, or "
+            f"`mlflow experiments restore --experiment-id {entry.experiment_id}`."
         )
-    return client, str(found.experiment_id)
+    return client, str(entry.experiment_id)
 
 
 def experiment_of(client: "MlflowClient", name: str, place: str | None = None) -> Any:
-    """The experiment of a name, created where it is missing, whoever else creates it meanwhile.
+    """Find the experiment of a name, or create it, even if another process creates it at the same time.
 
     Args:
-        place: where its runs keep their files, by default where the server says.
+        place: folder for the files of its runs; by default the server decides.
     """
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    entry = client.get_experiment_by_name(name)
+    if entry is None:
         try:
             client.create_experiment(name, artifact_location=place)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        found = client.get_experiment_by_name(name)
-    return found
+        entry = client.get_experiment_by_name(name)
+    return entry
 
 
 @contextmanager
 def prepare_database(database: Path, files: Path) -> Iterator[None]:
-    """Hold the lock of a SQLite file that can be written and has its tables; it is made where it is missing."""
+    """Hold the lock of a SQLite file that is writable and has its tables; the file is created if it is missing."""
     from filelock import FileLock
 
     files.mkdir(parents=True, exist_ok=True)
@@ -116,7 +111,7 @@ def prepare_database(database: Path, files: Path) -> Iterator[None]:
 
 
 def revisions() -> "ScriptDirectory":
-    """The history of MLflow's tables."""
+    """History of MLflow's tables."""
     from alembic.script import ScriptDirectory
     from mlflow.store import db_migrations
 
@@ -124,16 +119,16 @@ def revisions() -> "ScriptDirectory":
 
 
 def upgrade(database: Path) -> None:
-    """Make MLflow's tables in a file, or bring those of an earlier version there to this one, as MLflow does when it opens it.
+    """Create MLflow's tables in a file, or migrate an earlier version's, as MLflow does when it opens the file.
 
-    The file is a draft, which nobody misses after a crash: nothing is forced to the disk, 270 times.
+    The file is a draft, which may be lost in a crash: so none of the 270 transactions waits for the disk.
     """
     from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine_with_retry
     from sqlalchemy import event
 
     engine = create_sqlalchemy_engine_with_retry(f"{SQLITE}{database}")
     event.listen(engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
-    engine.dispose()  # of the connection by which the file was tried
+    engine.dispose()  # drops the connection that tested the file
     try:
         _initialize_tables(engine)
     finally:
@@ -158,7 +153,7 @@ def log_all(
 
 
 def find_runs(client: "MlflowClient", experiment: str, chosen: str = "") -> list["Run"]:
-    """The runs of an experiment that a filter of MLflow chooses, the newest first, however many they are."""
+    """Find all runs of an experiment that match a filter of MLflow, the newest first."""
     from mlflow.utils import get_results_from_paginated_fn
 
     found: list[Run] = get_results_from_paginated_fn(
@@ -169,7 +164,7 @@ def find_runs(client: "MlflowClient", experiment: str, chosen: str = "") -> list
 
 
 def check_reachable(uri: str) -> None:
-    """Ask a server or a database once whether it is there; MLflow would ask for minutes. A file of SQLite needs no asking."""
+    """Contact a server or a database once; MLflow itself would retry for minutes. A SQLite file needs no check."""
     if uri.startswith("http"):
         import requests
 
@@ -183,7 +178,7 @@ def check_reachable(uri: str) -> None:
 
 @contextmanager
 def translate_store_errors(uri: str) -> Iterator[None]:
-    """Turn whatever a store answers with into one `ResourceError`."""
+    """Turn any error of a store into one `ResourceError`."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -203,7 +198,7 @@ def translate_store_errors(uri: str) -> Iterator[None]:
 
 
 def tags_of(uri: str, run: str) -> dict[str, str]:
-    """The tags of a run; those in SQLite are read without MLflow, whose import takes seconds.
+    """Tags of a run; those in SQLite are read without MLflow, whose import takes seconds.
 
     Raises:
         ResourceError: the store cannot be read, or has no such run.
@@ -229,46 +224,14 @@ def tags_of(uri: str, run: str) -> dict[str, str]:
 
 
 def run_uninterrupted(write: Callable[[], object]) -> None:
-    """Run `write` to its end in a thread of its own, where Ctrl-C and SIGTERM do not arrive.
+    """Run `write` to its end in a thread of its own, which Ctrl-C and SIGTERM do not reach.
 
-    An interrupt in the middle of a transaction would leave SQLite locked by this very process, and its end unrecorded.
+    An interrupt in the middle of a transaction would leave SQLite locked by this very process, and the end of the run unrecorded.
     """
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(copy_context().run, write).result()
 
 
-def fail_orphaned_runs(client: "MlflowClient", experiment: str) -> None:
-    """Mark as failed what processes of this machine left running when they were killed."""
-    own = process_tags()
-    host = own["process.host"].replace("'", "")
-    for run in client.search_runs([experiment], f"attributes.status = 'RUNNING' and tags.`process.host` = '{host}'"):
-        if BUFFERED not in run.data.tags and is_orphaned(run.data.tags):
-            client.set_tag(run.info.run_id, "error", f"The process {run.data.tags['process.id']} of {host} was killed.")
-            client.set_terminated(run.info.run_id, "FAILED")
-
-
-def is_orphaned(told: Mapping[str, Any]) -> bool:
-    """Whether `told`, what `process` said in some process, is of one of this machine that is gone."""
-    number = int(told.get("process.id", 0))
-    here = told.get("process.host") == socket.gethostname()
-    return here and not (is_alive(number) and told.get("process.birth") == process_start(number))
-
-
-def process_tags() -> dict[str, str]:
-    """Tags by which a later run sees whether this process still lives."""
-    return {
-        "process.host": socket.gethostname(),
-        "process.id": str(os.getpid()),
-        "process.birth": process_start(os.getpid()),
-    }
-
-
-def process_start(number: int) -> str:
-    """When a process started, in the kernel's ticks: numbers are used again. Empty where the system does not tell."""
-    path = Path(f"/proc/{number}/stat")
-    return path.read_text().rpartition(")")[2].split()[19] if path.exists() else ""
-
-
 def one_line(error: BaseException) -> str:
-    """The message of an error without line breaks."""
+    """Message of an error without line breaks."""
     return " ".join(str(error).split())

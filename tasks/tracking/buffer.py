@@ -1,12 +1,12 @@
-"""Where the record of a run waits for its tracking server (`tracking.unreachable: buffer`).
+"""Buffer for runs while their tracking server is unreachable (`tracking.unreachable: buffer`).
 
 Every run is then recorded on its own machine, in SQLite below the artifact store, and copied from there to `tracking.uri`: when it begins,
-and when it has ended. Whether the server is away before, in between or afterwards makes no difference to the run; the next one that
-reaches it copies what waits, and so does `python -m flows.registry upload`.
+and when it has ended. An outage before, during or after the run makes no difference to it; the next run that
+reaches the server copies whatever is waiting, and so does `python -m flows.registry upload`.
 
-A copy is created with the id of its original as a tag, and everything goes under names of its own (MLflow keeps one of two equal points of
-a metric, parameters, tags, inputs and files alike), so a copy that was interrupted is begun again and nothing comes twice. A run leaves
-the buffer when it has ended and all of it is on the server.
+A copy is created with the id of its original as a tag, and every item has a name of its own (MLflow keeps one of two equal points of
+a metric, parameters, tags, inputs and files alike), so an interrupted copy is simply repeated and nothing appears twice. A run leaves
+the buffer when it has ended and is completely on the server.
 """
 
 import logging
@@ -23,13 +23,13 @@ from tasks.tracking.backend import (
     SQLITE,
     connect,
     experiment_of,
-    fail_orphaned_runs,
     find_runs,
     log_all,
     run_uninterrupted,
     translate_store_errors,
 )
 from tasks.tracking.database import PATIENCE
+from tasks.tracking.processes import fail_orphaned_runs
 from tasks.tracking.registration import register
 
 if TYPE_CHECKING:
@@ -41,20 +41,20 @@ logger = logging.getLogger(__name__)
 
 
 def database(params: PathSections) -> Path:
-    """The SQLite file of the buffer; files of its runs lie in `mlruns` beside it."""
+    """SQLite file of the buffer; the files of its runs lie in `mlruns` next to it."""
     return params.store_path / "buffer" / "mlflow.db"
 
 
 def recording_uri(params: PathSections) -> str:
-    """Where a run is recorded while it runs."""
+    """URI of the store in which a run is recorded while it runs."""
     return f"{SQLITE}{database(params)}" if params.tracking.unreachable == "buffer" else params.tracking_uri
 
 
 def deliver(params: PathSections) -> bool:
-    """Copy the buffer to the server if there is a buffer; whether the server could be reached, and a warning if not.
+    """Copy the buffer, if there is one, to the server; returns whether that succeeded, and warns if not.
 
     Raises:
-        UsageError: the server has deleted the experiment, or `tracking.uri` is of no known form.
+        UsageError: the experiment was deleted on the server, or `tracking.uri` has no known form.
     """
     if params.tracking.unreachable != "buffer":
         return False
@@ -62,7 +62,7 @@ def deliver(params: PathSections) -> bool:
         run_uninterrupted(lambda: upload(params))
     except (ResourceError, LockedError) as error:
         logger.warning(
-            "%s The run goes on; its record is kept in %s, and the next run that reaches the server uploads it, or "
+            "%s The run continues; its record is kept in %s, and the next run that reaches the server uploads it, or "
             "`python -m flows.registry upload`.",
             error,
             database(params).parent,
@@ -72,10 +72,10 @@ def deliver(params: PathSections) -> bool:
 
 
 def upload(params: PathSections) -> list[str]:
-    """Copy every run of the buffer to `tracking.uri`; the names of those that have left the buffer.
+    """Copy every run of the buffer to `tracking.uri`; returns the names of those that have left the buffer.
 
     Raises:
-        UsageError: the server has deleted the experiment, or `tracking.uri` is of no known form.
+        UsageError: the experiment was deleted on the server, or `tracking.uri` has no known form.
         ResourceError: the server cannot be reached or written.
         LockedError: another process is uploading.
     """
@@ -98,16 +98,16 @@ def upload(params: PathSections) -> list[str]:
 
 
 def pending_runs(buffer: "MlflowClient") -> list["Run"]:
-    """The runs of the buffer, parents before what runs below them."""
-    found: list[Run] = []
+    """Runs of the buffer, parents before their children."""
+    runs: list[Run] = []
     for experiment in buffer.search_experiments():
         fail_orphaned_runs(buffer, experiment.experiment_id)
-        found += find_runs(buffer, experiment.experiment_id)
-    return sorted(found, key=lambda run: (PARENT in run.data.tags, run.info.start_time))
+        runs += find_runs(buffer, experiment.experiment_id)
+    return sorted(runs, key=lambda run: (PARENT in run.data.tags, run.info.start_time))
 
 
 def copy_run(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool:
-    """Bring the copy of a run to its state; True if the run has ended and left the buffer."""
+    """Bring the copy of a run up to date; returns whether the run has ended and left the buffer."""
     place = experiment_of(server, buffer.get_experiment(run.info.experiment_id).name)
     if place.lifecycle_stage != "active":
         logger.warning("The run %s stays in the buffer: the experiment %s was deleted.", run.info.run_name, place.name)
@@ -117,7 +117,7 @@ def copy_run(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool
     made = find_copy(server, place.experiment_id, run.info.run_id) or server.create_run(
         place.experiment_id, run.info.start_time, tags, run.info.run_name
     )
-    if made.info.lifecycle_stage == "active":  # else somebody has deleted it on the server
+    if made.info.lifecycle_stage == "active":  # otherwise it was deleted on the server
         copy_contents(buffer, run, server, made.info.run_id, tags)
     if run.info.status == "RUNNING":
         return False
@@ -129,7 +129,7 @@ def copy_run(buffer: "MlflowClient", server: "MlflowClient", run: "Run") -> bool
 def copy_contents(
     buffer: "MlflowClient", run: "Run", server: "MlflowClient", made: str, tags: Mapping[str, str]
 ) -> None:
-    """Copy all that a run has to the run `made` of the server; its end comes last."""
+    """Copy everything of a run to the run `made` of the server, its end last."""
     from mlflow.entities import Param, RunTag
 
     log_all(
@@ -149,7 +149,7 @@ def copy_contents(
 
 
 def find_copy(server: "MlflowClient", experiment: str, original: str) -> "Run | None":
-    """The copy of a run of the buffer on the server, deleted or not."""
+    """Find the copy of a buffered run on the server, deleted or not."""
     from mlflow.entities import ViewType
 
     found = server.search_runs([experiment], f"tags.`{BUFFERED}` = '{original}'", ViewType.ALL) if original else []
@@ -157,5 +157,5 @@ def find_copy(server: "MlflowClient", experiment: str, original: str) -> "Run | 
 
 
 def files_of(run: "Run") -> Path:
-    """The folder of its files."""
+    """Folder of the files of a run."""
     return Path(unquote(urlparse(run.info.artifact_uri).path))

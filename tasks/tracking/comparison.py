@@ -1,6 +1,6 @@
 """Runs of one experiment side by side: the parameters in which they differ, and what they measured.
 
-A run is meant by its id or the beginning of it, by its name, or by the number or alias of the version that it registered.
+A run is named by its id or the beginning of it, by its name, or by the number or alias of the version that it registered.
 """
 
 import re
@@ -16,33 +16,33 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 NEWEST = 8
-"""Runs that are compared when none is named."""
+"""Number of runs that are compared if none is named."""
 FINISHED = "attributes.status = 'FINISHED'"
 PARENT = "mlflow.parentRunId"
 
 
 def compare(params: PathSections, wanted: Sequence[str] = ()) -> dict[str, Any]:
-    """The table of the `wanted` runs, or of the newest that have finished: `{runs, parameters: {key: [...]}, metrics: {key: [...]}}`.
+    """Compare the `wanted` runs, or the newest that have finished: `{runs, parameters: {key: [...]}, metrics: {key: [...]}}`.
 
-    Each list has a value per run, null where the run has none. Parameters that are the same in all runs are left out.
+    Each list has a value per run, None if the run has none. Parameters that are equal in all runs are left out.
 
     Raises:
-        UsageError: a word means no run, or several.
+        UsageError: a word names no run, or several.
         ResourceError: the tracking store cannot be reached.
     """
     with translate_store_errors(params.tracking_uri):
-        found = choose_runs(params, wanted)
-    parameters = {key: [run.data.params.get(key) for run in found] for key in keys(run.data.params for run in found)}
-    measured = {key: [run.data.metrics.get(key) for run in found] for key in keys(run.data.metrics for run in found)}
+        runs = choose_runs(params, wanted)
+    parameters = {key: [run.data.params.get(key) for run in runs] for key in keys(run.data.params for run in runs)}
+    measured = {key: [run.data.metrics.get(key) for run in runs] for key in keys(run.data.metrics for run in runs)}
     return {
-        "runs": [{"id": run.info.run_id, "name": run.info.run_name, "start": run.info.start_time} for run in found],
+        "runs": [{"id": run.info.run_id, "name": run.info.run_name, "start": run.info.start_time} for run in runs],
         "parameters": {key: values for key, values in parameters.items() if len(set(values)) > 1},
         "metrics": measured,
     }
 
 
 def choose_runs(params: PathSections, wanted: Sequence[str]) -> list["Run"]:
-    """The runs that the words mean, in their order; without words the newest, oldest first."""
+    """Runs that the words name, in their order; without words the newest ones, oldest first."""
     client, experiment = connect(params)
     if not wanted:
         finished = [run for run in find_runs(client, experiment, FINISHED) if PARENT not in run.data.tags]
@@ -60,19 +60,19 @@ def choose_runs(params: PathSections, wanted: Sequence[str]) -> list["Run"]:
 
 
 def match_run(runs: Sequence["Run"], word: str) -> "Run":
-    """The run of an id, of its beginning, or of a name."""
-    found = [run for run in runs if run.info.run_name == word]
+    """Find the run of an id, of the beginning of one, or of a name."""
+    matches = [run for run in runs if run.info.run_name == word]
     if re.fullmatch(r"[0-9a-f]{4,32}", word):
-        found += [run for run in runs if run.info.run_id.startswith(word)]
-    if len(found) == 1:
-        return found[0]
-    near = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in (found or runs)[:NEWEST])
+        matches += [run for run in runs if run.info.run_id.startswith(word)]
+    if len(matches) == 1:
+        return matches[0]
+    near = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in (matches or runs)[:NEWEST])
     raise UsageError(
-        f"{word!r} means {len(found)} runs: expected the beginning of one id, a name that comes once, or with registry.model a version "
+        f"{word!r} means {len(matches)} runs: expected the beginning of one id, a name that comes once, or with registry.model a version "
         f"or an alias; there are {near or 'no runs'}."
     )
 
 
 def keys(tables: Iterable[dict[str, Any]]) -> list[str]:
-    """The keys of all tables, sorted."""
+    """Keys of all tables, sorted."""
     return sorted({key for table in tables for key in table})

@@ -1,11 +1,12 @@
-"""The SQLite file of a library, whole or as it was: its tables are made beside it, and take its place in one transaction.
+"""Tables of a library in SQLite, created or migrated atomically: they are made in a draft and copied in one transaction.
 
-MLflow makes its tables in 270 transactions, Prefect in 116. A process that is killed between two of them leaves a file in which nobody can
-go on ("table ... already exists"), and two that make them at once stop each other. So they are made in a draft beside it, while this
-process alone has the file, and SQLite copies the draft into it in one transaction: a kill leaves the draft, which the next run removes.
+MLflow makes its tables in 270 transactions, Prefect in 116. A process that is killed between two of them leaves an unusable file
+("table ... already exists"), and two that make them at once break each other. So the tables are made in a draft next to the file, while
+this process holds the file exclusively, and SQLite copies the draft into it in one transaction: a kill leaves the draft, which the next run
+removes.
 
-What a file holds is never lost. Only one without a row, which the library began and did not finish, is made anew; the tables of an earlier
-version are brought to this one in a copy.
+No content of a file is lost. Only a file without a row, which the library began and did not finish, is made anew; the tables of an earlier
+version are migrated in a copy.
 """
 
 import sqlite3
@@ -24,18 +25,18 @@ if TYPE_CHECKING:
 PATIENCE = 60.0
 """Seconds to wait for another process that writes to the same SQLite file."""
 UNDER_WAY = "_alembic_tmp_"
-"""Before the name of a table while it is changed."""
+"""Prefix of the name of a table while it is changed."""
 
 
 @dataclass(frozen=True)
 class Schema:
-    """How a library makes its tables.
+    """Recipe for the tables of a library.
 
     Attributes:
         library: its name.
         revisions: the history of its tables, as alembic has it.
-        upgrade: makes them in a file, or brings those of an earlier version there to this one.
-        elsewhere: how another file is chosen.
+        upgrade: creates them in a file, or migrates those of an earlier version.
+        elsewhere: how to choose another file, for the error message.
     """
 
     library: str
@@ -45,11 +46,11 @@ class Schema:
 
 
 def make_tables(database: Path, schema: Schema) -> None:
-    """Make the tables of `schema` in a file that has none, or brings those that it has to this version.
+    """Create the tables of `schema` in a file that has none, or migrate those that it has to this version.
 
     Raises:
-        ResourceError: it holds something, and its tables cannot be brought to this version; it was left as it is.
-        sqlite3.Error, OSError: it is no database, or cannot be written.
+        ResourceError: the file has content, and its tables cannot be migrated to this version; it was left as it is.
+        sqlite3.Error, OSError: the file is no database, or cannot be written.
     """
     remove_stale_drafts(database.parent)
     with closing(sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)) as target:
@@ -69,13 +70,13 @@ def make_tables(database: Path, schema: Schema) -> None:
 
 
 def is_current(database: sqlite3.Connection, schema: Schema) -> bool:
-    """Whether the tables are those of this version of the library."""
-    found = current_revision(database)
-    return found is not None and found == schema.revisions().get_current_head()
+    """Tell whether the tables match this version of the library."""
+    revision = current_revision(database)
+    return revision is not None and revision == schema.revisions().get_current_head()
 
 
 def is_unfinished(database: sqlite3.Connection, draft: Path, schema: Schema) -> bool:
-    """Whether a file holds nothing that a fresh one does not, and its tables, if any, are the beginnings of those of the library."""
+    """Tell whether a file holds nothing beyond a fresh one, and its tables, if any, are the first of those that the library makes."""
     with closing(sqlite3.connect(draft)) as fresh:
         known = count_rows(fresh)
     found, reached = count_rows(database), current_revision(database)
@@ -87,18 +88,18 @@ def is_unfinished(database: sqlite3.Connection, draft: Path, schema: Schema) -> 
 
 
 def current_revision(database: sqlite3.Connection) -> str | None:
-    """How far alembic has come; None where it has not begun."""
+    """Alembic revision of a file; None if there is none yet."""
     try:
-        found = database.execute("SELECT version_num FROM alembic_version").fetchone()
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.OperationalError as error:
         if "no such table" not in str(error):
             raise
         return None
-    return None if found is None else str(found[0])
+    return None if row is None else str(row[0])
 
 
 def count_rows(database: sqlite3.Connection) -> dict[str, int]:
-    """How many rows each table has."""
+    """Number of rows of each table."""
     names = [name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
     count = 'SELECT count(*) FROM "{}"'
     return {name: database.execute(count.format(name.replace('"', '""'))).fetchone()[0] for name in names}
@@ -106,7 +107,7 @@ def count_rows(database: sqlite3.Connection) -> dict[str, int]:
 
 @contextmanager
 def lock_database(database: sqlite3.Connection) -> Iterator[None]:
-    """Have the file alone inside the block, and until the connection is closed: others wait."""
+    """Hold the file exclusively inside the block, and until the connection is closed: other processes wait."""
     database.execute("PRAGMA locking_mode = EXCLUSIVE")
     database.execute("BEGIN EXCLUSIVE")
     database.execute("COMMIT")
@@ -114,7 +115,7 @@ def lock_database(database: sqlite3.Connection) -> Iterator[None]:
 
 
 def copy_rows(database: sqlite3.Connection, draft: Path) -> None:
-    """Copy all that a file holds to another one."""
+    """Copy the whole content of a file to another one."""
     with closing(sqlite3.connect(draft)) as made:
         database.backup(made)
 

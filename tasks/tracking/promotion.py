@@ -1,7 +1,7 @@
-"""Which version of the registered model is the champion: the one that passed the gate (section `registry.gate`).
+"""Promotion: the version of the registered model that passed the gate (section `registry.gate`) becomes the champion.
 
-A version is judged by the metrics of its run in MLflow, so on every machine alike. What was not measured, and what is not a number, passes
-no bound. The alias `champion` moves when all bounds hold and not otherwise.
+A version is judged by the metrics of its run in MLflow, hence alike on every machine. A metric that was not measured, or is not a number,
+passes no bound. The alias `champion` moves if and only if all bounds hold.
 """
 
 from collections.abc import Mapping
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 SCORES = {"tasks": "acc", "questions": "accuracy"}
-"""What of a task or of a set of questions the gate looks at."""
+"""Score of a task or of a set of questions that the gate uses."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A version of the registered model, with what its run measured.
+    """A version of the registered model, with the metrics of its run.
 
     Attributes:
-        method: the name of the model among the metrics.
+        method: name of the model among the metrics.
     """
 
     number: int
@@ -40,16 +40,16 @@ class Version:
     metrics: Mapping[str, float]
 
     def of(self, key: str, model: str | None = None) -> float:
-        """A metric of this model or of another one in its run; not a number where it was not measured."""
+        """Metric of this model, or of another one in its run; NaN if it was not measured."""
         return self.metrics.get(f"{key}/{model or self.method}", float("nan"))
 
     @property
     def above_dense(self) -> float:
-        """Perplexity in multiples of the dense model's."""
+        """Perplexity as a multiple of the dense model's."""
         return self.of("perplexity") / self.of("perplexity", DENSE)
 
     def losses(self) -> dict[str, float]:
-        """Points of 100 below dense, by task and set of questions."""
+        """Percentage points below dense, by task and set of questions."""
         return {
             name: 100 * (self.of(group, f"{DENSE}/{name}/{score}") - self.of(group, f"{self.method}/{name}/{score}"))
             for group, score in SCORES.items()
@@ -58,17 +58,17 @@ class Version:
 
 
 def metric_names(metrics: Mapping[str, float], before: str, after: str) -> list[str]:
-    """What stands between `before` and `after` in the names of metrics, where that is one word."""
-    found = [
+    """Middle parts of the metric names that start with `before` and end with `after`, if they are one word."""
+    middles = [
         key.removeprefix(before).removesuffix(after)
         for key in metrics
         if key.startswith(before) and key.endswith(after)
     ]
-    return [each for each in found if "/" not in each]
+    return [each for each in middles if "/" not in each]
 
 
 def versions(params: PathSections) -> list[Version]:
-    """The versions of `registry.model`, oldest first.
+    """Versions of `registry.model`, oldest first.
 
     Raises:
         UsageError: no name is set, or no run has registered under it.
@@ -81,7 +81,7 @@ def versions(params: PathSections) -> list[Version]:
 
 
 def versions_of(client: "MlflowClient", model: str) -> list[Version]:
-    """The same of an open client."""
+    """Versions of a registered model, oldest first, read through an open client."""
     found = client.search_model_versions(f"name = '{model}'")
     if not found:
         raise UsageError(
@@ -96,14 +96,14 @@ def versions_of(client: "MlflowClient", model: str) -> list[Version]:
 
 
 def version_of(client: "MlflowClient", version: "ModelVersion", aliases: list[str]) -> Version:
-    """A version with what its run measured."""
+    """Version with the metrics of its run."""
     run = client.get_run(version.run_id)
     facts = run.info.run_id, run.info.run_name, run.data.params.get("method", "")
     return Version(int(version.version), tuple(sorted(aliases)), *facts, version.tags, run.data.metrics)
 
 
 def model_of(params: PathSections) -> str:
-    """The name of the registered model."""
+    """Name of the registered model."""
     if params.registry.model is None:
         raise UsageError(
             "registry.model is null: expected the name of a registered model, such as registry.model=mgaa."
@@ -122,8 +122,8 @@ def promote(params: PathSections, number: int | None = None) -> Version:
     model = model_of(params)
     with translate_store_errors(params.tracking_uri):
         client, _ = connect(params)
-        found = versions_of(client, model)
-        chosen, champion = choose_version(found, number), with_alias(found, CHAMPION)
+        known = versions_of(client, model)
+        chosen, champion = choose_version(known, number), with_alias(known, CHAMPION)
         if missed := missed_bounds(params.registry.gate, chosen, champion):
             stays = "there is no champion" if champion is None else f"version {champion.number} stays champion"
             raise InputError(
@@ -134,26 +134,26 @@ def promote(params: PathSections, number: int | None = None) -> Version:
     return chosen
 
 
-def choose_version(found: list[Version], number: int | None) -> Version:
-    """The version of a number, or the candidate."""
-    chosen = [each for each in found if each.number == number]
+def choose_version(versions: list[Version], number: int | None) -> Version:
+    """Version of a number, or the candidate."""
+    chosen = [each for each in versions if each.number == number]
     if number is None:
-        chosen = [each for each in found if CANDIDATE in each.aliases]
+        chosen = [each for each in versions if CANDIDATE in each.aliases]
     if not chosen:
-        wanted = "with the alias candidate" if number is None else str(number)
+        missing = "with the alias candidate" if number is None else str(number)
         raise UsageError(
-            f"There is no version {wanted}: expected one of {', '.join(str(each.number) for each in found)}."
+            f"There is no version {missing}: expected one of {', '.join(str(each.number) for each in versions)}."
         )
     return chosen[0]
 
 
-def with_alias(found: list[Version], alias: str) -> Version | None:
-    """The version that has an alias, if there is one."""
-    return next((each for each in found if alias in each.aliases), None)
+def with_alias(versions: list[Version], alias: str) -> Version | None:
+    """Version that has an alias, if there is one."""
+    return next((each for each in versions if alias in each.aliases), None)
 
 
 def missed_bounds(gate: Gate, version: Version, champion: Version | None) -> list[str]:
-    """Every bound that a version misses, with the value and the bound."""
+    """List the bounds that a version misses, with the value and the bound."""
     missed = []
 
     def bound(held: bool, told: str, limit: str, key: str) -> None:

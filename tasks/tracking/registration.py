@@ -1,7 +1,7 @@
-"""A checkpoint in MLflow's registry: the folder as it is, no pickled flavour, found by aliases.
+"""A checkpoint in MLflow's registry: the plain folder, without a pickled flavour, found by aliases.
 
-A run that was told to (`registry.model`) keeps its checkpoint among its files and says so in tags; from these alone the version is made, by
-the run itself or by whoever copies it to the server. It gets the alias `candidate`; `champion` is given by a gate
+A run with a `registry.model` keeps its checkpoint among its files and names it in tags; the version is made from these alone, by
+the run itself or by whatever copies it to the server. It gets the alias `candidate`; the gate gives `champion`
 (tasks/tracking/promotion.py).
 """
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 FOLDER = "checkpoint"
-"""Where a run keeps its checkpoint, among its files."""
+"""Folder of the checkpoint among the files of a run."""
 MODEL, DIGEST, RECORD = "registry.model", "registry.checkpoint", "run.record"
-"""Tags of a run: the registered model, the digest of the checkpoint, that of the record of the run."""
+"""Tags of a run: the registered model, the digest of the checkpoint, the digest of the run's record."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 
 
 def register(client: "MlflowClient", run: str) -> "ModelVersion | None":
-    """The version that a run's tags ask for, made if there is none yet; a run that asks for none has none."""
+    """Register the version that the tags of a run request, unless it exists; returns it, or None if the tags request none."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_run(run)
-    name = found.data.tags.get(MODEL)
+    run_entity = client.get_run(run)
+    name = run_entity.data.tags.get(MODEL)
     if name is None:
         return None
     try:
@@ -33,8 +33,8 @@ def register(client: "MlflowClient", run: str) -> "ModelVersion | None":
             raise
     if versions := client.search_model_versions(f"run_id = '{run}'"):
         return versions[0]
-    tags = {key: found.data.tags[key] for key in (DIGEST, RECORD) if key in found.data.tags}
-    version = client.create_model_version(name, f"{found.info.artifact_uri}/{FOLDER}", run, tags)
+    tags = {key: run_entity.data.tags[key] for key in (DIGEST, RECORD) if key in run_entity.data.tags}
+    version = client.create_model_version(name, f"{run_entity.info.artifact_uri}/{FOLDER}", run, tags)
     set_alias(client, name, CANDIDATE, version.version)
     return version
 
@@ -42,8 +42,8 @@ def register(client: "MlflowClient", run: str) -> "ModelVersion | None":
 def set_alias(client: "MlflowClient", model: str, alias: str, version: str) -> None:
     """Point an alias of a registered model at a version.
 
-    MLflow inserts an alias that it did not find. Of two writers that set a new one at once, its database refuses the second; by then the
-    alias is there, and setting it again updates it.
+    MLflow inserts an alias that it does not find. Of two writers that set a new one at once, its database refuses the second; by then the
+    alias exists, and setting it again updates it.
     """
     from mlflow.exceptions import MlflowException
 

@@ -1,1 +1,1 @@
-"""A store looked after: what is needed, removed, pinned and shared. Imports `tasks.audit` and what that imports."""
+"""Upkeep of a store: retention, garbage collection, pins and synchronization. Imports `tasks.audit` and what that imports."""

@@ -1,7 +1,7 @@
-"""Looking after a store: what is in it, how large it is, and the removal of what nothing needs (tasks/upkeep/retention.py).
+"""Contents and size of a store, and the removal of what nothing needs (tasks/upkeep/retention.py).
 
-A key goes before the artifact that it names, and an artifact leaves under another name before its files go: a collection that is killed
-leaves a sound store, and the rest for the next one.
+A key is removed before the artifact that it names, and an artifact is renamed before its files are deleted: a collection that is killed
+leaves a sound store, and the next one removes the rest.
 """
 
 import json
@@ -24,7 +24,7 @@ from tasks.upkeep.store_lock import lock_store
 
 @dataclass(frozen=True)
 class Entry:
-    """An artifact as a list shows it; `task` and `end` are empty where its manifest is damaged."""
+    """An artifact in a listing; `task` and `end` are empty where its manifest is damaged."""
 
     artifact: Artifact
     bytes: int
@@ -35,7 +35,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Collection:
-    """What a collection removed, or would remove, and what it kept."""
+    """Result of a collection: what was removed (or would be), and what was kept."""
 
     removed: list[Entry]
     kept: int
@@ -44,13 +44,13 @@ class Collection:
 
     @property
     def bytes(self) -> int:
-        """Of what was removed."""
+        """Bytes of the removed artifacts."""
         return sum(entry.bytes for entry in self.removed)
 
 
 def list_entries(store: Store, kind: str = "*") -> Iterator[Entry]:
-    """Every artifact of the store, by its manifest alone."""
-    kept = {pin.artifact for pin in pins(store)}
+    """List the artifacts of a store, by their manifests alone."""
+    pinned = {pin.artifact for pin in pins(store)}
     for artifact in artifacts(store, kind):
         manifest = node_of(store, artifact).manifest
         yield Entry(
@@ -58,45 +58,45 @@ def list_entries(store: Store, kind: str = "*") -> Iterator[Entry]:
             folder_size(store.path_of(artifact)),
             manifest.get("task", ""),
             manifest.get("end", ""),
-            artifact in kept,
+            artifact in pinned,
         )
 
 
 def folder_size(folder: Path) -> int:
-    """Bytes of all files below a folder."""
+    """Total size in bytes of all files below a folder."""
     return sum(path.lstat().st_size for path in folder.rglob("*") if not path.is_dir())
 
 
 def store_sizes(store: Store) -> dict[str, dict[str, int]]:
-    """Number of files or artifacts, and bytes, of everything that lies in the store, by its folder."""
+    """Number of files or artifacts, and bytes, in every folder of a store."""
     folders = sorted(path for path in store.path.glob("*") if path.is_dir())
     return {path.name: {"count": sum(1 for _ in path.iterdir()), "bytes": folder_size(path)} for path in folders}
 
 
 def collect_garbage(params: PathSections, store: Store, *, latest: int, dry: bool, wait: float) -> Collection:
-    """Remove what nothing needs; with `dry`, only tell what that would be.
+    """Remove what nothing needs; with `dry`, only report it.
 
     Args:
-        latest: how many of the latest runs are kept for their own sake.
+        latest: number of latest runs that are kept in any case.
         wait: seconds to wait for runs that use the store.
 
     Raises:
         LockedError: a run uses the store.
-        DamagedError: an exported manifest or a `dvc.lock` cannot be read, so what it needs cannot be told; nothing was removed.
+        DamagedError: an exported manifest or a `dvc.lock` cannot be read, so its needs are unknown; nothing was removed.
     """
     with lock_store(store.path, wait):
         kept = needed_artifacts(params, store, latest)
         removed = [entry for entry in list_entries(store) if entry.artifact not in kept]
-        gone = {entry.artifact for entry in removed}
-        keys = [path for path, artifact in keys_in(store) if artifact is None or artifact in gone]
-        shelved = [*(store.path / "quarantine").glob(f"*-{64 * '[0-9a-f]'}-*")]
+        unneeded = {entry.artifact for entry in removed}
+        keys = [path for path, artifact in keys_in(store) if artifact is None or artifact in unneeded]
+        quarantined = [*(store.path / "quarantine").glob(f"*-{64 * '[0-9a-f]'}-*")]
         if not dry:
-            remove_artifacts(store, keys, [*(store.path_of(artifact) for artifact in gone), *shelved])
-        return Collection(removed, len(kept.keys() - gone), len(keys), len(shelved))
+            remove_artifacts(store, keys, [*(store.path_of(artifact) for artifact in unneeded), *quarantined])
+        return Collection(removed, len(kept.keys() - unneeded), len(keys), len(quarantined))
 
 
 def keys_in(store: Store) -> Iterator[tuple[Path, Artifact | None]]:
-    """The records of keys with the artifact that they name; null where they are damaged."""
+    """List the key records with the artifacts that they name; None for a damaged record."""
     for path in sorted((store.path / "keys").glob(f"{64 * '[0-9a-f]'}.json")):
         try:
             record: Mapping[str, Any] = json.loads(path.read_bytes())
@@ -106,7 +106,7 @@ def keys_in(store: Store) -> Iterator[tuple[Path, Artifact | None]]:
 
 
 def remove_artifacts(store: Store, keys: list[Path], folders: list[Path]) -> None:
-    """Keys first, then folders, each out of its place at once."""
+    """Remove key records first, then artifact folders, each renamed away in one step."""
     with disk_errors(store.path):
         for path in keys:
             path.unlink(missing_ok=True)

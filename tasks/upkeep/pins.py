@@ -1,4 +1,4 @@
-"""Pins: artifacts that a person wants to keep, whatever else needs them. A file each, `store/pins/<kind>-<digest>.json`."""
+"""Pins: artifacts that a person wants to keep, whether or not anything needs them. One file each, `store/pins/<kind>-<digest>.json`."""
 
 import json
 from collections.abc import Iterator
@@ -14,21 +14,21 @@ FOLDER = "pins"
 
 @dataclass(frozen=True)
 class Pin:
-    """An artifact, with everything behind it, and why it is kept."""
+    """An artifact that is kept with all its ancestors, and the reason."""
 
     artifact: Artifact
     why: str
 
 
 def pin(store: Store, artifact: Artifact, why: str) -> None:
-    """Keep an artifact of the store; the second time, for another reason."""
+    """Pin an artifact of the store; pinning it again replaces the reason."""
     store.folder(artifact)
     content = format_json({"kind": artifact.kind, "digest": artifact.digest, "why": why})
     write_file(store.path / FOLDER / f"{artifact.kind}-{artifact.digest}.json", content)
 
 
 def unpin(store: Store, artifact: Artifact) -> None:
-    """Stop keeping it; raises `InputError` where it is not pinned."""
+    """Remove the pin of an artifact; raises `InputError` if it has none."""
     try:
         with disk_errors(store.path):
             (store.path / FOLDER / f"{artifact.kind}-{artifact.digest}.json").unlink()
@@ -37,7 +37,7 @@ def unpin(store: Store, artifact: Artifact) -> None:
 
 
 def pins(store: Store) -> Iterator[Pin]:
-    """All pins."""
+    """List all pins."""
     for path in sorted((store.path / FOLDER).glob("*.json")):
         try:
             content = json.loads(path.read_bytes())

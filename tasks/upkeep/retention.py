@@ -1,8 +1,8 @@
-"""What of a store is needed: everything behind a checkpoint, a revision of DVC, a pin, or one of the latest runs.
+"""Artifacts that must be kept: the ancestors of every exported checkpoint, DVC revision, pin and recent run.
 
-Checkpoints and records are found where they were exported, below the folder of `params.yaml`. Revisions of DVC are those of every branch,
-tag, stash and experiment: their `dvc.lock` names records by MD5, which the store knows, and folders, whose manifest DVC's cache has. A
-revision of which neither is here was made elsewhere, or by a store that is gone: it needs nothing of this one that could be told.
+Checkpoints and records are found where they were exported, below the folder of `params.yaml`. The DVC revisions are those of every branch,
+tag, stash and experiment: their `dvc.lock` names records by MD5, which the store knows, and folders, whose manifests are in DVC's cache. A
+revision with neither was made elsewhere, or with a store that is gone: it needs nothing of this one as far as can be known.
 """
 
 import json
@@ -24,20 +24,20 @@ from tasks.upkeep.pins import pins
 
 
 def needed_artifacts(params: PathSections, store: Store, latest: int) -> dict[Artifact, str]:
-    """Every artifact that is needed, with what needs it.
+    """Map every artifact that is needed to the reason.
 
     Args:
-        latest: how many of the latest runs are needed for their own sake.
+        latest: number of latest runs that are kept in any case.
     """
-    found: dict[Artifact, str] = {}
+    reasons: dict[Artifact, str] = {}
     for root, why in roots(params, store, latest):
         for artifact in ancestors(store, root):
-            found.setdefault(artifact, why)
-    return found
+            reasons.setdefault(artifact, why)
+    return reasons
 
 
 def roots(params: PathSections, store: Store, latest: int) -> Iterator[tuple[Artifact, str]]:
-    """What is needed for its own sake, and why."""
+    """List the artifacts that are needed for their own sake, with the reasons."""
     yield from ((pin.artifact, f"pinned{f': {pin.why}' if pin.why else ''}") for pin in pins(store))
     yield from exported_artifacts(params)
     yield from revisions(params, store)
@@ -47,7 +47,7 @@ def roots(params: PathSections, store: Store, latest: int) -> Iterator[tuple[Art
 
 
 def ancestors(store: Store, root: Artifact) -> set[Artifact]:
-    """A root, what it was made from by its own manifest, and by every run that had it."""
+    """A root with all its ancestors, by its own manifest and by every run that used it."""
     runs = [root] if root.kind == KIND else [*runs_with(store, root)]
     ways: list[dict[Artifact, str]] = [
         {},
@@ -57,7 +57,7 @@ def ancestors(store: Store, root: Artifact) -> set[Artifact]:
 
 
 def exported_artifacts(params: PathSections) -> Iterator[tuple[Artifact, str]]:
-    """Checkpoints and records below the folder of `params.yaml`."""
+    """List the checkpoints and records below the folder of `params.yaml`."""
     folder = checkout_of(params.folder)
     patterns = (f"models/*/{MANIFEST}", *(f"{depth}/*{RECORD}" for depth in ("*", "*/*")))
     places = [path for pattern in patterns for path in folder.glob(pattern)]
@@ -71,10 +71,10 @@ def exported_artifacts(params: PathSections) -> Iterator[tuple[Artifact, str]]:
 
 
 def artifact_of(path: Path) -> Artifact:
-    """The artifact that an exported manifest or record names.
+    """Artifact that an exported manifest or record names.
 
     Raises:
-        DamagedError: the manifest was altered; what it needed can no longer be told.
+        DamagedError: the manifest was altered; what it needed is no longer known.
     """
     if path.name != MANIFEST:
         return digest_of(path.read_bytes())
@@ -83,7 +83,7 @@ def artifact_of(path: Path) -> Artifact:
 
 
 def revisions(params: PathSections, store: Store) -> Iterator[tuple[Artifact, str]]:
-    """What the `dvc.lock` of every revision names."""
+    """List the artifacts that the `dvc.lock` of any revision names."""
     folder = checkout_of(params.folder)
     records = {
         md5((store.path_of(run) / RECORD).read_bytes()): run
@@ -94,17 +94,17 @@ def revisions(params: PathSections, store: Store) -> Iterator[tuple[Artifact, st
         for out in (out for stage in lock.values() for out in stage.get("outs", [])):
             if out.get("md5") in records:
                 yield records[out["md5"]], f"dvc.lock of {name}"
-            elif str(out.get("md5")).endswith(".dir") and (found := cached_artifact(folder, out["md5"])) is not None:
-                yield found, f"dvc.lock of {name}"
+            elif str(out.get("md5")).endswith(".dir") and (exported := cached_artifact(folder, out["md5"])) is not None:
+                yield exported, f"dvc.lock of {name}"
 
 
 def is_sound_record(store: Store, run: Artifact) -> bool:
-    """Whether a record is there."""
+    """Tell whether the store has the record file of a run."""
     return (store.path_of(run) / RECORD).is_file()
 
 
 def read_locks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every `dvc.lock`: of the working tree, and of all commits of all references; equal ones once."""
+    """Read every distinct `dvc.lock`, of the working tree and of all commits of all references."""
     if (folder / "dvc.lock").is_file():
         yield "the working tree", read_stages((folder / "dvc.lock").read_bytes(), "dvc.lock")
     seen = set()
@@ -116,14 +116,14 @@ def read_locks(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def run_git(folder: Path, *words: str) -> bytes:
-    """The output of git; empty where it fails, as outside a repository."""
+    """Run git and return its output; empty where it fails, as outside a repository."""
     done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, check=False)
     return done.stdout if done.returncode == 0 else b""
 
 
 @cache
 def cached_artifact(folder: Path, name: str) -> Artifact | None:
-    """The artifact that was exported to a folder which DVC's cache has; null where it has none."""
+    """Artifact that was exported to a folder, by the folder's listing in DVC's cache; None if the cache lacks it."""
     cache_folder = folder / ".dvc" / "cache" / "files" / "md5"
     listing = cache_folder / name[:2] / name[2:]
     if not listing.is_file():
@@ -136,6 +136,6 @@ def cached_artifact(folder: Path, name: str) -> Artifact | None:
                 return Artifact(manifest["kind"], manifest["digest"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError(
-            f"DVC's cache has a damaged list of files, {listing} ({error!r}): remove it, and bring it again with `dvc fetch`."
+            f"DVC's cache has a damaged list of files, {listing} ({error!r}): remove it, and fetch it again with `dvc fetch`."
         ) from error
     return None

@@ -1,8 +1,8 @@
-"""Whether a store is in use: runs share it, housekeeping has it alone.
+"""The lock of a store: runs share it, upkeep holds it exclusively.
 
-A lock of the operating system on one file of the store, held by the process of the flow (its workers live no longer than it) and gone
-with the process, however that ends. So nothing that a running flow needs can be removed under it, and no list of that must be right.
-On a disk that several machines share it holds as far as that disk supports locks.
+It is an operating-system lock on one file of the store, held by the process of the flow (which outlives its workers) and released when that
+process ends, however it ends. So nothing that a running flow needs can be removed under it, without any list of what that is.
+On a disk shared by several machines it is as reliable as that disk's locks.
 """
 
 import fcntl
@@ -17,14 +17,14 @@ from tasks.cache.atomic import disk_errors
 
 FILE = "in-use"
 PAUSE = 0.1
-"""Seconds between two tries."""
+"""Seconds between two attempts."""
 
 
 @contextmanager
 def share_store(store: Path) -> Iterator[None]:
-    """Share the store with other runs inside this block; waits for housekeeping, which takes seconds.
+    """Share the store with other runs inside this block; waits for upkeep, which takes seconds.
 
-    A store that this process cannot write is only read, and nobody who may not write it keeps house in it: it is not locked.
+    A store that this process cannot write is only read, and cannot be collected from here either: it is not locked.
     """
     if store.is_dir() and not os.access(store, os.W_OK, effective_ids=True):
         yield
@@ -36,10 +36,10 @@ def share_store(store: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_store(store: Path, timeout: float) -> Iterator[None]:
-    """Have the store alone inside this block.
+    """Hold the store exclusively inside this block.
 
     Raises:
-        LockedError: runs use it for longer than `timeout` seconds.
+        LockedError: runs still use it after `timeout` seconds.
     """
     deadline = time.monotonic() + timeout
     with _open_lock(store) as handle:

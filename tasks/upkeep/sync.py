@@ -1,9 +1,9 @@
-"""The store of a team: results travel through the remote that DVC has, so that a second clone executes only what changed.
+"""Sharing a store within a team: results travel through DVC's remote, so that a second clone executes only what changed.
 
-DVC carries what is published; beside it, in the folder `store/` of the same remote and with the address and the credentials of DVC's own
-configuration, lie the artifacts behind it and the keys that name them (tasks/cache/remote.py). What is pushed is pushed with everything
-that it was made from: a checkpoint down to the tokens, or all of a run. The list of it, `shared/<artifact>.json`, is written last, so that
-whoever finds a list finds all that it names; nothing has to be listed or searched.
+DVC carries what is published. The artifacts it was made from, and the keys that name them, lie in the folder `store/` of the same remote,
+reached with the address and credentials of DVC's own configuration (tasks/cache/remote.py). A push includes all ancestors: of a checkpoint
+down to the tokens, or of a whole run. Its listing, `shared/<artifact>.json`, is written last, so that every listing that can be read is
+complete; nothing has to be searched for.
 """
 
 import json
@@ -24,13 +24,13 @@ from tasks.upkeep.retention import ancestors
 from tasks.upkeep.store_lock import share_store
 
 FOLDER = "store"
-"""The store's folder in the remote."""
+"""Folder of the store in the remote."""
 LAST = "last"
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What travelled: artifacts and keys, and how many were not there before."""
+    """Counts of a push or pull: artifacts and keys, and how many of them were new."""
 
     artifacts: int
     keys: int
@@ -39,26 +39,26 @@ class Transfer:
 
 
 def push(params: PathSections, wanted: Sequence[str] = (), remote: str | None = None) -> Transfer:
-    """Copy artifacts with everything behind them, and their keys, to the remote.
+    """Copy artifacts with all their ancestors, and their keys, to the remote.
 
     Args:
-        wanted: words of tasks/audit/references.py; by default `last`, the run that `results/record.json` tells of.
+        wanted: words of tasks/audit/references.py; by default `last`, the run of `results/record.json`.
         remote: by its name in DVC's configuration, by default DVC's default.
 
     Raises:
         UsageError: there is no such remote.
-        InputError: a word means no artifact, or one is damaged.
+        InputError: a word names no artifact, or one is damaged.
         ResourceError: the remote cannot be used; what was pushed before is sound, and is not pushed again.
     """
-    there, store = team_remote(params, remote), Store(params.store_path, params.store.lock_timeout)
+    store_remote, store = team_remote(params, remote), Store(params.store_path, params.store.lock_timeout)
     roots = [resolve_target(params, store, word) for word in wanted or [LAST]]
     with share_store(store.path):
         named = keys_by_artifact(store)
-        return total_transfer(push_one(store, there, root, named) for root in roots)
+        return total_transfer(push_one(store, store_remote, root, named) for root in roots)
 
 
 def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, list[str]]) -> Transfer:
-    """One artifact, what is behind it, the keys, and last the list of all that."""
+    """Push one artifact, its ancestors and their keys, and the listing of all that last."""
     artifacts = sorted(ancestors(store, root), key=full_name)
     for artifact in artifacts:
         store.manifest(artifact)
@@ -77,10 +77,10 @@ def push_one(store: Store, there: Remote, root: Artifact, named: dict[Artifact, 
 
 
 def pull(params: PathSections, wanted: Sequence[str] = (), remote: str | None = None) -> Transfer:
-    """Copy artifacts with everything behind them, and their keys, from the remote, each checked before it gets its place.
+    """Copy artifacts with all their ancestors, and their keys, from the remote; each is verified before it is put in place.
 
     Args:
-        wanted: the same words, but `kind/<digest>` in full; by default `last` (`dvc pull` brings `results/record.json`).
+        wanted: the words of `push`, but `kind/<digest>` in full; by default `last` (`dvc pull` brings `results/record.json`).
         remote: by its name in DVC's configuration, by default DVC's default.
 
     Raises:
@@ -88,19 +88,19 @@ def pull(params: PathSections, wanted: Sequence[str] = (), remote: str | None = 
         InputError: nobody has pushed the artifact, or it is damaged there.
         ResourceError: the remote cannot be used, or the disk is full.
     """
-    there = team_remote(params, remote)
-    store = Store(params.store_path, params.store.lock_timeout, there)
+    store_remote = team_remote(params, remote)
+    store = Store(params.store_path, params.store.lock_timeout, store_remote)
     roots = [full_artifact(word) or resolve_target(params, store, word) for word in wanted or [LAST]]
     with share_store(store.path):
-        return total_transfer(pull_one(store, there, root) for root in roots)
+        return total_transfer(pull_one(store, store_remote, root) for root in roots)
 
 
 def pull_one(store: Store, there: Remote, root: Artifact) -> Transfer:
-    """All that the list of one artifact names."""
+    """Pull everything that the listing of one artifact names."""
     names = read_list(there, root)
     if names is None:
         raise InputError(
-            f"{root} is not in {there.url_of('')}: expected something that was pushed; whoever has it runs `python -m flows.store push`."
+            f"{root} is not in {there.url_of('')}: expected an artifact that was pushed: its owner runs `python -m flows.store push`."
         )
     artifacts = [Artifact(*each.split("/")) for each in names["artifacts"]]
     absent = [artifact for artifact in artifacts if not store.path_of(artifact).exists()]
@@ -115,25 +115,25 @@ def pull_one(store: Store, there: Remote, root: Artifact) -> Transfer:
     return Transfer(len(artifacts), len(names["keys"]), len(absent), len(keys))
 
 
-def total_transfer(told: Iterable[Transfer]) -> Transfer:
-    """The sum."""
-    columns = zip(*((each.artifacts, each.keys, each.new_artifacts, each.new_keys) for each in told), strict=True)
+def total_transfer(transfers: Iterable[Transfer]) -> Transfer:
+    """Sum of several transfers."""
+    columns = zip(*((each.artifacts, each.keys, each.new_artifacts, each.new_keys) for each in transfers), strict=True)
     return Transfer(*(sum(column) for column in columns))
 
 
 def list_of(root: Artifact) -> str:
-    """Where the list of what was pushed with an artifact lies."""
+    """Path in the remote of the listing of what was pushed with an artifact."""
     return f"shared/{root.kind}-{root.digest}.json"
 
 
 def read_list(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
-    """What was pushed with an artifact, or None if it was not."""
+    """Read the listing of what was pushed with an artifact; None if it was not pushed."""
     content = there.read(list_of(root))
     if content is None:
         return None
     try:
-        found = json.loads(content)
-        artifacts, keys = [Artifact(*each.split("/")) for each in found["artifacts"]], [*found["keys"]]
+        listing = json.loads(content)
+        artifacts, keys = [Artifact(*each.split("/")) for each in listing["artifacts"]], [*listing["keys"]]
         if wrong := next((key for key in keys if not re.fullmatch("[0-9a-f]{64}", key)), None):
             raise ValueError(f"{wrong!r} is no key")  # it would be a path
         return {"artifacts": [*map(full_name, artifacts)], "keys": keys}
@@ -144,24 +144,24 @@ def read_list(there: Remote, root: Artifact) -> dict[str, list[str]] | None:
 
 
 def full_artifact(word: str) -> Artifact | None:
-    """The artifact of `kind/<digest>`, whether it is here or not."""
+    """Artifact of a complete `kind/<digest>`, in the store or not; None for any other word."""
     return Artifact(*word.split("/")) if re.fullmatch("[a-z][a-z_]*/[0-9a-f]{64}", word) else None
 
 
 def keys_by_artifact(store: Store) -> dict[Artifact, list[str]]:
-    """The keys of a store by what they name; a damaged one names nothing."""
-    found: dict[Artifact, list[str]] = {}
+    """Keys of a store by the artifact that they name; damaged ones are left out."""
+    keys: dict[Artifact, list[str]] = {}
     for path in sorted((store.path / "keys").glob("*.json")):
         try:
             artifact = artifact_of_key(path.read_bytes(), path.stem, str(path))
         except DamagedError:
             continue
-        found.setdefault(artifact, []).append(path.stem)
-    return found
+        keys.setdefault(artifact, []).append(path.stem)
+    return keys
 
 
-def team_remote(params: PathSections, given: str | None) -> Remote:
-    """The folder `store/` of a remote of DVC, on the file system that DVC has configured for it.
+def team_remote(params: PathSections, remote: str | None) -> Remote:
+    """Open the folder `store/` of a DVC remote, on the file system that DVC has configured for it.
 
     Raises:
         UsageError: there is no such remote, or a package for it is missing.
@@ -172,32 +172,32 @@ def team_remote(params: PathSections, given: str | None) -> Remote:
     from fsspec import filesystem
 
     folder = checkout_of(params.folder)
-    wanted = "no remote"
+    name = "no remote"
     try:
         config = Config(str(folder / ".dvc")) if (folder / ".dvc").is_dir() else {"core": {}}
-        wanted = given or config["core"].get("remote")
-        if wanted is None:
+        name = remote or config["core"].get("remote")
+        if name is None:
             raise ConfigError("no default is set")
-        kind, options, path = get_cloud_fs(config, name=wanted)
+        kind, options, path = get_cloud_fs(config, name=name)
         system = kind(**options)
         plain = (
             filesystem("file") if kind.protocol == "local" else system.fs
-        )  # DVC's own leaves what it could not write whole
+        )  # DVC's own keeps a file that it could not write completely
         url = str(system.unstrip_protocol(path))
-        return Remote(f"{url}/{FOLDER}", f"The remote {wanted} of DVC", (plain, f"{path}/{FOLDER}"))
+        return Remote(f"{url}/{FOLDER}", f"The remote {name} of DVC", (plain, f"{path}/{FOLDER}"))
     except ConfigError as error:
         raise UsageError(
-            f"DVC has no remote {given or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
+            f"DVC has no remote {remote or 'by default'} for {folder} ({' '.join(str(error).split())}). Expected one: "
             "dvc remote add --default team <folder or URL>."
         ) from error
     except ImportError as error:
         raise UsageError(
-            f"The remote {wanted} of DVC needs a package that is not installed ({error}): pip install 'mgaa[s3]' for S3, 'mgaa[ssh]' for "
-            "SSH, and for others what DVC names."
+            f"The remote {name} of DVC needs a package that is not installed ({error}): pip install 'mgaa[s3]' for S3, 'mgaa[ssh]' for "
+            "SSH, and the package that DVC names for any other."
         ) from error
     except Exception as error:  # each client has errors of its own
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ResourceError(
-            f"The remote {wanted} of DVC cannot be opened ({reason}): check its URL, the network and the credentials "
+            f"The remote {name} of DVC cannot be opened ({reason}): check its URL, the network and the credentials "
             "(`dvc remote list`, .dvc/config.local)."
         ) from error

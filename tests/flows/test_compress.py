@@ -74,6 +74,7 @@ def test_the_same_run_again_executes_nothing_and_tells_the_same(done: TinyProjec
     assert (told["models"], told["card"]) == (before["models"], before["card"])
 
 
+@pytest.mark.slow
 def test_a_new_process_with_a_new_prefect_executes_nothing_and_writes_nothing_to_stderr(
     done: TinyProject, prefect_server: str
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_new_process_with_a_new_prefect_executes_nothing_and_writes_nothing_to
     assert done.finish(PREFECT_HOME=home, PREFECT_API_URL=prefect_server) == Outcome(0, "", {})
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted_one_gives(
     fresh: TinyProject, first: Lab, prefect_server: str
 ) -> None:
@@ -103,6 +105,7 @@ def test_a_killed_run_loses_nothing_and_the_next_one_gives_what_an_uninterrupted
     assert list(fresh.root.rglob(".tmp-*")) == []
 
 
+@pytest.mark.slow
 def test_another_target_executes_what_depends_on_it_and_every_baseline_has_its_parameters(
     done: TinyProject, first: Lab
 ) -> None:
@@ -268,6 +271,7 @@ FORWARD = """if True:
 """
 
 
+@pytest.mark.slow
 def test_the_exported_checkpoint_in_a_new_process_is_the_evaluated_one_to_the_bit(first: Lab, tmp_path: Path) -> None:
     import torch
 
@@ -389,6 +393,7 @@ def test_the_stage_key_holds_the_content_of_the_file(done: TinyProject, saved: P
     assert {task for task, found in options.items() if expected in found} == ALLOCATED.keys()
 
 
+@pytest.mark.slow
 def test_an_allocation_of_a_base_model_is_that_of_its_chat_model(
     fresh: TinyProject, saved: Path, tmp_path: Path
 ) -> None:

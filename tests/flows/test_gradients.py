@@ -19,6 +19,7 @@ def blocks(folder: Path) -> list[BlockStatistics]:
     return [BlockStatistics.load(path) for path in sorted(folder.glob("block-*.safetensors"))]
 
 
+@pytest.mark.slow
 def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_stopped(
     done: TinyProject, first: tuple[TinyProject, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -52,7 +53,7 @@ def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_sto
 
 
 REFUSED = {
-    "backbone.dtype=float16": "weights in float16, which carry no gradients",
+    "backbone.dtype=float16": "weights in float16, which have no usable gradients",
     "data.calibration.samples=2": "has 64 tokens, expected at least 96, as many as model.layers.0.mlp.gate_proj has",
     "statistics.inputs=compressed": "statistics.gradients is True, but with statistics.inputs=compressed",
 }

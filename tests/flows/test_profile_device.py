@@ -80,7 +80,7 @@ def test_the_command_measures_the_shapes_of_the_model_and_reads_none_of_its_weig
         ("profile.tokens=[]", "profile.tokens is "),
         ("profile.tokens=[1,1]", "tokens.1 is tokens.0 again"),
         ("profile.repetitions=1", "profile.repetitions is 1"),
-        ("backbone.source=nowhere/model", "nowhere/model is no local folder"),
+        ("backbone.source=nowhere/model", "nowhere/model is not a local folder"),
         ("backbone.device=cuda:99", "backbone.device is 'cuda:99', but torch sees"),
     ],
 )

@@ -1,5 +1,6 @@
 """Tiny random models of every family, their tokenizer, and low-rank factors of all their linears: no network, no training."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ SINGLE = sorted(ARCHITECTURES.keys() - WITHIN)
 ALIKE = {"llava_next"}  # to llava, in all but its images, which tests/mgaa/test_seeing.py looks at
 FAMILIES = [*SINGLE, *sorted(MULTIMODAL.keys() - ALIKE), *VARIANTS]
 """Every entry, and the variants; `tiny` takes both."""
+REPRESENTATIVES = {"llama", "phi3", "gpt2", "falcon", "qwen2_moe", "llava", "llama, biased"}
+"""One family of each kind: separate and fused linears, Conv1D, parallel sublayers, experts, images, biases."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what runs over many families, but for the representative ones: `make test-all` meets every family."""
+    tests: dict[str, list[tuple[pytest.Item, str]]] = {}
+    for item in items:
+        family = getattr(getattr(item, "callspec", None), "params", {}).get("family")
+        if family is not None:
+            tests.setdefault(item.nodeid.partition("[")[0], []).append((item, family))
+    for cases in tests.values():
+        if REPRESENTATIVES & {family for _, family in cases}:
+            for item, family in cases:
+                if family not in REPRESENTATIVES:
+                    item.add_marker(pytest.mark.slow)
 
 
 def is_mixture(family: str) -> bool:
@@ -239,6 +256,7 @@ def logits() -> Callable[[PreTrainedModel], Tensor]:
     return forward
 
 
-# The same examples in every run, on every machine, however slow.
-settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=40)
+# The same examples in every run, on every machine, however slow; more of them where `CI` is set.
+examples = 40 if os.environ.get("CI") else 15
+settings.register_profile("deterministic", derandomize=True, deadline=None, database=None, max_examples=examples)
 settings.load_profile("deterministic")

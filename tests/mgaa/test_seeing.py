@@ -20,8 +20,8 @@ from mgaa.models.entries import MULTIMODAL
 from mgaa.models.fused import unfuse_
 from mgaa.models.lowrank import LowRankLinear
 from mgaa.models.processors import tokenizer_of
-from mgaa.statistics.accumulate import Share
 from mgaa.statistics.calibration import Calibration, CalibrationSettings, merge, stream_statistics
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics
 from tests.support.seeing import picture, processor
 
@@ -224,7 +224,7 @@ class TestMistakes:
             encode(questions(), tools, tiny("llava").config)
 
     def test_a_question_that_holds_the_image_token(self, tiny: Tiny) -> None:
-        with pytest.raises(InputError, match="no prompt of the question 'w1 <image>' "):
+        with pytest.raises(InputError, match="a prompt of the question 'w1 <image>' "):
             encode([Question("w1 <image>", "w2")], processor("llava"), tiny("llava").config)
 
     def test_a_tokenizer_alone(self, tiny: Tiny) -> None:

@@ -16,8 +16,8 @@ from mgaa.errors import InputError, UsageError
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.search.compress import compress_by_search_
-from mgaa.statistics.accumulate import Share
 from mgaa.statistics.calibration import Calibration, CalibrationSettings, merge, stream_statistics
+from mgaa.statistics.shares import Share
 from mgaa.statistics.statistics import BlockStatistics, load_unreached
 
 Tiny = Callable[..., PreTrainedModel]

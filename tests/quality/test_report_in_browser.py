@@ -101,7 +101,7 @@ def test_it_opens_without_a_network_asks_for_nothing_and_complains_of_nothing(re
 def test_every_section_and_figure_is_there(read: Any) -> None:
     page = read().page
     assert [each.inner_text() for each in page.query_selector_all("h2")] == [
-        *("What was done", "Models side by side", "Allocation", "What they say", "Evaluation card", "Ancestry"),
+        *("What was done", "Models side by side", "Allocation", "Samples and answers", "Evaluation card", "Ancestry"),
         *("Time and memory", "Environment", "Model card"),
     ]
     drawn = page.eval_on_selector_all(
@@ -139,7 +139,7 @@ def test_dark_is_dark_and_light_is_light(read: Any) -> None:
 def test_everything_is_reached_by_the_keyboard(read: Any) -> None:
     page = read().page
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the text"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to content"
     page.focus("summary")
     page.keyboard.press("Enter")
     assert page.evaluate("document.querySelector('details').open")

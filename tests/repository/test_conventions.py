@@ -11,7 +11,7 @@ import yaml
 
 from mgaa.methods import available_methods
 from tasks.config.method_options import SECTIONS, method_options
-from tasks.config.parameters import load_parameters
+from tasks.config.parameters import Parameters, load_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -40,10 +40,8 @@ def test_every_override_that_a_document_shows_is_a_key(document: Path) -> None:
         for name in method_options(section, method)
     }
     keys = own | set(load_parameters(ROOT / "params.yaml").flat())
-    for key in re.findall(
-        r"\b((?:backbone|data|statistics|factors|ratios|ranks|channels|search|recovery|evaluation|output|sweep|study|sensitivity|profile|runner|store|tracking|registry|schedule)(?:\.\w+)+)=",
-        document.read_text(),
-    ):
+    sections = "|".join(Parameters.model_fields)
+    for key in re.findall(rf"\b((?:{sections})(?:\.\w+)+)=", document.read_text()):
         assert key in keys, f"{document.name} overrides {key}"
 
 

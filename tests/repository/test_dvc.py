@@ -109,6 +109,7 @@ def test_a_run_changes_nothing_that_git_tracks_but_the_lock(checkout: Path) -> N
     assert git(checkout, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_experiments_override_numbers_and_lists_one_after_the_other(checkout: Path) -> None:
     dvc(checkout, "repro", "--quiet")
     commit(checkout)
@@ -124,6 +125,7 @@ def test_experiments_override_numbers_and_lists_one_after_the_other(checkout: Pa
     assert [text for text in comments if text not in (checkout / "params.yaml").read_text()] == []
 
 
+@pytest.mark.slow
 def test_results_travel_through_a_remote(checkout: Path, tmp_path: Path) -> None:
     dvc(checkout, "repro", "--quiet")
     commit(checkout)

@@ -1,4 +1,4 @@
-"""Allocation files made on the spot: the contract of a method is asked of those that read a file with what another method has found."""
+"""Allocation files made on the spot, for the contract tests of methods that read one."""
 
 import inspect
 import json
@@ -16,7 +16,7 @@ _numbers = count()
 
 
 def reads_file(section: str, name: str) -> bool:
-    """Whether a method needs the path of a file."""
+    """Tell whether a method needs the path of a file."""
     function = getattr(import_module(f"mgaa.{section}.{name}"), FUNCTIONS[section])
     return "path" in inspect.signature(function).parameters
 
@@ -27,7 +27,7 @@ def written(
     ranks: Iterable[Rank] = (),
     **others: Any,
 ) -> str:
-    """The path of an allocation with these ratios and ranks, in a folder that vanishes with the tests."""
+    """Write an allocation with these ratios and ranks, in a folder that is deleted with the tests; returns its path."""
     entry = {
         "budget": budget,
         "sublayers": {name: {"ratio": ratio} for name, ratio in (ratios or {}).items()},

@@ -18,7 +18,7 @@ from tests.support.finished import finished_run
 
 @dataclass(frozen=True)
 class Audited:
-    """The folder, and what it holds."""
+    """The copy and its contents."""
 
     p: Operation
     store: Store
@@ -26,12 +26,12 @@ class Audited:
 
     @property
     def folder(self) -> Path:
-        """Everything lies below it."""
+        """Folder of the whole copy."""
         return self.p.folder
 
 
 def audited(folder: Path, *, track: bool = False, model: str | None = None) -> Audited:
-    """Copy the finished run to `folder`; its record names the model and the texts where they were first.
+    """Copy the finished run to `folder`; its record names the original locations of the model and the texts.
 
     Args:
         track: whether it is in MLflow.
@@ -54,7 +54,7 @@ def audited(folder: Path, *, track: bool = False, model: str | None = None) -> A
 
 
 def rewrite(lab: Audited, **changes: Any) -> Artifact:
-    """Publish and seal the record of the run with some fields changed, as if it had been made so."""
+    """Publish and seal the record of the run with some fields changed, as if it had been made that way."""
     content = format_json(json.loads((lab.p.results / RECORD).read_bytes()) | changes)
     manifest = read_manifest(lab.store.path_of(lab.run))
     with lab.store.draft_folder("run") as out:
@@ -66,7 +66,7 @@ def rewrite(lab: Audited, **changes: Any) -> Artifact:
 
 
 def flipped(path: Path, place: int) -> Callable[[], None]:
-    """Flip the lowest bit of a byte of a file; returns what turns it back."""
+    """Flip the lowest bit of a byte of a file; returns a function that restores it."""
     whole = path.read_bytes()
     place %= len(whole)
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
@@ -74,5 +74,5 @@ def flipped(path: Path, place: int) -> Callable[[], None]:
 
 
 def named(findings: list[Finding]) -> str:
-    """What findings say, to look for a word in."""
+    """Text of all findings, to search for a word."""
     return "\n".join(map(str, findings))

@@ -1,4 +1,4 @@
-"""Every state in which a kill can leave a SQLite file: what it holds after each transaction of whoever makes it."""
+"""Every state in which a kill can leave a SQLite file: its content after each transaction of the program that makes it."""
 
 import shutil
 import sqlite3
@@ -12,14 +12,16 @@ HEADER, FRAME = 32, 24
 
 
 class Commits:
-    """A file that `make` has made, transaction by transaction; `fill` may put something into it before."""
+    """A file that `make` has made, transaction by transaction; `fill` may put content into it before."""
 
     def __init__(self, folder: Path, make: Callable[[Path], object]) -> None:
         self.base, path = folder / "base.db", folder / "made.db"
         with closing(sqlite3.connect(path)) as database:
             database.execute("PRAGMA journal_mode = WAL")
         shutil.copy(path, self.base)
-        with closing(sqlite3.connect(path, isolation_level=None)) as reader:  # while it reads, the log is kept whole
+        with closing(
+            sqlite3.connect(path, isolation_level=None)
+        ) as reader:  # an open reader keeps the log from being truncated
             reader.execute("BEGIN")
             reader.execute("SELECT count(*) FROM sqlite_master").fetchall()
             make(path)
@@ -34,7 +36,7 @@ class Commits:
         return len(self.ends)
 
     def leave(self, number: int, path: Path) -> Path:
-        """At `path`, the file as it was after so many transactions."""
+        """Write to `path` the file as it was after so many transactions."""
         path.with_name(f"{path.name}-shm").unlink(missing_ok=True)
         shutil.copy(self.base, path)
         path.with_name(f"{path.name}-wal").write_bytes(self.log[: self.ends[number]])
@@ -44,6 +46,6 @@ class Commits:
 
 
 def content(path: Path) -> list[str]:
-    """All that a file holds, as SQL."""
+    """Content of a file, as SQL."""
     with closing(sqlite3.connect(path)) as database:
         return sorted(database.iterdump())

@@ -1,4 +1,6 @@
-"""A finished run to look at: a tiny random Llama, compressed by MGAA and by uniform through the real steps, without Prefect's engine."""
+"""A finished run for read-only tests: a tiny random Llama, compressed by MGAA and by uniform through the real steps, without Prefect's
+engine.
+"""
 
 import os
 import random
@@ -51,7 +53,7 @@ class Finished:
 
 @cache
 def finished_run() -> Finished:
-    """The run, computed once per session (seconds) in a folder that vanishes with the tests' home; look, do not touch."""
+    """The run, computed once per session (seconds) in a folder that is deleted with the tests' home; do not modify it."""
     folder = Path(os.environ["PREFECT_HOME"]) / "finished run"
     folder.mkdir()
     shutil.copy(ROOT / "params.yaml", folder)
@@ -90,7 +92,7 @@ def finished_run() -> Finished:
 
 
 def run(params: Parameters, store: Store) -> Results:
-    """The steps of `flows.compress`, for the baseline `uniform` and the method."""
+    """Run the steps of `flows.compress`, for the baseline `uniform` and the method."""
     backbone = load_backbone.fn(
         store,
         source=params.backbone.source,
@@ -154,7 +156,7 @@ def run(params: Parameters, store: Store) -> Results:
 
 
 def write_model(folder: Path) -> None:
-    """Two random blocks and a tokenizer of 63 words."""
+    """Write a model of two random blocks and a tokenizer of 63 words."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -180,7 +182,7 @@ def write_model(folder: Path) -> None:
 
 
 def write_texts(path: Path, seed: int) -> Path:
-    """Forty documents of random words."""
+    """Write forty documents of random words."""
     import json
 
     source = random.Random(seed)

@@ -1,11 +1,12 @@
-"""A guide, executed: its blocks one after another, as its reader copies them, in a project around a tiny model.
+"""Execution of a guide: its blocks one after another, as a reader copies them, in a project around a tiny model.
 
-The word behind a fence says what a block is: `sh` are commands; `python` is run, all of a guide in one namespace; with the path of a file
-behind the word it is written there instead; `text` is what the block before it prints. In `text` a number stands for any number, a
-digest for any digest, a verdict (▼ ▲ ≈) for any, and `...` for whatever is there; its lines have to be printed in their order, others may
-stand between them.
+The word after a fence gives the kind of a block: `sh` are commands; `python` is run, all of a guide in one namespace, or written to a file
+if the path of one follows; `text` is what the block before it prints. In `text` a number stands for any number, a
+digest for any digest, a verdict (▼ ▲ ≈) for any, and `...` for anything; its lines have to be printed in their order, with any
+others between them.
 
-Commands of ours run in this process, as `python -m` runs them, others in a shell; once a file has joined the code of the project, all do.
+Commands of ours run in this process, as `python -m` runs them, others in a shell; once a file has been added to the code of the project,
+all of them do.
 """
 
 import io
@@ -38,7 +39,7 @@ VARYING = re.compile(r"(\.\.\.|\s+|─+|\b[0-9a-f]{8,64}\b|[+-]?\d+(?:[.,]\d+)*|
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: what it is, the file that it is written to, if any, and its lines."""
+    """A fenced block: its language, the file that it is written to, if any, and its lines."""
 
     language: str
     file: str
@@ -46,21 +47,21 @@ class Block:
 
 
 def blocks(document: Path) -> list[Block]:
-    """The fenced blocks of a document."""
+    """Fenced blocks of a document."""
     return [Block(*found) for found in FENCE.findall(document.read_text(encoding="utf-8"))]
 
 
 PLAIN = re.compile(r"python -m flows\.[^|>]*")
-"""A command of ours that needs no shell."""
+"""Commands of ours that need no shell."""
 
 
 def commands(block: Block) -> Iterator[str]:
-    """The commands of a block, each on one line."""
+    """Commands of a block, each on one line."""
     yield from filter(None, block.text.replace("\\\n", " ").splitlines())
 
 
 def scratch(root: Path) -> Path:
-    """A project as a reader has it, small: `models/demo` is a tiny model, the texts are a file, `docs` are ours."""
+    """Make a small project in a reader's place: `models/demo` is a tiny model, the texts are a file, `docs` are ours."""
     build(root, root / "models" / "demo")
     parameters = yaml.safe_load((root / "params.yaml").read_text())
     parameters["backbone"]["source"] = "models/demo"
@@ -74,7 +75,7 @@ def scratch(root: Path) -> Path:
 
 @dataclass
 class Reader:
-    """Someone who does what a guide says, in a project.
+    """A reader who follows a guide in a project.
 
     Attributes:
         elsewhere: commands that another test runs, or that never end (a server); here they are passed over.
@@ -89,7 +90,7 @@ class Reader:
     names: dict[str, Any] = field(default_factory=dict)
 
     def follow(self, guide: str) -> None:
-        """Do all that a guide says."""
+        """Execute the whole guide."""
         found = blocks(GUIDES / guide)
         text = "\n".join(block.text for block in found)
         assert all(command in text for command in self.elsewhere), "no such command in the guide"
@@ -98,7 +99,7 @@ class Reader:
                 self.do(block)
 
     def do(self, block: Block) -> None:
-        """One block, in the project's folder."""
+        """Execute one block, in the project's folder."""
         if block.file:
             self.write(block)
         elif block.language == "text":
@@ -112,13 +113,13 @@ class Reader:
             self.said = "".join(map(self.run, commands(block)))
 
     def write(self, block: Block) -> None:
-        """A file of the reader's."""
+        """Write a block to the file that it names."""
         path = self.project / block.file
         path.write_text(block.text, encoding="utf-8")
         self.changed |= path.relative_to(self.project).parts[0] in CODE
 
     def run(self, command: str) -> str:
-        """What a command prints; it has to end well."""
+        """Run a command, which must succeed, and return its output."""
         if any(each in command for each in self.elsewhere):
             return ""
         if PLAIN.fullmatch(command) and not self.changed:
@@ -137,7 +138,7 @@ class Reader:
 
 
 def in_process(module: str, *words: str) -> str:
-    """What `python -m module words` prints, without the seconds of a new process."""
+    """Output of `python -m module words`, without the seconds of a new process."""
     said, complained, code = io.StringIO(), io.StringIO(), None
     with redirect_stdout(said), redirect_stderr(complained), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "'flows.*found in sys.modules", RuntimeWarning)
@@ -151,7 +152,7 @@ def in_process(module: str, *words: str) -> str:
 
 
 def check(shown: str, said: str) -> None:
-    """What a guide shows is what was said."""
+    """Check the output that a guide shows against the actual output."""
     lines = iter(said.splitlines())
     for line in filter(str.strip, shown.splitlines()):
         if line.strip() != "...":
@@ -160,12 +161,12 @@ def check(shown: str, said: str) -> None:
 
 
 def pattern(line: str) -> re.Pattern[str]:
-    """What stands for a line that a guide shows."""
+    """Regular expression for a line that a guide shows."""
     return re.compile(r"\s*" + "".join(map(loosely, VARYING.split(line.strip()))) + r"\s*")
 
 
 def loosely(text: str) -> str:
-    """What stands for a piece of it."""
+    """Regular expression for a piece of a line."""
     if text == "...":
         return ".*"
     if text.isspace():
@@ -173,7 +174,7 @@ def loosely(text: str) -> str:
     if re.fullmatch("─+", text):
         return "─+"
     if re.fullmatch("[0-9a-f]{8,64}", text):
-        return "[0-9a-f]+( changed)?"  # a commit with changes beside it
+        return "[0-9a-f]+( changed)?"  # a commit with uncommitted changes
     if re.fullmatch(r"[+-]?\d+(?:[.,]\d+)*", text):
         return r"[+-]?\d+(?:[.,]\d+)*"
     if text in ("▼", "▲", "≈"):

@@ -1,6 +1,6 @@
-"""A place to run the real flows in: a small language model, text, `params.yaml`, a store of its own; and faults for a process to meet.
+"""A tiny project to run the real flows in: a small language model, text, `params.yaml`, a store of its own; and faults to inject.
 
-A run in this process shares its imports and Prefect's test server (seconds); one in a process of its own is for what only that can show.
+A run in this process shares its imports and Prefect's test server (seconds); one in a separate process is for what only that can show.
 Which steps were executed is read from the store: their key records are new.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.databases import copy_database
 from tests.support.processes import ROOT
 
 BLOCKS = 3
@@ -27,7 +28,7 @@ BLOCKS = 3
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run tells: its exit code, what it wrote to stderr, and how often each step was executed."""
+    """Outcome of a run: its exit code, its stderr, and how often each step was executed."""
 
     code: int
     message: str
@@ -42,20 +43,20 @@ class TinyProject:
 
     @property
     def model(self) -> Path:
-        """The backbone that `params.yaml` names."""
+        """Folder of the backbone in `params.yaml`."""
         return Path(yaml.safe_load((self.root / "params.yaml").read_text())["backbone"]["source"])
 
     @property
     def texts(self) -> Path:
-        """The file with all documents."""
+        """File with all documents."""
         return Path(yaml.safe_load((self.root / "params.yaml").read_text())["data"]["calibration"]["source"])
 
     def copy_model(self, folder: Path) -> Path:
-        """A copy of the backbone to break."""
+        """Copy the backbone, to break the copy."""
         return Path(shutil.copytree(self.model, folder))
 
     def run(self, *overrides: str, flow: Callable[..., Any] | None = None) -> Outcome:
-        """`python -m flows.compress` (or of another flow) with these overrides, in this process."""
+        """Run `python -m flows.compress` (or another flow) with these overrides, in this process."""
         from flows.command.cli import main
         from flows.compress import compress
 
@@ -65,7 +66,7 @@ class TinyProject:
         return Outcome(code, said.getvalue(), self.executed(before))
 
     def process(self, *overrides: str, before: str = "", **environment: str) -> subprocess.Popen[str]:
-        """The command itself; `before` is Python that its process runs first."""
+        """Start the command itself; `before` is Python code that its process runs first."""
         module = f"{before}\nimport runpy\nrunpy.run_module('flows.compress', run_name='__main__', alter_sys=True)"
         command = ["-c", module] if before else ["-m", "flows.compress"]
         return subprocess.Popen(
@@ -78,23 +79,23 @@ class TinyProject:
         )
 
     def finish(self, *overrides: str, before: str = "", **environment: str) -> Outcome:
-        """`process`, waited for."""
+        """Start the command and wait for its end."""
         written, process = self.written(), self.process(*overrides, before=before, **environment)
         message = process.communicate(timeout=300)[1]
         return Outcome(process.returncode, message, self.executed(written))
 
     def written(self) -> dict[Path, int]:
-        """When each key record was written."""
+        """Modification time of each key record."""
         return {path: path.stat().st_mtime_ns for path in self.root.glob("store/keys/*.json")}
 
     def executed(self, before: dict[Path, int]) -> dict[str, int]:
-        """How often each step was executed since `written` gave `before`."""
+        """Number of executions of each step since `written` returned `before`."""
         new = [path for path, time in self.written().items() if before.get(path) != time]
         stages = [json.loads(path.read_bytes())["stage"] for path in new]
         return dict(Counter(stage["task"] for stage in stages if stage["kind"] != "run"))
 
     def records(self) -> dict[str, tuple[str, str]]:
-        """Task and digest of every stage key of a step in the store."""
+        """Task and digest of every cache key of a step in the store."""
         found = {path.stem: json.loads(path.read_bytes()) for path in self.root.glob("store/keys/*.json")}
         return {
             key: (record["stage"]["task"], record["digest"])
@@ -103,11 +104,11 @@ class TinyProject:
         }
 
     def artifacts(self, kind: str) -> list[Path]:
-        """The folders of the artifacts of one kind."""
+        """Folders of the artifacts of one kind."""
         return sorted(path for path in self.root.glob(f"store/{kind}/*") if len(path.name) == 64)
 
     def copy(self, root: Path, *, store: bool = True) -> "TinyProject":
-        """The same laboratory elsewhere; without its store and results if told so."""
+        """Copy the project, optionally without its store and results."""
         root.mkdir(parents=True)
         shutil.copy(self.root / "params.yaml", root)
         if store:
@@ -116,7 +117,7 @@ class TinyProject:
 
 
 def runs(lab: TinyProject, flow: str) -> tuple[Any, dict[str, Any]]:
-    """The last run of a flow in MLflow, and the runs below it by name."""
+    """Last run of a flow in MLflow, and its child runs by name."""
     from mlflow import MlflowClient
 
     client = MlflowClient(yaml.safe_load((lab.root / "params.yaml").read_text())["tracking"]["uri"])
@@ -129,7 +130,7 @@ def runs(lab: TinyProject, flow: str) -> tuple[Any, dict[str, Any]]:
 
 
 def striking(signal: str, kind: str, number: int) -> str:
-    """Python that sends its own process a signal just before the artifact `number` of `kind`, written in full, gets its name."""
+    """Python code that sends its own process a signal just before artifact `number` of `kind`, written in full, is renamed into place."""
     return f"""
 import os, re, signal, sys
 places = []
@@ -143,7 +144,7 @@ sys.addaudithook(strike)
 
 
 def build(root: Path, model: Path) -> TinyProject:
-    """A laboratory around a model that `write_model` makes."""
+    """Build a project around a model of `write_model`."""
     root.mkdir()
     texts = documents(seed=1)
     (root / "texts.txt").write_text("\n\n".join(texts), encoding="utf-8")
@@ -164,13 +165,13 @@ def build(root: Path, model: Path) -> TinyProject:
     parameters["statistics"]["groups"] = 4
     parameters["evaluation"] |= {"tasks": ["last_word", "continuation"], "limit": 6}
     parameters["evaluation"]["samples"] = {"number": 2, "prompt": 8, "tokens": 4}
-    parameters["tracking"]["uri"] = f"sqlite:///{root / 'mlflow.db'}"  # one for all copies: a new one takes seconds
+    parameters["tracking"]["uri"] = f"sqlite:///{copy_database(root / 'mlflow.db')}"  # one for all copies
     (root / "params.yaml").write_text(yaml.safe_dump(parameters))
     return TinyProject(root)
 
 
 def documents(seed: int, number: int = 120) -> list[str]:
-    """Sentences of made-up words; a few words return, as in real text."""
+    """Sentences of made-up words; a few words recur, as in real text."""
     draw = random.Random(seed)
     syllables = [a + b for a in "bdfgklmnprst" for b in "aeiou"]
     words = ["".join(draw.choices(syllables, k=draw.randint(2, 3))) for _ in range(150)]
@@ -182,7 +183,7 @@ def documents(seed: int, number: int = 120) -> list[str]:
 
 
 def write_tokenizer(folder: Path, texts: list[str], size: int = 300) -> None:
-    """A byte-level BPE tokenizer trained on `texts`."""
+    """Write a byte-level BPE tokenizer trained on `texts`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -198,7 +199,7 @@ def write_tokenizer(folder: Path, texts: list[str], size: int = 300) -> None:
 
 
 def write_model(folder: Path, texts: list[str], rows: int = 320, seed: int = 0) -> None:
-    """A random Llama with grouped-query attention and tied embeddings of so many rows."""
+    """Write a random Llama with grouped-query attention and tied embeddings of so many rows."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -222,7 +223,7 @@ def write_model(folder: Path, texts: list[str], rows: int = 320, seed: int = 0) 
 
 
 def write_other_model(folder: Path, model: Path) -> None:
-    """A random Bloom, which has no entry among the architectures, with the tokenizer of `model`."""
+    """Write a random Bloom, which has no entry among the architectures, with the tokenizer of `model`."""
     import torch
     from transformers import BloomConfig, BloomForCausalLM
 

@@ -1,6 +1,6 @@
-"""One linear with its calibration tokens: what the tests of factorizers measure errors on.
+"""One linear layer with its calibration tokens, on which the tests of factorizers measure errors.
 
-Errors are measured on the tokens, or with a root `S` of the metric, `||(W - B A) S||`; never taken from the spectrum that is under test.
+Errors are measured on the tokens, or with a root `S` of the metric, `||(W - B A) S||`; never taken from the spectrum under test.
 """
 
 from dataclasses import dataclass, replace
@@ -22,7 +22,7 @@ GROUPS, SEQUENCES = 4, 8
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """A linear with its calibration tokens and what calibration remembers of them."""
+    """A linear layer with its calibration tokens and the statistics that calibration keeps of them."""
 
     x: Tensor
     weight: Tensor
@@ -35,7 +35,7 @@ class Layer:
 
     @property
     def gradient(self) -> Tensor:
-        """A second moment of output gradients, of condition 1e3, on other axes than those of the outputs."""
+        """A second moment of output gradients, of condition 1e3, on axes other than those of the outputs."""
         m = len(self.weight)
         axes = torch.linalg.qr(torch.randn(m, m, dtype=torch.float64, generator=torch.Generator().manual_seed(m))).Q
         return axes * torch.logspace(0, -3, m, dtype=torch.float64) @ axes.T
@@ -51,7 +51,7 @@ class Layer:
         return factorize(self.weight, bias, self.spectrum(name, **options), rank)
 
     def all_factors(self, name: str) -> list[Factors]:
-        """The factors of every rank below break-even, the lowest first."""
+        """Factors of every rank below break-even, the lowest first."""
         spectrum = self.spectrum(name)
         return [factorize(self.weight, None, spectrum, rank) for rank in self.ranks]
 
@@ -63,13 +63,13 @@ class Layer:
         return float((wanted - found).square().sum() / len(self.x))
 
     def metric(self, name: str) -> Metric:
-        """The metric of the factorizer on the side of the input, whatever side the layer measures."""
+        """Metric of the factorizer on the side of the input, whatever side the layer measures."""
         statistics = replace(gather(self.x).of("linear"), gradient=self.gradient)
         found: Metric = load_method("factors", name, {})(statistics)
         return found
 
     def output_root(self, name: str) -> Tensor:
-        """`L` with `L L^T = Gamma`, by which the factorizer weighs errors at the outputs; the identity where it does not."""
+        """`L` with `L L^T = Gamma`, the weighting of output errors by the factorizer; the identity if it has none."""
         output = self.metric(name).output
         if output is None:
             return torch.eye(len(self.weight), dtype=torch.float64)
@@ -86,24 +86,24 @@ class Layer:
         return vectors * values.clamp(min=0).sqrt()
 
     def error_in(self, root: Tensor, factors: Factors, output: Tensor | None = None) -> float:
-        """The squared error `||L^T (W - B A) S||` in a metric `S S^T`, weighed by `L L^T` at the outputs."""
+        """Squared error `||L^T (W - B A) S||` in a metric `S S^T`, weighted by `L L^T` at the outputs."""
         missing = (self.weight.double() - factors.B.double() @ factors.A.double()) @ root
         return float((missing if output is None else output.T @ missing).square().sum())
 
     def least_in(self, root: Tensor, output: Tensor | None = None) -> Tensor:
-        """The least possible squared error in that metric at ranks 0, 1, ..."""
+        """Least possible squared error in that metric at ranks 0, 1, ..."""
         wanted = self.weight.double() @ root
         return dropped(wanted if output is None else output.T @ wanted)
 
     @property
     def ranks(self) -> range:
-        """All that cost less than the matrix, and rank 1 in any case."""
+        """Ranks that cost less than the matrix, and rank 1 in any case."""
         m, n = self.weight.shape
         return range(1, max(1, (m * n - 1) // (m + n)) + 1)
 
 
 def gather(x: Tensor, weight: Tensor | None = None, groups: int = GROUPS) -> BlockStatistics:
-    """What calibration keeps of the tokens in up to eight sequences."""
+    """Calibration statistics of the tokens in up to eight sequences."""
     sequences = x.split(-(-len(x) // SEQUENCES))
     accumulator = Accumulator("linear", groups, len(sequences), weight)
     for index, sequence in enumerate(sequences):
@@ -112,7 +112,7 @@ def gather(x: Tensor, weight: Tensor | None = None, groups: int = GROUPS) -> Blo
 
 
 def groups_of(x: Tensor) -> list[Tensor]:
-    """The tokens by the groups of `gather`."""
+    """Tokens by the groups of `gather`."""
     sequences = x.split(-(-len(x) // SEQUENCES))
     count = min(GROUPS, len(sequences))
     of = [index * count // len(sequences) for index in range(len(sequences))]
@@ -120,7 +120,7 @@ def groups_of(x: Tensor) -> list[Tensor]:
 
 
 def dropped(outputs: Tensor) -> Tensor:
-    """The squared singular values that ranks 0, 1, ... leave out: the least squared error of any matrix of that rank."""
+    """Sums of the squared singular values that ranks 0, 1, ... leave out: the least squared error of any matrix of that rank."""
     energies = torch.linalg.svdvals(outputs).square()
     return torch.cat([energies.flip(0).cumsum(0).flip(0), energies.new_zeros(max(outputs.shape))])
 
@@ -128,7 +128,7 @@ def dropped(outputs: Tensor) -> Tensor:
 def layer(
     m: int, n: int, *, condition: float = 1e2, mean: float = 0.5, tokens: int = 400, side: str = "input"
 ) -> Layer:
-    """Tokens with log-spaced energies in random directions around a mean, and a random weight."""
+    """A layer whose tokens have log-spaced energies in random directions around a mean, with a random weight."""
     generator = torch.Generator().manual_seed(m * n)
     directions = torch.linalg.qr(torch.randn(n, n, dtype=torch.float64, generator=generator)).Q
     scales = condition ** -(0.5 * torch.linspace(0, 1, n, dtype=torch.float64))

@@ -1,6 +1,6 @@
-"""Files as the Hub has them: the tensors of a model under other names, other tensors beside them, experts stacked or apart.
+"""Weight files in the layouts of the Hub: tensors under other names, with additional tensors, experts stacked or separate.
 
-A layout is what it makes of the tensors that `save_pretrained` writes; a family has those that published checkpoints of it have.
+A layout maps the tensors that `save_pretrained` writes; each family has the layouts of its published checkpoints.
 """
 
 import re
@@ -17,7 +17,7 @@ WEIGHTS = "model.safetensors"
 
 
 def renamed(*rules: tuple[str, str]) -> Layout:
-    """Every name by the first rule (a pattern and what takes its place) that it begins with."""
+    """Rename every tensor by the first matching rule, a pattern at the beginning of the name and its replacement."""
 
     def layout(tensors: Tensors) -> Tensors:
         return {_by(rules, name): tensor for name, tensor in tensors.items()}
@@ -33,7 +33,7 @@ def _by(rules: tuple[tuple[str, str], ...], name: str) -> str:
 
 
 def beside(attention: str, **extra: Tensor) -> Layout:
-    """Buffers that earlier versions of transformers saved with the attention of every block."""
+    """Add the buffers that earlier versions of transformers saved with the attention of every block."""
 
     def layout(tensors: Tensors) -> Tensors:
         places = {found[0] for name in tensors if (found := re.match(rf".*\.\d+\.{attention}(?=\.)", name))}
@@ -43,12 +43,12 @@ def beside(attention: str, **extra: Tensor) -> Layout:
 
 
 def headed(head: str, embedding: str) -> Layout:
-    """The tied embedding once more, as the head."""
+    """Add the tied embedding a second time, as the head."""
     return lambda tensors: tensors | {head: tensors[embedding].clone()}
 
 
 def stacked(tensors: Tensors) -> Tensors:
-    """The experts of every block in two tensors, as transformers 5 holds them."""
+    """Stack the experts of every block in two tensors, as in transformers 5."""
     found: Tensors = {name: tensor for name, tensor in tensors.items() if ".experts." not in name}
     parts = [("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2")]
     for stack in {name.partition(".experts.")[0] for name in tensors if ".experts." in name}:
@@ -108,9 +108,9 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
         "names as in the model": renamed((r"model\.", "model.language_model."), (r"visual\.", "model.visual."))
     },
 }
-"""By family, with the name of the layout."""
+"""Layouts by family and name."""
 
 
 def lay_out(folder: Path, layout: Layout) -> None:
-    """Give the one weight file of a folder another layout."""
+    """Rewrite the one weight file of a folder in another layout."""
     save_file(layout(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})

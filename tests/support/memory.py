@@ -1,4 +1,4 @@
-"""How many bytes of tensors a piece of work holds at once: exactly, from the allocator of torch."""
+"""Peak number of bytes in tensors during a piece of work: exact, from the allocator of torch."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """Bytes at the worst moment, on the CPU, above what was there before."""
+    """Peak bytes on the CPU above those allocated before."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         kept = work()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -1,4 +1,4 @@
-"""Profiles made by a rule instead of a clock, so that what an allocation must do with them is known."""
+"""Device profiles computed by a rule instead of a clock, so that the correct allocation is known."""
 
 from collections.abc import Callable, Iterable
 
@@ -20,7 +20,7 @@ def made(
     centred: bool = True,
     dtype: str = "float32",
 ) -> Profile:
-    """The profile of a device on which the rule holds, at `count` ranks of every shape."""
+    """Profile of a device on which the rule holds, at `count` ranks of every shape."""
     shapes = {shape_of(matrix): matrix for matrix in matrices}
     return Profile(
         device="cpu",
@@ -46,10 +46,10 @@ def made(
 
 
 def by_parameters(matrix: Matrix, rank: int | None, tokens: int) -> float:
-    """Time is proportional to the parameters without biases."""
+    """Time proportional to the parameters without biases."""
     return tokens * 1e-6 * matrix.cost(rank, centred=False)
 
 
 def always_slower(matrix: Matrix, rank: int | None, tokens: int) -> float:
-    """Low rank takes longer than dense, whatever the rank."""
+    """Time that is longer for low rank than for dense, whatever the rank."""
     return tokens * (1.0 if rank is None else 1.0 + 1e-3 * rank)

@@ -1,4 +1,4 @@
-"""Processors for the tiny models that see (`tiny("llava")`...): 57 words, images of 16 x 16 pixels, no files, no network."""
+"""Processors for the tiny vision-language models (`tiny("llava")`...): 57 words, images of 16 x 16 pixels, no files, no network."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ from transformers import (
 from mgaa.models.processors import _without_videos
 
 SPECIAL = {"<video>": 57, "<vs>": 58, "<ve>": 59, "<unk>": 60, "<s>": 61, "</s>": 62, "<image>": 63}
-"""The ids that configs of the tiny models name; the words are before them."""
+"""Ids that the configs of the tiny models name; the words come before them."""
 WORDS = tuple(f"w{i}" for i in range(57))
 
 _SQUARE = {"height": 16, "width": 16}
@@ -36,9 +36,9 @@ QWEN = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen3_vl": Qwen3VLProcessor}
 
 
 def processor(family: str, vocabulary: Sequence[str] = WORDS) -> ProcessorMixin:
-    """The processor of `tiny(family)`: 16 image tokens in llava, 4 in gemma3, as many as the shape of an image asks for in the others.
+    """Processor of `tiny(family)`: 16 image tokens in llava, 4 in gemma3, as many as the shape of an image requires in the others.
 
-    That of mistral3 needs torchvision; LLaVA's around the same image processor gives the same, but for marks between the rows.
+    The processor of mistral3 needs torchvision; LLaVA's with the same image processor gives the same, except for marks between the rows.
     """
     words = tokenizer(vocabulary)
     mark = "<vs>" if family == "gemma3" else "<vs><image><ve>" if family in QWEN else "<image>"
@@ -67,7 +67,7 @@ def processor(family: str, vocabulary: Sequence[str] = WORDS) -> ProcessorMixin:
 
 
 def tokenizer(vocabulary: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
-    """The words, each a token, and the special ones."""
+    """Tokenizer of the words, each a token, and the special ones."""
     ids = {word: index for index, word in enumerate(vocabulary)}
     backend = Tokenizer(models.WordLevel(ids | SPECIAL, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -88,6 +88,6 @@ def tokenizer(vocabulary: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
 
 
 def picture(seed: int, width: int = 16, height: int = 16) -> Image.Image:
-    """An image of noise, the same for the same seed."""
+    """Image of noise, the same for the same seed."""
     pixels = numpy.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
     return Image.fromarray(pixels)

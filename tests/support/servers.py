@@ -1,4 +1,4 @@
-"""Real servers on loopback that a test starts, stops and starts again: MLflow, S3 (rclone), SSH (asyncssh)."""
+"""Real servers on loopback that a test starts, stops and restarts: MLflow, S3 (rclone), SSH (asyncssh)."""
 
 import os
 import signal
@@ -11,12 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.databases import copy_database
+
 BIN = Path(sys.executable).parent
 DEADLINE = 120.0
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens to."""
+    """Find a free port on loopback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -25,7 +27,7 @@ def free_port() -> int:
 
 @contextmanager
 def listening(command: Sequence[str | Path], port: int, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that listens to the port inside the block; at the end it is gone, with those that it started."""
+    """Run a process that listens on the port inside the block; afterwards it is gone, with all processes that it started."""
     quiet = subprocess.DEVNULL
     own = {**os.environ, **environment}
     process = subprocess.Popen([*command], stdout=quiet, stderr=quiet, env=own, start_new_session=True)
@@ -43,26 +45,28 @@ def listening(command: Sequence[str | Path], port: int, **environment: str) -> I
 
 
 def answers(port: int) -> bool:
-    """Whether somebody listens."""
+    """Tell whether a server listens on the port."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @dataclass(frozen=True)
 class TrackingServer:
-    """`mlflow server` on a folder, to be started and killed as often as one likes."""
+    """An `mlflow server` on a folder, which can be started and killed repeatedly."""
 
     folder: Path
     port: int
 
     @property
     def uri(self) -> str:
-        """Where it is reached."""
+        """Address of the server."""
         return f"http://127.0.0.1:{self.port}"
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        """The server runs inside the block, and is killed at its end."""
+        """Run the server inside the block, and kill it at the end."""
+        if not (self.folder / "server.db").exists():
+            copy_database(self.folder / "server.db")
         command = [BIN / "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         command += ["--backend-store-uri", f"sqlite:///{self.folder / 'server.db'}"]
         command += ["--artifacts-destination", str(self.folder / "artifacts")]
@@ -72,7 +76,7 @@ class TrackingServer:
 
 @contextmanager
 def rclone(folder: Path, port: int, *options: str) -> Iterator[None]:
-    """`rclone serve s3` on a folder, whose folders are its buckets."""
+    """Run `rclone serve s3` on a folder, whose subfolders are its buckets."""
     command = [BIN / "rclone", "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret", *options]
     with listening([*command, folder], port):
         yield
@@ -80,7 +84,7 @@ def rclone(folder: Path, port: int, *options: str) -> Iterator[None]:
 
 @contextmanager
 def sftp(folder: Path, port: int) -> Iterator[Path]:
-    """An SSH server whose root is the folder; gives the private key that opens it."""
+    """Run an SSH server whose root is the folder; yields the private key that opens it."""
     import asyncssh
 
     folder.mkdir()

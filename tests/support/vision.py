@@ -1,4 +1,4 @@
-"""A model that sees to look at: a LLaVA, random but for the first blocks of the demo language model in it, and questions for it."""
+"""A vision-language model for read-only tests, random except for the first blocks of the demo language model, and questions for it."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from tasks.steps.load_backbone import architecture_digest, identify, load_backbo
 from tasks.steps.read_questions import questions_content, read_questions
 
 BLOCKS = 3
-"""Of its decoder."""
+"""Blocks of its decoder."""
 ASKED = {"from": 0.0, "to": 1.0, "samples": None, "seed": 0, "split": None}
-"""What chooses all questions of a file."""
+"""Settings that choose all questions of a file."""
 
 
 @cache
 def multimodal_model() -> Path:
-    """The folder of the model, written once per session (seconds) in a folder that vanishes with the tests' home; look, do not touch."""
+    """Folder of the model, written once per session (seconds) in a folder that is deleted with the tests' home; do not modify it."""
     import torch
 
     from demo import vlm
@@ -36,7 +36,7 @@ def multimodal_model() -> Path:
 
 
 def referred(store: Store, source: Path | None = None) -> Artifact:
-    """The artifact `backbone` of the model, or of another one."""
+    """Load the model, or another one, as the artifact `backbone`."""
     given: dict[str, Any] = {"source": str(source or multimodal_model()), "revision": None}
     return load_backbone.fn(
         store,
@@ -49,7 +49,7 @@ def referred(store: Store, source: Path | None = None) -> Artifact:
 
 
 def reading(store: Store, sections: Mapping[str, Mapping[str, Any]]) -> Artifact:
-    """The artifact `questions` of these sections."""
+    """Read these sections, as the artifact `questions`."""
     content = {name: questions_content(given["source"]) for name, given in sections.items()}
     return read_questions.fn(
         store, sections={name: {**ASKED, **given} for name, given in sections.items()}, content=content
@@ -57,12 +57,12 @@ def reading(store: Store, sections: Mapping[str, Mapping[str, Any]]) -> Artifact
 
 
 def scenes(samples: int | None, split: str = "test", seed: int = 0) -> dict[str, Any]:
-    """What chooses so many questions about drawn scenes."""
+    """Settings that choose so many questions about drawn scenes."""
     return {"source": "scenes", "split": split, "samples": samples, "seed": seed}
 
 
 def written(folder: Path, lines: Sequence[Mapping[str, Any]], pictures: Mapping[str, Any]) -> dict[str, Any]:
-    """What chooses the questions of a file of these lines, beside which these images are written."""
+    """Write a file of these lines and its images; returns the settings that choose its questions."""
     folder.mkdir()
     for name, image in pictures.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -73,5 +73,5 @@ def written(folder: Path, lines: Sequence[Mapping[str, Any]], pictures: Mapping[
 
 
 def kept(store: Store, kind: str) -> list[Path]:
-    """What is left of artifacts of a kind, whole or half."""
+    """Folders that are left of artifacts of a kind, complete or not."""
     return sorted(path for path in store.path.glob(f"{kind}/*") if path.is_dir())

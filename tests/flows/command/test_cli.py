@@ -84,6 +84,7 @@ def test_the_help_needs_no_parameters(
     assert "ratios.compression" in shown
 
 
+@pytest.mark.slow
 def test_a_command_reuses_in_a_new_process_with_a_new_prefect_and_reports_one_error_once(
     project: Project, prefect_server: str
 ) -> None:

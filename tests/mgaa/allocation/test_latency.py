@@ -264,9 +264,12 @@ DAMAGE: dict[str, tuple[Callable[[Any], object], str]] = {
     "a negative spread": (lambda c: at(c, "shapes", 0, "times", "1", "dense").update(spread=-1.0), "spread .* is -1.0"),
     "ranks that fall": (
         lambda c: at(c, "shapes", 0, "times", "1", "low_rank").reverse(),
-        "low_rank at 1 tokens of shape 0 of .* is not in rising ranks",
+        "low_rank at 1 tokens of shape 0 of .* is not in ascending order of rank",
     ),
-    "no ranks": (lambda c: at(c, "shapes", 0, "times", "1").update(low_rank=[]), "not in rising ranks, at least one"),
+    "no ranks": (
+        lambda c: at(c, "shapes", 0, "times", "1").update(low_rank=[]),
+        "not in ascending order of rank, or empty",
+    ),
     "tokens without times": (
         lambda c: c["tokens"].append(7),
         "7 of 7 tokens of shape 0 of .* is null, expected an object",

@@ -151,7 +151,7 @@ def test_with_one_block_the_inputs_do_not_matter(tiny: Tiny, tokens: Tensor) -> 
 def test_rules_for_the_whole_model_are_refused_before_anything_is_measured(ranks: Any, tiny: Tiny) -> None:
     unmeasurable = torch.full((2, 16), 64)  # no token of the vocabulary
     with pytest.raises(
-        UsageError, match=rf"inputs is compressed, expected .* block after block: ranks\.method={ranks['method']} is"
+        UsageError, match=rf"inputs is compressed, expected .* block by block: ranks\.method={ranks['method']} is"
     ):
         mgaa.compress_(tiny(), unmeasurable, ranks=ranks, **COMPRESSED)
 

@@ -66,14 +66,14 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "config of nothing": (lambda f: (f / "config.json").write_text("{}"), "has no model_type"),
     "unknown architecture": (lambda f: edit(f / "config.json", model_type="nonesuch"), "cannot read .*nonesuch"),
     "ill-typed config": (lambda f: edit(f / "config.json", hidden_size="wide"), "cannot read .*hidden_size"),
-    "remote code": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), "code of its own .auto_map"),
+    "remote code": (lambda f: edit(f / "config.json", auto_map={"AutoModel": "x.Y"}), "custom code .auto_map"),
     "a kernel of the Hub": (
         lambda f: edit(f / "config.json", attn_implementation="owner/name"),
-        "asks for a compiled kernel of the Hub .'owner/name'",
+        "requests a compiled kernel of the Hub .'owner/name'",
     ),
     "a kernel of the Hub, nested": (
         lambda f: edit(f / "config.json", text_config={"_attn_implementation": "owner/name@v1:forward"}),
-        "asks for a compiled kernel of the Hub",
+        "requests a compiled kernel of the Hub",
     ),
     "remote tokenizer code": (lambda f: edit(f / "tokenizer_config.json", auto_map={}), "tokenizer_config.*auto_map"),
     "quantised": (
@@ -260,5 +260,5 @@ def test_a_cached_hub_model_loads_at_its_commit_without_a_network(cache: Path) -
 
 
 def test_a_hub_model_that_is_not_cached_is_refused_offline(cache: Path) -> None:
-    with pytest.raises(InputError, match=r"the Hub gives no organisation/other at 0123.*unset HF_HUB_OFFLINE"):
+    with pytest.raises(InputError, match=r"the Hub does not provide organisation/other at 0123.*unset HF_HUB_OFFLINE"):
         load("organisation/other", revision=COMMIT)

@@ -246,14 +246,14 @@ def test_a_file_of_somebody_else_is_not_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("place", ["file", "file/out"])
 def test_a_file_in_the_way_is_one_message(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ResourceError, match=r"cannot be written to .*file is no folder: give another folder"):
+    with pytest.raises(ResourceError, match=r"cannot be written to .*file is not a folder: give another folder"):
         fill(tmp_path / place)
 
 
 def test_a_folder_that_may_not_be_written_is_not_replaced(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     access = os.access  # which allows everything to root
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != ours and access(path, mode))
-    with pytest.raises(ResourceError, match="out may not be written: give another folder"):
+    with pytest.raises(ResourceError, match="out is not writable: give another folder"):
         fill(ours, "second")
 
 
@@ -265,7 +265,9 @@ def test_where_no_draft_can_lie_beside_a_folder_an_empty_one_is_filled(
     fill(Path())
     assert sorted(content(tmp_path)) == [MARK, "config.json", "deep/weights"]
     before = content(tmp_path)
-    with pytest.raises(ResourceError, match=r"cannot be exchanged as a whole, for it is the working folder: give a"):
+    with pytest.raises(
+        ResourceError, match=r"cannot be exchanged as a whole, because it is the working folder: give a"
+    ):
         fill(Path(), "second")
     assert content(tmp_path) == before
 

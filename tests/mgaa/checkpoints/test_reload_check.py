@@ -61,12 +61,12 @@ UNLOADABLE: dict[str, tuple[Callable[[PreTrainedModel], PreTrainedModel], str]] 
     "other heads": (told(num_key_value_heads=4), r"of another shape model\.layers\.0\.self_attn\.k_proj"),
     "a flag of biases": (told(attention_bias=True), r"missing model\.layers\.0\.self_attn\.k_proj\.bias"),
     "a padding token beyond the vocabulary": (told(pad_token_id=1000), "Padding_idx"),
-    "code of its own": (told(auto_map={"AutoModel": "x.Y"}), r"config\.json asks for code of its own"),
+    "code of its own": (told(auto_map={"AutoModel": "x.Y"}), r"config\.json requires custom code"),
     "a config that is no JSON": (told(note=object()), "not JSON serializable"),
     "a dropped block": (changed(lambda m: m.model.layers.pop(0)), "the decoder has 1 blocks"),
     "a module of the user": (changed(lambda m: m.add_module("extra", nn.Linear(2, 2))), r"unexpected extra\.bias"),
     "a buffer of the user": (changed(lambda m: m.register_buffer("steps", torch.zeros(1))), "unexpected steps"),
-    "a head in another dtype": (changed(lambda m: m.lm_head.double()), r"another dtype than torch\.float32 lm_head"),
+    "a head in another dtype": (changed(lambda m: m.lm_head.double()), r"a dtype other than torch\.float32 lm_head"),
     "a norm in another dtype": (
         changed(lambda m: m.model.norm.half()),
         r"Give it one dtype, model\.to\(torch\.float32",
@@ -76,7 +76,10 @@ UNLOADABLE: dict[str, tuple[Callable[[PreTrainedModel], PreTrainedModel], str]] 
         r"missing lm_head\.weight\. .*set model\.config\.tie_word_embeddings",
     ),
     "shared blocks": (changed(lambda m: m.model.layers.__setitem__(1, m.model.layers[0])), "shared tensors"),
-    "no head": (lambda m: m.model, r"missing lm_head\.weight\. mgaa\.load takes models with a language-modelling head"),
+    "no head": (
+        lambda m: m.model,
+        r"missing lm_head\.weight\. mgaa\.load only takes models with a language-modelling head",
+    ),
     "another head": (classifier, r"unexpected score\.weight.*model\.save_pretrained\(folder\) keeps this class"),
     "settings that are no JSON": (
         changed(lambda m: setattr(m.generation_config, "note", object())),
@@ -92,7 +95,7 @@ def test_what_would_not_load_is_refused_before_anything_is_written(
     make, said = UNLOADABLE[kind]
     model = make(tiny())
     before = str(model)
-    with pytest.raises(UsageError, match=f"nothing was written to .*saved, for it would not load: .*{said}"):
+    with pytest.raises(UsageError, match=f"nothing was written to .*saved, because it would not load: .*{said}"):
         mgaa.save(model, words, tmp_path / "saved")
     assert not (tmp_path / "saved").exists()
     assert str(model) == before
@@ -131,7 +134,7 @@ def with_code(words: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
     ("make", "said"),
     [
         (with_more_words, "ids up to 64, the embedding has 64 rows"),
-        (with_code, r"tokenizer_config\.json asks for code of its own"),
+        (with_code, r"tokenizer_config\.json requires custom code"),
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])

@@ -102,14 +102,14 @@ def test_a_streamed_model_that_looks_ahead_has_no_perplexity(tiny, tmp_path, wor
 def test_what_a_model_raises_over_ids_alone_is_one_message_with_the_cause():
     model = model_of("xmod", default_language=None)
     with pytest.raises(
-        InputError, match=r"Xmod.* does not read 30 token ids alone \(ValueError: Input language unknown"
+        InputError, match=r"Xmod.* does not accept 30 token ids alone \(ValueError: Input language unknown"
     ):
         perplexity(model, TOKENS, length=30)
 
 
 def test_a_window_beyond_positions_that_no_config_names_is_one_message():
     model = model_of("whisper", **READERS["whisper"] | {"max_target_positions": 16})
-    with pytest.raises(InputError, match=r"does not read 30 token ids alone.* take shorter windows"):
+    with pytest.raises(InputError, match=r"does not accept 30 token ids alone.* take shorter windows"):
         perplexity(model, TOKENS, length=30)
 
 

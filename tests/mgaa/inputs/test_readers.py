@@ -253,7 +253,7 @@ def quantised(model: PreTrainedModel) -> Any:
 NO_MODELS: dict[str, tuple[Callable[[PreTrainedModel], Any], str]] = {
     "a path": (lambda model: "some/folder", r"model is 'some/folder', .*mgaa\.load\('some/folder'\)` loads it"),
     "nothing": (lambda model: None, "model is None, expected a model of transformers"),
-    "a pair": (lambda model: (model, None), "takes the two apart"),
+    "a pair": (lambda model: (model, None), "returns both"),
     "another module": (lambda model: nn.Linear(3, 3), "model is a Linear, expected a model of transformers"),
     "in DataParallel": (nn.DataParallel, r"model is a DataParallel.*its `\.module`"),
     "in a pipeline": (Pipeline, r"model is a Pipeline.*its `\.model`"),
@@ -265,7 +265,7 @@ UNCHANGED: dict[str, tuple[Callable[[PreTrainedModel], Any], str]] = {
     "adapters": (lambda model: peft.get_peft_model(model, LORA), "adapters of peft in 2 places.*merge_and_unload"),
     "adapters of transformers": (with_layer, r"adapters of peft in 2 places.*merge_and_unload"),
     "no head": (lambda model: model.model, "model is a LlamaModel, which has no language-modelling head"),
-    "another forward": (another_forward, r"another forward than its class in model\.layers\.0"),
+    "another forward": (another_forward, r"forward other than that of its class in model\.layers\.0"),
     "several dtypes": (
         mixed,
         r"lm_head\.weight is in torch\.float64\): give it one dtype, model\.to\(torch\.float32\)",
@@ -351,7 +351,7 @@ def test_a_compression_is_a_number_of_any_kind(given: Any, tiny: Build, tokens: 
         ({"factors": None}, "factors is None, expected a name, or a mapping"),
         ({"ranks": 3}, "ranks is 3, expected a name, or a mapping"),
         ({"parts": 3}, "parts is 3, expected names"),
-        ({"parts": "decoders"}, "the parts to compress have decoders, expected some of"),
+        ({"parts": "decoders"}, "the parts to compress include decoders, expected some of"),
     ],
 )
 def test_a_setting_of_another_type_is_refused(settings: dict[str, Any], said: str, tiny: Build, tokens: Tensor) -> None:
@@ -427,7 +427,7 @@ def test_factors_do_not_go_into_blocks_that_stay_in_their_files(
 ) -> None:
     mgaa.save(tiny(), words, tmp_path / "dense")
     model, _ = mgaa.load(tmp_path / "dense", stream=True, device="cpu")
-    with pytest.raises(UsageError, match="stays in its file, where nothing can be put into it"):
+    with pytest.raises(UsageError, match="is offloaded to its file and cannot be changed"):
         mgaa.apply_factors(model, {QUERY: Factors(torch.ones(2, 32), torch.ones(32, 2))})
     with pytest.raises(UsageError, match="load it without stream"):
         mgaa.compress_(model, tokens)

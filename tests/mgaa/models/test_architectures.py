@@ -169,7 +169,7 @@ def test_a_compressed_model_is_refused(model: PreTrainedModel, compress: Compres
 @pytest.mark.parametrize("kind", ["phi3", "gpt2", "gpt_neox", "falcon", "mixtral"])
 def test_a_model_that_was_not_taken_apart_is_refused(kind: str, tiny: Tiny) -> None:
     with pytest.raises(
-        InputError, match=r"apart first \(mgaa\.models\.fused\.unfuse_\)|is a Conv1D, expected nn\.Linear"
+        InputError, match=r"split the model first \(mgaa\.models\.fused\.unfuse_\)|is a Conv1D, expected nn\.Linear"
     ):
         matrices_of(tiny(kind))
 
@@ -183,7 +183,7 @@ def test_a_linear_that_the_entry_does_not_name_is_refused(tiny: Tiny) -> None:
 
 @pytest.mark.parametrize("kind", ["phi3", "gpt2", "mixtral"])
 def test_a_model_that_was_not_taken_apart_is_not_measured(kind: str, tiny: Tiny, tokens: Tensor) -> None:
-    with pytest.raises(InputError, match=r"apart first|is a Conv1D"):
+    with pytest.raises(InputError, match=r"split the model first|is a Conv1D"):
         list(stream_statistics(tiny(kind), tokens))
 
 

@@ -119,7 +119,7 @@ def test_an_adapter_beside_a_low_rank_layer_is_no_cause_for_a_warning(recwarn: p
 
 def test_blocks_without_linears_are_refused(tiny: Build) -> None:
     model = tiny("gpt2")  # its own Conv1D layers
-    with pytest.raises(InputError, match="hold no linear layer: take the model apart first"):
+    with pytest.raises(InputError, match="hold no linear layer: split the model first"):
         target_names(model, Plan())
 
 

@@ -77,7 +77,7 @@ def test_a_job_that_cannot_be_read_is_refused(job: Job, text: str, message: str)
 def test_a_result_that_was_altered_is_refused(ended: Job) -> None:
     write_tensors(ended.folder / "adapters.safetensors", {})
     with pytest.raises(
-        InputError, match=r"adapters.safetensors is not the file that curve.json beside it names: remove"
+        InputError, match=r"adapters.safetensors is not the file that curve.json next to it names: remove"
     ):
         ended.result()
 

@@ -218,7 +218,7 @@ def test_fewer_tokens_than_outputs_are_refused(tiny: Tiny, tokens: Tensor) -> No
 
 
 def test_other_parts_than_the_decoder_are_refused(tiny: Tiny, tokens: Tensor) -> None:
-    with pytest.raises(UsageError, match=r"decoder alone, but vision .*backbone\.parts=\[decoder\]"):
+    with pytest.raises(UsageError, match=r"decoder only, but vision .*backbone\.parts=\[decoder\]"):
         differentiate_model(tiny("llava"), tokens, CalibrationSettings(), parts=["decoder", "vision"])
 
 
@@ -234,7 +234,7 @@ def test_a_loss_that_is_not_finite_names_the_sequence(tiny: Tiny, tokens: Tensor
     tokens[4, 3] = 7
     model.get_input_embeddings().weight.data[7, 0] = float("nan")
     with pytest.raises(
-        NumericalError, match=r"behind the last block has \d+ non-finite .*sequence 4, .*backbone\.dtype"
+        NumericalError, match=r"after the last block has \d+ non-finite .*sequence 4, .*backbone\.dtype"
     ):
         list(stream_gradients(model, tokens, batch_size=3))
 
@@ -257,7 +257,7 @@ def test_a_gradient_that_overflows_on_its_way_names_the_layer_and_the_sequence(t
 def test_a_head_that_tells_nothing_apart_is_an_error(tiny: Tiny, tokens: Tensor) -> None:
     model = tiny(tie_word_embeddings=False)
     model.get_output_embeddings().weight.data.zero_()
-    with pytest.raises(NumericalError, match="behind the last block is zero for every calibration token"):
+    with pytest.raises(NumericalError, match="after the last block is zero for every calibration token"):
         list(stream_gradients(model, tokens))
 
 

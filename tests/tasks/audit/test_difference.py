@@ -95,7 +95,7 @@ def test_every_step_of_a_run_tells_what_it_used(lab: Audited) -> None:
     keys = {key for step in record["steps"].values() for key in step["keys"]}
     assert keys >= set(record["keys"].values())
     for task, step in record["steps"].items():
-        assert f"tasks/{task}.py" in step["sources"]
+        assert f"tasks/steps/{task}.py" in step["sources"]
         assert "torch" in step["packages"]
         assert all((lab.store.path / "keys" / f"{key}.json").is_file() for key in step["keys"])
     assert Path(record["parameters"]["backbone.source"]).is_dir()

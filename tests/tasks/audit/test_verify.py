@@ -167,9 +167,9 @@ def test_manifests_that_go_round_in_a_circle_are_an_error_that_names_it(tmp_path
     one, other = ({"ranks": {"kind": "ranks", "digest": each}} for each in names)
     forge(store, b"a", other)
     artifact = forge(store, b"b", one)
-    with pytest.raises(DamagedError, match=r"go round in a circle.*->.*->"):
+    with pytest.raises(DamagedError, match=r"form a cycle.*->.*->"):
         ancestry(store, [artifact])
-    assert "circle" in named(verify_store(store).findings)
+    assert "cycle" in named(verify_store(store).findings)
 
 
 def key_of(folder: Path, who: str) -> tuple[Path, Path]:

@@ -109,7 +109,7 @@ def test_folders_and_files_of_somebody_else_are_named_with_their_parameter(make:
         check_outputs(params, *outputs(params))
     Path("results/metrics.json").unlink()
     Path("results/figures").write_text("a file")
-    with pytest.raises(ResourceError, match="figures is no folder"):
+    with pytest.raises(ResourceError, match="figures is not a folder"):
         check_outputs(params, *outputs(params))
 
 

@@ -19,7 +19,7 @@ import pytest
 from pyarrow import ipc, parquet
 
 from mgaa.errors import InputError
-from tasks.data import files, questions, rows
+from tasks.data import files, questions, row_formats
 from tasks.data.documents import Documents, read_documents
 from tasks.steps.read_texts import source_content
 
@@ -363,5 +363,5 @@ def test_questions_in_a_file_of_text_are_refused(tmp_path: Path) -> None:
 
 def test_of_columns_only_those_that_are_asked_for_are_read(tmp_path: Path) -> None:
     path = put(tmp_path / "a.parquet", as_parquet)
-    assert rows.rows_in(path, path.read_bytes(), ["text"]).numbered[0] == (1, {"text": TEXTS[0]})
+    assert row_formats.rows_in(path, path.read_bytes(), ["text"]).numbered[0] == (1, {"text": TEXTS[0]})
     assert isinstance(read_documents(path), Documents)

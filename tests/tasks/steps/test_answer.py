@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mgaa.checkpoints.load import load
 from mgaa.checkpoints.save import apply_factors, save
 from mgaa.errors import InputError, UsageError
-from mgaa.evaluation import answering
+from mgaa.evaluation import answering, scoring
 from mgaa.models.architectures import matrices_of
 from mgaa.models.entries import MULTIMODAL
 from tasks.artifacts.files import ANSWERS, read_table
@@ -86,7 +86,7 @@ def test_the_record_is_what_the_library_says_of_the_files(
     said = answering.answer(model, own, asked, max_new_tokens=3)
     assert [each["answer"] for each in found["answers"]] == said
     assert [each["image"] for each in found["answers"]] == ["0.png", "1.png", "0.png", None]
-    losses = answering.caption_losses(model, own, told)
+    losses = scoring.caption_losses(model, own, told)
     assert found["caption_losses"] == pytest.approx(losses.losses, rel=1e-6)
     assert found["caption_counts"] == [3, 4]
     assert found["caption_perplexity"] == pytest.approx(losses.perplexity, rel=1e-6)

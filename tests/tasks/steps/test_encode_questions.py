@@ -112,7 +112,7 @@ def test_what_the_model_cannot_take_is_refused_and_nothing_is_left(
     with pytest.raises(InputError, match=r"the longest prompt has \d+ tokens, expected at most \d+ \(the model's posi"):
         encode_questions.fn(store, backbone, reading(store, {CALIBRATION: long}), section=CALIBRATION)
     write_model(tmp_path / "blind")
-    with pytest.raises(UsageError, match="expected the config of a model that sees"):
+    with pytest.raises(UsageError, match="expected the config of a vision-language model"):
         encode_questions.fn(store, referred(store, tmp_path / "blind"), questions, section=CALIBRATION)
     assert kept(store, "tokens") == before
 

@@ -13,6 +13,7 @@ from tasks.cache.artifact import Store
 from tasks.config.parameters import Parameters, load_parameters
 from tasks.tracking.buffer import copy_run, database, pending_runs, upload
 from tasks.tracking.run import Run, track_run
+from tests.support.databases import copy_database
 from tests.support.finished import finished_run
 from tests.support.servers import TrackingServer, free_port
 
@@ -36,8 +37,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Another tracking store, which needs no process; MLflow takes seconds to make its tables."""
-    return f"sqlite:///{tmp_path_factory.mktemp('away') / 'server.db'}"
+    """Another tracking store, which needs no process."""
+    return f"sqlite:///{copy_database(tmp_path_factory.mktemp('away') / 'server.db')}"
 
 
 def parameters(uri: str, home: Path, *more: str, experiment: str = "team") -> Parameters:

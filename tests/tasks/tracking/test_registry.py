@@ -18,6 +18,7 @@ from tasks.config.parameters import Parameters, load_parameters
 from tasks.tracking import comparison, promotion
 from tasks.tracking.registration import CANDIDATE, CHAMPION, set_alias
 from tasks.tracking.run import track_run
+from tests.support.databases import copy_database
 from tests.support.finished import ROOT, finished_run
 
 GOOD = {
@@ -35,8 +36,8 @@ GATE = {"perplexity": 1.05, "model_compression": 0.1, "accuracy": 3.0, "champion
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for the module: MLflow takes seconds to make its tables."""
-    return tmp_path_factory.mktemp("registry") / "mlflow.db"
+    """One database for the module."""
+    return copy_database(tmp_path_factory.mktemp("registry") / "mlflow.db")
 
 
 @pytest.fixture

@@ -18,7 +18,9 @@ from mgaa.errors import InputError, ResourceError, UsageError
 from tasks.cache.source import code_digest
 from tasks.config.parameters import Parameters, load_parameters
 from tasks.record.lineage import full_name
-from tasks.tracking.run import measurements, track_run
+from tasks.tracking.run import track_run
+from tasks.tracking.values import measurements
+from tests.support.databases import copy_database
 from tests.support.finished import ROOT, finished_run
 
 EXPERIMENT = "an experiment"
@@ -26,8 +28,8 @@ EXPERIMENT = "an experiment"
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One database for the module: MLflow takes seconds to make its tables."""
-    return tmp_path_factory.mktemp("tracking store") / "mlflow.db"
+    """One database for the module."""
+    return copy_database(tmp_path_factory.mktemp("tracking store") / "mlflow.db")
 
 
 @pytest.fixture
@@ -274,7 +276,7 @@ def test_a_driver_that_is_not_installed_is_named_with_its_command(
     monkeypatch.setitem(sys.modules, module, None)
     with (
         pytest.raises(ResourceError, match=rf"MLflow cannot record in {uri}.*pip install '{re.escape(package)}'"),
-        tracked(parameters(uri)),
+        track_run(parameters(uri)),
     ):
         raise AssertionError("the work has begun")
 

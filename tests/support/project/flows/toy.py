@@ -1,4 +1,4 @@
-"""The flow of the project: what it does is said by `tracking.experiment`."""
+"""The flow of the small project, controlled by `tracking.experiment`."""
 
 import sys
 
@@ -13,7 +13,7 @@ from tasks.config.parameters import Parameters
 
 @flow(validate_parameters=False)
 def toy(parameters: Parameters) -> None:
-    """Count, combine, and then fail or take long if told to."""
+    """Count, combine, and then fail or take long if `tracking.experiment` says so."""
     store = Store(parameters.store_path)
     with record_executions() as executions:
         numbers = steps.count(store, upto=5)

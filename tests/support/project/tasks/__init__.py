@@ -1,1 +1,1 @@
-"""Steps of the project."""
+"""Steps of the small project."""

@@ -1,4 +1,4 @@
-"""Three small steps: one counts, one combines by a method, one takes as long as it is told."""
+"""Small steps: one counts, one combines by a method, one waits for input, one writes a large file, one fails."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from tasks.cache.step import step
 
 
 def log(name: str) -> None:
-    """Tell that a body ran."""
+    """Log that a body ran."""
     with Path("executed.log").open("a") as file:
         file.write(f"{name}\n")
 
