@@ -129,7 +129,7 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 def usage(flow: Command) -> str:
     """The text of `--help`: the flow, the parameters, the methods, and what excludes what."""
     command = f"python -m flows.{name_of(flow)} [section.key=value ...]"
-    summary = documentation_of(flow).strip().partition("\n")[0]
+    summary = " ".join(documentation_of(flow).strip().partition("\n\n")[0].split())
     keys = "\n".join(messages.parameters_reference(Parameters))
     methods = "\n".join(method_options.options_reference())
     excluded = "\n".join(compatibility.combinations_reference())
