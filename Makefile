@@ -38,7 +38,7 @@ plan: $(PIPELINE)
 ablation: $(PIPELINE)
 	python -m flows.sweep 'sweep.compression=[0.2]'
 
-PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=1
 test: $(DEV)
 	$(PYTEST) -m 'not slow and not nightly'
 
@@ -46,7 +46,8 @@ test: $(DEV)
 test-all: $(DEV)
 	$(PYTEST) -m 'not nightly'
 
-# What takes minutes each: the demo made by DVC in a clone and audited, kills at random moments, many writers at once.
+# What takes minutes each: the guides of a team and of a scheduler, the demo made by DVC in a clone and audited, kills at random
+# moments, many writers at once, Ray.
 test-nightly: $(DEV)
 	$(PYTEST) -m nightly
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-LONG = ("tests/flows/", "tests/guides/", "test_dvc.py", "test_sync.py", "test_quality.py")
+LONG = ("tests/flows/", "tests/guides/", "/tracking/", "/anchoring/", "test_dvc.py", "test_sync.py", "test_quality.py")
 IDLE = (
     *("SCHEDULER", "LATE_RUNS", "TRIGGERS", "EVENT_PERSISTER", "FOREMAN"),
     *("PAUSE_EXPIRATIONS", "REPOSSESSOR", "CANCELLATION_CLEANUP", "CLEANUP_RECONCILER"),
@@ -42,7 +42,14 @@ from tests.support.processes import Project, copy_project  # noqa: E402
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs flows and servers first: a test process takes whole files, and a long one that is taken last would run alone at the end."""
-    items.sort(key=lambda item: not (item.get_closest_marker("slow") or any(name in item.nodeid for name in LONG)))
+    items.sort(
+        key=lambda item: not (is_slow(item.getparent(pytest.Module)) or any(name in item.nodeid for name in LONG))
+    )
+
+
+def is_slow(file: pytest.Module | None) -> bool:
+    """Whether all tests of a file are marked as slow or nightly."""
+    return file is not None and any(mark.name in ("slow", "nightly") for mark in file.own_markers)
 
 
 def pytest_unconfigure() -> None:

@@ -139,6 +139,7 @@ def test_a_wrong_word_is_one_line(two: TinyProject, ask: Ask, words: list[str], 
     assert err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_collection_leaves_a_store_from_which_the_same_run_executes_nothing(done: TinyProject, ask: Ask) -> None:
     assert done.run("ratios.compression=0.3").code == 0
     before = ask(done, "list", "--json")[1]

@@ -90,6 +90,7 @@ def test_a_measurement_that_cannot_be_is_refused(empty: TinyProject, override: s
     assert re.search(message, outcome.message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inputs", ["dense", "compressed"])
 def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
     profiled: tuple[TinyProject, Path], inputs: str, capsys: pytest.CaptureFixture[str]

@@ -57,6 +57,7 @@ def test_the_equal_budget_is_stated_with_what_each_model_left_of_it(
         assert f"{found['linear_parameters']:,} ({found['slack']:,} unused)" in told
 
 
+@pytest.mark.slow
 def test_the_lines_that_load_the_checkpoint_load_it(run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     show(run.parameters)
     lines = capsys.readouterr().out.splitlines()
@@ -120,6 +121,7 @@ def test_mlflow_is_opened_where_the_run_wrote(run: Finished, capsys: pytest.Capt
     assert "secret" not in told
 
 
+@pytest.mark.slow
 def test_a_recovered_model_is_told_apart_from_those_of_equal_budget(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

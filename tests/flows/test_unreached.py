@@ -41,6 +41,7 @@ def mixture(fresh: TinyProject, tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 def test_its_matrices_stay_dense_where_the_run_says_so(fresh: TinyProject, mixture: Path, shards: int) -> None:
     source = f"backbone.source={mixture}"

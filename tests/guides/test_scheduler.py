@@ -25,7 +25,7 @@ import yaml
 from tests.support.laboratory import TinyProject, build, striking
 from tests.support.processes import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 GUIDE = (ROOT / "docs" / "guides" / "scheduler.md").read_text()
 SERVER, DEPLOY, WORKER, RUN, OTHER = re.findall(r"^```\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)

@@ -4,10 +4,13 @@ import runpy
 import warnings
 from pathlib import Path
 
+import pytest
+
 import mgaa
 from tests.support.processes import ROOT
 
 
+@pytest.mark.slow
 def test_the_reference_has_every_public_name_and_module(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -106,6 +106,7 @@ def test_the_steps_of_workers_are_counted_like_those_of_threads(first: Lab, on_d
     assert not list((on_dask[0].root / "store" / "executions").iterdir())
 
 
+@pytest.mark.nightly
 def test_ray_gives_the_digests_of_threads(first: Lab, fresh: TinyProject) -> None:
     outcome = fresh.run(ALONE, "runner.kind=ray", "runner.workers=1")
     assert (outcome.code, outcome.message) == (0, "")

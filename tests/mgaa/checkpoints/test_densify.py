@@ -92,6 +92,7 @@ def test_biases_that_no_class_can_hold_are_refused_and_the_model_is_left_as_it_w
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.slow
 def test_a_process_without_mgaa_loads_a_densified_checkpoint(
     tiny: Build, compress: Build, logits: Forward, tmp_path: Path
 ) -> None:

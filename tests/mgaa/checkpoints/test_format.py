@@ -88,6 +88,7 @@ def test_a_process_without_mgaa_fails_in_every_way_and_is_told_what_to_import(
     assert uninformed == {"state dict", "state dict, not strict", "config without the entry"}, outcome
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_lost_its_notice_still_fails_in_every_way(
     model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_checkpoint_that_lost_its_notice_still_fails_in_every_way(
     assert "LOADED" not in outcome.values(), outcome
 
 
+@pytest.mark.slow
 def test_a_process_without_mgaa_cannot_load_a_model_that_was_taken_apart(
     tiny: Callable[..., PreTrainedModel],
     compress: Callable[..., PreTrainedModel],

@@ -269,6 +269,7 @@ def test_an_edited_record_of_ranks_is_refused(edit: dict[str, object], said: str
         load(saved, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_new_process_computes_the_same_logits(
     tiny: Build, compress: Build, logits: Forward, words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
