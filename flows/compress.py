@@ -11,7 +11,11 @@ one step per block, calibrated on the output of the compressed blocks before it;
 factors are. `recovery` fine-tunes the checkpoint of the method.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.compress:compress", show="flows.show:show"))
+
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -54,8 +58,7 @@ def compress(parameters: Parameters) -> Results:
         wanted, plan = recipes(params), plan_of(params)
         backbone = prepare_backbone(params, store)
         warning = check_calibration_images(params, store, backbone)
-        modes: dict[str, Any] = {"inputs": params.statistics.inputs, "gradients": params.statistics.gradients}
-        preflight(store, backbone, factorizer_of(params), wanted.values(), **modes)
+        preflight(store, backbone, factorizer_of(params), wanted.values(), inputs=params.statistics.inputs)
         if params.search.method != "none":
             preflight_groups(params, store, backbone, params.search.groups)
         texts, questions = prepare_texts(params, store), prepare_questions(params, store)
@@ -138,10 +141,3 @@ def figure_inputs(results: Results) -> dict[str, Any]:
         "models": list(results.models),
         "sets": sorted(results.dense.answers),
     }
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-    from flows.show import show
-
-    sys.exit(main(compress, show=show))

@@ -6,7 +6,11 @@ Texts, windows, tasks, questions and card are those of `flows.compress`; the met
 folder `output.results`.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.evaluate:evaluate", show="flows.evaluate:show"))
+
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,7 +75,6 @@ def evaluate_model(params: Parameters, store: Store, executions: Executions) -> 
     return found
 
 
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(evaluate, show=lambda p: print((p.results / RESULT).read_text(encoding="utf-8"))))
+def show(parameters: Parameters) -> None:
+    """Print the metrics."""
+    print((parameters.results / RESULT).read_text(encoding="utf-8"))

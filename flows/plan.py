@@ -1,26 +1,32 @@
-"""Plan a run of flows.compress on this machine before it starts: memory, disk, arithmetic and time of every stage.
+"""The resource plan of flows.compress on this machine: memory, disk, operations and time of every stage, before a run starts.
 
     python -m flows.plan [section.key=value ...]
 
-Only the config of the backbone is read, so `backbone.source` may be a folder with nothing but a `config.json`. Rates are
-measured on the spot, in seconds; memory and disk are sums of shapes (`mgaa.plan`). The exit code is 5 if the run cannot fit.
+Only the config of the backbone is read, so `backbone.source` may be a folder with nothing but a `config.json`. Memory and disk are computed
+from shapes (`mgaa.plan`); the speed of this machine is measured in a few seconds. Exit code 5 if the run cannot fit.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.plan:plan"))
+
+
+import torch
+from rich.console import Console
+from rich.table import Table
 
 from flows.command.runner import worker_count
 from flows.parts.device import resolve_device
+from mgaa.blocks.hardware import measure_rates
+from mgaa.plan.room import gigabytes
 from tasks.config.parameters import Parameters
 from tasks.planning.recipes import recipes
 from tasks.planning.resources import PlannedRun, plan_run, refuse_what_cannot_fit
 
 
 def plan(parameters: Parameters) -> None:
-    """Print the stages with their demands, and refuse a run that cannot fit."""
-    import torch
-
-    from mgaa.blocks.hardware import measure_rates
-
+    """Print the resources of every stage, and refuse a run that cannot fit."""
     where = resolve_device(parameters)
     found = plan_run(parameters, where, models=len(recipes(parameters)), workers=worker_count(parameters))
     measured = measure_rates(torch.device(where), getattr(torch, dtype_of(found)), parameters.store_path)
@@ -29,17 +35,12 @@ def plan(parameters: Parameters) -> None:
 
 
 def dtype_of(found: PlannedRun) -> str:
-    """A dtype with as many bytes as the weights have."""
+    """A dtype of the same size as the weights."""
     return {2: "bfloat16", 4: "float32"}.get(found.layout.itemsize, "float64")
 
 
 def show(found: PlannedRun, where: str, seconds: list[float]) -> None:
     """Print the table and its totals."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from mgaa.plan.room import gigabytes
-
     table = Table(box=None, header_style="bold", pad_edge=False)
     for name in ("stage", "device", "host", "disk", "work", "time"):
         table.add_column(name, justify="left" if name == "stage" else "right")
@@ -74,9 +75,3 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(plan))

@@ -7,7 +7,11 @@ questions about images go to `data/prepared/questions/<section>`.
 `flows.compress` reads the same texts through the same cached step.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.prepare_data:prepare_data", show="flows.prepare_data:show"))
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -110,7 +114,6 @@ def question_arguments(given: Texts | Questions) -> dict[str, object]:
     return {name: value for name, value in given.model_dump(by_alias=True).items() if name in ASKING}
 
 
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(prepare_data, show=lambda p: print(f"The texts are in {p.folder / PREPARED}")))
+def show(parameters: Parameters) -> None:
+    """Print where the texts are."""
+    print(f"The texts are in {parameters.folder / PREPARED}")

@@ -1,30 +1,31 @@
-"""Profile the linear layers of a model on this device, dense and at low ranks, for `ranks.objective=latency`.
+"""Latency profile of a device: times of a model's linear layers, dense and at low ranks, for `ranks.objective=latency`.
 
     python -m flows.profile_device [section.key=value ...]
 
 Times every distinct shape of `backbone.source` on `backbone.device` in its dtype, with random weights (those of the model are not loaded),
-and writes `results/latency.json` (`profile.output`). Run it on the device that the compressed model is meant for, with nothing else
-running,
-and give the file to `flows.compress` anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. It is no step: time is not
-cached.
+and writes `results/latency.json` (`profile.output`). Run it on the otherwise idle target device, and give the file to `flows.compress`
+anywhere: `ranks.objective=latency ranks.profile=results/latency.json`. It is not a step: times are not cached.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.profile_device:profile_device", show="flows.profile_device:show"))
+
 
 from flows.parts.device import resolve_device
+from mgaa.allocation.device_profile import measure
+from mgaa.allocation.latency import load_profile
+from mgaa.checkpoints.meta_model import load_meta_model
+from mgaa.levels import adds_biases
+from mgaa.models.architectures import matrices_of
 from tasks.cache.atomic import place_files
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 
 
 def profile_device(parameters: Parameters) -> None:
-    """Measure the linear layers of `backbone.source` on `backbone.device`, and write the profile."""
-    from mgaa.allocation.device_profile import measure
-    from mgaa.checkpoints.meta_model import load_meta_model
-    from mgaa.models.architectures import matrices_of
-    from tasks.artifacts.specs import MethodSpec
-    from tasks.planning.preflight import adds_biases
-
+    """Time the linear layers of `backbone.source` on `backbone.device`, and write the profile."""
     params, path = parameters, parameters.folder / parameters.profile.output
     check_outputs(params, Output("profile.output", path.parent, [path.name]))
     model = load_meta_model(params.backbone.source, revision=params.backbone.revision, dtype=params.backbone.dtype)
@@ -37,7 +38,7 @@ def profile_device(parameters: Parameters) -> None:
         repetitions=params.profile.repetitions,
         ranks=params.profile.ranks,
         multiple=params.ranks.multiple,
-        centred=adds_biases(MethodSpec(params.factors.method, params.factors.options)),
+        centred=adds_biases((params.factors.method, params.factors.options)),
         threads=params.profile.threads,
     )
     with place_files(path.parent) as out:
@@ -45,9 +46,7 @@ def profile_device(parameters: Parameters) -> None:
 
 
 def show(parameters: Parameters) -> None:
-    """Print for every shape the time of dense, the largest measured rank that is faster, and the rank that has as many parameters."""
-    from mgaa.allocation.latency import load_profile
-
+    """Print for every shape the dense time, the largest measured rank that is faster, and break-even in parameters."""
     path = parameters.folder / parameters.profile.output
     profile = load_profile(path)
     print(f"{profile.name} ({profile.device}), {profile.dtype}, {profile.threads} threads")
@@ -60,9 +59,3 @@ def show(parameters: Parameters) -> None:
                 f"those measured; as many parameters at rank {m * n / (m + n):.0f}"
             )
     print(f"The profile is in {path}")
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(profile_device, show=show))

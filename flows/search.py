@@ -8,7 +8,11 @@ task and one child run in MLflow. The best allocation of each search is measured
 same windows.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.search:search", show="flows.show_search:show"))
+
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,13 +37,13 @@ from flows.parts.rank_search import (
     with_groups,
 )
 from flows.prepare_data import prepare_texts
-from mgaa.errors import UsageError
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Execution, record_executions
+from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import preflight
-from tasks.planning.recipes import RANDOM, both_levels, check_search
+from tasks.planning.recipes import RANDOM, both_levels
 from tasks.results.publish import Effort
 from tasks.search.publish import FOLDER, publish_search
 from tasks.search.study import Final, best_searches, table_of, write_study
@@ -53,7 +57,7 @@ from tasks.tracking.run import Run, track_run
 def search(parameters: Parameters) -> list[Final]:
     """Search ranks by every combination of the lists in `study`, by random search and by MGAA; publish tables, allocations and figures."""
     params, began = parameters, time.perf_counter()
-    check(params)
+    check_compatibility(params.flat(), "search")
     check_outputs(params, Output("the folder of searches", params.folder / FOLDER))
     store, factorizer = open_run_store(params), factorizer_of(params)
     with (
@@ -64,7 +68,7 @@ def search(parameters: Parameters) -> list[Final]:
     ):
         backbone = prepare_backbone(params, store)
         check_calibration_images(params, store, backbone)
-        preflight(store, backbone, factorizer, [both_levels(params)], gradients=params.statistics.gradients)
+        preflight(store, backbone, factorizer, [both_levels(params)])
         for groups in params.study.groups:
             preflight_groups(params, store, backbone, groups)
         texts = prepare_texts(params, store)
@@ -94,24 +98,6 @@ def search(parameters: Parameters) -> list[Final]:
         ran = executions.collect()
         log_study(run, store, prepared.tokens, searches, finals, ran, Effort.since(began, ran))
     return finals
-
-
-def check(params: Parameters) -> None:
-    """Refuse a study without a search, or with settings that a search cannot be combined with.
-
-    Raises:
-        UsageError: the study has one of these.
-    """
-    if params.search.method != "gp":
-        raise UsageError(
-            f"search.method is {params.search.method!r}, expected gp, which a study compares with random search: add method=bolaco"
-        )
-    check_search(params)
-    if params.recovery.method != "none":
-        raise UsageError(
-            f"recovery.method is {params.recovery.method!r}, but a study compares allocations: set recovery.method=none, or recover one "
-            "model (flows.compress)"
-        )
 
 
 def search_kinds(params: Parameters) -> list[tuple[str, int, str]]:
@@ -194,10 +180,3 @@ def log_study(
         executions=executions,
         places=[run.parameters.folder / FOLDER],
     )
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-    from flows.show_search import show
-
-    sys.exit(main(search, show=show))

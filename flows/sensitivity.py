@@ -6,6 +6,11 @@ Every type (q, k, v, o, gate, up, down) is compressed in all blocks at each frac
 stays dense, and the perplexity of the validation text is measured. All models are slices of the decomposition that the other flows use.
 """
 
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.sensitivity:sensitivity", show="flows.sensitivity:show"))
+
 import sys
 import time
 from itertools import product
@@ -24,10 +29,10 @@ from tasks.artifacts.files import backbone_matrices
 from tasks.artifacts.specs import WindowSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import record_executions
+from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.planning.preflight import preflight_search
-from tasks.planning.recipes import check_objective
 from tasks.results.publish import Effort
 from tasks.steps.allocate_point import allocate_point
 from tasks.steps.measure import measure
@@ -42,7 +47,7 @@ ANY = [0.5]
 def sensitivity(parameters: Parameters) -> list[TypeResult]:
     """Compress every type of matrix alone at every fraction of `sensitivity.compression`; publish a table and a figure."""
     params, began = parameters, time.perf_counter()
-    check(params)
+    check_compatibility(params.flat(), "sensitivity")
     place = params.folder / NAME
     check_outputs(
         params, Output("the table", place.parent, [place.name + suffix for suffix in (".csv", ".png", ".svg")])
@@ -102,19 +107,6 @@ def sensitivity(parameters: Parameters) -> list[TypeResult]:
     return found
 
 
-def check(params: Parameters) -> None:
-    """Refuse settings that share no decomposition, and an objective without effect.
-
-    Raises:
-        UsageError: statistics of compressed inputs, or latency.
-    """
-    check_objective(params, "sensitivity is told at equal parameters")
-    if params.statistics.inputs != "dense":
-        raise UsageError(
-            "statistics.inputs is 'compressed', under which no two models share a decomposition: set statistics.inputs=dense"
-        )
-
-
 def type_sizes(store: Store, backbone: Artifact) -> dict[str, int]:
     """Number of parameters in all matrices of each type."""
     found: dict[str, int] = {}
@@ -151,9 +143,3 @@ def show(parameters: Parameters) -> None:
         found.add_row(f"{name} alone", *(f"{value:+.4f}" for value in row))
     Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN).print(found)
     print(f"Table   {NAME}.csv\nFigure  {NAME}.png, {NAME}.svg")
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(sensitivity, show=show))

@@ -6,6 +6,11 @@ Reads `results/metrics.json` and `results/allocation.json` and computes nothing,
 terminal the table is fitted to its width; into a file or a pipe it is written plain and complete.
 """
 
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.show:show"))
+
 import json
 import math
 import os
@@ -220,9 +225,3 @@ def programs(folder: Path) -> str:
     """Path of this environment's programs, as typed in `folder`."""
     place = Path(sys.prefix) / "bin"
     return f"{place.relative_to(folder)}/" if place.is_relative_to(folder) else f"{place}/"
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(show))

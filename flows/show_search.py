@@ -5,6 +5,11 @@
 Reads `results/search/` and computes nothing.
 """
 
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.show_search:show"))
+
 import math
 import sys
 from pathlib import Path
@@ -83,9 +88,3 @@ def cells(row: Any) -> list[str]:
         compared,
         f"{row.seconds:.0f}",
     ]
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(show))

@@ -6,6 +6,11 @@ Reads `results/sweep.parquet` and computes nothing. A cell holds the perplexity 
 difference from that point in log-perplexity with half of its 95 % interval.
 """
 
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.show_sweep:show"))
+
 import math
 import sys
 from collections.abc import Callable
@@ -120,9 +125,3 @@ def format_accuracy(point: Any) -> str:
     low, high = point.accuracy_difference_low, point.accuracy_difference_high
     mark = MARKS["better" if low > 0 else "worse" if high < 0 else "undecided"]
     return f"{point.accuracy:.3f} {100 * point.accuracy_difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}) {mark}"
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-
-    sys.exit(main(show))

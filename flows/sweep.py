@@ -7,7 +7,11 @@ MLflow. Spectra are those of `flows.compress`, so the two share them; a point wr
 losses of its windows. A point that fails is a row with its error, and ends the flow with an error after everything else was written.
 """
 
-import sys
+if __name__ == "__main__":
+    from flows.command.cli import main
+
+    raise SystemExit(main("flows.sweep:sweep", show="flows.show_sweep:show"))
+
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -24,11 +28,12 @@ from flows.parts.inputs import Inputs, prepare_inputs
 from flows.parts.prepared import start_decomposition
 from flows.parts.questions import check_calibration_images
 from flows.prepare_data import prepare_questions, prepare_texts
-from mgaa.errors import MgaaError, UsageError
+from mgaa.errors import MgaaError
 from tasks.artifacts.files import MEASUREMENT, read_table
 from tasks.artifacts.specs import QuestionSpec
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.executions import Execution, record_executions
+from tasks.config.compatibility import check_compatibility
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.config.sections.sweep import Source
@@ -57,7 +62,7 @@ class SweepContext:
 def sweep(parameters: Parameters) -> list[Outcome]:
     """Measure every combination of the lists in `sweep`; publish a table, a figure, and a run with a child for every point."""
     params, began = parameters, time.perf_counter()
-    check(params)
+    check_compatibility(params.flat(), "sweep")
     table = params.folder / NAME
     check_outputs(params, Output("the table of the sweep", table.parent, [table.name + suffix for suffix in SUFFIXES]))
     store = open_run_store(params)
@@ -84,30 +89,6 @@ def sweep(parameters: Parameters) -> list[Outcome]:
     return outcomes
 
 
-def check(params: Parameters) -> None:
-    """Refuse settings that cannot share one decomposition, and those without a low rank.
-
-    Raises:
-        UsageError: statistics of compressed inputs, anchored factors, pruned FFNs, a search, or recovery.
-    """
-    if params.statistics.inputs != "dense":
-        raise UsageError(
-            "statistics.inputs is 'compressed', under which no two models share a decomposition: compress them one by one "
-            "(flows.compress), or set statistics.inputs=dense"
-        )
-    for section, given in (
-        ("anchor", params.anchor.method),
-        ("channels", params.channels.method),
-        ("search", params.search.method),
-        ("recovery", params.recovery.method),
-    ):
-        if given != "none":
-            raise UsageError(
-                f"{section}.method is {given!r}, but a sweep compares factors and ranks alone: set {section}.method=none, or compress the "
-                "models one by one (flows.compress)"
-            )
-
-
 def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point]) -> list[SweepContext]:
     """Prepare every backbone up to its statistics; errors in parameters or inputs are raised before a point is measured."""
     backbones: dict[Source, Artifact] = {}
@@ -117,13 +98,7 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
         given |= {"parts": params.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
         backbones[source] = load_backbone(store, **given, files=files)
     for point in wanted:
-        preflight(
-            store,
-            backbones[point.backbone],
-            point.factorizer,
-            [point.recipe],
-            gradients=params.statistics.gradients,
-        )
+        preflight(store, backbones[point.backbone], point.factorizer, [point.recipe])
     texts, questions, split = prepare_texts(params, store), prepare_questions(params, store), params.sweep.split
     for backbone in backbones.values():
         check_calibration_images(params, store, backbone)
@@ -212,10 +187,3 @@ def raise_failures(outcomes: Sequence[Outcome]) -> None:
             f"{len(failed)} of {len(outcomes)} points failed, the others are in {NAME}.csv. "
             + "; ".join(f"{names}: {message}" for message, names in told.items())
         ) from first
-
-
-if __name__ == "__main__":
-    from flows.command.cli import main
-    from flows.show_sweep import show
-
-    sys.exit(main(sweep, show=show))

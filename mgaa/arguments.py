@@ -12,7 +12,7 @@ from mgaa.anchoring.fitting import Anchoring
 from mgaa.anchoring.refinement import Refinement
 from mgaa.errors import UsageError
 from mgaa.levels import Chosen, Target
-from mgaa.methods import available_methods, load_method, method_constant
+from mgaa.methods import available_methods, load_method, method_traits
 
 Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
@@ -64,8 +64,8 @@ class Methods:
 
     @property
     def gradients(self) -> bool:
-        """True if the factorizer needs the second moments of output gradients."""
-        return bool(method_constant("factors", self.factors[0], "GRADIENTS", False))
+        """Whether the factorizer needs the second moments of output gradients."""
+        return method_traits("factors", self.factors[0]).gradients
 
 
 def methods_of(

@@ -23,7 +23,7 @@ from mgaa.decomposition.linalg import Spectrum
 from mgaa.factors import decompose_block, factorize_linear
 from mgaa.inputs.prompts import Prompts
 from mgaa.levels import Chosen, Target, allocate
-from mgaa.methods import method_constant
+from mgaa.methods import method_traits
 from mgaa.models.architectures import DECODER
 from mgaa.ranks import Rank, ladders_of
 from mgaa.statistics.calibration import CalibrationSettings, stream_statistics
@@ -114,7 +114,7 @@ def decompose_model(
     spectra: dict[str, Spectrum] = {}
     scores: dict[Channels, ChannelScores] = {}
     gradients: dict[int, dict[str, Tensor]] = {}
-    if method_constant("factors", name, "GRADIENTS", False):
+    if method_traits("factors", name).gradients:
         blocks = differentiate_model(model, tokens, measuring, parts=parts)
     else:
         blocks = enumerate(stream_statistics(model, tokens, **asdict(measuring), parts=parts))

@@ -16,12 +16,11 @@ from mgaa.allocation.channels import Channels, ChannelScores, Pruning, prunable_
 from mgaa.allocation.latency import Latency
 from mgaa.budget import Ladder, Matrix, check_reachable, explain_unmeasured
 from mgaa.errors import UsageError
-from mgaa.methods import load_method, method_constant
+from mgaa.methods import load_method, method_traits
 from mgaa.models.architectures import DECODER, PARTS
 from mgaa.ranks import Pruned, Rank, allocate_ranks, ladders_of, reach_of, sizes_of
 from mgaa.ratios import allocate_ratios
 from mgaa.statistics.accumulate import Accumulator
-from mgaa.statistics.statistics import InputStatistics
 
 Chosen = tuple[str, Mapping[str, Any]]
 """A method and its options, including those that all methods of its section share (`band`)."""
@@ -171,13 +170,14 @@ def preflight(
             by one.
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile belongs to another model.
     """
-    if inputs == "compressed" and method_constant("factors", factors[0], "GRADIENTS", False):
+    if inputs == "compressed" and method_traits("factors", factors[0]).gradients:
         raise UsageError(
             f"factors.method is {factors[0]!r}, which weights errors by gradients of the dense model, but statistics.inputs is compressed: "
             "set statistics.inputs=dense, or take another factors.method"
         )
+    check_factorizer(factors)
     ladders, pruned = _flat(matrices, target, centred=adds_biases(factors))
-    if inputs == "compressed" and method_constant("ranks", ranks[0], "GLOBAL", False):
+    if inputs == "compressed" and method_traits("ranks", ranks[0]).whole_model:
         raise UsageError(
             f"statistics.inputs is compressed, expected a rule that finds the ranks block by block: ranks.method={ranks[0]} is for "
             "all matrices of the model at once; set statistics.inputs=dense, or take another ranks.method"
@@ -229,38 +229,32 @@ def check_groups(factors: Chosen, groups: int, sequences: int) -> None:
     """Refuse fewer calibration sequences than groups where the factorizer depends on groups; other factorizers take any number.
 
     Raises:
-        UsageError: there are fewer, or the factorizer or one of its options is refused.
+        UsageError: there are fewer, or the factorizer is unknown.
     """
-    if sequences < groups and uses_groups(factors):
+    if sequences < groups and method_traits("factors", factors[0]).grouped:
         raise UsageError(
             f"statistics.groups is {groups}, but there are {sequences} calibration sequences, expected at least one for each group that "
             f"factors.method={factors[0]} tells apart: give {groups} (data.calibration.samples), or lower statistics.groups to {sequences}"
         )
 
 
-def uses_groups(factors: Chosen) -> bool:
-    """Return whether the metric of a factorizer depends on the grouping of sequences, by a trial on two synthetic ones.
-
-    Raises:
-        UsageError: the factorizer or an option is unknown, or an option is out of range.
-    """
-    metric, (_, options) = load_method("factors", *factors), factors
-    together, apart = (metric(_synthetic_statistics(groups), **options).moment for groups in (1, 2))
-    return not torch.allclose(together, apart)
-
-
 def adds_biases(factors: Chosen) -> bool:
-    """Return whether the metric of a factorizer is centred, by a trial on two synthetic sequences.
+    """Whether low rank by this factorizer adds biases.
+
+    Raises:
+        UsageError: the factorizer is unknown.
+    """
+    return method_traits("factors", factors[0]).centred
+
+
+def check_factorizer(factors: Chosen) -> None:
+    """Compute the metric of a factorizer once, from two sequences of one token, so that it refuses its options before any calibration.
 
     Raises:
         UsageError: the factorizer or an option is unknown, or an option is out of range.
     """
-    return load_method("factors", *factors)(_synthetic_statistics(groups=1), **factors[1]).mean is not None
-
-
-def _synthetic_statistics(groups: int) -> InputStatistics:
-    """Return statistics of two sequences of one token, in one group or in two."""
-    accumulator = Accumulator("a made-up input", groups, 2)
+    accumulator = Accumulator("a synthetic input", 1, 2)
     for sequence, token in enumerate(torch.eye(2)):
         accumulator.update(sequence, token.unsqueeze(0))
-    return replace(accumulator.finish(), gradient=torch.eye(2, dtype=torch.float64))
+    statistics = replace(accumulator.finish(), gradient=torch.eye(2, dtype=torch.float64))
+    load_method("factors", *factors)(statistics, **factors[1])

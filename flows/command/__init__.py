@@ -1,1 +1,1 @@
-"""What makes a flow a command: options, exit codes, workers, engines. Imports no other folder of `flows`."""
+"""The command line of the flows: options, exit codes, workers, engine. Imports no other folder of `flows`."""

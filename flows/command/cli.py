@@ -1,12 +1,16 @@
 """The command of a flow: overrides in, one message and an exit code out.
 
     if __name__ == "__main__":
-        sys.exit(main(compress))
+        raise SystemExit(main("flows.compress:compress"))
 
-Exit codes tell a scheduler what to do without reading text: 0 done, 2 usage or configuration, 3 bad input, 4 numerical, 5 resource,
-6 locked, 130 interrupted, 141 the reader of the output is gone; 1 is a mistake of ours and shows its traceback.
+A flow module has these lines at its top, before its imports, and names itself: `--help` and a wrong parameter answer before Prefect, torch
+and the steps are imported, which takes seconds, and the flow is imported under its own name, as workers import it.
+
+Exit codes tell a scheduler what to do without parsing text: 0 success, 2 usage or configuration, 3 bad input, 4 numerical failure,
+5 resources, 6 locked, 130 interrupted, 141 the reader of the output is gone. 1 is a bug and comes with its traceback.
 """
 
+import ast
 import logging
 import os
 import signal
@@ -14,7 +18,9 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from pkgutil import resolve_name
 from types import FrameType
 from typing import Any
 
@@ -22,48 +28,65 @@ import psutil  # type: ignore[import-untyped]
 
 from flows.command.streams import CutOffError, guard_stdout, print_error
 from mgaa.errors import MgaaError, UsageError
-from tasks.config import messages, method_options
+from tasks.config import compatibility, messages, method_options
+from tasks.config.compatibility import check_compatibility
 from tasks.config.parameters import Parameters, load_parameters
 
-FLAGS = """  --params=FILE  the parameters, by default params.yaml
-  --debug        show where an error was raised
+FLAGS = """  --params=FILE  file of parameters (default: params.yaml)
+  --debug        show tracebacks of errors
   --quiet        do not print the result
-  --help         show this
+  --help         show this help
 
-A text is what is typed, whatever it looks like (in quotes, which the shell has to leave, as YAML reads it); null is nothing, where a key
-may be null; numbers are decimal; a switch is true or false. Lists and sections are YAML: 'evaluation.tasks=[a, b]'."""
+Strings are taken as typed; in quotes that reach the program they are YAML strings. null means no value where a key allows it. Numbers are
+decimal, switches true or false. Lists and sections are YAML: 'evaluation.tasks=[a, b]'."""
 
 
-def main(
-    flow: Callable[[Parameters], Any],
-    argv: Sequence[str] | None = None,
-    *,
-    show: Callable[[Parameters], None] | None = None,
-) -> int:
+Command = str | Callable[[Parameters], Any]
+"""A function of the parameters, or where it is: `module:function`."""
+
+
+def main(flow: Command, argv: Sequence[str] | None = None, *, show: Command | None = None) -> int:
     """Run `flow` on `params.yaml` with the overrides of the command line, then `show` its result; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if {"-h", "--help"} & set(arguments):
         return run_command(lambda: print(usage(flow)))
-    debug = "--debug" in arguments
-    if not sys.stderr.isatty():
-        hide_bars()
-    from flows.command.runner import run_flow
+    parameters: Parameters
+    function: Callable[[Parameters], Any]
+
+    def load() -> None:
+        nonlocal parameters, function
+        words = [text for text in arguments if text not in ("--debug", "--quiet")]
+        parameters = load_parameters(*parse_arguments(words))
+        check_compatibility(parameters.flat(), name_of(flow))
+        function = import_function(flow)
+        if not sys.stderr.isatty():
+            hide_bars()
 
     def act() -> None:
-        parameters = load_parameters(
-            *parse_arguments([text for text in arguments if text not in ("--debug", "--quiet")])
-        )
-        run_flow(flow, parameters)
+        from flows.command.runner import run_flow
+
+        run_flow(function, parameters)
         if show is not None and "--quiet" not in arguments:
-            show(parameters)
+            import_function(show)(parameters)
 
-    return run_command(act, debug=debug)
+    return run_command(act, load=load, debug="--debug" in arguments)
 
 
-def run_command(act: Callable[[], None], *, debug: bool = False) -> int:
-    """Do what a command does; a failure that explains itself is one line on stderr and its exit code."""
+def import_function(command: Command) -> Callable[..., Any]:
+    """The function that a command names."""
+    found: Callable[..., Any] = resolve_name(command) if isinstance(command, str) else command
+    return found
+
+
+def run_command(act: Callable[[], None], *, load: Callable[[], None] = lambda: None, debug: bool = False) -> int:
+    """Run the body of a command: an `MgaaError` becomes one line on stderr and its exit code.
+
+    Args:
+        load: runs first, outside the handling of interrupts: a signal ends the process at once (flows/command/early_exit.py).
+    """
     guard_stdout()
     try:
+        load()
         with handle_interrupts(), report_once():
             act()
             sys.stdout.flush()
@@ -75,20 +98,20 @@ def run_command(act: Callable[[], None], *, debug: bool = False) -> int:
         print_error(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print_error("interrupted; finished steps are kept, the same command goes on")
+        print_error("interrupted: completed steps are cached; run the same command to resume")
         return 130
     return 0
 
 
 def hide_bars() -> None:
-    """Our own progress bars are off where nobody watches; those of transformers have to be told."""
+    """Disable the progress bars of transformers; ours are off anyway where stderr is not a terminal."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
 
 
 def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
-    """The file of parameters, and the overrides."""
+    """Split the command line into the file of parameters and the overrides."""
     path = Path("params.yaml")
     overrides = []
     for text in arguments:
@@ -96,25 +119,47 @@ def parse_arguments(arguments: Sequence[str]) -> tuple[Path, list[str]]:
             path = Path(text.removeprefix("--params=")).expanduser()
         elif text.startswith("-"):
             raise UsageError(
-                f"{text} is no option: expected --params=FILE, --debug, --quiet, --help or section.key=value."
+                f"unknown option {text}: expected --params=FILE, --debug, --quiet, --help or section.key=value."
             )
         else:
             overrides.append(text)
     return path, overrides
 
 
-def usage(flow: Callable[[Parameters], Any]) -> str:
-    """What `--help` shows: the flow, the keys, the methods."""
-    summary = (flow.__doc__ or "").strip().partition("\n")[0]
+def usage(flow: Command) -> str:
+    """The text of `--help`: the flow, the parameters, the methods, and what excludes what."""
+    command = f"python -m flows.{name_of(flow)} [section.key=value ...]"
+    summary = " ".join(documentation_of(flow).strip().partition("\n\n")[0].split())
     keys = "\n".join(messages.parameters_reference(Parameters))
     methods = "\n".join(method_options.options_reference())
-    command = f"python -m flows.{flow.__name__} [section.key=value ...]"
-    return f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}"
+    excluded = "\n".join(compatibility.combinations_reference())
+    return (
+        f"{command}\n{summary}\n\n{FLAGS}\n\n{keys}\n\nMethods and their options:\n{methods}\n\n"
+        f"Settings that exclude each other:\n{excluded}"
+    )
+
+
+def name_of(command: Command) -> str:
+    """The name of a flow: that of its module, or of the function."""
+    return command.partition(":")[0].rpartition(".")[2] if isinstance(command, str) else command.__name__
+
+
+def documentation_of(command: Command) -> str:
+    """The docstring of a command, read from its file without importing it."""
+    if not isinstance(command, str):
+        return command.__doc__ or ""
+    module, _, name = command.partition(":")
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_bytes()).body
+    (function,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == name)
+    return ast.get_docstring(function) or ""
 
 
 @contextmanager
 def handle_interrupts() -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run in order, the second one at once; the store is sound either way."""
+    """End the run in order on the first Ctrl-C or SIGTERM, at once on the second; the store is sound either way."""
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -124,14 +169,14 @@ def handle_interrupts() -> Iterator[None]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """The first signal."""
+    """Handle the first signal."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, stop)
     raise KeyboardInterrupt
 
 
 def stop(number: int, frame: FrameType | None) -> None:
-    """The second signal: bodies that run in threads are not waited for, and Prefect's own server goes with the run."""
+    """Handle the second signal: exit without waiting for steps in threads, and terminate Prefect's own server."""
     for child in psutil.Process().children(recursive=True):
         child.terminate()
     os._exit(130)
@@ -139,7 +184,7 @@ def stop(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def report_once() -> Iterator[None]:
-    """The message of an `MgaaError` goes to the terminal at the end; Prefect's line about it goes to its interface only."""
+    """Keep Prefect's log line about an `MgaaError` off the terminal, where the command prints its message at the end."""
     handlers = logging.getLogger().handlers
     for handler in handlers:
         handler.addFilter(is_unexplained)
@@ -151,5 +196,5 @@ def report_once() -> Iterator[None]:
 
 
 def is_unexplained(record: logging.LogRecord) -> bool:
-    """Whether a record is about something else than an error that explains itself."""
+    """Tell whether a log record is about anything but an `MgaaError`."""
     return not getattr(record, "explained", False)

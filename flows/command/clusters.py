@@ -1,9 +1,8 @@
-"""Worker processes for the steps of a flow: Dask's and Ray's, on this machine or where a scheduler waits already.
+"""Worker processes for the steps of a flow: Dask or Ray, on this machine or on an existing cluster.
 
-Prefect's task runners for both do the work; here is what they leave to be set. One Prefect server for the run and all its workers, instead
-of one for each. One card per worker of this machine. No hang: a scheduler that has no worker left for `PATIENCE` gives up. And one message
-for what is missing, before anything is computed. What a worker was computing when it died is computed again by another one, which finds in
-the store whatever was finished.
+Prefect's task runners do the work; this module configures them. The run and all its workers share one Prefect server. Every local worker
+gets one GPU. A scheduler without workers gives up after `PATIENCE` instead of hanging. Whatever is missing is reported in one message
+before anything is computed. If a worker dies, another one repeats its step and finds the completed ones in the store.
 """
 
 import logging
@@ -21,17 +20,17 @@ from mgaa.errors import ResourceError, UsageError
 from tasks.config.parameters import Parameters
 
 PATIENCE, ANSWER = "30s", "10s"
-"""How long a cluster may be without a worker, and how long its scheduler may take to answer."""
+"""Longest time of a cluster without workers, and timeout of its scheduler."""
 LOCAL = {None, "", "localhost", "127.0.0.1", "::1"}
 
 
 @contextmanager
 def start_cluster(params: Parameters, workers: int) -> Iterator[TaskRunner[Any]]:
-    """A task runner over worker processes, for as long as the block lasts.
+    """Start a task runner over worker processes for the block.
 
     Raises:
-        UsageError: the extra of this kind is not installed, or workers of other machines could not reach Prefect's server.
-        ResourceError: there is no scheduler at `runner.address`, or it has no worker.
+        UsageError: the extra of this kind is not installed, or remote workers could not reach Prefect's server.
+        ResourceError: no scheduler answers at `runner.address`, or it has no workers.
     """
     kind, address = params.runner.kind, params.runner.address
     made = {"dask": dask, "ray": ray}[kind]
@@ -47,10 +46,10 @@ def start_cluster(params: Parameters, workers: int) -> Iterator[TaskRunner[Any]]
 
 @contextmanager
 def share_server(address: str | None) -> Iterator[None]:
-    """Prefect's server for the flow and its workers: the one that is set, or one that lives as long as the block.
+    """Share one Prefect server between the flow and its workers: the configured one, or one for the block.
 
     Raises:
-        UsageError: none is set, and the workers are on other machines, which do not reach a server of this one.
+        UsageError: none is configured, and the workers are on other machines, which cannot reach a local server.
     """
     from prefect.server.api.server import SubprocessASGIServer
 
@@ -74,7 +73,7 @@ def share_server(address: str | None) -> Iterator[None]:
 
 
 def flush_events() -> None:
-    """Wait until Prefect's threads have sent what they have to say to the server."""
+    """Wait until Prefect's threads have sent their logs and events to the server."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
@@ -84,7 +83,7 @@ def flush_events() -> None:
 
 @contextmanager
 def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
-    """Prefect's runner on a Dask cluster; of this machine, one process per worker, each with one thread for steps."""
+    """Prefect's runner on a Dask cluster; a local one has one process per worker, each with one thread for steps."""
     import distributed
     from dask import config
     from prefect_dask.task_runners import DaskTaskRunner
@@ -108,7 +107,7 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
             address = until_then.enter_context(made).scheduler_address
             until_then.callback(
                 logging.getLogger("distributed").setLevel, logging.ERROR
-            )  # what it says of closing is no news
+            )  # its messages on closing are noise
         try:
             client = until_then.enter_context(distributed.Client(address, timeout=ANSWER, set_as_default=False))
         except (OSError, TimeoutError, ValueError) as error:
@@ -125,7 +124,7 @@ def dask(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
 
 
 def give_up(seconds: str, dask_scheduler: Any = None) -> None:
-    """Let a scheduler that has no limit fail what no worker takes for so long."""
+    """Let a scheduler without a limit of its own fail tasks that no worker takes for so long."""
     from dask.utils import parse_timedelta
 
     if dask_scheduler.no_workers_timeout is None:
@@ -133,7 +132,7 @@ def give_up(seconds: str, dask_scheduler: Any = None) -> None:
 
 
 def worker_environment(workers: int) -> dict[str, str]:
-    """Of each of so many workers of this machine: a share of the cores, and silence, for the flow tells what happened to them."""
+    """Environment of one of so many local workers: a share of the cores, and no output, since the flow reports their failures."""
     share = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // workers))
     silent = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL"}
     return {"OMP_NUM_THREADS": share, **silent}
@@ -141,7 +140,7 @@ def worker_environment(workers: int) -> dict[str, str]:
 
 @contextmanager
 def set_environment(values: dict[str, str]) -> Iterator[None]:
-    """Variables of the environment, for the block."""
+    """Set environment variables for the block."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -155,7 +154,7 @@ def set_environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def card_variables(index: int) -> dict[str, str]:
-    """What makes one card of this machine the only one that a worker sees."""
+    """Environment that shows a worker only one GPU of this machine."""
     import torch
 
     if (count := torch.cuda.device_count()) < 2:
@@ -167,7 +166,7 @@ def card_variables(index: int) -> dict[str, str]:
 
 @contextmanager
 def ray(address: str | None, workers: int) -> Iterator[TaskRunner[Any]]:
-    """Prefect's runner on a Ray cluster; Ray itself gives every task a card, where there are several."""
+    """Prefect's runner on a Ray cluster; with several GPUs Ray itself assigns one to every task."""
     import ray
     import torch
     from prefect_ray.context import remote_options

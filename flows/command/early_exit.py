@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM in the seconds in which a command imports its modules: one line and exit code 130, as later (flows/command/cli.py).
+"""Handling of Ctrl-C and SIGTERM while a command still imports its modules: one line and exit code 130, as later (flows/command/cli.py).
 
-Importing this module is all it takes. `python -m` imports the package of a command before the command, and says so in `sys.argv`;
-whoever imports flows otherwise keeps the signals as they are.
+Importing this module installs it. `python -m` imports the package of a command before the command, when `sys.argv[0]` is still `-m`; other
+programs that import flows keep their signal handlers.
 """
 
 import os
@@ -11,8 +11,8 @@ from types import FrameType
 
 
 def end(number: int, frame: FrameType | None) -> None:
-    """End at once: nothing has begun, so nothing has to be ended in order."""
-    os.write(2, b"interrupted before anything began; the same command starts again\n")
+    """Exit at once: no step has started."""
+    os.write(2, b"interrupted before the first step; run the same command to start again\n")
     os._exit(130)
 
 

@@ -1,7 +1,7 @@
-"""Prefect, where it is asked to run a flow: it is reached at once or not at all, and what it raises itself is one error.
+"""Prefect as the engine of a flow: its server is checked before the run, and its own failures become one error.
 
-A server that is gone, a proxy that is dead and a damaged database show in Prefect as a hundred lines, some of them after minutes. They are
-told from mistakes of ours by where they are raised: outside the function of the flow, or by the client that talks to the server.
+Prefect reports an unreachable server, a dead proxy or a damaged database in a hundred lines, sometimes after minutes. Such failures are
+distinguished from bugs of ours by where they are raised: outside the flow's function, or in the client that talks to the server.
 """
 
 import sqlite3
@@ -20,15 +20,15 @@ from mgaa.errors import MgaaError, ResourceError
 from mgaa.masking import masked
 
 PATIENCE = 10.0
-"""Seconds for the server to answer."""
+"""Timeout of the server check, in seconds."""
 
 
 @contextmanager
 def engine(function: Callable[..., Any]) -> Iterator[None]:
-    """Run a flow inside, by its function, once its server is known to answer.
+    """Run a flow inside the block, once its server answers.
 
     Raises:
-        ResourceError: there is none, or the engine fails.
+        ResourceError: the server does not answer, or the engine fails.
     """
     with engine_errors(function):
         check_server()
@@ -36,9 +36,9 @@ def engine(function: Callable[..., Any]) -> Iterator[None]:
 
 
 def check_server() -> None:
-    """One request, of any answer, to the server that is set; where none is, a look at where Prefect's own keeps its database.
+    """Send one request to the configured server, or check that Prefect's own server can write its database.
 
-    Prefect starts that server again and again where it cannot write, for as long as a slow machine would need to start it.
+    Where it cannot write, Prefect restarts that server repeatedly for as long as a slow machine might need to start it.
     """
     if url := PREFECT_API_URL.value():
         httpx.get(f"{url}/health", timeout=PATIENCE)
@@ -54,7 +54,7 @@ def check_server() -> None:
 
 @contextmanager
 def engine_errors(function: Callable[..., Any]) -> Iterator[None]:
-    """Turn what the engine raises beside `function` into one `ResourceError`; the function's own errors pass."""
+    """Translate errors raised by the engine into one `ResourceError`; those raised by `function` pass."""
     try:
         yield
     except MgaaError:
@@ -72,12 +72,12 @@ def engine_errors(function: Callable[..., Any]) -> Iterator[None]:
             else "set PREFECT_HOME to a folder that can be written, or remove it; unset a proxy that is named"
         )
         raise ResourceError(
-            f"Prefect cannot run the flow with {there} ({masked(describe_cause(error))}): {remedy}. Finished steps are kept."
+            f"Prefect cannot run the flow with {there} ({masked(describe_cause(error))}): {remedy}. Completed steps are cached."
         ) from error
 
 
 def is_of_engine(error: Exception, function: Callable[..., Any]) -> bool:
-    """Whether an error is the engine's: not of a time limit, and raised outside the function or by the client of the server."""
+    """Tell whether the engine raised an error: not a timeout, and raised outside the function or by the client of the server."""
     if isinstance(error, FlowRunTimeoutError):
         return False
     inside = any(frame.f_code is function.__code__ for frame, _ in walk_tb(error.__traceback__))

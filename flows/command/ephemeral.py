@@ -1,9 +1,9 @@
-"""Prefect's own server of a run, where no other one is set: what it stands on is whole, and it does not outlive its run for long.
+"""The Prefect server that a run starts where none is configured: its database is complete, and it does not outlive its run for long.
 
-The server makes its database when it first starts, in many transactions; it is made whole before (tasks/tracking/database.py), so that
-neither a kill in that moment nor several first runs at once can spoil it. For the same reason it does not register Prefect's own types of
-blocks, which no flow here uses, and notes nowhere that it did. A run that is killed outright cannot stop its server. So a server carries
-in its environment which process it serves, and the next run stops those whose process is gone.
+On its first start the server would create its database in many transactions. It is created beforehand, atomically
+(tasks/tracking/database.py), so that neither a kill at that moment nor concurrent first runs can corrupt it. For the same reason the server
+does not register Prefect's block types, which no flow here uses. A run that is killed cannot stop its server: each server carries the
+process that it serves in its environment, and the next run stops those whose process is gone.
 """
 
 import json
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 SERVES = "MGAA_SERVES"
-"""The variable in which a server has the process that it serves."""
+"""Environment variable that holds the process a server serves."""
 BLOCKS = ("PREFECT_SERVER_REGISTER_BLOCKS_ON_START", "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION")
 APP = "prefect.server.api.server:create_app"
-"""What the command of a server of Prefect names."""
+"""The application in the command line of every Prefect server."""
 URL = "PREFECT_API_DATABASE_CONNECTION_URL"
 ELSEWHERE = "choose another folder with PREFECT_HOME=<folder>; it holds Prefect's records of runs and no results"
 
 
 def prepare_server() -> None:
-    """Get ready for the server that this run starts, if it starts one.
+    """Prepare for the server that this run starts, if it starts one.
 
     Raises:
-        ResourceError: Prefect's database cannot be written, or cannot be brought to this version.
+        ResourceError: Prefect's database cannot be written or upgraded.
     """
     from prefect.settings import get_current_settings
     from sqlalchemy import make_url
@@ -56,7 +56,7 @@ def prepare_server() -> None:
 
 
 def make_database(database: Path) -> None:
-    """Make Prefect's database where it is missing, and mark it, so that the next run need not look through it."""
+    """Create or upgrade Prefect's database and mark it, so that the next run need not inspect it."""
     from prefect import __version__
 
     mark = zlib.crc32(__version__.encode()) >> 1  # of 31 bits
@@ -73,7 +73,7 @@ def make_database(database: Path) -> None:
 
 
 def read_mark(database: Path, mark: int | None = None) -> int:
-    """The number that a file carries for whoever uses it; it is set to `mark` if that is given."""
+    """Read the `user_version` of an SQLite file, after setting it to `mark` if given."""
     with closing(sqlite3.connect(database, timeout=PATIENCE, isolation_level=None)) as connection:
         if mark is not None:
             connection.execute(f"PRAGMA user_version = {mark}")
@@ -81,7 +81,7 @@ def read_mark(database: Path, mark: int | None = None) -> int:
 
 
 def revisions() -> "ScriptDirectory":
-    """The history of Prefect's tables."""
+    """The migrations of Prefect's tables."""
     import prefect
     from alembic.script import ScriptDirectory
 
@@ -90,10 +90,10 @@ def revisions() -> "ScriptDirectory":
 
 
 def upgrade(database: Path) -> None:
-    """Make Prefect's tables in a file, or bring those of an earlier version there to this one, by Prefect's own command.
+    """Create or upgrade Prefect's tables in a file, by Prefect's own command.
 
     Raises:
-        sqlite3.OperationalError: they cannot be made.
+        sqlite3.OperationalError: the command fails.
     """
     command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
     settings = {
@@ -107,7 +107,7 @@ def upgrade(database: Path) -> None:
 
 
 def stop_orphans() -> None:
-    """Stop the servers that runs of this project have left on this machine when they were killed."""
+    """Stop the servers on this machine that killed runs of this project left behind."""
     orphans = [each for each in psutil.process_iter() if is_orphan(each)]
     for each in orphans:
         each.terminate()
@@ -117,11 +117,11 @@ def stop_orphans() -> None:
 
 
 def is_orphan(server: psutil.Process) -> bool:
-    """Whether a process is a server whose run is gone; one whose parent is the run still serves it, whatever number that has here."""
+    """Tell whether a process is a server whose run is gone; one whose parent is the run still serves it, whatever its pid here."""
     try:
         if APP not in server.cmdline() or SERVES not in server.environ():
             return False
         run = json.loads(server.environ()[SERVES])
         return is_orphaned(run) and process_start(server.ppid()) != run["process.birth"]
-    except (psutil.Error, OSError, ValueError):  # another user's, or gone meanwhile
+    except (psutil.Error, OSError, ValueError):  # another user's process, or gone by now
         return False

@@ -1,7 +1,7 @@
-"""Where the steps of a flow run that can run side by side, and how many at a time (the section `runner`).
+"""The workers of a flow: where its parallel steps run, and how many at a time (section `runner`).
 
-Threads of the flow are the default: the linear algebra of the tasks releases the interpreter. Dask and Ray take the same tasks to worker
-processes, on this machine or on others (flows/command/clusters.py); only names of artifacts travel, so all that workers need is the store.
+Threads are the default, since the linear algebra of the steps releases the GIL. Dask and Ray run the same tasks in worker processes, on
+this machine or others (flows/command/clusters.py); only names of artifacts travel, so all that workers need is the store.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +23,12 @@ from tasks.upkeep.store_lock import share_store
 
 LEAST = 2
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=LEAST)
-"""Of the flows that have steps to run side by side, until `run` chooses by the parameters."""
+"""Task runner of flows with parallel steps, until `run_flow` chooses one by the parameters."""
 
 
 def run_flow(flow: Callable[[Parameters], Any], parameters: Parameters, **options: Any) -> Any:
-    """Run a flow; if it has steps to run side by side, on the workers that its parameters name. `options` go to `prefect.Flow`."""
-    if not isinstance(flow, Flow):  # something that shows or predicts, and has no store
+    """Run a flow, its parallel steps on the workers that the parameters name. `options` go to `prefect.Flow`."""
+    if not isinstance(flow, Flow):  # a command that only reads, without a store
         return flow(parameters)
     with ExitStack() as until_then:
         prepare_server()
@@ -45,7 +45,7 @@ def run_flow(flow: Callable[[Parameters], Any], parameters: Parameters, **option
 
 
 def worker_count(params: Parameters) -> int:
-    """How many steps run at a time; of a cluster that is there, as many as it likes."""
+    """Number of steps that run at a time; an existing cluster decides for itself."""
     if params.runner.workers != "auto":
         return params.runner.workers
     if params.backbone.device not in ("auto", "cuda"):
@@ -56,10 +56,10 @@ def worker_count(params: Parameters) -> int:
 
 
 def open_run_store(params: Parameters, *, alone: bool = False) -> Store:
-    """The store of a run, with what its workers need to know of it unless the flow is `alone`.
+    """Open the store of a run, with what its workers need to know of it unless the flow is `alone`.
 
     Raises:
-        ResourceError: `store.remote` cannot be used; this is said before anything is computed.
+        ResourceError: `store.remote` cannot be used.
         InputError: `store.signing_key` cannot sign.
     """
     check_key(params.store.signing_key)
@@ -74,10 +74,10 @@ def open_run_store(params: Parameters, *, alone: bool = False) -> Store:
 
 @contextmanager
 def limit_threads(tasks: int) -> Iterator[None]:
-    """Inside this block each of so many tasks at a time computes on its part of the cores.
+    """Share the cores between so many parallel tasks for the block.
 
-    A small model gains more from half of the cores for each of two than from all cores for one. A thread takes over the number when it
-    first computes.
+    A small model gains more from two tasks on half of the cores each than from one on all of them. A thread adopts the number when it first
+    computes.
     """
     import torch
 

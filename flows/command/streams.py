@@ -1,7 +1,7 @@
-"""The streams of a command, whatever they are: closed, full, cut off by `| head`, or of an encoding without the signs that we print.
+"""Standard streams that are closed, full, cut off by `| head`, or in an encoding without the characters we print.
 
-None of these is a mistake, and none may change what a run has done. A reader that goes away ends a command quietly, with the exit code of
-a program that SIGPIPE ended.
+None of these may change what a run has done. If the reader goes away, the command ends quietly, with the exit code of a program ended by
+SIGPIPE.
 """
 
 import io
@@ -15,36 +15,36 @@ from mgaa.errors import MgaaError, ResourceError
 
 
 class CutOffError(MgaaError):
-    """Nobody reads any more."""
+    """The reader of stdout is gone."""
 
     exit_code = 141
-    """128 + SIGPIPE, as a shell gives it."""
+    """128 + SIGPIPE, as in a shell."""
 
 
 class Output(io.TextIOWrapper):
-    """Stdout that fails with errors of ours, so that a pipe of another kind which breaks is not taken for it."""
+    """Stdout that raises errors of its own, so that other broken pipes are not mistaken for it."""
 
     def write(self, text: str) -> int:
-        """As every stream.
+        """Write as any text stream does.
 
         Raises:
             CutOffError: the reader is gone.
-            ResourceError: there is no room.
+            ResourceError: the disk is full.
         """
-        if text == "":  # a question of click, what kind of a stream this is
+        if text == "":  # click probes the kind of stream this way
             return 0
         with stream_errors(self):
             return super().write(text)
 
     def flush(self) -> None:
-        """As every stream; raises as `write`."""
+        """Flush as any text stream does; raises as `write`."""
         with stream_errors(self):
             super().flush()
 
 
 @contextmanager
 def stream_errors(stream: Output) -> Iterator[None]:
-    """Turn a stream that cannot be written into an error of ours, and lead it nowhere, so that it fails once."""
+    """Translate a failed write into `CutOffError` or `ResourceError`, and redirect the stream to /dev/null, so that it fails only once."""
     try:
         yield
     except OSError as error:
@@ -52,24 +52,24 @@ def stream_errors(stream: Output) -> Iterator[None]:
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
         if isinstance(error, BrokenPipeError):
-            raise CutOffError("nobody reads the output any more") from error
+            raise CutOffError("the reader of the output is gone") from error
         raise ResourceError(
-            f"what was to be shown cannot be written ({error.strerror}): make room, or show it elsewhere. Finished steps are kept."
+            f"the output cannot be written ({error.strerror}): free disk space, or redirect it elsewhere. Completed steps are cached."
         ) from error
 
 
 def open_streams() -> None:
-    """Give a process whose streams are closed ones that lead nowhere, before a file of ours gets their number."""
+    """Open closed standard streams on /dev/null, before another file takes their descriptors."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor: this one
             setattr(sys, name, open(number, "r" if number == 0 else "w", encoding="utf-8", closefd=False))  # noqa: SIM115
 
 
 def guard_stdout() -> None:
-    """Make stdout an `Output`, which shows what its encoding lacks as `?`; one that a program has put in its place stays."""
+    """Make stdout an `Output`, which prints characters missing from its encoding as `?`; a replaced stdout is left alone."""
     own: Any = sys.stdout
     if type(own) is io.TextIOWrapper:
         errors = own.errors if own.errors == "surrogateescape" and own.encoding == "utf-8" else "replace"
@@ -79,6 +79,6 @@ def guard_stdout() -> None:
 
 
 def print_error(text: str) -> None:
-    """One line on stderr, if that can be written."""
+    """Print a line on stderr if it can be written."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)

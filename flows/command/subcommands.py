@@ -1,11 +1,11 @@
-"""The command of a module that does several things: `python -m flows.store size`, `python -m flows.lineage show models/compressed`.
+"""The command of a module with several subcommands: `python -m flows.store size`, `python -m flows.lineage show models/compressed`.
 
     if __name__ == "__main__":
         sys.exit(main({"list": list_, "size": size}))
 
-A verb is a function. Its first parameter is what it reads of `params.yaml` (`Parameters`, or `Operation` for those that compute
-nothing and need no torch); the others are words and options of the command line, which typer reads from the signature. Overrides
-`section.key=value` may stand anywhere, and exit codes are those of every command (flows/command/cli.py).
+A subcommand is a function. Its first parameter is what it reads of `params.yaml` (`Parameters`, or `Operation` if it computes nothing); the
+others are arguments and options, which typer reads from the signature. Overrides `section.key=value` may appear anywhere, and exit codes
+are those of every command (flows/command/cli.py).
 """
 
 import inspect
@@ -23,7 +23,7 @@ OVERRIDE = re.compile(r"--params=.|(case|method|[a-z_]+(\.\w+)+)=")
 
 
 def main(verbs: Mapping[str, Callable[..., None]], argv: Sequence[str] | None = None) -> int:
-    """Run the verb that the command line names; returns the exit code."""
+    """Run the subcommand that the command line names; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     given = [text for text in arguments if OVERRIDE.match(text)]
@@ -32,10 +32,10 @@ def main(verbs: Mapping[str, Callable[..., None]], argv: Sequence[str] | None = 
 
 
 def run_typer(verbs: Mapping[str, Callable[..., None]], given: Sequence[str], words: Sequence[str]) -> None:
-    """Hand the words to typer.
+    """Let typer parse the words and call the subcommand.
 
     Raises:
-        UsageError: no such verb or option, or a word too many.
+        UsageError: unknown subcommand or option, or too many arguments.
     """
     import typer
 
@@ -46,11 +46,11 @@ def run_typer(verbs: Mapping[str, Callable[..., None]], given: Sequence[str], wo
     try:
         app(list(words), standalone_mode=False, prog_name="")
     except typer.TyperException as error:
-        raise UsageError(f"{str(error).rstrip('.?')}: --help shows what there is.") from None
+        raise UsageError(f"{str(error).rstrip('.?')}: see --help.") from None
 
 
 def bind_parameters(verb: Callable[..., None], given: Sequence[str]) -> Callable[..., None]:
-    """The verb without its first parameter, which is read from `params.yaml` and the overrides."""
+    """Bind the first parameter of a subcommand to `params.yaml` with the overrides."""
     first, *rest = inspect.signature(verb).parameters.values()
 
     def call(**named: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from flows.command.runner import worker_count
 from flows.parts.device import resolve_device
 from flows.prepare_data import prepare_tokens
-from mgaa.errors import InputError, UsageError
+from mgaa.errors import InputError
 from tasks.artifacts.files import backbone_record
 from tasks.artifacts.specs import MethodSpec
 from tasks.cache.artifact import Artifact, Store
@@ -98,33 +98,9 @@ def prepare_backbone(params: Parameters, store: Store) -> Artifact:
         "source": source,
         "revision": revision,
         "dtype": params.backbone.dtype,
-        "parts": parts_of(params),
+        "parts": list(params.backbone.parts),
     }
     found: Artifact = load_backbone(
         store, **given, files=identify(source, revision), architecture=architecture_digest(source, revision)
     )
     return found
-
-
-def parts_of(params: Parameters) -> list[str]:
-    """Parts of the backbone that are compressed.
-
-    Raises:
-        UsageError: a method that is for the decoder alone.
-    """
-    from mgaa.levels import check_anchored, check_parts
-
-    given: dict[str, Any] = {"inputs": params.statistics.inputs, "pruned": params.channels.method != "none"}
-    check_parts(params.backbone.parts, **given)
-    check_anchored(params.anchor.method != "none", **given, parts=params.backbone.parts)
-    if params.refinement.method != "none" and params.anchor.method == "none":
-        raise UsageError(
-            f"refinement.method is {params.refinement.method!r}, but anchor.method is none, and what is tuned are anchored blocks: set "
-            "anchor.method=stream, take method=loss, or set refinement.method=none"
-        )
-    if len(params.backbone.parts) > 1 and params.search.method != "none":
-        raise UsageError(
-            f"backbone.parts is {params.backbone.parts}, but a search (search.method={params.search.method}) varies the decoder alone: set "
-            "backbone.parts=[decoder], or search.method=none"
-        )
-    return list(params.backbone.parts)

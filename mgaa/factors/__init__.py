@@ -1,12 +1,11 @@
 """Factorizers: from a weight and the statistics of its input to an ordered basis, and from there to factors of any rank.
 
-Each file of this folder holds one `metric(statistics, *, options) -> Metric`, and says `GRADIENTS = True` if that needs the second moments
-of output gradients (`mgaa.statistics.gradients`); everything else is shared. `decompose_block` decomposes the
-matrices of a block once; `factorize` slices a rank out of a decomposition and rounds to the storage dtype. The factors are `B = U_r`
-and `A = U_r^T W`, where `A` is refitted by least squares to the `B` that is really stored, `A = (B^T B)^-1 B^T W`, so that
-the rounding of `B` costs no more than it must; weighed at the outputs, with the dual basis `D`: `A = (D^T B)^-1 D^T W`. Where the metric is
-centred, the mean of the input returns as a bias, `b' = c + (W - B A) mean`, which is right for any `B A` and therefore computed from the
-rounded ones.
+Each file of this folder holds one `metric(statistics, *, options) -> Metric` and its `TRAITS` (`mgaa.methods.Traits`); everything else is
+shared. `decompose_block` decomposes the matrices of a block once; `factorize` slices a rank out of a decomposition and rounds to the
+storage dtype. The factors are `B = U_r` and `A = U_r^T W`, where `A` is refitted by least squares to the stored `B`,
+`A = (B^T B)^-1 B^T W`, so that the rounding of `B` costs no more than it must. Weighted at the outputs, with the dual basis `D`:
+`A = (D^T B)^-1 D^T W`. Where the metric is centred, the mean of the input returns as a bias, `b' = c + (W - B A) mean`, which is right for
+any `B A` and therefore computed from the rounded ones.
 
 Legend: m outputs, n inputs, p = min(m, n), r rank.
 """

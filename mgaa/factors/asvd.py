@@ -1,7 +1,7 @@
-"""Activation-aware SVD: every input channel weighted by its mean absolute value (ASVD, arXiv 2312.05821).
+"""Activation-aware SVD: input channels weighted by their mean absolute value (ASVD, arXiv 2312.05821).
 
-Equivalent to the SVD of `W S` with `S = diag(mean_t |x_j|)^alpha`, times the inverse of `S`, which is never formed: a dead channel is
-nothing special. `alpha` moves from the plain SVD towards channels of large activations; the paper's choice is 0.5.
+Equivalent to the SVD of `W S` with `S = diag(mean_t |x_j|)^alpha`, times the inverse of `S`. The inverse is never formed, so dead channels
+need no special case. A larger `alpha` favours channels with large activations over the plain SVD; the paper uses 0.5.
 """
 
 import math

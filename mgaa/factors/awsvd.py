@@ -1,6 +1,6 @@
-"""Activation-weighted SVD: every input channel weighted by its norm over the calibration tokens (LoRAP, arXiv 2404.09695).
+"""Activation-weighted SVD: input channels weighted by their norm over the calibration tokens (LoRAP, arXiv 2404.09695).
 
-The paper prints its weights in two forms that disagree; this is the one that its code computes.
+The paper gives its weights in two forms that disagree; this is the form that its code computes.
 """
 
 from mgaa.decomposition.linalg import Metric
@@ -8,5 +8,5 @@ from mgaa.statistics.statistics import InputStatistics
 
 
 def metric(statistics: InputStatistics) -> Metric:
-    """`M = diag(G)`, the mean square of every input channel."""
+    """`M = diag(G)`, the mean squares of the input channels."""
     return Metric(statistics.mean_square, side="input", scale=statistics.scale)

@@ -1,10 +1,10 @@
-"""Errors weighed by their effect on the loss: to second order, with the moments of inputs and of output gradients apart.
+"""Kronecker-factored loss metric: errors weighted by their second-order effect on the loss.
 
-An error `E = W - W'` of a layer changes the loss by `g^T E x` for a token with the centred input `x` and the gradient `g` of its output.
-With `x` and `g` taken as independent, the mean square of it is `||L^T E S||^2` with `L L^T = E[g g^T]` and `S S^T = Cov(x)`: the layer's
-block of the empirical Fisher information, factored as in K-FAC (Martens and Grosse, arXiv 1503.05671). That the best rank in this norm
-is one decomposition, centred and with a bias as `afm` has it, and that its energies can be compared between all matrices of a model, is
-what the allocation `loss` rests on. Our choice; with equal gradients everywhere it is `afm`.
+An error `E = W - W'` of a layer changes the loss by `g^T E x` for a token with centred input `x` and output gradient `g`. If `x` and `g`
+are taken as independent, the mean square of this change is `||L^T E S||^2` with `L L^T = E[g g^T]` and `S S^T = Cov(x)`: the layer's block
+of the empirical Fisher information, factored as in K-FAC (Martens and Grosse, arXiv 1503.05671). The best approximation of any rank in this
+norm comes from one decomposition, centred and with a bias as in `afm`, and energies are comparable between all matrices of a model, as the
+allocation `loss` requires. Our choice; with isotropic gradients of equal size everywhere it equals `afm`.
 """
 
 import math
@@ -13,16 +13,17 @@ import torch
 
 from mgaa.decomposition.linalg import Metric
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 from mgaa.statistics.statistics import InputStatistics
 
-GRADIENTS = True
+TRAITS = Traits(centred=True, gradients=True)
 
 
 def metric(statistics: InputStatistics, *, damping: float = 1e-4) -> Metric:
-    """`M = Cov(x)` on the side that was measured, and `Gamma = E[g g^T] + damping tr(E[g g^T]) / m I` at the outputs.
+    """`M = Cov(x)` on the measured side, and `Gamma = E[g g^T] + damping tr(E[g g^T]) / m I` at the outputs.
 
     Args:
-        damping: relative weight of the identity, which decides what no gradient reaches. 1e-2 and 1e-4 differ by less than 2 % in the loss.
+        damping: relative weight of the identity, for directions without gradients. 1e-2 and 1e-4 differ by less than 2 % in the loss.
 
     Raises:
         UsageError: no gradients were measured, or the damping is not a positive number.

@@ -1,4 +1,4 @@
-"""Plain truncated SVD: the metric is the identity, the data plays no part (Eckart and Young, 1936)."""
+"""Plain truncated SVD: the metric is the identity, independent of data (Eckart and Young, 1936)."""
 
 import torch
 

@@ -2,11 +2,10 @@
 
 Each file holds one rule `allocate(ladders, budget, *, options)` that puts every matrix of one sublayer on a rung of its ladder. The
 parameters that the rules leave over are then spent on the whole model by the same refill for every rule, so that methods are
-compared at equal parameters: what is left is smaller than the cheapest next step of any matrix. A rule whose roundings are those of a
-published method says `VERBATIM = True` in its file and is not refilled. A rule for all matrices of the model at once (`loss`, `file`) says
-`GLOBAL = True`: it is given all ladders and the budget of them all, whatever the ratios, nothing is refilled behind it, and where blocks
-are allocated one after the other it is refused. A rule that has to see the compression before has a second function,
-`check_method(ladders, compression, *, options)`.
+compared at equal parameters: what is left is smaller than the cheapest next step of any matrix. Rules whose roundings are those of a
+published method (`Traits.verbatim`) are not refilled. A rule for all matrices of the model at once (`Traits.whole_model`) is given all
+ladders and their whole budget, whatever the ratios; nothing is refilled after it, and it is refused where blocks are allocated one after
+the other. A rule that has to check the model and the compression first has a second function, `check(ladders, compression, *, options)`.
 
 FFNs that are pruned (`mgaa.allocation.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel
 more than the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block
@@ -25,7 +24,7 @@ from mgaa.allocation.channels import Channels, ChannelScores
 from mgaa.allocation.latency import Latency
 from mgaa.budget import Ladder, Matrix, check_reachable, explain_unmeasured, parameter_budget, rank_multiple, refill
 from mgaa.errors import UsageError
-from mgaa.methods import check_method, load_method, method_constant
+from mgaa.methods import check_method, load_method, method_traits
 
 T = TypeVar("T")
 
@@ -164,8 +163,8 @@ def allocate_within(
     Raises:
         UsageError: as `allocate_ranks`.
     """
-    rule, whole = load_method("ranks", name, options), method_constant("ranks", name, "GLOBAL", False)
-    rungs = [0] * len(ladders) if whole else _by_ratios(rule, ladders, ratios, options)
+    rule, traits = load_method("ranks", name, options), method_traits("ranks", name)
+    rungs = [0] * len(ladders) if traits.whole_model else _by_ratios(rule, ladders, ratios, options)
     widths = {channels: channels.width(ratios[channels.sublayer]) for channels in pruned}
     cost = sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
     widths = _trim_widths(widths, budget - cost)
@@ -175,9 +174,9 @@ def allocate_within(
             f"the ratios keep {cost + wide:,} parameters, more than the {budget:,} that compression {compression} allows: "
             "compute the ratios for this compression"
         )
-    if whole:
+    if traits.whole_model:
         rungs = rule(ladders, budget - wide, **options)
-    elif not method_constant("ranks", name, "VERBATIM", False):
+    elif not traits.verbatim:
         rungs = refill(ladders, rungs, budget - wide)
     low = [Rank.at(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True)]
     narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]

@@ -1,7 +1,7 @@
-"""A common energy: all matrices of a sublayer keep the same share of their spectra (MGAA, level 2, arXiv 2507.03294).
+"""Common energy: all matrices of a sublayer keep the same share of their spectral energy (MGAA, level 2, arXiv 2507.03294).
 
-The paper asks for "a consistent energy retention ratio"; the largest common one that fits the budget is our reading. Starting from
-the lowest rungs and always lifting the matrix with the least energy reaches exactly it (`mgaa.budget`).
+The paper asks for "a consistent energy retention ratio"; we take the largest common ratio within the budget. Starting from the lowest rungs
+and always raising the matrix with the least energy reaches exactly that (`mgaa.budget`).
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, power: float = 1.0) -> l
     """Rungs of the largest common energy within `budget` parameters, then a refill inside the sublayer.
 
     Args:
-        power: exponent on the energies; 1 weighs by squared error, 0.5 sums singular values.
+        power: exponent of the energies; 1 counts squared singular values, 0.5 singular values.
 
     Raises:
         UsageError: the power is not positive.

@@ -1,7 +1,7 @@
-"""Ranks as a file has them, whatever the ratios: those that were found on a base model, for its chat model (`mgaa.allocation`).
+"""Ranks from a file, independent of the ratios: reuse those found on a base model for its chat model (`mgaa.allocation`).
 
-The budget of the file is that of the compression. Nothing is refilled behind them (`GLOBAL`): the ranks are those of the file also where
-they cost less than there (a factorizer that adds no biases) or where their rule had left something over.
+The budget of the file is that of the compression. The ranks are never refilled (`whole_model`): they are those of the file even where they
+cost less than there (a factorizer that adds no biases) or where their rule left parameters over.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,13 @@ from pathlib import Path
 from mgaa.allocation.file import SavedMatrix, load_allocation
 from mgaa.budget import Ladder, parameter_budget
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 
-GLOBAL = True
+TRAITS = Traits(whole_model=True)
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model: str | None = None) -> list[int]:
-    """The rungs of the ranks in the file; `budget` is that of the file (`check`).
+    """Rungs of the ranks in the file, whose budget must be `budget` (`check`).
 
     Args:
         path: the file.
@@ -30,7 +31,7 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, path: str | Path, model:
 
 
 def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, model: str | None = None) -> None:
-    """Compare the file with the whole model.
+    """Refuse a file that does not fit the whole model.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -61,7 +62,7 @@ def check(ladders: Sequence[Ladder], compression: float, *, path: str | Path, mo
 
 
 def _rung(ladder: Ladder, matrices: Mapping[str, SavedMatrix], path: str | Path) -> int:
-    """Where the rank of one matrix stands on its ladder."""
+    """The rung of a matrix's saved rank on its ladder."""
     matrix, saved = ladder.matrix, matrices.get(ladder.matrix.name)
     if saved is None or (saved.m, saved.n) != (matrix.m, matrix.n):
         found = "missing" if saved is None else f"{saved.m} x {saved.n}"

@@ -1,13 +1,13 @@
-"""LoRAP's split of an attention sublayer: value and output together keep three times as much as query and key (arXiv 2404.09695).
+"""LoRAP's split of attention: value and output together keep three times as many parameters as query and key (arXiv 2404.09695).
 
-Where q, k, v and o are square and equal, the roundings are those of LoRAP's code, with `a` the split, `h` the width and `keep` the kept
+If q, k, v and o are square and equal, the roundings are those of LoRAP's code, with `a` the split, `h` the width and `keep` the kept
 share: `k_att = int(keep h/2)` and `k_vo = int(2 a k_att/(1+a))`. If `k_vo >= h/2`, v and o stay dense and `k_qk = int(keep h) - int(h/2)`;
-else `k_qk = int(2 k_att/(1+a))`. They are the result: nothing is refilled behind this rule (`VERBATIM`), and what it leaves is reported.
+else `k_qk = int(2 k_att/(1+a))`. These ranks are final (`verbatim`): nothing is refilled, and parameters left over are reported.
 
 Our generalisation to grouped-query attention and other shapes (and to splits below 1): the pair (v, o) gets `a/(1+a)` of the kept
-parameters and (q, k) the rest; both matrices of a pair keep the same fraction, at most all of it, and what a pair cannot use goes to the
-other. Biases that the factorizer adds are paid first. A sublayer without such pairs (an FFN that is not pruned) keeps the same share of
-every matrix.
+parameters and (q, k) the rest; both matrices of a pair keep the same fraction, at most all, and what a pair cannot use goes to the other.
+Biases that the factorizer adds are deducted first. A sublayer without such pairs (an FFN that is not pruned) keeps the same share of every
+matrix.
 """
 
 import math
@@ -15,9 +15,10 @@ from collections.abc import Sequence
 
 from mgaa.budget import Ladder, lower_rungs
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 from mgaa.ranks import uniform
 
-VERBATIM = True
+TRAITS = Traits(verbatim=True)
 
 PAIRS = {"v": "vo", "o": "vo", "q": "qk", "k": "qk"}
 
@@ -26,7 +27,7 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, split: float = 3.0) -> l
     """Rungs of the matrices of one sublayer within `budget` parameters.
 
     Args:
-        split: kept parameters of v and o over those of q and k; 1 keeps as much of both.
+        split: ratio of the kept parameters of v and o to those of q and k; 1 keeps equally many.
 
     Raises:
         UsageError: the split is not positive.

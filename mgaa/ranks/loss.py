@@ -1,12 +1,12 @@
-"""The least predicted loss: over all matrices of the model at once, parameters go where each saves most, whatever the ratios.
+"""Least predicted loss: over all matrices of the model, parameters go where each saves most, independent of the ratios.
 
-What a matrix loses at rank r is the energy beyond it, `sum_{i>r} e_i`: with the factorizer `kronecker` twice the rise of the loss to
-second order, in nats per token, with the others the squared error of its output. Dense loses nothing. A spectrum falls, so the ranks of a
-ladder are convex as they are; dense alone costs less than its energy would by ranks, and cuts off the upper ones: the lower convex hull
-of (cost, loss) follows the rungs up to some *knee* and goes straight from there to dense. All steps along hulls in falling order of loss
-saved per parameter are the optimum of the linear relaxation (multiple-choice knapsack: Sinha and Zoltners, 1979), so where they spend a
-budget exactly, no other allocation loses less. The end is our choice: a step that does not fit ends the hull of its matrix, and what is
-left goes to single rungs in the same order, until no next rung of any matrix fits.
+At rank r a matrix loses the energy beyond it, `sum_{i>r} e_i`: with the factorizer `kronecker` twice the second-order increase of the loss
+in nats per token, with all others the squared error of its output. A dense matrix loses nothing. Spectra decrease, so the ranks of a ladder
+are convex in (cost, loss). The dense rung costs less than low rank of the same energy would and cuts off the upper ranks: the lower convex
+hull follows the rungs up to a *knee* and then leads straight to dense. Taking all steps along the hulls in decreasing order of loss saved
+per parameter solves the linear relaxation (multiple-choice knapsack: Sinha and Zoltners, 1979); if they spend the budget exactly, no
+allocation loses less. The remainder is our choice: a step that does not fit ends the hull of its matrix, and the rest of the budget goes to
+single rungs in the same order, until no next rung of any matrix fits.
 """
 
 import heapq
@@ -15,17 +15,18 @@ from dataclasses import dataclass, replace
 
 from mgaa.budget import Ladder, lower_rungs
 from mgaa.errors import UsageError
+from mgaa.methods import Traits
 
-GLOBAL = True
+TRAITS = Traits(whole_model=True)
 
 
 def allocate(ladders: Sequence[Ladder], budget: int, *, trust: float | None = None) -> list[int]:
-    """Rungs of the least predicted loss within `budget` parameters; equal savings go by position.
+    """Rungs of the least predicted loss within `budget` parameters; ties are broken by position.
 
     Args:
         ladders: of all matrices of the model.
-        trust: no matrix's kept share of its parameters departs by more from that of all, `budget / parameters`; `None`: no bound. A matrix
-            without a rung so near keeps its nearest one; where the least that is allowed exceeds the budget, the bounds give way below.
+        trust: largest deviation of a matrix's kept share from that of the model, `budget / parameters`; `None`: no bound. A matrix without
+            a rung within it takes the closest one; if the lowest allowed rungs exceed the budget, lower ones are allowed.
 
     Raises:
         UsageError: the trust is not in (0, 1].
@@ -46,10 +47,10 @@ def allocate(ladders: Sequence[Ladder], budget: int, *, trust: float | None = No
 
 @dataclass(frozen=True)
 class _Curve:
-    """Cost and loss of the rungs that a matrix may take, in rising order of cost.
+    """Costs and losses of the rungs allowed for a matrix, in increasing order of cost.
 
     Attributes:
-        knee: below it a step leads to the next rung, from it on to the last.
+        knee: below it a step leads to the next rung, from it to the last.
     """
 
     costs: Sequence[int]
@@ -58,8 +59,8 @@ class _Curve:
 
     @staticmethod
     def of(ladder: Ladder, low: int, high: int) -> "_Curve":
-        """From rung `low` to `high`; the knee is where the straight line to `high` is the flattest, which leaves no rung below it."""
-        rising = ladder.spectrum.double().flip(0).cumsum(0)  # the smallest first, so that none is lost
+        """The curve from rung `low` to `high`; at the knee the line to `high` is flattest, so that no rung lies below it."""
+        rising = ladder.spectrum.double().flip(0).cumsum(0)  # smallest first, so that none is lost to rounding
         tails = [*rising.flip(0).tolist(), 0.0]
         losses = [0.0 if rank is None else tails[rank] for rank in ladder.ranks[low : high + 1]]
         costs, last = ladder.costs[low : high + 1], high - low
@@ -67,21 +68,21 @@ class _Curve:
         return _Curve(costs, losses, -min(slopes)[1] if slopes else 0)
 
     def without_hull(self) -> "_Curve":
-        """The same with every step to the next rung."""
+        """The curve with every step to the next rung."""
         return replace(self, knee=len(self.costs))
 
     def above(self, rung: int) -> int:
-        """Where the step from a rung leads."""
+        """The rung after a step."""
         return rung + 1 if rung < self.knee else len(self.costs) - 1
 
     def saving(self, rung: int) -> float:
-        """Loss that the step from a rung saves per parameter."""
+        """Loss saved per parameter by the step from a rung."""
         above = self.above(rung)
         return (self.losses[rung] - self.losses[above]) / (self.costs[above] - self.costs[rung])
 
 
 def _bounds(ladder: Ladder, share: float, trust: float | None) -> tuple[int, int]:
-    """The lowest and the highest rung that a matrix may take around a share of its parameters."""
+    """The lowest and highest rungs allowed around a share of a matrix's parameters."""
     if trust is None:
         return 0, len(ladder.costs) - 1
     size = ladder.matrix.parameters
@@ -92,7 +93,7 @@ def _bounds(ladder: Ladder, share: float, trust: float | None) -> tuple[int, int
 
 
 def _climb(curves: Sequence[_Curve], rungs: Sequence[int], budget: int) -> list[int]:
-    """Rungs after all steps that fit, the largest saving first; a matrix whose step does not fit stays where it is."""
+    """Take all steps that fit, largest saving first; a matrix whose step does not fit stays on its rung."""
     rungs = list(rungs)
     left = budget - sum(curve.costs[rung] for curve, rung in zip(curves, rungs, strict=True))
     queue = [

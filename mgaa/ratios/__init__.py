@@ -2,8 +2,8 @@
 
 The paper assigns ratios "based on their cosine similarity between inputs and outputs"; no equation is stated, so every map here is
 our decision. With `c_s` the mean cosine of the residual stream before and after sublayer s, its importance is `1 - c_s`: a sublayer
-that hardly turns the stream may lose more. Each file holds one map `allocate(sublayers, compression, *, options)` from what is known of
-the sublayers (`mgaa.budget.Sublayers`) to their ratios, and each meets the parameter-weighted budget
+that hardly changes the direction of the stream may lose more. Each file holds one map `allocate(sublayers, compression, *, options)` from
+the known quantities of sublayers (`mgaa.budget.Sublayers`) to their ratios, which meets the parameter-weighted budget
 `sum_s P_s ratio_s = compression sum_s P_s` exactly.
 
 Legend: s sublayers.

@@ -1,4 +1,4 @@
-"""Ratios as a file has them: those that were found on a base model, for its chat model (`mgaa.allocation`)."""
+"""Ratios from a file: reuse those found on a base model for its chat model (`mgaa.allocation`)."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from mgaa.errors import UsageError
 def allocate(
     sublayers: Sublayers, compression: float, *, path: str | Path, model: str | None = None
 ) -> Float[Tensor, " s"]:
-    """The ratios of the file, verbatim: what does not fit is refused, never changed.
+    """The ratios of the file, unchanged; a file that does not fit is refused.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""Ratios proportional to the cosine: no hyper-parameter, and gentle, because cosines of real models lie close together."""
+"""Ratios proportional to the cosine: no hyper-parameter, and small differences, since cosines of real models are close together."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Kept shares that rise in proportion to importance, at most to the whole sublayer; what the full ones leave goes to the others."""
+"""Kept shares proportional to importance, at most the whole sublayer; what full sublayers cannot use goes to the others."""
 
 from jaxtyping import Float
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""Ratios that fall exponentially with importance: a temperature moves between the extremes.
+"""Ratios that decrease exponentially with importance, controlled by a temperature.
 
-A low temperature empties the least important sublayers, a high one is uniform.
+A low temperature empties the least important sublayers, a high one approaches uniform ratios.
 """
 
 from jaxtyping import Float

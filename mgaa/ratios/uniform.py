@@ -1,4 +1,4 @@
-"""The baseline: every sublayer loses the same share of its parameters."""
+"""Uniform baseline: every sublayer loses the same share of its parameters."""
 
 import torch
 from jaxtyping import Float

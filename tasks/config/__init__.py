@@ -1,1 +1,1 @@
-"""`params.yaml` and the overrides of the command line, checked. Imports `tasks.cache`."""
+"""The parameters: `params.yaml` with the overrides of the command line, validated. Imports `tasks.cache`."""

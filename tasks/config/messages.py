@@ -1,7 +1,7 @@
-"""What a parameter error says, and what `--help` says: both are written from the model of the parameters.
+"""Error messages and `--help` of the parameters, both generated from their model.
 
-A message names the key as it is written in `params.yaml`, its value, what was expected, and the valid keys where the key
-itself is wrong, with the nearest one. All problems of a configuration are reported at once, one per line.
+A message gives the key as written in `params.yaml`, its value, what was expected and, for an unknown key, the valid ones with the closest
+match. All problems of a configuration are reported at once, one per line.
 """
 
 import difflib
@@ -16,7 +16,7 @@ Model = type[BaseModel]
 
 
 def explain_errors(error: ValidationError, model: Model, copies: str = "") -> str:
-    """Every problem that pydantic found, one per line; those of the section `copies`, which repeats others, where the others are sound."""
+    """Every problem that pydantic found, one per line; those of the section `copies`, which repeats others, only if there are no others."""
     problems: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
     for problem in [each for each in error.errors() if each["loc"][:1] != (copies,)] or error.errors():
         problems.setdefault(format_location(problem["loc"], model), []).append(problem)
@@ -24,7 +24,7 @@ def explain_errors(error: ValidationError, model: Model, copies: str = "") -> st
 
 
 def sentence(path: tuple[str, ...], problems: Sequence[Mapping[str, Any]], model: Model) -> str:
-    """One line for all problems of one key (a union has one per alternative)."""
+    """One line for all problems of a key (a union has one per alternative)."""
     key, kind, value = ".".join(path), problems[0]["type"], problems[0]["input"]
     if kind == "extra_forbidden":
         valid = keys_of(path[:-1], model)
@@ -44,14 +44,14 @@ def sentence(path: tuple[str, ...], problems: Sequence[Mapping[str, Any]], model
 
 
 def remedy(key: str, kind: str, value: Any) -> str:
-    """How to write what was meant, where the form alone is wrong."""
+    """How to write the value if only its form is wrong."""
     if kind == "string_type" and isinstance(value, int | float):
-        return "; what YAML takes for a number or a switch, such as no, 007 and 12:30, is a text in quotes"
+        return "; put strings that YAML reads as numbers or switches, such as no, 007 and 12:30, in quotes"
     return f"; in brackets, {shlex.quote(f'{key}=[{value}]')}" if kind == "list_type" and isinstance(value, str) else ""
 
 
 def expectation(problem: Mapping[str, Any]) -> str:
-    """What pydantic expected, without its opening words."""
+    """Pydantic's expectation without its opening words."""
     text = (
         str(problem["msg"])
         .removeprefix("Input should be ")
@@ -62,7 +62,7 @@ def expectation(problem: Mapping[str, Any]) -> str:
 
 
 def format_location(location: Sequence[int | str], model: Model) -> tuple[str, ...]:
-    """The keys of a location as they are written, without the names pydantic gives to the branches of a union."""
+    """The keys of a location as written, without pydantic's names for the branches of a union."""
     path: list[str] = []
     for part in location:
         if model_at(path, model) is None and not isinstance(part, int):
@@ -72,7 +72,7 @@ def format_location(location: Sequence[int | str], model: Model) -> tuple[str, .
 
 
 def model_at(path: Iterable[str], model: Model) -> Model | None:
-    """The model that a path of keys leads to, an entry of a list by its number; None where it leads to a value."""
+    """The model at a path of keys, entries of lists by number; None for a plain value."""
     found: Any = model
     for name in path:
         if name.isdigit():
@@ -84,12 +84,12 @@ def model_at(path: Iterable[str], model: Model) -> Model | None:
 
 
 def is_model(annotation: Any) -> TypeGuard[Model]:
-    """Whether a type is a section."""
+    """Tell whether a type is a section."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def fields(model: Model) -> dict[str, FieldInfo]:
-    """The fields of a model by the name that is written in `params.yaml`."""
+    """The fields of a model by their names in `params.yaml`."""
     return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
@@ -100,7 +100,7 @@ def keys_of(path: Sequence[str], model: Model) -> list[str]:
 
 
 def meaning(path: Sequence[str], model: Model) -> str:
-    """What a key means."""
+    """The description of a key."""
     named = [*path]
     while named[-1].isdigit():  # an entry of a list means what the list means
         named.pop()
@@ -111,7 +111,7 @@ def meaning(path: Sequence[str], model: Model) -> str:
 
 
 def suggest(name: Any, valid: Iterable[str]) -> str:
-    """The end of a list of valid names: the nearest one as a question, or a full stop."""
+    """End a list of valid names with the closest match as a question, or with a full stop."""
     near = difflib.get_close_matches(str(name), list(valid), n=1)
     return f"; did you mean {near[0]!r}?" if near else "."
 
@@ -129,7 +129,7 @@ def parameters_reference(model: Model, above: str = "") -> Iterator[str]:
 
 
 def choices(annotation: Any) -> str:
-    """The values of a choice, in brackets."""
+    """The values of a `Literal`, in parentheses."""
     branches = [annotation, *get_args(annotation)]
     values = [str(value) for branch in branches if get_origin(branch) is Literal for value in get_args(branch)]
     return f" ({', '.join(values)})" if values else ""

@@ -1,10 +1,9 @@
 """The options of a method: the keyword-only arguments of its function, read from its file.
 
-A section that selects a method (`factors`, `ratios`, `ranks`) holds the method's options beside its own keys. They are
-read from the syntax tree of `mgaa/<section>/<method>.py`, which is not imported: checking a parameter costs no library.
-An option that is written in the file but belongs to a sibling of the selected method is left aside, so that
-`ratios.method=uniform` needs no second edit; the same option given by hand is an error, for it would have no effect.
-An option that may be a `Path` is a file, which steps know by its content (`tasks.cache.stage.File`).
+A section that selects a method (`factors`, `ratios`, `ranks`) holds the method's options along with its own keys. They are read from the
+syntax tree of `mgaa/<section>/<method>.py`, so that checking parameters does not import torch. Options in the file that belong to another
+method of the section are ignored, so that `ratios.method=uniform` needs no second edit; given on the command line they are an error, since
+they would have no effect. An option that accepts a `Path` is a file, which steps identify by its content (`tasks.cache.stage.File`).
 """
 
 import ast
@@ -16,8 +15,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mgaa.errors import UsageError
-from mgaa.methods import FUNCTIONS
-from tasks.cache.source import ROOT, methods
+from mgaa.methods import FUNCTIONS, available_methods, method_syntax
 from tasks.cache.stage import File
 from tasks.config.messages import expectation, suggest
 
@@ -26,7 +24,7 @@ SECTIONS = {
     "ratios": {"method", "compression", "band"},
     "ranks": {"method", "multiple", "objective", "profile", "tokens", "device"},
 }
-"""The sections that select a method, with the keys that belong to every method."""
+"""The sections that select a method, with the keys that all their methods share."""
 TYPES = {
     "Path": str,
     "int": int,
@@ -41,7 +39,7 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword-only argument of a method; `default` is `...` where the method has none, `file` says that it is the path of a file."""
+    """A keyword-only argument of a method; `default` is `...` if it is required, `file` tells that it is the path of a file."""
 
     type: Any
     default: Any
@@ -49,9 +47,9 @@ class Option:
 
 
 def select_options(section: str, values: Mapping[str, Any], by_hand: set[str]) -> dict[str, Any]:
-    """A section as its own keys and the selected method's `options`, defaults filled in; raises `UsageError`."""
+    """Separate the selected method's `options`, with defaults filled in, from the keys of the section; raises `UsageError`."""
     shared = SECTIONS[section]
-    known = {method: method_options(section, method) for method in methods(f"mgaa.{section}")}
+    known = {method: method_options(section, method) for method in available_methods(section)}
     chosen = values.get("method")
     if not isinstance(chosen, str) or chosen not in known:
         raise UsageError(f"{section}.method is {chosen!r}: expected one of {', '.join(known)}{suggest(chosen, known)}")
@@ -69,7 +67,7 @@ def select_options(section: str, values: Mapping[str, Any], by_hand: set[str]) -
 
 
 def option_value(section: str, name: str, option: Option, values: Mapping[str, Any]) -> Any:
-    """The value of an option: as given, if its type fits, else the method's default."""
+    """The value of an option, checked against its type, or the method's default."""
     if name in values:
         adapter = TypeAdapter(option.type, config=ConfigDict(strict=True, allow_inf_nan=False, str_min_length=1))
         try:
@@ -87,7 +85,7 @@ def option_value(section: str, name: str, option: Option, values: Mapping[str, A
 @cache
 def method_options(section: str, method: str) -> dict[str, Option]:
     """The options of a method, in the order of its signature."""
-    for node in ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body:
+    for node in method_syntax(section, method).body:
         if isinstance(node, ast.FunctionDef) and node.name == FUNCTIONS[section]:
             pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
             return {
@@ -98,37 +96,30 @@ def method_options(section: str, method: str) -> dict[str, Option]:
                 )
                 for argument, default in pairs
             }
-    raise UsageError(f"mgaa/{section}/{method}.py is no method: expected a function {FUNCTIONS[section]!r} in it.")
-
-
-@cache
-def has_trait(section: str, method: str, name: str) -> bool:
-    """Whether the file of a method has the line `<name> = True`, such as `GLOBAL` (`mgaa.ranks`)."""
-    lines = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes()).body
-    return f"{name} = True" in {ast.unparse(line) for line in lines if isinstance(line, ast.Assign)}
+    raise UsageError(f"mgaa/{section}/{method}.py is not a method: expected a function {FUNCTIONS[section]!r} in it.")
 
 
 def plain_type(annotation: ast.expr | None) -> Any:
-    """The type of an option, for the types that YAML can write; anything else is left to the method to check."""
+    """The type of an option if YAML can express it; the method checks anything else."""
     if annotation is None or not names_in(annotation) <= TYPES.keys():
         return Any
     return eval(compile(ast.Expression(annotation), "<annotation>", "eval"), {"__builtins__": {}}, TYPES)
 
 
 def names_in(annotation: ast.expr | None) -> set[str]:
-    """The names that a type is written with."""
+    """The names that occur in a type annotation."""
     return {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)} if annotation else set()
 
 
 def align_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections as they belong together: ranks that are read from a file leave no other ratios than those of the file.
+    """Align the sections: ranks that are read from a file bring the ratios of that file.
 
     Args:
         values: all sections.
-        given: what of them was given by hand.
+        given: those of the command line.
 
     Raises:
-        UsageError: an option of level 1 was given by hand and would have no effect.
+        UsageError: an option of level 1 on the command line would have no effect.
     """
     ratios, ranks, by_hand = (
         each if isinstance(each, dict) else {}
@@ -147,10 +138,10 @@ def align_sections(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[
 
 
 def options_reference() -> Iterator[str]:
-    """The lines of `--help` on methods and their options."""
+    """Lines of `--help` about methods and their options."""
     for section in SECTIONS:
-        for method in methods(f"mgaa.{section}"):
-            tree = ast.parse((ROOT / "mgaa" / section / f"{method}.py").read_bytes())
+        for method in available_methods(section):
+            tree = method_syntax(section, method)
             yield f"{section}.method={method}  {(ast.get_docstring(tree) or '').partition(chr(10))[0]}"
             for name, option in method_options(section, method).items():
                 yield f"  {section}.{name}, {'needed' if option.default is ... else f'by default {option.default}'}"

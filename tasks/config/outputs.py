@@ -1,6 +1,6 @@
-"""What a flow will write, checked before it computes anything: nothing that is read or that somebody else wrote may be in the way.
+"""Outputs of a flow, checked before it computes anything: they must not overwrite inputs or files that are not ours.
 
-The writers check again what is theirs (tasks/cache/atomic.py); here the message names the parameter, and hours are not lost.
+The writers check again (tasks/cache/atomic.py); the check here names the parameter and comes before hours of work.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +15,18 @@ from tasks.cache.earlier import earlier_outputs
 from tasks.config.parameters import Parameters, checkout_of
 
 FILES = ("ranks.profile", "ranks.path", "ratios.path", "evaluation.tasks_folder")
-"""Parameters that name what is read, beside every `source`; `search.history` is read at the start, and may be what a search replaces."""
+"""Parameters that name inputs, besides every `source`; `search.history` is read at the start, and a search may replace it."""
 
 CLOSED = ("the store", "the repository", "DVC's folder")
-"""In which no output may lie either."""
+"""Places that must not contain an output either."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """A folder that is replaced as a whole, or in which the files `names` take their places among others.
+    """A folder that is replaced as a whole, or the files `names` in it, next to others.
 
     Attributes:
-        key: the parameter that says where, or what the output is called.
+        key: the parameter that names the place, or a name for the output.
     """
 
     key: str
@@ -35,15 +35,15 @@ class Output:
 
     @property
     def paths(self) -> list[Path]:
-        """What is replaced."""
+        """The paths that are replaced."""
         return [self.folder] if self.names is None else [self.folder / name for name in self.names]
 
 
 def check_outputs(params: Parameters, *outputs: Output) -> None:
-    """Refuse outputs that would replace, hold or lie in what is read, each other, or what is not ours.
+    """Refuse outputs that would replace, contain or lie in inputs, other outputs, or files that are not ours.
 
     Raises:
-        UsageError: as said.
+        UsageError: an output is in the way of something.
         ResourceError: a folder cannot be written.
     """
     for output in (Output("store.path", params.store_path, ()), *outputs):
@@ -66,7 +66,7 @@ def check_outputs(params: Parameters, *outputs: Output) -> None:
 
 
 def refuse_overlap(output: Output, what: str, other: Path, *, inside: bool) -> None:
-    """Raise UsageError for an output that is or holds `other`; where told so, also for one inside of it."""
+    """Raise UsageError for an output that is or contains `other`; with `inside` also for one that lies in it."""
     if output.names is None:
         found, wrong = {relation(output.folder, other)}, ["is", "holds", *["lies in"] * inside]
     else:
@@ -81,7 +81,7 @@ def refuse_overlap(output: Output, what: str, other: Path, *, inside: bool) -> N
 
 
 def input_paths(params: Parameters) -> dict[str, Path]:
-    """Every file and folder of this machine that parameters name as a source, and the file of the parameters."""
+    """Every existing file and folder that parameters name as an input, and the file of the parameters."""
     flat = params.flat()
     named = {**dict(find_sources(params.model_dump(by_alias=True))), **{key: flat.get(key) for key in FILES}}
     paths = {key: Path(value).expanduser() for key, value in named.items() if isinstance(value, str)}
@@ -89,7 +89,7 @@ def input_paths(params: Parameters) -> dict[str, Path]:
 
 
 def find_sources(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Whatever is called `source`, by its dotted key."""
+    """Every `source`, by its dotted key."""
     items = values.items() if isinstance(values, Mapping) else enumerate(values) if isinstance(values, list) else ()
     for key, value in items:
         if key == "source":
@@ -99,7 +99,7 @@ def find_sources(values: Any, above: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def project_paths(params: Parameters) -> dict[str, Path]:
-    """What the project lives in."""
+    """The places that the project needs."""
     place = checkout_of(params.folder)
     database = (
         {"the tracking database": Path(params.tracking_uri.partition("///")[2])}

@@ -1,7 +1,7 @@
-"""`params.yaml` and the command line's `section.key=value` as plain nested values, before anything is checked.
+"""`params.yaml` and the overrides `section.key=value` as plain nested values, before validation.
 
-The file is YAML; OmegaConf reads it (interpolation, duplicate keys refused), and nothing of it leaves this file. What is typed on the
-command line becomes a value by the type of its key (tasks/config/typed.py).
+OmegaConf reads the YAML file (with interpolation; duplicate keys are errors) and is not used anywhere else. Overrides are converted by the
+type of their key (tasks/config/typed.py).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from tasks.config import typed
 
 
 def read_parameters(path: Path) -> dict[str, Any]:
-    """The content of `params.yaml` as plain values."""
+    """Read `params.yaml` as plain values."""
     try:
         values = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
     except FileNotFoundError as error:
@@ -33,10 +33,10 @@ def read_parameters(path: Path) -> dict[str, Any]:
 
 
 def parse_overrides(overrides: Sequence[str], model: type[BaseModel]) -> dict[str, Any]:
-    """Overrides `section.key=value` as nested plain values, by the types that their keys have in `model`.
+    """Parse overrides `section.key=value` into nested plain values, by the types of their keys in `model`.
 
     Raises:
-        UsageError: no override, or a value that cannot be read.
+        UsageError: not an override, or a value that cannot be read.
     """
     found: dict[str, Any] = {}
     for override in overrides:
@@ -44,11 +44,11 @@ def parse_overrides(overrides: Sequence[str], model: type[BaseModel]) -> dict[st
         path = key.split(".")
         if not equals or not all(path):
             raise UsageError(
-                f"{override!r} is no override: expected section.key=value, such as ratios.compression=0.3."
+                f"{override!r} is not an override: expected section.key=value, such as ratios.compression=0.3."
             )
         if not text:
             raise UsageError(
-                f"{override!r} has no value: expected section.key=value, with null for nothing, and '\"\"' for an empty text."
+                f"{override!r} has no value: expected section.key=value, with null for no value, and '\"\"' for an empty string."
             )
         value = typed.parse_value(text, path, model, override)
         check_texts(value, repr(override))
@@ -59,10 +59,10 @@ def parse_overrides(overrides: Sequence[str], model: type[BaseModel]) -> dict[st
 
 
 def check_texts(value: Any, where: str) -> None:
-    """Refuse texts that no file, path or record can hold.
+    """Refuse strings that no file, path or record can hold.
 
     Raises:
-        UsageError: a text is not Unicode (bytes of another encoding, half of a surrogate pair), or has a zero byte.
+        UsageError: a string is not Unicode (another encoding, half of a surrogate pair), or contains a zero byte.
     """
     for text in texts_in(value):
         if "\0" in text:
@@ -76,7 +76,7 @@ def check_texts(value: Any, where: str) -> None:
 
 
 def texts_in(value: Any) -> Iterator[str]:
-    """Every text in a nested value, names included."""
+    """Every string in a nested value, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -89,7 +89,7 @@ def texts_in(value: Any) -> Iterator[str]:
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`below` with the values of `above` in place of its own, section by section."""
+    """Merge two nested mappings; values of `above` win, section by section."""
     merged = dict(below)
     for name, value in above.items():
         nested = isinstance(value, Mapping) and isinstance(merged.get(name), Mapping)

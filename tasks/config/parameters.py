@@ -1,7 +1,7 @@
-"""`params.yaml` and the overrides of the command line, checked against one model before anything runs (tasks/config/sections/).
+"""The parameters: `params.yaml` and overrides, validated by one model before anything runs (tasks/config/sections/).
 
-Relative paths of the store and of the tracking database stay with the checkout: a DVC experiment runs in a throw-away
-copy below `.dvc/tmp/exps`, and must find the results of the checkout it belongs to.
+Relative paths of the store and of the tracking database are resolved in the checkout: a DVC experiment runs in a temporary copy below
+`.dvc/tmp/exps` and must find the results of its checkout.
 """
 
 import re
@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, ValidationError
 
 from mgaa.errors import UsageError
 from mgaa.masking import mask_values
+from tasks.config.compatibility import check_compatibility
 from tasks.config.messages import explain_errors, suggest
 from tasks.config.method_options import SECTIONS, align_sections, select_options
 from tasks.config.overrides import merge, parse_overrides, read_parameters
@@ -30,11 +31,11 @@ from tasks.config.sections.sweep import Sweep
 from tasks.config.shorthand import expand_choices
 
 TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
-"""Names of models beside the method's."""
+"""Reserved names of models."""
 
 
 class PathSections(Section):
-    """Paths that the sections `output`, `store` and `tracking` stand for; beside them `registry`."""
+    """Paths from the sections `output`, `store` and `tracking`."""
 
     if TYPE_CHECKING:
         output: Output
@@ -46,27 +47,27 @@ class PathSections(Section):
 
     @property
     def folder(self) -> Path:
-        """The folder of `params.yaml`, below which results are written; models and data are found from the working folder."""
+        """The folder of `params.yaml`, where results are written; models and data are relative to the working folder."""
         return self._folder
 
     @property
     def file(self) -> Path:
-        """The file of the parameters itself."""
+        """The file of the parameters."""
         return self._file
 
     @property
     def results(self) -> Path:
-        """Where metrics, allocations, figures and plots are published."""
+        """The folder of metrics, allocations, figures and plots."""
         return self._folder / self.output.results
 
     @property
     def store_path(self) -> Path:
-        """The store, with the checkout even inside a DVC experiment."""
+        """The store; inside a DVC experiment, that of the checkout."""
         return (checkout_of(self._folder) / Path(self.store.path).expanduser()).resolve()
 
     @property
     def tracking_uri(self) -> str:
-        """MLflow's URI; a relative SQLite file lies with the checkout."""
+        """MLflow's tracking URI; a relative SQLite file lies in the checkout."""
         prefix = "sqlite:///"
         if not self.tracking.uri.startswith(prefix):
             return self.tracking.uri
@@ -74,7 +75,7 @@ class PathSections(Section):
 
 
 class Operation(PathSections):
-    """The sections that say where results lie and how they are kept: all that is read where nothing is computed."""
+    """The sections for commands that compute nothing: where results are and how they are kept."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -85,15 +86,15 @@ class Operation(PathSections):
 
 
 class Parameters(PathSections):
-    """Everything that can be set."""
+    """All parameters."""
 
-    case: str = Field(description="what is compressed, and on which data: one of those under `cases`")
+    case: str = Field(description="what is compressed, and on which data: one of `cases`")
     cases: dict[str, dict[str, Any] | None] = Field(
-        exclude=True, description="what the name of a case stands for: values in the place of those of the sections"
+        exclude=True, description="cases by name: values that override those of the sections"
     )
-    method: str = Field(description="the run's method: one of those under `methods`")
+    method: str = Field(description="method of the run: one of `methods`")
     methods: dict[str, dict[str, Any] | None] = Field(
-        exclude=True, description="what the name of a method stands for: values in the place of those of the sections"
+        exclude=True, description="methods by name: values that override those of the sections"
     )
     backbone: Backbone
     data: Data
@@ -119,13 +120,13 @@ class Parameters(PathSections):
     schedule: Schedule
 
     def flat(self) -> dict[str, Any]:
-        """Every value by its dotted key, as it is written on the command line and kept in records: without secrets."""
+        """Every value by its dotted key, as on the command line and in records, without secrets."""
         flat: dict[str, Any] = mask_values(dict(flatten(self.model_dump(by_alias=True))))
         return flat
 
 
 def load_parameters(path: Path, overrides: Sequence[str] = ()) -> Parameters:
-    """Read `params.yaml`, apply `section.key=value` overrides, check all of it; raises `UsageError`."""
+    """Read `params.yaml`, apply overrides `section.key=value`, validate everything; raises `UsageError`."""
     given = parse_overrides(overrides, Parameters)
     values = align_sections(apply_method(apply_case(merge(read_parameters(path), given), given), given), given)
     for section in SECTIONS:
@@ -140,11 +141,12 @@ def load_parameters(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     except ValidationError as error:
         raise UsageError(explain_errors(error, Parameters, copies="sweep")) from None
     parameters._folder, parameters._file = path.absolute().parent, path.absolute()
+    check_compatibility(parameters.flat())
     return parameters
 
 
 def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
-    """The same without the sections of the computation, whose methods import torch (seconds); raises `UsageError`."""
+    """Read only the sections of `Operation`; raises `UsageError`."""
     given = parse_overrides(overrides, Parameters)
     if unknown := sorted(set(given) - set(Parameters.model_fields)):
         raise UsageError(f"There is no section {unknown[0]!r}{suggest(unknown[0], list(Parameters.model_fields))}")
@@ -157,10 +159,10 @@ def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
 
 
 def apply_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections with what the selected case stands for; what was `given` by hand wins.
+    """Apply the selected case to the sections; overrides in `given` win.
 
     Raises:
-        UsageError: there is no such case.
+        UsageError: unknown case.
     """
     return apply_preset(
         values, given, "case", "cases", "{backbone: {source: models/demo}}", ("case", "cases", "methods")
@@ -168,17 +170,17 @@ def apply_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str,
 
 
 def apply_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections with what the selected method stands for; what was `given` by hand wins.
+    """Apply the selected method to the sections; overrides in `given` win.
 
     Raises:
-        UsageError: there is no such method.
+        UsageError: unknown method, or a reserved name.
     """
     kept = ("case", "cases", "method", "methods")
     found = apply_preset(values, given, "method", "methods", "{factors: {method: afm}}", kept)
     if not re.fullmatch(r"[a-z][a-z0-9_]*", found["method"]) or found["method"] in TAKEN:
         raise UsageError(
             f"method is {found['method']!r}: expected a name of lower-case letters, digits and _ that is none of {', '.join(TAKEN)}, the "
-            "other models of a run: call the method otherwise under methods."
+            "names of other models of a run: rename the method under methods."
         )
     return found
 
@@ -186,11 +188,11 @@ def apply_method(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[st
 def apply_preset(
     values: Mapping[str, Any], given: Mapping[str, Any], key: str, keys: str, example: str, kept: Sequence[str]
 ) -> dict[str, Any]:
-    """The sections with what the selected entry of `keys` stands for.
+    """Apply the selected entry of `keys` to the sections.
 
     Args:
-        example: of an entry.
-        kept: what no entry may set.
+        example: an entry, for messages.
+        kept: keys that no entry may set.
     """
     entries, chosen = values.get(keys), values.get(key)
     if not isinstance(entries, dict):
@@ -206,7 +208,7 @@ def apply_preset(
 
 
 def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and values; a method's options stand beside its own keys, in the entries of lists as well."""
+    """Dotted keys and values; the options of a method are keys of its section, also in the entries of lists."""
     for name, value in values.items():
         if name == "options":
             yield from flatten(value, above)
@@ -219,7 +221,7 @@ def flatten(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, A
 
 
 def checkout_of(folder: Path) -> Path:
-    """The folder itself, or the checkout that a DVC experiment's folder belongs to."""
+    """The folder itself, or the checkout that a DVC experiment belongs to."""
     parts = folder.absolute().parts
     for index in range(len(parts) - 2):
         if parts[index : index + 3] == (".dvc", "tmp", "exps"):

@@ -1,12 +1,11 @@
-"""The lists of a sweep in full: what a short entry stands for, before it is checked.
+"""The shorthand of a sweep, expanded to full entries before validation.
 
     factors: [svd, afm]                                          a method's name
     ratios:  [uniform, {method: softmax, temperature: 0.2}]      or a mapping with its options
 
-The name alone of the method that the section of the same name selects takes that section's options (and its `band`); the
-name of another method takes its defaults. What is asked of all ranks (`multiple`, `objective` and what belongs to it) is that of the
-section wherever an entry says nothing else. A list that is null or missing has one entry, the section itself. What comes out has the
-form of these sections (tasks/config/method_options.py), so that one model checks both (tasks/config/sections/).
+A bare name takes the options (and `band`) of the section if that selects the same method, else the defaults of the method. The keys that
+all rank rules share (`multiple`, `objective` and related) default to those of the section. A list that is null or missing has one entry,
+the section itself. Expanded entries have the form of sections (tasks/config/method_options.py), so that one model validates both.
 """
 
 from collections.abc import Mapping
@@ -17,13 +16,13 @@ from tasks.config.method_options import SECTIONS, select_options
 
 
 def expand_choices(values: Mapping[str, Any]) -> Any:
-    """The section `sweep` in full; what is of no known form is left as it is, for the check to refuse.
+    """Expand the section `sweep`; entries of unknown form are left for validation to refuse.
 
     Args:
         values: all sections, those that select a method with their `options` apart.
 
     Raises:
-        UsageError: an entry names no method, or an option that its method does not take.
+        UsageError: an entry names an unknown method or option.
     """
     sweep = {} if values.get("sweep") is None else values["sweep"]
     if not isinstance(sweep, Mapping):
@@ -36,7 +35,7 @@ def expand_choices(values: Mapping[str, Any]) -> Any:
 
 
 def entries(section: str, given: Any, main: Mapping[str, Any]) -> Any:
-    """One list in full; `main` is the section of its name."""
+    """Expand one list; `main` is the section of its name."""
     if given is None:
         return [section_entry(section, main)]
     if not isinstance(given, list):
@@ -46,20 +45,20 @@ def entries(section: str, given: Any, main: Mapping[str, Any]) -> Any:
 
 
 def section_entry(section: str, main: Mapping[str, Any]) -> dict[str, Any]:
-    """The entry that a section itself is."""
+    """A section as an entry."""
     names = {"source", "revision"} if section == "backbone" else main.keys() - {"compression"}
     return {name: main[name] for name in names & main.keys()}
 
 
 def source(section: str, given: Any, main: Mapping[str, Any], where: str) -> Any:
-    """A backbone by its folder or id, or a mapping with its `revision`."""
+    """Expand a backbone: a folder or id, or a mapping with its `revision`."""
     if not isinstance(given, str):
         return given
     return section_entry(section, main) if given == main.get("source") else {"source": given}
 
 
 def method(section: str, given: Any, main: Mapping[str, Any], where: str) -> Any:
-    """A method by its name, or a mapping with its options."""
+    """Expand a method: a name, or a mapping with its options."""
     if given == main.get("method"):
         return section_entry(section, main)
     if not isinstance(given, str | Mapping):

@@ -1,12 +1,12 @@
-"""What is typed on the command line, as a value of the type that its key has.
+"""Values of overrides, converted by the type of their key.
 
-    output.checkpoint=models/run #2      a text is what was typed, whatever it looks like: no, 007, 12:30, [x], ${x}
-    registry.model=null                  and null where a text may be missing
-    registry.model="null"                a pair of quotes around the whole is that of YAML, escapes included
-    ratios.compression=3e-1              numbers are decimal; true, yes, on and false, no, off are a switch
-    evaluation.tasks=[a, no, 007]        lists and sections are YAML, and in them every value goes by its own type
+    output.checkpoint=models/run #2      strings are taken as typed, whatever they look like: no, 007, 12:30, [x], ${x}
+    registry.model=null                  null means no value where a key allows it
+    registry.model="null"                a quoted string is read as in YAML, escapes included
+    ratios.compression=3e-1              numbers are decimal; true, yes, on and false, no, off are switches
+    evaluation.tasks=[a, no, 007]        lists and sections are YAML, with every value converted by its own type
 
-What has no such form is left as it was typed, for the check of the parameters to refuse and to quote.
+Anything else is left as typed, for validation to refuse and quote.
 """
 
 import re
@@ -18,16 +18,16 @@ import yaml
 from pydantic import BaseModel
 
 from mgaa.errors import UsageError
-from tasks.cache.source import methods
+from mgaa.methods import available_methods
 from tasks.config.messages import fields, is_model
 from tasks.config.method_options import SECTIONS, method_options
 from tasks.config.sections.section import Method
 
 Kinds = set[Any]
-"""The types that a value may have: str, int, float, bool, NoneType, list, dict; a section, or a choice by the type of its words."""
+"""The types that a value may have: str, int, float, bool, NoneType, list, dict, a section; a `Literal` counts as the type of its values."""
 
 _PRESETS = ("cases", "methods")
-"""Keys whose entries, by name, hold sections."""
+"""Keys with named entries that hold sections."""
 _QUOTED = re.compile(r"""\s*("([^"\\]|\\.)*"|'([^']|'')*')\s*""", re.DOTALL)
 _INTEGER = re.compile(r"[+-]?[0-9]+(_[0-9]+)*")
 _DOTTED = re.compile(r"[+-]?\.(inf|nan)", re.IGNORECASE)
@@ -35,16 +35,16 @@ _SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 
 
 def parse_value(text: str, path: Sequence[str], model: type[BaseModel], override: str) -> Any:
-    """The value of an override.
+    """Convert the value of an override.
 
     Args:
-        text: what was typed behind the first `=`.
+        text: everything after the first `=`.
         path: the key.
         model: of the parameters.
-        override: as it was typed, for messages.
+        override: as typed, for messages.
 
     Raises:
-        UsageError: a list, a section or a quoted text that is no YAML, or has more behind its end.
+        UsageError: a list, section or quoted string that is not valid YAML, or is followed by more text.
     """
     kinds = kinds_at(path, model)
     structured = any(is_model(kind) or kind in (list, dict) for kind in kinds)
@@ -68,7 +68,7 @@ def parse_value(text: str, path: Sequence[str], model: type[BaseModel], override
 
 
 def plain_value(node: yaml.Node, path: Sequence[str], model: type[BaseModel]) -> Any:
-    """A node of YAML as a plain value, each scalar by the type of its own key."""
+    """Convert a YAML node to a plain value, each scalar by the type of its own key."""
     if isinstance(node, yaml.SequenceNode):
         return [plain_value(inner, [*path, str(index)], model) for index, inner in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode):
@@ -84,7 +84,7 @@ def plain_value(node: yaml.Node, path: Sequence[str], model: type[BaseModel]) ->
 
 
 def parse_scalar(text: str, kinds: Kinds) -> Any:
-    """A text as a value of the first of these types that it fits; else as it is."""
+    """Convert a string to the first of these types that it fits, or leave it."""
     word = text.strip().lower()
     if (word == "null" and str not in kinds) or (text == "null" and NoneType in kinds):
         return None
@@ -95,7 +95,7 @@ def parse_scalar(text: str, kinds: Kinds) -> Any:
 
 
 def parse_number(text: str, kinds: Kinds) -> int | float | None:
-    """A decimal number, if these types have numbers and the text is one."""
+    """Convert a string to a number if it is decimal and these types include numbers."""
     try:
         if kinds & {int, float} and _INTEGER.fullmatch(text):
             return int(text)
@@ -107,7 +107,7 @@ def parse_number(text: str, kinds: Kinds) -> int | float | None:
 
 
 def kinds_at(path: Sequence[str], model: type[BaseModel]) -> Kinds:
-    """The types of a key; of one that is not there, text."""
+    """The types of a key; str for an unknown one."""
     if path[0] in _PRESETS and len(path) > 1:
         path = path[2:]
     found: list[Any] = [model]
@@ -117,7 +117,7 @@ def kinds_at(path: Sequence[str], model: type[BaseModel]) -> Kinds:
 
 
 def kinds_inside(kind: Any, name: str, above: Sequence[str]) -> list[Any]:
-    """The types of what a section or a list has under a name."""
+    """The types of a member of a section or list."""
     if get_origin(kind) is list and name.isdigit():
         return list(branches(get_args(kind)[0]))
     if not is_model(kind):
@@ -127,12 +127,12 @@ def kinds_inside(kind: Any, name: str, above: Sequence[str]) -> list[Any]:
     section = next((part for part in above if part in SECTIONS), None)
     if section is None or not issubclass(kind, Method):
         return []
-    taken = [method_options(section, method) for method in methods(f"mgaa.{section}")]
+    taken = [method_options(section, method) for method in available_methods(section)]
     return [each for known in taken if name in known for each in branches(known[name].type)]
 
 
 def branches(annotation: Any) -> Iterator[Any]:
-    """The types that a type is made of: those of a union, of a choice, behind notes."""
+    """The alternatives of a type: members of a union, types of a `Literal`, the type inside `Annotated`."""
     origin = get_origin(annotation)
     if origin in (Union, UnionType):
         for each in get_args(annotation):

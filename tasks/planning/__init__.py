@@ -1,1 +1,1 @@
-"""What a run will do and take, and what it cannot, before it starts. Imports `tasks.artifacts`, `tasks.config` and `tasks.cache`."""
+"""Recipes, resource plans and checks of a run, before it starts. Imports `tasks.artifacts`, `tasks.config` and `tasks.cache`."""

@@ -1,12 +1,17 @@
-"""The two levels rehearsed right after the backbone is loaded, so that a mistake in the parameters costs no calibration.
+"""Checks right after the backbone is loaded, so that a wrong parameter does not cost a calibration.
 
-No step: it leaves nothing, and takes milliseconds. Whether there are sequences enough is known once the text is tokenized.
+They are not steps: they leave nothing behind and take milliseconds. The number of sequences is checked once the texts are tokenized.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mgaa.errors import UsageError
+import torch
+
+from mgaa import levels
+from mgaa.inputs.prompts import Prompts
+from mgaa.search.space import space_of
+from mgaa.statistics import gradients
 from tasks.artifacts.calibration_input import sequences_of
 from tasks.artifacts.files import backbone_matrices, backbone_record
 from tasks.artifacts.ladders import target_of
@@ -22,29 +27,18 @@ def preflight(
     recipes: Iterable[Recipe],
     *,
     inputs: str = "dense",
-    gradients: bool = False,
 ) -> None:
-    """Refuse what `allocate_ratios` and `allocate_ranks` would refuse after the calibration (`mgaa.levels`).
+    """Refuse what the steps `allocate_ratios` and `allocate_ranks` would refuse after the calibration (`mgaa.levels`).
 
     Args:
         factors: the factorizer and its options.
-        recipes: of every model.
-        inputs: whose activations are measured.
-        gradients: whether those of the outputs are measured.
+        recipes: of all models.
+        inputs: `statistics.inputs`.
 
     Raises:
-        UsageError: the factorizer needs gradients that are not measured, an option is out of range, the compression out of reach, or a
-            file for another model.
+        UsageError: an option is out of range, the compression out of reach, or a file for another model.
         InputError: a file that a method reads is missing or damaged, an FFN cannot be pruned, or a profile is of another model.
     """
-    from mgaa import levels
-    from mgaa.methods import method_constant
-
-    if method_constant("factors", factors.method, "GRADIENTS", False) and not gradients:
-        raise UsageError(
-            f"factors.method is {factors.method!r}, which weighs errors by output gradients, but statistics.gradients is false: set "
-            "statistics.gradients=true, take method=loss, or another factors.method"
-        )
     matrices = backbone_matrices(store, backbone)
     for recipe in recipes:
         levels.preflight(
@@ -64,49 +58,40 @@ def preflight_search(
     space: Mapping[str, Any],
     multiple: int | str,
 ) -> None:
-    """Refuse a search before anything is measured: a space that this model does not have, or a budget that none of its points can meet.
+    """Refuse a search before anything is measured.
 
     Args:
         space: arguments of `mgaa.search.space_of`.
 
     Raises:
-        UsageError: as said.
+        UsageError: the space does not fit the model, or none of its points meets the budget.
     """
-    from mgaa import levels
-    from mgaa.search.space import space_of
-
     matrices = backbone_matrices(store, backbone)
+    levels.check_factorizer((factors.method, factors.options))
     ladders = levels.flat_ladders(matrices, levels.Target(space["compression"], multiple), centred=adds_biases(factors))
     space_of(matrices, **space).check(ladders)
 
 
 def check_groups(store: Store, tokens: Artifact, factors: MethodSpec, groups: int) -> None:
-    """Refuse fewer calibration sequences than groups where the factorizer depends on groups (`mgaa.levels`).
+    """Refuse fewer calibration sequences than groups if the factorizer depends on groups (`mgaa.levels`).
 
     Args:
         tokens: of the calibration.
         factors: the factorizer and its options.
-        groups: how many were asked for.
+        groups: `statistics.groups`.
 
     Raises:
-        UsageError: there are fewer.
+        UsageError: there are fewer sequences than groups.
     """
-    from mgaa import levels
-
     levels.check_groups((factors.method, factors.options), groups, len(sequences_of(store, tokens)))
 
 
 def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
-    """Refuse a backbone or calibration tokens that no gradients can be measured with (`mgaa.statistics.gradients`).
+    """Refuse a backbone or calibration tokens without measurable gradients (`mgaa.statistics.gradients`).
 
     Raises:
-        UsageError: as said.
+        UsageError: the dtype, a part of the model, or the number of tokens.
     """
-    import torch
-
-    from mgaa.inputs.prompts import Prompts
-    from mgaa.statistics import gradients
-
     record = backbone_record(store, backbone)
     gradients.check_parts(record["parts"])
     dtype: torch.dtype = getattr(torch, record["dtype"])
@@ -115,6 +100,4 @@ def check_gradients(store: Store, backbone: Artifact, tokens: Artifact) -> None:
 
 def adds_biases(factors: MethodSpec) -> bool:
     """Whether low rank by this factorizer adds biases (`mgaa.levels`)."""
-    from mgaa import levels
-
     return levels.adds_biases((factors.method, factors.options))

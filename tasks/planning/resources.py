@@ -1,40 +1,44 @@
-"""The plan of a run: what it will take, compared with what is there, before anything is loaded (`mgaa.plan`)."""
+"""The resource plan of a run: memory and disk that it needs, compared with those available, before anything is loaded (`mgaa.plan`)."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
+import torch
+
+from mgaa.blocks import hardware
+from mgaa.checkpoints.load import device_of
+from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.errors import ResourceError
+from mgaa.plan import plan
+from mgaa.plan.anchored import anchor_bytes
+from mgaa.plan.layout import Layout, layout_of
+from mgaa.plan.room import Peaks, Room, describe_shortage, peak_usage, remedies
+from mgaa.plan.settings import Settings, StageCost
 from tasks.cache.placement import Placement, place_of_hidden, should_stream
 from tasks.config.parameters import Parameters
 
-if TYPE_CHECKING:
-    from mgaa.plan.layout import Layout
-    from mgaa.plan.room import Peaks, Room
-    from mgaa.plan.settings import Settings, StageCost
-
 IMPORTS = 350 * 10**6
-"""Bytes that a process takes for what it imports later (tracking, figures, the evaluation harness) and for buffers of its kernels."""
+"""Bytes for later imports of a process (tracking, figures, the evaluation harness) and buffers of kernels."""
 
 UNKNOWN = 1000
-"""Windows that are reckoned with where a whole text is evaluated, whose length is known once it is tokenized."""
+"""Assumed number of windows of a text that is evaluated as a whole, whose length is unknown before it is tokenized."""
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A plan, with what it was made for and what is there."""
+    """A plan with its settings and the available resources."""
 
-    layout: "Layout"
-    settings: "Settings"
-    stages: "list[StageCost]"
-    peaks: "Peaks"
-    room: "Room"
+    layout: Layout
+    settings: Settings
+    stages: list[StageCost]
+    peaks: Peaks
+    room: Room
 
     @property
     def short(self) -> list[str]:
-        """What does not fit, in words."""
-        from mgaa.plan.room import describe_shortage
-
+        """What does not fit, as phrases of a message."""
         return describe_shortage(self.peaks, self.room, self.settings)
 
 
@@ -42,21 +46,12 @@ def plan_run(params: Parameters, where: Placement, *, models: int, workers: int)
     """The plan of `flows.compress` with these parameters.
 
     Args:
-        models: compressed models that are made: of the method, and of each baseline.
+        models: number of compressed models, baselines included.
         workers: steps that run at a time on this machine.
 
     Raises:
         InputError: the backbone's config cannot be read, or its architecture has no entry.
     """
-    import torch
-
-    from mgaa.blocks import hardware
-    from mgaa.checkpoints.load import device_of
-    from mgaa.checkpoints.meta_model import load_meta_model
-    from mgaa.plan import plan
-    from mgaa.plan.layout import layout_of
-    from mgaa.plan.room import Room, peak_usage
-
     device = device_of(str(where))
     layout = layout_of(
         load_meta_model(params.backbone.source, revision=params.backbone.revision, dtype=params.backbone.dtype)
@@ -67,24 +62,18 @@ def plan_run(params: Parameters, where: Placement, *, models: int, workers: int)
         hardware.free_memory(device),
         hardware.free_memory(torch.device("cpu")) + resident_bytes(),
         hardware.free_disk(params.store_path)
-        + bytes_below(params.store_path),  # what the store holds may be what this run makes
+        + bytes_below(params.store_path),  # files in the store may be those that this run makes
     )
     return PlannedRun(layout, settings, stages, peak_usage(stages, settings, resident_bytes() + IMPORTS), room)
 
 
-def settings_of(params: Parameters, where: Placement, layout: "Layout", *, models: int, workers: int) -> "Settings":
-    """What a run is asked to do; what is `auto` is decided as the steps decide it."""
-    import torch
-
-    from mgaa.blocks.hardware import free_memory
-    from mgaa.plan.anchored import anchor_bytes
-    from mgaa.plan.settings import Settings
-
+def settings_of(params: Parameters, where: Placement, layout: Layout, *, models: int, workers: int) -> Settings:
+    """The settings of a plan; `auto` is resolved as the steps resolve it."""
     calibration = params.data.calibration
     samples = calibration.samples or UNKNOWN
     stream = should_stream(where, layout.weights)
     size = samples * calibration.length * layout.hidden * layout.itemsize
-    every = size * (len(layout.blocks) + 1)  # those in front of every block (tasks/steps/differentiate.py)
+    every = size * (len(layout.blocks) + 1)  # inputs of all blocks (tasks/steps/differentiate.py)
     texts = (params.data.evaluation, params.data.validation)
     batch = params.evaluation.batch_size
     settings = Settings(
@@ -104,7 +93,7 @@ def settings_of(params: Parameters, where: Placement, layout: "Layout", *, model
         to_stream=params.anchor.method == "stream",
         refinement=0 if params.refinement.refinement is None else params.refinement.refinement["steps"],
         accelerator=not where.startswith("cpu"),
-        room=free_memory(torch.device(where)),
+        room=hardware.free_memory(torch.device(where)),
     )
     if params.anchor.method == "none":
         return settings
@@ -112,42 +101,37 @@ def settings_of(params: Parameters, where: Placement, layout: "Layout", *, model
 
 
 def refuse_what_cannot_fit(found: PlannedRun) -> None:
-    """Stop before the work where memory or disk is clearly missing (by more than the plan may err), and name what would fit.
+    """Refuse a run for which memory or disk is short by more than the error of the plan, and suggest what would fit.
 
     Raises:
-        ResourceError: as said.
+        ResourceError: memory or disk is short.
     """
     if found.short:
         raise ResourceError(
-            f"This run takes {'; and '.join(found.short)}. {suggest_remedy(found)} (python -m flows.plan shows every stage)"
+            f"This run needs {'; and '.join(found.short)}. {suggest_remedy(found)} (python -m flows.plan shows every stage)"
         )
 
 
 def suggest_remedy(found: PlannedRun) -> str:
-    """The gentlest settings with which the run fits."""
-    from mgaa.plan import plan
-    from mgaa.plan.room import describe_shortage, peak_usage, remedies
-
+    """The smallest change of settings with which the run fits."""
     base = resident_bytes() + IMPORTS
     without_disk = replace(found.room, disk=2**63)
     if not describe_shortage(found.peaks, without_disk, found.settings):
-        return "Put the store on a larger disk with store.path=<folder>, or make room."
+        return "Put the store on a larger disk with store.path=<folder>, or free space."
     for changed, settings in remedies(found.settings):
         fits = peak_usage(plan(found.layout, settings), settings, base)
         if not describe_shortage(fits, without_disk, settings):
             disk = "" if fits.disk <= found.room.disk else ", and store.path=<a folder on a larger disk>"
             return f"It fits with {' '.join(f'{key}={value}' for key, value in changed.items())}{disk}."
-    return "No setting makes it fit: take a machine with more memory, or a smaller model."
+    return "No setting makes it fit: use a machine with more memory, or a smaller model."
 
 
 def bytes_below(folder: Path) -> int:
-    """Of all files in a folder, which need not be there."""
+    """Total size of the files in a folder, which need not exist."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def resident_bytes() -> int:
-    """Memory that this process takes, without pages of files."""
-    import psutil  # type: ignore[import-untyped]
-
+    """Memory of this process without mapped files, in bytes."""
     memory: Any = psutil.Process().memory_info()
     return int(memory.rss) - int(getattr(memory, "shared", 0))

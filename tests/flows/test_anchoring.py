@@ -84,11 +84,11 @@ def test_a_killed_run_goes_on_at_the_block_where_it_was_and_a_streamed_one_gives
 
 
 REFUSED = {
-    "statistics.gradients=false": "which weighs errors by output gradients, but statistics.gradients is false",
-    "statistics.inputs=compressed": "gradients: false with inputs: compressed",
-    "channels.method=weighted": "prunes FFNs, but factors are anchored",
+    "statistics.gradients=false": "factors.method is 'kronecker', but with statistics.gradients=false the output gradients",
+    "statistics.inputs=compressed": "statistics.gradients is True, but with statistics.inputs=compressed",
+    "channels.method=weighted": "channels.method is 'weighted', but with anchor.method=stream",
     "anchor.damping=0": "anchor.damping",
-    "search.method=random": "anchor.method is 'stream', but the trials of a search",
+    "search.method=random": "anchor.method is 'stream', but with search.method=random all trials are slices",
 }
 
 
@@ -108,4 +108,4 @@ def test_blocks_are_tuned_behind_the_same_decompositions_and_only_if_they_are_an
     assert "differentiate" not in outcome.executed
     alone = lab.run("refinement.method=adam", "evaluation.tasks=[]")
     assert alone.code == 2
-    assert "refinement.method is 'adam', but anchor.method is none" in alone.message
+    assert "refinement.method is 'adam', but with anchor.method=none" in alone.message

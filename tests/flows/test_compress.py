@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.checkpoints.ownership import MARK
 from mgaa.levels import adds_biases
-from mgaa.methods import available_methods, method_constant
+from mgaa.methods import available_methods, method_traits
 from tasks.artifacts.specs import MethodSpec, TargetSpec
 from tasks.cache import source as code
 from tasks.cache.artifact import MANIFEST, Artifact, Store
@@ -487,7 +487,7 @@ def measured(first: Lab, tmp_path_factory: pytest.TempPathFactory) -> Measured:
 
 @pytest.mark.parametrize(
     "method",
-    [name for name in available_methods("factors") if not method_constant("factors", name, "GRADIENTS", False)],
+    [name for name in available_methods("factors") if not method_traits("factors", name).gradients],
 )
 def test_every_factorizer_gives_spectra_and_factors(method: str, measured: Measured) -> None:
     store, backbone, _, spectra = measured

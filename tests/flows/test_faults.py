@@ -289,7 +289,10 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: TinyP
 @pytest.mark.slow
 def test_a_terminated_run_says_so_and_keeps_what_was_finished(fresh: TinyProject, prefect_server: str) -> None:
     outcome = fresh.finish(before=striking("SIGTERM", "spectra", 1), PREFECT_API_URL=prefect_server)
-    assert (outcome.code, outcome.message) == (130, "interrupted; finished steps are kept, the same command goes on\n")
+    assert (outcome.code, outcome.message) == (
+        130,
+        "interrupted: completed steps are cached; run the same command to resume\n",
+    )
     assert outcome.executed.keys() >= {"load_backbone", "read_texts", "tokenize", "calibrate"}
     assert outcome.executed.get("decompose", 0) <= BLOCKS
     assert not outcome.executed.keys() & {"allocate_ratios", "factorize", "assemble"}

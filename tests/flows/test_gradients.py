@@ -55,7 +55,7 @@ def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_sto
 REFUSED = {
     "backbone.dtype=float16": "weights in float16, which have no usable gradients",
     "data.calibration.samples=2": "has 64 tokens, expected at least 96, as many as model.layers.0.mlp.gate_proj has",
-    "statistics.inputs=compressed": "expected gradients: false with inputs: compressed",
+    "statistics.inputs=compressed": "statistics.gradients is True, but with statistics.inputs=compressed",
 }
 
 

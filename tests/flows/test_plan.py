@@ -41,5 +41,5 @@ def test_a_run_that_cannot_fit_ends_before_it_starts(
     assert outcome.code == 5
     assert outcome.executed == {}
     assert outcome.message.count("\n") == 1
-    assert outcome.message.startswith("error: This run takes ")
+    assert outcome.message.startswith("error: This run needs ")
     assert re.search(message, outcome.message)

@@ -141,14 +141,26 @@ def test_the_stage_keys_hold_the_content_of_the_profile_and_not_its_path(empty: 
 
 
 REFUSED: dict[str, tuple[tuple[str, ...], int, str]] = {
-    "no profile": (("ranks.profile=null",), 2, "expected a profile with objective latency.*flows.profile_device"),
+    "no profile": (
+        ("ranks.profile=null",),
+        2,
+        "ranks.profile is None, but with ranks.objective=latency .*flows.profile_device",
+    ),
     "nowhere": (("ranks.profile=nowhere.json",), 3, "the profile nowhere.json cannot be read"),
     "dtype": (("backbone.dtype=bfloat16",), 2, "was measured in float32, but the weights are bfloat16"),
     "device": (("ranks.device=cuda",), 2, "ranks.device is 'cuda'"),
     "tokens": (("ranks.tokens=2",), 2, "ranks.tokens is 2"),
     "compression": (("ratios.compression=0.95", "ratios.band=null"), 2, "out of reach.*ranks.objective=parameters"),
-    "pruning": (("channels.method=weighted",), 2, "channels.method prunes the FFNs"),
-    "search": (("method=bolaco",), 2, "a search .* looks at parameters alone: set ranks.objective=parameters"),
+    "pruning": (
+        ("channels.method=weighted",),
+        2,
+        "with channels.method=weighted .*: set channels.method=none",
+    ),
+    "search": (
+        ("method=bolaco",),
+        2,
+        "with search.method=gp only parameters are counted: set ranks.objective=parameters",
+    ),
     "recovery": (("recovery.method=lora",), 2, "recovery.tune is 'product'.*set recovery.tune=factors"),
 }
 

@@ -244,13 +244,21 @@ def test_a_trial_that_fails_is_recorded_and_excluded_and_the_search_goes_on(fres
         (["search.groups=4"], 2, ["search.groups is 4, expected 1 to 3"]),
         (["search.dense=[w]"], 2, ["search.dense has 'w', expected types of this model: qk, v, o, gate, up, down"]),
         (["search.windows=20"], 2, ["expected windows <= candidates"]),
-        (["search.method=random", "search.history=a.json", "evaluation.baselines=[]"], 2, ["search.history is set"]),
+        (
+            ["search.method=random", "search.history=a.json", "evaluation.baselines=[]"],
+            2,
+            ["search.history is 'a.json'"],
+        ),
         (["search.history=nowhere.json"], 3, ["nowhere.json, which cannot be read"]),
         (["statistics.inputs=compressed"], 2, ["statistics.inputs is 'compressed'", "statistics.inputs=dense"]),
         (["channels.method=weighted"], 2, ["channels.method is 'weighted'", "channels.method=none"]),
         (["ranks.method=file", "ranks.path=nowhere.json"], 2, ["ranks.method is 'file'", "search.method=none"]),
-        (["method=mgaa", "search.method=gp"], 2, ["method=mgaa searches nothing", "method=bolaco"]),
-        (["search.method=none"], 2, ["evaluation.baselines has random, but search.method is none"]),
+        (["method=mgaa", "search.method=gp"], 2, ["method is 'mgaa', but with search.method=gp", "method=bolaco"]),
+        (
+            ["search.method=none"],
+            2,
+            ["evaluation.baselines has random, but with search.method=none nothing is searched"],
+        ),
     ],
     ids=lambda given: given[0] if isinstance(given, list) else "",
 )
@@ -277,7 +285,7 @@ def test_a_search_on_text_that_is_reported_on_is_refused(done: TinyProject) -> N
 
 def test_a_study_needs_a_search_and_no_recovery(done: TinyProject) -> None:
     for given, words in (
-        ([], "search.method is 'none', expected gp"),
+        ([], "search.method is 'none', but flows.search compares the Gaussian process with random search"),
         (["method=bolaco", "study.seeds=[0,0]"], "seeds.1 is seeds.0 again"),
         (["method=bolaco", "recovery.method=lora"], "recovery.method is 'lora'"),
     ):

@@ -315,7 +315,7 @@ def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: TinyProject, pr
     )
     assert (stopped.returncode, stopped.stderr) == (
         130,
-        "interrupted; finished steps are kept, the same command goes on\n",
+        "interrupted: completed steps are cached; run the same command to resume\n",
     )
     parent, children = runs(fresh, "sweep")
     assert parent.info.status == "FAILED"

@@ -323,10 +323,16 @@ def parameters_of(folder: Path) -> Counter[str]:
     [
         (
             "method=bolaco",
-            r"backbone.parts is .*, but a search \(search.method=gp\) varies the decoder alone",
+            r"backbone.parts is .*, but with search.method=gp only the ranks of the decoder are varied",
         ),
-        ("statistics.inputs=compressed", "the vision is to be compressed .*, but statistics.inputs is compressed"),
-        ("channels.method=weighted", "the vision is to be compressed .*, but channels.method prunes FFNs"),
+        (
+            "statistics.inputs=compressed",
+            "backbone.parts is .*, but with statistics.inputs=compressed only the decoder",
+        ),
+        (
+            "channels.method=weighted",
+            "backbone.parts is .*, but with channels.method=weighted only the FFNs of the decoder",
+        ),
     ],
 )
 def test_the_tower_is_refused_where_the_method_is_for_the_decoder_alone(

@@ -15,7 +15,7 @@ from transformers import BloomConfig, BloomForCausalLM, PreTrainedModel
 import mgaa
 from mgaa.budget import parameter_budget
 from mgaa.errors import InputError, NumericalError, UsageError
-from mgaa.methods import available_methods, method_constant
+from mgaa.methods import available_methods, method_traits
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.statistics.calibration import stream_statistics
@@ -143,7 +143,7 @@ def test_every_method_compresses_within_the_budget(
         mgaa.compress_(tiny("qwen3"), tokens, compression=0.3).save(chosen["path"])
     report = mgaa.compress_(model, tokens, compression=0.3, groups=len(tokens), **{section: chosen})  # type: ignore[arg-type]
     assert linear_parameters(model, dense) <= parameter_budget(matrices_of(dense), 0.3)
-    verbatim = section == "ranks" and method_constant(section, name, "VERBATIM", False)
+    verbatim = section == "ranks" and method_traits(section, name).verbatim
     assert report.budget_left < 200 or verbatim  # a step of the largest of these matrices
     assert bool(logits(model, tokens).isfinite().all())
 

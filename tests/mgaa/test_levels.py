@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.errors import UsageError
 from mgaa.factors import decompose_block
-from mgaa.levels import Chosen, Target, adds_biases, allocate, check_groups, preflight, uses_groups
-from mgaa.methods import available_methods, load_method, method_constant
+from mgaa.levels import Chosen, Target, adds_biases, allocate, check_factorizer, check_groups, preflight
+from mgaa.methods import available_methods, load_method, method_traits
 from mgaa.ranks import Rank, ladders_of
 from mgaa.statistics.calibration import stream_statistics
 from tests.support.allocations import reads_file, written
@@ -95,7 +95,7 @@ def test_every_pair_spends_the_budget_to_less_than_the_cheapest_next_step_unless
     rungs = [x.ranks.index(rank.rank) for x, rank in zip(given, outcome, strict=True)]
     steps = [x.costs[k + 1] - x.costs[k] for x, k in zip(given, rungs, strict=True) if k + 1 < len(x.costs)]
     assert slack >= 0
-    assert slack < min(steps) or method_constant("ranks", ranks, "VERBATIM", False)
+    assert slack < min(steps) or method_traits("ranks", ranks).verbatim
 
 
 @levels
@@ -190,8 +190,22 @@ def test_fewer_sequences_than_groups_are_refused_by_those_factorizers_that_the_g
 
 
 def test_the_groups_change_pooled_and_not_afm() -> None:
-    assert uses_groups(("pooled", {}))
-    assert not uses_groups(("afm", {}))
+    assert method_traits("factors", "pooled").grouped
+    assert not method_traits("factors", "afm").grouped
+
+
+@pytest.mark.parametrize("name", available_methods("factors"))
+def test_a_factorizer_says_without_data_whether_it_needs_gradients(name: str) -> None:
+    statistics = gather(layer(24, 64).x).of("linear")
+    said = outcome_of(lambda: load_method("factors", name, {})(statistics))
+    assert bool(said) == method_traits("factors", name).gradients
+    assert not said or "have no output gradients" in said
+
+
+@pytest.mark.parametrize(("name", "options"), [("asvd", {"alpha": -1.0}), ("kronecker", {"damping": 0.0})])
+def test_a_factorizer_refuses_its_options_before_anything_is_measured(name: str, options: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="expected a positive number"):
+        check_factorizer((name, options))
 
 
 def test_an_option_of_the_factorizer_is_rehearsed_as_well() -> None:

@@ -1,4 +1,4 @@
-"""The sections of models: the one that is compressed."""
+"""The section `backbone`."""
 
 from typing import Literal
 
@@ -8,9 +8,9 @@ from tasks.config.sections.section import Section
 
 
 class Backbone(Section):
-    """The language model that is compressed."""
+    """The model to compress."""
 
-    source: str = Field(description="folder of a Hugging Face model, or its id on the Hub")
+    source: str = Field(description="folder of a Hugging Face model, or its Hub id")
     revision: str | None = Field(description="commit on the Hub, 40 hexadecimal digits; null for a folder")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="dtype of the weights; auto: as stored"
@@ -20,13 +20,13 @@ class Backbone(Section):
     )
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
-        description="whether blocks stay in their files until they are needed; auto: where the model takes half of the free memory",
+        description="load blocks from their files when they are needed; auto: if the model would take half of the free memory",
     )
     parts: list[Literal["decoder", "vision", "projector"]] = Field(
         default=["decoder"],
         min_length=1,
-        description="what is compressed; of a model that sees also its vision tower, and the projector behind it",
+        description="what is compressed; of a vision-language model also the vision tower and the projector",
     )
     hidden: Literal["auto", "device", "host", "disk"] = Field(
-        default="auto", description="where the hidden states of all tokens wait between blocks; auto: as fits"
+        default="auto", description="where hidden states are kept between blocks; auto: wherever they fit"
     )

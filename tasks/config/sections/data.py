@@ -1,4 +1,4 @@
-"""The section `data`: texts and questions, by what they are for."""
+"""The section `data`: texts and questions by purpose."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,28 +8,31 @@ from tasks.config.sections.section import Fraction, Positive, Section
 
 
 class Texts(Section):
-    """Documents, and how they are cut into sequences of tokens."""
+    """Documents, and how they are cut into token sequences."""
 
     source: str = Field(
-        description="demo, a file of text or of rows (jsonl, json, csv, tsv, parquet, arrow; packed or not), a folder of them, or an id of "
-        "Hugging Face datasets"
+        description="demo, a file of text or of rows (jsonl, json, csv, tsv, parquet, arrow; packed or not), a folder of them, or the id "
+        "of a Hugging Face dataset"
     )
     split: str | None = Field(description="name of the split; null: every file of a folder")
-    revision: str | None = Field(default=None, description="commit of a data set on the Hub, 40 hexadecimal digits")
-    subset: str | None = Field(default=None, description="configuration of a data set on the Hub")
+    revision: str | None = Field(default=None, description="commit of a dataset on the Hub, 40 hexadecimal digits")
+    subset: str | None = Field(default=None, description="configuration of a dataset on the Hub")
     field: str = Field(
         default="text",
-        description="the field of a row that holds the text; of chats messages or conversations, unless set",
+        description="field of a row with the text; for chats messages or conversations by default",
     )
     nulls: Literal["stop", "skip"] = Field(
         default="stop",
-        description="rows without text (null, or no such field): stop, or skip them and count them in the card",
+        description="rows without text (null, or no such field): stop with an error, or skip and count them in the card",
     )
     separator: str = Field(
-        default="auto", description="where documents end: auto, none, markers, headings, paragraphs, lines, or a text"
+        default="auto",
+        description="what separates documents: auto, none, markers, headings, paragraphs, lines, or a string",
     )
-    from_: Fraction = Field(default=0.0, alias="from", description="first document, as a fraction of all in file order")
-    to: Fraction = Field(default=1.0, description="end of the documents, as a fraction of all in file order")
+    from_: Fraction = Field(
+        default=0.0, alias="from", description="start, as a fraction of the documents in file order"
+    )
+    to: Fraction = Field(default=1.0, description="end, as a fraction of the documents in file order")
     samples: Positive | None = Field(default=None, description="number of sequences drawn; null: all, in order")
     length: Annotated[int, Field(ge=2)] = Field(description="tokens per sequence of text")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the draw")
@@ -53,22 +56,22 @@ CHAT = "chat: rows of messages (role and content), by the model's chat template"
 
 
 class ChosenTexts(Texts):
-    """The documents that choices are made on."""
+    """Documents for choices."""
 
     form: Literal["text", "chat"] = Field(default="text", description=f"text; or {CHAT}")
 
 
 class CalibrationTexts(Texts):
-    """What the statistics are measured on; of a model that sees it should be questions about images."""
+    """Calibration data; for a vision-language model it should be questions about images."""
 
     form: Literal["text", "chat", "questions"] = Field(
         default="text",
-        description=f"text; {CHAT}; or questions about images: scenes that the demo draws, or a .jsonl of image, question and answer",
+        description=f"text; {CHAT}; or questions about images: scenes drawn by the demo, or a .jsonl of image, question and answer",
     )
 
 
 class EvaluationTexts(ChosenTexts):
-    """The documents that are read for the final numbers only."""
+    """Documents for the reported numbers only."""
 
     stride: Positive | None = Field(default=None, description="tokens between windows; null: windows do not overlap")
 
@@ -85,11 +88,11 @@ class EvaluationTexts(ChosenTexts):
 
 
 class RecoveryTexts(Texts):
-    """What recovery is trained on; read only where there is one."""
+    """Training data of recovery, read only if there is one."""
 
     form: Literal["text", "chat", "instructions", "questions"] = Field(
         default="text",
-        description=f"text; {CHAT}, all of which is scored; instructions: rows in the format of Alpaca; or questions about images, as of "
+        description=f"text; {CHAT}, all of which is scored; instructions: rows in the format of Alpaca; or questions about images, as for "
         "calibration",
     )
 
@@ -97,25 +100,27 @@ class RecoveryTexts(Texts):
 class Questions(Section):
     """A set of questions about images, with their answers."""
 
-    name: str = Field(description="what the set is called in tables", pattern=r"^[a-z][a-z0-9_]*$")
-    source: str = Field(description="scenes, which the demo draws, or a .jsonl of image, question and answer")
-    split: str | None = Field(default=None, description="of the scenes: train, calibration, validation or test")
-    from_: Fraction = Field(default=0.0, alias="from", description="first question, as a fraction of all in file order")
-    to: Fraction = Field(default=1.0, description="end of the questions, as a fraction of all in file order")
+    name: str = Field(description="name of the set in tables", pattern=r"^[a-z][a-z0-9_]*$")
+    source: str = Field(description="scenes, drawn by the demo, or a .jsonl of image, question and answer")
+    split: str | None = Field(default=None, description="split of the scenes: train, calibration, validation or test")
+    from_: Fraction = Field(
+        default=0.0, alias="from", description="start, as a fraction of the questions in file order"
+    )
+    to: Fraction = Field(default=1.0, description="end, as a fraction of the questions in file order")
     samples: Positive | None = Field(default=None, description="number of questions drawn; null: all, in order")
     seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the draw")
 
 
 class Data(Section):
-    """Three disjoint sets of text, to measure on, to choose on, and to report; what recovery is trained on; and questions about images."""
+    """Disjoint texts for calibration, validation and evaluation; training data of recovery; and questions about images."""
 
-    calibration: CalibrationTexts = Field(description="what the statistics are measured on")
-    validation: ChosenTexts = Field(description="what choices are made on")
-    evaluation: EvaluationTexts = Field(description="what the reported perplexity is measured on")
-    recovery: RecoveryTexts = Field(description="what recovery is trained on, apart from validation and evaluation")
+    calibration: CalibrationTexts = Field(description="data for the statistics")
+    validation: ChosenTexts = Field(description="data for choices")
+    evaluation: EvaluationTexts = Field(description="data for the reported perplexity")
+    recovery: RecoveryTexts = Field(description="training data of recovery, disjoint from validation and evaluation")
     questions: list[Questions] = Field(
         default=[],
-        description="sets of questions about images, which models that see are asked; apart from calibration",
+        description="sets of questions about images for vision-language models, disjoint from calibration",
     )
 
     @model_validator(mode="after")

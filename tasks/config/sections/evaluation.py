@@ -1,4 +1,4 @@
-"""The section `evaluation`, and where results are written."""
+"""The sections `evaluation` and `output`."""
 
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
@@ -9,29 +9,29 @@ from tasks.config.sections.section import Positive, Section
 
 
 class Samples(Section):
-    """How the models go on with a few evaluation texts, for people to read."""
+    """Continuations of a few evaluation texts, for people to read."""
 
-    number: Annotated[int, Field(ge=0)] = Field(default=4, description="texts; 0: none")
-    prompt: Positive = Field(default=32, description="tokens of a text that are given, at most")
+    number: Annotated[int, Field(ge=0)] = Field(default=4, description="number of texts; 0: none")
+    prompt: Positive = Field(default=32, description="tokens of a prompt, at most")
     tokens: Positive = Field(default=40, description="tokens of a continuation, at most")
 
 
 class Evaluation(Section):
-    """What the models are compared by."""
+    """Baselines, tasks and settings of the evaluation."""
 
     baselines: list[Literal["uniform", "level1", "level2", "mgaa", "random"]] = Field(
-        description="compared at the same parameter count; mgaa, random: beside a search"
+        description="models to compare with at the same parameter count; mgaa, random: only with a search"
     )
-    tasks: list[str] = Field(description="zero-shot tasks, by lm-eval name")
-    tasks_folder: str | None = Field(default=None, description="folder with local data of the standard tasks")
+    tasks: list[str] = Field(description="zero-shot tasks by lm-eval name")
+    tasks_folder: str | None = Field(default=None, description="folder with the data of the standard tasks")
     limit: Positive | None = Field(default=None, description="examples per task; null: all")
     batch_size: Positive = Field(description="sequences per forward pass")
-    answer_tokens: Positive = Field(default=16, description="of questions about images: tokens of an answer at most")
+    answer_tokens: Positive = Field(default=16, description="tokens of an answer to a question about an image, at most")
     samples: Samples = Field(default_factory=Samples, description="continuations of evaluation texts")
 
 
 class Output(Section):
-    """Where a run leaves what it publishes, below the folder of the parameters."""
+    """Where a run publishes its results, below the folder of the parameters."""
 
     results: str = Field(default="results", description="folder of metrics, allocations, figures and plots")
     checkpoint: str = Field(default="models/compressed", description="folder of the compressed model")

@@ -1,72 +1,62 @@
-"""The sections of the machine: how a device is profiled, where results are kept, where steps run, and where runs are recorded."""
+"""The sections `profile`, `store`, `runner` and `tracking`: devices, storage, workers and MLflow."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tasks.config.sections.section import Lists, Positive, Section
 
 
 class Profile(Lists):
-    """How a device is measured (flows.profile_device)."""
+    """Measurement of a device (flows.profile_device)."""
 
-    tokens: list[Positive] = Field(min_length=1, description="tokens per call: 1 is decoding, hundreds are a prompt")
-    repetitions: Annotated[int, Field(ge=2)] = Field(default=20, description="behind every median")
-    ranks: Annotated[int, Field(ge=2)] = Field(
-        default=8, description="ranks that are timed per shape, up to break-even"
+    tokens: list[Positive] = Field(min_length=1, description="tokens per call: 1 for decoding, hundreds for prompts")
+    repetitions: Annotated[int, Field(ge=2)] = Field(default=20, description="measurements per median")
+    ranks: Annotated[int, Field(ge=2)] = Field(default=8, description="ranks to time per shape, up to break-even")
+    threads: Positive | None = Field(default=None, description="threads of the CPU; null: as many as torch uses")
+    output: str = Field(
+        default="results/latency.json", description="file of the profile, below the folder of params.yaml"
     )
-    threads: Positive | None = Field(default=None, description="of the CPU; null: those of torch")
-    output: str = Field(default="results/latency.json", description="the file, below the folder of params.yaml")
 
 
 class StoreSection(Section):
-    """Where results are kept between runs."""
+    """The artifact store."""
 
     path: str = Field(description="folder of the artifact store")
     lock_timeout: Annotated[float, Field(gt=0)] = Field(default=3600.0, description="seconds to wait for another run")
     signing_key: str | None = Field(
         default=None,
-        description="a key of OpenSSH with which every run signs its record; null: runs are signed by hand (flows.lineage sign)",
+        description="OpenSSH key with which every run signs its record; null: sign by hand (flows.lineage sign)",
     )
     remote: str | None = Field(
         default=None,
-        description="URL of the store of all machines, s3://bucket/folder or whatever fsspec knows; null: the folder is all there is",
+        description="URL of a store shared by all machines, s3://bucket/folder or another URL of fsspec; null: only the folder",
         pattern=r"^[a-z0-9+]+://.+",
     )
 
 
 class RunnerSection(Section):
-    """Where the steps run that can run side by side; results do not depend on it."""
+    """Where parallel steps run; results do not depend on it."""
 
     kind: Literal["threads", "dask", "ray"] = Field(
         default="threads",
-        description="threads of the run, or worker processes of Dask or Ray, on this machine or on others",
+        description="threads, or worker processes of Dask or Ray on this machine or others",
     )
     workers: Literal["auto"] | Positive = Field(
-        default="auto", description="how many steps run at a time; auto: one per GPU, and 2 where there are fewer"
+        default="auto", description="steps that run at a time; auto: one per GPU, at least 2"
     )
     address: str | None = Field(
         default=None,
-        description="of a Dask scheduler or a Ray cluster that is there; null: worker processes on this machine",
+        description="address of an existing Dask scheduler or Ray cluster; null: worker processes on this machine",
     )
-
-    @model_validator(mode="after")
-    def _addressed(self) -> Self:
-        if self.address is not None and self.kind == "threads":
-            raise ValueError(f"expected kind dask or ray with address {self.address}, got threads")
-        if self.address is not None and self.workers != "auto":
-            raise ValueError(
-                f"expected workers auto with address {self.address}, got {self.workers}: the cluster has its workers"
-            )
-        return self
 
 
 class Tracking(Section):
-    """Where MLflow records the run."""
+    """Where runs are recorded in MLflow."""
 
     uri: str = Field(description="MLflow's tracking URI")
     experiment: str = Field(description="MLflow's experiment")
     unreachable: Literal["stop", "buffer"] = Field(
         default="stop",
-        description="without the server: stop before work, or record below store.path (buffer) and upload when it is back",
+        description="if the server does not answer: stop at the start, or record below store.path (buffer) and upload later",
     )

@@ -1,149 +1,129 @@
-"""The sections of the method: what is measured, both levels, the factors, and what is done to them block by block."""
+"""The sections of the compression method: statistics, factors, both levels, anchoring, refinement and pruning."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from tasks.cache.stage import File
 from tasks.config.sections.section import Compression, Method, Positive, Section
 
 
 class Statistics(Section):
-    """What is measured on the calibration data."""
+    """Statistics of the calibration data."""
 
     inputs: Literal["dense", "compressed"] = Field(
-        description="whose activations are measured: those of the dense model, or those behind the compressed blocks before"
+        description="activations of the dense model, or block by block those after the compressed blocks before"
     )
-    groups: Positive = Field(description="groups of sequences whose means are kept apart")
+    groups: Positive = Field(description="groups of sequences, each with a mean of its own")
     batch_size: Positive = Field(default=8, description="sequences per forward pass of the calibration")
-    shards: Literal[1, 2, 4, 8] = Field(default=1, description="workers that share the calibration sequences")
+    shards: Literal[1, 2, 4, 8] = Field(default=1, description="parts of the calibration, measured in parallel")
     expert_tokens: Annotated[float, Field(ge=0)] = Field(
-        default=4.0, description="tokens per channel, below which the covariance of an expert is shrunk"
+        default=4.0, description="tokens per channel below which the covariance of an expert is shrunk"
     )
     unreached: Literal["stop", "dense"] = Field(
         default="stop",
-        description="experts that no calibration token reaches: stop is an error; dense keeps their matrices as they are",
+        description="experts that no calibration token reaches: stop with an error, or leave their matrices dense",
     )
     gradients: bool = Field(
         default=False,
-        description="second moments of the output gradients, by one backward pass; factors.method=kronecker needs them",
+        description="second moments of output gradients, from one backward pass; factors.method=kronecker needs them",
     )
-
-    @model_validator(mode="after")
-    def _shared(self) -> Self:
-        if self.shards > 1 and self.inputs == "compressed":
-            raise ValueError(
-                f"expected shards: 1 with inputs: compressed, got {self.shards}: each block waits for the one before it"
-            )
-        if self.gradients and self.inputs == "compressed":
-            raise ValueError(
-                "expected gradients: false with inputs: compressed, got true: they are those of the dense model's loss; set inputs: dense"
-            )
-        return self
 
 
 class Factors(Method):
-    """The factorizer: in which metric a matrix is cut to a rank."""
+    """The factorizer: the metric in which matrices are truncated."""
 
 
 class Map(Method):
-    """A map of level 1 without its target."""
+    """A map of level 1 without its compression."""
 
     band: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="no sublayer's ratio departs from the compression by more; null: no bound"
+        default=None, description="largest deviation of a sublayer's ratio from the compression; null: no bound"
     )
 
 
 class Ratios(Map):
-    """Level 1: how the compression is spread between sublayers."""
+    """Level 1: distribution of the compression between sublayers."""
 
     compression: Compression = Field(description="fraction of the linear parameters to remove, between 0 and 1")
 
 
 class Ranks(Method):
-    """Level 2: how the ranks are chosen inside a sublayer."""
+    """Level 2: ranks inside a sublayer."""
 
     multiple: Literal["auto"] | Positive = Field(default="auto", description="ranks are multiples of this number")
     objective: Literal["parameters", "latency"] = Field(
         default="parameters",
-        description="parameters: a rank has fewer than the dense matrix; latency: it is also faster, by a profile of the device",
+        description="parameters: low rank has fewer than the dense matrix; latency: it is also faster by a profile of the device",
     )
     profile: str | None = Field(
-        default=None, description="of latency: the file that flows.profile_device has written on the target device"
+        default=None, description="latency only: file written by flows.profile_device on the target device"
     )
     tokens: Positive | None = Field(
         default=None,
-        description="of latency: tokens per call, at which ranks have to be faster; null: at each number of the profile",
+        description="latency only: tokens per call at which ranks must be faster; null: all of the profile",
     )
     device: str | None = Field(
-        default=None, description="of latency: kind (cpu, cuda) or name that the profile's device must have; null: any"
+        default=None, description="latency only: required device of the profile, by kind (cpu, cuda) or name; null: any"
     )
-
-    @model_validator(mode="after")
-    def _profiled(self) -> Self:
-        if self.objective == "latency" and self.profile is None:
-            raise ValueError(
-                "expected a profile with objective latency, got none: measure the device by `python -m flows.profile_device`, and give "
-                "ranks.profile=results/latency.json"
-            )
-        return self
 
     @property
     def latency(self) -> dict[str, Any] | None:
-        """What steps are told of the objective latency; null where parameters are the objective."""
+        """Arguments of steps for the objective latency; null for parameters."""
         if self.objective == "parameters" or self.profile is None:
             return None
         return {"profile": File(self.profile), "tokens": self.tokens, "device": self.device}
 
 
 class Anchor(Section):
-    """Factors that are fitted to the dense model, block after block behind the compressed blocks before."""
+    """Factors fitted to the dense model, block by block, after the compressed blocks before."""
 
     method: Literal["none", "outputs", "stream"] = Field(
-        description="none: slices of decompositions on dense inputs; outputs: to what each matrix of the dense model gives; stream: and "
-        "what writes to the residual stream, to that stream"
+        description="none: slices of decompositions on dense inputs; outputs: fit the output of every matrix; stream: fit o and down "
+        "to the residual stream instead"
     )
-    dense: bool = Field(default=True, description="whether matrices that stay dense are fitted, too")
+    dense: bool = Field(default=True, description="also fit matrices that stay dense")
     damping: Annotated[float, Field(gt=0)] = Field(
-        default=1e-4, description="of the regression, relative to the mean square of an input channel"
+        default=1e-4, description="damping of the regression, relative to the mean square of an input channel"
     )
 
     @property
     def anchoring(self) -> dict[str, Any] | None:
-        """Arguments of `mgaa.anchoring.anchoring.Anchoring`; null where nothing is anchored."""
+        """Arguments of `mgaa.anchoring.anchoring.Anchoring`; null without anchoring."""
         if self.method == "none":
             return None
         return {"stream": self.method == "stream", "dense": self.dense, "damping": self.damping}
 
 
 class RefinementSection(Section):
-    """Anchored blocks tuned to the dense model, one after the other, by some steps of Adam on the error of their outputs."""
+    """Tuning of anchored blocks, one by one, by Adam on their output error."""
 
-    method: Literal["none", "adam"] = Field(description="none; or adam, without labels and with the calibration tokens")
-    steps: Positive = Field(default=300, description="per block, one micro-batch of the calibration each")
+    method: Literal["none", "adam"] = Field(description="none, or adam on the calibration tokens, without labels")
+    steps: Positive = Field(default=300, description="steps per block, one micro-batch of the calibration each")
     rate: Annotated[float, Field(gt=0)] = Field(
-        default=0.06, description="of the first step, relative to the size of each tensor and to the error of the block"
+        default=0.06,
+        description="initial learning rate, relative to the size of each tensor and to the error of the block",
     )
-    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="of the order of the micro-batches")
+    seed: Annotated[int, Field(ge=0)] = Field(default=0, description="seed of the order of micro-batches")
 
     @property
     def refinement(self) -> dict[str, Any] | None:
-        """Arguments of `mgaa.anchoring.refinement.Refinement`; null where nothing is tuned."""
+        """Arguments of `mgaa.anchoring.refinement.Refinement`; null without refinement."""
         return None if self.method == "none" else self.model_dump(exclude={"method"})
 
 
 class Channels(Section):
-    """Pruning of the FFNs, in place of their factorization."""
+    """Pruning of FFNs, instead of factorization."""
 
     method: Literal["none", "weighted"] = Field(
         description="none: FFNs are factorized like everything else; weighted: their least important channels are removed"
     )
     keep_least: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.01, description="share of the channels that is kept for being the least important"
+        default=0.01, description="share of the least important channels to keep"
     )
-    multiple: Positive = Field(default=1, description="the kept width is a multiple of this number")
+    multiple: Positive = Field(default=1, description="widths are multiples of this number")
 
     @property
     def pruning(self) -> dict[str, Any] | None:
-        """Arguments of `mgaa.allocation.channels.Pruning`; null where nothing is pruned."""
+        """Arguments of `mgaa.allocation.channels.Pruning`; null without pruning."""
         return None if self.method == "none" else {"keep_least": self.keep_least, "multiple": self.multiple}

@@ -1,18 +1,20 @@
-"""The sections of `params.yaml` that say how the pipeline is operated; no result depends on them."""
+"""The section `schedule`; no result depends on it."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Literal, get_args
+from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import Field, field_validator
 
 from tasks.config.sections.section import Section
 
 Scheduled = Literal["compress", "sweep", "evaluate"]
-"""The flows that a schedule can run."""
+"""The flows that can be scheduled."""
 
 
 class Crons(Section):
-    """When each flow starts."""
+    """Start times of each flow."""
 
     compress: str = Field(description="minute, hour, day, month, weekday")
     sweep: str = Field(description="minute, hour, day, month, weekday")
@@ -21,8 +23,6 @@ class Crons(Section):
     @field_validator(*get_args(Scheduled))
     @classmethod
     def _cron(cls, value: str) -> str:
-        from cronsim import CronSim, CronSimError
-
         try:
             if len(value.split()) != 5:
                 raise CronSimError(f"{len(value.split())} fields")
@@ -35,25 +35,25 @@ class Crons(Section):
 
 
 class Schedule(Section):
-    """Runs without anyone who starts them (flows.deploy, docs/guides/scheduler.md)."""
+    """Scheduled runs (flows.deploy, docs/guides/scheduler.md)."""
 
-    cron: Crons = Field(description="when each flow starts")
-    active: list[Scheduled] = Field(description="flows whose schedule is on; the others wait to be started by hand")
-    timezone: str = Field(description="of cron, by its IANA name")
-    timeout: Annotated[float, Field(gt=0)] | None = Field(description="seconds after which a run is ended; null: never")
-    retries: Annotated[int, Field(ge=0, le=10)] = Field(
-        description="further tries after what a network, a disk or a remote store refused"
+    cron: Crons = Field(description="start times of each flow")
+    active: list[Scheduled] = Field(description="flows whose schedule is active; all others are started by hand")
+    timezone: str = Field(description="time zone of cron, by its IANA name")
+    timeout: Annotated[float, Field(gt=0)] | None = Field(
+        description="seconds after which a run is stopped; null: never"
     )
-    delay: Annotated[float, Field(ge=0)] = Field(description="seconds before the first of them, doubled for each more")
+    retries: Annotated[int, Field(ge=0, le=10)] = Field(
+        description="retries after network, disk or remote store errors"
+    )
+    delay: Annotated[float, Field(ge=0)] = Field(description="seconds before the first retry, doubled with each one")
     notify: Literal["failures", "all"] = Field(
-        description="runs that the webhook in the environment variable MGAA_WEBHOOK is told of"
+        description="runs that are posted to the webhook in the environment variable MGAA_WEBHOOK"
     )
 
     @field_validator("timezone")
     @classmethod
     def _known(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
         try:
             return ZoneInfo(value).key
         except (ValueError, OSError, KeyError):

@@ -1,4 +1,4 @@
-"""The section `registry` of `params.yaml`: under which name a run offers its checkpoint, and what a champion must keep to."""
+"""The section `registry`: the name under which runs register checkpoints, and the gate of a champion."""
 
 from typing import Annotated
 
@@ -10,27 +10,27 @@ Factor = Annotated[float, Field(gt=0)]
 
 
 class Gate(Section):
-    """What a version must keep to before it becomes the champion; null is no bound."""
+    """Bounds that a version must meet to become the champion; null: no bound."""
 
-    perplexity: Factor | None = Field(default=None, description="at most so many times that of the dense model")
+    perplexity: Factor | None = Field(default=None, description="perplexity relative to the dense model, at most")
     model_compression: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=None, description="at least this fraction of the parameters of the whole model is gone"
+        default=None, description="fraction of all parameters of the model removed, at least"
     )
     accuracy: Annotated[float, Field(ge=0, le=100)] | None = Field(
         default=None,
-        description="at most so many points of 100 below the dense model, on every task and set of questions",
+        description="points (of 100) below the dense model on any task or set of questions, at most",
     )
     champion: Factor | None = Field(
-        default=None, description="perplexity at most so many times that of the present champion, at no more bytes"
+        default=None, description="perplexity relative to the current champion, at most, at no more bytes"
     )
 
 
 class Registry(Section):
-    """MLflow's registry of models."""
+    """MLflow's model registry."""
 
     model: str | None = Field(
         default=None,
-        description="name under which a run registers its checkpoint as candidate; null: it registers none",
+        description="name under which runs register their checkpoints as candidates; null: none",
         pattern=r"^[^/:.%\"']+$",
     )
-    gate: Gate = Field(default=Gate(), description="what a version must keep to before it becomes the champion")
+    gate: Gate = Field(default=Gate(), description="bounds that a version must meet to become the champion")

@@ -1,4 +1,4 @@
-"""What all sections of `params.yaml` have in common, and the types of their fields."""
+"""Base classes of the sections of `params.yaml`, and types of their fields."""
 
 from typing import Annotated, Any, Self
 
@@ -12,9 +12,9 @@ Compression = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`: unknown keys, wrong types, non-finite numbers and empty texts are refused.
+    """A part of `params.yaml`: unknown keys, wrong types, non-finite numbers and empty strings are refused.
 
-    As JSON, which is how Prefect keeps the parameters of a flow run, it is without secrets.
+    Its JSON, in which Prefect keeps the parameters of a flow run, is without secrets.
     """
 
     model_config = ConfigDict(
@@ -28,7 +28,7 @@ class Section(BaseModel):
 
 
 class Lists(Section):
-    """A section of lists, of which no entry comes twice."""
+    """A section of lists without repeated entries."""
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

@@ -1,4 +1,4 @@
-"""The section `sweep`: lists, of which every combination is run."""
+"""The section `sweep`."""
 
 from typing import Literal
 
@@ -9,14 +9,14 @@ from tasks.config.sections.section import Compression, Lists, Section
 
 
 class Source(Section):
-    """One backbone of a sweep."""
+    """A backbone of a sweep."""
 
-    source: str = Field(description="folder of a Hugging Face model, or its id on the Hub")
+    source: str = Field(description="folder of a Hugging Face model, or its Hub id")
     revision: str | None = Field(default=None, description="commit on the Hub, 40 hexadecimal digits")
 
 
 class Sweep(Lists):
-    """Every combination of these lists; null: the section of that name alone (flows.sweep)."""
+    """Every combination of these lists; null: only the section of that name (flows.sweep)."""
 
     backbone: list[Source] = Field(min_length=1, description="models: folders, or {source: id, revision: commit}")
     factors: list[Factors] = Field(min_length=1, description="factorizers: names, or mappings with options")
@@ -26,5 +26,5 @@ class Sweep(Lists):
     )
     compression: list[Compression] = Field(min_length=1, description="fractions of the linear parameters to remove")
     split: Literal["evaluation", "validation"] = Field(
-        default="evaluation", description="texts to measure on; validation where the numbers serve to choose"
+        default="evaluation", description="texts to measure on; validation if the numbers are used to choose"
     )

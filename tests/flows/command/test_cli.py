@@ -70,7 +70,7 @@ def test_an_interrupted_run_says_that_nothing_is_lost(
 ) -> None:
     before = signal.getsignal(number)
     assert main(lambda parameters: signal.raise_signal(number), [PARAMS]) == 130
-    assert capsys.readouterr().err == "interrupted; finished steps are kept, the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted: completed steps are cached; run the same command to resume\n"
     assert signal.getsignal(number) is before
 
 
@@ -104,7 +104,10 @@ def test_a_terminated_command_keeps_what_was_finished(project: Project, prefect_
     shown = [process.stdout.readline() for _ in range(2)]
     assert re.fullmatch(r"[0-9a-f]{64}\nhalf\n", "".join(shown))
     process.terminate()
-    assert process.communicate(timeout=120)[1] == "interrupted; finished steps are kept, the same command goes on\n"
+    assert (
+        process.communicate(timeout=120)[1]
+        == "interrupted: completed steps are cached; run the same command to resume\n"
+    )
     assert process.returncode == 130
     assert not [path for path in project.contents() if "/long/" in path]
     assert len([path for path in project.contents() if "/sums/" in path]) == 1

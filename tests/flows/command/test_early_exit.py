@@ -27,7 +27,7 @@ def test_a_signal_during_the_imports_is_one_line_and_130(tmp_path: Path, module:
         [sys.executable, "-m", "flows.compress"], cwd=ROOT, env=own, capture_output=True, text=True, check=False
     )
     assert done.returncode == 130
-    assert done.stderr == "interrupted before anything began; the same command starts again\n"
+    assert done.stderr == "interrupted before the first step; run the same command to start again\n"
 
 
 def test_importing_flows_leaves_the_signals_as_they_are() -> None:

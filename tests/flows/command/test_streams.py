@@ -45,7 +45,7 @@ def test_a_reader_that_goes_away_ends_a_command_quietly(unbuffered: str) -> None
 def test_a_full_device_is_a_resource_and_one_message(text: str, unbuffered: str) -> None:
     done = shell('$python -c "$code" > /dev/full', code=text, PYTHONUNBUFFERED=unbuffered)
     assert done.returncode == 5
-    assert done.stderr.startswith("error: what was to be shown cannot be written (No space left on device)")
+    assert done.stderr.startswith("error: the output cannot be written (No space left on device)")
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -14,7 +14,7 @@ from mgaa.budget import parameter_budget
 from mgaa.checkpoints.save import twin_of
 from mgaa.errors import UsageError
 from mgaa.levels import Target, ratios_of
-from mgaa.methods import available_methods, method_constant
+from mgaa.methods import available_methods, method_traits
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
 from mgaa.statistics.calibration import Calibration, CalibrationSettings, stream_cosines, stream_statistics
@@ -96,8 +96,8 @@ def test_cosines_alone_are_those_of_the_whole_measurement(family: str, tiny: Tin
 def test_every_method_works_behind_compressed_blocks(section: str, tiny: Tiny, tokens: Tensor) -> None:
     budget = parameter_budget(matrices_of(tiny()), 0.4)
     for name in available_methods(section):
-        whole = [method_constant(section, name, key, False) for key in ("GLOBAL", "GRADIENTS")]  # of the dense model
-        if not reads_file(section, name) and not any(whole):
+        traits = method_traits(section, name)
+        if not reads_file(section, name) and not (traits.whole_model or traits.gradients):  # of the dense model
             given = {section: name, "groups": len(tokens), **COMPRESSED}
             report = mgaa.compress_(tiny(), tokens, compression=0.4, **given)
             assert report.linear_parameters + report.budget_left == budget

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.errors import UsageError
-from mgaa.methods import available_methods, load_method, method_constant
+from mgaa.methods import available_methods, load_method, method_traits
 from mgaa.ranks import Rank, allocate_ranks, by_sublayer, ladders_of, reach_of
 from mgaa.ratios import allocate_ratios
 from tests.support.allocations import reads_file, written
@@ -25,7 +25,7 @@ from tests.support.allocations import reads_file, written
 METHODS = available_methods("ranks")
 FINDERS = [name for name in METHODS if not reads_file("ranks", name)]
 """The rules that read nothing."""
-RATED = [name for name in FINDERS if not method_constant("ranks", name, "GLOBAL", False)]
+RATED = [name for name in FINDERS if not method_traits("ranks", name).whole_model]
 """The rules that make something of the ratios."""
 Shapes = list[tuple[int, int, bool]]
 
@@ -120,7 +120,7 @@ def test_the_budget_is_spent_to_less_than_any_next_step_and_never_exceeded(
     for ladder, rank in zip(ladders, ranks, strict=True):
         rung = ladder.ranks.index(rank.rank)
         assert (rank.matrix, rank.parameters, rank.energy) == (ladder.matrix, ladder.costs[rung], ladder.energies[rung])
-        full = rank.rank is None or method_constant("ranks", name, "VERBATIM", False)
+        full = rank.rank is None or method_traits("ranks", name).verbatim
         assert full or ladder.costs[rung + 1] - ladder.costs[rung] > left
 
 

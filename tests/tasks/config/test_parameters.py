@@ -83,8 +83,8 @@ MISTAKES = {
     "data.validation.form=questions": "data.validation.form is 'questions': expected 'text' or 'chat'",
     "data.calibration.nulls=none": "data.calibration.nulls is 'none': expected 'stop' or 'skip'",
     "statistics.inputs=sparse": "statistics.inputs is 'sparse': expected 'dense' or 'compressed'",
-    "ratios.compression": "'ratios.compression' is no override: expected section.key=value",
-    "ratios..compression=1": "is no override: expected section.key=value",
+    "ratios.compression": "'ratios.compression' is not an override: expected section.key=value",
+    "ratios..compression=1": "is not an override: expected section.key=value",
     "evaluation.tasks=[a": "cannot be read: while parsing a flow sequence",
 }
 
@@ -225,7 +225,7 @@ def test_the_help_tells_every_key_and_every_method() -> None:
         "ratios.temperature, by default",
         "ranks.method=energy",
         "ranks.power, by default 1.0",
-        "ranks.method=file  Ranks as a file has them",
+        "ranks.method=file  Ranks from a file",
         "ranks.path, needed",
         "ranks.trust, by default None",
         "ranks.model, by default None",
