@@ -2,6 +2,7 @@
 
     python benchmarks/proof.py NAME=MODEL:TEXT:OTHER_TEXT [...] [--only METHOD,...] [--compressions 0.1,...] [--output proof.json]
     python benchmarks/proof.py --tables [--output proof.json]
+    python benchmarks/proof.py --cells [--output proof.json] > docs/proof.csv
 
 Of `TEXT` the first 40 % of the documents calibrate (128 windows of 256 tokens), the next 20 % are what searches validate on (200 windows),
 and the last 40 % are evaluated (256 windows drawn by seed), also by the two zero-shot tasks that are made of them, through the harness, at
@@ -27,7 +28,7 @@ from transformers import PreTrainedModel
 
 import mgaa
 from benchmarks.proof_methods import METHODS
-from benchmarks.proof_tables import tables
+from benchmarks.proof_tables import cells_as_csv, tables
 from demo import corpus
 from demo import tasks as items
 from mgaa.checkpoints.save import twin_of
@@ -158,7 +159,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", default=",".join(METHODS), help="methods, in order")
     parser.add_argument("--compressions", default=",".join(map(str, COMPRESSIONS)))
     parser.add_argument("--output", type=Path, default=Path("results/proof.json"))
-    parser.add_argument("--tables", action="store_true", help="print the tables of the output")
+    parser.add_argument("--tables", action="store_true", help="print overview and summary of the output")
+    parser.add_argument("--cells", action="store_true", help="print every cell of the output as CSV")
     return parser.parse_args()
 
 
@@ -185,6 +187,8 @@ def main() -> None:
             )
     if given.tables:
         print(tables(content))
+    if given.cells:
+        print(cells_as_csv(content), end="")
 
 
 if __name__ == "__main__":

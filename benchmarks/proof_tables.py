@@ -1,10 +1,12 @@
-"""Tables of `benchmarks/proof.py`: an overview and the details of every backbone, and the summary over all of them.
+"""Tables of `benchmarks/proof.py`: an overview of every backbone, the summary over all of them, and every cell as CSV.
 
 Increases are of log-perplexity over dense, in thousandths of a nat. Intervals are those of a paired bootstrap over the evaluation windows
-(`tasks/evaluation/bootstrap.py`, 95 %): of a method minus MGAA, or minus uniform, on the same windows; below 0 is better than it. In the
+(`tasks/evaluation/bootstrap.py`, 95 %): a method minus MGAA, or minus uniform, on the same windows; below 0 is better. In the
 overview ▼ is better than MGAA beyond such an interval, ▲ worse, ≈ undecided.
 """
 
+import csv
+import io
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +17,12 @@ from tasks.evaluation.bootstrap import Bootstrap, Interval, verdict
 SUMMED = ("0.2", "0.3", "0.4")
 REFERENCES = ("mgaa", "uniform")
 COLUMNS = (
-    "compression",
-    "method",
-    "perplexity",
-    "increase",
-    "less MGAA",
-    "less uniform",
-    "other text: perplexity",
-    "increase",
-    "less MGAA",
-    "last_word",
-    "continuation",
-    "removed",
-    "seconds",
+    *("backbone", "compression", "method", "perplexity", "increase"),
+    *(f"minus_{reference}{bound}" for reference in REFERENCES for bound in ("", "_low", "_high")),
+    *("other_perplexity", "other_increase", "other_minus_mgaa", "other_minus_mgaa_low", "other_minus_mgaa_high"),
+    *("last_word", "continuation", "removed", "cpu_seconds"),
 )
+"""`other_` is the other text; what was not measured is empty."""
 TOTALS = (
     "method",
     "mean of MGAA's",
@@ -46,12 +40,8 @@ Cells = Mapping[str, Mapping[str, Any]]
 
 
 def tables(content: Mapping[str, Any]) -> str:
-    """All tables as Markdown."""
-    parts = [
-        line
-        for name, record in content.items()
-        for line in ("", f"### {name}", "", *overview(record), "", *backbone(record))
-    ]
+    """Overviews and summary as Markdown."""
+    parts = [line for name, record in content.items() for line in ("", f"### {name}", "", *overview(record))]
     return "\n".join([*parts, "", "### Summary", "", *summary(content)])
 
 
@@ -73,13 +63,17 @@ def _marked(method: str, cells: Mapping[str, Any], dense: Mapping[str, Any]) -> 
     return f"{level} {marks[verdict(interval(cell, cells['mgaa'], 'inside'))]}"
 
 
-def backbone(record: Mapping[str, Any]) -> Iterator[str]:
-    """Rows of one backbone."""
-    yield from _head(COLUMNS)
-    yield _row(["0", "dense", *_entries(record["dense"], {}, record["dense"])])
-    for compression, cells in turned(record).items():
-        for method, cell in cells.items():
-            yield _row([compression, method, *_entries(cell, cells, record["dense"])])
+def cells_as_csv(content: Mapping[str, Any]) -> str:
+    """Every cell as CSV, a line per backbone, compression and method; a cell that failed has its error in the place of the perplexity."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for name, record in content.items():
+        writer.writerow([name, "0", "dense", *_entries(record["dense"], {}, record["dense"])])
+        for compression, by_method in turned(record).items():
+            for method, cell in by_method.items():
+                writer.writerow([name, compression, method, *_entries(cell, by_method, record["dense"])])
+    return text.getvalue()
 
 
 def turned(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -93,13 +87,13 @@ def turned(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _entries(cell: Mapping[str, Any], cells: Mapping[str, Any], dense: Mapping[str, Any]) -> list[str]:
     if "error" in cell:
-        return [cell["error"]]
+        return [cell["error"], *[""] * (len(COLUMNS) - 4)]
     tasks = cell.get("tasks", {})
     return [
         *_levels(cell, dense, "inside"),
-        *(_difference(cell, cells.get(reference), "inside") for reference in REFERENCES),
+        *(bound for reference in REFERENCES for bound in _difference(cell, cells.get(reference), "inside")),
         *_levels(cell, dense, "outside"),
-        _difference(cell, cells.get("mgaa"), "outside"),
+        *_difference(cell, cells.get("mgaa"), "outside"),
         *(f"{tasks[task][0]:.3f}" if task in tasks else "" for task in ("last_word", "continuation")),
         f"{cell['removed']:.4f}",
         f"{cell['cpu_seconds']:.1f}" if "cpu_seconds" in cell else "",
@@ -111,11 +105,12 @@ def _levels(cell: Mapping[str, Any], dense: Mapping[str, Any], where: str) -> li
     return [f"{math.exp(level):.3f}", f"{1000 * (level - dense[where]['nll']):.1f}"]
 
 
-def _difference(cell: Mapping[str, Any], reference: Mapping[str, Any] | None, where: str) -> str:
+def _difference(cell: Mapping[str, Any], reference: Mapping[str, Any] | None, where: str) -> list[str]:
+    """The paired difference and the bounds of its interval."""
     if reference is None or reference is cell or where not in reference:
-        return ""
+        return ["", "", ""]
     found = interval(cell, reference, where)
-    return f"{1000 * found.value:+.1f} ({1000 * found.low:+.1f} to {1000 * found.high:+.1f})"
+    return [f"{1000 * value:+.1f}" for value in (found.value, found.low, found.high)]
 
 
 def interval(cell: Mapping[str, Any], reference: Mapping[str, Any], where: str) -> Interval:

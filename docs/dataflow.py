@@ -1,10 +1,10 @@
-"""Draw docs/figures/architecture.svg: who makes what from what, read from the manifests of the last run.
+"""Draw docs/figures/architecture.svg: the steps of the last run and the artifacts between them, read from its manifests.
 
     python -m flows.compress && python docs/dataflow.py
 
-A box is a cached step and the kind of artifact that it makes. Its line goes to the right, and a dot on it is a step that reads it, further
-down. Nothing of this is written here: steps, inputs, what is done block by block and what depends on the compression target are facts of
-the run, so the same figure comes out of every run of the same flow (tests/flows/test_dataflow.py).
+A box is a cached step and the kind of artifact that it makes. Its line goes to the right, and a dot on it marks a step further down that
+reads it. None of this is written here: steps, inputs, what runs once per block and what depends on the compression target are facts of the
+run, so every run of the same flow gives the same figure (tests/flows/test_dataflow.py).
 """
 
 import sys
@@ -25,7 +25,7 @@ from tasks.record.run_record import KIND
 FIGURE = Path(__file__).parent / "figures" / "architecture.svg"
 ACROSS, DOWN, WIDE, TALL, LEFT, TOP = 84, 48, 122, 35, 24, 62
 TARGET, BLOCK = "target", "block"
-"""Parameters of a step: on the first depends what is done again for another target, by the second a step runs once for every block."""
+"""Parameters of a step: one that takes the first depends on the target, one that takes the second runs once per block."""
 STYLE = """
   .paper { fill: #ffffff } text { font: 13px system-ui, "Segoe UI", Helvetica, Arial, sans-serif; fill: #222222 }
   .kind { font-weight: 600 } .task, .note { font-size: 11.5px; fill: #5f6368 } .title { font-size: 16px; font-weight: 600 }
@@ -38,12 +38,12 @@ STYLE = """
 """
 LEGEND = (
     ("once", "once: the same for every compression target"),
-    ("again", "again for another target"),
+    ("again", "again for every compression target"),
 )
 NOTES = (
-    "A box is a Prefect task, cached by what goes in; two frames: one for every decoder block.",
-    "Its artifact lies in the store; the dots on its line are the steps that read it.",
-    "DVC sees two stages: data (texts) and compress (all of it). MLflow sees one run.",
+    "A box is a Prefect task, cached by its inputs; a double frame: one task per decoder block.",
+    "Its artifact is in the store; the dots on its line are the steps that read it.",
+    "DVC sees three stages: data (texts), compress (all of it), vision (all of it for the vision-language model). MLflow sees one run.",
 )
 
 
@@ -52,10 +52,10 @@ class Flow:
     """The steps of a run in their order.
 
     Attributes:
-        order: steps with what they make, inputs first.
-        readers: by maker.
-        again: those that depend on the compression target.
-        blockwise: those that run once for every block.
+        order: steps with the kind of artifact that they make, inputs first.
+        readers: the readers of an artifact, by the step that makes it.
+        again: steps that depend on the compression target.
+        blockwise: steps that run once per block.
     """
 
     order: list[Box]
@@ -65,7 +65,7 @@ class Flow:
 
 
 def flow_of(store: Store, run: Artifact) -> Flow:
-    """The steps behind a run."""
+    """Read the steps behind a run."""
     nodes = ancestry(store, [run], derivation(store, run))
     graph, _ = boxes({artifact: node for artifact, node in nodes.items() if artifact.kind != KIND})
     targeted = taking(nodes, TARGET)
@@ -82,12 +82,12 @@ def taking(nodes: Mapping[Artifact, Node], parameter: str) -> set[Box]:
 
 
 def box_of(node: Node) -> Box:
-    """The step and the kind of an artifact."""
+    """The step that made an artifact, and its kind."""
     return str(node.manifest.get("task", "?")), node.artifact.kind
 
 
 def svg(flow: Flow) -> str:
-    """The figure."""
+    """Draw the figure."""
     width = LEFT * 2 + ACROSS * (len(flow.order) - 1) + WIDE
     height = TOP + DOWN * len(flow.order) + 6
     drawn = "\n".join([*title(), *lines(flow), *frames(flow), *legend(height)])
@@ -97,12 +97,12 @@ def svg(flow: Flow) -> str:
 
 
 def corner(index: int) -> tuple[int, int]:
-    """Where the frame of the step with this index begins."""
+    """The upper left corner of the box at an index."""
     return LEFT + ACROSS * index, TOP + DOWN * index
 
 
 def lines(flow: Flow) -> Iterator[str]:
-    """From every artifact to the right, and down to whoever reads it."""
+    """The line of every artifact, to the right and down to its readers."""
     for index, box in enumerate(flow.order):
         x, y = corner(index)
         middle = y + TALL // 2
@@ -119,7 +119,7 @@ def lines(flow: Flow) -> Iterator[str]:
 
 
 def frames(flow: Flow) -> Iterator[str]:
-    """The steps."""
+    """The boxes of the steps."""
     for index, box in enumerate(flow.order):
         (x, y), colour = corner(index), "again" if box in flow.again else "once"
         for shift in (4, 0) if box in flow.blockwise else (0,):
@@ -130,12 +130,12 @@ def frames(flow: Flow) -> Iterator[str]:
 
 
 def title() -> Iterator[str]:
-    """What is seen."""
+    """The title of the figure."""
     yield text("title", LEFT, 30, "What flows, and who reads it")
 
 
 def legend(height: int) -> Iterator[str]:
-    """How to read it, where no line passes."""
+    """The legend, in the corner that no line crosses."""
     y = height - 24 - 20 * (len(LEGEND) + len(NOTES) - 1)
     for row, (colour, words) in enumerate(LEGEND):
         yield f'<rect class="box {colour}" x="{LEFT}" y="{y + 20 * row - 10}" width="16" height="12" rx="3"/>'

@@ -1,5 +1,7 @@
 """The rules of other methods: what follows from their definitions, on a tiny random Llama; that they share one budget; and the tables."""
 
+import csv
+import io
 import itertools
 import math
 import random
@@ -13,10 +15,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers import asvd, kfac, lems, zs_svd
 from benchmarks.peers.filling import Prepared
-from benchmarks.proof_tables import tables
+from benchmarks.proof_tables import COLUMNS, cells_as_csv, tables
 from mgaa.budget import Ladder, Matrix, parameter_budget
 from mgaa.models.architectures import matrices_of
 from mgaa.models.lowrank import low_rank_layers
+from tests.support.processes import ROOT
 
 RULES: dict[str, Callable[..., Prepared]] = {
     "asvd": partial(asvd.prepare, sequences=2),
@@ -172,14 +175,41 @@ def test_gradients_are_held_to_a_tenth_and_tenfold_of_their_mean_norm() -> None:
     assert held[:4].tolist() == pytest.approx([10 * mean, 0.1 * mean, 0.0, 1.0], rel=1e-6)
 
 
-def test_the_summary_takes_increases_relative_to_mgaa_and_to_uniform() -> None:
+@pytest.fixture
+def tiny_proof() -> dict[str, object]:
+    """What three methods lose on one backbone at 0.2, with the same loss in every window."""
+
     def cell(nll: float) -> dict[str, object]:
         text = {"nll": nll, "losses": [nll] * 4, "tokens": 1}
         return {"inside": text, "outside": text, "removed": 0.2, "cpu_seconds": nll}
 
-    cells = {"uniform": 3.0, "mgaa": 2.0, "other": 1.5}
-    record = {"dense": cell(1.0), "cells": {name: {"0.2": cell(nll)} for name, nll in cells.items()}}
-    printed = tables({"tiny": record}).splitlines()
+    losses = {"uniform": 3.0, "mgaa": 2.0, "other": 1.5}
+    return {"tiny": {"dense": cell(1.0), "cells": {name: {"0.2": cell(nll)} for name, nll in losses.items()}}}
+
+
+def test_the_summary_takes_increases_relative_to_mgaa_and_to_uniform(tiny_proof: dict[str, object]) -> None:
+    printed = tables(tiny_proof).splitlines()
     assert "| other | 50% | 25% | 50% (tiny 0.2) | 25% (tiny 0.2) | 50% | 1 | 0 | 0.75 | 1 |" in printed
-    row = next(line for line in printed if line.startswith("| 0.2 | other"))
-    assert f"| {math.exp(1.5):.3f} | 500.0 | -500.0 (-500.0 to -500.0) | -1500.0 (-1500.0 to -1500.0) |" in row
+
+
+def test_a_cell_has_its_differences_to_mgaa_and_to_uniform_with_their_intervals(tiny_proof: dict[str, object]) -> None:
+    rows = list(csv.DictReader(io.StringIO(cells_as_csv(tiny_proof))))
+    assert [row["method"] for row in rows] == ["dense", "uniform", "mgaa", "other"]
+    row = rows[-1]
+    assert (row["backbone"], row["compression"], row["perplexity"]) == ("tiny", "0.2", f"{math.exp(1.5):.3f}")
+    assert row["increase"] == "500.0"
+    assert [row[f"minus_mgaa{bound}"] for bound in ("", "_low", "_high")] == ["-500.0"] * 3
+    assert [row[f"minus_uniform{bound}"] for bound in ("", "_low", "_high")] == ["-1500.0"] * 3
+
+
+def test_the_cells_in_the_documents_have_the_columns_that_the_benchmark_writes_and_differ_as_they_say() -> None:
+    with (ROOT / "docs" / "proof.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert tuple(rows[0]) == COLUMNS
+    assert len(rows) > 200
+    increases = {(row["backbone"], row["compression"], row["method"]): float(row["increase"]) for row in rows}
+    for (backbone, compression, method), increase in increases.items():
+        if method not in ("mgaa", "dense"):
+            (row,) = (each for each in rows if list(each.values())[:3] == [backbone, compression, method])
+            difference = increase - increases[backbone, compression, "mgaa"]
+            assert float(row["minus_mgaa"]) == pytest.approx(difference, abs=0.151)

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -321,8 +322,10 @@ def joined_manifests(metrics: Path) -> list[dict[str, Any]]:
 
 def test_what_is_left_can_be_read_by_whoever_may_read_the_folder(first: Lab) -> None:
     lab, _ = first
-    for path in (*(lab.root / "models").rglob("*"), *(lab.root / "results").rglob("*"), *lab.root.glob("store/*/*/*")):
-        usual = lab.root / "params.yaml"
+    usual, places = lab.root / "params.yaml", ("models/**/*", "results/**/*", "store/*/*/*")
+    found = {place: [*lab.root.glob(place)] for place in places}
+    assert min(map(len, found.values())) > 5
+    for path in chain(*found.values()):
         assert path.is_dir() or path.stat().st_mode == usual.stat().st_mode, path
 
 

@@ -40,7 +40,9 @@ def contents(store: Path) -> dict[str, bytes]:
 def check_sound(store: Path) -> None:
     """No half results, and every artifact is what its manifest says."""
     assert list(store.rglob(".tmp-*")) == []
-    for manifest in store.glob("*/*/manifest.json"):
+    manifests = [*store.glob("*/*/manifest.json")]
+    assert manifests
+    for manifest in manifests:
         if manifest.parents[1].name != "quarantine":
             check_folder(manifest.parent, manifest.parents[1].name, manifest.parent.name)
 

@@ -34,9 +34,9 @@ def test_every_type_is_compressed_alone_and_the_rest_is_shared(
         wanted = row.compression * sum(each["m"] * each["n"] for each in own) / total
         step = sum(each["m"] + each["n"] for each in own) / total  # a rank less of each of its matrices
         assert wanted <= row.removed < wanted + step
-    for made in (
-        path for path in lab.artifacts("ranks") if (path / "ratios.json").exists()
-    ):  # a point's, not a level's
+    points = [path for path in lab.artifacts("ranks") if (path / "ratios.json").exists()]  # the others are a level's
+    assert len(points) == 14
+    for made in points:
         ranks = json.loads((made / "ranks.json").read_text())["matrices"]
         assert len({name.rpartition(".")[2] for name, matrix in ranks.items() if matrix["rank"] is not None}) == 1
     assert {path.name for path in (lab.root / "results").glob("sensitivity.*")} == {

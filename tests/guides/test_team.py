@@ -134,18 +134,18 @@ def test_two_members_one_remote_one_tracking_server(server: str, environment: di
     write_repository(tmp_path / "start", server)
     start = Member(tmp_path / "start", "ada", environment)
     start.run("git init --quiet --initial-branch=main && git add --all")
-    for command in commands("Once, for all"):
+    for command in commands("Set up once"):
         if not command.startswith(("mlflow", "export")):
             start.run(command.replace("/mnt/team", f"'{shared}'"))
     subprocess.run(["git", "clone", "--quiet", "--bare", str(start.root), str(origin)], check=True)
 
     ada = clone(origin, tmp_path / "ada", "ada", environment)
-    for command in commands("One runs and pushes"):
+    for command in commands("Run and push"):
         ada.run(command)
     assert ada.run("git status --porcelain") == ""
 
     ben = clone(origin, tmp_path / "ben", "ben", environment)
-    pulling, status, store_pull, experiment, show = commands("Another one pulls and goes on")[:5]
+    pulling, status, store_pull, experiment, show = commands("Pull and continue")[:5]
     ben.run(pulling)
     assert ben.published() == ada.published()
     assert "up to date" in ben.run(status)
@@ -158,7 +158,7 @@ def test_two_members_one_remote_one_tracking_server(server: str, environment: di
     assert executed["evaluate"] == executed["assemble"] == 2  # uniform and the method; the dense model is as it was
     table = ben.run(show)
     assert "0.3" in table
-    queued, begin, _, publishing = commands("Another one pulls and goes on")[5:]
+    queued, begin, _, publishing = commands("Pull and continue")[5:]
     before = ben.stages()
     ben.run(queued)
     ben.run(begin)

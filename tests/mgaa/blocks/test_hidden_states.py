@@ -32,8 +32,10 @@ def test_wherever_they_wait_the_statistics_are_the_same(
     for index, whole in enumerate(stream_statistics(model, tokens)):
         assert same(calibration.measure(index), whole)
         calibration.commit()
+    assert index == 2
+    assert [*tmp_path.rglob("*.safetensors")]
     calibration.close()
-    assert not [*tmp_path.glob("*.safetensors")]
+    assert not [*tmp_path.rglob("*.safetensors")]
 
 
 @pytest.mark.parametrize("place", ["device", "disk"])

@@ -55,6 +55,11 @@ def test_at_break_even_the_layer_becomes_dense(rank: int, kind: type) -> None:
     torch.testing.assert_close(found(x), expected, rtol=1e-12, atol=1e-12)
 
 
+def test_factors_of_the_size_of_the_matrix_become_dense() -> None:
+    layer = LowRankLinear(8, 8, 2, dtype=torch.float64)
+    assert type(merged(layer, update(8, 8))) is nn.Linear  # (2 + 2) (8 + 8) = 8 * 8
+
+
 @pytest.mark.parametrize(("rank", "expected"), [(6, 8), (11, 12)])
 @pytest.mark.parametrize("wide", [False, True])
 def test_where_no_dense_layer_can_be_stored_it_stays_low_rank(rank: int, expected: int, wide: bool) -> None:

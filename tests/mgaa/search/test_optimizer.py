@@ -2,7 +2,7 @@
 
 import importlib.util
 from itertools import combinations
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import optuna
@@ -109,6 +109,16 @@ def test_a_point_that_failed_is_not_proposed_again(found: Found) -> None:
     assert max(abs(x - y) for x, y in zip(point, other, strict=True)) > 1e-3
     worst = Found([*found.points, point], [*found.values, max(found.values)])
     assert improving(worst) == [other]  # as if it were as bad as the worst
+
+
+def test_a_value_far_above_all_others_counts_as_ten_times_as_far_above_the_median_as_the_least_is_below(
+    found: Found,
+) -> None:
+    (point,) = random(first=6, count=1)
+    middle = median([*found.values, 1e4])
+    bound = middle + 10 * (middle - min(found.values))
+    broken, bounded = (Found([*found.points, point], [*found.values, worst]) for worst in (1e4, bound))
+    assert improving(broken, first=7) == improving(bounded, first=7)
 
 
 def best_of_gp(seed: int, evaluations: int) -> float:

@@ -79,7 +79,9 @@ def test_the_texts_that_dvc_versions_are_looked_at_where_they_are_those_of_the_r
     assert not [*verify_prepared(whole.p, record)]
     whole.store.export(finished_run().results.texts, prepared)
     assert not [*verify_prepared(whole.p, record)]
-    for path in sorted(each for each in prepared.iterdir() if each.name != ".mgaa.json"):
+    files = sorted(each for each in prepared.iterdir() if each.name != ".mgaa.json")
+    assert len(files) > 3
+    for path in files:
         mend = flipped(path, 40)
         assert named([*verify_prepared(whole.p, record)]), path
         mend()

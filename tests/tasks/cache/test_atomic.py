@@ -80,6 +80,13 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
 
 
+def test_who_reads_a_file_while_it_is_replaced_reads_the_first_one_whole(tmp_path: Path) -> None:
+    write_file(tmp_path / "a.json", b"first")
+    with (tmp_path / "a.json").open("rb") as reader:
+        write_file(tmp_path / "a.json", b"the second")
+        assert reader.read() == b"first"
+
+
 def test_only_what_dead_processes_of_this_machine_left_is_swept(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()

@@ -184,7 +184,9 @@ def killed_at(number: int, store: Store) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
 
 
-def test_a_push_that_was_killed_anywhere_is_never_seen_as_a_result(tmp_path: Path) -> None:
+def test_a_push_that_was_killed_anywhere_is_never_seen_as_a_result(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     number = 0
     while True:
         number += 1
@@ -199,6 +201,7 @@ def test_a_push_that_was_killed_anywhere_is_never_seen_as_a_result(tmp_path: Pat
         assert count.fn(Store(root / "three", remote=remote), upto=7) == numbers
         assert bodies == ["count"]
     assert number == 5  # two files, the manifest, the record
+    assert caplog.records == []  # nor as a damaged one
 
 
 # What cannot be used

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from prefect import flow
 from prefect.states import State
 
-from mgaa.errors import LockedError, ResourceError, UsageError
-from tasks.cache import stage
+from mgaa.errors import InputError, LockedError, ResourceError, UsageError
+from tasks.cache import environment, stage
 from tasks.cache.artifact import MANIFEST, Artifact, Store
+from tasks.cache.stage import File
 from tasks.cache.step import busy_seconds, record_executions, resuming_step, step
 from tests.support.processes import Project, copy_project
 
@@ -105,6 +107,56 @@ def test_a_changed_parameter_or_input_runs_again(store: Store) -> None:
     add.fn(store, [three, four])
     add.fn(store, [three], options={"x": 1})
     assert bodies == ["count", "count", "add", "add", "add", "add"]
+
+
+def test_the_order_of_the_inputs_is_part_of_the_key(store: Store) -> None:
+    three, four = count.fn(store, upto=3), count.fn(store, upto=4)
+    add.fn(store, [three, four])
+    add.fn(store, [four, three])
+    assert bodies == ["count", "count", "add", "add"]
+
+
+def test_a_file_counts_by_its_content_wherever_it_lies(store: Store, tmp_path: Path) -> None:
+    numbers, one, other = count.fn(store, upto=3), tmp_path / "one.json", tmp_path / "other.json"
+    one.write_text("measured today")
+    other.write_text("measured today")
+    add.fn(store, [numbers], options={"profile": File(one)})
+    add.fn(store, [numbers], options={"profile": File(other)})
+    assert bodies == ["count", "add"]
+    other.write_text("measured again")
+    add.fn(store, [numbers], options={"profile": File(other)})
+    assert bodies == ["count", "add", "add"]
+    with pytest.raises(InputError, match=r"none\.json' cannot be read .*: check the path"):
+        add.fn(store, [numbers], options={"profile": File(tmp_path / "none.json")})
+
+
+def test_the_versions_and_the_flags_of_the_arithmetic_are_part_of_the_key(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count.fn(store, upto=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(environment, "installed_version", lambda package: "of another year")
+        count.fn(store, upto=3)
+    assert bodies == ["count"] * 2
+    torch.use_deterministic_algorithms(True)
+    try:
+        count.fn(store, upto=3)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert bodies == ["count"] * 3
+    count.fn(store, upto=3)
+    assert bodies == ["count"] * 3
+
+
+def test_the_kind_is_part_of_the_key(store: Store) -> None:
+    def of(kind: str) -> Artifact:
+        @step(kind=kind)
+        def constant(out: Path, store: Store) -> None:
+            (out / "constant.txt").write_text("1")
+
+        return constant.fn(store)
+
+    assert [of(kind).kind for kind in ("ones", "units", "ones")] == ["ones", "units", "ones"]
 
 
 def test_equal_content_ends_the_recomputation(store: Store) -> None:

@@ -68,6 +68,7 @@ def test_a_worker_with_other_code_refuses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("remote", [False, True])
 def test_what_workers_executed_is_found_by_the_run_and_leaves_nothing(remote: bool, tmp_path: Path) -> None:
     store = travelling(tmp_path / "store", Remote(f"file://{tmp_path / 'remote'}") if remote else None)
+    left = tmp_path / ("remote" if remote else "store") / "executions"
     results: list[Artifact] = []
 
     def work() -> None:  # a thread of its own has no recorder, like a process
@@ -78,12 +79,12 @@ def test_what_workers_executed_is_found_by_the_run_and_leaves_nothing(remote: bo
             worker = Thread(target=work)
             worker.start()
             worker.join()
+            assert len([*left.glob("*/*.json")]) == len(expected)
             ran = executions.collect()
             assert sorted((each.task, each.reused) for each in ran) == expected
         assert executions.collect() == ran  # each is read once
         assert {each.artifact for each in ran} == set(results)
         assert all(each.start <= each.end for each in ran)
-    left = tmp_path / ("remote" if remote else "store") / "executions"
     assert not list(left.glob("*"))
 
 

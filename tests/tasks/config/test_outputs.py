@@ -175,6 +175,7 @@ def test_results_that_dvc_checked_out_may_be_replaced(tmp_path: Path) -> None:
     )
     for name in ("metrics.json", RECORD):
         publish_file(results / name, b"new")
+        assert (results / name).read_bytes() == b"new"
 
 
 def test_a_users_files_among_the_results_stay(tmp_path: Path) -> None:

@@ -51,7 +51,9 @@ def test_equal_data_gives_equal_bytes(run: Finished, tmp_path: Path) -> None:
         for name in ("ranks", "sublayers"):
             save_figure(getattr(run_figures, name)(run.published["allocation"]), tmp_path / name)
         save_figure(run_figures.sizes(run.published["metrics"]["models"]), tmp_path / "sizes")
-    for path in tmp_path.iterdir():
+    drawn = [*tmp_path.iterdir()]
+    assert len(drawn) == 6
+    for path in drawn:
         assert path.read_bytes() == (run.store.folder(run.figures) / path.name).read_bytes(), path.name
 
 

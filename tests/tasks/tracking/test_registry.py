@@ -136,6 +136,16 @@ def test_a_candidate_that_misses_a_bound_is_refused_and_the_champion_stays(datab
     assert promotion.versions(params)[0].aliases == ("champion",)
 
 
+def test_a_candidate_may_be_worse_than_the_champion_by_its_bound(database: Path, model: str) -> None:
+    params = parameters(database, model)
+    offered(params, GOOD)
+    promotion.promote(params)
+    offered(params, GOOD | {"perplexity/mgaa": 10.45})  # 1.0048 times the champion's
+    with pytest.raises(InputError, match=r"expected at most 1\.004 times that"):
+        promotion.promote(parameters(database, model, "registry.gate.champion=1.004"))
+    assert promotion.promote(parameters(database, model, "registry.gate.champion=1.005")).number == 2
+
+
 def test_one_message_names_every_bound_and_what_was_not_measured(database: Path, model: str) -> None:
     params = parameters(database, model)
     offered(params, {"perplexity/dense": 10.0, "perplexity/mgaa": 12.0})
