@@ -121,7 +121,6 @@ def test_mlflow_is_opened_where_the_run_wrote(run: Finished, capsys: pytest.Capt
     assert "secret" not in told
 
 
-@pytest.mark.slow
 def test_a_recovered_model_is_told_apart_from_those_of_equal_budget(
     copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -297,7 +297,7 @@ def test_a_model_is_compressed_once(tiny: Tiny, tokens: Tensor) -> None:
 
 def test_an_unknown_architecture_is_refused(tokens: Tensor) -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)).eval()
-    with pytest.raises(InputError, match=r"'bloom' has no entry; known are .*mgaa/models/architectures\.py"):
+    with pytest.raises(InputError, match=r"'bloom' has no entry; known are .*mgaa/models/entries\.py"):
         mgaa.compress_(model, tokens)
 
 

@@ -207,7 +207,7 @@ def test_less_than_one_group_or_sequence_is_refused(tiny: Tiny, tokens: Tensor, 
 
 def test_an_architecture_without_an_entry_is_refused_with_the_way_to_add_it(tokens: Tensor) -> None:
     model = BloomForCausalLM(BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)).eval()
-    with pytest.raises(InputError, match=r"'bloom' has no entry; known are falcon, .*mgaa/models/architectures\.py"):
+    with pytest.raises(InputError, match=r"'bloom' has no entry; known are falcon, .*mgaa/models/entries\.py"):
         list(stream_statistics(model, tokens))
 
 
