@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
@@ -19,6 +20,9 @@ from mgaa.errors import UsageError
 
 FUNCTIONS = {"factors": "metric", "ratios": "allocate", "ranks": "allocate"}
 """Name of the public function in the files of each section."""
+
+_one_parser = Lock()
+"""CPython 3.11 counts the depth of the syntax tree per interpreter, not per thread: two that parse at once end in a SystemError."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,12 @@ def available_methods(section: str) -> list[str]:
     return sorted(path.stem for path in (Path(__file__).parent / section).glob("[a-z]*.py"))
 
 
+def parse_file(path: Path) -> ast.Module:
+    """The syntax tree of a file, from any thread."""
+    with _one_parser:
+        return ast.parse(path.read_bytes())
+
+
 @cache
 def method_syntax(section: str, name: str) -> ast.Module:
     """The syntax tree of a method's file: what it declares can be read without importing torch.
@@ -53,7 +63,7 @@ def method_syntax(section: str, name: str) -> ast.Module:
         UsageError: the method is unknown.
     """
     _check_name(section, name)
-    return ast.parse((Path(__file__).parent / section / f"{name}.py").read_bytes())
+    return parse_file(Path(__file__).parent / section / f"{name}.py")
 
 
 @cache

@@ -17,6 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mgaa.methods import parse_file
 from tasks.cache.source import FOLDERS, is_code
 
 NUMERICAL = (
@@ -72,7 +73,7 @@ def cuda_version() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    for node in ast.parse((Path(spec.origin).parent / "version.py").read_text()).body:
+    for node in parse_file(Path(spec.origin).parent / "version.py").body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "cuda":
             return str(node.value.value) if isinstance(node.value, ast.Constant) and node.value.value else None
     return None

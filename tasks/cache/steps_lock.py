@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
+from mgaa.methods import parse_file
 from tasks.cache import source
-from tasks.cache.syntax import parse
 
 LOCK = source.ROOT / "steps.lock"
 HEAD = "# Written by `make lock`: digests of the code of every step, method and architecture. What has a changed line is computed anew.\n"
@@ -24,7 +24,7 @@ def steps() -> dict[str, str]:
     """Location of the body of every cached step, by the name of its task."""
     found = {}
     for path in sorted((source.ROOT / "tasks").rglob("*.py")):
-        for statement in parse(path).body:
+        for statement in parse_file(path).body:
             if isinstance(statement, ast.FunctionDef) and any(map(_makes_step, statement.decorator_list)):
                 found[statement.name] = f"{source.name_of(path)}:{statement.name}"
     return dict(sorted(found.items()))

@@ -10,10 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
 
-_one_parser = Lock()
-"""CPython 3.11 counts the depth of the syntax tree per interpreter, not per thread: parsing in two threads ends in a SystemError."""
+from mgaa.methods import parse_file
 
 STEPS = "tasks.cache.step"
 """Module whose decorators make a function a cached task."""
@@ -68,17 +66,11 @@ class Module:
         return _Writer(self).write(self.effects)
 
 
-def parse(path: Path) -> ast.Module:
-    """Parse a file into its syntax tree."""
-    with _one_parser:
-        return ast.parse(path.read_bytes())
-
-
 def read_module(name: str, path: Path) -> Module:
     """Read the file of a module and sort its statements."""
     package = package_of(name, path)
     module = Module(name, package)
-    tree = parse(path)
+    tree = parse_file(path)
     module.everything += (name for statement in _imports_in(tree) for name in imported(statement, package).values())
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):
