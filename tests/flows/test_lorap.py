@@ -219,6 +219,7 @@ def uri_of(lab: TinyProject) -> str:
     return str(yaml.safe_load((lab.root / "params.yaml").read_text())["tracking"]["uri"])
 
 
+@pytest.mark.filterwarnings("default:.* is incomplete or damaged and was dropped:UserWarning")
 def test_a_recovery_that_is_killed_goes_on_from_its_checkpoint_and_gives_the_same(
     lorap: Lab, tuned: Lab, tmp_path: Path, prefect_server: str
 ) -> None:
@@ -246,6 +247,7 @@ def instructions(lab: TinyProject, folder: Path) -> list[str]:
     return [f"data.recovery.source={folder / 'alpaca.json'}", "data.recovery.to=1.0"]
 
 
+@pytest.mark.filterwarnings("default:no validation was better:UserWarning")
 def test_instructions_are_tuned_on_and_their_answers_are_what_is_scored(lorap: Lab, tmp_path: Path) -> None:
     lab = lorap[0].copy(tmp_path / "lab")
     model = lab.copy_model(tmp_path / "model")
@@ -351,4 +353,4 @@ def test_a_sweep_refuses_what_cannot_share_a_decomposition(lorap: Lab, tmp_path:
     lab = lorap[0].copy(tmp_path / "lab")
     assert "statistics.inputs is 'compressed'" in lab.run(*METHOD, flow=sweep).message
     dense = lab.run(*METHOD, "statistics.inputs=dense", flow=sweep)
-    assert (dense.code, "channels.method is 'weighted', but a sweep" in dense.message) == (2, True)
+    assert (dense.code, "channels.method is 'weighted', but flows.sweep compares" in dense.message) == (2, True)
