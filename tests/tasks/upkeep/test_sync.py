@@ -217,7 +217,7 @@ def test_a_push_that_was_killed_is_never_seen_and_is_finished_by_the_next_one(nu
     command = [sys.executable, "-c", PUSHING, str(number), str(one.folder / "params.yaml")]
     killed = subprocess.run(command, cwd=ROOT, check=False)  # of 11 objects: 4 files, 3 manifests, 3 keys, the list
     assert killed.returncode == -signal.SIGKILL
-    with pytest.raises(InputError, match="whoever has it runs"):
+    with pytest.raises(InputError, match="its owner runs"):
         pull(two)
     push(one)
     assert pull(two) == Transfer(3, 3, 3, 3)
@@ -239,7 +239,7 @@ def test_a_full_remote_is_one_message_and_what_is_there_stays_sound(tmp_path: Pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     hand_over(one, two)
-    with pytest.raises(InputError, match="whoever has it runs"):
+    with pytest.raises(InputError, match="its owner runs"):
         pull(two)
     assert [path for path in (tmp_path / "remote").rglob("*") if "tmp" in path.name] == []
     push(one)
