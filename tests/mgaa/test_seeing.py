@@ -251,7 +251,7 @@ class TestMistakes:
         tokens = torch.arange(40).reshape(4, 10)
         with pytest.raises(UsageError, match="a llama has no vision"):
             mgaa.compress_(tiny("llama"), tokens, parts=("decoder", "vision"))
-        with pytest.raises(UsageError, match="have ears, expected some of decoder, vision, projector"):
+        with pytest.raises(UsageError, match="include ears, expected some of decoder, vision, projector"):
             mgaa.compress_(tiny("llava"), tokens, parts=("ears",))
 
     @pytest.mark.parametrize("setting", [{"inputs": "compressed"}, {"channels": "weighted"}])
