@@ -371,6 +371,7 @@ def from_file(path: Path, *others: str) -> tuple[str, ...]:
 ALLOCATED = {"allocate_ratios": 1, "allocate_ranks": 1}
 
 
+@pytest.mark.slow
 def test_an_allocation_from_a_file_gives_the_artifacts_it_came_from(
     done: TinyProject, first: Lab, saved: Path, tmp_path: Path
 ) -> None:

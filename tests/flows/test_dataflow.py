@@ -2,11 +2,15 @@
 
 import runpy
 
+import pytest
+
 from tasks.audit.references import resolve_target
 from tasks.cache.artifact import Store
 from tasks.config.parameters import load_operation
 from tests.support.laboratory import Outcome, TinyProject
 from tests.support.processes import ROOT
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_figure_of_the_architecture_is_that_of_a_run(first: tuple[TinyProject, Outcome]) -> None:

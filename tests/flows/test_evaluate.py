@@ -13,6 +13,8 @@ from tasks.cache.artifact import Store
 from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
 from tests.support.laboratory import Outcome, TinyProject, change, write_other_model
 
+pytestmark = pytest.mark.slow
+
 Lab = tuple[TinyProject, Outcome]
 EVALUATED = {"measure_perplexity": 2, "score_tasks": 1}
 """The tables are those of the run, so the step that joins them is not executed again."""

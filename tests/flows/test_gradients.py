@@ -11,6 +11,8 @@ from mgaa.statistics.statistics import BlockStatistics
 from tests.mgaa.statistics.test_calibration import same
 from tests.support.laboratory import BLOCKS, Outcome, TinyProject
 
+pytestmark = pytest.mark.slow
+
 GRADIENTS = "statistics.gradients=true"
 FEW = ["evaluation.tasks=[]", "evaluation.baselines=[]", "evaluation.samples.number=0"]
 
@@ -19,7 +21,6 @@ def blocks(folder: Path) -> list[BlockStatistics]:
     return [BlockStatistics.load(path) for path in sorted(folder.glob("block-*.safetensors"))]
 
 
-@pytest.mark.slow
 def test_the_step_joins_gradients_to_the_statistics_and_goes_on_where_it_was_stopped(
     done: TinyProject, first: tuple[TinyProject, Outcome], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from flows import lineage, store
 from flows.command import subcommands
 from tests.support.laboratory import TinyProject
 
+pytestmark = pytest.mark.slow
+
 VERBS = {
     "show": lineage.show,
     "verify": lineage.verify,
@@ -139,7 +141,6 @@ def test_a_wrong_word_is_one_line(two: TinyProject, ask: Ask, words: list[str], 
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_a_collection_leaves_a_store_from_which_the_same_run_executes_nothing(done: TinyProject, ask: Ask) -> None:
     assert done.run("ratios.compression=0.3").code == 0
     before = ask(done, "list", "--json")[1]

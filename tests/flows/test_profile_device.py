@@ -20,6 +20,8 @@ from tasks.planning.recipes import recipes
 from tests.support.laboratory import Outcome, TinyProject, change
 from tests.support.profiles import made
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("profile.repetitions=2", "profile.ranks=3", "profile.tokens=[1,5]", "profile.threads=1")
 PLAIN = ("evaluation.tasks=[]",)
 ALONE = ("evaluation.baselines=[]", "data.validation.samples=8", "data.evaluation.samples=8")
@@ -90,7 +92,6 @@ def test_a_measurement_that_cannot_be_is_refused(empty: TinyProject, override: s
     assert re.search(message, outcome.message)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("inputs", ["dense", "compressed"])
 def test_a_run_keeps_dense_what_would_be_slower_and_predicts_its_time(
     profiled: tuple[TinyProject, Path], inputs: str, capsys: pytest.CaptureFixture[str]

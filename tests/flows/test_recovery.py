@@ -17,6 +17,8 @@ from tasks.steps.recover import recover
 from tests.support.finished import finished_run
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 FILE = ROOT / "params.yaml"
 
 
@@ -38,7 +40,6 @@ def test_peft_is_asked_for_by_lora_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         plan_of(load_parameters(FILE, ["recovery.method=lora"]))
 
 
-@pytest.mark.slow
 def test_diagonals_change_the_checkpoint_and_none_of_its_ranks(tmp_path: Path) -> None:
     run = finished_run()
     store = Store(Path(shutil.copytree(run.store.path, tmp_path / "store")))

@@ -12,6 +12,8 @@ from flows.report import report
 from tasks.results.report import PAGE
 from tests.support.laboratory import Outcome, TinyProject
 
+pytestmark = pytest.mark.slow
+
 Lab = tuple[TinyProject, Outcome]
 
 

@@ -9,6 +9,8 @@ from flows.deploy import deploy
 from mgaa.errors import UsageError
 from tests.support.laboratory import TinyProject
 
+pytestmark = pytest.mark.slow
+
 MARKER = "m4rk3r-of-a-secret"
 VARIABLES = (
     *("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN"),

@@ -9,6 +9,8 @@ from flows.command.cli import main
 from flows.sensitivity import sensitivity, show
 from tests.support.laboratory import Outcome, TinyProject
 
+pytestmark = pytest.mark.slow
+
 GIVEN = ("factors.method=pooled", "sensitivity.compression=[0.3,0.6]")
 TYPES = ["q", "k", "v", "o", "gate", "up", "down"]
 

@@ -10,6 +10,8 @@ from transformers import GptOssConfig, GptOssForCausalLM
 
 from tests.support.laboratory import TinyProject
 
+pytestmark = pytest.mark.slow
+
 LONELY = [f"model.layers.1.mlp.experts.3.{name}_proj" for name in ("gate", "up", "down")]
 QUICK = ("evaluation.tasks=[]", "evaluation.samples.number=0")
 
@@ -41,7 +43,6 @@ def mixture(fresh: TinyProject, tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("shards", [1, 2])
 def test_its_matrices_stay_dense_where_the_run_says_so(fresh: TinyProject, mixture: Path, shards: int) -> None:
     source = f"backbone.source={mixture}"

@@ -9,7 +9,7 @@ import pytest
 from tests.support.guide import Reader
 from tests.support.processes import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 ELSEWHERE = ["flows.lineage reproduce"]
 
@@ -18,7 +18,6 @@ def test_what_the_guide_says_is_what_happens(project: Path) -> None:
     Reader(project, elsewhere=ELSEWHERE).follow("auditor.md")
 
 
-@pytest.mark.nightly
 def test_it_is_true_in_the_repository_itself_after_dvc_repro_and_by_hand(tmp_path: Path, prefect_server: str) -> None:
     """`dvc.lock` names the record of the repro, and then one that is not that of the runs by hand; neither is a disagreement."""
     clone = tmp_path / "clone"

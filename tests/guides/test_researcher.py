@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.guide import Reader
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 
 
 def test_what_the_guide_says_is_what_happens(project: Path) -> None:

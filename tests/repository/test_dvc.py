@@ -85,6 +85,7 @@ def test_every_dependency_is_in_the_repository_or_made_by_a_stage() -> None:
         assert dependency in OUTS or (ROOT / dependency).exists(), dependency
 
 
+@pytest.mark.slow
 def test_every_plot_draws_columns_of_a_table_that_a_run_writes() -> None:
     run = finished_run()
     tables = plot_tables(run.published["allocation"], run.published["metrics"]["models"])

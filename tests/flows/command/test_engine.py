@@ -21,6 +21,8 @@ from tasks.config.parameters import Parameters, load_parameters
 from tests.support.laboratory import TinyProject
 from tests.support.processes import ROOT, Project
 
+pytestmark = pytest.mark.slow
+
 DEAD = "http://127.0.0.1:9"
 
 

@@ -18,6 +18,8 @@ from tasks.tracking.database import Schema, count_rows, is_current, is_unfinishe
 from tasks.tracking.processes import process_tags
 from tests.support.commits import Commits
 
+pytestmark = pytest.mark.slow
+
 PREFECT = Schema("Prefect", revisions, upgrade, ELSEWHERE)
 
 
@@ -27,7 +29,6 @@ def commits(tmp_path_factory: pytest.TempPathFactory) -> Commits:
     return Commits(tmp_path_factory.mktemp("commits"), upgrade)
 
 
-@pytest.mark.slow
 def test_a_database_that_prefect_began_is_recognized_after_each_transaction_and_made_again(
     commits: Commits, tmp_path: Path
 ) -> None:
@@ -55,7 +56,6 @@ def half_a_migration(commits: Commits, database: Path) -> int:
     raise AssertionError("Prefect makes its tables otherwise by now")
 
 
-@pytest.mark.slow
 def test_a_finished_database_is_marked_and_keeps_what_it_holds(commits: Commits, tmp_path: Path) -> None:
     database = commits.leave(len(commits) - 1, tmp_path / "prefect.db")
     with closing(sqlite3.connect(database)) as made, made:
@@ -66,7 +66,6 @@ def test_a_finished_database_is_marked_and_keeps_what_it_holds(commits: Commits,
         assert made.execute("SELECT name FROM flow").fetchall() == [("mine",)]
 
 
-@pytest.mark.slow
 def test_half_of_the_tables_with_a_record_in_them_is_left_as_it_is(commits: Commits, tmp_path: Path) -> None:
     database = tmp_path / "prefect.db"
     commits.leave(half_a_migration(commits, database), database)

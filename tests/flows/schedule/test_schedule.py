@@ -29,6 +29,8 @@ from tasks.record.unchanged import find_unchanged_run
 from tests.support.laboratory import Outcome, TinyProject
 from tests.support.processes import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def own_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,6 +90,7 @@ def test_nothing_is_found_in_a_lock_that_nobody_changed(versioned: Audited) -> N
     assert findings(versioned) == []
 
 
+@pytest.mark.slow
 def test_a_changed_value_of_a_lock_is_found(versioned: Audited) -> None:
     path = versioned.folder / "dvc.lock"
     whole = path.read_text()

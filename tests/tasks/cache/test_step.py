@@ -407,6 +407,7 @@ def test_two_processes_at_once_execute_once(project: Project) -> None:
     assert project.executed() == ["take_long"]
 
 
+@pytest.mark.slow
 def test_a_file_size_limit_is_one_message_and_the_store_is_unharmed(project: Project) -> None:
     small = project.run("step.py", "write_much", "size=1000")
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); runpy.run_path('step.py')"

@@ -213,6 +213,7 @@ def test_recovery_is_trained_on_conversations_that_are_not_those_of_the_evaluati
         make_examples.fn(store, backbone, texts, section=section(held_out), **given, content=content)
 
 
+@pytest.mark.slow
 def test_the_demo_holds_no_conversations(store: Store) -> None:
     with pytest.raises(UsageError, match="The demo holds texts, no conversations"):
         reading(store, calibration={**section(Path("demo")), "split": "calibration"})

@@ -395,6 +395,7 @@ def test_no_tasks_are_no_work(model, tokenizer, folder):
     assert zero_shot.run_tasks(model, tokenizer, [], folder=folder) == {}
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_printed_or_written_outside_and_the_harness_comes_late(model, tokenizer, folder, tmp_path):
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")

@@ -106,6 +106,7 @@ for _ in range(4):
 """
 
 
+@pytest.mark.slow
 def test_whoever_is_killed_leaves_no_table_or_all_of_them(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KILLED, str(tmp_path / "mlflow.db")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)

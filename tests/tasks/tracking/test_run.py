@@ -213,6 +213,7 @@ def test_a_run_that_was_killed_is_closed_by_the_next_one(
     assert "was killed" in run.data.tags["error"]
 
 
+@pytest.mark.slow
 def test_processes_that_start_together_share_a_new_database(tmp_path: Path) -> None:
     code = WAITING.replace("time.sleep(300)", "pass")
     overrides = [f"tracking.uri=sqlite:///{tmp_path / 'new' / 'mlflow.db'}", f"tracking.experiment={EXPERIMENT}"]

@@ -246,6 +246,7 @@ def test_a_full_remote_is_one_message_and_what_is_there_stays_sound(tmp_path: Pa
     assert pull(two).new_artifacts == 3
 
 
+@pytest.mark.slow
 def test_a_remote_that_refuses_or_is_away_is_one_message(bucket: Path, tmp_path: Path) -> None:
     port = free_port()
     config = bucket_remote(port, tmp_path.name)
