@@ -25,6 +25,8 @@ from tests.support.laboratory import (
     write_model,
 )
 
+pytestmark = pytest.mark.slow
+
 Lab = tuple[TinyProject, Outcome]
 
 
@@ -256,7 +258,6 @@ def limited(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.slow
 def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: TinyProject, tmp_path: Path) -> None:
     write_model(tmp_path / "large", documents(seed=1), rows=50_000)  # so that the checkpoint is the largest file
     options = [
@@ -286,7 +287,6 @@ def test_a_disk_that_fills_up_ends_the_run_and_the_next_one_finishes(done: TinyP
 # A run that is stopped
 
 
-@pytest.mark.slow
 def test_a_terminated_run_says_so_and_keeps_what_was_finished(fresh: TinyProject, prefect_server: str) -> None:
     outcome = fresh.finish(before=striking("SIGTERM", "spectra", 1), PREFECT_API_URL=prefect_server)
     assert (outcome.code, outcome.message) == (

@@ -10,6 +10,8 @@ from flows.plan import plan
 from mgaa.blocks import hardware
 from tests.support.laboratory import TinyProject
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_config_without_weights_is_planned_with(
     empty: TinyProject, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,8 @@ from flows.prepare_data import prepare_data
 from tasks.steps.read_texts import source_content
 from tests.support.laboratory import Outcome, TinyProject
 
+pytestmark = pytest.mark.slow
+
 
 def test_text_jsonl_and_folders_become_documents(fresh: TinyProject) -> None:
     texts = fresh.texts.read_text(encoding="utf-8").split("\n\n")

@@ -14,6 +14,8 @@ from flows.show import fits, show, tables
 from tasks.config.parameters import load_parameters
 from tests.support.finished import Finished, finished_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run() -> Finished:
@@ -57,7 +59,6 @@ def test_the_equal_budget_is_stated_with_what_each_model_left_of_it(
         assert f"{found['linear_parameters']:,} ({found['slack']:,} unused)" in told
 
 
-@pytest.mark.slow
 def test_the_lines_that_load_the_checkpoint_load_it(run: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     show(run.parameters)
     lines = capsys.readouterr().out.splitlines()

@@ -16,6 +16,8 @@ from tests.support.laboratory import documents, write_model
 from tests.support.processes import ROOT
 from tests.support.vision import multimodal_model
 
+pytestmark = pytest.mark.slow
+
 FEWER = {"steps=300, batch=16": "steps=2, batch=4", "groups=4)": "groups=2, evaluations=4, initial=2, selection=4)"}
 """What would take minutes, and what is run instead."""
 

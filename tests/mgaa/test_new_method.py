@@ -13,6 +13,8 @@ import pytest
 from mgaa.methods import available_methods
 from tests.support.guide import blocks
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 NAME = "deviation"
 FILE = next(block.text for block in blocks(ROOT / "CONTRIBUTING.md") if block.file == f"mgaa/factors/{NAME}.py")

@@ -24,6 +24,8 @@ from mgaa.statistics.calibration import Calibration, CalibrationSettings
 from mgaa.statistics.gradients import stream_gradients
 from tests.support.memory import peak_of
 
+pytestmark = pytest.mark.slow
+
 GIB = 2**30
 SETTINGS = Settings(samples=256, length=2048, batch_size=8, groups=32, compression=0.2, stream=True, accelerator=True)
 
