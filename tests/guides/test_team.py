@@ -70,7 +70,7 @@ def write_repository(folder: Path, uri: str) -> None:
     for name in ("flows", "tasks", "mgaa", "demo"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / ".dvc", folder / ".dvc", ignore=shutil.ignore_patterns("tmp", "cache", "config.local"))
-    for name in (".dvcignore", ".gitignore"):
+    for name in (".dvcignore", ".gitignore", "steps.lock"):
         shutil.copy(ROOT / name, folder)
     pipeline = yaml.safe_load((ROOT / "dvc.yaml").read_text())
     del pipeline["stages"]["vision"]
