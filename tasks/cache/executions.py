@@ -72,7 +72,7 @@ class Recorder:
 
 
 def keys_by(executions: Iterable[Execution]) -> dict[Artifact, str]:
-    """The stage key under which a run first had each artifact: a later step may have made the same content from that very artifact."""
+    """The cache key under which a run first had each artifact: a later step may have made the same content from that very artifact."""
     found: dict[Artifact, str] = {}
     for execution in executions:
         found.setdefault(execution.artifact, execution.key)

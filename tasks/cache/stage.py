@@ -1,6 +1,6 @@
 """A step without its engine: what its result depends on, and how it is computed once.
 
-The stage key is the sha256 of everything the result depends on: task, kind, inputs by content, parameters, code (tasks/cache/source.py),
+The cache key is the sha256 of everything the result depends on: task, kind, inputs by content, parameters, code (tasks/cache/source.py),
 versions and flags (tasks/cache/environment.py). Never the store: the same key finds the same result in any store, and in a copy of one.
 Never the place of a file either: a parameter that is a `File` enters by its content.
 
@@ -41,7 +41,7 @@ Facts = dict[str, Any] | None
 
 
 class File(str):
-    """The path of a file, as a parameter of a step: the body reads the file, the stage key holds its sha256."""
+    """The path of a file, as a parameter of a step: the body reads the file, the cache key holds its sha256."""
 
     def content(self) -> str:
         """The digest that the key holds, computed with every key.
@@ -76,7 +76,7 @@ class Step:
         return [f"{source.module_of(self.body)}:{self.name}", *chosen]
 
     def identity(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Everything the result depends on; the stage key is the sha256 of it."""
+        """Everything the result depends on; the cache key is the sha256 of it."""
         roots = self.roots(arguments)
         inputs, parameters = split_arguments(self.name, arguments)
         return {
@@ -89,7 +89,7 @@ class Step:
         }
 
     def recall(self, arguments: Mapping[str, Any]) -> tuple[str, Artifact | None]:
-        """The stage key, and the sound artifact it gave, if any.
+        """The cache key, and the sound artifact it gave, if any.
 
         Raises:
             DamagedError: the artifact or the record of its key.
@@ -228,7 +228,7 @@ def remove_leftovers_once(store: Store) -> None:
 
 @contextmanager
 def lock_key(store: Store, key: str, task: str) -> Iterator[None]:
-    """Hold a stage key; the lock is the operating system's and ends with the process, however that ends."""
+    """Hold a cache key; the lock is the operating system's and ends with the process, however that ends."""
     path = store.path / "locks" / f"{key}.lock"
     with disk_errors(store.path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ What differs from the harness's command line, each because the record must be ex
 - standard errors are analytic: `s / sqrt(n)` for a mean, and by the delta method for `perplexity = exp(-mean)`;
 - contexts that were cut to fit the model are counted, and a log-likelihood which is not finite is an error.
 
-A task that shows images (`doc_to_image` in its definition) is for models that see, and asks them as `mgaa.evaluation.answering` does
+A task that shows images (`doc_to_image` in its definition) is for vision-language models, and asks them as `mgaa.evaluation.answering` does
 (tasks/evaluation/lm_eval_image_model.py); its items come from the user, like those of the standard tasks.
 
 The harness is imported on first use (about 2 s), never when this module is.
@@ -129,7 +129,7 @@ def run_tasks(
     """Run `tasks` on `model`.
 
     Args:
-        model: a causal language model of transformers, or one that sees, on its device.
+        model: a causal language model of transformers, or a vision-language model, on its device.
         processor: its tokenizer, or its processor.
         tasks: names out of `known_tasks()`.
         folder: holds `<task>.jsonl` for every task, in the field names of the task's data set on the Hub.

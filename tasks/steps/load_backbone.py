@@ -16,7 +16,7 @@ from tasks.cache.step import step
 
 
 def identify(source: str, revision: str | None) -> dict[str, str]:
-    """sha256 of every file that makes the model, by name; the content that the stage key of `load_backbone` depends on."""
+    """sha256 of every file that makes the model, by name; the content that the cache key of `load_backbone` depends on."""
     from mgaa.checkpoints.folder import backbone_files
 
     return {path.name: file_digest(path, path.stat()) for path in backbone_files(source, revision)}

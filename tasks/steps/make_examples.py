@@ -41,7 +41,7 @@ def make_examples(
         section: what chooses the documents (`tasks.steps.read_texts.READING`).
         form: `text` or `chat`, windows of packed documents; or `instructions`, rows in the format of Alpaca.
         samples, seed: how many are drawn, and how; null for all.
-        content: `source_content` of the source; not read, only part of the stage key.
+        content: `source_content` of the source; not read, only part of the cache key.
     """
     config, tokenizer = backbone_tokenizer(store, backbone)
     positions = getattr(config.get_text_config(), "max_position_embeddings", None)

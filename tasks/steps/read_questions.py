@@ -52,7 +52,7 @@ def read_questions(
 
     Args:
         sections: `READING` of each section, by name; those that are reported on have names of the form `questions.<set>`.
-        content: `questions_content` of each section's source; not read, only part of the stage key.
+        content: `questions_content` of each section's source; not read, only part of the cache key.
     """
     card, seen = {}, dict[str, set[str]]()
     for name, given in sections.items():

@@ -51,7 +51,7 @@ def read_texts(
 
     Args:
         sections: `READING` of each section, by name.
-        content: `source_content` of each section's source; not read, only part of the stage key.
+        content: `source_content` of each section's source; not read, only part of the cache key.
     """
     require_ranges_apart({name: (_place(given), given["from"], given["to"]) for name, given in sections.items()})
     read = {name: read_section(given) for name, given in sections.items()}

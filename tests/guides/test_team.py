@@ -52,7 +52,7 @@ class Member:
         return done.stdout + done.stderr
 
     def stages(self) -> dict[str, tuple[str, str]]:
-        """Task and digest of every stage key in the store."""
+        """Task and digest of every cache key in the store."""
         found = {path.stem: json.loads(path.read_bytes()) for path in self.root.glob("store/keys/*.json")}
         return {key: (record["stage"]["task"], record["digest"]) for key, record in found.items()}
 
