@@ -1,4 +1,4 @@
-"""Step 9b for vision-language models, ask examples: recovery is trained on questions about images with their answers (`mgaa.recovery.examples`).
+"""Step 9b, ask examples: a vision-language model is trained on questions about images with their answers (`mgaa.recovery.examples`).
 
 Every tenth question is held out, to choose the best state by: the loss on plain text would say nothing about images. Our choice.
 """
