@@ -51,8 +51,13 @@ def available_methods(section: str) -> list[str]:
 
 def parse_file(path: Path) -> ast.Module:
     """The syntax tree of a file, from any thread."""
+    return parse(path.read_bytes())
+
+
+def parse(code: bytes) -> ast.Module:
+    """The syntax tree of the text of a module, from any thread."""
     with _one_parser:
-        return ast.parse(path.read_bytes())
+        return ast.parse(code)
 
 
 @cache

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from mgaa.errors import UsageError
 from tasks.cache.manifest import digest
-from tasks.cache.syntax import Meaning, Module, read_module
+from tasks.cache.syntax import Meaning, Module, meaning_of, read_module
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mgaa", "demo", "tasks")
@@ -116,7 +116,7 @@ def reached(*roots: str) -> dict[Definition, Meaning]:
         module, name = waiting.pop()
         if (module, name) in meanings or _is_left_out(module):
             continue
-        meaning = meanings[module, name] = _meaning(module, name)
+        meaning = meanings[module, name] = meaning_of(_module(module), name)
         waiting += [each for reference in meaning.references for each in _targets(reference)]
         if module not in executed:
             executed.add(module)
@@ -197,14 +197,6 @@ def _module(name: str) -> Module:
     path = file_of(name)
     assert path is not None, name
     return read_module(name, path)
-
-
-@cache
-def _meaning(module: str, name: str) -> Meaning:
-    if not name:
-        return _module(module).effect()
-    table, _, entry = name.partition("[")
-    return _module(module).entry(table, entry.rstrip("]")) if entry else _module(module).meaning(name)
 
 
 def method_module(folder: str, method: str) -> str:

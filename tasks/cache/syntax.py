@@ -9,9 +9,10 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
-from mgaa.methods import parse_file
+from mgaa.methods import parse
 
 STEPS = "tasks.cache.step"
 """Module whose decorators make a function a cached task."""
@@ -29,7 +30,7 @@ class Meaning:
     references: tuple[str, ...]
 
 
-@dataclass
+@dataclass(eq=False)
 class Module:
     """Top level of a module.
 
@@ -49,28 +50,29 @@ class Module:
     modules: list[str] = field(default_factory=list)
     everything: list[str] = field(default_factory=list)
 
-    def meaning(self, name: str) -> Meaning:
-        """Meaning of a definition."""
-        return _Writer(self).write(self.definitions[name])
-
     def tables(self) -> dict[str, list[str]]:
         """Keys of every dictionary literal, by its name."""
         return {name: [*_items(statements)] for name, statements in self.definitions.items() if _items(statements)}
 
-    def entry(self, table: str, key: str) -> Meaning:
-        """Meaning of one value of a dictionary literal."""
-        return _Writer(self).write([ast.Expr(_items(self.definitions[table])[key])])
 
-    def effect(self) -> Meaning:
-        """Meaning of what is executed on import."""
-        return _Writer(self).write(self.effects)
+@cache
+def meaning_of(module: Module, name: str) -> Meaning:
+    """Meaning of a definition: its name, `TABLE[key]` for one value of a dictionary literal, or "" for what is executed on import."""
+    table, _, key = name.partition("[")
+    if key:
+        return _Writer(module).write([ast.Expr(_items(module.definitions[table])[key.removesuffix("]")])])
+    return _Writer(module).write(module.definitions[name] if name else module.effects)
 
 
 def read_module(name: str, path: Path) -> Module:
-    """Read the file of a module and sort its statements."""
-    package = package_of(name, path)
+    """Read the file of a module and sort its statements; a text that was read before is not parsed again."""
+    return _read_text(name, package_of(name, path), path.read_bytes())
+
+
+@cache
+def _read_text(name: str, package: str, code: bytes) -> Module:
     module = Module(name, package)
-    tree = parse_file(path)
+    tree = parse(code)
     module.everything += (name for statement in _imports_in(tree) for name in imported(statement, package).values())
     for statement in tree.body:
         if isinstance(statement, ast.Import | ast.ImportFrom):

@@ -33,12 +33,14 @@ def kept(site: Path, split: str) -> str:
     return "\n\n".join(document.text for document in corpus.splits(site)[split])
 
 
+@pytest.mark.slow
 def test_the_installed_text_is_the_one_the_backbone_was_trained_with(
     held_out: dict[str, list[corpus.Document]],
 ) -> None:
     assert corpus.check(held_out) == []
 
 
+@pytest.mark.slow
 def test_every_held_out_split_is_large_enough(held_out: dict[str, list[corpus.Document]]) -> None:
     sizes = {name: sum(len(each.text) for each in documents) for name, documents in held_out.items()}
     assert sizes["test"] > 400_000
@@ -46,11 +48,13 @@ def test_every_held_out_split_is_large_enough(held_out: dict[str, list[corpus.Do
     assert sizes["calibration"] > 400_000
 
 
+@pytest.mark.slow
 def test_no_file_is_in_two_splits(held_out: dict[str, list[corpus.Document]]) -> None:
     paths = [document.path for documents in held_out.values() for document in documents]
     assert len(paths) == len(set(paths))
 
 
+@pytest.mark.slow
 def test_no_held_out_document_shares_half_its_shingles_with_another_split(
     held_out: dict[str, list[corpus.Document]],
 ) -> None:
@@ -100,6 +104,7 @@ def test_a_file_that_does_not_parse_is_left_out_and_counted(tmp_path: Path) -> N
         assert kept(tmp_path, "train") == text(0, 60)
 
 
+@pytest.mark.slow
 def test_a_differing_text_is_reported_and_is_no_error(
     held_out: dict[str, list[corpus.Document]], tmp_path: Path
 ) -> None:

@@ -106,6 +106,7 @@ def test_the_pixels_show_the_shapes() -> None:
         assert np.mean(shares) == pytest.approx(expected[shape], abs=0.1), shape
 
 
+@pytest.mark.slow
 def test_every_answer_about_colour_count_position_and_presence_follows_from_the_pixels(
     test_examples: list[Example],
 ) -> None:

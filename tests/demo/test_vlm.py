@@ -146,6 +146,7 @@ def test_a_built_model_writes_as_the_language_model_does(fresh: LlavaForConditio
     torch.testing.assert_close(fresh(input_ids=rows).logits[..., :4096], backbone(input_ids=rows).logits)
 
 
+@pytest.mark.slow
 def test_training_together_lowers_the_loss_of_answers(
     reader: LlavaProcessor, fresh: LlavaForConditionalGeneration
 ) -> None:

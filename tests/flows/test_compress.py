@@ -153,6 +153,7 @@ def test_another_factorizer_keeps_the_statistics(done: TinyProject) -> None:
     assert list(result(done, "metrics.json")["models"]) == ["dense", "mgaa"]
 
 
+@pytest.mark.slow
 def test_another_limit_of_the_tasks_measures_no_perplexity(done: TinyProject, first: Lab) -> None:
     outcome = done.run("evaluation.limit=5", "evaluation.baselines=[]")
     assert (outcome.code, outcome.message) == (0, "")
@@ -162,12 +163,14 @@ def test_another_limit_of_the_tasks_measures_no_perplexity(done: TinyProject, fi
     assert {key: found[key] for key in PERPLEXITIES} == {key: before[key] for key in PERPLEXITIES}
 
 
+@pytest.mark.slow
 def test_without_tasks_no_perplexity_is_measured_again(done: TinyProject) -> None:
     outcome = done.run("evaluation.tasks=[]", "evaluation.baselines=[]")
     assert (outcome.code, outcome.message) == (0, "")
     assert outcome.executed == {"evaluate": 2, "draw_figures": 1}
 
 
+@pytest.mark.slow
 def test_other_evaluation_texts_measure_no_perplexity_of_the_validation_texts_again(done: TinyProject) -> None:
     outcome = done.run("data.evaluation.length=24", "evaluation.baselines=[]")
     assert (outcome.code, outcome.message) == (0, "")
@@ -399,6 +402,7 @@ def test_the_stage_key_holds_the_content_of_the_file(done: TinyProject, saved: P
     assert found == ALLOCATED.keys()
 
 
+@pytest.mark.slow
 def test_an_allocation_of_a_base_model_is_that_of_its_chat_model(
     fresh: TinyProject, saved: Path, tmp_path: Path
 ) -> None:

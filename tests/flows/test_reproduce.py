@@ -58,6 +58,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.nightly
 def test_a_run_is_made_again_with_the_same_digests_and_verifies(project: Path) -> None:
     verified = run(project, "flows.lineage", "verify")
     assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -229,6 +229,7 @@ def test_mlflow_has_accuracies_cosines_the_figure_and_the_lineage(seen: Lab, tra
 # However it is held and shared
 
 
+@pytest.mark.nightly
 def test_a_streamed_run_on_two_workers_leaves_the_artifacts_of_one_in_memory(seen: Lab, tmp_path: Path) -> None:
     kinds = ("backbone", "questions", "tokens", "statistics", "spectra", "factors", "checkpoint", "answers", "metrics")
     lab = seen[0].copy(tmp_path / "streamed", store=False)

@@ -37,6 +37,7 @@ def test_the_entry_of_an_architecture_compresses_its_models(monkeypatch: pytest.
     assert model(torch.arange(16).reshape(1, 16)).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_task_and_a_flow_of_two_files_run(project: Path) -> None:
     reader = Reader(project)
     for block in BLOCKS:

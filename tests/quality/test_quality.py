@@ -34,7 +34,7 @@ def shares(bench: Experiment) -> dict[float, float]:
     return {target: increase / bench.uniform[target] for target, increase in given.items()}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_on_the_demo_backbone_mgaa_is_better_than_uniform_at_the_same_budget() -> None:
     found = shares(Experiment(str(ROOT / "models" / "demo"), "demo", windows=48))
     assert found[0.2] <= 0.9

@@ -15,6 +15,7 @@ import pytest
 from tasks.results.report import PAGE
 from tests.support.finished import finished_run
 
+pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 ARGUMENTS = (
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),

@@ -101,6 +101,7 @@ def test_every_plot_draws_columns_of_a_table_that_a_run_writes() -> None:
     assert sorted(images) == sorted(f"results/figures/{path.name}" for path in figures.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_run_changes_nothing_that_git_tracks_but_the_lock(checkout: Path) -> None:
     dvc(checkout, "repro", "--quiet")
     assert git(checkout, "status", "--porcelain") == "?? dvc.lock\n"

@@ -130,6 +130,7 @@ def test_every_folder_of_code_is_a_package() -> None:
     assert [folder for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []
 
 
+@pytest.mark.slow
 def test_the_library_imports_where_nothing_above_it_is_installed() -> None:
     absent = sorted(
         ORCHESTRATORS | {"flows", "tasks", "demo", "lm_eval", "datasets", "omegaconf", "pydantic", "matplotlib"}

@@ -29,6 +29,7 @@ def commits(tmp_path_factory: pytest.TempPathFactory) -> Commits:
     return Commits(tmp_path_factory.mktemp("commits"), upgrade)
 
 
+@pytest.mark.nightly
 def test_a_database_that_prefect_began_is_recognized_after_each_transaction_and_made_again(
     commits: Commits, tmp_path: Path
 ) -> None:

@@ -94,6 +94,7 @@ def effort(lab: TinyProject) -> tuple[int, int]:
     return run["executed"], run["reused"]
 
 
+@pytest.mark.nightly
 def test_a_killed_dask_worker_changes_no_digest(first: Lab, on_dask: Lab) -> None:
     assert (on_dask[1].code, on_dask[1].message) == (0, "")
     assert on_dask[0].records() == first[0].records()
@@ -122,6 +123,7 @@ def test_a_sweep_runs_its_points_on_workers(on_dask: Lab, dask: Any) -> None:
     assert "decompose" not in outcome.executed
 
 
+@pytest.mark.nightly
 def test_no_worker_left_is_one_message_and_the_next_run_goes_on(
     fresh: TinyProject, first: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

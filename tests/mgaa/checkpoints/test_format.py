@@ -78,6 +78,7 @@ def model(tiny: Callable[..., PreTrainedModel], compress: Callable[..., PreTrain
     return compress(tiny("llama"))
 
 
+@pytest.mark.slow
 def test_a_process_without_mgaa_fails_in_every_way_and_is_told_what_to_import(
     model: PreTrainedModel, words: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

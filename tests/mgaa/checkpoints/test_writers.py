@@ -79,6 +79,7 @@ def test_a_writer_repeats_over_its_own_and_refuses_what_is_not(
     assert content(out) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_writer_fails_at_any_operation_without_a_trace(
     name: str, writers: dict[str, Writer], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

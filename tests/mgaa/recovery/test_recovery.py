@@ -453,6 +453,7 @@ def test_a_missing_package_is_named_with_the_remedy(
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_package_imports_neither_peft_nor_the_trainer() -> None:
     code = "import sys, mgaa.recovery; print({'peft', 'transformers.trainer'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -129,6 +129,7 @@ def best_of_gp(seed: int, evaluations: int) -> float:
     return min(value(point) for point in points)
 
 
+@pytest.mark.slow
 def test_the_gaussian_process_beats_random_search_at_equal_evaluations() -> None:
     seeds, evaluations = range(3), 25
     ours = fmean(best_of_gp(seed, evaluations) for seed in seeds)

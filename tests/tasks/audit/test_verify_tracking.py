@@ -109,6 +109,7 @@ def test_a_file_that_was_added_to_the_run_is_found(whole: Audited, name: str) ->
     assert f"{name}: was added" in found
 
 
+@pytest.mark.slow
 def test_a_file_that_was_removed_from_the_run_is_found(whole: Audited) -> None:
     for path in files(whole):
         path.rename(path.with_suffix(".away"))

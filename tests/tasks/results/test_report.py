@@ -199,6 +199,7 @@ def test_it_is_a_function_of_the_store_and_the_record(subject: report.Subject, h
     assert report.render_page(subject) == html
 
 
+@pytest.mark.slow
 def test_a_model_of_32_blocks_has_a_page_below_three_megabytes(
     run: Finished, subject: report.Subject, tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_every_cell_of_the_heat_map_holds_its_rank(run: Finished) -> None:
 
 
 @pytest.mark.parametrize("blocks", [2, 13, 80])
+@pytest.mark.slow
 def test_the_figures_can_be_drawn_for_any_depth(run: Finished, blocks: int) -> None:
     allocations = stretched(run, blocks)
     shape = energy_curves(run.store, run.results.backbone, run.results.spectra, [], None)

@@ -88,6 +88,7 @@ def runs(client: MlflowClient, experiment: str = "team") -> list[Any]:
     return [] if found is None else list(client.search_runs([found.experiment_id], "tags.mlflow.parentRunId IS NULL"))
 
 
+@pytest.mark.nightly
 def test_a_server_that_is_killed_in_a_run_has_all_of_it_when_it_is_back(
     server: TrackingServer, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -52,6 +52,7 @@ def tables(database: Path) -> list[list[str]]:
     return sorted(sorted(part.strip(" \t,") for part in line.splitlines()) for line in made)
 
 
+@pytest.mark.slow
 def test_a_creation_that_was_killed_is_recognized_after_each_of_its_transactions(
     commits: Commits, whole: Path, tmp_path: Path
 ) -> None:
@@ -65,6 +66,7 @@ def test_a_creation_that_was_killed_is_recognized_after_each_of_its_transactions
 
 
 @pytest.mark.parametrize("share", [0.02, 0.97])
+@pytest.mark.slow
 def test_the_run_after_a_creation_that_was_killed_records_as_any_other(
     share: float, commits: Commits, whole: Path, tmp_path: Path
 ) -> None:

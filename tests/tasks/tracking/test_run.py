@@ -190,6 +190,7 @@ def waiting(database: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_is_recorded_as_failed(waiting: subprocess.Popen[str], client: MlflowClient) -> None:
     waiting.send_signal(signal.SIGTERM)
     assert waiting.wait(60) == 130
@@ -197,6 +198,7 @@ def test_a_run_that_is_told_to_stop_is_recorded_as_failed(waiting: subprocess.Po
     assert (run.info.status, run.data.tags["error"]) == ("FAILED", "interrupted (KeyboardInterrupt)")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_is_closed_by_the_next_one(
     waiting: subprocess.Popen[str], database: Path, client: MlflowClient
 ) -> None:
