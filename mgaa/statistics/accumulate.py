@@ -1,5 +1,8 @@
 """Sums of the statistics: float64, one sequence at a time, in an order that neither micro-batches nor workers change.
 
+Values of 16 bits are multiplied in float32, and only the sums of sequences are float64: rounding such products costs 5e-8 of the
+covariance, rounding the values to bfloat16 has cost 4e-3. Other values are multiplied in float64.
+
 The sequences of a part (`mgaa.statistics.shares`) are added in order, by the update of Chan, Golub and LeVeque (1979), which centres every
 sequence before it squares: no cancellation.
 
@@ -52,7 +55,7 @@ class Moments:
     @staticmethod
     def empty(z: Float[Tensor, "t d"], channels: int, groups: int) -> "Moments":
         """Return the sums over no tokens, on the device of `z`, the measured side."""
-        width = z.shape[1]
+        width, z = z.shape[1], z.double()
         counts = torch.zeros(groups, dtype=torch.int64)
         return Moments(
             0,
@@ -64,13 +67,13 @@ class Moments:
         )
 
     def add_(self, z: Float[Tensor, "t d"], sums: Float[Tensor, "3 n"], group: int) -> None:
-        """Add the tokens of one sequence: the measured side, and the sums over its input."""
-        total, count = column_sums(z), len(z)
+        """Add the tokens of one sequence: the measured side, and the sums over its input. Products are computed in the dtype of `z`."""
+        total, count = column_sums(z).double(), len(z)
         mean = total / count
         # the outer product of the difference of the means is an additional row
         rows = z.new_empty(count + 1, z.shape[1])
-        torch.sub(z, mean, out=rows[:-1])
-        torch.mul(mean - self.mean, math.sqrt(self.count * count / (self.count + count)), out=rows[-1])
+        torch.sub(z, mean.to(z), out=rows[:-1])
+        rows[-1] = (mean - self.mean) * math.sqrt(self.count * count / (self.count + count))
         add_gram_(self.scatter, rows)
         self.sums += sums
         self.group_sums[group] += total
@@ -108,6 +111,11 @@ def add_gram_(scatter: Float[Tensor, "d d"], rows: Float[Tensor, "t d"]) -> None
             panel.addmm_(left, right)
         else:
             panel += left @ right
+
+
+def _powers(x: Float[Tensor, "t n"]) -> Float[Tensor, "3 n"]:
+    """Sum `x`, `x^2` and `|x|` over the tokens."""
+    return torch.stack([column_sums(x), column_sums(x.square()), column_sums(x.abs())])
 
 
 def explain_unreached(linear: str) -> str:
@@ -156,15 +164,18 @@ class Accumulator:
         if len(x) == 0:
             return
         side = self._side(x) if z is None else z
-        x = x.double()
-        sums = torch.stack([column_sums(x), column_sums(x.square()), column_sums(x.abs())])
+        x = x.to(torch.float32 if x.dtype.itemsize == 2 else torch.float64)
+        sums = _powers(x)
+        if not bool(torch.isfinite(sums).all()):  # squares of bfloat16 can overflow float32
+            x = x.double()
+            sums = _powers(x)
         if not bool(torch.isfinite(sums[0]).all()):
             bad = int((~torch.isfinite(x)).sum())
             raise NumericalError(
                 f"the input of {self._name} has {bad} non-finite entries in calibration sequence {sequence}: the backbone "
                 "overflows or its weights are damaged; check the weights or set backbone.dtype to bfloat16 or float32"
             )
-        z = x if self._weight is None else side.double()
+        z = x if self._weight is None else side.to(x.dtype)
         self._leaves.move_to(sequence)
         if self._leaves.current is None:
             self._leaves.current = Moments.empty(z, x.shape[1], self._groups)
@@ -263,7 +274,9 @@ class CosineAccumulator:
         """
         if len(a) == 0:
             return
-        cosines = torch.nn.functional.cosine_similarity(a.float(), b.float(), dim=-1)
+        a, b = a.float(), b.float()
+        norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+        cosines = (a * b).sum(-1) / norms.clamp(min=1e-8)
         total = float(cosines.double().sum())
         if total != total:
             raise NumericalError(

@@ -62,7 +62,26 @@ def test_activations_of_any_precision_are_summed_in_float64(dtype: torch.dtype) 
     x = data(90, 6, mean=0.5).to(dtype)
     found, exact = accumulate(list(x.split(30))), accumulate(list(x.double().split(30)))
     assert found.covariance.dtype == found.mean.dtype == found.group_means.dtype == torch.float64
+    error = torch.linalg.norm(found.covariance - exact.covariance) / torch.linalg.norm(exact.covariance)
+    assert float(error) < (1e-12 if dtype == torch.float32 else 2e-7)
+
+
+def test_a_massive_token_costs_16_bit_activations_nothing_of_a_truncation() -> None:
+    x = data(256, 24, mean=0.1)
+    x[0] *= 1000.0
+    x = x.bfloat16()
+    found, exact = (accumulate(list(each.split(64))).covariance for each in (x, x.double()))
+    basis = torch.linalg.eigh(found)[1][:, 12:]
+    least = torch.linalg.eigvalsh(exact)[:12].sum()
+    assert float((exact.trace() - torch.trace(basis.T @ exact @ basis)) / least) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_squares_that_overflow_float32_are_summed_all_the_same() -> None:
+    x = torch.full((4, 3), 1e25, dtype=torch.bfloat16)
+    x[0] = 0.0
+    found, exact = accumulate([x]), accumulate([x.double()])
     assert torch.equal(found.covariance, exact.covariance)
+    assert torch.equal(found.mean_square, exact.mean_square)
 
 
 def test_the_output_side_holds_the_covariance_of_the_output_and_the_channels_of_the_input() -> None:
