@@ -7,6 +7,7 @@ https://github.com/huggingface/transformers/tree/v5.23.0/src/transformers, and f
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import json
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import (
@@ -73,9 +74,9 @@ def read_gguf(file: Path) -> Any:
     try:
         from gguf import GGUFReader, dequantize
     except ImportError as error:
-        raise UsageError(f"{file} is a GGUF file, which needs the package gguf: pip install gguf") from error
+        raise UsageError(f"{file} is a GGUF file, which needs the package gguf: pip install 'mgaa[gguf]'") from error
     newer = "fetch it again, or, if a tensor has a newer type, update the package gguf"
-    with translate_errors(f"{file} is not a complete GGUF file", newer):
+    with translate_errors(f"{file} cannot be read as a GGUF file", newer):
         reader = GGUFReader(file)
     if (parts := value(reader, "split.count") or 1) > 1:
         raise InputError(f"{file} is one of {parts} parts of a model: join them (llama-gguf-split --merge)")
@@ -161,9 +162,17 @@ def build_tokenizer(reader: Any, file: Path) -> Processor:
         raise InputError(
             f"the tokenizer in {file} splits text by the rule {split!r}, which transformers does not know: {UNQUANTISED}"
         )
+    _drop_added(tokenizer, len(reader.get_field("tokenizer.ggml.tokens").data))
     tokenizer.name_or_path = ""
     found: Processor = tokenizer
     return found
+
+
+def _drop_added(tokenizer: Any, size: int) -> None:
+    """Drop the tokens that the file does not have: GPT-2's <|endoftext|>, which transformers adds where it is missing."""
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = [token for token in backend["added_tokens"] if token["id"] < size]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend | {"added_tokens": own}))
 
 
 def place_tensors(reader: Any, model: PreTrainedModel, file: Path) -> dict[str, str]:
