@@ -125,6 +125,8 @@ def _config(reader: Any, file: Path) -> PreTrainedConfig:
         given = load_gguf_checkpoint(file, return_tensors=False)["config"]
         default = AutoConfig.for_model(given["model_type"])
     given.pop("_model_name_or_path", None)  # its title
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given.setdefault(name, None)  # not the default, which belongs to another vocabulary
     for key in (key for key in reader.fields if key.startswith(f"{family}.")):
         name, found = SETTINGS.get(key.removeprefix(f"{family}.")), value(reader, key)
         if name is None and not _is_neutral(reader, key, found):
@@ -187,9 +189,12 @@ def place_tensors(reader: Any, model: PreTrainedModel, file: Path) -> dict[str, 
     names: dict[str, str] = get_gguf_hf_weights_map(shallow, tensor_processor(model))
     found = Counter[str]()
     for tensor in reader.tensors:
-        if tensor.name not in names:
+        place = names.get(tensor.name) or names.get(
+            tensor.name.removesuffix(".weight")
+        )  # stacked experts have no modules
+        if place is None:
             raise InputError(f"{tensor.name} in {file} has no place in {type(model).__name__}: {UNQUANTISED}")
-        found[names[tensor.name]] += int(tensor.n_elements)
+        found[place] += int(tensor.n_elements)
     tied = model.get_expanded_tied_weights_keys()
     for name, size in expected.items():
         if found[name] != size and not (name in tied and found[name] == 0):
