@@ -9,7 +9,7 @@ plus bytes over the rate of its disk: an estimate that tells minutes from hours.
 from mgaa.plan.anchored import anchor
 from mgaa.plan.factors import decompose, factorize
 from mgaa.plan.layout import Layout
-from mgaa.plan.measured import calibrate, differentiate, load
+from mgaa.plan.measured import calibrate, dequantize, differentiate, load
 from mgaa.plan.models import assemble, evaluate, export
 from mgaa.plan.settings import Settings, StageCost
 
@@ -17,6 +17,7 @@ from mgaa.plan.settings import Settings, StageCost
 def plan(layout: Layout, settings: Settings) -> list[StageCost]:
     """Plan the stages of a run in order."""
     return [
+        *([dequantize(layout, settings)] if settings.gguf else []),
         load(layout),
         calibrate(layout, settings),
         *([differentiate(layout, settings)] if settings.gradients else []),

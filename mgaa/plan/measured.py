@@ -1,7 +1,8 @@
-"""Plans of the measurements on the dense model: the check of its weights, statistics, and gradients."""
+"""Plans of the measurements on the dense model: the making and the check of its weights, statistics, and gradients."""
 
 from math import log2
 
+from mgaa.checkpoints.gguf import LARGEST
 from mgaa.plan.layout import Block, Layout, Moment
 from mgaa.plan.settings import Settings, StageCost
 from mgaa.plan.sizes import (
@@ -15,6 +16,14 @@ from mgaa.plan.sizes import (
 )
 from mgaa.statistics.accumulate import PANELS
 from mgaa.statistics.shares import Share
+
+
+def dequantize(layout: Layout, settings: Settings) -> StageCost:
+    """Plan `mgaa.checkpoints.gguf`: a block, or what is outside the blocks, in float32 and rounded; one file is joined in memory."""
+    largest = max(layout.largest, layout.rest)
+    joined = layout.weights if layout.weights <= LARGEST else 0
+    host = max(largest + largest * SINGLE // layout.itemsize, joined)
+    return StageCost("dequantize", 0, host, layout.weights, joined, {}, settings.gguf + joined)
 
 
 def load(layout: Layout) -> StageCost:

@@ -27,6 +27,7 @@ class Settings:
         to_stream: whether o and down are fitted to the residual stream.
         refinement: number of steps by which each block is then tuned.
         accelerator: whether the device has memory of its own.
+        gguf: bytes of the GGUF file that the model is dequantized from; 0 for a folder.
         room: free bytes on the device; with few, fewer decompositions are in flight (`mgaa.decomposition.cuda_streams`).
     """
 
@@ -47,6 +48,7 @@ class Settings:
     to_stream: bool = True
     refinement: int = 0
     accelerator: bool = False
+    gguf: int = 0
     room: int = 2**63
 
 

@@ -8,6 +8,7 @@ import psutil  # type: ignore[import-untyped]
 import torch
 
 from mgaa.blocks import hardware
+from mgaa.checkpoints.folder import gguf_file
 from mgaa.checkpoints.load import device_of
 from mgaa.checkpoints.meta_model import load_meta_model
 from mgaa.errors import ResourceError
@@ -74,6 +75,7 @@ def settings_of(params: Parameters, where: Placement, layout: Layout, *, models:
     stream = should_stream(where, layout.weights)
     size = samples * calibration.length * layout.hidden * layout.itemsize
     every = size * (len(layout.blocks) + 1)  # inputs of all blocks (tasks/steps/differentiate.py)
+    file = gguf_file(params.backbone.source, params.backbone.revision)
     texts = (params.data.evaluation, params.data.validation)
     batch = params.evaluation.batch_size
     settings = Settings(
@@ -93,6 +95,7 @@ def settings_of(params: Parameters, where: Placement, layout: Layout, *, models:
         to_stream=params.anchor.method == "stream",
         refinement=0 if params.refinement.refinement is None else params.refinement.refinement["steps"],
         accelerator=not where.startswith("cpu"),
+        gguf=0 if file is None else file.stat().st_size,
         room=hardware.free_memory(torch.device(where)),
     )
     if params.anchor.method == "none":

@@ -3,9 +3,8 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tasks.artifacts.backbone import parts_of
+from tasks.artifacts.backbone import parts_of, place_of
 from tasks.artifacts.factors import restore_
 from tasks.artifacts.files import backbone_record, block_file
 from tasks.cache.artifact import Artifact, Store
@@ -15,13 +14,14 @@ from tasks.cache.step import resuming_step
 @resuming_step(kind="checkpoint")
 def assemble(out: Path, unfinished: Path, store: Store, backbone: Artifact, factors: Sequence[Artifact]) -> None:
     """Put the factors and channels of all blocks into the backbone and write it with its tokenizer, one block after the other."""
-    from mgaa.checkpoints.save import fill_blockwise, load
+    from mgaa.checkpoints.load import open_checkpoint
+    from mgaa.checkpoints.save import fill_blockwise
     from mgaa.models.architectures import decoder_blocks
     from mgaa.models.fused import unfuse_
 
     record = backbone_record(store, backbone)
-    given: dict[str, Any] = {"revision": record["revision"], "dtype": record["dtype"]}
-    model, processor = load(record["source"], **given, device="cpu", stream=True)
+    place = place_of(store, record)
+    model, processor, _ = open_checkpoint(**place, dtype=record["dtype"], device="cpu", stream=True)
     unfuse_(model, parts_of(store, backbone))
 
     def change(block: int) -> None:
