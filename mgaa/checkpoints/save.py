@@ -5,7 +5,6 @@ call. `mgaa.checkpoints.format` describes the format; `mgaa.checkpoints.load` re
 """
 
 import copy
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from mgaa.checkpoints.format import describe, is_described
 from mgaa.checkpoints.load import load
 from mgaa.checkpoints.output_folder import replace_folder
 from mgaa.checkpoints.reload_check import check_finite_state, check_loads
-from mgaa.checkpoints.shards import save_model, save_settings, translate_save_errors, write_blockwise
+from mgaa.checkpoints.shards import edit_json, save_model, save_processor, save_settings, write_blockwise
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.inputs.readers import coerce_arguments, path, to_write, unwrap_model
@@ -183,7 +182,7 @@ def check_savable(model: PreTrainedModel, processor: Processor | None = None) ->
         with _translate_write_errors(folder):
             save_settings(model, folder)
             if processor is not None:
-                _save_processor(processor, folder)
+                save_processor(processor, folder)
 
 
 def save_blockwise(
@@ -283,10 +282,10 @@ def _refuse_quantised(model: PreTrainedModel) -> None:
 
 def _complete(model: PreTrainedModel, processor: Processor, folder: Path) -> None:
     """Write the remaining files besides weights and config."""
-    _save_processor(processor, folder)
+    save_processor(processor, folder)
     copy_companions(model.config.name_or_path, tokenizer_of(processor).name_or_path, folder)
     if is_described(model):
-        _edit(folder / CONFIG, transformers_weights=NOTICE)
+        edit_json(folder / CONFIG, transformers_weights=NOTICE)
 
 
 def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRankLinear:
@@ -309,21 +308,3 @@ def _replacement(name: str, linear: nn.Module | None, factors: Factors) -> LowRa
             f"the layer has {weight.shape[0]} x {weight.shape[1]}: use the factors of this model"
         )
     return layer.requires_grad_(weight.requires_grad)
-
-
-def _save_processor(processor: Processor, folder: Path) -> None:
-    """Save a processor without the truncation and padding of its tokenizer's last call, which a fast one keeps, and without its origin."""
-    backend = getattr(tokenizer_of(processor), "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    with translate_save_errors(f"this {type(processor).__name__}"):
-        processor.save_pretrained(folder)
-    _edit(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
-
-
-def _edit(path: Path, **entries: Any) -> None:
-    """Set entries of a JSON file in the layout of transformers; None removes an entry."""
-    content = json.loads(path.read_text(encoding="utf-8")) | entries
-    kept = {key: value for key, value in content.items() if key not in entries or value is not None}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -23,6 +24,7 @@ from mgaa.blocks.resume import atomic_file, resume_folder
 from mgaa.boundary import translate_errors
 from mgaa.checkpoints.folder import INDEX, WEIGHTS
 from mgaa.models.architectures import decoder_blocks, path_of_blocks
+from mgaa.models.processors import Processor, tokenizer_of
 
 METADATA = {"format": "pt"}
 """Metadata that transformers writes into the header of its files."""
@@ -48,14 +50,14 @@ def write_blockwise(
     """
     resume_folder(folder)
     for path in folder.iterdir():
-        if path.name != "boot" and path.name not in {_part(index) for index in range(len(decoder_blocks(model)))}:
+        if path.name != "boot" and path.name not in {block_part(index) for index in range(len(decoder_blocks(model)))}:
             path.unlink()
     _write_blocks(model, folder, change)
     written = shell()
     inside = f"{path_of_blocks(model)}."
     rest = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(inside)}
     save_model(written, folder, max_shard_size=2**62, state_dict=rest)
-    _join(folder, len(decoder_blocks(model)), max_shard_size)
+    join_parts(folder, len(decoder_blocks(model)), max_shard_size)
     (folder / "boot").unlink()
 
 
@@ -89,6 +91,24 @@ def _save_generation(model: PreTrainedModel, folder: Path) -> None:
             model.generation_config.to_json_file(folder / "generation_config.json")
 
 
+def save_processor(processor: Processor, folder: Path) -> None:
+    """Save a processor without the truncation and padding of its tokenizer's last call, which a fast one keeps, and without its origin."""
+    backend = getattr(tokenizer_of(processor), "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    with translate_save_errors(f"this {type(processor).__name__}"):
+        processor.save_pretrained(folder)
+    edit_json(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
+
+
+def edit_json(path: Path, **entries: Any) -> None:
+    """Set entries of a JSON file in the layout of transformers; None removes an entry."""
+    content = json.loads(path.read_text(encoding="utf-8")) | entries
+    kept = {key: value for key, value in content.items() if key not in entries or value is not None}
+    path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def translate_save_errors(what: str) -> AbstractContextManager[None]:
     """Turn whatever transformers raises while it writes into one `InputError`; errors of the disk are left to the caller."""
     return translate_errors(
@@ -100,7 +120,7 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
     writing: Future[None] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="shards") as writer:
         for index, block in enumerate(decoder_blocks(model)):
-            path = folder / _part(index)
+            path = folder / block_part(index)
             if path.exists():
                 with edit_block(block):
                     change(index)
@@ -110,12 +130,13 @@ def _write_blocks(model: PreTrainedModel, folder: Path, change: Callable[[int], 
                 tensors = _tensors(model, index, block)
             if writing is not None:
                 writing.result()
-            writing = writer.submit(_write, tensors, path)
+            writing = writer.submit(write_part, tensors, path)
         if writing is not None:
             writing.result()
 
 
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
+def write_part(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a weight file atomically."""
     with atomic_file(path) as draft:
         save_file(tensors, draft, metadata=METADATA)
 
@@ -127,18 +148,19 @@ def _tensors(model: PreTrainedModel, index: int, block: nn.Module) -> dict[str, 
     return {name: tensor.detach().cpu().contiguous() for name, tensor in renamed.items()}
 
 
-def _part(index: int) -> str:
+def block_part(index: int) -> str:
+    """Return the name of the file of a block before the parts are joined."""
     return f"block-{index:04d}.safetensors"
 
 
-def _join(folder: Path, blocks: int, max_shard_size: int) -> None:
+def join_parts(folder: Path, blocks: int, max_shard_size: int) -> None:
     """Join the parts into one file, or into shards with an index."""
-    parts = [folder / WEIGHTS, *(folder / _part(index) for index in range(blocks))]
+    parts = [folder / WEIGHTS, *(folder / block_part(index) for index in range(blocks))]
     headers = {path: _shapes(path) for path in parts}
     total = sum(size for header in headers.values() for _, size in header.values())
     if total <= max_shard_size:
         tensors = {name: tensor for path in parts for name, tensor in load_file(path).items()}
-        _write(tensors, folder / WEIGHTS)
+        write_part(tensors, folder / WEIGHTS)
         for path in parts[1:]:
             path.unlink()
         return

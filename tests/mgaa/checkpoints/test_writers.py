@@ -168,7 +168,7 @@ def test_what_was_densified_in_part_is_not_taken_up_for_another_model(
             model.model.layers[0].mlp.up_proj.weight += seed
         save(model, words, tmp_path / name)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):  # noqa: PT012
-        patch.setattr("mgaa.checkpoints.shards._join", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt()))
+        patch.setattr("mgaa.checkpoints.shards.join_parts", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt()))
         densify_folder(tmp_path / "one", tmp_path / "plain")
     densify_folder(tmp_path / "other", tmp_path / "plain")
     assert not [*tmp_path.glob(".plain*")]
