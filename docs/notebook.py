@@ -2,8 +2,8 @@
 
     python docs/notebook.py examples/smollm2.ipynb
 
-A notebook is JSON, and its cells here are plain Python, so no kernel is needed: each cell runs in one namespace, in the folder of the notebook.
-What a cell prints becomes its output, and the figures that it leaves open become images.
+A notebook is JSON, and its cells here are plain Python, so no kernel is needed: all of them run in one namespace, in the folder of the
+notebook. What a cell prints becomes its output, and the figures that it leaves open become images.
 """
 
 import base64
