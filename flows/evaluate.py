@@ -21,6 +21,7 @@ from prefect import flow
 from flows.command.runner import open_run_store
 from flows.parts.evaluation import ModelEvaluation
 from flows.parts.inputs import prepare_inputs
+from flows.parts.source import prepare_source
 from flows.prepare_data import prepare_questions, prepare_texts
 from tasks.artifacts.files import ANSWERS, METRICS, read_table
 from tasks.cache.artifact import Store
@@ -30,7 +31,7 @@ from tasks.cache.manifest import format_json
 from tasks.config.outputs import Output, check_outputs
 from tasks.config.parameters import Parameters
 from tasks.record.run_record import Span, keep_record, place_of
-from tasks.steps.load_backbone import architecture_digest, identify, load_model
+from tasks.steps.load_backbone import load_model
 
 RESULT = "evaluation.json"
 
@@ -49,9 +50,7 @@ def evaluate_model(params: Parameters, store: Store, executions: Executions) -> 
     """Metrics of the model, published with the record of the run."""
     began, started = time.perf_counter(), datetime.now(UTC)
     source, revision = params.backbone.source, params.backbone.revision
-    given: dict[str, Any] = {"source": source, "revision": revision, "dtype": params.backbone.dtype}
-    given |= {"files": identify(source, revision), "architecture": architecture_digest(source, revision)}
-    model = load_model(store, **given)
+    model = load_model(store, **prepare_source(store, source, revision, params.backbone.dtype))
     texts, questions = prepare_texts(params, store), prepare_questions(params, store) if params.data.questions else None
     inputs = prepare_inputs(params, store, model, texts, questions, sections=("validation", "evaluation"))
     measured = ModelEvaluation.prepare(inputs).evaluate(model)

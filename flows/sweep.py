@@ -27,6 +27,7 @@ from flows.parts.evaluation import windows_of
 from flows.parts.inputs import Inputs, prepare_inputs
 from flows.parts.prepared import start_decomposition
 from flows.parts.questions import check_calibration_images
+from flows.parts.source import prepare_source
 from flows.prepare_data import prepare_questions, prepare_texts
 from mgaa.errors import MgaaError
 from tasks.artifacts.files import MEASUREMENT, read_table
@@ -39,7 +40,7 @@ from tasks.config.parameters import Parameters
 from tasks.config.sections.sweep import Source
 from tasks.planning.preflight import adds_biases, preflight
 from tasks.results.publish import Effort
-from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
+from tasks.steps.load_backbone import load_backbone
 from tasks.steps.measure import measure
 from tasks.sweep.points import Outcome, Point, PointMeasurement, backbone_place, sweep_points
 from tasks.sweep.publish import NAME, SUFFIXES, publish
@@ -93,10 +94,8 @@ def prepare_backbones(params: Parameters, store: Store, wanted: Sequence[Point])
     """Prepare every backbone up to its statistics; errors in parameters or inputs are raised before a point is measured."""
     backbones: dict[Source, Artifact] = {}
     for source in params.sweep.backbone:
-        files = identify(source.source, source.revision)
-        given: dict[str, Any] = {"source": source.source, "revision": source.revision, "dtype": params.backbone.dtype}
-        given |= {"parts": params.backbone.parts, "architecture": architecture_digest(source.source, source.revision)}
-        backbones[source] = load_backbone(store, **given, files=files)
+        given = prepare_source(store, source.source, source.revision, params.backbone.dtype)
+        backbones[source] = load_backbone(store, **given, parts=params.backbone.parts)
     for point in wanted:
         preflight(store, backbones[point.backbone], point.factorizer, [point.recipe])
     texts, questions, split = prepare_texts(params, store), prepare_questions(params, store), params.sweep.split

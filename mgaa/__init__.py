@@ -21,6 +21,7 @@ from mgaa.errors import InputError, LockedError, MgaaError, NumericalError, Reso
 
 if TYPE_CHECKING:
     from mgaa.checkpoints.densify import densify, densify_folder
+    from mgaa.checkpoints.gguf import convert_gguf
     from mgaa.checkpoints.save import apply_factors, load, save
     from mgaa.compress import LORAP, LOSS, compress_, sweep
     from mgaa.inputs.prompts import Prompts, Question, encode
@@ -44,6 +45,7 @@ __all__ = [
     "UsageError",
     "apply_factors",
     "compress_",
+    "convert_gguf",
     "densify",
     "densify_folder",
     "encode",
@@ -58,6 +60,7 @@ _PLACES = {
     **dict.fromkeys(("densify", "densify_folder"), "checkpoints.densify"),
     **dict.fromkeys(("Factors", "LowRankLinear"), "models.lowrank"),
     **dict.fromkeys(("Prompts", "Question", "encode"), "inputs.prompts"),
+    "convert_gguf": "checkpoints.gguf",
     "Report": "report",
 }
 

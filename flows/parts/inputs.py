@@ -7,10 +7,10 @@ What the calibration measures comes next (flows/parts/prepared.py).
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from flows.command.runner import worker_count
 from flows.parts.device import resolve_device
+from flows.parts.source import prepare_source
 from flows.prepare_data import prepare_tokens
 from mgaa.errors import InputError
 from tasks.artifacts.files import backbone_record
@@ -21,7 +21,7 @@ from tasks.config.parameters import Parameters
 from tasks.planning.preflight import check_groups
 from tasks.planning.recipes import recipes
 from tasks.planning.resources import plan_run, refuse_what_cannot_fit
-from tasks.steps.load_backbone import architecture_digest, identify, load_backbone
+from tasks.steps.load_backbone import load_backbone
 from tasks.steps.read_texts import SECTIONS
 
 
@@ -93,14 +93,6 @@ def prepare_backbone(params: Parameters, store: Store) -> Artifact:
         refuse_what_cannot_fit(
             plan_run(params, resolve_device(params), models=len(recipes(params)), workers=worker_count(params))
         )
-    source, revision = params.backbone.source, params.backbone.revision
-    given: dict[str, Any] = {
-        "source": source,
-        "revision": revision,
-        "dtype": params.backbone.dtype,
-        "parts": list(params.backbone.parts),
-    }
-    found: Artifact = load_backbone(
-        store, **given, files=identify(source, revision), architecture=architecture_digest(source, revision)
-    )
+    source = prepare_source(store, params.backbone.source, params.backbone.revision, params.backbone.dtype)
+    found: Artifact = load_backbone(store, **source, parts=list(params.backbone.parts))
     return found

@@ -39,6 +39,9 @@ DEQUANTISED = (
     "quantization_config=Mxfp4Config(dequantize=True)), and mgaa.save writes it"
 )
 """Remedy for the weights of gpt_oss, which are published quantised."""
+GGUF = ".gguf"
+DEQUANTIZED = "dequantized.json"
+"""Record of a folder that was converted from a GGUF file (`mgaa.checkpoints.gguf`)."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -49,9 +52,13 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     """Locate the folder of a checkpoint: `source` itself, or the Hub's files of that id at that commit (fetched or cached).
 
     Raises:
-        UsageError: a Hub id without a commit, or a local folder with one.
+        UsageError: a Hub id without a commit, a local folder with one, or a GGUF file, which has to be converted first.
         InputError: the folder does not exist, or the Hub does not provide it.
     """
+    if (file := gguf_file(source, revision)) is not None:
+        raise UsageError(
+            f"{file} is a GGUF file, expected a Hugging Face folder: make one of it with mgaa.convert_gguf"
+        )
     folder = Path(source).expanduser()
     if folder.is_dir():
         if revision is not None:
@@ -69,11 +76,43 @@ def locate(source: str | Path, revision: str | None = None) -> Path:
     return _fetch(str(source), revision)
 
 
+def gguf_file(source: str | Path, revision: str | None = None) -> Path | None:
+    """Return the GGUF file that a source names, itself or the only one in a folder without a config; None where it names none.
+
+    Raises:
+        UsageError: the folder has several, or there is a revision.
+        InputError: the file does not exist.
+    """
+    place = Path(source).expanduser()
+    if place.is_dir() and not (place / CONFIG).exists():
+        found = sorted(place.glob(f"*{GGUF}"))
+    else:
+        found = [place] if place.suffix == GGUF and not place.is_dir() else []
+    if len(found) > 1:
+        raise UsageError(
+            f"{place} has {len(found)} GGUF files ({found[0].name}, {found[1].name}, ...): name one of them"
+        )
+    if not found:
+        return None
+    if not found[0].is_file():
+        raise InputError(f"no GGUF file at {place}: check the path")
+    if revision is not None:
+        raise UsageError(
+            f"revision {revision!r} for the local file {found[0]}: only Hub models have revisions; set it to null"
+        )
+    return found[0]
+
+
 def backbone_files(source: str | Path, revision: str | None = None) -> list[Path]:
-    """List the files that determine a checkpoint, sorted: config, tokenizer, weights and texts; examined, so complete."""
+    """List the files that determine a checkpoint, sorted: config, tokenizer, weights and texts; examined, so complete.
+
+    Of a GGUF file, only itself.
+    """
+    if (file := gguf_file(source, revision)) is not None:
+        return [file]
     folder = locate(source, revision)
     examine(folder)
-    small = [CONFIG, GENERATION, INDEX, *TOKENIZER_FILES, *PROCESSOR_FILES]
+    small = [CONFIG, GENERATION, INDEX, DEQUANTIZED, *TOKENIZER_FILES, *PROCESSOR_FILES]
     present = [folder / name for name in small if (folder / name).is_file()]
     if (folder / WEIGHTS).is_file():
         present = [path for path in present if path.name != INDEX]

@@ -5,6 +5,7 @@ transformers (`mgaa.models.tensor_names`), all numbers are finite, and no token 
 the folder first.
 """
 
+import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,9 +32,11 @@ from mgaa.checkpoints.folder import (
     examine,
     examine_config,
     examine_tokenizer,
+    gguf_file,
     locate,
     weight_files,
 )
+from mgaa.checkpoints.gguf import fill_from_gguf
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.inputs.readers import coerce_arguments, path
@@ -73,18 +76,23 @@ def load(
     Of a vision-language model (`mgaa.models.entries.MULTIMODAL`): the whole model, and its processor.
 
     Args:
-        source: a local folder, or the id of a Hub model.
+        source: a local folder, the id of a Hub model, or a GGUF file, which is dequantized (`mgaa.checkpoints.gguf`).
         revision: the commit of a Hub model (40 hexadecimal digits); None for a folder.
-        dtype: `auto` for the dtype of the checkpoint, or one of `DTYPES`.
+        dtype: `auto` for the dtype of the checkpoint (of a quantized GGUF file: bfloat16), or one of `DTYPES`.
         device: `auto` for CUDA if available, otherwise the CPU; or any argument of `torch.device`.
         stream: leave the decoder blocks in their files until they are needed (`mgaa.blocks.offload`); their numbers are then checked when
             they are used. For architectures with an entry in `mgaa.models.entries`.
 
     Raises:
-        UsageError: an argument is not among the values above.
+        UsageError: an argument is not among the values above, or a GGUF file is to be streamed.
         InputError: the checkpoint is missing, damaged, incomplete or of an unsupported kind (`mgaa.checkpoints.folder`).
         NumericalError: a weight is not finite.
     """
+    if not stream and (file := gguf_file(source, revision)) is not None:
+        device_of(device)
+        with tempfile.TemporaryDirectory() as name:
+            fill_from_gguf(file, Path(name), dtype=dtype)
+            return open_checkpoint(name, device=device)[:2]
     model, processor, _ = open_checkpoint(source, revision=revision, dtype=dtype, device=device, stream=stream)
     return model, processor
 

@@ -16,7 +16,8 @@ from transformers import AutoConfig, PreTrainedModel
 
 from mgaa.blocks.offload import index_tensors
 from mgaa.boundary import translate_errors
-from mgaa.checkpoints.folder import CONFIG, examine_config, locate, weight_files
+from mgaa.checkpoints.folder import CONFIG, examine_config, gguf_file, locate, weight_files
+from mgaa.checkpoints.gguf_model import build_model, read_gguf
 from mgaa.checkpoints.load import check_counts, class_of
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import InputError, UsageError
@@ -35,6 +36,8 @@ def load_meta_model(source: str | Path, *, revision: str | None = None, dtype: s
         UsageError: `dtype` is `auto`, and neither the config nor the files name the dtype of the weights.
         InputError: the config is missing or damaged, or belongs to a compressed model or an unknown architecture.
     """
+    if (file := gguf_file(source, revision)) is not None:
+        return unfuse_(build_model(read_gguf(file), file, dtype))
     folder = locate(source, revision)
     examine_config(folder)
     remedy = "correct it, install what is missing, or fetch it again"

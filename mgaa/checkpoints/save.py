@@ -23,8 +23,9 @@ from mgaa.checkpoints.folder import CONFIG
 from mgaa.checkpoints.format import describe, is_described
 from mgaa.checkpoints.load import load
 from mgaa.checkpoints.output_folder import replace_folder
+from mgaa.checkpoints.processor_files import edit_json, save_processor
 from mgaa.checkpoints.reload_check import check_finite_state, check_loads
-from mgaa.checkpoints.shards import edit_json, save_model, save_processor, save_settings, write_blockwise
+from mgaa.checkpoints.shards import save_model, save_settings, write_blockwise
 from mgaa.checkpoints.tied_weights import state_tying
 from mgaa.errors import NumericalError, ResourceError, UsageError
 from mgaa.inputs.readers import coerce_arguments, path, to_write, unwrap_model

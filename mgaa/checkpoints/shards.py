@@ -11,7 +11,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -24,7 +23,6 @@ from mgaa.blocks.resume import atomic_file, resume_folder
 from mgaa.boundary import translate_errors
 from mgaa.checkpoints.folder import INDEX, WEIGHTS
 from mgaa.models.architectures import decoder_blocks, path_of_blocks
-from mgaa.models.processors import Processor, tokenizer_of
 
 METADATA = {"format": "pt"}
 """Metadata that transformers writes into the header of its files."""
@@ -89,24 +87,6 @@ def _save_generation(model: PreTrainedModel, folder: Path) -> None:
     if model.generation_config is not None:
         with translate_save_errors("these generation settings"):
             model.generation_config.to_json_file(folder / "generation_config.json")
-
-
-def save_processor(processor: Processor, folder: Path) -> None:
-    """Save a processor without the truncation and padding of its tokenizer's last call, which a fast one keeps, and without its origin."""
-    backend = getattr(tokenizer_of(processor), "backend_tokenizer", None)
-    if backend is not None:
-        backend.no_truncation()
-        backend.no_padding()
-    with translate_save_errors(f"this {type(processor).__name__}"):
-        processor.save_pretrained(folder)
-    edit_json(folder / "tokenizer_config.json", is_local=None, local_files_only=None)
-
-
-def edit_json(path: Path, **entries: Any) -> None:
-    """Set entries of a JSON file in the layout of transformers; None removes an entry."""
-    content = json.loads(path.read_text(encoding="utf-8")) | entries
-    kept = {key: value for key, value in content.items() if key not in entries or value is not None}
-    path.write_text(json.dumps(kept, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def translate_save_errors(what: str) -> AbstractContextManager[None]:

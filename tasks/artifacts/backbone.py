@@ -4,7 +4,7 @@ A process loads a model once and shares it between steps. Where there is no room
 (tasks/cache/placement.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,7 +27,7 @@ def backbone_model(store: Store, backbone: Artifact, device: str) -> tuple[Any, 
 
     record = backbone_record(store, backbone)
     parts = record["parts"] if backbone.kind == "backbone" else None
-    given: dict[str, Any] = {name: record[name] for name in ("source", "revision", "dtype")}
+    given: dict[str, Any] = {**place_of(store, record), "dtype": record["dtype"]}
     given["stream"] = should_stream(device, weights_of(record))
 
     def load() -> tuple[Any, Any]:
@@ -64,8 +64,7 @@ def backbone_processor(store: Store, backbone: Artifact) -> tuple[Any, Any]:
     """The config of the model and its tokenizer, or the processor of a vision-language model, without weights."""
     from mgaa.checkpoints.load import config_and_processor
 
-    record = backbone_record(store, backbone)
-    found: tuple[Any, Any] = config_and_processor(record["source"], record["revision"])
+    found: tuple[Any, Any] = config_and_processor(**place_of(store, backbone_record(store, backbone)))
     return found
 
 
@@ -75,6 +74,13 @@ def backbone_tokenizer(store: Store, backbone: Artifact) -> tuple[Any, Any]:
 
     config, processor = backbone_processor(store, backbone)
     return config, tokenizer_of(processor)
+
+
+def place_of(store: Store, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files of a model are, as `source` and `revision`, by its record: those of a GGUF file were dequantized into the store."""
+    if "weights" in record:
+        return {"source": str(store.folder(Artifact(**record["weights"]))), "revision": None}
+    return {name: record[name] for name in ("source", "revision")}
 
 
 def weights_of(record: dict[str, Any]) -> int:

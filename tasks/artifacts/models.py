@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from tasks.artifacts.backbone import place_of
 from tasks.artifacts.files import backbone_record
 from tasks.artifacts.loaded import LoadedModels
 from tasks.cache.artifact import Artifact, Store
@@ -35,14 +36,17 @@ def load_artifact(store: Store, model: Artifact, device: str) -> tuple[Any, Any]
 
 
 def _read(store: Store, model: Artifact, device: str) -> tuple[Any, Any]:
-    from mgaa.checkpoints.save import load
+    from mgaa.checkpoints.load import open_checkpoint
     from mgaa.models.entries import ARCHITECTURES, MULTIMODAL
 
     given: dict[str, Any] = {"source": store.folder(model)}
     if model.kind != "checkpoint":
-        given = {name: backbone_record(store, model)[name] for name in ("source", "revision", "dtype", "model_type")}
+        record = backbone_record(store, model)
+        given = place_of(store, record) | {name: record[name] for name in ("dtype", "model_type")}
     known = given.pop("model_type", None) in (None, *ARCHITECTURES, *MULTIMODAL)
-    return load(**given, device=str(device), stream=known and should_stream(device, weight_bytes(store, model)))
+    stream = known and should_stream(device, weight_bytes(store, model))
+    found, processor, _ = open_checkpoint(**given, device=str(device), stream=stream)
+    return found, processor
 
 
 def weight_bytes(store: Store, model: Artifact) -> int:
@@ -51,5 +55,5 @@ def weight_bytes(store: Store, model: Artifact) -> int:
 
     if model.kind == "checkpoint":
         return sum(path.stat().st_size for path in store.folder(model).glob("*.safetensors"))
-    record = backbone_record(store, model)
-    return sum(path.stat().st_size for path in weight_files(locate(record["source"], record["revision"])))
+    folder = locate(**place_of(store, backbone_record(store, model)))
+    return sum(path.stat().st_size for path in weight_files(folder))

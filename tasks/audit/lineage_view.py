@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from mgaa.checkpoints.folder import GGUF
 from tasks.artifacts.files import BACKBONE, CARD
 from tasks.audit.references import derivation
 from tasks.cache.artifact import Artifact, Store
@@ -86,7 +87,7 @@ def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
     if kind in ("backbone", "model") and (path := place / BACKBONE).is_file():
         record = json.loads(path.read_bytes())
         for file, digest in record["files"].items():
-            yield f"{record['source']}/{file}", digest
+            yield record["source"] if record["source"].endswith(GGUF) else f"{record['source']}/{file}", digest
     if kind in ("texts", "questions") and (path := place / CARD).is_file():
         for section, card in json.loads(path.read_bytes())["sections"].items():
             files = card.get("files") or [

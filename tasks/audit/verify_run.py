@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from mgaa.checkpoints.folder import GGUF
 from mgaa.checkpoints.ownership import MARK
 from tasks.cache import environment
 from tasks.cache.artifact import Artifact
@@ -72,7 +73,8 @@ def verify_inputs(params: PathSections, record: Mapping[str, Any]) -> Iterator[F
     """Check the files of the backbone, of the data, and those that parameters name."""
     given, sources = record["parameters"], record["sources"]
     backbone = Path(given["backbone.source"]).expanduser()
-    yield from files_below(params.folder, backbone, sources["backbone"])
+    folder = backbone.parent if backbone.suffix == GGUF else backbone
+    yield from files_below(params.folder, folder, sources["backbone"])
     for section, content in sources["data"].items():
         name = given.get(f"data.{section}.source") or source_of(given["data.questions"], section)
         if name not in MADE:

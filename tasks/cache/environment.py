@@ -28,6 +28,7 @@ NUMERICAL = (
     "datasets",
     "lm_eval",
     "numpy",
+    "gguf",
     "scipy",
     "peft",
     "accelerate",

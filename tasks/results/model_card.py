@@ -55,6 +55,7 @@ def model_card(
         **given,
         **{"parameters": parameters, "card": metrics["card"], "backbone": backbone},
         **{
+            "quantization": quantization_of(backbone),
             "checkpoint": checkpoint,
             "commit": commit,
             "folder": json.dumps(Path(compressed["checkpoint"]).name),
@@ -76,9 +77,19 @@ def escape_code(text: str) -> str:
 
 
 def backbone_name(backbone: Mapping[str, Any]) -> str:
-    """Name of a backbone: its id on the Hub, or the name of its folder."""
+    """Name of a backbone: its id on the Hub, or the name of its folder or file."""
     source = Path(backbone["source"]).expanduser()
-    return source.name if source.is_dir() or source.is_absolute() else str(backbone["source"])
+    return source.name if source.exists() or source.is_absolute() else str(backbone["source"])
+
+
+def quantization_of(backbone: Mapping[str, Any]) -> str:
+    """The quantization that a backbone was dequantized from, in words; empty where there was none."""
+    if (record := backbone.get("dequantized")) is None:
+        return ""
+    counts = [f"{number} {kind}" for kind, number in record["tensors"].items()]
+    *first, last = counts
+    types = f"{', '.join(first)} and {last}" if first else last
+    return f"{types} tensors of {record['file']} (sha256 {record['sha256']})"
 
 
 def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator[Any]:

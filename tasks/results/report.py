@@ -18,7 +18,7 @@ from tasks.figures.allocation_rows import choose_pair
 from tasks.figures.style import label_of, short_names
 from tasks.record.lineage import describe_lineage, full_name
 from tasks.results import lineage_tree
-from tasks.results.model_card import model_card
+from tasks.results.model_card import model_card, quantization_of
 from tasks.results.parameter_changes import changed_parameters, format_command, format_value, relevant_parameters
 
 PAGE = "report.html"
@@ -127,6 +127,7 @@ def page_content(subject: Subject) -> dict[str, Any]:
         "card": metrics["card"],
         "comparison": metrics.get("comparison", {}),
         "backbone": subject.backbone,
+        "quantization": quantization_of(subject.backbone),
         "parameters": relevant_parameters(subject.parameters),
         "changes": changes,
         "command": format_command(subject.parameters, changes),

@@ -4,13 +4,15 @@ The artifact is a reference, not a copy: the source, its revision, the sha256 of
 model without loading it (tasks/artifacts/backbone.py). The model is checked block by block, so that this needs no room for it.
 """
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tasks.artifacts.backbone import place_of
 from tasks.artifacts.files import BACKBONE, write_table
 from tasks.cache import source as code
-from tasks.cache.artifact import Store
+from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import file_digest
 from tasks.cache.step import step
 
@@ -34,6 +36,7 @@ def architecture_digest(source: str, revision: str | None) -> str:
 def load_backbone(
     out: Path,
     store: Store,
+    weights: Artifact | None = None,
     *,
     source: str,
     revision: str | None,
@@ -45,6 +48,7 @@ def load_backbone(
     """Load the model, refuse what cannot be compressed, and write the reference with the shapes of all matrices.
 
     Args:
+        weights: of a GGUF file, dequantized (tasks/steps/dequantize.py).
         architecture: the digest of its entry (`architecture_digest`), which every later step depends on through this artifact.
         parts: what of the model is compressed (`mgaa.models.architectures.PARTS`).
     """
@@ -56,7 +60,8 @@ def load_backbone(
     from mgaa.models.fused import unfuse_
     from mgaa.models.lowrank import check_finite
 
-    model, processor, ignored = open_checkpoint(source, revision=revision, dtype=dtype, device="cpu", stream=True)
+    origin = _origin(store, source, revision, weights)
+    model, processor, ignored = open_checkpoint(**place_of(store, origin), dtype=dtype, device="cpu", stream=True)
     check_savable(model, processor)
     matrices = matrices_of(unfuse_(model, parts), parts)
     stacks = stacks_of(model, parts)
@@ -71,13 +76,14 @@ def load_backbone(
         "linear_parameters": sum(matrix.parameters for matrix in matrices),
         "matrices": [asdict(matrix) for matrix in matrices],
     }
-    write_table(out / BACKBONE, _reference(model, source, revision, files, architecture, ignored) | shapes)
+    write_table(out / BACKBONE, origin | _facts(model, files, architecture, ignored) | shapes)
 
 
 @step(kind="model")
 def load_model(
     out: Path,
     store: Store,
+    weights: Artifact | None = None,
     *,
     source: str,
     revision: str | None,
@@ -88,20 +94,27 @@ def load_model(
     """Write the reference of a model that is only evaluated: of any architecture, dense or compressed."""
     from mgaa.checkpoints.load import open_checkpoint
 
-    model, _, ignored = open_checkpoint(source, revision=revision, dtype=dtype, device="cpu", stream=False)
-    write_table(out / BACKBONE, _reference(model, source, revision, files, architecture, ignored))
+    origin = _origin(store, source, revision, weights)
+    model, _, ignored = open_checkpoint(**place_of(store, origin), dtype=dtype, device="cpu", stream=False)
+    write_table(out / BACKBONE, origin | _facts(model, files, architecture, ignored))
 
 
-def _reference(
-    model: Any, source: str, revision: str | None, files: dict[str, str], architecture: str, ignored: list[str]
-) -> dict[str, Any]:
+def _origin(store: Store, source: str, revision: str | None, weights: Artifact | None) -> dict[str, Any]:
+    """Where the model comes from; of one that was dequantized, from which file and types of tensors."""
+    from mgaa.checkpoints.folder import DEQUANTIZED, locate
+
+    origin: dict[str, Any] = {"source": source, "revision": revision}
+    origin |= {} if weights is None else {"weights": {"kind": weights.kind, "digest": weights.digest}}
+    record = locate(**place_of(store, origin)) / DEQUANTIZED
+    return origin | ({"dequantized": json.loads(record.read_bytes())} if record.is_file() else {})
+
+
+def _facts(model: Any, files: dict[str, str], architecture: str, ignored: list[str]) -> dict[str, Any]:
     """Facts for the later steps; `ignored` are tensors of the files without a place in the model, named and counted if there are any."""
     from mgaa.models.architectures import is_multimodal
 
     left_out = {"ignored_tensors": {"count": len(ignored), "names": ignored}} if ignored else {}
     return {
-        "source": source,
-        "revision": revision,
         "files": files,
         "architecture": architecture,
         "dtype": str(model.dtype).removeprefix("torch."),
