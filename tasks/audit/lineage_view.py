@@ -88,6 +88,10 @@ def files_of(store: Store, node: Node) -> Iterator[tuple[str, str]]:
         record = json.loads(path.read_bytes())
         for file, digest in record["files"].items():
             yield record["source"] if record["source"].endswith(GGUF) else f"{record['source']}/{file}", digest
+        if (origin := record.get("dequantized")) and not record["source"].endswith(GGUF):
+            yield f"dequantized from {origin['file']}", origin["sha256"]
+            if wheel := origin.get("wheel"):
+                yield f"out of {wheel['file']}", wheel["sha256"]
     if kind in ("texts", "questions") and (path := place / CARD).is_file():
         for section, card in json.loads(path.read_bytes())["sections"].items():
             files = card.get("files") or [

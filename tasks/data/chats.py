@@ -88,22 +88,45 @@ def render_chats(documents: Sequence[Document], tokenizer: Any, section: str) ->
     """
     if not documents or isinstance(documents[0], str):
         return [plain_text(document) for document in documents], None
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise UsageError(
-            f"data.{section}.form is 'chat', but the tokenizer of the model has no chat template: put the model's chat_template.jinja into "
-            f"its folder, or take data.{section}.form=text."
-        ) from error
+    needed, instead = f"data.{section}.form is 'chat'", f"take data.{section}.form=text"
+    template = _template_of(tokenizer, needed, instead)
     texts = [_render_chat(each, tokenizer, f"{number} of data.{section}") for number, each in enumerate(documents, 1)]
     return texts, f"chat template {hashlib.sha256(template.encode()).hexdigest()[:12]} of the tokenizer"
 
 
-def _render_chat(conversation: Document, tokenizer: Any, place: str) -> str:
+def render_question(text: str, tokenizer: Any) -> str:
+    """Render a user's message as a text that ends where the model is to answer.
+
+    Raises:
+        UsageError: the tokenizer has no chat template.
+        InputError: the template refuses the message.
+    """
+    _template_of(tokenizer, "evaluation.samples.chats has questions", "set evaluation.samples.chats=[]")
+    place = "of evaluation.samples.chats"
+    return _render_chat([{"role": "user", "content": text}], tokenizer, place, add_generation_prompt=True)
+
+
+def _template_of(tokenizer: Any, needed: str, instead: str) -> str:
+    """Return the chat template.
+
+    Args:
+        needed, instead: what needs it, and what to do without it, for the message.
+    """
+    try:
+        template: str = tokenizer.get_chat_template()
+    except ValueError as error:
+        raise UsageError(
+            f"{needed}, but the tokenizer of the model has no chat template: put the model's chat_template.jinja into its folder, or "
+            f"{instead}."
+        ) from error
+    return template
+
+
+def _render_chat(conversation: Document, tokenizer: Any, place: str, **options: Any) -> str:
     from jinja2 import TemplateError
 
     try:
-        text: str = tokenizer.apply_chat_template(conversation, tokenize=False)
+        text: str = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
         raise InputError(
             f"The chat template of the model refuses conversation {place}, which begins "

@@ -89,7 +89,9 @@ def quantization_of(backbone: Mapping[str, Any]) -> str:
     counts = [f"{number} {kind}" for kind, number in record["tensors"].items()]
     *first, last = counts
     types = f"{', '.join(first)} and {last}" if first else last
-    return f"{types} tensors of {record['file']} (sha256 {record['sha256']})"
+    wheel = record.get("wheel")
+    out_of = f" out of the wheel {wheel['file']} (sha256 {wheel['sha256']})" if wheel else ""
+    return f"{types} tensors of {record['file']} (sha256 {record['sha256']}){out_of}"
 
 
 def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator[Any]:

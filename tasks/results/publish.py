@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.artifacts.allocation_table import allocation_table, plot_tables
-from tasks.artifacts.files import ANSWERS, CARD, METRICS, RANKS, backbone_record, read_table
+from tasks.artifacts.files import ANSWERS, CARD, METRICS, RANKS, SAMPLES, backbone_record, read_table
 from tasks.cache import environment
 from tasks.cache.artifact import Artifact, Store
 from tasks.cache.atomic import place_files, replace_folder
@@ -168,7 +168,23 @@ def collect_metrics(store: Store, results: Results, *, place: Path, effort: Effo
         }
     card = read_table(store, dense.metrics, METRICS)["card"] | _image_card(store, results)
     found = {"models": models, "card": card, **({} if effort is None else {"run": asdict(effort)})}
+    if said := collect_prompts(store, results.samples):
+        found["prompts"] = said
     return found if results.questions is None else {**found, "comparison": compare_answers(store, results)}
+
+
+def collect_prompts(store: Store, samples: Mapping[str, Artifact]) -> list[dict[str, Any]]:
+    """Prompts of the user's own, each with what every model made of it: `{form, prompt, said: {model: text}}`."""
+    tables = {model: read_table(store, artifact, SAMPLES)["samples"] for model, artifact in samples.items()}
+    return [
+        {
+            "form": each["form"],
+            "prompt": each["prompt"],
+            "said": {model: table[index]["text"] for model, table in tables.items()},
+        }
+        for index, each in enumerate(next(iter(tables.values()), []))
+        if "form" in each
+    ]
 
 
 def _image_card(store: Store, results: Results) -> dict[str, Any]:

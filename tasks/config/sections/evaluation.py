@@ -14,6 +14,8 @@ class Samples(Section):
     number: Annotated[int, Field(ge=0)] = Field(default=4, description="number of texts; 0: none")
     prompt: Positive = Field(default=32, description="tokens of a prompt, at most")
     tokens: Positive = Field(default=40, description="tokens of a continuation, at most")
+    prompts: list[str] = Field(default=[], description="texts of your own to go on with, shown with the results")
+    chats: list[str] = Field(default=[], description="questions of your own, asked through the chat template")
 
 
 class Evaluation(Section):
@@ -35,10 +37,14 @@ class Output(Section):
 
     results: str = Field(default="results", description="folder of metrics, allocations, figures and plots")
     checkpoint: str = Field(default="models/compressed", description="folder of the compressed model")
+    beside: list[str] = Field(
+        default=[],
+        description="flows.show only: folders of the results of other runs on the same texts, whose methods come into the same table",
+    )
 
     @model_validator(mode="after")
     def _below(self) -> Self:
-        for name, value in self:
+        for name, value in (("results", self.results), ("checkpoint", self.checkpoint)):
             if PurePath(value).is_absolute() or ".." in PurePath(value).parts or not PurePath(value).parts:
                 raise ValueError(f"expected {name} to be a folder below that of the parameters, got {value}")
         return self

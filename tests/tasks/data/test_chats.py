@@ -11,6 +11,7 @@ from mgaa.errors import InputError, UsageError
 from tasks.artifacts.files import CARD, EXAMPLES, documents_of, read_table, texts_of, token_stream
 from tasks.cache.artifact import Artifact, Store
 from tasks.config.parameters import load_parameters
+from tasks.data.chats import render_question
 from tasks.data.documents import digest, read_documents
 from tasks.steps.make_examples import make_examples
 from tasks.steps.read_texts import READING, read_texts, source_content
@@ -146,6 +147,12 @@ def test_tokens_are_those_of_the_template_and_no_mark_is_doubled(store: Store, t
     assert card["documents"] == 2
     assert card["data_digest"] == digest(documents_of(store, texts, "calibration"))
     assert card["data_digest"] == read_table(store, texts, CARD)["sections"]["calibration"]["data_digest"]
+
+
+def test_a_question_ends_where_the_model_is_to_answer(tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(TEMPLATE + "{% if add_generation_prompt %} w2{% endif %}")
+    assert render_question("w3", AutoTokenizer.from_pretrained(tmp_path / "model")) == "<s> w1 w3 </s> w2"
 
 
 def test_what_does_not_depend_on_a_model_sees_what_is_said(store: Store, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mgaa.errors import InputError
+from mgaa.errors import InputError, UsageError
 from tasks.artifacts.files import SAMPLES, read_table, texts_of
 from tasks.cache.artifact import Artifact, Store
 from tasks.steps.generate import choose_texts, generate
@@ -63,8 +63,26 @@ def test_the_prompt_and_what_follows_are_the_text(run: Finished) -> None:
 
 def test_a_short_text_is_halved_and_one_of_a_single_token_is_left_out(run: Finished, store: Store) -> None:
     given = texts(store, "w1", "w1 w2 w3 w4 w5")
-    options = {"number": 2, "prompt": 8, "tokens": 8, "device": "cpu"}
+    options = {"number": 2, "prompt": 8, "tokens": 8, "prompts": [], "chats": [], "device": "cpu"}
     (sample,) = read_table(store, generate.fn(store, run.results.backbone, given, **options), SAMPLES)["samples"]
     assert (sample["document"], sample["prompt"], sample["reference"]) == (1, "w1 w2", "w3 w4 w5")
     with pytest.raises(InputError, match="No evaluation text has two tokens"):
         generate.fn(store, run.results.backbone, texts(store, "w1"), **options)
+
+
+def test_prompts_come_first_and_are_gone_on_with_behind_the_mark_of_a_document(run: Finished, store: Store) -> None:
+    given = {"number": 1, "prompt": 8, "tokens": 8, "prompts": ["w1 w2 w3 w4"], "chats": [], "device": "cpu"}
+    whole = texts(store, " ".join(f"w{index}" for index in range(1, 40)))
+    asked, text = read_table(store, generate.fn(store, run.results.backbone, whole, **given), SAMPLES)["samples"]
+    assert (asked["form"], asked["prompt"]) == ("text", "w1 w2 w3 w4")
+    alike = read_table(
+        store, generate.fn(store, run.results.backbone, whole, **{**given, "prompt": 4, "prompts": []}), SAMPLES
+    )
+    assert asked["ids"] == alike["samples"][0]["ids"]
+    assert text["document"] == 0
+
+
+def test_a_question_needs_a_chat_template(run: Finished, store: Store) -> None:
+    given = {"number": 0, "prompt": 8, "tokens": 8, "prompts": [], "chats": ["w1"], "device": "cpu"}
+    with pytest.raises(UsageError, match=r"no chat template: .*set evaluation\.samples\.chats=\[\]"):
+        generate.fn(store, run.results.backbone, texts(store, "w1 w2"), **given)
