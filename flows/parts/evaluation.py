@@ -41,7 +41,8 @@ class ModelEvaluation:
         given, sources = inputs.params.evaluation, []
 
         def spec(tasks: list[str], folder: str | None) -> TaskSpec:
-            return TaskSpec(tasks, given.limit, given.batch_size, folder, content_of(tasks, folder))
+            settings = (given.limit, given.batch_size, given.add_bos_token)
+            return TaskSpec(tasks, *settings, folder, content_of(tasks, folder))
 
         if made := [task for task in given.tasks if not is_standard(task)]:
             items = make_items(inputs.store, inputs.texts)
