@@ -97,7 +97,7 @@ def join(rows: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, separator: 
         documents=len(rows),
         bytes=len(text.encode()),
         unknown=0 if unknown is None or unknown in marks else int((stream == unknown).sum()),
-        rule=f"{named} around the whole text alone, as the tokenizer itself adds" if marks else "no mark added",
+        rule=f"{named} once, with the whole text, as the tokenizer itself adds" if marks else "no mark added",
     )
 
 

@@ -75,6 +75,16 @@ class TaskSpec:
 
 
 @dataclass(frozen=True)
+class HubItems:
+    """Items of a zero-shot task: a split of a data set of the Hub at a commit; `subset` is null where it has one configuration."""
+
+    source: str
+    subset: str | None
+    split: str
+    revision: str
+
+
+@dataclass(frozen=True)
 class OptimizerSpec:
     """An optimizer of ranks (`mgaa.search.optimizer.propose`).
 

@@ -23,7 +23,10 @@ class Evaluation(Section):
         description="models to compare with at the same parameter count; mgaa, random: only with a search"
     )
     tasks: list[str] = Field(description="zero-shot tasks by lm-eval name")
-    tasks_folder: str | None = Field(default=None, description="folder with the data of the standard tasks")
+    tasks_folder: str | None = Field(
+        default=None,
+        description="items of the standard tasks: a folder with <task>.jsonl, or hub, from where they are downloaded once",
+    )
     limit: Positive | None = Field(default=None, description="examples per task; null: all")
     add_bos_token: bool | None = Field(
         default=None,
