@@ -100,13 +100,17 @@ def prepare_tokens(
             tokens[name] = encode_questions(store, model, asked, section=name)
             continue
         cut: dict[str, Any] = {"length": given.length, "samples": given.samples, "seed": given.seed}
+        if (protocol := getattr(given, "protocol", None)) is not None:
+            cut |= {"protocol": protocol, "separator": given.separator}
         tokens[name] = tokenize(store, model, texts, section=name, **cut)
     return tokens
 
 
 def text_arguments(given: Texts) -> dict[str, object]:
-    """Parameters of a section that choose its documents."""
-    return {name: value for name, value in given.model_dump(by_alias=True).items() if name in READING}
+    """Parameters of a section that choose its documents; `protocol` only where there is one, since most sections have none."""
+    fields = given.model_dump(by_alias=True)
+    chosen = {name: value for name, value in fields.items() if name in READING}
+    return chosen | ({"protocol": fields["protocol"]} if fields.get("protocol") else {})
 
 
 def question_arguments(given: Texts | Questions) -> dict[str, object]:

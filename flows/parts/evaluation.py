@@ -8,9 +8,11 @@ from tasks.artifacts.models import share_models
 from tasks.artifacts.specs import TaskSpec, WindowSpec
 from tasks.cache.artifact import Artifact
 from tasks.config.parameters import Parameters
+from tasks.evaluation.hub_tasks import HUB, hub_items
 from tasks.evaluation.zero_shot import harness_version
 from tasks.results.publish import Evaluated
 from tasks.steps.evaluate import evaluate
+from tasks.steps.fetch_items import fetch_items
 from tasks.steps.make_items import make_items
 from tasks.steps.measure_perplexity import measure_perplexity
 from tasks.steps.score_tasks import content_of, is_standard, score_tasks
@@ -41,12 +43,17 @@ class ModelEvaluation:
         given, sources = inputs.params.evaluation, []
 
         def spec(tasks: list[str], folder: str | None) -> TaskSpec:
-            return TaskSpec(tasks, given.limit, given.batch_size, folder, content_of(tasks, folder))
+            settings = (given.limit, given.batch_size, given.add_bos_token)
+            return TaskSpec(tasks, *settings, folder, content_of(tasks, folder))
 
         if made := [task for task in given.tasks if not is_standard(task)]:
             items = make_items(inputs.store, inputs.texts)
             sources.append(TaskSource(spec(made, None), items))
-        if standard := [task for task in given.tasks if is_standard(task)]:
+        standard = [task for task in given.tasks if is_standard(task)]
+        if standard and given.tasks_folder == HUB:
+            items = fetch_items(inputs.store, items=hub_items(standard))
+            sources.append(TaskSource(spec(standard, HUB), items))
+        elif standard:
             sources.append(TaskSource(spec(standard, given.tasks_folder), None))
         return ModelEvaluation(inputs, sources)
 

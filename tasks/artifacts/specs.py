@@ -63,13 +63,25 @@ class TaskSpec:
         limit: number of items of each task, from the first; null takes all.
         folder: where the items lie; null where they are made from the evaluation texts.
         content: sha256 of every file that the tasks depend on.
+        add_bos_token: whether contexts begin with the beginning mark; null where the tokenizer itself adds it.
     """
 
     tasks: Sequence[str]
     limit: int | None
     batch_size: int
+    add_bos_token: bool | None
     folder: str | None
     content: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class HubItems:
+    """Items of a zero-shot task: a split of a data set of the Hub at a commit; `subset` is null where it has one configuration."""
+
+    source: str
+    subset: str | None
+    split: str
+    revision: str
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,25 @@ NO_DECOMPOSITION = "compares models that share one decomposition, which dense in
 
 RULES = (
     Rule(
+        "data.evaluation.protocol!=null",
+        "data.evaluation.source=demo",
+        "the rows of a data set are needed",
+        "set data.evaluation.source to its test split: a file of rows, the text file, or the Hub's data set (docs/data.md), or "
+        "data.evaluation.protocol=null",
+    ),
+    Rule(
+        "data.evaluation.protocol!=null",
+        "data.evaluation.form=chat",
+        "rows of text are joined",
+        "set data.evaluation.form=text, or data.evaluation.protocol=null",
+    ),
+    Rule(
+        "data.evaluation.protocol!=null",
+        "data.evaluation.stride!=null",
+        "windows lie back to back",
+        "set data.evaluation.stride=null, or data.evaluation.protocol=null",
+    ),
+    Rule(
         "statistics.inputs=compressed",
         "statistics.shards!=1",
         "each block waits for the one before it",

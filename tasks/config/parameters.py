@@ -33,6 +33,9 @@ from tasks.config.shorthand import expand_choices
 TAKEN = ("dense", "uniform", "level1", "level2", "random", "unrecovered")
 """Reserved names of models."""
 
+PUBLISHED = {"length": 2048, "samples": None, "stride": None}
+"""The windows of published perplexities: of the section `data.evaluation` where it has a `protocol`."""
+
 
 class PathSections(Section):
     """Paths from the sections `output`, `store` and `tracking`."""
@@ -128,7 +131,7 @@ class Parameters(PathSections):
 def load_parameters(path: Path, overrides: Sequence[str] = ()) -> Parameters:
     """Read `params.yaml`, apply overrides `section.key=value`, validate everything; raises `UsageError`."""
     given = parse_overrides(overrides, Parameters)
-    values = align_sections(apply_method(apply_case(merge(read_parameters(path), given), given), given), given)
+    values = align_sections(apply_presets(read_parameters(path), given), given)
     for section in SECTIONS:
         if isinstance(values.get(section), dict):
             by_hand = given.get(section)
@@ -156,6 +159,20 @@ def load_operation(path: Path, overrides: Sequence[str] = ()) -> Operation:
         raise UsageError(explain_errors(error, Operation)) from None
     found._folder = path.absolute().parent
     return found
+
+
+def apply_presets(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply the selected case and method and, below both, the windows of the protocol that the evaluation then has.
+
+    Raises:
+        UsageError: an unknown case or method.
+    """
+    found = apply_method(apply_case(merge(values, given), given), given)
+    evaluation = found.get("data", {}).get("evaluation") if isinstance(found.get("data"), dict) else None
+    if not isinstance(evaluation, dict) or evaluation.get("protocol") is None:
+        return found
+    published = merge(values, {"data": {"evaluation": PUBLISHED}})
+    return apply_method(apply_case(merge(published, given), given), given)
 
 
 def apply_case(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ file is read whole regardless of `split`, because it has no splits; `from` and `
 its name and those in folders of its name.
 
 `identity` contains everything that decides the documents: files by sha256, revision, split, field and the rule that cut the text.
+
+Under a protocol of published perplexities (tasks/data/protocols.py) the documents are the rows of its data set, and nothing is stripped.
 """
 
 import hashlib
@@ -21,6 +23,7 @@ from tasks.data import hub_datasets
 from tasks.data.boundaries import cut_rows, cut_text
 from tasks.data.chats import Document, conversation_of, fields_of
 from tasks.data.files import UNREADABLE, files_below, inner_name, locate_source, read_content
+from tasks.data.protocols import PROTOCOLS, rows_of_lines
 from tasks.data.row_formats import rows_in, text_in
 from tasks.data.rows import KINDS, LIST, Rows, file_kind, stem, text_of
 
@@ -50,6 +53,7 @@ class Reading:
     separator: str
     form: str
     nulls: str
+    protocol: str | None = None
 
     def of_rows(self, rows: Rows) -> tuple[list[Document], str, int]:
         """Documents of rows, the rule in words, and the number of rows that were left out for lack of a document."""
@@ -57,18 +61,32 @@ class Reading:
         if self.form == "chat":
             chats, left = rows.take(lambda row, place: conversation_of(row, self.field, place), skip=skip)
             return [*chats], "every row", left
-        texts, left = rows.take(lambda row, place: text_of(row, self.field, place), skip=skip)
+        texts, left = rows.take(lambda row, place: text_of(row, self.text_field, place), skip=skip)
+        if self.protocol is not None:
+            return [*texts], f"rows as they are, by the protocol {self.protocol}", left
         documents, rule = cut_rows(texts, self.separator)
         return [*documents], rule, left
+
+    def of_text(self, text: str) -> tuple[list[Document], str]:
+        """Documents of plain text, and the rule in words."""
+        if self.protocol is not None:
+            return [*rows_of_lines(self.protocol, text)], f"lines as rows, by the protocol {self.protocol}"
+        documents, rule = cut_text(text, self.separator)
+        return [*documents], rule
+
+    @property
+    def text_field(self) -> str:
+        """The column with the text: that of the setting or, where it says nothing, of the protocol."""
+        return PROTOCOLS[self.protocol].field if self.protocol and self.field == "text" else self.field
 
     @property
     def columns(self) -> Sequence[str]:
         """Columns that are read, of rows that are stored by columns."""
-        return fields_of(self.field) if self.form == "chat" else (self.field,)
+        return fields_of(self.field) if self.form == "chat" else (self.text_field,)
 
     def identity(self, facts: dict[str, Any], rules: Sequence[str], left: int) -> dict[str, Any]:
         """Identity of documents read with these settings; `facts` identify the source."""
-        named = {"field": self.field, "separator": ", ".join(dict.fromkeys(rules))}
+        named = {"field": self.text_field, "separator": ", ".join(dict.fromkeys(rules))}
         apart = {"form": self.form} if self.form != "text" else {}
         counted = {"left_out": left} if left else {}
         files = {name: facts.pop(name) for name in ("files",) if name in facts}  # last, since the list may be long
@@ -85,6 +103,7 @@ def read_documents(
     separator: str = "auto",
     form: str = "text",
     nulls: str = "stop",
+    protocol: str | None = None,
 ) -> Documents:
     """Read the documents of a source.
 
@@ -97,12 +116,14 @@ def read_documents(
         separator: rule for where documents end, see `tasks.data.boundaries`.
         form: `text`; or `chat`, conversations (`tasks.data.chats`), which only rows can hold.
         nulls: `stop` at a row without text, or `skip` it; skipped rows are counted in the identity.
+        protocol: a name in `tasks.data.protocols`: the documents are the rows of its data set as they are; None: `separator` finds them,
+            and blanks around them are stripped.
 
     Raises:
         UsageError: the revision is missing, not a commit, or given for a file.
         InputError: something is missing, empty, unreadable, or not UTF-8.
     """
-    path, reading = locate_source(source), Reading(field, separator, form, nulls)
+    path, reading = locate_source(source), Reading(field, separator, form, nulls, protocol)
     if path is None:
         found = _hub(str(source), split, revision, subset, reading)
     elif revision is not None or subset is not None:
@@ -168,8 +189,7 @@ def _of_file(path: Path, raw: bytes, reading: Reading) -> tuple[list[Document], 
         raise InputError(
             f"{path} is text by its ending, expected conversations in rows ({', '.join(KINDS)}): rename or convert it, or set `form: text`."
         )
-    documents, rule = cut_text(text_in(path, raw), reading.separator)
-    return [*documents], rule, 0
+    return *reading.of_text(text_in(path, raw)), 0
 
 
 def _folder(folder: Path, split: str | None, reading: Reading) -> Documents:

@@ -50,6 +50,7 @@ class InMemoryVLM(HFMultimodalLM):  # type: ignore[misc]  # the harness has no t
             max_length=max_length,
         )
         self.own, self.folder = processor, folder
+        self.bos_rule = "marks of the chat template"
         self.doing = "zero-shot"
         self.truncated = 0
 

@@ -1,4 +1,4 @@
-"""A model in memory for the lm-evaluation-harness, with our rule for the beginning mark, counting the contexts that had to be cut.
+"""A model in memory for the lm-evaluation-harness, counting the contexts that had to be cut.
 
 The harness runs the context once per choice and takes the log-softmax of every position. Here requests with the same context share one
 pass over it where the model has a cache for that (`tasks.evaluation.scoring`). The answers are those of the harness up to rounding; a test
@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mgaa.errors import InputError
+from mgaa.errors import InputError, UsageError
 from tasks.evaluation.scoring import Group, Way, way_of
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -36,11 +36,28 @@ Answer = tuple[float, bool]
 
 
 class InMemoryLM(HFLM):  # type: ignore[misc]  # the harness has no types
-    """A causal language model with its tokenizer; both are left as they are."""
+    """A causal language model with its tokenizer; both are left as they are.
+
+    Args:
+        add_bos_token: whether contexts begin with the beginning mark; None, as in the harness, where the tokenizer itself adds it.
+
+    Raises:
+        UsageError: a mark is asked for and the tokenizer has none.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, batch_size: int, max_length: int | None
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        batch_size: int,
+        max_length: int | None,
+        add_bos_token: bool | None = None,
     ) -> None:
+        if add_bos_token and tokenizer.bos_token_id is None:
+            raise UsageError(
+                "evaluation.add_bos_token is true, but the tokenizer of the model has no beginning mark: set it to null or false."
+            )
         super().__init__(
             pretrained=model,
             tokenizer=copy.deepcopy(tokenizer),  # the harness sets a padding token
@@ -48,16 +65,19 @@ class InMemoryLM(HFLM):  # type: ignore[misc]  # the harness has no types
             max_length=max_length,
             backend="causal",  # the decoders of encoder-decoders as well
             softmax_dtype="float32",
+            add_bos_token=add_bos_token,
         )
+        self.bos_rule = _bos_rule(self.tokenizer, add_bos_token)
         self.doing = "zero-shot"
         self.truncated = 0
         self._way: Way | None = None
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Ids of a text, after the beginning mark if the tokenizer has one; `add_special_tokens=False` asks for none."""
-        ids: list[int] = self.tokenizer.encode(string, add_special_tokens=False)
-        bos = self.tokenizer.bos_token_id
-        return ids if bos is None or add_special_tokens is False else [bos, *ids]
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **options: Any) -> list[int]:
+        """Ids of a text; `add_special_tokens=False` asks for no mark. The harness adds none that the tokenizer does not add by itself."""
+        if not self.add_bos_token or add_special_tokens is False:
+            ids: list[int] = super().tok_encode(string, add_special_tokens, **options)
+            return ids
+        return [self.tokenizer.bos_token_id, *self.tokenizer.encode(string, add_special_tokens=False)]
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[Answer]:
         """Answers in the order of the requests, without the harness's bars."""
@@ -76,6 +96,11 @@ class InMemoryLM(HFLM):  # type: ignore[misc]  # the harness has no types
         return [answers[index] for index in range(len(requests))]
 
     def _check(self, requests: Sequence[Request]) -> None:
+        if any(not context for _, context, _ in requests):
+            raise InputError(
+                f"A context of {self.doing} has no token before its continuation, expected at least 1: leave the item out, or set "
+                "evaluation.add_bos_token=true."
+            )
         longest = max(len(continuation) for _, _, continuation in requests)
         if longest > self.max_length:
             raise InputError(
@@ -103,6 +128,14 @@ class InMemoryLM(HFLM):  # type: ignore[misc]  # the harness has no types
         return {
             index: _answer(logits, wanted[index]) for index, logits in self._way(self.model, groups, self.batch_size)
         }
+
+
+def _bos_rule(tokenizer: PreTrainedTokenizerBase, add_bos_token: bool | None) -> str:
+    """Beginning of a context, in words."""
+    if add_bos_token is not None:
+        return f"{tokenizer.bos_token} before each context" if add_bos_token else "no mark before contexts"
+    own = ", ".join(map(str, tokenizer.convert_ids_to_tokens(tokenizer("")["input_ids"])))
+    return f"{own or 'no mark'} with contexts, as the tokenizer itself adds"
 
 
 def _text(requests: Sequence[Request]) -> list[int]:

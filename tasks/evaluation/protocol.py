@@ -47,6 +47,7 @@ def protocol(result: "Perplexity", tokens: Mapping[str, Any], dtype: Any) -> dic
         "documents": tokens["documents"],
         "unknown_tokens": tokens["unknown"],
         "bos_rule": tokens["bos_rule"],
+        **({"protocol": tokens["protocol"]} if "protocol" in tokens else {}),
         "dtype": str(dtype).removeprefix("torch."),
         "non_finite": result.non_finite,
     }

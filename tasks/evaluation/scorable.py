@@ -7,6 +7,7 @@ harness will ask of it: its prompt, its choices, which of them is right.
 """
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -17,12 +18,18 @@ from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError
 
 from mgaa.errors import InputError, UsageError
 from tasks.data.files import decode_text, read_content
+from tasks.data.questions import read_question_file
+from tasks.data.row_formats import read_rows, row_of
+from tasks.data.rows import whole_text
 
 _MISFITS = (
     *(TemplateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, AssertionError),
     *(SyntaxError, StopIteration),
 )
 """What templates and preprocessing raise at items of another form."""
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+"""How JSON spells half of a character."""
 
 _MANY = 100
 """Items that are looked for one by one, at most, where they keep the others from being read."""
@@ -114,6 +121,29 @@ def lines_of(path: Path) -> list[tuple[int, str]]:
     """
     lines = decode_text(path, read_content(path)).split("\n")
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def check_texts(path: Path) -> None:
+    """Refuse by line a text that no tokenizer takes, anywhere in an item."""
+    for number, line in lines_of(path):
+        if _SURROGATE.search(line):
+            place = f"Line {number} of {path}"
+            whole_text(json.dumps(row_of(line, place), ensure_ascii=False), place)
+
+
+def check_images(name: str, path: Path) -> None:
+    """Refuse items with images by line, before the harness, which does not know lines, reads them."""
+    records, given = read_question_file(path), read_rows(path).numbered
+    without = [number for number, row in given if "choices" not in row]
+    if without:
+        raise InputError(
+            f"{len(without)} of {len(given)} items in {path} do not fit the task {name}. Line {without[0]} of {path} has no `choices`, "
+            "which the task asks for: give a list."
+        )
+    if all(record["image"] is None for record in records):
+        raise InputError(
+            f"The items in {path} have 0 images, expected at least 1 for the task {name}: name them in `image`."
+        )
 
 
 def _parse_line(line: str) -> Any:

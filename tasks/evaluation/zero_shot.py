@@ -5,8 +5,9 @@ own task files, which a generated file includes and points to `<folder>/<task>.j
 the official task, and nothing is fetched.
 
 What differs from the harness's command line, each because the record must be exact:
-- contexts start with the tokenizer's beginning mark if it has one, the rule of `mgaa.inputs.tokens`; the harness asks the tokenizer's file,
-  which for some models leaves the mark out;
+- `add_bos_token`, where it is true, puts the beginning mark before every context, also of a tokenizer that does not add it by itself; where
+  nothing is said, contexts of the standard tasks are those of the harness, and the tasks that are made of our texts have the mark as in
+  perplexities (`mgaa.inputs.tokens`);
 - log-softmax in float32, whatever the model's dtype;
 - standard errors are analytic: `s / sqrt(n)` for a mean, and by the delta method for `perplexity = exp(-mean)`;
 - contexts that were cut to fit the model are counted, and a log-likelihood which is not finite is an error.
@@ -19,9 +20,7 @@ The harness is imported on first use (about 2 s), never when this module is.
 
 import importlib.metadata
 import importlib.resources
-import json
 import math
-import re
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -32,17 +31,13 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from mgaa.errors import InputError, NumericalError, UsageError
-from tasks.data import row_formats, rows
 from tasks.data.questions import read_question_file
-from tasks.evaluation.scorable import lines_of, load_task
+from tasks.evaluation.scorable import check_images, check_texts, load_task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mgaa.models.processors import Processor
-
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
-"""How JSON spells half of a character."""
 
 DEFINITIONS = Path(__file__).parent / "definitions"
 
@@ -125,6 +120,7 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
+    add_bos_token: bool | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run `tasks` on `model`.
 
@@ -136,11 +132,13 @@ def run_tasks(
         limit: the first so many items of each task; None takes all.
         batch_size: requests per forward pass.
         max_length: tokens of context; None asks the model. Longer contexts lose their beginning, which is counted.
+        add_bos_token: whether contexts begin with the tokenizer's beginning mark; None: those of standard tasks where the tokenizer itself
+            adds it, as in the harness, and those that are made of our texts where it has one, as in perplexities.
 
     Returns:
         Task -> each metric with its standard error (`stderr` that of `acc`, else `<metric>_stderr`; None for a single item), `n` items, the
-        `version` of the task, `truncated` requests and `non_finite` log-likelihoods (always 0, because one of them is an error). The exact
-        match of what is generated is an `acc`.
+        `version` of the task, `truncated` requests, the `bos_rule` in words, and `non_finite` log-likelihoods (always 0, because one of
+        them is an error). The exact match of what is generated is an `acc`.
 
     Raises:
         UsageError: an unknown task, a limit below one, or a task with images for a model that does not see.
@@ -152,17 +150,30 @@ def run_tasks(
         return {}
     if limit is not None and limit < 1:
         raise UsageError(f"The limit is {limit} items per task, expected at least 1, or null for all.")
-    harnesses = {
-        shows: _harness(model, processor, shows, folder, batch_size, max_length)
-        for shows in sorted({shows_images(task) for task in tasks})
-    }
+    forms = {task: (shows_images(task), _mark_of(task, processor, add_bos_token)) for task in tasks}
+    sizes = {"batch_size": batch_size, "max_length": max_length}
+    harnesses = {form: _harness(model, processor, *form, folder, sizes) for form in dict.fromkeys(forms.values())}
     with tempfile.TemporaryDirectory() as scratch:
         loaded = _load(files, Path(scratch))
-        return {name: _run(harnesses[shows_images(name)], name, task, limit) for name, task in loaded.items()}
+        return {name: _run(harnesses[forms[name]], name, task, limit) for name, task in loaded.items()}
+
+
+def _mark_of(task: str, processor: "Processor", add_bos_token: bool | None) -> bool | None:
+    """Whether the contexts of a task begin with the beginning mark; None leaves it to the tokenizer."""
+    from mgaa.models.processors import tokenizer_of
+
+    if add_bos_token is None and task in MADE:
+        return tokenizer_of(processor).bos_token_id is not None
+    return add_bos_token
 
 
 def _harness(
-    model: "PreTrainedModel", processor: "Processor", shows: bool, folder: Path, batch_size: int, max_length: int | None
+    model: "PreTrainedModel",
+    processor: "Processor",
+    shows: bool,
+    mark: bool | None,
+    folder: Path,
+    sizes: Mapping[str, Any],
 ) -> Any:
     """The model as the harness sees it, in tasks that show images or in the others."""
     from mgaa.models.architectures import is_multimodal
@@ -170,7 +181,7 @@ def _harness(
     from tasks.evaluation.lm_eval_model import InMemoryLM
 
     if not shows:
-        return InMemoryLM(model, tokenizer_of(processor), batch_size=batch_size, max_length=max_length)
+        return InMemoryLM(model, tokenizer_of(processor), add_bos_token=mark, **sizes)
     if tokenizer_of(processor) is processor or not is_multimodal(model.config):
         raise UsageError(
             f"The tasks {', '.join(filter(shows_images, known_tasks()))} show images, which this {model.config.model_type} with its "
@@ -178,7 +189,7 @@ def _harness(
         )
     from tasks.evaluation.lm_eval_image_model import InMemoryVLM
 
-    return InMemoryVLM(model, processor, folder=folder, batch_size=batch_size, max_length=max_length)
+    return InMemoryVLM(model, processor, folder=folder, **sizes)
 
 
 def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
@@ -195,7 +206,7 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
     loaded = {}
     for name, path in files.items():
         if shows_images(name):
-            _check_images(name, path)
+            check_images(name, path)
         check_texts(path)
         task = load_task(name, path, partial(load, name))
         for aggregation in task.aggregation().values():
@@ -206,29 +217,6 @@ def _load(files: Mapping[str, Path], scratch: Path) -> dict[str, Any]:
             task.set_config(key="num_fewshot", value=0)
         loaded[name] = task
     return loaded
-
-
-def check_texts(path: Path) -> None:
-    """Refuse by line a text that no tokenizer takes, anywhere in an item."""
-    for number, line in lines_of(path):
-        if _SURROGATE.search(line):
-            place = f"Line {number} of {path}"
-            rows.whole_text(json.dumps(row_formats.row_of(line, place), ensure_ascii=False), place)
-
-
-def _check_images(name: str, path: Path) -> None:
-    """Refuse items with images by line, before the harness, which does not know lines, reads them."""
-    records, given = read_question_file(path), row_formats.read_rows(path).numbered
-    without = [number for number, row in given if "choices" not in row]
-    if without:
-        raise InputError(
-            f"{len(without)} of {len(given)} items in {path} do not fit the task {name}. Line {without[0]} of {path} has no `choices`, "
-            "which the task asks for: give a list."
-        )
-    if all(record["image"] is None for record in records):
-        raise InputError(
-            f"The items in {path} have 0 images, expected at least 1 for the task {name}: name them in `image`."
-        )
 
 
 def _definition(name: str, path: Path, scratch: Path) -> dict[str, Any]:
@@ -267,6 +255,7 @@ def _run(harness: Any, name: str, task: Any, limit: int | None) -> dict[str, Any
         "n": len(samples),
         "version": outcome["versions"][name],
         "truncated": harness.truncated,
+        "bos_rule": harness.bos_rule,
         "non_finite": 0,
     }
 

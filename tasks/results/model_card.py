@@ -107,7 +107,9 @@ def results(model: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterator
     yield EvalResult(metric_type="perplexity", metric_value=round(model["perplexity"], 4), **texts)
     for task, found in model["tasks"].items():
         given: dict[str, Any] = {"dataset_type": task, "dataset_name": task, "task_type": "text-generation"}
-        yield EvalResult(metric_type="accuracy", metric_value=round(found["acc"], 4), **given)
+        for metric in ("acc", "acc_norm"):  # as the harness names them
+            if metric in found:
+                yield EvalResult(metric_type=metric, metric_value=round(found[metric], 4), **given)
     for name, found in model.get("questions", {}).items():
         given = {"dataset_type": name, "dataset_name": name, "task_type": "visual-question-answering"}
         if found["n"]:

@@ -37,6 +37,7 @@ def evaluate(
     scored: dict[str, Any] = {}
     for each in scores:
         scored |= read_table(store, each, TASK_SCORES)
+    begun = {task: scored[task].pop("bos_rule") for task in tasks}
     error = measured["nll_stderr"]
     record = {
         "perplexity": measured["perplexity"],
@@ -53,6 +54,7 @@ def evaluate(
             "validation_token_digest": chosen["card"]["token_digest"],
             "harness": harness,
             "limit": limit,
+            **({"task_bos_rules": begun} if begun else {}),
             "non_finite": measured["card"]["non_finite"] + chosen["card"]["non_finite"],
         },
     }

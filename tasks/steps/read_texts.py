@@ -21,6 +21,7 @@ from tasks.data import documents
 from tasks.data.chats import Document, plain_text
 from tasks.data.files import files_below, locate_source
 from tasks.data.overlap import require_disjoint, require_ranges_apart
+from tasks.data.protocols import PROTOCOLS
 
 DEMO = "demo"
 logger = logging.getLogger(__name__)
@@ -50,20 +51,24 @@ def read_texts(
     """Read the documents of every section, one per line as JSON, after the check that no two sections overlap.
 
     Args:
-        sections: `READING` of each section, by name.
+        sections: `READING` of each section, by name, and its `protocol` if it has one.
         content: `source_content` of each section's source; not read, only part of the cache key.
     """
     require_ranges_apart({name: (_place(given), given["from"], given["to"]) for name, given in sections.items()})
     read = {name: read_section(given) for name, given in sections.items()}
-    portions = {
-        name: documents.portion(read[name].texts, given["from"], given["to"]) for name, given in sections.items()
-    }
+    portions = {name: _chosen(read[name].texts, given) for name, given in sections.items()}
     shared = require_disjoint({name: [plain_text(each) for each in texts] for name, texts in portions.items()})
     for name, texts in portions.items():
         lines = "".join(json.dumps(text, ensure_ascii=False) + "\n" for text in texts)
         (out / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     card = {name: {"data_digest": documents.digest(texts), **read[name].identity} for name, texts in portions.items()}
     write_table(out / CARD, {"sections": card, "shared": shared})
+
+
+def _chosen(texts: list[Document], given: Mapping[str, Any]) -> list[Document]:
+    """The documents of a section's range; under a protocol the rows that count."""
+    protocol = PROTOCOLS.get(given.get("protocol", ""))
+    return documents.portion(texts, given["from"], given["to"])[: protocol.rows if protocol else None]
 
 
 def _place(given: Mapping[str, Any]) -> str:

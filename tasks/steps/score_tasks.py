@@ -15,6 +15,7 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.cache.manifest import file_digest
 from tasks.cache.step import step
 from tasks.evaluation import zero_shot
+from tasks.evaluation.hub_tasks import HUB
 
 
 @step(kind="task_scores")
@@ -35,9 +36,8 @@ def score_tasks(
     """
     loaded, processor = load_artifact(store, model, device)
     place = store.folder(items) if items is not None else Path(str(chosen.folder))
-    scores = zero_shot.run_tasks(
-        loaded, processor, chosen.tasks, folder=place, limit=chosen.limit, batch_size=chosen.batch_size
-    )
+    given = {"limit": chosen.limit, "batch_size": chosen.batch_size, "add_bos_token": chosen.add_bos_token}
+    scores = zero_shot.run_tasks(loaded, processor, chosen.tasks, folder=place, **given)
     write_table(out / TASK_SCORES, scores)
 
 
@@ -59,9 +59,9 @@ def content_of(tasks: Sequence[str], folder: str | None) -> dict[str, str]:
     if standard and folder is None:
         raise UsageError(
             f"evaluation.tasks has {standard[0]!r}, whose items are not part of the project: set evaluation.tasks_folder to a "
-            f"folder with {standard[0]}.jsonl, or take {' and '.join(task for task in zero_shot.known_tasks() if not is_standard(task))}"
+            f"folder with {standard[0]}.jsonl, or to {HUB}, or take {' and '.join(zero_shot.MADE)}"
         )
-    paths = zero_shot.task_files(standard, Path(folder)) if standard and folder else {}
+    paths = zero_shot.task_files(standard, Path(folder)) if standard and folder not in (None, HUB) else {}
     definitions = {f"{task}.yaml": zero_shot.DEFINITIONS / f"{task}.yaml" for task in tasks}
     paths |= {name: path for name, path in definitions.items() if path.is_file()}
     return {name: file_digest(path, path.stat()) for name, path in paths.items()}

@@ -1,6 +1,7 @@
 """Step 3, tokenize: the documents of a section as one row of token ids, packed with the backbone's tokenizer (`mgaa.inputs.tokens`).
 
-Conversations become texts by the tokenizer's chat template first (tasks/data/chats.py).
+Conversations become texts by the tokenizer's chat template first (tasks/data/chats.py). Under a protocol of published perplexities the rows
+are joined instead, and only whole windows are kept (tasks/data/protocols.py).
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ from tasks.cache.artifact import Artifact, Store
 from tasks.cache.step import step
 from tasks.data import chats
 from tasks.data.documents import digest
+from tasks.data.protocols import PROTOCOLS, describe, separator_of
 
 
 @step(kind="tokens", task_run_name="tokenize-{section}")
@@ -25,8 +27,14 @@ def tokenize(
     length: int,
     samples: int | None,
     seed: int,
+    protocol: str | None = None,
+    separator: str = "auto",
 ) -> None:
-    """Token ids of a section in one row: the whole stream, or `samples` windows of `length` tokens end to end."""
+    """Token ids of a section in one row: the whole stream, or `samples` windows of `length` tokens end to end.
+
+    Args:
+        protocol: by which rows are joined with `separator` and cut into whole windows; null for packed documents.
+    """
     from safetensors.torch import save_file
 
     from mgaa.inputs import tokens
@@ -36,11 +44,18 @@ def tokenize(
     if positions is not None and length > positions:
         raise UsageError(f"data.{section}.length is {length}, expected at most {positions} (the model's positions).")
     contents = documents_of(store, texts, section)
-    rendered, rule = chats.render_chats(contents, tokenizer, section)
-    stream = tokens.pack(rendered, tokenizer, rule=rule)
+    if protocol is None:
+        rendered, rule = chats.render_chats(contents, tokenizer, section)
+        stream = tokens.pack(rendered, tokenizer, rule=rule)
+        used, facts = stream.ids, {}
+    else:
+        stream = tokens.join([*map(chats.plain_text, contents)], tokenizer, separator=separator_of(protocol, separator))
+        limit = PROTOCOLS[protocol].windows
+        used = stream.ids if limit is None else stream.ids[: limit * length]
+        facts = {"protocol": describe(protocol, separator, len(stream), length)}
     tokens.check_vocabulary(stream.ids, backbone_record(store, backbone)["vocabulary"])
-    windows = tokens.windows(stream.ids, length, samples=samples, seed=seed)
-    ids = stream.ids if samples is None else windows.flatten()
+    windows = tokens.windows(used, length, samples=samples, seed=seed)
+    ids = windows.flatten() if samples is not None or protocol is not None else stream.ids
     card = {
         "length": length,
         "tokens": len(ids),
@@ -49,6 +64,7 @@ def tokenize(
         "stream_tokens": len(stream),
         "unknown": stream.unknown,
         "bos_rule": stream.rule,
+        **facts,
         "data_digest": digest(contents),
         "token_digest": tokens.digest(ids),
     }

@@ -70,10 +70,28 @@ class CalibrationTexts(Texts):
     )
 
 
+RULES = ("none", "markers", "headings", "paragraphs", "lines")
+"""Values of `separator` that are no separators themselves."""
+
+
 class EvaluationTexts(ChosenTexts):
     """Documents for the reported numbers only."""
 
     stride: Positive | None = Field(default=None, description="tokens between windows; null: windows do not overlap")
+    protocol: Literal["wikitext2", "ptb", "c4"] | None = Field(
+        default=None,
+        description="how published perplexities on this data set are taken: its rows joined as they are, whole windows of 2048 tokens back "
+        "to back unless another length is stated (docs/data.md); null: packed documents",
+    )
+
+    @model_validator(mode="after")
+    def _joined(self) -> Self:
+        if self.protocol is not None and self.separator in RULES:
+            raise ValueError(
+                f"expected separator: auto or what joins the rows, with protocol {self.protocol}, got {self.separator!r}, which finds "
+                "documents in a text"
+            )
+        return self
 
     @model_validator(mode="after")
     def _covered(self) -> Self:

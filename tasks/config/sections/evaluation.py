@@ -25,8 +25,16 @@ class Evaluation(Section):
         description="models to compare with at the same parameter count; mgaa, random: only with a search"
     )
     tasks: list[str] = Field(description="zero-shot tasks by lm-eval name")
-    tasks_folder: str | None = Field(default=None, description="folder with the data of the standard tasks")
+    tasks_folder: str | None = Field(
+        default=None,
+        description="items of the standard tasks: a folder with <task>.jsonl, or hub, from where they are downloaded once",
+    )
     limit: Positive | None = Field(default=None, description="examples per task; null: all")
+    add_bos_token: bool | None = Field(
+        default=None,
+        description="whether contexts of zero-shot tasks begin with the beginning mark; null: as in lm-eval, where the tokenizer itself "
+        "adds it (last_word and continuation: wherever it has one)",
+    )
     batch_size: Positive = Field(description="sequences per forward pass")
     answer_tokens: Positive = Field(default=16, description="tokens of an answer to a question about an image, at most")
     samples: Samples = Field(default_factory=Samples, description="continuations of evaluation texts")

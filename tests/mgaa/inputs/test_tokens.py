@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mgaa.errors import InputError, UsageError
-from mgaa.inputs.tokens import check_vocabulary, digest, pack, windows
+from mgaa.inputs.tokens import check_vocabulary, digest, join, pack, windows
 
 BOS, EOS = 61, 62
 
@@ -110,3 +110,18 @@ def test_the_digest_depends_on_values_and_shape_only():
     assert digest(ids) == digest(ids.int())
     assert digest(ids) != digest(ids.reshape(3, 4))
     assert digest(ids) != digest(ids.flip(0))
+
+
+def test_joined_rows_are_one_text_with_the_marks_that_the_tokenizer_itself_adds(words):
+    from tokenizers.processors import TemplateProcessing
+
+    stream = join(["", "w1 w2", "", "nobody"], words, separator=" w9 ")
+    assert stream.ids.tolist() == [9, 1, 2, 9, 9, 60]
+    assert (stream.documents, stream.unknown, stream.rule) == (4, 1, "no mark added")
+    assert stream.bytes == len(" w9 w1 w2 w9  w9 nobody")
+    words.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    marked = join(["w1", "w2"], words, separator=" ")
+    assert marked.ids.tolist() == [BOS, 1, 2]
+    assert marked.rule.startswith("<s> once")
+    with pytest.raises(InputError, match="0 rows"):
+        join([], words, separator=" ")

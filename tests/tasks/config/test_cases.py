@@ -143,3 +143,26 @@ def test_every_case_of_the_repository_is_valid() -> None:
     for case in yaml.safe_load(FILE.read_text())["cases"]:
         for method in yaml.safe_load(FILE.read_text())["methods"]:
             assert isinstance(load_parameters(FILE, [f"case={case}", f"method={method}"]), Parameters)
+
+
+PUBLISHED = ["data.evaluation.protocol=wikitext2", "data.evaluation.source=wiki.test.raw"]
+
+
+def test_a_protocol_stands_for_all_whole_windows_of_2048_tokens_unless_others_are_stated(tmp_path: Path) -> None:
+    given = load_parameters(FILE, PUBLISHED).data.evaluation
+    assert (given.length, given.samples, given.stride, given.separator) == (2048, None, None, "auto")
+    given = load_parameters(
+        FILE, [*PUBLISHED, "data.evaluation.length=1024", "data.evaluation.samples=8"]
+    ).data.evaluation
+    assert (given.length, given.samples) == (1024, 8)
+    case = {"mine": {"data": {"evaluation": {"protocol": "c4", "source": "c4.jsonl", "length": 512}}}}
+    given = load_parameters(with_cases(tmp_path, case)).data.evaluation
+    assert (given.protocol, given.length, given.samples) == ("c4", 512, None)
+    assert load_parameters(FILE).data.evaluation.length == 256
+
+
+def test_a_protocol_joins_rows_and_takes_no_rule_that_finds_documents() -> None:
+    found = load_parameters(FILE, [*PUBLISHED, 'data.evaluation.separator="\\n\\n"']).data.evaluation
+    assert found.separator == "\n\n"
+    with pytest.raises(UsageError, match=r"expected separator: auto or what joins the rows, .* got 'none'"):
+        load_parameters(FILE, [*PUBLISHED, "data.evaluation.separator=none"])

@@ -20,6 +20,9 @@ from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
 OVERRIDES = {
+    "data.evaluation.protocol!=null": ["data.evaluation.protocol=ptb"],
+    "data.evaluation.form=chat": ["data.evaluation.form=chat", "data.evaluation.source=a.jsonl"],
+    "data.evaluation.stride!=null": ["data.evaluation.stride=64", "data.evaluation.source=a.jsonl"],
     "statistics.shards!=1": ["statistics.shards=4"],
     "runner.address!=null": ["runner.address=tcp://host:8786"],
     "runner.workers!=auto": ["runner.kind=dask", "runner.workers=3"],

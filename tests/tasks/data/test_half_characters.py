@@ -9,7 +9,7 @@ import pytest
 
 from mgaa.errors import InputError
 from tasks.data import documents, questions
-from tasks.evaluation import zero_shot
+from tasks.evaluation.scorable import check_texts
 
 HALF = "half \ud800 of one"
 READERS: dict[str, tuple[Callable[[Path], object], list[dict[str, Any]]]] = {
@@ -50,4 +50,4 @@ def test_half_a_character_in_an_item_is_named_with_its_line(tmp_path: Path) -> N
     items = [{"context": "a \U0001f600", "target": "b"}, {"context": "a", "target": HALF}]
     (tmp_path / "last_word.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     with pytest.raises(InputError, match=r"Line 2 of .*last_word.jsonl has '\\ud800'"):
-        zero_shot.check_texts(tmp_path / "last_word.jsonl")
+        check_texts(tmp_path / "last_word.jsonl")

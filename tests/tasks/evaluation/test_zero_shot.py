@@ -1,5 +1,6 @@
 """The harness runs our tasks and the standard ones on a model in memory and local files, and its numbers are the model's."""
 
+import copy
 import json
 import math
 import os
@@ -135,6 +136,92 @@ def test_continuation_is_the_most_probable_choice(model, tokenizer, folder):
     assert (found["acc"], found["acc_norm"]) == (statistics.fmean(hits), statistics.fmean(hits_per_character))
     assert found["stderr"] == pytest.approx(math.sqrt(found["acc"] * (1 - found["acc"]) / 11))
     assert (found["n"], found["version"], found["truncated"], found["non_finite"]) == (12, 1.0, 0, 0)
+
+
+def adding(tokenizer, single):
+    """The tokenizer, with marks that it adds by itself."""
+    from tokenizers.processors import TemplateProcessing
+
+    own = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()), bos_token="<s>", eos_token="</s>"
+    )
+    own.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=[("<s>", 0), ("</s>", 1)])
+    return own
+
+
+def by_the_harness(model, tokenizer, files, tmp_path, limit=None):
+    """Metrics of the harness's own class and evaluator on the same task objects."""
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    harness = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=4, softmax_dtype="float32")
+    loaded = zero_shot._load(files, tmp_path)
+    found = evaluate(lm=harness, task_dict={"tasks": loaded}, bootstrap_iters=0, limit=limit)["results"]
+    return {task: {key: found[task].get(f"{key},none") for key in ("acc", "acc_norm")} for task in files}
+
+
+def four(i):
+    """Choices of different lengths."""
+    texts = [" ".join(WORDS[(i + j * k) % 10] for k in range(1 + (i + j) % 3)) for j in range(4)]
+    return {"text": texts, "label": list("ABCD")}
+
+
+VARIED = {
+    "arc_easy": lambda i: {"question": f"Which {WORDS[i]}?", "choices": four(i), "answerKey": "ABCD"[i % 4]},
+    "openbookqa": lambda i: {"question_stem": f"The {WORDS[i]} is", "choices": four(i), "answerKey": "ABCD"[i % 3]},
+    "piqa": lambda i: {
+        "goal": f"{WORDS[i]} it",
+        "sol1": four(i)["text"][0],
+        "sol2": four(i)["text"][1],
+        "label": i % 2,
+    },
+}
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "$A </s>"])
+def test_acc_and_acc_norm_of_standard_tasks_are_those_of_the_harness(model, tokenizer, tmp_path, single):
+    own = adding(tokenizer, single)
+    for name, item in VARIED.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(json.dumps(item(i)) for i in range(10)))
+    found = zero_shot.run_tasks(model, own, [*VARIED], folder=tmp_path)
+    expected = by_the_harness(model, own, zero_shot.item_files([*VARIED], tmp_path), tmp_path)
+    assert {task: {key: found[task][key] for key in ("acc", "acc_norm")} for task in VARIED} == expected
+    mark = {"$A": "no mark", "<s> $A": "<s>", "$A </s>": "</s>"}[single]
+    assert {each["bos_rule"] for each in found.values()} == {f"{mark} with contexts, as the tokenizer itself adds"}
+
+
+@pytest.mark.parametrize(
+    ("add_bos_token", "ids"), [(None, [[], [0]]), (True, [[0], [0]]), (False, [[], []])], ids=["null", "true", "false"]
+)
+def test_contexts_begin_as_the_tokenizer_does_unless_it_is_said_otherwise(model, tokenizer, add_bos_token, ids):
+    from tasks.evaluation.lm_eval_model import InMemoryLM
+
+    for single, before in zip(("$A", "<s> $A"), ids, strict=True):
+        own = adding(tokenizer, single)
+        ours = InMemoryLM(model, own, batch_size=1, max_length=None, add_bos_token=add_bos_token)
+        context, continuation = ours._encode_pair("array", " axis")
+        assert context == before + tokenizer.encode("array", add_special_tokens=False)
+        assert continuation == tokenizer.encode(" axis", add_special_tokens=False)
+
+
+def test_the_tasks_made_of_our_texts_begin_with_the_mark_as_perplexities_do(model, tokenizer, folder):
+    names = ["last_word", "continuation"]
+    plain = zero_shot.run_tasks(model, tokenizer, names, folder=folder)
+    assert plain == zero_shot.run_tasks(model, tokenizer, names, folder=folder, add_bos_token=True)
+    assert plain["last_word"]["bos_rule"] == "<s> before each context"
+    other = zero_shot.run_tasks(model, tokenizer, names, folder=folder, add_bos_token=False)
+    assert other["last_word"]["perplexity"] != plain["last_word"]["perplexity"]
+
+
+def test_a_mark_that_the_tokenizer_lacks_and_a_context_without_a_token_are_refused(model, tokenizer, tmp_path):
+    (tmp_path / "piqa.jsonl").write_text(json.dumps(VARIED["piqa"](0)))
+    bare = adding(tokenizer, "$A")
+    bare.bos_token = None
+    with pytest.raises(UsageError, match="add_bos_token is true, but the tokenizer of the model has no beginning mark"):
+        zero_shot.run_tasks(model, bare, ["piqa"], folder=tmp_path, add_bos_token=True)
+    (tmp_path / "last_word.jsonl").write_text(json.dumps({"context": " ", "target": "the"}))
+    with pytest.raises(InputError, match="A context of zero-shot last_word has no token"):
+        zero_shot.run_tasks(model, bare, ["last_word"], folder=tmp_path)
 
 
 SETTINGS = {
@@ -422,6 +509,17 @@ zero_shot.run_tasks(model, tokenizer, ["last_word", "continuation"], folder=Path
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout + ran.stderr.split("START\n")[1] == ""
     assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("MGAA_EXTERNAL_DATA" not in os.environ, reason="needs the published tasks (MGAA_EXTERNAL_DATA)")
+def test_published_items_have_the_accuracies_of_the_harness(tmp_path):
+    data, names = Path(os.environ["MGAA_EXTERNAL_DATA"]), ["arc_easy", "openbookqa", "piqa"]
+    folder = data / "backbones" / "wiki4m"
+    real, its_tokenizer = AutoModelForCausalLM.from_pretrained(folder).float(), AutoTokenizer.from_pretrained(folder)
+    found = zero_shot.run_tasks(real, its_tokenizer, names, folder=data / "tasks", limit=100)
+    expected = by_the_harness(real, its_tokenizer, zero_shot.item_files(names, data / "tasks"), tmp_path, limit=100)
+    assert {task: {key: found[task][key] for key in ("acc", "acc_norm")} for task in names} == expected
 
 
 @pytest.mark.skipif("MGAA_EXTERNAL_DATA" not in os.environ, reason="needs the published tasks (MGAA_EXTERNAL_DATA)")
