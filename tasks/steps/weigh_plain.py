@@ -1,4 +1,4 @@
-"""Step 5b, weigh plain: energies of the plain weights of one block, which level 2 compares where `ranks.spectrum=plain`.
+"""Step 5c, weigh plain: energies of the plain weights of one block, which level 2 compares where `ranks.spectrum=plain`.
 
 They depend on the backbone alone, so every factorizer and every calibration shares them.
 """
