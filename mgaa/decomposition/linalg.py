@@ -121,7 +121,8 @@ def decompose(
 
 def plain_energies(weight: Float[Tensor, "m n"]) -> Float[Tensor, " p"]:
     """Return the squared singular values of a weight, descending: its energies in no metric but the identity. float64, on its device."""
-    return torch.linalg.svdvals(weight.double()).square()
+    values: Tensor = torch.linalg.svdvals(weight.double())
+    return values.square()
 
 
 def _root(moment: Float[Tensor, "m m"], name: str) -> Float[Tensor, "m m"]:
