@@ -25,7 +25,7 @@ from flows.command.runner import THREADS, limit_threads, open_run_store, worker_
 from flows.parts.calibration import measure_statistics
 from flows.parts.evaluation import windows_of
 from flows.parts.inputs import Inputs, prepare_inputs
-from flows.parts.prepared import start_decomposition
+from flows.parts.prepared import plain_spectra, start_decomposition
 from flows.parts.questions import check_calibration_images
 from flows.parts.source import prepare_source
 from flows.prepare_data import prepare_questions, prepare_texts
@@ -123,7 +123,8 @@ def measure_dense(source: Source, inputs: Inputs) -> SweepContext:
     asked = QuestionSpec([each.name for each in params.data.questions], params.evaluation.answer_tokens)
     dense = measure(store, backbone, tokens, [], None, inputs.questions, windows=windows, asked=asked, device=device)
     statistics = measure_statistics(inputs)
-    points = PointContext(backbone, statistics, tokens, inputs.questions, windows, asked, device)
+    plain = plain_spectra(inputs, params.sweep.ranks)
+    points = PointContext(backbone, statistics, plain, tokens, inputs.questions, windows, asked, device)
     return SweepContext(source, inputs, points, dense)
 
 

@@ -37,7 +37,10 @@ over the whole model, and factors fitted to the dense model block by block. Chos
 
 
 LATENCY = ("objective", "profile", "tokens", "device")
-"""Options of every rule of level 2, besides `multiple`."""
+"""Options of every rule of level 2 about latency."""
+
+RANKS = ("multiple", "spectrum", *LATENCY)
+"""Options of every rule of level 2."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Methods:
     Attributes:
         factors: the factorizer.
         ratios, ranks: the map of level 1, and the rule of level 2.
+        residual: whether level 1 compares the stream before and after a sublayer; otherwise the stream before it and what it adds.
         anchoring: settings of the fit to the dense model; `None` where factors are slices of decompositions on dense inputs.
         refinement: settings of the joint tuning of a block's factors; `None` for no tuning.
     """
@@ -54,6 +58,7 @@ class Methods:
     factors: Chosen
     ratios: Chosen
     ranks: Chosen
+    residual: bool = True
     anchoring: Anchoring | None = None
     refinement: Refinement | None = None
 
@@ -77,12 +82,16 @@ def methods_of(
         UsageError: a method or an option is unknown, an option is missing or out of range, or blocks are to be tuned without an anchor.
     """
     factorizer, factor_options, _ = _parse_method("factors", factors)
-    level2, rank_options, _ = _parse_method("ranks", ranks, shared=("multiple", *LATENCY))
-    level1, ratio_options, shared = _parse_method("ratios", _ratios(ratios, level2, rank_options), shared=("band",))
+    level2, rank_options, _ = _parse_method("ranks", ranks, shared=RANKS)
+    given = _ratios(ratios, level2, rank_options)
+    level1, ratio_options, shared = _parse_method("ratios", given, shared=("band", "residual"))
+    if not isinstance(residual := shared.get("residual", True), bool):
+        raise UsageError(f"ratios.residual is {residual!r}, expected true or false")
     return Methods(
         (factorizer, factor_options),
         (level1, {**ratio_options, "band": shared.get("band")}),
         (level2, rank_options),
+        residual,
         _anchoring(anchor),
         _refinement(refinement, anchor),
     )
@@ -95,10 +104,10 @@ def target_of(compression: float, ranks: Method, channels: Method, model: PreTra
         UsageError: an option is unknown or out of range.
         InputError: a profile is missing or damaged.
     """
-    shared = _parse_method("ranks", ranks, shared=("multiple", *LATENCY))[2]
-    multiple = shared.pop("multiple", None)
+    shared = _parse_method("ranks", ranks, shared=RANKS)[2]
+    multiple, spectrum = shared.pop("multiple", None), shared.pop("spectrum", "metric")
     latency = _latency(shared, dtype=str(model.dtype).removeprefix("torch."))
-    return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency)
+    return Target(compression, "auto" if multiple is None else multiple, _pruning(channels), latency, spectrum)
 
 
 def _pruning(method: Method) -> Pruning | None:

@@ -70,6 +70,7 @@ class Ladder:
         ranks: ranks in ascending order, then `None` for dense.
         costs: parameters of each rung.
         energies: kept share of the energy of each rung, in [0, 1]; 1 for dense.
+        plain: energies of the plain weight, where rules compare these (`ranks.spectrum`); `None` where they compare `spectrum`.
     """
 
     matrix: Matrix
@@ -77,6 +78,7 @@ class Ladder:
     ranks: tuple[int | None, ...]
     costs: tuple[int, ...]
     energies: tuple[float, ...]
+    plain: Float[Tensor, " p"] | None = None
 
     @staticmethod
     def of(matrix: Matrix, spectrum: Float[Tensor, " p"], *, multiple: int, centred: bool) -> "Ladder":
@@ -101,6 +103,10 @@ class Ladder:
         kept = kept_energy(self.spectrum, power).tolist() if self.is_measured else []
         energies = tuple(1.0 if rank is None else kept[rank] for rank in self.ranks)
         return replace(self, energies=energies)
+
+    def as_compared(self) -> "Ladder":
+        """Return this ladder with the energies that rules compare."""
+        return self if self.plain is None else replace(self, spectrum=self.plain).weighed(1.0)
 
     def restricted(self, allowed: Callable[[int], bool]) -> "Ladder":
         """Return this ladder with only the allowed ranks; dense stays."""

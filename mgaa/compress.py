@@ -82,9 +82,10 @@ def compress_(
         tokens: calibration token ids in any form of `mgaa.inputs.token_rows`: (sequences, length), lists of any lengths, a tokenizer's
             output, whose padding is removed; or prompts with images (`mgaa.encode`).
         compression: fraction of the parameters of the decoder blocks' linears to remove, in (0, 1).
-        factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` is an option of every map,
-            `multiple` of every rule, and with `"objective": "latency"` so are `profile` (a path), `tokens` and `device`
-            (`mgaa.allocation.latency.load_latency`). `None` is `RATIOS`, or the ratios of the file where the ranks come from one.
+        factors, ratios, ranks: the factorizer, the map of level 1 and the rule of level 2 (`Method`); `band` and `residual` are
+            options of every map, `multiple` and `spectrum` of every rule, and with `"objective": "latency"` so are `profile` (a path),
+            `tokens` and `device` (`mgaa.allocation.latency.load_latency`). `None` is `RATIOS`, or the ratios of the file where the ranks
+            come from one.
         channels: `none` factorizes the FFNs like everything else; `weighted` prunes their channels, with the options of
             `mgaa.allocation.channels.Pruning`.
         anchor: `none`, or how factors are fitted to the dense model after compressed blocks (`mgaa.anchoring`): `outputs` fits to the
@@ -165,7 +166,9 @@ def sweep(
     if not targets:
         return iter(())
     with eval_mode(model):
-        measured = decompose_model(model, tokens, matrices, targets[0], measuring, methods.factors, parts)
+        measured = decompose_model(
+            model, tokens, matrices, targets[0], measuring, methods.factors, parts, residual=methods.residual
+        )
 
     def compressed(target: Target) -> tuple[PreTrainedModel, Report]:
         twin = twin_of(model)
@@ -192,7 +195,9 @@ def _at_once(
     parts: Sequence[str],
 ) -> Allocated:
     """Compress on dense inputs: measure every block before the first is compressed."""
-    measured = decompose_model(model, tokens, matrices, target, measuring, methods.factors, parts)
+    measured = decompose_model(
+        model, tokens, matrices, target, measuring, methods.factors, parts, residual=methods.residual
+    )
     ratios, outcome = measured.allocate(target, methods.ratios, methods.ranks)
     if methods.anchoring is None:
         measured.put_(model, outcome, last=True)
@@ -215,7 +220,7 @@ def _sequentially(
     cosines = {
         f"{index}.{sublayer}": cosine
         for index, block in enumerate(stream_cosines(model, tokens, batch_size=measuring.batch_size))
-        for sublayer, cosine in block.cosines.items()
+        for sublayer, cosine in block.compared(residual=methods.residual).items()
     }
     ratios = ratios_of(matrices, cosines, target, methods.ratios, centred=adds_biases(methods.factors))
     twin = twin_of(model)  # an error in a later block leaves the model as it was

@@ -19,7 +19,7 @@ from mgaa.anchoring.refinement import Refinement
 from mgaa.blocks.memory import release_memory
 from mgaa.budget import Ladder, Matrix
 from mgaa.checkpoints.save import apply_channels, apply_factors
-from mgaa.decomposition.linalg import Spectrum
+from mgaa.decomposition.linalg import Spectrum, plain_energies
 from mgaa.factors import decompose_block, factorize_linear
 from mgaa.inputs.prompts import Prompts
 from mgaa.levels import Chosen, Target, allocate
@@ -38,7 +38,7 @@ class DecomposedModel:
         spectra: of every matrix to factorize, by name.
         ladders: of the same matrices, in model order.
         scores: channel scores of the FFNs to prune.
-        cosines: mean cosine by sublayer.
+        cosines: mean cosine by sublayer, of the stream or of the sublayer alone.
         gradients: second moments of the output gradients, by block, then by linear; empty where the factorizer needs none.
     """
 
@@ -106,14 +106,21 @@ def decompose_model(
     measuring: CalibrationSettings,
     factors: Chosen,
     parts: Sequence[str] = DECODER,
+    *,
+    residual: bool = True,
 ) -> DecomposedModel:
-    """Measure every block on dense inputs and decompose its matrices; the model stays unchanged."""
+    """Measure every block on dense inputs and decompose its matrices; the model stays unchanged.
+
+    Args:
+        residual: which cosines level 1 compares (`mgaa.statistics.statistics.BlockStatistics.compared`).
+    """
     name, options = factors
     low, pruned = target.parts(matrices)
     cosines: dict[int, dict[str, float]] = {}
     spectra: dict[str, Spectrum] = {}
     scores: dict[Channels, ChannelScores] = {}
     gradients: dict[int, dict[str, Tensor]] = {}
+    plain: dict[str, Tensor] = {}
     if method_traits("factors", name).gradients:
         blocks = differentiate_model(model, tokens, measuring, parts=parts)
     else:
@@ -124,13 +131,15 @@ def decompose_model(
         release_memory()
         here = decompose_block({local: weights[local] for local in inside}, block, name, **options)
         spectra |= {inside[local]: spectrum for local, spectrum in here.items()}
+        if target.spectrum == "plain":
+            plain |= {inside[local]: plain_energies(weights[local]).cpu() for local in inside}
         scores |= {ffn: score(ffn, weights, block) for ffn in pruned if ffn.matrices[0].block == index}
-        cosines[index] = block.cosines
+        cosines[index] = block.compared(residual=residual)
         gradients |= {index: block.gradients} if block.gradients else {}
         del block, here  # free both while the next block is measured
         release_memory()
     energies = {name: spectrum.energies.cpu() for name, spectrum in spectra.items()}
     centred = any(spectrum.mean is not None for spectrum in spectra.values())
-    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency)
+    ladders = ladders_of(low, energies, centred=centred, multiple=target.multiple, latency=target.latency, plain=plain)
     by_sublayer = {f"{index}.{name}": cosine for index in sorted(cosines) for name, cosine in cosines[index].items()}
     return DecomposedModel(spectra, ladders, scores, by_sublayer, gradients)

@@ -25,6 +25,9 @@ from mgaa.statistics.accumulate import Accumulator
 Chosen = tuple[str, Mapping[str, Any]]
 """A method and its options, including those that all methods of its section share (`band`)."""
 
+SPECTRA = ("metric", "plain")
+"""Whose energies level 2 compares: those of the matrix in the factorizer's metric, or those of the weight alone."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -35,17 +38,22 @@ class Target:
         multiple: the step between ranks, or `auto`.
         pruning: settings of FFN pruning; `None` where FFNs are factorized like everything else.
         latency: selects the ranks that are faster than dense; `None` where only the parameter count matters.
+        spectrum: the energies that rules of level 2 compare: `metric` for those of the factorizer, `plain` for those of the weight itself.
 
     Raises:
-        UsageError: FFNs are to be pruned under a latency objective, whose profile has no times for narrower matrices.
+        UsageError: the spectrum is neither, or FFNs are to be pruned under a latency objective, whose profile has no times for narrower
+            matrices.
     """
 
     compression: float
     multiple: int | str = "auto"
     pruning: Pruning | None = None
     latency: Latency | None = None
+    spectrum: str = "metric"
 
     def __post_init__(self) -> None:
+        if self.spectrum not in SPECTRA:
+            raise UsageError(f"ranks.spectrum is {self.spectrum!r}, expected one of {', '.join(SPECTRA)}")
         if self.latency is not None and self.pruning is not None:
             raise UsageError(
                 "channels.method prunes the FFNs, but under ranks.objective=latency the profile has no times for narrower matrices: set "

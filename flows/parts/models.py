@@ -27,14 +27,23 @@ def compress_model(prepared: Prepared, recipe: Recipe) -> tuple[Artifact, Artifa
     """Ratios, ranks, channel scores and factors of a model; sequential compression keeps scores with the factors."""
     store, backbone, statistics = prepared.store, prepared.backbone, prepared.statistics
     centred = adds_biases(factorizer_of(prepared.params))
-    ratios = allocate_ratios(store, backbone, statistics, ratios=recipe.ratios, target=recipe.target, centred=centred)
+    ratios = allocate_ratios(
+        store,
+        backbone,
+        statistics,
+        ratios=recipe.ratios,
+        target=recipe.target,
+        centred=centred,
+        residual=recipe.residual,
+    )
     if not prepared.spectra:
         factors = compress_sequentially(prepared, recipe, ratios)
         return ratios, collect_ranks(store, factors), [], factors
     scores = Artifacts()
     if recipe.target.channels is not None:
         scores = score_channels.map(statistics=unmapped(statistics), **mapped_arguments(prepared)).result()
-    ranks = allocate_ranks(store, backbone, prepared.spectra, scores, ratios, ranks=recipe.ranks, target=recipe.target)
+    measured = prepared.spectra, scores, ratios, prepared.plain
+    ranks = allocate_ranks(store, backbone, *measured, ranks=recipe.ranks, target=recipe.target)
     return ratios, ranks, scores, slice_factors(prepared, ranks, scores)
 
 

@@ -229,10 +229,16 @@ def allocate_both_levels(prepared: Prepared) -> tuple[Artifact, Artifact]:
     store, backbone, recipe = prepared.store, prepared.backbone, both_levels(prepared.params)
     centred = adds_biases(factorizer_of(prepared.params))
     ratios = allocate_ratios(
-        store, backbone, prepared.statistics, ratios=recipe.ratios, target=recipe.target, centred=centred
+        store,
+        backbone,
+        prepared.statistics,
+        ratios=recipe.ratios,
+        target=recipe.target,
+        centred=centred,
+        residual=recipe.residual,
     )
     return ratios, allocate_ranks(
-        store, backbone, prepared.spectra, [], ratios, ranks=recipe.ranks, target=recipe.target
+        store, backbone, prepared.spectra, [], ratios, prepared.plain, ranks=recipe.ranks, target=recipe.target
     )
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from mgaa.allocation.channels import ChannelScores, score
 from mgaa.budget import Matrix, parameter_budget, rank_multiple
 from mgaa.checkpoints.save import apply_channels, apply_factors
-from mgaa.decomposition.linalg import Spectrum
+from mgaa.decomposition.linalg import Spectrum, plain_energies
 from mgaa.factors import decompose_block, factorize_linear
 from mgaa.levels import Chosen, Target
 from mgaa.models.lowrank import Factors
@@ -83,11 +83,12 @@ def compress_block(
     spectra = decompose_block({m.local: weights[m.local] for m in reached}, statistics, name, **options)
     scores = {channels: score(channels, weights, statistics) for channels in pruned}
     energies = {m.name: spectra[m.local].energies.cpu() for m in reached}
+    plain = {m.name: plain_energies(weights[m.local]).cpu() for m in reached if target.spectrum == "plain"}
     centred = any(spectrum.mean is not None for spectrum in spectra.values())
     multiple = rank_multiple(target.parts(matrices)[0], target.multiple)
     budget = allowance(matrices, ratios, target.compression, index) - spent
     rule, options_of_rule = ranks
-    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=target.latency)
+    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=target.latency, plain=plain)
     outcome = allocate_within(
         rule, ladders, ratios, budget, compression=target.compression, pruned=scores, **options_of_rule
     )

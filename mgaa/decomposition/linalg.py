@@ -119,6 +119,12 @@ def decompose(
     return Spectrum(energies, unweighed.to(kept), metric.mean, (root @ basis).to(kept))
 
 
+def plain_energies(weight: Float[Tensor, "m n"]) -> Float[Tensor, " p"]:
+    """Return the squared singular values of a weight, descending: its energies in no metric but the identity. float64, on its device."""
+    values: Tensor = torch.linalg.svdvals(weight.double())
+    return values.square()
+
+
 def _root(moment: Float[Tensor, "m m"], name: str) -> Float[Tensor, "m m"]:
     """Return the lower triangular `L` with `L L^T` the moment, float64."""
     root: Tensor

@@ -7,13 +7,16 @@ published method (`Traits.verbatim`) are not refilled. A rule for all matrices o
 ladders and their whole budget, whatever the ratios; nothing is refilled after it, and it is refused where blocks are allocated one after
 the other. A rule that has to check the model and the compression first has a second function, `check(ladders, compression, *, options)`.
 
+Whose "energy distribution" the paper means is open too: rules and refill compare the energies in the metric of the factorizer, or those of
+the plain weight (`ladders_of`). Factors are made in the metric either way, and so the outcome states the energy that is kept there.
+
 FFNs that are pruned (`mgaa.allocation.channels`) have a width instead of ranks. The published rounding may keep a fraction of a channel
 more than the ratio allows; where that exceeds the budget of everything together, they give channels back one step at a time, the last block
 first.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, TypeVar
 
@@ -61,14 +64,16 @@ def ladders_of(
     centred: bool,
     multiple: int | str = "auto",
     latency: Latency | None = None,
+    plain: Mapping[str, Float[Tensor, " p"]] | None = None,
 ) -> list[Ladder]:
     """The ladder of every matrix.
 
     Args:
-        energies: by matrix name; a matrix without any stays dense.
+        energies: by matrix name, in the metric of the factorizer; a matrix without any stays dense.
         centred: whether the factors add biases.
         multiple: the step between ranks.
         latency: leaves out what is not faster than dense; `None`: whatever has fewer parameters is a rung.
+        plain: energies of the plain weights by name, which rules then compare instead.
 
     Raises:
         UsageError: the step between ranks leaves a matrix without any low rank, or the profile is of other steps or without biases.
@@ -81,6 +86,8 @@ def ladders_of(
         else Ladder.of_unreached(matrix)
         for matrix in matrices
     ]
+    if plain:
+        ladders = [replace(each, plain=plain[each.matrix.name]) if each.is_measured else each for each in ladders]
     for ladder in ladders:
         largest = ladder.matrix.largest_rank(centred=centred)
         if (
@@ -164,7 +171,8 @@ def allocate_within(
         UsageError: as `allocate_ranks`.
     """
     rule, traits = load_method("ranks", name, options), method_traits("ranks", name)
-    rungs = [0] * len(ladders) if traits.whole_model else _by_ratios(rule, ladders, ratios, options)
+    compared = [ladder.as_compared() for ladder in ladders]
+    rungs = [0] * len(ladders) if traits.whole_model else _by_ratios(rule, compared, ratios, options)
     widths = {channels: channels.width(ratios[channels.sublayer]) for channels in pruned}
     cost = sum(ladder.costs[rung] for ladder, rung in zip(ladders, rungs, strict=True))
     widths = _trim_widths(widths, budget - cost)
@@ -175,9 +183,9 @@ def allocate_within(
             "compute the ratios for this compression"
         )
     if traits.whole_model:
-        rungs = rule(ladders, budget - wide, **options)
+        rungs = rule(compared, budget - wide, **options)
     elif not traits.verbatim:
-        rungs = refill(ladders, rungs, budget - wide)
+        rungs = refill(compared, rungs, budget - wide)
     low = [Rank.at(ladder, rung) for ladder, rung in zip(ladders, rungs, strict=True)]
     narrow = [rank for channels, width in widths.items() for rank in _narrow(channels, width, pruned[channels])]
     return sorted([*low, *narrow], key=lambda rank: rank.matrix.block)

@@ -77,7 +77,8 @@ class BlockStatistics:
 
     Attributes:
         cosines: mean cosine of the residual stream before and after each sublayer.
-        branch_cosines: mean cosine of the stream before each sublayer and the addition of that sublayer.
+        branch_cosines: mean cosine of the stream before each sublayer and the addition of that sublayer (the sublayer alone: its norm
+            belongs to it, the residual connection does not).
         inputs: the distinct statistics, by the first linear that reads them.
         shared: for every linear of the block (its name inside the block) the key in `inputs`.
         apart: for prompts with images, the cosines over image tokens only, and over the others, by `<sublayer>/<kind>` (`KINDS`).
@@ -92,6 +93,10 @@ class BlockStatistics:
     apart: dict[str, float] = field(default_factory=dict)
     gradients: dict[str, Float[Tensor, "m m"]] = field(default_factory=dict)
     unreached: tuple[str, ...] = ()
+
+    def compared(self, *, residual: bool) -> dict[str, float]:
+        """Return the cosines that level 1 compares: of the stream, or without the residual connection of the sublayer alone."""
+        return self.cosines if residual else self.branch_cosines
 
     def of(self, linear: str) -> InputStatistics:
         """Return the statistics of the input of `linear`, and of the gradients of its output."""

@@ -32,7 +32,7 @@ def target_of(store: Store, backbone: Artifact, target: TargetSpec) -> Any:
     from mgaa.levels import Target
 
     pruning, latency = pruning_of(target.channels), latency_of(store, backbone, target.latency)
-    return Target(target.compression, target.multiple, pruning, latency)
+    return Target(target.compression, target.multiple, pruning, latency, target.spectrum)
 
 
 def model_ladders(
@@ -40,6 +40,7 @@ def model_ladders(
     backbone: Artifact,
     spectra: Sequence[Artifact],
     scores: Sequence[Artifact],
+    plain: Sequence[Artifact] = (),
     *,
     multiple: int | str,
     channels: Mapping[str, Any] | None,
@@ -49,8 +50,11 @@ def model_ladders(
 
     Args:
         spectra, scores: of all blocks; no scores where `channels` is null.
+        plain: energies of the plain weights of all blocks, where rules compare these.
         latency: what `latency_of` gives.
     """
+    from safetensors.torch import load_file
+
     from mgaa.allocation.channels import load_scores, prunable_ffns
     from mgaa.factors import load_energies
     from mgaa.ranks import ladders_of
@@ -66,5 +70,10 @@ def model_ladders(
     blocks = [load_energies(store.folder(artifact) / block_file(block)) for block, artifact in enumerate(spectra)]
     energies = {m.name: energy for m in low if (energy := blocks[m.block][0].get(m.local)) is not None}
     centred = any(centred for _, centred in blocks)
-    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=latency)
+    weighed = {
+        name: each
+        for block, artifact in enumerate(plain)
+        for name, each in load_file(store.folder(artifact) / block_file(block)).items()
+    }
+    ladders = ladders_of(low, energies, centred=centred, multiple=multiple, latency=latency, plain=weighed)
     return ladders, {each: found[each.sublayer] for each in pruned}

@@ -30,12 +30,14 @@ class TargetSpec:
         multiple: the step between ranks, or `auto`.
         channels: arguments of `mgaa.allocation.channels.Pruning`; null where FFNs are factorized.
         latency: the profile by which ranks are faster than dense, and at how many tokens; null where parameters are the objective.
+        spectrum: whose energies level 2 compares, `metric` or `plain` (`mgaa.levels.Target`).
     """
 
     compression: float
     multiple: int | str
     channels: Mapping[str, Any] | None = None
     latency: Mapping[str, Any] | None = None
+    spectrum: str = "metric"
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from tasks.config.messages import expectation, suggest
 
 SECTIONS = {
     "factors": {"method"},
-    "ratios": {"method", "compression", "band"},
-    "ranks": {"method", "multiple", "objective", "profile", "tokens", "device"},
+    "ratios": {"method", "compression", "band", "residual"},
+    "ranks": {"method", "multiple", "spectrum", "objective", "profile", "tokens", "device"},
 }
 """The sections that select a method, with the keys that all their methods share."""
 TYPES = {

@@ -25,20 +25,22 @@ class Recipe:
 
     Attributes:
         ratios, ranks: level 1, with `band` among its options, and level 2.
+        residual: whether level 1 compares the stream before and after a sublayer, or the stream before it and what it adds.
         search: method of the search that finds the ranks instead of both levels; None without one.
     """
 
     target: TargetSpec
     ratios: MethodSpec
     ranks: MethodSpec
+    residual: bool = True
     search: str | None = None
 
 
 def recipe_of(compression: float, ratios: Map, ranks: Ranks) -> Recipe:
     """The recipe of two levels, without pruning or search."""
-    target = TargetSpec(compression, ranks.multiple, latency=ranks.latency)
+    target = TargetSpec(compression, ranks.multiple, latency=ranks.latency, spectrum=ranks.spectrum)
     level1 = MethodSpec(ratios.method, {**ratios.options, "band": ratios.band})
-    return Recipe(target, level1, MethodSpec(ranks.method, ranks.options))
+    return Recipe(target, level1, MethodSpec(ranks.method, ranks.options), ratios.residual)
 
 
 def both_levels(params: Parameters) -> Recipe:

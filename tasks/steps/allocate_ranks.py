@@ -18,17 +18,22 @@ def allocate_ranks(
     spectra: Sequence[Artifact],
     scores: Sequence[Artifact],
     ratios: Artifact,
+    plain: Sequence[Artifact] = (),
     *,
     ranks: MethodSpec,
     target: TargetSpec,
 ) -> None:
-    """Rank (null is dense) or width, parameters and kept energy of every matrix, in the layout of `rank_table`."""
+    """Rank (null is dense) or width, parameters and kept energy of every matrix, in the layout of `rank_table`.
+
+    Args:
+        plain: energies of the plain weights, where level 2 compares these.
+    """
     from mgaa.budget import parameter_budget
     from mgaa.ranks import allocate_ranks as allocate
 
     latency, compression = latency_of(store, backbone, target.latency), target.compression
     ladders, pruned = model_ladders(
-        store, backbone, spectra, scores, multiple=target.multiple, channels=target.channels, latency=latency
+        store, backbone, spectra, scores, plain, multiple=target.multiple, channels=target.channels, latency=latency
     )
     given = read_table(store, ratios, RATIOS)
     found = allocate(ranks.method, ladders, given, compression=compression, pruned=pruned, **ranks.options)

@@ -22,6 +22,7 @@ def allocate_ratios(
     ratios: MethodSpec,
     target: TargetSpec,
     centred: bool,
+    residual: bool = True,
 ) -> None:
     """A compression ratio for every sublayer, as `{sublayer: ratio}`.
 
@@ -29,12 +30,13 @@ def allocate_ratios(
         ratios: level 1, with `band` among its options.
         target: what bounds the ratios besides the compression.
         centred: whether low rank adds biases.
+        residual: which cosines are compared, as in `sublayer_cosines`.
     """
     from mgaa.levels import ratios_of
 
     found = ratios_of(
         backbone_matrices(store, backbone),
-        sublayer_cosines(store, backbone, statistics),
+        sublayer_cosines(store, backbone, statistics, residual=residual),
         target_of(store, backbone, target),
         (ratios.method, dict(ratios.options)),
         centred=centred,
@@ -52,15 +54,21 @@ def unreached_matrices(store: Store, backbone: Artifact, statistics: Artifact) -
     return {matrix.name for matrix in matrices if matrix.local in found[matrix.block]}
 
 
-def sublayer_cosines(store: Store, backbone: Artifact, statistics: Artifact) -> dict[str, float]:
-    """The mean cosine of every sublayer that adds to a stream, in model order, by `<block>.<sublayer>`."""
+def sublayer_cosines(
+    store: Store, backbone: Artifact, statistics: Artifact, *, residual: bool = True
+) -> dict[str, float]:
+    """The mean cosine of every sublayer that adds to a stream, in model order, by `<block>.<sublayer>`.
+
+    Args:
+        residual: of the stream before and after the sublayer; otherwise of the stream before it and what it adds.
+    """
     from mgaa.statistics.statistics import load_cosines
 
     folder = store.folder(statistics)
     sublayers = dict.fromkeys((matrix.block, matrix.sublayer) for matrix in backbone_matrices(store, backbone))
     loaded = {block: load_cosines(folder / block_file(block)) for block in {block for block, _ in sublayers}}
     return {
-        sublayer: loaded[block][name][0]
+        sublayer: loaded[block][name][0 if residual else 1]
         for block, sublayer in sublayers
         if (name := sublayer.partition(".")[2]) in loaded[block]
     }

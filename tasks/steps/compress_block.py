@@ -69,7 +69,7 @@ def compress_block(
         "ratios": ratios.digest,
         "factors": chosen[0],
         "ranks": chosen[1],
-        "target": (target.compression, target.multiple, target.channels, target.latency),
+        "target": (target.compression, target.multiple, target.channels, target.latency, target.spectrum),
     }
     with (
         state_before(store, backbone, tokens, before, recipe, calibration, device) as state,

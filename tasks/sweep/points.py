@@ -148,7 +148,9 @@ def backbone_place(backbone: Source) -> str:
 
 def options_text(method: Method) -> str:
     """Options of a method as text, together with the section's common options that are set."""
-    shared = {name: getattr(method, name, None) for name in ("band", *sorted(SECTIONS["ranks"] - {"method"}))}
-    defaults = (None, "auto", "parameters")
+    shared = {
+        name: getattr(method, name, None) for name in ("band", "residual", *sorted(SECTIONS["ranks"] - {"method"}))
+    }
+    defaults = (None, True, "auto", "parameters", "metric")
     given = {**method.options, **{name: value for name, value in shared.items() if value not in defaults}}
     return " ".join(f"{name}={value}" for name, value in given.items())

@@ -23,11 +23,13 @@ class PointContext:
 
     Attributes:
         tokens: evaluation tokens for the perplexity.
+        plain: energies of the plain weights, where a point compares these.
         questions, asked: questions about images, and which of them are asked; None without such questions.
     """
 
     backbone: Artifact
     statistics: Artifact
+    plain: Sequence[Artifact]
     tokens: Artifact
     questions: Artifact | None
     windows: WindowSpec
@@ -47,9 +49,16 @@ def run_point(
     began = time.perf_counter()
     recipe, backbone = point.recipe, context.backbone
     ratios = allocate_ratios.fn(
-        store, backbone, context.statistics, ratios=recipe.ratios, target=recipe.target, centred=centred
+        store,
+        backbone,
+        context.statistics,
+        ratios=recipe.ratios,
+        target=recipe.target,
+        centred=centred,
+        residual=recipe.residual,
     )
-    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, ranks=recipe.ranks, target=recipe.target)
+    plain = context.plain if recipe.target.spectrum == "plain" else []
+    ranks = allocate_ranks.fn(store, backbone, spectra, [], ratios, plain, ranks=recipe.ranks, target=recipe.target)
     measurement = measure.fn(
         store,
         backbone,

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,29 @@ def test_the_same_run_again_executes_nothing_and_tells_the_same(done: TinyProjec
     for models in (told["models"], before["models"]):
         del models["uniform"]["checkpoint"]  # it lies in the store, and each laboratory has its own
     assert (told["models"], told["card"]) == (before["models"], before["card"])
+
+
+def test_readings_of_the_paper_execute_what_depends_on_them_and_in_the_identity_both_spectra_are_equal(
+    done: TinyProject,
+) -> None:
+    svd = ("factors.method=svd", "evaluation.baselines=[]", "evaluation.tasks=[]", "evaluation.samples.number=0")
+    assert done.run(*svd).code == 0
+    plain = done.run(*svd, "ranks.spectrum=plain")
+    assert (plain.code, plain.message) == (0, "")
+    assert plain.executed == {
+        "weigh_plain": BLOCKS,
+        "allocate_ratios": 1,
+        "allocate_ranks": 1,
+    }  # equal ranks, nothing else
+    ratios = result(done, "allocation.json")["mgaa"]["sublayers"]
+    alone = done.run(*svd, "ratios.residual=false")
+    assert {"allocate_ratios", "factorize"} <= alone.executed.keys()
+    assert alone.executed.keys().isdisjoint({"calibrate", "decompose", "weigh_plain"})
+    found = result(done, "allocation.json")["mgaa"]["sublayers"]
+    for one, other in combinations(found, 2):  # what is more alike to its input loses no less
+        if found[one]["branch_cosine"] < found[other]["branch_cosine"]:
+            assert found[one]["ratio"] <= found[other]["ratio"] + 1e-12
+    assert {x["ratio"] for x in found.values()} != {x["ratio"] for x in ratios.values()}
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.methods import available_methods, method_traits
 from mgaa.models.architectures import decoder_blocks, matrices_of
 from mgaa.models.fused import unfuse_
+from mgaa.ranks import allocate_ranks, ladders_of
 from mgaa.statistics.calibration import stream_statistics
 from tests.mgaa.conftest import FAMILIES
 from tests.support.allocations import reads_file
@@ -212,6 +213,67 @@ def test_options_reach_their_methods(tiny: Tiny, tokens: Tensor) -> None:
     assert {x.rank % 2 for x in report.matrices if x.rank is not None} == {0}
 
 
+@pytest.mark.parametrize("inputs", ["dense", "compressed"])
+def test_in_the_metric_of_the_identity_both_spectra_give_the_same_model(
+    tiny: Tiny, tokens: Tensor, inputs: str
+) -> None:
+    metric, plain = (
+        mgaa.compress_(
+            tiny("mixtral"), tokens, factors="svd", ranks={"method": "energy", "spectrum": each}, inputs=inputs
+        )
+        for each in ("metric", "plain")
+    )
+    assert plain == metric
+
+
+def test_ranks_by_the_plain_spectrum_are_those_of_the_singular_values_of_the_weights(
+    tiny: Tiny, tokens: Tensor
+) -> None:
+    model = tiny()
+    matrices = matrices_of(model)
+    weights = {x.name: model.get_submodule(x.name).weight.detach().double() for x in matrices}
+    report = mgaa.compress_(model, tokens, compression=0.4, ranks={"method": "energy", "spectrum": "plain"})
+    energies = {
+        name: torch.linalg.eigvalsh(w @ w.T).flip(0)[: min(w.shape)].clamp(min=0) for name, w in weights.items()
+    }
+    ratios = {x.name: x.ratio for x in report.sublayers}
+    expected = allocate_ranks("energy", ladders_of(matrices, energies, centred=True), ratios, compression=0.4)
+    assert [x.rank for x in report.matrices] == [x.rank for x in expected]
+    assert report.linear_parameters <= parameter_budget(matrices, 0.4)
+
+
+@pytest.mark.parametrize("inputs", ["dense", "compressed"])
+def test_without_the_residual_level_1_compares_what_enters_a_sublayer_with_what_it_adds(
+    tiny: Tiny, tokens: Tensor, inputs: str
+) -> None:
+    model = tiny().double()
+    seen: dict[str, float] = {}
+    for index, block in enumerate(decoder_blocks(model)):
+        for name, norm, module in (
+            ("attention", "input_layernorm", "self_attn"),
+            ("ffn", "post_attention_layernorm", "mlp"),
+        ):
+            entering: list[Tensor] = []
+            block.get_submodule(norm).register_forward_pre_hook(lambda _, args, to=entering: to.append(args[0]))
+
+            def leave(
+                _: nn.Module, __: Any, output: Any, key: str = f"{index}.{name}", of: list[Tensor] = entering
+            ) -> None:
+                added = output[0] if isinstance(output, tuple) else output
+                seen[key] = float(torch.cosine_similarity(of[-1], added, dim=-1).mean())
+
+            block.get_submodule(module).register_forward_hook(leave)
+    logits(model, tokens)
+    ratios = {"method": "softmax", "band": None}
+    found, usual = (
+        mgaa.compress_(tiny(), tokens, ratios={**ratios, "residual": each}, inputs=inputs) for each in (False, True)
+    )
+    assert {x.name: x.cosine for x in found.sublayers} == pytest.approx(seen, abs=1e-5)
+    assert [x.ratio for x in found.sublayers] != [x.ratio for x in usual.sublayers]
+    order = sorted(found.sublayers, key=lambda x: seen[x.name])
+    assert [x.ratio for x in order] == sorted(x.ratio for x in order)  # the more alike, the more is removed
+
+
 def test_a_mapping_that_was_given_is_not_changed(tiny: Tiny, tokens: Tensor) -> None:
     given = {"method": "softmax", "band": 0.1}
     mgaa.compress_(tiny(), tokens, compression=0.3, ratios=given)
@@ -239,6 +301,11 @@ def test_a_mapping_that_was_given_is_not_changed(tiny: Tiny, tokens: Tensor) -> 
             r"ranks\.multiple is 64, but .* set ranks\.multiple to at most",
         ),
         ({"ratios": {"method": "softmax", "band": 0.0}}, r"ratios\.band is 0\.0, expected a positive number"),
+        ({"ratios": {"method": "softmax", "residual": "no"}}, r"ratios\.residual is 'no', expected true or false"),
+        (
+            {"ranks": {"method": "energy", "spectrum": "weight"}},
+            r"ranks\.spectrum is 'weight', expected one of metric, ",
+        ),
         ({"batch_size": 0}, r"batch_size is 0, expected whole numbers from 1 on"),
         ({"factors": "pooled"}, r"groups is 32, but there are 8 calibration sequences, expected at least one for each"),
     ],

@@ -40,6 +40,10 @@ class Map(Method):
     band: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest deviation of a sublayer's ratio from the compression; null: no bound"
     )
+    residual: bool = Field(
+        default=True,
+        description="cosine of the residual stream before and after a sublayer; false: of the stream before it and what it adds",
+    )
 
 
 class Ratios(Map):
@@ -52,6 +56,10 @@ class Ranks(Method):
     """Level 2: ranks inside a sublayer."""
 
     multiple: Literal["auto"] | Positive = Field(default="auto", description="ranks are multiples of this number")
+    spectrum: Literal["metric", "plain"] = Field(
+        default="metric",
+        description="energies that rules compare: in the metric of the factorizer; plain: of the weight alone, its squared singular values",
+    )
     objective: Literal["parameters", "latency"] = Field(
         default="parameters",
         description="parameters: low rank has fewer than the dense matrix; latency: it is also faster by a profile of the device",

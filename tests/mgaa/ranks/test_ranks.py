@@ -6,6 +6,7 @@ The rule `file` is given what the common energy has found.
 import math
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -287,6 +288,30 @@ def test_singular_values_weigh_the_tail_more_than_their_squares() -> None:
 def test_a_power_that_is_not_positive_is_refused(power: float) -> None:
     with pytest.raises(UsageError, match=r"ranks\.power is .*expected a positive number"):
         run("energy", model([(8, 8, False)] * 3, 1), 0.2, power=power)
+
+
+# --- the energies that are compared
+
+
+@pytest.mark.parametrize("name", FINDERS)
+@given(setting=settings, share=st.floats(0.05, 0.95))
+def test_rules_compare_the_plain_energies_if_asked_to_and_report_those_of_the_metric(
+    name: str, setting: Any, share: float
+) -> None:
+    metric = model(*setting)
+    plain = {x.matrix.name: spectrum(len(x.spectrum), 17 + i) for i, x in enumerate(metric)}
+    given: dict[str, Any] = {"centred": setting[3], "multiple": setting[2]}
+    matrices, energies = [x.matrix for x in metric], {x.matrix.name: x.spectrum for x in metric}
+    compression = reachable(metric, share)
+    found = run(name, ladders_of(matrices, energies, **given, plain=plain), compression)
+    assert [x.rank for x in found] == [x.rank for x in run(name, ladders_of(matrices, plain, **given), compression)]
+    assert [x.energy for x in found] == [x.energies[x.ranks.index(y.rank)] for x, y in zip(metric, found, strict=True)]
+
+
+def test_one_energy_across_the_model_is_that_of_one_sublayer_that_holds_everything() -> None:
+    two = model([(64, 64, False), (16, 64, False), (96, 48, False), (48, 96, False)], 5)
+    one = [replace(x, matrix=replace(x.matrix, sublayer="0.ffn")) for x in two]
+    assert [x.rank for x in run("global_energy", two, 0.4)] == [x.rank for x in run("energy", one, 0.4)]
 
 
 # --- the uniform share

@@ -9,7 +9,7 @@ from tasks.config.parameters import load_parameters
 from tests.support.processes import ROOT
 
 FILE = ROOT / "params.yaml"
-PARAMETERS = {"objective": "parameters", "profile": None, "tokens": None, "device": None}
+PARAMETERS = {"spectrum": "metric", "objective": "parameters", "profile": None, "tokens": None, "device": None}
 
 
 def dumped(override: str, *more: str) -> list[object]:
@@ -27,7 +27,7 @@ def test_the_file_of_the_repository_asks_for_every_factorizer_and_both_levels() 
 def test_the_name_of_the_selected_method_takes_its_options() -> None:
     selected = ["ratios.method=softmax", "ratios.temperature=0.3", "ratios.band=0.05", "ranks.multiple=2"]
     assert dumped("sweep.ratios=[softmax]", *selected) == [
-        {"method": "softmax", "options": {"temperature": 0.3}, "band": 0.05}
+        {"method": "softmax", "options": {"temperature": 0.3}, "band": 0.05, "residual": True}
     ]
     assert dumped("sweep.ranks=[energy]", *selected) == [
         {"method": "energy", "options": {"power": 1.0}, "multiple": 2, **PARAMETERS}
@@ -37,7 +37,7 @@ def test_the_name_of_the_selected_method_takes_its_options() -> None:
 def test_the_name_of_another_method_takes_its_defaults_and_the_common_multiple() -> None:
     others = ["ratios.method=linear", "ranks.method=uniform", "ranks.multiple=2"]
     assert dumped("sweep.ratios=[softmax]", *others) == [
-        {"method": "softmax", "options": {"temperature": 0.1}, "band": None}
+        {"method": "softmax", "options": {"temperature": 0.1}, "band": None, "residual": True}
     ]
     assert dumped("sweep.ranks=[energy]", *others) == [
         {"method": "energy", "options": {"power": 1.0}, "multiple": 2, **PARAMETERS}
@@ -46,8 +46,8 @@ def test_the_name_of_another_method_takes_its_defaults_and_the_common_multiple()
 
 def test_a_mapping_sets_options() -> None:
     assert dumped("sweep.ratios=[{method: softmax, temperature: 0.2, band: 0.05}, uniform]") == [
-        {"method": "softmax", "options": {"temperature": 0.2}, "band": 0.05},
-        {"method": "uniform", "options": {}, "band": None},
+        {"method": "softmax", "options": {"temperature": 0.2}, "band": 0.05, "residual": True},
+        {"method": "uniform", "options": {}, "band": None, "residual": True},
     ]
     assert dumped("sweep.ranks=[{method: energy, power: 0.5, multiple: 8}]") == [
         {"method": "energy", "options": {"power": 0.5}, "multiple": 8, **PARAMETERS}
@@ -84,7 +84,7 @@ def test_a_backbone_of_the_hub_has_its_commit() -> None:
 
 def test_the_entries_are_told_as_they_are_written() -> None:
     flat = load_parameters(FILE, ["sweep.ratios=[{method: softmax, temperature: 0.2}]"]).flat()
-    assert flat["sweep.ratios"] == [{"method": "softmax", "temperature": 0.2, "band": None}]
+    assert flat["sweep.ratios"] == [{"method": "softmax", "temperature": 0.2, "band": None, "residual": True}]
 
 
 MISTAKES = {
@@ -96,7 +96,7 @@ MISTAKES = {
     "sweep.ratios=[uniform,{method: uniform, temperature: 1.0}]": "sweep.ratios.1: ratios.temperature is unknown to the method",
     "sweep.ratios=[{method: softmax, temperature: hot}]": "sweep.ratios.0: ratios.temperature is 'hot': expected a number",
     "sweep.ratios=[{method: softmax, band: -1.0}]": "sweep.ratios.0.band is -1.0: expected a number greater than 0",
-    "sweep.ratios=[{method: uniform, compression: 0.1}]": "sweep.ratios.0.compression is unknown: expected one of method, band",
+    "sweep.ratios=[{method: uniform, compression: 0.1}]": "sweep.ratios.0.compression is unknown: expected one of method, band, residual",
     "sweep.ratios=[{method: file}]": "sweep.ratios.0: ratios.path is missing",
     "sweep.compression=[0.2,2.0]": "sweep.compression.1 is 2.0: expected a number less than 1",
     "sweep.compression=0.2": "sweep.compression is '0.2': expected a list",
