@@ -42,7 +42,7 @@ def show(parameters: Parameters) -> None:
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, width=None if terminal else PLAIN)
     folders = [parameters.results, *(parameters.folder / each for each in parameters.output.beside)]
-    runs = [[read_results(folder / name) for name in ("metrics.json", "allocation.json")] for folder in folders]
+    runs = [(read_results(folder / "metrics.json"), read_results(folder / "allocation.json")) for folder in folders]
     try:
         metrics, allocations = join_runs(runs)
         shown = [

@@ -125,8 +125,8 @@ def _config(reader: Any, file: Path) -> PreTrainedConfig:
         given = load_gguf_checkpoint(file, return_tensors=False)["config"]
         default = AutoConfig.for_model(given["model_type"])
     given.pop("_model_name_or_path", None)  # its title
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        given.setdefault(name, None)  # not the default, which belongs to another vocabulary
+    for mark in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given.setdefault(mark, None)  # not the default, which belongs to another vocabulary
     for key in (key for key in reader.fields if key.startswith(f"{family}.")):
         name, found = SETTINGS.get(key.removeprefix(f"{family}.")), value(reader, key)
         if name is None and not _is_neutral(reader, key, found):

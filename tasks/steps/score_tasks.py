@@ -36,8 +36,15 @@ def score_tasks(
     """
     loaded, processor = load_artifact(store, model, device)
     place = store.folder(items) if items is not None else Path(str(chosen.folder))
-    given = {"limit": chosen.limit, "batch_size": chosen.batch_size, "add_bos_token": chosen.add_bos_token}
-    scores = zero_shot.run_tasks(loaded, processor, chosen.tasks, folder=place, **given)
+    scores = zero_shot.run_tasks(
+        loaded,
+        processor,
+        chosen.tasks,
+        folder=place,
+        limit=chosen.limit,
+        batch_size=chosen.batch_size,
+        add_bos_token=chosen.add_bos_token,
+    )
     write_table(out / TASK_SCORES, scores)
 
 

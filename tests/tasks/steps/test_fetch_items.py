@@ -1,4 +1,4 @@
-"""Items of the standard tasks come from the Hub at the commit that it has, in the files that a user would give; a silent Hub is one message."""
+"""Items of the standard tasks come from the Hub at the commit that it has, as the files a user would give; a silent Hub is one message."""
 
 import json
 import socket
