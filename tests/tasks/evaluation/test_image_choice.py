@@ -83,9 +83,7 @@ def test_the_harness_gets_the_answers_of_the_library(tmp_path: Path, family: str
     questions = [
         Question(each["question"], "", each["image"] and open_image(tmp_path / each["image"])) for each in records
     ]
-    harness = zero_shot._harness(
-        model, own, True, None, tmp_path, {"batch_size": batch_size, "max_length": None}
-    )
+    harness = zero_shot._harness(model, own, True, None, tmp_path, {"batch_size": batch_size, "max_length": None})
     task = zero_shot._load({"image_choice": tmp_path / "image_choice.jsonl"}, tmp_path)["image_choice"]
     found = evaluate(lm=harness, task_dict={"tasks": {"image_choice": task}}, bootstrap_iters=0, log_samples=True)
     samples = found["samples"]["image_choice"]
