@@ -54,7 +54,11 @@ def test_without_an_index_one_message_says_what_is_missing(monkeypatch: pytest.M
 
 
 def test_an_index_that_does_not_answer_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"INDEX_URL": "http://127.0.0.1:9/simple", "EXTRA_INDEX_URL": "", "CONFIG_FILE": os.devnull}.items():
+    for name, value in {
+        "INDEX_URL": "http://127.0.0.1:9/simple",
+        "EXTRA_INDEX_URL": "",
+        "CONFIG_FILE": os.devnull,
+    }.items():
         monkeypatch.setenv(f"PIP_{name}", value)
     with pytest.raises(InputError, match=r"no connection: .*Connection refused"):
         fetch_wheel(Wheel("some-words", "1.0", "0")).__enter__()
