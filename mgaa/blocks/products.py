@@ -57,7 +57,7 @@ def float32_products(block: nn.Module) -> Iterator[None]:
     ]
     try:
         for linear in swapped:
-            linear.forward = Float32Product(linear)  # type: ignore[method-assign]
+            linear.forward = Float32Product(linear)  # type: ignore[method-assign, assignment]
         yield
     finally:
         for linear in swapped:
