@@ -1,6 +1,6 @@
 """Seconds of `mgaa.compress_` on SmolLM2-135M, by MGAA and by the method of the least loss, without evaluation.
 
-    python benchmarks/smollm2_speed.py MODEL TEXT [--methods mgaa loss] [--dtype bfloat16] [--threads N] [--compression 0.2]
+    python -m benchmarks.smollm2_speed MODEL TEXT [--methods mgaa loss] [--dtype bfloat16] [--threads N] [--compression 0.2]
 
 Calibration is that of `benchmarks/defaults.py`: 128 windows of 256 tokens from the first 40 % of the documents. Each method compresses the
 model of its own; wall seconds, and CPU seconds of all threads, which other work on the machine changes less. The machine should be idle.

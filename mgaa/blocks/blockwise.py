@@ -4,7 +4,8 @@ So a block is needed once for all tokens, which is what lets its tensors stay in
 one block's statistics exist at a time. The other arguments of a block (masks, rotary embeddings, positions) come from the model's own
 forward, run with the blocks' `forward` replaced by recorders; the rest after the last block (norm, head) runs in another such forward, in
 which the last block returns the final hidden states. This works for every architecture and copies no model code; every operation is that of
-the plain forward, on the same micro-batch, so the bits are equal. Additions of the model between two blocks (image features, in Qwen3-VL)
+the plain forward, on the same micro-batch, so the bits are equal
+(with `float32`, equal but for the order of sums in a linear). Additions of the model between two blocks (image features, in Qwen3-VL)
 are recorded as well, and repeated. Gradients flow backwards in the same way: the part after the last block runs with autograd, then block
 by block again, on the hidden states kept at the input of each.
 
