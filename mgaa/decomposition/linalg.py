@@ -18,8 +18,6 @@ Legend: m outputs, n inputs, p = min(m, n), r rank, d = n or m, the side on whic
 """
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -34,9 +32,6 @@ DAMPING = 1e-12
 
 Measured on log-spaced spectra of condition 1e10, ranks up to break-even: 1e-8 costs up to 9 % of the optimum squared error of a
 1024 x 64 matrix and 2e-4 of a 96 x 24 one, 1e-12 at most 1e-10. Smaller values drown in the rounding of float64."""
-
-ONE_THREAD = 1024
-"""Columns up to which a QR decomposition has one thread."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +90,7 @@ def decompose(
         if metric.side == "output":
             metric = replace(metric, moment=root.T @ metric.moment.double() @ root)
     if m > n:
-        with _few_threads(factor):
-            reflectors = torch.geqrf(factor)
+        reflectors = torch.geqrf(factor)
         factor = reflectors.a[:n].triu()
     if silent:
         warnings.warn(
@@ -123,24 +117,6 @@ def decompose(
     basis = fix_signs(basis)
     unweighed = torch.linalg.solve_triangular(root.T, basis, upper=True)
     return Spectrum(energies, unweighed.to(kept), metric.mean, (root @ basis).to(kept))
-
-
-@contextmanager
-def _few_threads(factor: Float[Tensor, "m n"]) -> Iterator[None]:
-    """Within this context, work on a small matrix on the CPU has one thread.
-
-    The threads of a QR decomposition wait for each other at every column, and spin: when other work runs on the machine, 1536 x 576 took
-    0.3 to 0.9 CPU seconds on two threads, and 0.02 on one.
-    """
-    threads = torch.get_num_threads()
-    if factor.device.type != "cpu" or threads == 1 or factor.shape[1] > ONE_THREAD:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def plain_energies(weight: Float[Tensor, "m n"]) -> Float[Tensor, " p"]:
