@@ -4,7 +4,8 @@ So a block is needed once for all tokens, which is what lets its tensors stay in
 one block's statistics exist at a time. The other arguments of a block (masks, rotary embeddings, positions) come from the model's own
 forward, run with the blocks' `forward` replaced by recorders; the rest after the last block (norm, head) runs in another such forward, in
 which the last block returns the final hidden states. This works for every architecture and copies no model code; every operation is that of
-the plain forward, on the same micro-batch, so the bits are equal. Additions of the model between two blocks (image features, in Qwen3-VL)
+the plain forward, on the same micro-batch, so the bits are equal
+(with `float32`, equal but for the order of sums in a linear). Additions of the model between two blocks (image features, in Qwen3-VL)
 are recorded as well, and repeated. Gradients flow backwards in the same way: the part after the last block runs with autograd, then block
 by block again, on the hidden states kept at the input of each.
 
@@ -12,7 +13,7 @@ Legend: s sequences of a micro-batch, t tokens of a sequence, h hidden size.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from transformers import PreTrainedModel
 from mgaa.blocks.additions import Addition
 from mgaa.blocks.hidden_states import HiddenStates, Place
 from mgaa.blocks.offload import load_block
+from mgaa.blocks.products import float32_products
 from mgaa.errors import InputError
 from mgaa.models.architectures import DECODER, Stack, stacks_of
 from mgaa.models.model_inputs import IDS, Inputs
@@ -42,6 +44,8 @@ class Blockwise:
         place, folder: where the hidden states are held (`mgaa.blocks.hidden_states`). The run resumes from states that an interrupted run
             over the same batches left there.
         every: whether the states at the input of every block are kept, for a backward pass.
+        float32: whether 16-bit linears may be computed in float32 and rounded (`mgaa.blocks.products`), which is faster on some processors
+            and equal but for the order of sums.
     """
 
     def __init__(
@@ -53,7 +57,9 @@ class Blockwise:
         place: Place = "device",
         folder: Path | None = None,
         every: bool = False,
+        float32: bool = False,
     ) -> None:
+        self._products = float32_products if float32 else nullcontext
         self._stack = stacks_of(model)[0] if stack is None else stack
         self._model, self._batches, self._blocks = model, batches, self._stack.blocks
         self._tuples = self._stack.entry.returns == "tuple"
@@ -80,7 +86,7 @@ class Blockwise:
             watch: its `enter(batch, hidden)` and `leave(hidden)` are called around the block.
         """
         block = self._blocks[index]
-        with load_block(block, ahead=1):
+        with load_block(block, ahead=1), self._products(block):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch)
                 positional, named = self._arguments[batch][index]
@@ -108,7 +114,8 @@ class Blockwise:
         Autograd follows the setting of the caller.
         """
         positional, named = self._arguments[batch][index]
-        return hidden_states_of(self._blocks[index](hidden, *positional, **named))
+        with self._products(self._blocks[index]):
+            return hidden_states_of(self._blocks[index](hidden, *positional, **named))
 
     def commit(self) -> None:
         """Confirm that the results of the last pass are saved: an interrupted run resumes after it."""
@@ -144,7 +151,7 @@ class Blockwise:
         """
         block = self._blocks[index]
         self._hidden.forget(index + 2)  # the states after the block
-        with load_block(block, ahead=-1):
+        with load_block(block, ahead=-1), self._products(block):
             for batch in range(len(self._batches)):
                 hidden = self._hidden.get(batch, index + 1).detach()
                 positional, named = self._arguments[batch][index]

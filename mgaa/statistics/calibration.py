@@ -110,7 +110,7 @@ class Calibration:
                     "calibrate on questions about images (data.calibration.form), or leave it out (backbone.parts)"
                 )
         batches = [prompts.batch(each) for each in self._ranges]
-        self._line = Blockwise(model, batches, stack=self._stack, place=place, folder=folder)
+        self._line = Blockwise(model, batches, stack=self._stack, place=place, folder=folder, float32=True)
 
     def __len__(self) -> int:
         """Return the number of blocks."""

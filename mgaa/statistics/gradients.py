@@ -181,7 +181,7 @@ def _forward_and_backward(
     (stack,) = stacks_of(model)
     images = [prompts.image_mask(batch) for batch in ranges]
     waiting: dict[str, Any] = {"place": place, "folder": folder and folder / "hidden"}
-    blockwise = Blockwise(model, [prompts.batch(batch) for batch in ranges], every=True, **waiting)
+    blockwise = Blockwise(model, [prompts.batch(batch) for batch in ranges], every=True, float32=True, **waiting)
     for index in tqdm(range(blockwise.passed, len(blockwise)), desc="passing blocks", disable=None):
         blockwise.advance(index)
         blockwise.commit()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from mgaa.blocks.blockwise import hidden_states_of
+from mgaa.blocks.products import product_of
 from mgaa.errors import InputError
 from mgaa.models.architecture_schema import Architecture, Group, Sublayer
 from mgaa.models.expert_routing import RoutedRows
@@ -165,6 +166,10 @@ class Observer:
             for offset, sequence in enumerate(self._rows.of(arguments[0], group.expert)):
                 self._accumulators[keys[0]].update(self._first + offset, sequence)
 
+        def keep_product(linear: nn.Module, _: Any) -> None:
+            if forward := product_of(linear):
+                forward.keep = True
+
         def leaving(key: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
             @torch.no_grad()
             def hook(linear: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
@@ -178,10 +183,13 @@ class Observer:
         if not narrow:
             stack.enter_context(_hook(modules[linears[0]].register_forward_pre_hook(entering)))
         for key in keys if narrow else ():
+            stack.enter_context(_hook(modules[key].register_forward_pre_hook(keep_product)))
             stack.enter_context(_hook(modules[key].register_forward_hook(leaving(key))))
 
     def _bias_free(self, linear: nn.Module, output: Tensor, expert: int | None) -> Sequence[Tensor] | None:
-        """Return `W x` of every sequence from the forward's output; `None` where it was rounded to 16 bits, which would lose too much."""
+        """Return `W x` of every sequence from the forward's output; `None` where it is known in 16 bits only, which would lose too much."""
+        if (forward := product_of(linear)) and (unrounded := forward.take()) is not None:
+            output = unrounded
         if output.dtype not in (torch.float32, torch.float64):
             return None
         bias: Tensor | None = linear.bias  # type: ignore[assignment]
