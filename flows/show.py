@@ -83,7 +83,7 @@ def join_runs(runs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> tuple[di
         InputError: their dense models differ, or two have the same method.
     """
     metrics, allocations = dict(runs[0][0]), dict(runs[0][1])
-    metrics |= {"methods": [], "runs": [each["run"] for each, _ in runs if "run" in each]}
+    metrics |= {"methods": [], "runs": {[*each["models"]][-1]: each["run"] for each, _ in runs if "run" in each}}
     for other, allocated in runs:
         method = [*other["models"]][-1]
         dense, expected = (each["models"][DENSE]["perplexity"] for each in (other, metrics))
@@ -222,9 +222,10 @@ def statements(metrics: Mapping[str, Any], allocations: Mapping[str, Any]) -> It
         yield (
             f"Predicted time of {label_of(method)}'s linears over dense on {latency['name']}, by tokens per call: {', '.join(shares)}."
         )
-    for run in metrics["runs"]:
+    for name, run in metrics["runs"].items():
+        which = f"The run of {label_of(name)}" if others else "The run"
         yield (
-            f"The run: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "
+            f"{which}: {run['executed']} steps executed and {run['reused']} reused in {run['wall_seconds']:.1f} s "
             f"({run['work_seconds']:.1f} s of work), {run['peak_memory_bytes'] / 1e9:.2f} GB of memory at most."
         )
 

@@ -10,6 +10,7 @@ from flows.command.cli import main
 from flows.show import show
 from tests.support.processes import ROOT
 
+RUN = dict.fromkeys(("executed", "reused", "wall_seconds", "work_seconds", "peak_memory_bytes"), 1)
 PROMPT = {"form": "chat", "prompt": "What is blue?"}
 
 
@@ -32,7 +33,7 @@ def write_run(folder: Path, dense: float = 10.0, **perplexities: float) -> None:
     said = {name: f"{name}\nsays so" for name in models}
     folder.mkdir()
     (folder / "metrics.json").write_text(
-        json.dumps({"models": models, "card": {}, "prompts": [{**PROMPT, "said": said}]})
+        json.dumps({"models": models, "card": {}, "prompts": [{**PROMPT, "said": said}], "run": RUN})
     )
     allocation = {"budget": 80, "linear_parameters": 80, "slack": 0}
     (folder / "allocation.json").write_text(json.dumps(dict.fromkeys(perplexities, allocation)))
@@ -57,6 +58,7 @@ def test_the_method_of_each_run_has_a_row_its_share_and_its_words(
     assert "80.00" not in told  # the uniform of the other run
     assert "MGAA +0.6931, uniform +1.3863: 50 % of uniform's loss." in told
     assert "loss +0.3365, uniform +1.3863: 24 % of uniform's loss." in told
+    assert all(f"The run of {name}: 1 steps executed" in told for name in ("MGAA", "loss"))
     assert (
         "Asked: What is blue?\n  dense    dense says so\n  uniform  uniform says so\n  MGAA     mgaa says so\n" in told
     )
