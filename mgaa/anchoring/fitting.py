@@ -197,5 +197,5 @@ def fit_stage(
             basis = bases.pop(matrix.local)
             fitted.factors[matrix.name] = factorize(weight, shift, basis, rank, dtype=twin.dtype)
         elif anchoring.dense and measured[matrix.local][1] is not None:
-            fitted.dense[matrix.name] = Dense(weight, shift)
+            fitted.dense[matrix.name] = Dense(weight.to(twin.dtype), None if shift is None else shift.to(twin.dtype))
     return fitted

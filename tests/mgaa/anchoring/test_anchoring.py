@@ -167,6 +167,12 @@ def test_a_matrix_that_stays_dense_keeps_its_shape_and_gets_no_bias(tiny: Tiny, 
     ].dense
 
 
+def test_a_matrix_that_stays_dense_is_held_in_the_dtype_of_the_model(tiny: Tiny, tokens: Tensor) -> None:
+    model = unfuse_(tiny()).to(torch.bfloat16)
+    blocks = fitted(model, tokens, lambda matrix: 4 if matrix.block == 0 else None)
+    assert {dense.weight.dtype for dense in blocks[1].dense.values()} == {torch.bfloat16}
+
+
 @pytest.mark.parametrize("name", available_methods("factors"))
 def test_every_factorizer_can_be_anchored_and_comes_closer_than_without(name: str, tiny: Tiny, tokens: Tensor) -> None:
     losses = {}
