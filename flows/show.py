@@ -112,6 +112,8 @@ def tables(models: Mapping[str, Any], width: int, methods: Sequence[str] = ()) -
     while columns:
         fitting = (n for n in range(len(columns), 0, -1) if fits(table(models, columns[:n], methods), width))
         count = next(fitting, 1)
+        if len(columns) - count == 1:  # none is left alone, such as one of the two columns of seconds
+            count = max(1, count - 1)
         yield table(models, columns[:count], methods)
         columns = columns[count:]
 

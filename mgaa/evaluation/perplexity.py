@@ -238,15 +238,18 @@ def _losses(logits: Float[Tensor, "b l v"], ids: Int[Tensor, "b n"], batch: list
 
 
 def cross_entropy(logits: Float[Tensor, "b s v"], targets: Int[Tensor, "b s"]) -> Float[Tensor, "b s"]:
-    """Compute negative log-likelihoods in float32, or float64 where the logits are, a chunk of positions at a time."""
+    """Compute negative log-likelihoods in float32, or float64 where the logits are, a chunk of positions at a time.
+
+    The results have their place before the first chunk: small tensors allocated between chunks keep the heap from using their memory again.
+    """
     precise = torch.promote_types(logits.dtype, torch.float32)
     step = max(1, _CHUNK // (logits.shape[0] * logits.shape[2]))
-    parts = zip(torch.split(logits, step, dim=1), torch.split(targets, step, dim=1), strict=True)
-    chunks = [
-        functional.cross_entropy(part.to(precise).flatten(0, 1), target.flatten(), reduction="none").view_as(target)
-        for part, target in parts
-    ]
-    return torch.cat(chunks, dim=1)
+    losses = torch.empty(targets.shape, dtype=precise, device=logits.device)
+    for start in range(0, targets.shape[1], step):
+        part, target = (each[:, start : start + step] for each in (logits, targets))
+        found = functional.cross_entropy(part.to(precise).flatten(0, 1), target.flatten(), reduction="none")
+        losses[:, start : start + step] = found.view_as(target)
+    return losses
 
 
 def _summary(losses: list[float], counts: list[int], length: int, stride: int) -> Perplexity:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 PIPELINE = "dvc.yaml"
 CHANGING = ("output", "runner", "store", "tracking")
 """Sections that `dvc.lock` may contain and that change no result."""
+PARAMETERS = "params.yaml"
 HASHED = ("md5", "size", "nfiles")
 """Fields of a file or folder in `dvc.lock`."""
 
@@ -129,10 +130,10 @@ class Lock:
 
     def parameters(self, name: str) -> Iterator[Finding]:
         """Check the parameters of a stage, read as its command reads them, against those of the record."""
-        given = self.stages[name].get("params", {}).get("params.yaml", {})
+        given = self.stages[name].get("params", {}).get(PARAMETERS, {})
         sections = {key.partition(".")[0] for key in given} - {"case", "cases", "methods", *CHANGING}
         try:
-            flat = rebuild_parameters(self.folder / "params.yaml", given, self.stages[name]["cmd"])
+            flat = rebuild_parameters(self.folder / PARAMETERS, given, self.stages[name]["cmd"])
         except UsageError as error:
             yield disagreement(f"{LOCK}, {name}.params", f"cannot be parameters of the run: {error}")
             return
@@ -167,6 +168,23 @@ class Lock:
                 yield unchecked(f"{where}, {dep['path']}", "the commit of the run does not have it")
             elif not self.record["git"]["dirty"]:
                 yield from compare_path(dep, found, where, f"commit {self.record['git']['commit'][:8]}")
+        if self.past is not None and not self.record["git"]["dirty"]:
+            yield from self.values(name, self.past)
+
+    def values(self, name: str, past: "Repo") -> Iterator[Finding]:
+        """Check the values from files other than `params.yaml` against the commit of the run."""
+        for file, given in self.stages[name].get("params", {}).items():
+            place = past.fs.join(past.root_dir, file)
+            if file == PARAMETERS or not past.fs.exists(place):
+                continue
+            known = yaml.safe_load(past.fs.read_text(place))
+            for key, value in given.items():
+                found = known
+                for part in key.split("."):
+                    found = found.get(part) if isinstance(found, Mapping) else None
+                yield from compare_values(
+                    f"{LOCK}, {name}.params, {file}, {key}", value, found, "the commit of the run"
+                )
 
     @cached_property
     def here(self) -> "Repo | None":
@@ -182,14 +200,20 @@ class Lock:
 
 def stage_definition(stage: Mapping[str, Any]) -> dict[str, Any]:
     """Command of a stage and the names of all that it depends on and makes, from `dvc.yaml` and `dvc.lock` alike."""
-    params = stage.get("params", [])
     files = [*stage.get("outs", []), *stage.get("metrics", [])]
     return {
         "cmd": stage.get("cmd"),
         "deps": sorted(path_of(each) for each in stage.get("deps", [])),
         "outs": sorted(path_of(each) for each in files),
-        "params": sorted(params.get("params.yaml", []) if isinstance(params, Mapping) else params),
+        "params": parameter_names(stage.get("params", [])),
     }
+
+
+def parameter_names(params: Any) -> list[str]:
+    """Names of parameters with their files, from a list in `dvc.yaml` or a mapping in the lock."""
+    listed = [params] if isinstance(params, Mapping) else params
+    files = [each if isinstance(each, Mapping) else {PARAMETERS: [each]} for each in listed]
+    return sorted(f"{file}: {key}" for given in files for file, keys in given.items() for key in keys)
 
 
 def path_of(entry: Any) -> str:

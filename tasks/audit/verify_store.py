@@ -21,6 +21,9 @@ from tasks.cache.manifest import MANIFEST, DamagedError, check_folder, digest, f
 from tasks.record.findings import Finding, compare_values, disagreement, unchecked
 from tasks.record.lineage import STAGE, Node, node_with, sort_nodes
 
+UNFINISHED = "unfinished"
+"""Folder of what steps have done so far that still run or were cut off."""
+
 
 @dataclass
 class StoreCheck:
@@ -36,7 +39,8 @@ def verify_store(store: Store) -> StoreCheck:
     """Check every artifact and every key of a store."""
     checked, nodes = StoreCheck(), dict[Artifact, Node]()
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as threads:
-        for node, size, findings in threads.map(lambda artifact: verify_artifact(store, artifact), artifacts(store)):
+        sealed = (artifact for artifact in artifacts(store) if artifact.kind != UNFINISHED)
+        for node, size, findings in threads.map(lambda artifact: verify_artifact(store, artifact), sealed):
             nodes[node.artifact] = node
             checked.artifacts, checked.bytes = checked.artifacts + 1, checked.bytes + size
             checked.findings += findings

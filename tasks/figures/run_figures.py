@@ -34,6 +34,9 @@ SEEN = {"image": (0, (4, 2)), "text": (0, (1, 1.5))}
 WIDE = 24
 """Number of blocks above which the numbers in a heat map are rotated."""
 
+DARK = 0.67
+"""Kept share above which a white number stands out better from its cell than a dark one."""
+
 
 def ranks(allocations: Mapping[str, Allocation]) -> Any:
     """Plot the rank per matrix and block as a heat map of the share of parameters that is kept."""
@@ -78,7 +81,7 @@ def heat_map(axis: Any, allocation: Allocation, names: Sequence[str], blocks: in
             "dense" if dense else str(size),
             ha="center",
             va="center",
-            color="white" if dense or share > 0.6 else INK,
+            color="white" if dense or share > DARK else INK,
             fontsize=7 if blocks <= WIDE else 6,
             rotation=0 if blocks <= WIDE else 90,
         )

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,20 @@ def test_a_wheel_that_cannot_be_had_changes_nothing(
     assert (ended.value.code, told.count("\n")) == (3, 1)
     assert told.startswith(f"error: There is no {wheels / 'no_such_words-1.0-py3-none-any.whl'}")
     assert not (tmp_path / "texts").exists()
+
+
+def test_an_interrupted_fetch_ends_with_one_line_and_leaves_nothing(
+    wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(file: Path, folder: Path, *, dtype: str) -> None:
+        convert(file, folder, dtype=dtype)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(smollm2, "fill_from_gguf", interrupt)
+    monkeypatch.setattr(smollm2, "make_backbone", partial(smollm2.make_backbone, tmp_path / "model"))
+    monkeypatch.setattr("sys.argv", ["demo.smollm2", "backbone"])
+    monkeypatch.setenv("WHEELS", str(wheels))
+    with pytest.raises(SystemExit) as ended:
+        smollm2.main()
+    assert (ended.value.code, capsys.readouterr().err.count("\n")) == (130, 1)
+    assert list(tmp_path.iterdir()) == [wheels]

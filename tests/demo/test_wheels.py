@@ -1,6 +1,7 @@
 """A wheel is taken only with the pinned content, and nothing in it decides where anything is written."""
 
 import hashlib
+import os
 import zipfile
 from pathlib import Path
 
@@ -49,4 +50,15 @@ def test_a_folder_without_the_wheel_is_refused_with_the_remedy(tmp_path: Path) -
 def test_without_an_index_one_message_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(InputError, match=r"^some-words==1\.0 cannot be fetched .*WHEELS=/path/to/folder"):
+        fetch_wheel(Wheel("some-words", "1.0", "0")).__enter__()
+
+
+def test_an_index_that_does_not_answer_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "INDEX_URL": "http://127.0.0.1:9/simple",
+        "EXTRA_INDEX_URL": "",
+        "CONFIG_FILE": os.devnull,
+    }.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    with pytest.raises(InputError, match=r"no connection: .*Connection refused"):
         fetch_wheel(Wheel("some-words", "1.0", "0")).__enter__()

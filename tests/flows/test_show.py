@@ -79,6 +79,7 @@ def test_the_lines_that_load_the_checkpoint_load_it(run: Finished, capsys: pytes
 def test_no_table_is_wider_than_the_terminal(run: Finished, count: int, width: int) -> None:
     found = [*tables(with_tasks(run, count), width)]
     assert all(fits(each, width) for each in found)
+    assert all(len(each.columns) > 2 for each in found)  # the names, and no column alone
     headers = [str(column.header) for each in found for column in each.columns]
     assert [header for header in headers if header.startswith("task_")] == [f"task_number_{i}" for i in range(count)]
     assert (len(found) == 1) == (width == 200 and count <= 1)

@@ -118,6 +118,12 @@ def test_the_page_is_never_wider_than_the_window_with_all_tables_open(read: Any,
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+def test_a_digest_in_a_sentence_makes_the_page_no_wider_than_a_phone(read: Any) -> None:
+    page = read(390).page
+    page.eval_on_selector_all("p", "all => all.forEach(each => each.append(' (sha256 ' + '0'.repeat(64) + ')'))")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_light_and_in_dark(read: Any, scheme: str) -> None:
     page = read(color_scheme=scheme).page

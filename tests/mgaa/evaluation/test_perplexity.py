@@ -2,12 +2,15 @@
 
 import math
 import statistics
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from mgaa.errors import InputError, NumericalError, UsageError
 from mgaa.evaluation.perplexity import perplexity
+from tests.support.processes import ROOT
 
 TOKENS = torch.randint(0, 60, (157,), generator=torch.Generator().manual_seed(1))
 
@@ -171,3 +174,21 @@ def test_a_single_token_is_refused(tiny):
 def test_ids_outside_the_vocabulary_are_refused(tiny):
     with pytest.raises(InputError, match="64 embeddings"):
         perplexity(tiny(), torch.tensor([1, 64]), length=16)
+
+
+@pytest.mark.slow
+def test_losses_take_a_fraction_of_the_memory_of_the_logits() -> None:
+    """As the system counts it, holes in the heap included."""
+    program = """if True:
+        import resource, torch
+        from mgaa.evaluation.perplexity import cross_entropy
+        def peak():
+            return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        logits, targets = torch.ones(8, 128, 49152, dtype=torch.bfloat16), torch.zeros(8, 128, dtype=torch.long)
+        cross_entropy(logits[:, :1], targets[:, :1])
+        before = peak()
+        cross_entropy(logits, targets)
+        print((peak() - before) / logits.nbytes)
+    """
+    said = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(said.stdout) < 1

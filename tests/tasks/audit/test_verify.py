@@ -37,6 +37,15 @@ def test_nothing_is_found_where_nothing_was_changed(whole: Audited) -> None:
     assert {each.where for each in found.unchecked} <= {"git", str(whole.run), str(whole.folder / "dvc.lock")}
 
 
+def test_what_a_step_has_done_so_far_is_no_damaged_artifact(whole: Audited) -> None:
+    begun = whole.store.path / "unfinished" / ("0" * 64)
+    begun.mkdir(parents=True)
+    (begun / "block-0000.safetensors").write_bytes(b"half")
+    found = audit(whole.p, whole.store, whole.run).disagreements
+    shutil.rmtree(begun.parent)
+    assert not found, named(found)
+
+
 def test_one_changed_byte_of_any_file_of_the_store_is_found(whole: Audited) -> None:
     draw = random.Random(0)
     files = sorted(

@@ -38,7 +38,13 @@ def versioned(tmp_path_factory: pytest.TempPathFactory) -> Audited:
     (folder / "prepared.txt").write_text("texts")
     (folder / "code").mkdir()
     (folder / "code" / "step.py").write_text("pass")
-    stages["data"] = {"cmd": "python -m flows.prepare_data", "deps": ["code"], "outs": ["prepared.txt"]}
+    (folder / "steps.lock").write_text(yaml.safe_dump({"steps": {"read_texts": "0f"}}))
+    stages["data"] = {
+        "cmd": "python -m flows.prepare_data",
+        "deps": ["code"],
+        "params": [{"steps.lock": ["steps.read_texts"]}],
+        "outs": ["prepared.txt"],
+    }
     stages["compress"] = {
         "cmd": "python -m flows.compress --quiet",
         "deps": ["prepared.txt", "code"],
@@ -107,6 +113,15 @@ def test_a_changed_value_of_a_lock_is_found(versioned: Audited) -> None:
         path.write_text(whole)
         assert "dvc.lock" in found, place
     assert findings(versioned) == []
+
+
+def test_a_changed_value_of_a_file_other_than_the_parameters_is_found(versioned: Audited) -> None:
+    path = versioned.folder / "dvc.lock"
+    whole = path.read_text()
+    path.write_text(whole.replace("steps.read_texts: 0f", "steps.read_texts: 0a"))
+    found = disagreements(versioned)
+    path.write_text(whole)
+    assert "data.params, steps.lock, steps.read_texts" in found
 
 
 @pytest.mark.parametrize("name", ["models/compressed/config.json", "results/metrics.json", "prepared.txt"])

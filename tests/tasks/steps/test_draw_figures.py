@@ -3,12 +3,14 @@
 import copy
 import math
 import random
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from tasks.figures import run_figures
 from tasks.figures.allocation_rows import merge_experts, rows
@@ -64,6 +66,56 @@ def test_every_cell_of_the_heat_map_holds_its_rank(run: Finished) -> None:
         matrices = run.published["allocation"][model]["matrices"].values()
         expected = sorted("dense" if matrix["rank"] is None else str(matrix["rank"]) for matrix in matrices)
         assert sorted(text.get_text() for text in axis.texts) == expected
+
+
+def labels(figure: Any) -> list[tuple[str, Any]]:
+    """Texts of a drawn figure and the boxes around them, without ticks beyond the scale, which are not drawn."""
+    figure.draw_without_rendering()
+    beyond = {
+        tick.label1
+        for scale in (scale for axes in figure.axes for scale in (axes.xaxis, axes.yaxis))
+        for tick in scale.get_major_ticks()
+        if not min(scale.get_view_interval()) <= tick.get_loc() <= max(scale.get_view_interval())
+    }
+    shown = (text for text in figure.findobj(Text) if text.get_visible() and text.get_text() and text not in beyond)
+    return [(text.get_text(), text.get_window_extent()) for text in shown]
+
+
+@pytest.mark.parametrize("blocks", [2, 30, 80])
+def test_no_label_covers_another_or_leaves_the_figure(run: Finished, blocks: int) -> None:
+    allocations = stretched(run, blocks)
+    for each in allocations["mgaa"]["matrices"].values():  # as wide as those of a real model
+        each["rank"] = each["rank"] and 1000 + each["block"]
+    first = {matrix: ([0.0, 1.0], [0.0, 0.999]) for matrix in allocations["mgaa"]["matrices"]}
+    with figure_style():
+        drawn = [run_figures.ranks(allocations), run_figures.sublayers(allocations), run_figures.errors(allocations)]
+        drawn.append(run_figures.energies(allocations, first))
+        for found, (width, height) in ((labels(figure), figure.bbox.size) for figure in drawn):
+            for (text, one), (other, two) in combinations(found, 2):
+                across, up = min(one.x1, two.x1) - max(one.x0, two.x0), min(one.y1, two.y1) - max(one.y0, two.y0)
+                assert min(across, up) < 1, (text, other)
+            assert [text for text, box in found if min(box.x0, box.y0, width - box.x1, height - box.y1) < -1] == []
+
+
+def test_every_rank_stands_out_from_its_cell(run: Finished) -> None:
+    """By the ratio of their luminances (WCAG 2.2), whatever share a matrix keeps."""
+    allocation = stretched(run, 60)["mgaa"]
+    for each in allocation["matrices"].values():
+        each["parameters"] = round(each["m"] * each["n"] * (each["block"] + 1) / 60)
+    with figure_style():
+        (axis, _) = run_figures.ranks({"mgaa": allocation}).axes
+    (image,) = axis.images
+    cells = image.to_rgba(image.get_array())
+    for text in axis.texts:
+        column, row = text.get_position()
+        dark, light = sorted((luminance(cells[row][column][:3]), luminance(to_rgb(text.get_color()))))
+        assert (light + 0.05) / (dark + 0.05) > 3.9
+
+
+def luminance(colour: Any) -> float:
+    """Relative luminance (https://www.w3.org/TR/WCAG22/#dfn-relative-luminance)."""
+    linear = (value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour)
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 @pytest.mark.parametrize("blocks", [2, 13, 80])
