@@ -27,6 +27,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 from transformers import PreTrainedModel
 
 import mgaa
@@ -68,34 +70,52 @@ DEFAULTS = {name: each.default for name, each in inspect.signature(mgaa.compress
 RECOVERY = Plan(tune="factors", steps=40, batch=8, micro_batch=8, evaluate_every=10)
 
 
+@dataclass(frozen=True)
 class Bench:
-    """The dense model with its texts: measures any model that is made from it."""
+    """The dense model with its texts: measures any model that is made from it.
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.model, self.tokenizer = mgaa.load(given.model, device="cpu", dtype=given.dtype)
-        calibration, validation, held_out = texts(str(given.c4))
-        if given.calibration:
-            calibration = whole(str(given.calibration))
-        self.tokens, self.validation = (
-            windows(pack(each, self.tokenizer).ids, 256, samples=samples)
-            for each, samples in ((calibration, 128), (validation, 16))
-        )
-        rows = {"wikitext2": rows_of_lines("wikitext2", given.wikitext2.read_text(encoding="utf-8")), "c4": held_out}
-        self.streams = {
-            name: windows(join(each, self.tokenizer, separator=SEPARATOR).ids, LENGTH)[: given.windows]
-            for name, each in rows.items()
-        }
+    Attributes:
+        model, tokenizer: dense.
+        tokens: sequences that calibrate.
+        validation: windows that a search or a recovery validates on.
+        streams: windows to evaluate, by the name of the text.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    tokens: Int[Tensor, "s t"]
+    validation: Int[Tensor, "n t"]
+    streams: Mapping[str, Int[Tensor, "w l"]]
 
     def measure(self, model: PreTrainedModel) -> dict[str, Any]:
         """Losses by window on both texts, and the fraction of the linear parameters that was removed."""
         linear = sum(matrix.parameters for matrix in matrices_of(self.model))
         found: dict[str, Any] = {"removed": (parameters(self.model) - parameters(model)) / linear}
-        result = perplexity(model, torch.cat([*self.streams.values()]).flatten(), length=LENGTH)
-        losses, scored = list(result.losses), LENGTH - 1
+        all_windows = torch.cat([*self.streams.values()])
+        result = perplexity(model, all_windows.flatten(), length=all_windows.shape[1])
+        losses, scored = list(result.losses), result.length - 1
         for name, stream in self.streams.items():
             own, losses = losses[: len(stream)], losses[len(stream) :]
             found[name] = {"nll": sum(own) / len(own) / scored, "losses": [round(x, 3) for x in own], "tokens": scored}
         return found
+
+
+def bench_of(given: argparse.Namespace) -> Bench:
+    """Read the model and the texts of a command line."""
+    model, tokenizer = mgaa.load(given.model, device="cpu", dtype=given.dtype)
+    calibration, validation, held_out = texts(str(given.c4))
+    if given.calibration:
+        calibration = whole(str(given.calibration))
+    tokens, validated = (
+        windows(pack(each, tokenizer).ids, 256, samples=samples)
+        for each, samples in ((calibration, 128), (validation, 16))
+    )
+    rows = {"wikitext2": rows_of_lines("wikitext2", given.wikitext2.read_text(encoding="utf-8")), "c4": held_out}
+    streams = {
+        name: windows(join(each, tokenizer, separator=SEPARATOR).ids, LENGTH)[: given.windows]
+        for name, each in rows.items()
+    }
+    return Bench(model, tokenizer, tokens, validated, streams)
 
 
 @dataclass(frozen=True)
@@ -280,7 +300,7 @@ def main() -> None:
         stated = {"windows": given.windows, "dtype": given.dtype}
         if content.setdefault("settings", stated) != stated:
             raise UsageError(f"{given.output} has {content['settings']}, expected {stated}: give another --output")
-        bench = Bench(given)
+        bench = bench_of(given)
         if "dense" not in content:
             content["dense"] = bench.measure(bench.model)
             save()
