@@ -52,12 +52,14 @@ from tasks.evaluation import zero_shot
 
 LENGTH = 2048
 SEPARATOR = PROTOCOLS["wikitext2"].separator
-CHEAP = "uniform-whitened,uniform-afm,asvd,lorap,zs-svd,level1,level2,mgaa"
 PLAN = (
-    f"{CHEAP}@0.2",
-    f"{CHEAP}@0.4",
-    "loss@0.2,0.4",
-    "uniform-whitened,uniform-afm,mgaa@0.1,0.3,0.5",
+    "uniform-whitened,uniform-afm,asvd,lorap@0.2",
+    "loss,level1,level2,mgaa@0.2",
+    "uniform-afm,mgaa,level2,uniform-whitened@0.4",
+    "zs-svd@0.2",
+    "loss@0.4",
+    "lorap,zs-svd,level1,asvd@0.4",
+    "mgaa,uniform-afm,uniform-whitened@0.1,0.3,0.5",
     "loss@0.1,0.3,0.5",
     "bolaco,lems@0.2",
     "loss-refined@0.4,0.2",
