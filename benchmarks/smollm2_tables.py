@@ -28,7 +28,7 @@ OF_TEXT = (
 COLUMNS = (
     *("calibration", "compression", "method"),
     *(f"{text}_{column}" for text in TEXTS for column in OF_TEXT),
-    *("removed", "seconds", "cpu_seconds", "memory_mb"),
+    *("removed", "cpu_seconds", "memory_mb"),
 )
 Cells = Mapping[str, Mapping[str, Any]]
 """Cells of one compression by method."""
@@ -130,10 +130,7 @@ def _entries(cell: Mapping[str, Any], cells: Cells, dense: Mapping[str, Any]) ->
         found += ["" if share is None else f"{share:.3f}" for share in shares]
         for name in UNIFORM.values():
             found += _difference(cell, cells.get(name), text)
-    cost = [
-        f"{cell[key] / unit:.0f}" if key in cell else ""
-        for key, unit in (("seconds", 1), ("cpu_seconds", 1), ("memory", 1e6))
-    ]
+    cost = [f"{cell[key] / unit:.0f}" if key in cell else "" for key, unit in (("cpu_seconds", 1), ("memory", 1e6))]
     return [*found, f"{cell['removed']:.4f}", *cost]
 
 
