@@ -18,8 +18,8 @@ Method = str | Mapping[str, Any]
 """A method by name, or a mapping of `method` and its options: `{"method": "softmax", "temperature": 0.1}`."""
 
 
-RATIOS: Method = {"method": "softmax", "temperature": 0.1, "band": 0.1}
-"""Defaults of level 1, chosen on validation text of four backbones (docs/log.md)."""
+RATIOS: Method = {"method": "softmax", "temperature": 0.1, "band": "auto"}
+"""Defaults of level 1, chosen on validation text of five backbones (docs/log.md)."""
 
 LORAP: dict[str, Any] = {
     "factors": "awsvd",

@@ -75,6 +75,7 @@ def test_the_same_run_again_executes_nothing_and_tells_the_same(done: TinyProjec
     assert (told["models"], told["card"]) == (before["models"], before["card"])
 
 
+@pytest.mark.slow
 def test_readings_of_the_paper_execute_what_depends_on_them_and_in_the_identity_both_spectra_are_equal(
     done: TinyProject,
 ) -> None:

@@ -220,6 +220,7 @@ def uri_of(lab: TinyProject) -> str:
 
 
 @pytest.mark.filterwarnings("default:.* is incomplete or damaged and was dropped:UserWarning")
+@pytest.mark.nightly
 def test_a_recovery_that_is_killed_goes_on_from_its_checkpoint_and_gives_the_same(
     lorap: Lab, tuned: Lab, tmp_path: Path, prefect_server: str
 ) -> None:

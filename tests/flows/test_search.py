@@ -99,6 +99,7 @@ def test_one_more_evaluation_costs_one_more_trial_of_each_search(done: TinyProje
     assert outcome.executed.keys() <= {"allocate_point", "propose", "try_ranks", "take_best", "measure"}
 
 
+@pytest.mark.nightly
 def test_a_killed_search_goes_on_at_its_next_trial_and_its_checkpoint_descends_from_all_of_them(
     fresh: TinyProject, prefect_server: str
 ) -> None:

@@ -92,7 +92,9 @@ KILLS = {
 """Where a run is killed, and how many blocks the next one need not repeat."""
 
 
-@pytest.mark.parametrize("stage", KILLS)
+@pytest.mark.parametrize(
+    "stage", ["calibrate", *(pytest.param(each, marks=pytest.mark.nightly) for each in KILLS if each != "calibrate")]
+)
 def test_a_run_that_is_killed_goes_on_at_the_block(
     stage: str,
     fresh: TinyProject,

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-LIBRARY = {"recovery", "search", "vision"}
+LIBRARY = {"gguf", "recovery", "search", "vision"}
 """Extras of the wheel; the others are for work in a checkout."""
 OPTIONAL = set(EXTRAS) - LIBRARY - {"pipeline", "dev"}
 """What some commands need with some settings: imported where it is used, and named by a message where it is missing."""

@@ -10,7 +10,7 @@ from tasks.config.sections.section import Section
 class Backbone(Section):
     """The model to compress."""
 
-    source: str = Field(description="folder of a Hugging Face model, or its Hub id")
+    source: str = Field(description="folder of a Hugging Face model, a GGUF file, or a Hub id")
     revision: str | None = Field(description="commit on the Hub, 40 hexadecimal digits; null for a folder")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         description="dtype of the weights; auto: as stored"

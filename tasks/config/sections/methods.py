@@ -37,8 +37,10 @@ class Factors(Method):
 class Map(Method):
     """A map of level 1 without its compression."""
 
-    band: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="largest deviation of a sublayer's ratio from the compression; null: no bound"
+    band: Literal["auto"] | Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="largest deviation of a sublayer's ratio from the compression; auto: 0.1 up to 8 blocks, 1/80 for each further one; "
+        "null: no bound",
     )
     residual: bool = Field(
         default=True,

@@ -29,7 +29,7 @@ def allocate(
     *,
     parameters: Sequence[int] | None = None,
     reach: Sequence[float] | None = None,
-    band: float | None = None,
+    band: float | str | None = None,
     **options: float | str | None,
 ) -> list[float]:
     names = [f"{i}.ffn" for i in range(len(cosines))]
@@ -144,9 +144,16 @@ def test_a_vanishing_band_is_uniform(name: str) -> None:
     assert allocate(name, [0.9, 0.2, 0.5], 0.3, band=1e-9) == pytest.approx([0.3] * 3)
 
 
+@pytest.mark.parametrize(("blocks", "width"), [(2, 0.1), (8, 0.1), (30, 0.375)])
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("band", [0.0, -1.0, math.nan])
-def test_a_band_without_room_is_refused(name: str, band: float) -> None:
+def test_the_automatic_band_widens_with_the_depth(name: str, blocks: int, width: float) -> None:
+    cosines = [1 - 0.5**block for block in range(blocks)]
+    assert allocate(name, cosines, 0.4, band="auto") == allocate(name, cosines, 0.4, band=width)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("band", [0.0, -1.0, math.nan, "wide"])
+def test_a_band_without_room_is_refused(name: str, band: float | str) -> None:
     with pytest.raises(UsageError, match=r"ratios\.band is .*expected a positive number"):
         allocate(name, [0.9, 0.2], 0.3, band=band)
 

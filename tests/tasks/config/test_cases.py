@@ -82,7 +82,7 @@ def test_an_empty_case_changes_nothing(tmp_path: Path) -> None:
 
 
 MISTAKES = {
-    "case=visoin": r"case is 'visoin': expected one of language, vision; did you mean 'vision'\?",
+    "case=visoin": r"case is 'visoin': expected one of language, vision, smollm2; did you mean 'vision'\?",
     "case=null": "case is 'null': expected one of language, vision",
     "case=[vision]": r"case is '\[vision\]': expected one of language, vision",
     "case=vision data.calibration.form=image": "data.calibration.form is 'image': expected 'text', 'chat' or 'questions'",

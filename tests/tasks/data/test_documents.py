@@ -174,7 +174,10 @@ def test_a_hub_id_without_a_commit_is_refused(revision):
 def test_a_hub_id_without_a_network_is_a_clear_error(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"cannot be loaded from the Hub .* give a public data set and a network"):
+    with pytest.raises(
+        InputError,
+        match=r"cannot be loaded from the Hub, which does not answer .*: give a public data set and a network",
+    ):
         read_documents("nobody/nothing", split="test", revision=COMMIT, subset="en")
 
 

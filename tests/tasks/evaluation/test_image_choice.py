@@ -83,7 +83,7 @@ def test_the_harness_gets_the_answers_of_the_library(tmp_path: Path, family: str
     questions = [
         Question(each["question"], "", each["image"] and open_image(tmp_path / each["image"])) for each in records
     ]
-    harness = zero_shot._harness(model, own, True, tmp_path, batch_size, None)
+    harness = zero_shot._harness(model, own, True, None, tmp_path, {"batch_size": batch_size, "max_length": None})
     task = zero_shot._load({"image_choice": tmp_path / "image_choice.jsonl"}, tmp_path)["image_choice"]
     found = evaluate(lm=harness, task_dict={"tasks": {"image_choice": task}}, bootstrap_iters=0, log_samples=True)
     samples = found["samples"]["image_choice"]
@@ -102,6 +102,7 @@ def test_the_letter_is_what_counts(tmp_path: Path, letter: str, right: int) -> N
         "n": 6,
         "version": 1.0,
         "truncated": 0,
+        "bos_rule": "marks of the chat template",
         "non_finite": 0,
     }
 
