@@ -13,13 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 INTERVAL = 0.002
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ def fresh(work: Callable[..., Any], *arguments: Any) -> Any:
 
 def effort(work: Callable[[], Any]) -> Effort:
     """Do the work in this process and measure it."""
+    return measured(work)[0]
+
+
+def measured(work: Callable[[], T]) -> tuple[Effort, T]:
+    """Do the work in this process; returns what it took, and its result."""
     ctypes.CDLL(None).malloc_trim(0)  # memory freed before must not hide what is allocated now
     before, peak, done = allocated(), [0], threading.Event()
 
@@ -82,12 +88,12 @@ def effort(work: Callable[[], Any]) -> Effort:
     watcher.start()
     wall, cpu = time.perf_counter(), time.process_time()
     try:
-        work()
+        result = work()
     finally:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         done.set()
         watcher.join()
-    return Effort(wall, cpu, peak[0] - before)
+    return Effort(wall, cpu, peak[0] - before), result
 
 
 def allocated() -> int:

@@ -12,21 +12,20 @@ wall and CPU time of one process, which include what a method shares between com
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import mgaa
+from benchmarks.cells import content_of, kept, parameters, timed
 from benchmarks.proof_methods import METHODS
 from benchmarks.proof_tables import cells_as_csv, tables
 from demo import corpus
@@ -43,7 +42,6 @@ COMPRESSIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 WITH_TASKS = (0.2, 0.4)
 LENGTH = 256
 TASKS = ("last_word", "continuation")
-T = TypeVar("T")
 
 
 class Experiment:
@@ -92,11 +90,6 @@ class Experiment:
         return {task: [each["acc"], each["stderr"]] for task, each in answered.items()}
 
 
-def parameters(model: PreTrainedModel) -> int:
-    """Number of parameters of a model, shared ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def texts(name: str) -> tuple[list[str], list[str], list[str]]:
     """Documents for calibration, for searches, and for evaluation."""
     if name == "demo":
@@ -137,21 +130,6 @@ def fill(
         print(f"{name} at {compression}: {found}", file=sys.stderr, flush=True)
 
 
-def timed(work: Callable[[], T]) -> tuple[dict[str, float], T]:
-    """Seconds of a call, and its result."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = work()
-    return {"seconds": time.perf_counter() - wall, "cpu_seconds": time.process_time() - cpu}, result
-
-
-def kept(path: Path, content: dict[str, Any]) -> None:
-    """Write the output atomically, so that a killed run leaves the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(json.dumps(content) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
-
-
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -167,7 +145,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Read the command line, run, print."""
     given = arguments()
-    content = json.loads(given.output.read_text(encoding="utf-8")) if given.output.exists() else {}
+    content = content_of(given.output)
     if unknown := [name for name in given.only.split(",") if name not in METHODS]:
         raise UsageError(f"no method {', '.join(unknown)}, expected some of {', '.join(METHODS)}")
     for place in given.backbones:

@@ -48,9 +48,9 @@ def tables(content: Mapping[str, Any]) -> str:
 def overview(record: Mapping[str, Any]) -> Iterator[str]:
     """Increase of every method, with one column per compression."""
     by_compression = turned(record)
-    yield from _head(("increase", *by_compression))
+    yield from head(("increase", *by_compression))
     for method in record.get("cells", {}):
-        yield _row([method, *(_marked(method, cells, record["dense"]) for cells in by_compression.values())])
+        yield row([method, *(_marked(method, cells, record["dense"]) for cells in by_compression.values())])
 
 
 def _marked(method: str, cells: Mapping[str, Any], dense: Mapping[str, Any]) -> str:
@@ -121,10 +121,10 @@ def interval(cell: Mapping[str, Any], reference: Mapping[str, Any], where: str) 
 
 def summary(content: Mapping[str, Any]) -> Iterator[str]:
     """One row per method: means and worst cells over the backbones at 0.2, 0.3 and 0.4."""
-    yield from _head(TOTALS)
+    yield from head(TOTALS)
     methods = dict.fromkeys(method for record in content.values() for method in record.get("cells", {}))
     for method in methods:
-        yield _row([method, *_totals(method, content)])
+        yield row([method, *_totals(method, content)])
 
 
 def _totals(method: str, content: Mapping[str, Any]) -> list[str]:
@@ -161,9 +161,11 @@ def _share(cells: Mapping[str, Any], dense: Mapping[str, Any], method: str, refe
     return float(own / other) if other > 0 else math.nan
 
 
-def _head(columns: Sequence[str]) -> list[str]:
-    return [_row(list(columns)), "|" + "---|" * len(columns)]
+def head(columns: Sequence[str]) -> list[str]:
+    """Head of a Markdown table."""
+    return [row(list(columns)), "|" + "---|" * len(columns)]
 
 
-def _row(entries: list[str]) -> str:
+def row(entries: list[str]) -> str:
+    """Row of a Markdown table."""
     return f"| {' | '.join(entries)} |"

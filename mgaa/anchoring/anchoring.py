@@ -33,6 +33,7 @@ from mgaa.anchoring.refinement import Outputs, Refinement, check_tunable, refine
 from mgaa.anchoring.stages import BlockStage, capture_inputs, stages_of, writes_to_stream
 from mgaa.anchoring.sublayer_cache import SublayerCache
 from mgaa.blocks.offload import load_block
+from mgaa.blocks.products import float32_products
 from mgaa.budget import Matrix
 from mgaa.checkpoints.save import twin_of
 from mgaa.decomposition.regression import ResidualMoments
@@ -122,9 +123,10 @@ class Anchor:
         """Cache the output of the twin's sublayer, computed from the inputs of its last linear, which are consumed."""
         linear = self._stacks[1].blocks[index].get_submodule(stage.linears[0])
         dense, twin = self._caches[index]
-        while arrived:
-            batch, x = arrived.popitem()
-            twin.keep(stage.sublayer.module, batch, linear(x), dense)
+        with float32_products(linear):  # as in the passes that compute it
+            while arrived:
+                batch, x = arrived.popitem()
+                twin.keep(stage.sublayer.module, batch, linear(x), dense)
 
     def _refine_(self, index: int, fitted: AnchoredBlock, request: FitRequest) -> AnchoredBlock:
         """Tune the fitted matrices of a block of the twin jointly."""
