@@ -68,6 +68,7 @@ def test_the_checkpoint_is_what_one_call_from_python_gives(least: Lab) -> None:
         torch.testing.assert_close(saved(windows).logits, model(windows).logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_a_killed_run_goes_on_at_the_block_where_it_was_and_a_streamed_one_gives_the_same(
     least: Lab, empty: TinyProject, tmp_path_factory: pytest.TempPathFactory, prefect_server: str
 ) -> None:

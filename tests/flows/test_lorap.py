@@ -101,6 +101,7 @@ def test_the_checkpoint_is_what_one_call_from_python_gives(lorap: Lab) -> None:
     assert (told["linear_parameters"], told["slack"]) == (report.linear_parameters, report.budget_left)
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_killed_at_a_block_gives_the_digests_of_an_uninterrupted_one(
     empty: TinyProject, lorap: Lab, tmp_path: Path, prefect_server: str
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_run_is_made_again_with_the_same_digests_and_verifies(project: Path) -
     assert "package" not in made.stdout
 
 
+@pytest.mark.nightly
 def test_what_cannot_be_made_again_is_refused(project: Path) -> None:
     texts = project / "own" / "texts.txt"
     before = texts.read_bytes()

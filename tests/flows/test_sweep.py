@@ -301,6 +301,7 @@ def test_a_factorizer_that_fails_is_told_for_all_its_points_and_loses_no_other(
     assert [child.info.status for child in runs(fresh, "sweep")[1].values()].count("FAILED") == 4
 
 
+@pytest.mark.nightly
 def test_an_interrupted_sweep_keeps_the_points_that_ended(fresh: TinyProject, prefect_server: str) -> None:
     module = "import runpy\nrunpy.run_module('flows.sweep', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", f"{striking('SIGTERM', 'measurement', 7)}\n{module}"]

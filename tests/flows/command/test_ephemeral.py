@@ -67,6 +67,7 @@ def test_a_finished_database_is_marked_and_keeps_what_it_holds(commits: Commits,
         assert made.execute("SELECT name FROM flow").fetchall() == [("mine",)]
 
 
+@pytest.mark.nightly
 def test_half_of_the_tables_with_a_record_in_them_is_left_as_it_is(commits: Commits, tmp_path: Path) -> None:
     database = tmp_path / "prefect.db"
     commits.leave(half_a_migration(commits, database), database)

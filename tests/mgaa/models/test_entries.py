@@ -81,6 +81,7 @@ def folder(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_whichever_entry_comes_first_finds_the_format(folder: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", EACH, str(folder)], capture_output=True, text=True, cwd=ROOT, check=False
